@@ -1,0 +1,1 @@
+"""Numbers about audio and codes; `spectral` is differentiable, for losses too."""
