@@ -1,0 +1,5 @@
+"""`python -m revox`."""
+
+from revox.cli.main import main
+
+main()

@@ -1,0 +1,5 @@
+"""`python -m revox.cli`."""
+
+from revox.cli.main import main
+
+main()

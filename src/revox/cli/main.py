@@ -1,0 +1,79 @@
+"""`revox`: the commands put together, and every user's mistake turned into a sentence and exit code 2."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import typer
+
+# name -> (module, attribute, is a group of commands)
+COMMANDS = {
+    "inspect": ("revox.cli.inspect_command", "command", False),
+    "clone": ("revox.cli.clone_command", "command", False),
+    "speak": ("revox.cli.speak_command", "command", False),
+    "voice": ("revox.cli.voice_command", "app", True),
+    "lab": ("revox.cli.lab_command", "app", True),
+}
+
+
+def build_app() -> typer.Typer:
+    """The typer application with all commands."""
+    app = typer.Typer(
+        name="revox",
+        help="Voice cloning for Voxtral-4B-TTS: clone a voice, speak with it, restore the codec encoder.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+    )
+    app.callback()(_root)
+    for name, (module, attribute, is_group) in COMMANDS.items():
+        found: Any = getattr(importlib.import_module(module), attribute)
+        if is_group:
+            app.add_typer(found, name=name)
+        else:
+            app.command(name)(found)
+    return app
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        from revox import __version__
+
+        print(f"revox {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+def user_errors() -> tuple[type[Exception], ...]:
+    """The exceptions whose text is meant for the user."""
+    from revox.checkpoint.errors import CheckpointError
+    from revox.cloning.errors import CloneError
+    from revox.lab.errors import LabError
+    from revox.speech.errors import AudioError
+    from revox.synthesis.errors import SpeakError
+
+    return (CheckpointError, CloneError, LabError, AudioError, SpeakError)
+
+
+def main() -> None:
+    """Run the command line; 2 is the exit code of a user's mistake, 130 of Ctrl-C."""
+    try:
+        build_app()()
+    except user_errors() as error:
+        print(f"revox: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        # A full disk, a folder without permission: the system's own sentence says it best.
+        print(f"revox: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("revox: stopped", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""The network, in PyTorch and nothing else: no files, no command line, no globals."""

@@ -1,0 +1,126 @@
+"""Hidden state -> one frame of codes: a semantic head and a flow-matching transformer for the acoustic codes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .config import EMPTY_AUDIO_ID, END_AUDIO_ID, N_SPECIAL_CODES, AcousticConfig, VoxtralConfig
+from .layers import FeedForward
+
+
+
+
+class BidirectionalAttention(nn.Module):
+    """Grouped-query attention without mask and without positions. `[batch, time, dim] -> [batch, time, dim]`."""
+
+    def __init__(self, config: AcousticConfig) -> None:
+        super().__init__()
+        self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
+        self.wq = nn.Linear(config.dim, config.n_heads * config.head_dim, bias=False)
+        self.wk = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
+        self.wv = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
+        self.wo = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend within `x` `[batch, time, dim]`.
+
+        Written out, not by a fused kernel: over three positions this is as fast, and in bf16 it rounds where
+        serving rounds.
+        """
+        repeats = self.n_heads // self.n_kv_heads
+        q = self.wq(x).unflatten(-1, (self.n_heads, -1)) * (1.0 / self.head_dim**0.5)
+        k = self.wk(x).unflatten(-1, (self.n_kv_heads, -1)).repeat_interleave(repeats, dim=2)
+        v = self.wv(x).unflatten(-1, (self.n_kv_heads, -1)).repeat_interleave(repeats, dim=2)
+        weights = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1)).softmax(-1)
+        return self.wo((weights @ v.transpose(1, 2)).transpose(1, 2).flatten(2))
+
+
+class AcousticLayer(nn.Module):
+    """Pre-norm transformer layer."""
+
+    def __init__(self, config: AcousticConfig) -> None:
+        super().__init__()
+        self.attention = BidirectionalAttention(config)
+        self.feed_forward = FeedForward(config.dim, config.hidden_dim)
+        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to `x` `[batch, time, dim]`."""
+        h = x + self.attention(self.attention_norm(x))
+        return h + self.feed_forward(self.ffn_norm(h))
+
+
+class AcousticTransformer(nn.Module):
+    """Semantic logits and acoustic velocities from the backbone's normed hidden state `[batch, input_dim]`."""
+
+    def __init__(self, config: VoxtralConfig) -> None:
+        super().__init__()
+        self.config = args = config.acoustic
+        self.semantic_rows = config.codebook_rows[0]
+        self.levels, self.acoustic_dim = config.codec.acoustic_codebook_size, config.codec.acoustic_dim
+        self.input_projection = nn.Linear(self.acoustic_dim, args.dim, bias=False)
+        self.time_projection = nn.Linear(args.dim, args.dim, bias=False)
+        self.llm_projection = nn.Linear(args.input_dim, args.dim, bias=False)
+        self.semantic_codebook_output = nn.Linear(args.input_dim, config.semantic_output_rows, bias=False)
+        self.acoustic_codebook_output = nn.Linear(args.dim, self.acoustic_dim, bias=False)
+        self.layers = nn.ModuleDict({str(i): AcousticLayer(args) for i in range(args.n_layers)})
+        self.norm = nn.RMSNorm(args.dim, eps=args.norm_eps)
+
+    def semantic_logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits `[..., rows]` over semantic ids; `[EMPTY_AUDIO]` and the padding rows are -inf.
+
+        The product is taken in the weights' dtype and cast afterwards, as serving does.
+        """
+        logits = self.semantic_codebook_output(hidden).float()
+        ids = torch.arange(logits.shape[-1], device=logits.device)
+        return logits.masked_fill((ids == EMPTY_AUDIO_ID) | (ids >= self.semantic_rows), float("-inf"))
+
+    def embed_time(self, times: Tensor) -> Tensor:
+        """`[cos(t f), sin(t f)]`, f_i = 10000^(-i / (dim / 2)): `[n] -> [n, dim]`, in float32, cast to t's dtype."""
+        half = self.config.dim // 2
+        frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, device=times.device).float() / half)
+        angles = times.float()[:, None] * frequencies
+        return torch.cat((angles.cos(), angles.sin()), dim=-1).to(times.dtype)
+
+    def velocity(self, x: Tensor, times: Tensor, hidden: Tensor) -> Tensor:
+        """Velocity `[batch, 36]` at the point `x` `[batch, 36]` and `times` `[batch]`, given `hidden` `[batch, input_dim]`."""
+        return self._velocity(x, self.time_projection(self.embed_time(times)), self.llm_projection(hidden))
+
+    def _velocity(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        h = torch.stack((self.input_projection(x), time, condition), dim=1)
+        for layer in self.layers.values():
+            h = layer(h)
+        return self.acoustic_codebook_output(self.norm(h)[:, 0])
+
+    def flow(self, hidden: Tensor, noise: Tensor, cfg_alpha: float | Tensor = 1.2, steps: int | None = None) -> Tensor:
+        """Integrate the velocity from `noise` `[batch, 36]` to a point `[batch, 36]`, before clamping and rounding.
+
+        Euler over linspace(0, 1, steps + 1); each step takes a v(x, t, h) + (1 - a) v(x, t, 0), both branches in one
+        batch. Everything is in `hidden`'s dtype, `cfg_alpha` (a number or `[batch]`) included, as in serving.
+        """
+        batch, dtype, device = hidden.shape[0], hidden.dtype, hidden.device
+        steps = steps or self.config.n_decoding_steps
+        times = torch.linspace(0, 1, steps + 1, device=device).to(dtype)
+        # The time embedding is taken of the cast times, multiplied out in float32.
+        projected = self.time_projection(self.embed_time(times))
+        alpha = torch.as_tensor(cfg_alpha, device=device).to(dtype).expand(batch)[:, None]
+        condition = self.llm_projection(torch.cat((hidden, torch.zeros_like(hidden))))
+        x = noise.to(dtype)
+        for i in range(steps):
+            v = self._velocity(torch.cat((x, x)), projected[i].expand(2 * batch, -1), condition)
+            x = x + (alpha * v[:batch] + (1 - alpha) * v[batch:]) * (times[i + 1] - times[i])
+        return x
+
+    def frame(
+        self, hidden: Tensor, noise: Tensor, cfg_alpha: float | Tensor = 1.2, steps: int | None = None
+    ) -> Tensor:
+        """Ids `[batch, 37]` of one frame; an ended item (semantic id 1) carries acoustic ids 2."""
+        semantic = self.semantic_logits(hidden).argmax(dim=-1)
+        point = self.flow(hidden, noise, cfg_alpha, steps).clamp(-1, 1)
+        levels = (((point + 1) / 2) * (self.levels - 1)).round().long()
+        levels = levels.masked_fill((semantic == END_AUDIO_ID)[:, None], 0)
+        return torch.cat((semantic[:, None], levels + N_SPECIAL_CODES), dim=1)

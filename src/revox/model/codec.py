@@ -1,0 +1,211 @@
+"""The codec: waveform <-> latents <-> codes, causal, 37 codes a frame (Voxtral TTS paper, section on the codec)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .config import CodecConfig
+from .layers import CausalConv1d, CausalConvTranspose1d, FeedForward, alibi_slopes
+from .quantizer import Quantizer
+
+
+class CodecAttention(nn.Module):
+    """Causal self-attention over a sliding window, with ALiBi and RMSNorm on whole q and k before the heads.
+
+    A query sees itself and `window` positions back. `[batch, time, dim] -> [batch, time, dim]`.
+    """
+
+    slopes: Tensor
+
+    def __init__(self, config: CodecConfig, window: int) -> None:
+        super().__init__()
+        q_dim, kv_dim = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        self.n_heads, self.n_kv_heads, self.window = config.n_heads, config.n_kv_heads, window
+        self.wq = nn.Linear(config.dim, q_dim, bias=False)
+        self.wk = nn.Linear(config.dim, kv_dim, bias=False)
+        self.wv = nn.Linear(config.dim, kv_dim, bias=False)
+        self.wo = nn.Linear(q_dim, config.dim, bias=False)
+        self.q_norm = nn.RMSNorm(q_dim, eps=config.qk_norm_eps)
+        self.k_norm = nn.RMSNorm(kv_dim, eps=config.qk_norm_eps)
+        self.register_buffer("slopes", alibi_slopes(config.n_heads), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend within `x` `[batch, time, dim]`."""
+        q = self.q_norm(self.wq(x)).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        k = self.k_norm(self.wk(x)).unflatten(-1, (self.n_kv_heads, -1)).transpose(1, 2)
+        v = self.wv(x).unflatten(-1, (self.n_kv_heads, -1)).transpose(1, 2)
+        bias = self._bias(x.shape[1], q.dtype, x.device)
+        grouped = self.n_heads != self.n_kv_heads
+        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=grouped)
+        return self.wo(out.transpose(1, 2).flatten(2))
+
+    def _bias(self, time: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        positions = torch.arange(time, device=device)
+        ahead = positions[None, :] - positions[:, None]
+        # The product is taken in the activations' dtype, as serving does without flash-attention.
+        bias = self.slopes.to(dtype)[:, None, None] * ahead.to(dtype)
+        hidden = (ahead > 0) | (ahead < -self.window)
+        return bias.masked_fill(hidden, float("-inf"))[None]
+
+
+class CodecLayer(nn.Module):
+    """Pre-norm transformer layer with a per-channel LayerScale on both branches."""
+
+    def __init__(self, config: CodecConfig, window: int) -> None:
+        super().__init__()
+        self.attention = CodecAttention(config, window)
+        self.feed_forward = FeedForward(config.dim, config.hidden_dim)
+        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.attention_scale = nn.Parameter(torch.full((config.dim,), config.layer_scale_init))
+        self.ffn_scale = nn.Parameter(torch.full((config.dim,), config.layer_scale_init))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to `x` `[batch, time, dim]`."""
+        h = x + self.attention_scale * self.attention(self.attention_norm(x))
+        return h + self.ffn_scale * self.feed_forward(self.ffn_norm(h))
+
+
+class CodecTransformer(nn.Module):
+    """A stack of layers without a final norm. `[batch, time, dim] -> [batch, time, dim]`."""
+
+    def __init__(self, config: CodecConfig, n_layers: int, window: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({str(i): CodecLayer(config, window) for i in range(n_layers)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to `x` `[batch, time, dim]`."""
+        for layer in self.layers.values():
+            x = layer(x)
+        return x
+
+
+class Codec(nn.Module):
+    """Encoder, quantizer and decoder; the release carries the last two only.
+
+    Built `with_encoder=False` it has no parameter for the encoder, and encoding raises RuntimeError.
+    """
+
+    def __init__(self, config: CodecConfig, with_encoder: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.has_encoder = with_encoder
+        window = config.attn_sliding_window_size
+        halving = config.half_attn_window_upon_downsampling
+        if with_encoder:
+            self.input_proj = CausalConv1d(
+                config.pretransform_patch_size, config.dim, config.patch_proj_kernel_size, 1, "reflect",
+                config.conv_weight_norm,
+            )  # fmt: skip
+        encoder_blocks: list[nn.Module] = []
+        last = len(config.encoder_transformer_lengths) - 1
+        for i, n_layers in enumerate(config.encoder_transformer_lengths):
+            encoder_blocks.append(CodecTransformer(config, n_layers, window))
+            kernel, stride = config.encoder_convs_kernels[i], config.encoder_convs_strides[i]
+            if i == last or (kernel, stride) != (1, 1):
+                out = config.latent_dim if i == last else config.dim
+                encoder_blocks.append(CausalConv1d(config.dim, out, kernel, stride, "replicate"))
+                if halving and stride > 1:
+                    window //= 2
+        if with_encoder:
+            self.encoder_blocks = nn.ModuleList(encoder_blocks)
+
+        kernel, stride = config.decoder_convs_kernels[0], config.decoder_convs_strides[0]
+        decoder_blocks: list[nn.Module] = [CausalConv1d(config.latent_dim, config.dim, kernel, stride, "replicate")]
+        for i, n_layers in enumerate(config.decoder_transformer_lengths):
+            decoder_blocks.append(CodecTransformer(config, n_layers, window))
+            if i + 1 < len(config.decoder_transformer_lengths):
+                kernel, stride = config.decoder_convs_kernels[i + 1], config.decoder_convs_strides[i + 1]
+                if (kernel, stride) != (1, 1):
+                    decoder_blocks.append(CausalConvTranspose1d(config.dim, config.dim, kernel, stride))
+                    if halving and stride > 1:
+                        window *= 2
+        self.decoder_blocks = nn.ModuleList(decoder_blocks)
+        self.output_proj = CausalConv1d(
+            config.dim, config.pretransform_patch_size, config.patch_proj_kernel_size, 1, "reflect",
+            config.conv_weight_norm,
+        )  # fmt: skip
+        self.quantizer = Quantizer(
+            config.semantic_codebook_size, config.semantic_dim, config.acoustic_codebook_size, config.acoustic_dim
+        )
+
+    @property
+    def samples_per_frame(self) -> int:
+        """Samples of audio that one frame of codes stands for."""
+        return self.config.samples_per_frame
+
+    def encode_latents(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Latents `[batch, latent_dim, frames]` of `waveform` `[batch, samples]`, frames = ceil(samples / frame).
+
+        `lengths` `[batch]`, in samples, marks what lies beyond an item's own end as padding; an item's first
+        ceil(length / samples_per_frame) frames are then what it gives alone. Raises RuntimeError without an encoder.
+        """
+        if not self.has_encoder:
+            raise RuntimeError("this codec was built without its encoder")
+        patch = self.config.pretransform_patch_size
+        waveform = functional.pad(waveform, (0, -waveform.shape[-1] % patch))
+        ends = None
+        if lengths is not None:
+            ends = lengths.to(waveform.device)
+            waveform = waveform.masked_fill(_beyond(ends, waveform.shape[-1]), 0.0)
+            ends = torch.div(ends + patch - 1, patch, rounding_mode="floor")
+        x = self.input_proj(waveform.unflatten(-1, (-1, patch)).transpose(1, 2)).transpose(1, 2)
+        for block in self.encoder_blocks:
+            if isinstance(block, CausalConv1d):
+                if ends is not None:
+                    # A strided convolution completes its last frame by repeating the last value: give a padded
+                    # item its own last value there, not the padding.
+                    x = _repeat_last(x, ends)
+                    ends = torch.div(ends + block.stride - 1, block.stride, rounding_mode="floor")
+                x = block(x.transpose(1, 2)).transpose(1, 2)
+            else:
+                x = block(x)
+        return x.transpose(1, 2)
+
+    def encode(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Codes `[batch, n_codebooks, frames]`, int64, from 0, of `waveform` `[batch, samples]`."""
+        return self.quantizer.encode(self.encode_latents(waveform, lengths))
+
+    def encode_as_served(self, waveform: Tensor) -> Tensor:
+        """Codes of one clip `[1, samples]` with the numerics of serving.
+
+        The encoder runs under bf16 autocast, the quantizer outside of it on the bf16 latents (vllm-omni's
+        `_tokenize_audio`). The weights should be bf16 as well.
+        """
+        with torch.autocast(waveform.device.type, dtype=torch.bfloat16):
+            latents = self.encode_latents(waveform)
+        return self.quantizer.encode(latents)
+
+    def decode_latents(self, latents: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Waveform `[batch, frames * samples_per_frame]` of `latents` `[batch, latent_dim, frames]`; never clipped.
+
+        `lengths` `[batch]`, in frames: see `encode_latents`.
+        """
+        x = latents.transpose(1, 2)
+        for block in self.decoder_blocks:
+            if isinstance(block, CodecTransformer):
+                x = block(x)
+            else:
+                x = block(x.transpose(1, 2)).transpose(1, 2)
+        if lengths is not None:
+            # Reflection at the start of a very short item must meet zeros beyond its end, as it does alone.
+            ends = lengths.to(x.device) * self.config.patches_per_frame
+            x = x.masked_fill(_beyond(ends, x.shape[1])[..., None], 0.0)
+        patches = self.output_proj(x.transpose(1, 2))
+        return patches.transpose(1, 2).flatten(1)
+
+    def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Waveform `[batch, samples]` of `codes` `[batch, n_codebooks, frames]` (from 0), in the weights' dtype."""
+        dtype = self.output_proj.conv.weight.dtype
+        return self.decode_latents(self.quantizer.decode(codes, dtype), lengths)
+
+
+def _beyond(ends: Tensor, time: int) -> Tensor:
+    return torch.arange(time, device=ends.device)[None, :] >= ends[:, None]
+
+
+def _repeat_last(x: Tensor, ends: Tensor) -> Tensor:
+    last = (ends - 1).clamp(min=0)[:, None, None].expand(-1, 1, x.shape[-1])
+    return torch.where(_beyond(ends, x.shape[1])[..., None], x.gather(1, last), x)

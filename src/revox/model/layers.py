@@ -1,0 +1,101 @@
+"""Building blocks shared by the codec, the backbone and the acoustic transformer."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: `w2(silu(w1 x) * w3 x)`, no biases. `[..., dim] -> [..., dim]`."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(dim, hidden_dim, bias=False)
+        self.w2 = nn.Linear(hidden_dim, dim, bias=False)
+        self.w3 = nn.Linear(dim, hidden_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to `x` `[..., dim]`."""
+        return self.w2(functional.silu(self.w1(x)) * self.w3(x))
+
+
+def alibi_slopes(n_heads: int) -> Tensor:
+    """Slopes 2^(-8i/n), i = 0..n-1, float32 `[n_heads]`.
+
+    A head count that is no power of two takes the slopes of the next lower power and every second one of
+    the next higher, as in the ALiBi paper (arXiv 2108.12409) and vllm-omni's voxtral_tts_audio_tokenizer.py.
+    """
+
+    def geometric(n: int) -> list[float]:
+        return [2.0 ** (-8.0 * i / n) for i in range(n)]
+
+    lower = 2 ** math.floor(math.log2(n_heads))
+    slopes = geometric(n_heads) if lower == n_heads else geometric(lower)
+    slopes = slopes + geometric(2 * lower)[::2][: n_heads - lower]
+    return torch.tensor(slopes, dtype=torch.float32, device="cpu")
+
+
+class CausalConv1d(nn.Module):
+    """Causal convolution without bias, under weight norm. `[batch, in, time] -> [batch, out, ceil(time/stride)]`.
+
+    Padded by `kernel - stride` on the left and by as much on the right as completes the last frame.
+    Mode "reflect" on an input no longer than the padding appends zeros on the right first and cuts them after.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int, pad_mode: str, normed: bool = True
+    ) -> None:
+        super().__init__()
+        conv = nn.Conv1d(in_channels, out_channels, kernel, stride=stride, bias=False)
+        self.conv = weight_norm(conv) if normed else conv
+        self.kernel, self.stride, self.pad_mode = kernel, stride, pad_mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve `x` `[batch, in, time]`."""
+        left = self.kernel - self.stride
+        right = -x.shape[-1] % self.stride
+        return self.conv(_pad(x, left, right, self.pad_mode))
+
+
+def _pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
+    if left == 0 and right == 0:
+        return x
+    if mode != "reflect":
+        return functional.pad(x, (left, right), mode)
+    missing = max(0, max(left, right) - x.shape[-1] + 1)
+    padded = functional.pad(functional.pad(x, (0, missing)), (left, right), "reflect")
+    return padded[..., : padded.shape[-1] - missing]
+
+
+class CausalConvTranspose1d(nn.Module):
+    """Transposed convolution without bias, under weight norm; the `kernel - stride` extra samples go from the right.
+
+    `[batch, in, time] -> [batch, out, time * stride]`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.conv = weight_norm(nn.ConvTranspose1d(in_channels, out_channels, kernel, stride=stride, bias=False))
+        self.extra = kernel - stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve `x` `[batch, in, time]`."""
+        out = self.conv(x)
+        return out[..., : out.shape[-1] - self.extra]
+
+
+def rotate_interleaved(x: Tensor, angles: Tensor) -> Tensor:
+    """Rotary embedding on interleaved pairs (2i, 2i+1), the layout of Mistral's files.
+
+    `x` is `[batch, time, heads, head_dim]`, `angles` is `[batch, time, head_dim / 2]` in radians, float32.
+    """
+    pairs = x.float().unflatten(-1, (-1, 2))
+    cos, sin = angles.cos().unsqueeze(2), angles.sin().unsqueeze(2)
+    even, odd = pairs[..., 0], pairs[..., 1]
+    rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    return rotated.flatten(-2).to(x.dtype)
