@@ -1,0 +1,224 @@
+"""Decode any audio or video file, with memory bounded by the seconds asked for, not by the file's length."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from revox.speech.audio import Audio, resample
+from revox.speech.errors import AudioError
+
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
+
+MAX_SECONDS = 600.0
+_MAX_PIPED_BYTES = 1 << 30
+# Full scale of FFmpeg's integer sample formats (u8 is offset by 128).
+_FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63}
+
+
+def read_audio(
+    source: Source, rate: int | None = None, mono: bool = True, max_seconds: float | None = MAX_SECONDS
+) -> Audio:
+    """Decode the first audio stream of `source`: any container and codec FFmpeg knows, video too.
+
+    `source` is a path, the bytes of a file, or a binary file object. The result is at `rate` Hz (its own rate
+    when None), mono `[n]` (the mean of the channels) or `[channels, n]` if `mono` is False.
+
+    At most `max_seconds` are decoded (None: all); when there was more, the result says `truncated=True`. Use
+    `stream_audio` for long recordings. Raises AudioError, with a sentence, on anything that has no audio.
+    """
+    blocks = list(_decode(source, mono, max_seconds))
+    native, truncated = blocks[0].rate, blocks[-1].truncated
+    samples = np.concatenate([block.samples for block in blocks], axis=-1)
+    del blocks
+    if rate is not None and rate != native:
+        samples = resample(samples, native, rate)
+    return Audio(samples, rate or native, truncated)
+
+
+def stream_audio(
+    source: Source,
+    rate: int,
+    mono: bool = True,
+    max_seconds: float | None = None,
+    block_seconds: float = 10.0,
+) -> Iterator[Audio]:
+    """Decode like `read_audio`, in blocks of `block_seconds` at `rate` Hz (the last is shorter).
+
+    Holds one block at a time, however long the source is.
+    """
+    size = max(1, round(block_seconds * rate))
+    pending: list[np.ndarray] = []
+    held = 0
+    for piece in _resampled(_decode(source, mono, max_seconds), rate):
+        pending.append(piece)
+        held += piece.shape[-1]
+        if held >= size:
+            joined = np.concatenate(pending, axis=-1)
+            while joined.shape[-1] >= size:
+                yield Audio(joined[..., :size], rate)
+                joined = joined[..., size:]
+            pending, held = [joined], joined.shape[-1]
+    if held:
+        yield Audio(np.concatenate(pending, axis=-1), rate)
+
+
+def _resampled(blocks: Iterator[Audio], rate: int) -> Iterator[np.ndarray]:
+    import soxr
+
+    stream = None
+    empty: np.ndarray | None = None
+    for block in blocks:
+        if block.rate == rate:
+            yield block.samples
+            continue
+        if stream is None:
+            stream = soxr.ResampleStream(block.rate, rate, block.channels, dtype="float32", quality="HQ")
+            empty = np.ascontiguousarray(block.samples[..., :0].T)
+        yield np.ascontiguousarray(stream.resample_chunk(np.ascontiguousarray(block.samples.T)).T)
+    if stream is not None:
+        yield np.ascontiguousarray(stream.resample_chunk(empty, last=True).T)
+
+
+def _name(source: Source) -> str:
+    if isinstance(source, str | os.PathLike):
+        return str(Path(source).name or source)
+    return "The given audio"
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[BinaryIO]:
+    """A seekable binary file. FFmpeg never sees a path or an address, only this file's bytes."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        if len(source) == 0:
+            raise AudioError("The given audio is empty (0 bytes); give the bytes of a whole audio file.")
+        yield io.BytesIO(source)
+        return
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        try:
+            if path.is_dir():
+                raise AudioError(f"{path} is a folder; give one audio or video file.")
+            if path.is_file() and path.stat().st_size == 0:
+                raise AudioError(f"{path.name} is empty (0 bytes); record or copy it again.")
+            file: BinaryIO = open(path, "rb")  # noqa: SIM115 (closed below, whatever happens)
+        except FileNotFoundError:
+            raise AudioError(f"There is no file {path}; check the path.") from None
+        except OSError as error:
+            raise AudioError(f"{path} cannot be opened ({error.strerror}); check its permissions.") from None
+        with file:
+            yield _seekable(file)
+        return
+    yield _seekable(source)
+
+
+def _seekable(file: BinaryIO) -> BinaryIO:
+    if getattr(file, "seekable", lambda: False)():
+        return file
+    data = file.read(_MAX_PIPED_BYTES + 1)
+    if len(data) > _MAX_PIPED_BYTES:
+        raise AudioError("More than 1 GiB came through the pipe; save it to a file and give its path.")
+    if not data:
+        raise AudioError("The given audio is empty (0 bytes); give the bytes of a whole audio file.")
+    return io.BytesIO(data)
+
+
+def _decode(source: Source, mono: bool, max_seconds: float | None) -> Iterator[Audio]:
+    """Blocks of about a second at the source's own rate; at least one, and the last may be marked truncated."""
+    import av
+
+    name = _name(source)
+    not_audio = f"{name} is not an audio or video file that can be decoded; convert it to WAV or FLAC."
+    with _opened(source) as file:
+        try:
+            # Playlist formats could make FFmpeg open other files or addresses: no protocol is allowed to them.
+            container = av.open(file, "r", metadata_errors="ignore", options={"protocol_whitelist": "none"})
+        except (av.error.FFmpegError, ValueError, OSError, EOFError):
+            raise AudioError(not_audio) from None
+        with container:
+            if not container.streams.audio:
+                raise AudioError(f"{name} has no audio stream; give a file with sound.")
+            stream = container.streams.audio[0]
+            yield from _blocks(name, container, stream, mono, max_seconds)
+
+
+def _blocks(name: str, container: Any, stream: Any, mono: bool, max_seconds: float | None) -> Iterator[Audio]:
+    pending: list[np.ndarray] = []
+    held = given = 0
+    rate = channels = 0
+    limit: int | None = None
+    for frame in _frames(name, container, stream):
+        samples = _samples(frame)
+        if not rate:
+            rate, channels = frame.sample_rate, samples.shape[0]
+            if not 1000 <= rate <= 768_000:
+                raise AudioError(f"{name} claims a sample rate of {rate} Hz; give 1 to 768 kHz.")
+            limit = None if max_seconds is None else max(1, round(max_seconds * rate))
+        if mono:
+            samples = samples.mean(axis=0, keepdims=True)
+        elif samples.shape[0] != channels:
+            raise AudioError(f"{name} changes its number of channels midway; read it as mono.")
+        if frame.sample_rate != rate:  # chained streams may change it: keep to the first
+            samples = resample(samples, frame.sample_rate, rate)
+        if limit is not None and given + held + samples.shape[1] > limit:
+            pending.append(samples[:, : limit - given - held])
+            yield _block(pending, rate, mono, truncated=True)
+            return
+        pending.append(samples)
+        held += samples.shape[1]
+        if held >= rate:
+            yield _block(pending, rate, mono)
+            given, held, pending = given + held, 0, []
+    if held:
+        yield _block(pending, rate, mono)
+    elif not given:
+        raise AudioError(f"{name} holds no audio samples; record or copy it again.")
+
+
+def _block(pending: list[np.ndarray], rate: int, mono: bool, truncated: bool = False) -> Audio:
+    samples = np.concatenate(pending, axis=1)
+    return Audio(samples[0] if mono else samples, rate, truncated)
+
+
+def _frames(name: str, container: Any, stream: Any) -> Iterator[Any]:
+    """Decoded frames; damaged packets are skipped as players do, unless most of them are."""
+    import av
+
+    good = bad = 0
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            break
+        except (av.error.FFmpegError, EOFError, OSError):
+            bad += 1
+            break
+        try:
+            frames = packet.decode()
+        except (av.error.FFmpegError, ValueError):
+            bad += 1
+            continue
+        good += bool(frames)
+        yield from frames
+    if bad > good:
+        raise AudioError(
+            f"{name} is damaged: {bad} of {good + bad} packets cannot be decoded; copy it again."
+        )
+
+
+def _samples(frame: Any) -> np.ndarray:
+    """An av.AudioFrame as float32 `[channels, n]`, full scale 1."""
+    data = frame.to_ndarray()
+    if not frame.format.is_planar:
+        data = data.reshape(-1, frame.layout.nb_channels).T
+    kind = frame.format.name.removesuffix("p")
+    if kind in _FULL_SCALE:
+        data = (data.astype(np.float64) - (128.0 if kind == "u8" else 0.0)) / _FULL_SCALE[kind]
+    return np.nan_to_num(data.astype(np.float32), nan=0.0, posinf=1.0, neginf=-1.0)
