@@ -1,0 +1,143 @@
+"""What all test rooms share: a complete checkpoint folder, small enough to make in a second."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from revox.lab.tokenizer import minimal_vocab_size, write_tekken
+from revox.model.config import AcousticConfig, BackboneConfig, CodecConfig, VoxtralConfig
+from revox.model.voxtral import Voxtral, tensor_name
+
+TINY = VoxtralConfig(
+    # 256 wide, so that a voice's codes can be found again from its rows.
+    backbone=BackboneConfig(
+        dim=256, n_layers=2, head_dim=32, hidden_dim=256, n_heads=4, n_kv_heads=2,
+        vocab_size=minimal_vocab_size(),
+    ),
+    acoustic=AcousticConfig(
+        input_dim=256, dim=64, n_layers=2, head_dim=16, hidden_dim=96, n_heads=4, n_kv_heads=2
+    ),
+    codec=CodecConfig(
+        semantic_codebook_size=512, semantic_dim=16, dim=32, hidden_dim=48, head_dim=8, n_heads=4,
+        n_kv_heads=4,
+    ),
+)  # fmt: skip
+
+PRESETS = tuple(
+    name
+    for language, genders in {
+        "casual": "female male", "cheerful": "female", "neutral": "female male", "pt": "male female",
+        "nl": "male female", "it": "male female", "fr": "male female", "es": "male female", "de": "male female",
+        "ar": "male", "hi": "male female",
+    }.items()
+    for name in [f"{language}_{gender}" for gender in genders.split()]
+)  # fmt: skip
+
+RELEASE_PARAMS = Path(__file__).parent / "parity" / "release_params.json"
+
+
+def tiny_model(with_encoder: bool = False, seed: int = 0) -> Voxtral:
+    """Random weights at tiny sizes, float32: it babbles for about 3 s at a time, loudly enough to hear."""
+    torch.manual_seed(seed)
+    model = Voxtral(TINY, with_encoder)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith("embeddings.weight"):
+                tensor.normal_(std=0.045)  # rows of voices then have the release's norm, 4.4
+            elif "_scale" in name:
+                tensor.fill_(0.3)
+            elif name.endswith(("input_projection.weight", "llm_projection.weight")):
+                tensor.mul_(3)
+            elif name.endswith("acoustic_codebook_output.weight"):
+                tensor.mul_(2)
+            elif name.endswith("embedding_sum"):
+                tensor.normal_()
+            elif name.endswith("output_proj.conv.parametrizations.weight.original0"):
+                tensor.mul_(3)
+        # So that speech ends now and then, as a trained model's does.
+        model.acoustic_transformer.semantic_codebook_output.weight[1] *= 1.8
+    return model.eval().requires_grad_(False)
+
+
+def preset_codes() -> dict[str, Tensor]:
+    """The codes `[37, frames]`, from 0, that the tiny checkpoint's presets are made of (10 to 29 frames)."""
+    codes = {}
+    for i, name in enumerate(PRESETS):
+        generator = torch.Generator().manual_seed(1000 + i)
+        frames = 10 + i
+        semantic = torch.randint(TINY.codec.semantic_codebook_size, (1, frames), generator=generator)
+        acoustic = torch.randint(TINY.codec.acoustic_codebook_size, (36, frames), generator=generator)
+        codes[name] = torch.cat((semantic, acoustic))
+    return codes
+
+
+def tiny_params() -> dict[str, Any]:
+    """params.json of the tiny checkpoint: the release's, with other sizes."""
+    params = json.loads(RELEASE_PARAMS.read_text())
+
+    def fit(target: dict[str, Any], sizes: object) -> None:
+        for key in target:
+            if hasattr(sizes, key):
+                target[key] = getattr(sizes, key)
+
+    multimodal = params["multimodal"]
+    fit(params, TINY.backbone)
+    fit(multimodal["audio_model_args"], TINY.codec)
+    fit(multimodal["audio_model_args"]["acoustic_transformer_args"], TINY.acoustic)
+    fit(multimodal["audio_tokenizer_args"], TINY.codec)
+    multimodal["audio_tokenizer_args"]["voice"] = {name: i for i, name in enumerate(PRESETS)}
+    return params
+
+
+def write_checkpoint(folder: Path, model: Voxtral) -> Path:
+    """A folder in exactly the release's format, with `model`'s weights in bf16 and 20 presets."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = model.to(torch.bfloat16)
+    state = {tensor_name(name): tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / "consolidated.safetensors")
+    (folder / "params.json").write_text(json.dumps(tiny_params(), indent=1))
+    (folder / "voice_embedding").mkdir()
+    rows = {name: model.mm_audio_embeddings.voice_rows(codes) for name, codes in preset_codes().items()}
+    for name, tensor in rows.items():
+        torch.save(tensor, folder / "voice_embedding" / f"{name}.pt")
+    write_tekken(folder / "tekken.json", {name: len(tensor) for name, tensor in rows.items()})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> VoxtralConfig:
+    """Sizes of the tiny checkpoint."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete checkpoint folder without encoder, as released. Shared by all tests: never write into it."""
+    return write_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint", tiny_model())
+
+
+@pytest.fixture
+def tiny_checkpoint_copy(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint that a test may change."""
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint_with_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny_checkpoint`, with all 114 encoder tensors. Read only."""
+    folder = tmp_path_factory.mktemp("tiny-encoder") / "checkpoint"
+    return write_checkpoint(folder, tiny_model(with_encoder=True))
+
+
+@pytest.fixture(scope="session")
+def tiny_preset_codes() -> dict[str, Tensor]:
+    """name -> codes `[37, frames]` that the tiny checkpoint's presets are made of."""
+    return preset_codes()
