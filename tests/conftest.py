@@ -31,14 +31,11 @@ TINY = VoxtralConfig(
     ),
 )  # fmt: skip
 
-PRESETS = tuple(
-    name
-    for language, genders in {
-        "casual": "female male", "cheerful": "female", "neutral": "female male", "pt": "male female",
-        "nl": "male female", "it": "male female", "fr": "male female", "es": "male female", "de": "male female",
-        "ar": "male", "hi": "male female",
-    }.items()
-    for name in [f"{language}_{gender}" for gender in genders.split()]
+PRESETS = (
+    "casual_female", "casual_male", "cheerful_female", "neutral_female", "neutral_male",
+    "pt_male", "pt_female", "nl_male", "nl_female", "it_male",
+    "it_female", "fr_male", "fr_female", "es_male", "es_female",
+    "de_male", "de_female", "ar_male", "hi_male", "hi_female",
 )  # fmt: skip
 
 RELEASE_PARAMS = Path(__file__).parent / "parity" / "release_params.json"
