@@ -1,18 +1,33 @@
-"""Audio as files and arrays: decode, encode, resample, loudness, pitch, speech activity, reference selection."""
+"""Audio as files and arrays: decode, encode, resample, loudness, pitch, speech activity, selection."""
 
+from revox.speech.activity import SpeechActivity, speech_activity, trim_silence
 from revox.speech.audio import Audio, resample
 from revox.speech.errors import AudioError
+from revox.speech.loudness import loudness, normalise_loudness
+from revox.speech.pitch import Pitch, median_pitch, pitch_track
 from revox.speech.read import read_audio, stream_audio
+from revox.speech.selection import Selection, select_reference, whole_frames
 from revox.speech.write import FORMATS, encode_audio, format_for, write_audio
 
 __all__ = [
     "FORMATS",
     "Audio",
     "AudioError",
+    "Pitch",
+    "Selection",
+    "SpeechActivity",
     "encode_audio",
     "format_for",
+    "loudness",
+    "median_pitch",
+    "normalise_loudness",
+    "pitch_track",
     "read_audio",
     "resample",
+    "select_reference",
+    "speech_activity",
     "stream_audio",
+    "trim_silence",
+    "whole_frames",
     "write_audio",
 ]

@@ -13,8 +13,8 @@ from revox.speech.errors import AudioError
 class Audio:
     """Samples (float32, full scale 1) and their rate in Hz.
 
-    `samples` is `[n]` for mono or `[channels, n]`; any float or integer array is converted to float32 (integers
-    are taken as they are, not scaled). `truncated` says that the source went on beyond these samples.
+    `samples` is `[n]` for mono or `[channels, n]`; any float or integer array is converted to float32
+    (integers are taken as they are, not scaled). `truncated`: the source went on beyond these samples.
     """
 
     samples: np.ndarray

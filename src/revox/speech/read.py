@@ -130,14 +130,14 @@ def _seekable(file: BinaryIO) -> BinaryIO:
 
 
 def _decode(source: Source, mono: bool, max_seconds: float | None) -> Iterator[Audio]:
-    """Blocks of about a second at the source's own rate; at least one, and the last may be marked truncated."""
+    """Blocks of about a second at the source's own rate; at least one; the last may be marked truncated."""
     import av
 
     name = _name(source)
     not_audio = f"{name} is not an audio or video file that can be decoded; convert it to WAV or FLAC."
     with _opened(source) as file:
         try:
-            # Playlist formats could make FFmpeg open other files or addresses: no protocol is allowed to them.
+            # Playlist formats could make FFmpeg open other files or addresses: no protocol is allowed.
             container = av.open(file, "r", metadata_errors="ignore", options={"protocol_whitelist": "none"})
         except (av.error.FFmpegError, ValueError, OSError, EOFError):
             raise AudioError(not_audio) from None

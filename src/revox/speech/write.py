@@ -107,6 +107,8 @@ def encode_audio(audio: Audio, format: str = "wav") -> tuple[bytes, int]:
     if kind.rates and rate not in kind.rates:
         rate = next((r for r in kind.rates if r >= audio.rate), kind.rates[-1])
         samples = resample(samples, audio.rate, rate)
+    if samples.shape[1] == 0:
+        raise AudioError("There are no samples to write; the audio is empty.")
     clipped = 0
     if kind.codec != "pcm_f32le":
         clipped = int(np.count_nonzero(np.abs(samples) > 1.0))
