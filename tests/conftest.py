@@ -23,7 +23,7 @@ TINY = VoxtralConfig(
         vocab_size=minimal_vocab_size(),
     ),
     acoustic=AcousticConfig(
-        input_dim=256, dim=64, n_layers=2, head_dim=16, hidden_dim=96, n_heads=4, n_kv_heads=2
+        input_dim=256, dim=256, n_layers=2, head_dim=32, hidden_dim=128, n_heads=4, n_kv_heads=2
     ),
     codec=CodecConfig(
         semantic_codebook_size=512, semantic_dim=16, dim=32, hidden_dim=48, head_dim=8, n_heads=4,
@@ -42,7 +42,7 @@ RELEASE_PARAMS = Path(__file__).parent / "parity" / "release_params.json"
 
 
 def tiny_model(with_encoder: bool = False, seed: int = 0) -> Voxtral:
-    """Random weights at tiny sizes, float32: it babbles for about 3 s at a time, loudly enough to hear."""
+    """Random weights at tiny sizes, float32: it babbles for 1 to 5 s at a time, loudly enough to hear."""
     torch.manual_seed(seed)
     model = Voxtral(TINY, with_encoder)
     with torch.no_grad():
@@ -59,8 +59,11 @@ def tiny_model(with_encoder: bool = False, seed: int = 0) -> Voxtral:
                 tensor.normal_()
             elif name.endswith("output_proj.conv.parametrizations.weight.original0"):
                 tensor.mul_(3)
-        # So that speech ends now and then, as a trained model's does.
-        model.acoustic_transformer.semantic_codebook_output.weight[1] *= 1.8
+        # So that speech ends now and then, as a trained model's does: hidden states that vary with the last
+        # frame more than with the past, and an end that is as likely as a few dozen other codes together.
+        for layer in model.backbone.layers:
+            layer.attention.wo.weight.mul_(0.2)
+        model.acoustic_transformer.semantic_codebook_output.weight[1] .mul_(1.8)
     return model.eval().requires_grad_(False)
 
 
