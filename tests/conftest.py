@@ -63,7 +63,7 @@ def tiny_model(with_encoder: bool = False, seed: int = 0) -> Voxtral:
         # frame more than with the past, and an end that is as likely as a few dozen other codes together.
         for layer in model.backbone.layers:
             layer.attention.wo.weight.mul_(0.2)
-        model.acoustic_transformer.semantic_codebook_output.weight[1] .mul_(1.8)
+        model.acoustic_transformer.semantic_codebook_output.weight[1].mul_(1.8)
     return model.eval().requires_grad_(False)
 
 
