@@ -1,0 +1,81 @@
+"""A checkpoint is named by a folder or by a hub id; either way it becomes a folder on this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from revox.checkpoint.errors import CheckpointError
+
+FILES = (
+    "params.json",
+    "config.json",
+    "tekken.json",
+    "consolidated*.safetensors",
+    "consolidated*.safetensors.index.json",
+    "model*.safetensors",
+    "model*.safetensors.index.json",
+    "voice_embedding/*",
+)
+"""What a checkpoint is made of; nothing else of a hub repository is fetched."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def locate(checkpoint: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """The folder of a checkpoint, fetched from the hub with progress if it is not there yet.
+
+    Args:
+        checkpoint: a folder, or a hub id such as `mistralai/Voxtral-4B-TTS-2603`. A folder of that name wins.
+        revision: branch, tag or commit, for a hub id only.
+
+    Returns:
+        The folder. In the hub's cache its files are links into blobs that revisions share: write with
+        `revox.checkpoint.replace_file`, which breaks the link first.
+
+    Raises:
+        CheckpointError: no such folder, repository or revision, no access, or no connection.
+    """
+    folder = Path(checkpoint).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise CheckpointError(
+                f"{folder} is a folder, which has no revisions; leave --revision out or name a hub id."
+            )
+        return folder
+    name = os.fspath(checkpoint)
+    if folder.is_file():
+        raise CheckpointError(
+            f"{folder} is a file, where a checkpoint's folder was expected; name {folder.parent}."
+        )
+    if not _HUB_ID.fullmatch(name) or ".." in name:
+        raise CheckpointError(
+            f"{name} is neither a folder nor a hub id (owner/name); name a checkpoint's folder."
+        )
+    return _from_hub(name, revision)
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    at = f"{name} at revision {revision}" if revision else name
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+    except errors.GatedRepoError:
+        why = "the hub grants access only after its terms are accepted: accept them there and log in with `hf auth login`"
+    except errors.RepositoryNotFoundError:
+        why = (
+            "the hub has no such repository, or it is private: check the name, or log in with `hf auth login`"
+        )
+    except errors.RevisionNotFoundError:
+        why = "the hub has no such revision: check --revision"
+    except errors.LocalEntryNotFoundError:
+        why = "it is not in the local cache and the hub cannot be reached: connect, or name a folder"
+    except errors.HfHubHTTPError as error:
+        why = f"the hub answered with an error ({str(error).splitlines()[0]}): try again later"
+    except errors.HFValidationError:
+        why = "it is no valid hub id: name a checkpoint's folder or owner/name"
+    except OSError as error:
+        why = f"the download failed ({error}): check the connection and the free space on the disk, and try again"
+    raise CheckpointError(f"{at} is not a folder here and could not be fetched; {why}.") from None

@@ -1,0 +1,328 @@
+"""A checkpoint of random weights with the release's exact inventory, for checks of memory and speed.
+
+Nothing of it speaks: it has the release's files, tensor names, shapes and types (386 tensors, 8.0 GB in bf16), 20
+voices of the release's lengths whose rows are sums over its own embedding table, and a small valid tekken.json.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from revox.checkpoint.params import Params
+from revox.checkpoint.tensors import WEIGHTS, TensorSpec, expected_tensors, write_safetensors_stream
+from revox.checkpoint.write import replace_file
+from revox.lab.errors import LabError
+from revox.model.config import END_AUDIO_ID, N_SPECIAL_CODES, VoxtralConfig
+
+RELEASE_VOICES = {
+    "casual_female": 214,
+    "casual_male": 147,
+    "cheerful_female": 132,
+    "neutral_female": 218,
+    "neutral_male": 169,
+    "pt_male": 144,
+    "pt_female": 175,
+    "nl_male": 138,
+    "nl_female": 146,
+    "it_male": 168,
+    "it_female": 172,
+    "fr_male": 97,
+    "fr_female": 97,
+    "es_male": 208,
+    "es_female": 138,
+    "de_male": 163,
+    "de_female": 147,
+    "ar_male": 67,
+    "hi_male": 94,
+    "hi_female": 86,
+}
+"""The release's presets in the order of their ids, with the rows of each (frames + 1)."""
+
+# Norms in the release's presets: 4.3 to 4.5 for a frame's row, about 14.75 for the end frame's.
+_ROW_NORM, _END_ROW_NORM = 4.45, 14.75
+_WEIGHT_STD = 0.02
+_LAYER_SCALE = 0.01
+_BLOCK = 1 << 22  # elements generated at once
+
+_TABLE = "mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight"
+
+
+def release_params(voices: dict[str, int] = RELEASE_VOICES) -> dict[str, Any]:
+    """The content of the release's params.json (with the names in `voices`, numbered in order)."""
+    attention = {"head_dim": 128, "hidden_dim": 9216, "n_heads": 32, "n_kv_heads": 8}
+    codebooks = {"semantic_codebook_size": 8192, "acoustic_codebook_size": 21}
+    return {
+        "dim": 3072,
+        "n_layers": 26,
+        **attention,
+        "rope_theta": 1000000.0,
+        "norm_eps": 1e-05,
+        "vocab_size": 131072,
+        "max_seq_len": 65536,
+        "model_type": "voxtral_tts",
+        "max_position_embeddings": 128000,
+        "multimodal": {
+            "bos_token_id": 1,
+            "audio_model_args": {
+                **codebooks,
+                "n_acoustic_codebook": 36,
+                "audio_encoding_args": {
+                    "codebook_pattern": "parallel",
+                    "interleave_audio_tokens_per_segment": 8192,
+                    "interleave_text_tokens_per_segment": 8192,
+                    "single_trailing_segment": False,
+                    "num_codebooks": 37,
+                    "sampling_rate": 24000,
+                    "frame_rate": 12.5,
+                },
+                "audio_token_id": 24,
+                "begin_audio_token_id": 25,
+                "input_embedding_concat_type": "sum",
+                "acoustic_transformer_args": {
+                    "input_dim": 3072,
+                    "dim": 3072,
+                    "n_layers": 3,
+                    **attention,
+                    "use_biases": False,
+                    "rope_theta": 10000.0,
+                    "sigma": 1e-05,
+                    "sigma_max": 1.0,
+                },
+                "p_uncond": 0.0,
+                "text_feature_bugged": False,
+                "condition_dropped_token_id": 42,
+            },
+            "audio_tokenizer_args": {
+                "channels": 1,
+                "sampling_rate": 24000,
+                "pretransform_patch_size": 240,
+                "patch_proj_kernel_size": 7,
+                **codebooks,
+                "semantic_dim": 256,
+                "acoustic_dim": 36,
+                "conv_weight_norm": True,
+                "causal": True,
+                "attn_sliding_window_size": 16,
+                "half_attn_window_upon_downsampling": True,
+                "dim": 1024,
+                "hidden_dim": 4096,
+                "head_dim": 128,
+                "n_heads": 8,
+                "n_kv_heads": 8,
+                "qk_norm_eps": 1e-06,
+                "qk_norm": True,
+                "use_biases": False,
+                "norm_eps": 0.01,
+                "layer_scale": True,
+                "layer_scale_init": 0.01,
+                "decoder_transformer_lengths_str": "2,2,2,2",
+                "decoder_convs_kernels_str": "3,4,4,4",
+                "decoder_convs_strides_str": "1,2,2,2",
+                "voice": {name: index for index, name in enumerate(voices)},
+            },
+        },
+    }
+
+
+def write_fullsize(
+    folder: str | Path,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    with_encoder: bool = False,
+) -> Path:
+    """Write the full-size folder (8.0 GB; 8.3 GB with the encoder) and return its path.
+
+    The same seed gives the same bytes. Memory stays in the hundreds of megabytes.
+
+    Args:
+        folder: made if it is not there; must be empty or hold an earlier one.
+        seed: of the random weights and voices.
+        progress: called with (bytes written, bytes in all).
+        with_encoder: also write the 114 tensors that the release withholds.
+
+    Raises:
+        LabError: the folder holds something else, or the disk is too full.
+    """
+    return write_random_checkpoint(folder, release_params(), RELEASE_VOICES, seed, progress, with_encoder)
+
+
+def write_random_checkpoint(
+    folder: str | Path,
+    params: dict[str, Any],
+    voices: dict[str, int],
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    with_encoder: bool = False,
+) -> Path:
+    """Write a checkpoint of random weights with the sizes of `params` and `voices` {name: rows}.
+
+    As `write_fullsize`, for any sizes: small ones make a complete checkpoint in milliseconds.
+    """
+    folder = Path(folder)
+    typed = Params.model_validate(params)
+    config = typed.voxtral_config()
+    specs = {
+        name: spec
+        for name, spec in expected_tensors(typed).items()
+        if with_encoder or spec.component != "codec_encoder"
+    }
+    _prepare(folder, sum(spec.parameters for spec in specs.values()) * 2)
+    table = _embedding_table(specs[_TABLE], config, seed)
+    write_safetensors_stream(
+        folder / WEIGHTS,
+        [(name, spec.shape, spec.dtype, _provider(name, specs, table, seed)) for name, spec in specs.items()],
+        metadata={"format": "pt"},
+        progress=progress,
+    )
+    for name, rows in voices.items():
+        codes = random_codes(config, rows - 1, _generator(seed, f"voice {name}"))
+        _write_voice(folder / "voice_embedding" / f"{name}.pt", voice_rows(table, codes, config))
+    from revox.lab.tokenizer import write_tekken
+
+    codec = config.codec
+    write_tekken(
+        folder / "tekken.json", voices, sampling_rate=codec.sampling_rate, frame_rate=codec.frame_rate
+    )
+    replace_file(folder / "params.json", json.dumps(params, indent=2) + "\n")
+    return folder
+
+
+def random_codes(config: VoxtralConfig, frames: int, generator: np.random.Generator) -> np.ndarray:
+    """Uniform random codes int64 `[codebooks, frames]`."""
+    codec = config.codec
+    semantic = generator.integers(0, codec.semantic_codebook_size, (1, frames))
+    acoustic = generator.integers(0, codec.acoustic_codebook_size, (codec.acoustic_dim, frames))
+    return np.concatenate([semantic, acoustic])
+
+
+def voice_rows(table: np.ndarray, codes: np.ndarray, config: VoxtralConfig) -> np.ndarray:
+    """Rows of a voice, uint16 bits of bf16 `[frames + 1, dim]`, for codes `[codebooks, frames]`.
+
+    Each is the float32 sum of one table row a codebook, rounded once; the last is the end frame's (semantic id 1,
+    acoustic ids 0). `table` holds the bits of the bf16 embedding table.
+    """
+    offsets = np.cumsum([0, *config.codebook_rows[:-1]])
+    end = np.zeros((codes.shape[0], 1), dtype=np.int64)
+    end[0] = END_AUDIO_ID
+    ids = np.concatenate([codes + N_SPECIAL_CODES, end], axis=1) + offsets[:, None]
+    rows = np.zeros((ids.shape[1], table.shape[1]), dtype=np.float32)
+    for codebook in ids:
+        rows += _to_float32(table[codebook])
+    return _to_bf16(rows)
+
+
+def _prepare(folder: Path, wanted: int) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise LabError(f"{folder} is a file; name a folder that does not exist yet, or an empty one")
+    ours = {WEIGHTS, "params.json", "tekken.json", "voice_embedding"}
+    if folder.is_dir() and any(
+        entry.name not in ours and entry.suffix != ".tmp" for entry in folder.iterdir()
+    ):
+        raise LabError(f"{folder} holds other files; name a folder that does not exist yet, or an empty one")
+    (folder / "voice_embedding").mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < wanted * 1.01:
+        raise LabError(
+            f"{folder} needs {wanted / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB free; make room first"
+        )
+
+
+def _provider(name: str, specs: dict[str, TensorSpec], table: np.ndarray, seed: int) -> Callable[[], Any]:
+    """The blocks of one tensor, made when its turn comes; each tensor has its own generator."""
+    spec = specs[name]
+    if name == _TABLE:
+        return lambda: table
+    if name.endswith("norm.weight") or name.endswith("cluster_usage"):
+        return lambda: _constant(spec.parameters, 1.0)
+    if name.endswith(("attention_scale", "ffn_scale")):
+        return lambda: _constant(spec.parameters, _LAYER_SCALE)
+    if name.endswith("original0"):
+        # The gain of a weight-normed convolution: the norm of its direction, so that w = v.
+        direction = name.removesuffix("0") + "1"
+        return lambda: _norms(direction, specs[direction].shape, seed)
+    return lambda: _normal(name, spec.parameters, _std(name, spec.shape), seed)
+
+
+def _std(name: str, shape: tuple[int, ...]) -> float:
+    if name.endswith("embedding_sum"):
+        return 1.0
+    if name.startswith("audio_tokenizer.") and len(shape) == 3:
+        return 1 / math.sqrt(shape[1] * shape[2])
+    if name.startswith("audio_tokenizer."):
+        return 1 / math.sqrt(shape[-1])
+    return _WEIGHT_STD
+
+
+def _generator(seed: int, name: str) -> np.random.Generator:
+    return np.random.Generator(np.random.SFC64([seed, zlib.crc32(name.encode())]))
+
+
+@lru_cache(maxsize=1)
+def _unit_normal() -> np.ndarray:
+    """65,536 equally likely values of the standard normal, float32: a uniform 16-bit number picks one."""
+    unit = NormalDist()
+    half = np.array([unit.inv_cdf((i + 0.5) / 65536) for i in range(32768, 65536)], dtype=np.float32)
+    return np.concatenate([-half[::-1], half])
+
+
+@lru_cache(maxsize=8)
+def _scaled_normal(std: float) -> np.ndarray:
+    return _to_bf16(_unit_normal() * np.float32(std))
+
+
+def _normal(name: str, count: int, std: float, seed: int) -> Iterator[np.ndarray]:
+    """Blocks of `count` normal values of deviation `std`, as bits of bf16."""
+    values, generator = _scaled_normal(std), _generator(seed, name)
+    for start in range(0, count, _BLOCK):
+        drawn = generator.integers(0, 65536, min(_BLOCK, count - start), dtype=np.uint16)
+        yield values[drawn]
+
+
+def _constant(count: int, value: float) -> np.ndarray:
+    return np.full(count, _to_bf16(np.array([value], dtype=np.float32))[0])
+
+
+def _norms(direction: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    # Drawn again rather than kept: the gain stands before the direction in the file.
+    bits = np.concatenate(list(_normal(direction, math.prod(shape), _std(direction, shape), seed)))
+    return _to_bf16(np.linalg.norm(_to_float32(bits).reshape(shape[0], -1), axis=1))
+
+
+def _embedding_table(spec: TensorSpec, config: VoxtralConfig, seed: int) -> np.ndarray:
+    """Bits of the audio embedding table `[rows, dim]`, scaled for rows of the norms seen in the release."""
+    rows, dim = spec.shape
+    unit = math.sqrt(config.codec.n_codebooks * dim)
+    table = np.concatenate(list(_normal(_TABLE, rows * dim, _ROW_NORM / unit, seed))).reshape(rows, dim)
+    offsets = np.cumsum([0, *config.codebook_rows[:-1]])
+    end = [END_AUDIO_ID, *offsets[1:]]
+    table[end] = _to_bf16(_to_float32(table[end]) * np.float32(_END_ROW_NORM / _ROW_NORM))
+    return table
+
+
+def _write_voice(path: Path, rows: np.ndarray) -> None:
+    import torch
+
+    content = io.BytesIO()
+    torch.save(torch.from_numpy(rows).view(torch.bfloat16), content)
+    replace_file(path, content.getvalue())
+
+
+def _to_bf16(values: np.ndarray) -> np.ndarray:
+    """Bits of float32 values rounded to bf16, half to even."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def _to_float32(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
