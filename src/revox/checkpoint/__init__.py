@@ -1,4 +1,4 @@
-"""The release on disk: a folder of params.json, weights, tokenizer and voices. Importing it does not import torch."""
+"""The release on disk: a folder of params.json, weights, tokenizer and voices (imported without torch)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a checkpoint on disk. Each message is one sentence: the file, what was expected, the mend."""
+"""What can be wrong with a checkpoint on disk: each message names the file, the expected and the mend."""
 
 from __future__ import annotations
 

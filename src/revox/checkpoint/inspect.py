@@ -60,7 +60,7 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class VoiceEntry:
-    """A voice of the folder: rows of its .pt, rows that tekken.json lists, and whether params.json names it."""
+    """A voice: rows of its .pt, rows that tekken.json lists, and whether params.json names it."""
 
     name: str
     rows: int | None
@@ -123,7 +123,7 @@ def inspect(folder: str | Path) -> Report:
 
     Raises:
         CheckpointError: the folder cannot be read as a Voxtral TTS checkpoint at all (no params.json, another
-            model's, a damaged or missing weight file). What can be read around is listed in `Report.problems`.
+            model's, a damaged or missing weight file). Lesser troubles are listed in `Report.problems`.
     """
     folder = Path(folder)
     notes: list[str] = []
@@ -298,12 +298,12 @@ def _tensor_findings(
     if missing and not variant:
         spec = expected[missing[0]]
         problems.append(
-            f"{files} lacks {len(missing)} of the {wanted} tensors that params.json asks for, the first being "
-            f"{missing[0]} ({spec.dtype} {list(spec.shape)}); copy or download it again."
+            f"{files} lacks {len(missing)} of the {wanted} tensors that params.json asks for, the first "
+            f"being {missing[0]} ({spec.dtype} {list(spec.shape)}); copy or download it again."
         )
     elif missing:
         notes.append(
-            f"{len(missing)} of {wanted} tensors are not there under the release's names: a converted checkpoint."
+            f"{len(missing)} of {wanted} tensors are not there under the release's names: a converted folder."
         )
     for wrong in mismatched:
         sentence = (
@@ -318,8 +318,8 @@ def _tensor_findings(
     if encoder == "partial":
         part = components[COMPONENTS.index("codec_encoder")]
         notes.append(
-            f"The codec encoder is partial: {part.found} of {part.expected} tensors ({part.missing[0]} is the first "
-            "missing). vllm-omni would turn ref_audio on and clone from uninitialised weights; revox leaves it off."
+            f"The codec encoder is partial: {part.found} of {part.expected} tensors, {part.missing[0]} the "
+            "first missing; vllm-omni would turn ref_audio on uninitialised, revox leaves it off."
         )
     other = {dtype for component in components for dtype in component.dtypes} & (FLOAT_DTYPES - {"BF16"})
     if other and not variant:
@@ -348,8 +348,8 @@ def _voices(folder: Path, params: Params, notes: list[str], problems: list[str])
                 header = read_pt_header(path)
                 if header.dtype != "BF16" or len(header.shape) != 2 or header.shape[1] != config.backbone.dim:
                     raise CheckpointError(
-                        f"{path} holds {header.dtype} {list(header.shape)}, where BF16 [rows, {config.backbone.dim}] was "
-                        "expected; copy or add the voice again."
+                        f"{path} holds {header.dtype} {list(header.shape)}, where BF16 [rows, "
+                        f"{config.backbone.dim}] was expected; copy or add the voice again."
                     )
                 rows = header.shape[0]
             except CheckpointError as error:
@@ -363,13 +363,13 @@ def _voices(folder: Path, params: Params, notes: list[str], problems: list[str])
                 if name in names
             )
             problems.append(
-                f"{path} is missing, but {where} lists the voice {name}; copy the file again or remove the voice "
-                f"(`revox voice remove {name}`)."
+                f"{path} is missing, but {where} lists the voice {name}; copy the file again or remove "
+                f"the voice (`revox voice remove {name}`)."
             )
         count = tekken_rows.get(name)
         if rows is not None and count is not None and rows != count:
             problems.append(
-                f"{folder / 'tekken.json'} says that the voice {name} has {count} rows and {path} has {rows}; "
+                f"{folder / 'tekken.json'} gives the voice {name} {count} rows and {path} has {rows}; "
                 f"set audio.voice_num_audio_tokens.{name} to {rows}, or copy both files from one checkpoint."
             )
         if rows is not None and name in listed and count is None:
@@ -418,7 +418,7 @@ def _tekken(folder: Path, params: Params, problems: list[str]) -> dict[str, int]
         rows = audio.get("voice_num_audio_tokens") or {}
         if not isinstance(rows, dict) or not all(type(count) is int and count > 0 for count in rows.values()):
             raise CheckpointError(
-                f"{path}: audio.voice_num_audio_tokens should give a number of rows for each voice; copy the file again."
+                f"{path}: audio.voice_num_audio_tokens should give each voice its rows; copy the file again."
             )
         size = (data.get("config") or {}).get("default_vocab_size")
         if isinstance(size, int) and size > params.vocab_size:
@@ -538,7 +538,10 @@ def _runtimes(
     if exported == len(spoken) and spoken:
         mlx = "speaks the presets (an extra [AUDIO] before the first frame)"
     else:
-        mlx = f"speaks {exported} of {len(spoken)} voices: it reads voice_embedding/NAME.safetensors (`revox voice export`)"
+        mlx = (
+            f"speaks {exported} of {len(spoken)} voices: it reads NAME.safetensors in voice_embedding "
+            "(`revox voice export` writes them)"
+        )
     if core and config == release:
         c_port = "speaks the presets (an extra [AUDIO] before the first frame)"
     elif core:

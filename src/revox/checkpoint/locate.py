@@ -63,7 +63,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
     except errors.GatedRepoError:
-        why = "the hub grants access only after its terms are accepted: accept them there and log in with `hf auth login`"
+        why = "its terms must be accepted first: accept them on the hub and log in with `hf auth login`"
     except errors.RepositoryNotFoundError:
         why = (
             "the hub has no such repository, or it is private: check the name, or log in with `hf auth login`"
@@ -77,5 +77,5 @@ def _from_hub(name: str, revision: str | None) -> Path:
     except errors.HFValidationError:
         why = "it is no valid hub id: name a checkpoint's folder or owner/name"
     except OSError as error:
-        why = f"the download failed ({error}): check the connection and the free space on the disk, and try again"
+        why = f"the download failed ({error}): check the connection and the free space, and try again"
     raise CheckpointError(f"{at} is not a folder here and could not be fetched; {why}.") from None

@@ -1,4 +1,4 @@
-"""params.json <-> a typed config. Every size comes from the file; only what the release leaves out has a default."""
+"""params.json <-> a typed config: sizes come from the file, only what the release omits has a default."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class AudioModelArgs(_Section):
     @model_validator(mode="before")
     @classmethod
     def _sizes_as_one_string(cls, data: Any) -> Any:
-        # The serving code also takes "codebook_sizes": "8192,21,21,...": semantic first, equal acoustic ones after.
+        # The serving code also takes "codebook_sizes": "8192,21,21,...": semantic, then equal acoustic ones.
         if isinstance(data, dict) and isinstance(data.get("codebook_sizes"), str):
             sizes = _numbers("codebook_sizes", data["codebook_sizes"])
             if len(sizes) < 2 or len(set(sizes[1:])) != 1:
@@ -104,7 +104,7 @@ class AudioTokenizerArgs(_Section):
     norm_eps: Size = 1e-2
     layer_scale: bool = True
     layer_scale_init: Size | None = None
-    # The release does not name the encoder's shape, which it withholds; these are the serving code's defaults.
+    # The release omits the shape of the encoder, which it withholds; these are the serving code's defaults.
     encoder_transformer_lengths_str: str = "2,2,2,2"
     encoder_convs_kernels_str: str = "4,4,4,3"
     encoder_convs_strides_str: str = "2,2,2,1"
@@ -285,8 +285,8 @@ def read_params(folder: str | Path, name: str = "params.json") -> Params:
     """Read and check `folder`/params.json (or a file of another name with the same content).
 
     Raises:
-        CheckpointError: no such folder or file, not JSON, another model's, a field missing or of the wrong kind, or
-            parts that do not fit together.
+        CheckpointError: no such folder or file, not JSON, another model's, a field missing or of the wrong
+            kind, or parts that do not fit together.
     """
     path = Path(folder) / name
     data = read_json(path, missing=_why_no_params(Path(folder)))
@@ -335,8 +335,8 @@ def _why_no_params(folder: Path) -> str:
             kind = "unknown"
         if kind == MODEL_TYPE:
             return (
-                f"{folder}/params.json is missing: this is a converted Voxtral TTS checkpoint (config.json only); "
-                "take the original folder, with params.json and consolidated.safetensors."
+                f"{folder}/params.json is missing: this is a converted Voxtral TTS checkpoint, so take "
+                "the original folder, with params.json and consolidated.safetensors."
             )
         return (
             f"{folder} holds another model (its config.json says {kind!r}, and there is no params.json); "

@@ -1,4 +1,4 @@
-"""Names and shapes of every tensor in the release; safetensors headers read by hand, files written as a stream."""
+"""Names and shapes of every tensor in the release; safetensors headers read, files written as a stream."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _DAMAGED = "copy or download it again"
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor that a checkpoint should hold: shape, type as safetensors names it, and the component it is of."""
+    """A tensor that a checkpoint should hold: shape, type as safetensors names it, and its component."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -102,10 +102,10 @@ def component_of(name: str) -> str | None:
 
 
 def expected_tensors(params: Params) -> dict[str, TensorSpec]:
-    """Every tensor of a complete checkpoint of these sizes, the encoder's (component `codec_encoder`) included.
+    """Every tensor of a complete checkpoint of these sizes, the encoder's (`codec_encoder`) included.
 
-    Names and shapes are those that vllm-omni's modules give; at the release's sizes they are the 386 tensors of the
-    release and the 114 of the encoder that it withholds.
+    Names and shapes are those that vllm-omni's modules give; at the release's sizes they are the 386 tensors
+    of the release and the 114 of the encoder that it withholds.
     """
     config = params.voxtral_config()
     backbone, acoustic, codec = config.backbone, config.acoustic, config.codec
@@ -216,7 +216,7 @@ def expected_tensors(params: Params) -> dict[str, TensorSpec]:
 
 
 def weight_files(folder: str | Path) -> list[Path]:
-    """The weight files of a folder: consolidated.safetensors, or the shards that community variants are split into.
+    """The weight files of a folder: consolidated.safetensors, or the shards of community variants.
 
     Raises:
         CheckpointError: there are none, or an index names a file that is missing.
@@ -251,8 +251,8 @@ def read_header(path: str | Path) -> dict[str, TensorHeader]:
     """List the tensors of a safetensors file from its header alone, in the order of their data.
 
     Raises:
-        CheckpointError: missing, not safetensors, a header whose shapes and offsets contradict each other, or a
-            file shorter or longer than its header promises.
+        CheckpointError: missing, not safetensors, a header whose shapes and offsets contradict each other, or
+            a file shorter or longer than its header promises.
     """
     return _read_header(Path(path))[0]
 
@@ -271,7 +271,7 @@ def _read_header(path: Path) -> tuple[dict[str, TensorHeader], dict[str, str]]:
                 raise CheckpointError(f"{path} is not a safetensors file (no valid header); {_DAMAGED}.")
             if length > size - 8:
                 raise CheckpointError(
-                    f"{path} is truncated: its header alone should take {length + 8:,} bytes and the file has "
+                    f"{path} is truncated: its header alone takes {length + 8:,} bytes and the file has "
                     f"{size:,}; {_DAMAGED}."
                 )
             raw = file.read(length)
@@ -279,7 +279,7 @@ def _read_header(path: Path) -> tuple[dict[str, TensorHeader], dict[str, str]]:
         raise CheckpointError(f"{path} is missing; {_DAMAGED}.") from None
     except OSError as error:
         raise CheckpointError(
-            f"{path} cannot be read ({error.strerror}); expected a readable safetensors file: mend its permissions."
+            f"{path} cannot be read ({error.strerror}); expected a readable file: mend its permissions."
         ) from None
     try:
         listed = json.loads(raw)
@@ -309,14 +309,15 @@ def _read_header(path: Path) -> tuple[dict[str, TensorHeader], dict[str, str]]:
         if entry.start != at or entry.end < at or (wanted is not None and entry.end - at != wanted):
             shape = list(entry.shape)
             raise CheckpointError(
-                f"{path}: tensor {name} should take {wanted} bytes ({entry.dtype} {shape}) right after the one "
-                f"before it, and its header says {entry.end - entry.start}; {_DAMAGED}."
+                f"{path}: tensor {name} should take {wanted} bytes ({entry.dtype} {shape}) after the one "
+                f"before it, and the header gives it {entry.end - entry.start}; {_DAMAGED}."
             )
         at = entry.end
     if size < at:
         cut = next(name for name, entry in entries.items() if entry.end > size)
         raise CheckpointError(
-            f"{path} is truncated at tensor {cut}: its header promises {at:,} bytes and the file has {size:,}; {_DAMAGED}."
+            f"{path} is truncated at tensor {cut}: its header promises {at:,} bytes and the file has "
+            f"{size:,}; {_DAMAGED}."
         )
     if size > at:
         raise CheckpointError(
@@ -374,8 +375,8 @@ _STORAGES = {
 def read_pt_header(path: str | Path) -> PtHeader:
     """Shape and type of the tensor in a .pt file, without torch and without running its pickle.
 
-    A .pt file is a zip archive: the pickle's opcodes are read as text, and must agree with the size of the record
-    that holds the data.
+    A .pt file is a zip archive: the pickle's opcodes are read as text, and must agree with the size of the
+    record that holds the data.
 
     Raises:
         CheckpointError: missing, truncated, not a .pt file, or holding anything but one tensor.
@@ -387,7 +388,7 @@ def read_pt_header(path: str | Path) -> PtHeader:
             records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
             if "data.pkl" not in records or records["data.pkl"].file_size > 1_000_000:
                 raise CheckpointError(f"{wrong}; {_DAMAGED}.")
-            operations = [
+            operations: list[tuple[str, Any]] = [
                 (op.name, argument)
                 for op, argument, _ in pickletools.genops(archive.read(records["data.pkl"]))
             ]
@@ -438,8 +439,8 @@ def write_safetensors_stream(
 ) -> None:
     """Write a safetensors file, header first and then one tensor's data after another, in the order given.
 
-    Memory stays at one tensor, or at one block of one where the provider gives blocks. The file is written beside
-    `path` and renamed, never through a link.
+    Memory stays at one tensor, or at one block of one where the provider gives blocks. The file is written
+    beside `path` and renamed, never through a link.
 
     Args:
         path: where the file goes.

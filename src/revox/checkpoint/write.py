@@ -13,9 +13,9 @@ from typing import BinaryIO
 def replace_file(path: str | os.PathLike[str], content: bytes | str | Callable[[BinaryIO], None]) -> None:
     """Put `content` at `path` in one step, never through a link.
 
-    A path that is a link (a hub cache's files point into blobs shared by revisions) becomes a real file, and what
-    it pointed to stays as it was. Text is written as UTF-8; a callable is given the open binary file. Whatever
-    goes wrong while writing, `path` is left untouched and nothing is left beside it.
+    A path that is a link (a hub cache's files point into blobs shared by revisions) becomes a real file, and
+    what it pointed to stays as it was. Text is written as UTF-8; a callable is given the open binary file.
+    Whatever goes wrong while writing, `path` is left untouched and nothing is left beside it.
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")

@@ -57,9 +57,10 @@ def _print(report: Report, console: Console) -> None:
     weights = sum(file.bytes for file in report.files if file.name.endswith(".safetensors"))
     console.print(f"[bold]{report.folder}[/]", soft_wrap=True, highlight=False)
     console.print(
-        f"{report.parameters / 1e6:,.1f} M parameters, {_bytes(weights)} of weights; {sizes['sampling_rate']} Hz, "
-        f"{sizes['frame_rate']:g} frames a second, {sizes['codebooks']} codebooks ({sizes['semantic_codes']} semantic "
-        f"codes, {sizes['acoustic_levels']} acoustic levels); backbone {sizes['layers']} x {sizes['dim']}",
+        f"{report.parameters / 1e6:,.1f} M parameters, {_bytes(weights)} of weights;"
+        f" {sizes['sampling_rate']} Hz, {sizes['frame_rate']:g} frames a second,"
+        f" {sizes['codebooks']} codebooks ({sizes['semantic_codes']} semantic codes, {sizes['acoustic_levels']} acoustic levels);"
+        f" backbone {sizes['layers']} x {sizes['dim']}",
         highlight=False,
     )
     console.print()

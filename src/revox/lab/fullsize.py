@@ -1,7 +1,7 @@
 """A checkpoint of random weights with the release's exact inventory, for checks of memory and speed.
 
-Nothing of it speaks: it has the release's files, tensor names, shapes and types (386 tensors, 8.0 GB in bf16), 20
-voices of the release's lengths whose rows are sums over its own embedding table, and a small valid tekken.json.
+Nothing of it speaks: it has the release's files, tensor names, shapes and types (386 tensors, 8.0 GB), and 20
+voices of the release's lengths whose rows are sums over its own embedding table, and a small tekken.json.
 """
 
 from __future__ import annotations
@@ -209,8 +209,8 @@ def random_codes(config: VoxtralConfig, frames: int, generator: np.random.Genera
 def voice_rows(table: np.ndarray, codes: np.ndarray, config: VoxtralConfig) -> np.ndarray:
     """Rows of a voice, uint16 bits of bf16 `[frames + 1, dim]`, for codes `[codebooks, frames]`.
 
-    Each is the float32 sum of one table row a codebook, rounded once; the last is the end frame's (semantic id 1,
-    acoustic ids 0). `table` holds the bits of the bf16 embedding table.
+    Each is the float32 sum of one table row a codebook, rounded once; the last is the end frame's (semantic
+    id 1, acoustic ids 0). `table` holds the bits of the bf16 embedding table.
     """
     offsets = np.cumsum([0, *config.codebook_rows[:-1]])
     end = np.zeros((codes.shape[0], 1), dtype=np.int64)
