@@ -1,0 +1,334 @@
+"""Changing the voices of a folder so that no loader ever sees half a change: order, journal and lock.
+
+**Order.** Three files cannot change in one step, so they change in an order in which what a loader *lists* is
+whole: adding goes codes, provenance, .pt, tekken.json, params.json; removing goes params.json, tekken.json,
+files. A voice in params.json (vllm-omni's list) is in tekken.json (mistral-common's), and a voice in
+tekken.json has a .pt of that many rows, at every moment. Replacing a voice by one of another length takes its
+name off both lists first and puts it back at the end: until then a loader sees the folder without that voice,
+never with half of it. With the same length the .pt is swapped in one rename.
+
+**Journal.** All new files are first staged in `.revox/stage`; then `.revox/journal.json` is written, which is
+the moment the change is decided. A process killed before it has changed nothing; one killed after it is
+finished by the next command (`recover_journal`): every step may be done again. `.revox/lock` keeps two
+writers apart.
+
+**Links.** Files are replaced by rename, which replaces a link and not what it points to. A `voice_embedding`
+that is itself a link to a folder elsewhere is first given a folder of its own, with links to what was there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from revox.checkpoint.errors import VoiceError
+from revox.checkpoint.params import read_json, read_params
+from revox.checkpoint.write import replace_file, sync_folder
+
+VOICE_FOLDER = "voice_embedding"
+SUFFIXES = (".codes.safetensors", ".voice.json", ".pt")
+"""A voice's files, in the order in which they are put in place: the .pt last, since loaders look for it."""
+
+_WORK = ".revox"
+_LOCK_SECONDS = 60.0
+_PARAM_KEYS = ("multimodal", "audio_tokenizer_args", "voice")
+_TEKKEN_KEYS = ("audio", "voice_num_audio_tokens")
+
+Content = bytes | str | Callable[[BinaryIO], None]
+
+
+def recover_journal(folder: str | Path) -> str | None:
+    """Finish a change that was killed half way, or clear away one that had not begun.
+
+    Returns a sentence about what was done, None when there was nothing to do. Every voice command calls this
+    first; it costs one look at the disk when there is nothing to do. Raises VoiceError when there is
+    something to do and the folder cannot be written.
+    """
+    folder = Path(folder)
+    work = folder / _WORK
+    if not (work / "journal.json").exists() and not (work / "stage").exists():
+        return None
+    with _locked(folder):
+        return _recover(folder)
+
+
+def promised_rows(folder: Path) -> dict[str, int]:
+    """Voice -> rows, as tekken.json promises them to whoever builds a prompt."""
+    audio = read_json(folder / "tekken.json").get("audio")
+    voices = audio.get("voice_num_audio_tokens") if isinstance(audio, dict) else None
+    if not isinstance(voices, dict):
+        return {}
+    return {name: rows for name, rows in voices.items() if isinstance(rows, int)}
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a listed name can be a file's: params.json may come from anywhere."""
+    return bool(name) and not name.startswith(".") and not set(name) & {"/", "\\", "\0"}
+
+
+def reached(step: str) -> None:
+    """Called after every change to the disk; tests kill the process here."""
+
+
+def stage_file(folder: Path, name: str, suffix: str, content: Content) -> None:
+    """Lay one of a voice's new files ready; nothing is changed yet."""
+    stage = folder / _WORK / "stage"
+    stage.mkdir(exist_ok=True)
+    replace_file(stage / f"{name}{suffix}", content)
+    reached(f"staged {suffix}")
+
+
+def commit(folder: Path, entry: dict[str, Any]) -> None:
+    """Decide a change and make it: add (with name, rows, id, codes, unlist) or remove (with name)."""
+    for path, keys in ((folder / "params.json", _PARAM_KEYS), (folder / "tekken.json", _TEKKEN_KEYS)):
+        _holder(path, read_json(path), keys)  # complains now rather than half way
+    replace_file(folder / _WORK / "journal.json", json.dumps(entry) + "\n")
+    reached("journal written")
+    _apply(folder, entry)
+
+
+def _recover(folder: Path) -> str | None:
+    work = folder / _WORK
+    journal = work / "journal.json"
+    message = None
+    if journal.exists():
+        entry = _read_journal(journal)
+        _apply(folder, entry)
+        done = "added" if entry["operation"] == "add" else "removed"
+        message = f"an interrupted change was finished: voice {entry['name']!r} is {done}"
+        _clear_leftovers(folder)
+    elif (work / "stage").exists():
+        shutil.rmtree(work / "stage")
+        message = "an interrupted change that had not begun was cleared away"
+    return message
+
+
+def _read_journal(path: Path) -> dict[str, Any]:
+    try:
+        entry = json.loads(path.read_bytes())
+        good = entry["operation"] in ("add", "remove") and isinstance(entry["name"], str)
+        if entry["operation"] == "add":
+            good = good and is_file_name(entry["name"])
+            good = good and all(isinstance(entry[key], int) for key in ("rows", "id", "codes", "unlist"))
+    except (OSError, ValueError, KeyError, TypeError):
+        good = False
+    if not good:
+        raise VoiceError(f"{path} is damaged; delete it and add or remove the voice again")
+    return entry
+
+
+def _apply(folder: Path, entry: Mapping[str, Any]) -> None:
+    """Do what the journal says. Every step may be done again after a kill; the order is the module's."""
+    name, stage = entry["name"], folder / _WORK / "stage"
+    if entry["operation"] == "remove" or entry["unlist"]:
+        _set_param(folder, name, None)
+        _set_tekken(folder, name, None)
+    home = _own_voice_folder(folder)
+    if entry["operation"] == "remove":
+        for suffix in reversed(SUFFIXES) if is_file_name(name) else ():
+            (home / f"{name}{suffix}").unlink(missing_ok=True)
+            reached(f"deleted {suffix}")
+    else:
+        if not entry["codes"]:
+            (home / f"{name}.codes.safetensors").unlink(missing_ok=True)
+            reached("deleted old codes")
+        for suffix in SUFFIXES:
+            # Not there: it went home before the kill.
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(stage / f"{name}{suffix}", home / f"{name}{suffix}")
+            reached(f"placed {suffix}")
+        sync_folder(home)
+        if not (home / f"{name}.pt").is_file():
+            # Somebody emptied the staging folder: a voice without rows must not be listed.
+            (folder / _WORK / "journal.json").unlink()
+            raise VoiceError(
+                f"the interrupted change to voice {name!r} lost its staged files; add the voice again"
+            )
+        _set_tekken(folder, name, entry["rows"])
+        _set_param(folder, name, entry["id"])
+    (folder / _WORK / "journal.json").unlink()
+    reached("journal deleted")
+    shutil.rmtree(stage, ignore_errors=True)
+    reached("stage cleared")
+
+
+def _own_voice_folder(folder: Path) -> Path:
+    """`voice_embedding`, made this folder's own if it is absent or a link to a folder elsewhere."""
+    home = folder / VOICE_FOLDER
+    if home.is_symlink():
+        if folder.resolve() in home.resolve().parents:
+            return home
+        # A link can be swapped for another link in one rename, not for a folder.
+        own = next(path for path in _spare_folders(folder) if not path.exists() or _only_links(path))
+        shutil.rmtree(own, ignore_errors=True)  # links of an attempt that was killed
+        own.mkdir()
+        for path in home.resolve().iterdir() if home.exists() else ():
+            (own / path.name).symlink_to(path.resolve())
+        sync_folder(own)
+        reached("voice folder prepared")
+        beside = folder / f"{_WORK}/{VOICE_FOLDER}"
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(own.name)
+        os.replace(beside, home)
+        sync_folder(folder)
+        reached("voice folder swapped")
+    else:
+        home.mkdir(exist_ok=True)
+    return home
+
+
+def _spare_folders(folder: Path) -> Iterator[Path]:
+    return (folder / f"{VOICE_FOLDER}.own{number or ''}" for number in itertools.count())
+
+
+def _only_links(folder: Path) -> bool:
+    return folder.is_dir() and all(path.is_symlink() for path in folder.iterdir())
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """Delete what `replace_file` had begun when the process was killed; nobody writes now, says the lock."""
+    for name in ("params.json", "tekken.json"):
+        for path in folder.glob(f".{name}.*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def listed_ids(folder: Path) -> dict[str, int]:
+    """Voice -> id, as params.json lists them to vllm-omni."""
+    return read_params(folder).voices
+
+
+def _set_param(folder: Path, name: str, value: int | None) -> None:
+    _set_in_json(folder / "params.json", _PARAM_KEYS, name, value)
+    reached(f"params.json {'with' if value is not None else 'without'}")
+
+
+def _set_tekken(folder: Path, name: str, value: int | None) -> None:
+    _set_in_json(folder / "tekken.json", _TEKKEN_KEYS, name, value)
+    reached(f"tekken.json {'with' if value is not None else 'without'}")
+
+
+def _holder(path: Path, data: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    for key in keys[:-1]:
+        data = data.get(key)  # type: ignore[assignment]
+        if not isinstance(data, dict):
+            raise VoiceError(
+                f"{path} has no section {key!r}, where voices are listed; restore the file as released"
+            )
+    return data
+
+
+def _set_in_json(path: Path, keys: tuple[str, ...], name: str, value: int | None) -> None:
+    """Set (or, with None, delete) one number in a JSON file, leaving the rest of its text as it was.
+
+    tekken.json is 15 MB of vocabulary: rewriting it would change every line for one number.
+    """
+    text = path.read_bytes().decode()
+    data = json.loads(text)
+    holder, key = _holder(path, data, keys), keys[-1]
+    old = holder.get(key) or {}
+    if old.get(name) == value:
+        return
+    holder[key] = {voice: number for voice, number in old.items() if voice != name or value is not None}
+    if value is not None:
+        holder[key][name] = value
+    spliced = _spliced(text, key, holder[key], data)
+    replace_file(path, spliced or json.dumps(data, indent=_indent(text), ensure_ascii=False))
+
+
+def _spliced(text: str, key: str, new: dict[str, int], data: dict[str, Any]) -> str | None:
+    """`text` with the flat object under `key` replaced by `new`, if that reads as `data`."""
+    for match in re.finditer(rf'"{re.escape(key)}"\s*:\s*(\{{[^{{}}]*\}})', text):
+        start_of_line = text.rfind("\n", 0, match.start()) + 1
+        margin = re.match(r"[ \t]*", text[start_of_line : match.start()])[0]  # type: ignore[index]
+        numbers = [f"{json.dumps(voice, ensure_ascii=False)}: {number}" for voice, number in new.items()]
+        if numbers and (step := _indent(text)):
+            between = "\n" + margin + " " * step
+            value = "{" + between + ("," + between).join(numbers) + "\n" + margin + "}"
+        else:
+            value = "{" + ", ".join(numbers) + "}"
+        result = text[: match.start(1)] + value + text[match.end(1) :]
+        with contextlib.suppress(ValueError):
+            if json.loads(result) == data:
+                return result
+    return None
+
+
+def _indent(text: str) -> int | None:
+    found = re.match(r"\s*\{\s*\n( +)", text)
+    return len(found[1]) if found else None
+
+
+# ---------------------------------------------------------------------------------------------------- locks
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """The folder's lock for a change; what an earlier one left is finished first."""
+    with _locked(folder):
+        _recover(folder)
+        try:
+            yield
+        except Exception:
+            if not (folder / _WORK / "journal.json").exists():
+                shutil.rmtree(folder / _WORK / "stage", ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    import fcntl
+
+    path = folder / _WORK / "lock"
+    try:
+        path.parent.mkdir(exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise VoiceError(
+            f"{folder} cannot be written ({error.strerror}); copy the checkpoint to a folder of your own"
+        ) from None
+    try:
+        _take(descriptor, fcntl.LOCK_EX, folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Keeps writers out while several files are read; a folder that nobody ever wrote to needs no lock."""
+    try:
+        descriptor = os.open(folder / _WORK / "lock", os.O_RDONLY)
+    except OSError:
+        yield
+        return
+    import fcntl
+
+    try:
+        _take(descriptor, fcntl.LOCK_SH, folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int, kind: int, folder: Path) -> None:
+    import fcntl
+
+    end = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise VoiceError(
+                    f"another command is changing the voices of {folder}; wait for it and try again"
+                ) from None
+            time.sleep(0.02)

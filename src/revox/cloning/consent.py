@@ -1,0 +1,131 @@
+"""Whose voice is it, and did they agree? Without an answer no voice is made, and the answer stays with it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from revox.cloning.errors import CloneError
+
+FORMAT = "revox voice 1"
+EXAMPLE = '--consent "my own voice, recorded by me"'
+
+
+class Consent(BaseModel):
+    """A sentence saying whose voice it is and that they agreed, as given by whoever made the voice."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    statement: str = Field(min_length=3, max_length=4000)
+    subject: str | None = None
+    recorded_at: datetime
+
+    @field_validator("statement", "subject", mode="before")
+    @classmethod
+    def _one_line(cls, value: Any) -> Any:
+        return (" ".join(value.split()) or None) if isinstance(value, str) else value
+
+    @field_validator("statement")
+    @classmethod
+    def _says_something(cls, value: str) -> str:
+        if not any(character.isalpha() for character in value):
+            raise ValueError("a sentence is expected")
+        return value
+
+
+class Source(BaseModel):
+    """The audio a voice was made from. Only the file's name is kept, not where it lay."""
+
+    model_config = ConfigDict(frozen=True)
+
+    file: str | None = None
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    start_s: float | None = None
+    seconds: float | None = None
+
+
+class Provenance(BaseModel):
+    """What stands in NAME.voice.json: source, method, settings, date, and whose voice with whose consent."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: str = FORMAT
+    created_at: datetime
+    revox: str
+    method: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+    source: Source = Source()
+    consent: Consent
+
+
+def record_consent(statement: str | None, subject: str | None = None, now: datetime | None = None) -> Consent:
+    """The consent given with a request. Raises CloneError when nobody is named as having agreed."""
+    try:
+        return Consent.model_validate(
+            {"statement": statement, "subject": subject, "recorded_at": now or _now()}
+        )
+    except ValidationError:
+        raise CloneError(
+            f"consent is required: say whose voice it is and that they agreed to its cloning, e.g. {EXAMPLE}"
+        ) from None
+
+
+def provenance(
+    consent: Consent | str | None,
+    method: str,
+    settings: Mapping[str, Any] | None = None,
+    source: Path | str | bytes | None = None,
+    source_name: str | None = None,
+    start_s: float | None = None,
+    seconds: float | None = None,
+    now: datetime | None = None,
+) -> dict[str, Any]:
+    """The record kept beside a voice, as plain JSON values (for `revox.checkpoint.voices.add_voice`).
+
+    consent: the statement, or a `Consent`. method: how the codes were found, e.g. "inversion". settings:
+    whatever reproduces them (seed, budget ...). source: the clip, as a path or its bytes; its SHA-256 and
+    file name are kept. start_s and seconds: the part of the clip that was used. Raises CloneError without
+    consent, or when the clip cannot be read.
+    """
+    if not isinstance(consent, Consent):
+        consent = record_consent(consent, now=now)
+    digest = None
+    if isinstance(source, bytes):
+        digest = hashlib.sha256(source).hexdigest()
+    elif source is not None:
+        digest = sha256_of(source)
+        source_name = source_name or Path(source).name
+    from revox import __version__
+
+    record = Provenance(
+        created_at=now or _now(),
+        revox=__version__,
+        method=method,
+        settings=dict(settings or {}),
+        source=Source(file=source_name, sha256=digest, start_s=start_s, seconds=seconds),
+        consent=consent,
+    )
+    return record.model_dump(mode="json", exclude_none=True)
+
+
+def sha256_of(path: Path | str) -> str:
+    """The SHA-256 of a file, in hexadecimal. Raises CloneError when it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise CloneError(
+            f"{path} cannot be read ({error.strerror}): check the path and its permissions"
+        ) from None
+    return digest.hexdigest()
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc).replace(microsecond=0)
