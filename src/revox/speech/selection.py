@@ -127,7 +127,7 @@ def whole_frames(
 
 
 def frame_counts_agree(n: int, samples_per_frame: int, rate: int = 24000) -> bool:
-    """Whether mistral-common counts as many frames in `n` samples as the encoder, `ceil(n / samples_per_frame)`.
+    """Whether mistral-common counts as many frames in `n` samples as the encoder's `ceil(n / frame)`.
 
     It computes `ceil(n / rate * frame_rate)` with floats, which may land just above a whole number.
     """
