@@ -1,0 +1,261 @@
+"""Who speaks in the lab: synthetic speakers and human clips, and the committed lists that split them.
+
+A synthetic speaker is a synthesiser's voice (espeak-ng or flite), its pitch and speed, a vocal-tract length
+(formants scaled by resampling) and a colour (spectral tilt and three gentle resonances). The lists under
+`lists/` are the truth; `draw_speakers` is how they were made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from revox.lab.errors import LabError
+from revox.lab.sizes import PRESETS
+
+_ACCENTS = (
+    "en-us",
+    "en-gb",
+    "en-gb-scotland",
+    "en-gb-x-rp",
+    "en-gb-x-gbclan",
+    "en-gb-x-gbcwmd",
+    "en-029",
+    "en-us-nyc",
+)
+# espeak-ng variants that sound like people (its robots and whispers are left out).
+_MALE = (
+    "m1",
+    "m2",
+    "m3",
+    "m4",
+    "m5",
+    "m6",
+    "m7",
+    "m8",
+    "Alex",
+    "adam",
+    "antonio",
+    "benjamin",
+    "caleb",
+    "david",
+    "Denis",
+    "Diogo",
+    "ed",
+    "edward",
+    "Gene",
+    "Gene2",
+    "Henrique",
+    "Hugo",
+    "Jacky",
+    "Lee",
+    "Marco",
+    "Mario",
+    "max",
+    "Michael",
+    "michel",
+    "miguel",
+    "Mike",
+    "pablo",
+    "paul",
+    "pedro",
+    "rob",
+    "robert",
+    "Storm",
+    "travis",
+    "victor",
+    "zac",
+    "klatt2",
+    "klatt3",
+)
+_FEMALE = (
+    "f1",
+    "f2",
+    "f3",
+    "f4",
+    "f5",
+    "Alicia",
+    "Andrea",
+    "Annie",
+    "anika",
+    "aunty",
+    "belinda",
+    "linda",
+    "steph",
+    "steph2",
+    "steph3",
+)
+_FLITE = {"awb": "M", "rms": "M", "kal16": "M", "slt": "F"}
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """One synthetic speaker.
+
+    sex: "F" or "M", the synthesiser's own voice's. engine: "espeak-ng" or "flite"; voice: its voice's name.
+    pitch: espeak-ng's 0..99, or flite's factor on its own pitch. speed: words a minute (espeak-ng) or a
+    factor on durations (flite), before the formants are scaled. formants: factor on all frequencies.
+    tilt: dB per octave about 1 kHz. resonances: (centre Hz, gain dB) half an octave wide.
+    split: "train", "validation" or "heldout". preset: the release's preset whose part it plays, or None.
+    """
+
+    name: str
+    sex: str
+    engine: str
+    voice: str
+    pitch: float
+    speed: float
+    formants: float
+    tilt: float
+    resonances: tuple[tuple[float, float], ...]
+    split: str
+    preset: str | None = None
+
+
+def draw_speakers(count: int, seed: int) -> list[Speaker]:
+    """`count` random speakers, nearly half of them women, all of split "train" and without a preset."""
+    rng = np.random.default_rng(seed)
+    speakers = []
+    for index in range(count):
+        sex = "F" if index % 2 else "M"
+        if rng.random() < 0.3:
+            engine = "flite"
+            voice = str(rng.choice([name for name, of in _FLITE.items() if of == sex]))
+            pitch = round(float(np.exp(rng.uniform(-0.22, 0.22))), 3)
+            speed = round(float(rng.uniform(0.85, 1.15)), 3)
+        else:
+            engine = "espeak-ng"
+            voice = f"{rng.choice(_ACCENTS)}+{rng.choice(_FEMALE if sex == 'F' else _MALE)}"
+            pitch = float(rng.integers(25, 76))
+            speed = float(rng.integers(140, 181))
+        low, high = (0.94, 1.18) if sex == "F" else (0.86, 1.1)
+        resonances = tuple(
+            (
+                round(float(np.exp(rng.uniform(np.log(at / 1.5), np.log(at * 1.5))))),
+                round(float(rng.uniform(-6, 6)), 1),
+            )
+            for at in (500, 1600, 4000)
+        )
+        speakers.append(
+            Speaker(
+                name=f"{sex.lower()}{index:03d}",
+                sex=sex,
+                engine=engine,
+                voice=voice,
+                pitch=pitch,
+                speed=speed,
+                formants=round(float(rng.uniform(low, high)), 3),
+                tilt=round(float(rng.uniform(-2.0, 1.5)), 2),
+                resonances=resonances,
+                split="train",
+            )
+        )
+    return speakers
+
+
+def to_json(speakers: Sequence[Speaker]) -> str:
+    """One speaker a line."""
+    return "[\n" + ",\n".join(json.dumps(asdict(speaker)) for speaker in speakers) + "\n]\n"
+
+
+def from_json(text: str) -> list[Speaker]:
+    """What `to_json` wrote."""
+    speakers = []
+    for fields in json.loads(text):
+        fields["resonances"] = tuple(tuple(pair) for pair in fields["resonances"])
+        speakers.append(Speaker(**fields))
+    return speakers
+
+
+@cache
+def synthetic_speakers() -> tuple[Speaker, ...]:
+    """The committed synthetic speakers of every split."""
+    return tuple(from_json(resources.files("revox.lab").joinpath("lists/speakers.json").read_text()))
+
+
+def preset_speakers() -> dict[str, Speaker]:
+    """The training speakers that play the release's 20 presets, by preset name."""
+    by_preset = {speaker.preset: speaker for speaker in synthetic_speakers() if speaker.preset}
+    return {name: by_preset[name] for name in PRESETS}
+
+
+@dataclass(frozen=True)
+class HumanClip:
+    """One LibriSpeech clip: its file's name, its speaker's number and sex, and its split."""
+
+    file: str
+    speaker: str
+    sex: str
+    split: str
+
+
+@cache
+def human_clips() -> tuple[HumanClip, ...]:
+    """The committed list of LibriSpeech clips (one a speaker) of every split."""
+    text = resources.files("revox.lab").joinpath("lists/librispeech.csv").read_text()
+    lines = text.splitlines()
+    return tuple(HumanClip(*line.split(",")) for line in lines[1:])
+
+
+def find_human_clips(folder: str | Path, split: str | None = None) -> dict[HumanClip, Path]:
+    """Where each listed clip lies in `folder`.
+
+    Raises LabError naming the first missing file.
+    """
+    found = {}
+    for clip in human_clips():
+        if split is None or clip.split == split:
+            path = Path(folder) / clip.file
+            if not path.is_file():
+                raise LabError(
+                    f"{path} is missing: give the folder that holds the LibriSpeech clips listed in "
+                    "revox/lab/lists/librispeech.csv (train-clean-100)"
+                )
+            found[clip] = path
+    return found
+
+
+def split_speakers(speakers: Sequence[Speaker], embeddings: np.ndarray, seed: int) -> list[Speaker]:
+    """Choose 20 held-out speakers, 20 for validation and 20 to play the presets; the rest only train.
+
+    embeddings [speakers, dim], of unit length: who sounds like whom. Each group has ten women and ten men
+    (the presets as many as their names ask for), picked at random among those who sound as little alike as
+    the size of the group allows. Speakers who sound nearly like a held-out or validation speaker (a cosine
+    above 0.95) are left out of training, so that neither is known in disguise.
+    """
+    rng = np.random.default_rng(seed)
+    likeness = embeddings @ embeddings.T
+    group = ["train"] * len(speakers)
+
+    def choose(sex: str, count: int, name: str) -> list[int]:
+        free = [i for i, speaker in enumerate(speakers) if speaker.sex == sex and group[i] == "train"]
+        order = rng.permutation(free)
+        for most_alike in np.arange(0.5, 1.01, 0.01):
+            chosen: list[int] = []
+            for i in order:
+                if len(chosen) < count and (not chosen or likeness[i, chosen].max() <= most_alike):
+                    chosen.append(int(i))
+            if len(chosen) == count:
+                break
+        for i in chosen:
+            group[i] = name
+        return chosen
+
+    women = [name for name in PRESETS if "female" in name]
+    men = [name for name in PRESETS if "female" not in name]
+    parts = dict(zip(choose("F", len(women), "preset"), women, strict=True)) | dict(
+        zip(choose("M", len(men), "preset"), men, strict=True)
+    )
+    checks = [i for name in ("heldout", "validation") for sex in "FM" for i in choose(sex, 10, name)]
+    kept = []
+    for i, speaker in enumerate(speakers):
+        split = "train" if group[i] == "preset" else group[i]
+        if i in checks or i in parts or likeness[i, checks].max() <= 0.95:
+            kept.append(replace(speaker, split=split, preset=parts.get(i)))
+    return kept

@@ -1,0 +1,106 @@
+"""Speech of a synthetic speaker, by espeak-ng or flite and a few changes of the signal."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import numpy as np
+import soxr
+
+from revox.lab.errors import LabError
+from revox.lab.speakers import Speaker
+
+LEVEL_DB = -23.0  # root mean square of the active parts, in dB below full scale
+MARGIN_SECONDS = 0.06  # silence kept before the first and after the last sound
+
+
+def _wav_samples(data: bytes) -> tuple[np.ndarray, int]:
+    """Samples [n] in -1..1 and rate of 16-bit mono WAV bytes, whose header may be wrong about its length."""
+    start = data.find(b"data", 12) + 8
+    rate = int.from_bytes(data[24:28], "little")
+    body = data[start : start + (len(data) - start) // 2 * 2]
+    return np.frombuffer(body, "<i2").astype(np.float32) / 32768, rate
+
+
+def _command(speaker: Speaker, text: str) -> list[str]:
+    # Raising all frequencies by resampling also hastens speech, so it is asked to be slower by as much.
+    if speaker.engine == "espeak-ng":
+        speed = str(max(80, round(speaker.speed / speaker.formants)))
+        return [
+            "espeak-ng",
+            "-v",
+            speaker.voice,
+            "-p",
+            str(round(speaker.pitch)),
+            "-s",
+            speed,
+            "--stdout",
+            text,
+        ]
+    settings = {
+        "duration_stretch": speaker.speed * speaker.formants,
+        "f0_shift": speaker.pitch / speaker.formants,
+    }
+    options = [part for name, value in settings.items() for part in ("--setf", f"{name}={value:.3f}")]
+    return ["flite", "-voice", speaker.voice, *options, "-t", text, "-o", "/dev/stdout"]
+
+
+def trim(samples: np.ndarray, rate: int, margin: float = MARGIN_SECONDS) -> np.ndarray:
+    """`samples` [n] without the silence (40 dB below the loudest 10 ms) at its ends, but for `margin` s."""
+    hop = rate // 100
+    frames = samples[: len(samples) // hop * hop].reshape(-1, hop)
+    power = (frames.astype(np.float64) ** 2).mean(axis=1)
+    if not power.size or power.max() == 0:
+        return samples[:0]
+    active = np.flatnonzero(power > power.max() * 1e-4)
+    start = max(0, active[0] * hop - round(margin * rate))
+    return samples[start : (active[-1] + 1) * hop + round(margin * rate)]
+
+
+def level(samples: np.ndarray, rate: int, decibels: float = LEVEL_DB) -> np.ndarray:
+    """`samples` [n] scaled so that its active parts have `decibels` of root mean square, without clipping."""
+    hop = rate // 50
+    frames = samples[: len(samples) // hop * hop].reshape(-1, hop).astype(np.float64)
+    power = (frames**2).mean(axis=1)
+    if not power.size or power.max() == 0:
+        return samples
+    active = power[power > power.max() * 1e-3]
+    gain = 10 ** (decibels / 20) / np.sqrt(active.mean())
+    peak = float(np.abs(samples).max())
+    return (samples * min(gain, 0.99 / peak)).astype(np.float32)
+
+
+def _colour(samples: np.ndarray, rate: int, speaker: Speaker) -> np.ndarray:
+    """The speaker's tilt and resonances, as a zero-phase filter over the whole utterance."""
+    padded = np.pad(samples, (0, rate // 10))
+    spectrum = np.fft.rfft(padded)
+    hertz = np.maximum(np.fft.rfftfreq(len(padded), 1 / rate), 100.0)
+    octaves = np.log2(hertz / 1000)
+    decibels = speaker.tilt * octaves
+    for centre, gain in speaker.resonances:
+        decibels += gain * np.exp(-0.5 * ((np.log2(hertz / centre)) / 0.5) ** 2)
+    return np.fft.irfft(spectrum * 10 ** (decibels / 20), len(padded))[: len(samples)].astype(np.float32)
+
+
+def synthesise(speaker: Speaker, text: str, rate: int = 24000) -> np.ndarray:
+    """`text` spoken by `speaker`: float32 [n] at `rate` Hz, levelled to -23 dB, its ends trimmed.
+
+    Always the same for the same arguments and versions of the synthesisers.
+    Raises LabError if espeak-ng or flite is missing or makes no sound.
+    """
+    command = _command(speaker, text)
+    if shutil.which(command[0]) is None:
+        raise LabError(
+            f"{speaker.engine} is not installed: install it with your system's packages (Debian and Ubuntu: "
+            "apt install espeak-ng flite; macOS: brew install espeak-ng flite)"
+        )
+    done = subprocess.run(command, capture_output=True)
+    samples, source_rate = _wav_samples(done.stdout)
+    if done.returncode or not len(samples):
+        raise LabError(
+            f"{speaker.engine} made no sound with its voice {speaker.voice!r}: "
+            f"{done.stderr.decode()[:200].strip()}; check that its voices are installed"
+        )
+    samples = soxr.resample(samples, source_rate * speaker.formants, rate)
+    return level(trim(_colour(samples, rate, speaker), rate), rate)

@@ -1,0 +1,131 @@
+"""A small tekken.json, laid out as the release's, that mistral-common loads as a text-to-speech tokenizer.
+
+The text tokens are the 256 bytes (and, if asked for, whole words or filler), so any text can be spoken of;
+the special tokens come first and keep the ids that the release gives them.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+SPECIAL_TOKENS = 1000  # as many ids as the release sets apart before its text tokens
+
+# Ids as in the release: some runtimes go by number, so they may not move. [TRANSCRIBE] is there because
+# mistral-common asks for it.
+_NAMED_SPECIALS = {
+    0: "<unk>",
+    1: "<s>",
+    2: "</s>",
+    3: "[INST]",
+    4: "[/INST]",
+    5: "[AVAILABLE_TOOLS]",
+    6: "[/AVAILABLE_TOOLS]",
+    7: "[TOOL_RESULTS]",
+    8: "[/TOOL_RESULTS]",
+    9: "[TOOL_CALLS]",
+    10: "[IMG]",
+    11: "<pad>",
+    12: "[IMG_BREAK]",
+    13: "[IMG_END]",
+    14: "[PREFIX]",
+    15: "[MIDDLE]",
+    16: "[SUFFIX]",
+    17: "[SYSTEM_PROMPT]",
+    18: "[/SYSTEM_PROMPT]",
+    19: "[TOOL_CONTENT]",
+    24: "[AUDIO]",
+    25: "[BEGIN_AUDIO]",
+    26: "[OUTPUT_AUDIO]",
+    32: "[STREAMING_PAD]",
+    33: "[STREAMING_WORD]",
+    34: "[TRANSCRIBE]",
+    35: "[REPEAT_AUDIO_TEXT]",
+    36: "[NEXT_AUDIO_TEXT]",
+}
+
+# Words with their leading space, single digits, runs of punctuation, spaces.
+_PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"
+
+
+def minimal_vocab_size(words: Iterable[str] = ()) -> int:
+    """The `vocab_size` that params.json needs for `write_tekken(..., words=words)`: 1000 + 256 + words."""
+    return SPECIAL_TOKENS + 256 + len(list(words))
+
+
+def tekken(
+    voices: Mapping[str, int],
+    *,
+    sampling_rate: int = 24000,
+    frame_rate: float = 12.5,
+    vocab_size: int | None = None,
+    words: Iterable[str] = (),
+    version: str = "v7",
+) -> dict[str, Any]:
+    """The contents of a tekken.json.
+
+    voices: name -> rows of its embedding (frames + 1).
+    vocab_size: ids in all, specials included; by default as few as possible. What is above the bytes and
+    `words` is filled with byte triples that cannot occur in UTF-8, so that the ids exist and are never used.
+    words: pieces that get an id of their own, such as " seven" (a word with its leading space).
+    Raises ValueError if vocab_size is too small for the bytes and words.
+    """
+    words = list(words)
+    smallest = minimal_vocab_size(words)
+    vocab_size = vocab_size or smallest
+    if vocab_size < smallest:
+        raise ValueError(
+            f"vocab_size is {vocab_size}, but {smallest} ids are needed; ask for at least that many"
+        )
+    pieces = [bytes([i]) for i in range(256)] + [word.encode() for word in words]
+    for filler in range(vocab_size - smallest):
+        pieces.append(bytes([0xF8 + (filler >> 16), (filler >> 8) & 255, filler & 255]))
+    vocab = []
+    for rank, piece in enumerate(pieces):
+        text: str | None
+        try:
+            text = piece.decode()
+        except UnicodeDecodeError:
+            text = None
+        vocab.append({"rank": rank, "token_bytes": base64.b64encode(piece).decode(), "token_str": text})
+    specials = [
+        {"rank": rank, "token_str": _NAMED_SPECIALS.get(rank, f"<SPECIAL_{rank}>"), "is_control": True}
+        for rank in range(SPECIAL_TOKENS)
+    ]
+    return {
+        "config": {
+            "pattern": _PATTERN,
+            "num_vocab_tokens": len(vocab),
+            "default_vocab_size": vocab_size,
+            "default_num_special_tokens": SPECIAL_TOKENS,
+            "version": version,
+        },
+        "vocab": vocab,
+        "special_tokens": specials,
+        "version": 1,
+        "type": "Tekken",
+        "audio": {
+            "sampling_rate": sampling_rate,
+            "frame_rate": frame_rate,
+            "audio_encoding_config": {"num_mel_bins": 128, "hop_length": 160, "window_size": 400},
+            "chunk_length_s": 30.0,
+            "voice_num_audio_tokens": dict(voices),
+        },
+    }
+
+
+def write_tekken(path: str | Path, voices: Mapping[str, int], **settings: Any) -> int:
+    """Write `tekken(voices, **settings)` to `path` (its name must contain "tekken"); returns its vocab_size.
+
+    Written beside and renamed.
+    """
+    contents = tekken(voices, **settings)
+    path = Path(path)
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps(contents, indent=1, ensure_ascii=False), encoding="utf-8")
+    os.replace(beside, path)
+    return contents["config"]["default_vocab_size"]
