@@ -22,9 +22,8 @@ from revox.checkpoint.tensors import (
     read_pt_header,
     weight_files,
 )
+from revox.checkpoint.voice_journal import VOICE_FOLDER, is_file_name, reading
 from revox.model.config import AcousticConfig, BackboneConfig, CodecConfig, VoxtralConfig
-
-VOICES = "voice_embedding"
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Mismatch:
 
 
 @dataclass(frozen=True)
-class VoiceEntry:
+class ListedVoice:
     """A voice: rows of its .pt, rows that tekken.json lists, and whether params.json names it."""
 
     name: str
@@ -103,7 +102,7 @@ class Report:
     quantization: str | None
     unknown: list[str]
     mismatched: list[Mismatch]
-    voices: list[VoiceEntry]
+    voices: list[ListedVoice]
     capabilities: list[Capability]
     runtimes: list[Runtime]
     notes: list[str]
@@ -140,7 +139,8 @@ def inspect(folder: str | Path) -> Report:
         if name not in expected and name not in IGNORED and not _is_companion(name, tensors)
     )
     encoder = _encoder_state(next(c for c in components if c.name == "codec_encoder"))
-    voices = _voices(folder, params, notes, problems)
+    with reading(folder):
+        voices = _voices(folder, params, notes, problems)
     variant = quantization is not None or converted
     _tensor_findings(folder, components, mismatched, unknown, encoder, variant, expected, notes, problems)
     if quantization is not None:
@@ -334,14 +334,21 @@ def _tensor_findings(
             notes.append("vllm-omni refuses to start on an unknown tensor under audio_tokenizer.")
 
 
-def _voices(folder: Path, params: Params, notes: list[str], problems: list[str]) -> list[VoiceEntry]:
+def _voices(folder: Path, params: Params, notes: list[str], problems: list[str]) -> list[ListedVoice]:
     config = params.voxtral_config()
     tekken_rows = _tekken(folder, params, problems)
     listed = params.voices
-    embeddings = {path.name[:-3]: path for path in sorted((folder / VOICES).glob("*.pt"))}
+    if (folder / ".revox" / "journal.json").exists():
+        notes.append("A change of voices was interrupted; the next `revox voice` command finishes it.")
+    embeddings = {path.name[:-3]: path for path in sorted((folder / VOICE_FOLDER).glob("*.pt"))}
     voices = []
     for name in dict.fromkeys([*listed, *tekken_rows, *embeddings]):
-        path = folder / VOICES / f"{name}.pt"
+        if not is_file_name(name):
+            problems.append(
+                f"{folder} lists a voice {name!r}, which cannot be a file's name; remove it there."
+            )
+            continue
+        path = folder / VOICE_FOLDER / f"{name}.pt"
         rows: int | None = None
         if name in embeddings and path.exists():
             try:
@@ -353,7 +360,12 @@ def _voices(folder: Path, params: Params, notes: list[str], problems: list[str])
                     )
                 rows = header.shape[0]
             except CheckpointError as error:
-                problems.append(str(error))
+                if _is_bare_pickle(path):
+                    notes.append(
+                        f"{path} is in torch's format before 1.6: its rows show only when it is loaded."
+                    )
+                else:
+                    problems.append(str(error))
         elif name in embeddings:
             problems.append(f"{path} is a link to a file that is gone; download the checkpoint again.")
         else:
@@ -384,17 +396,22 @@ def _voices(folder: Path, params: Params, notes: list[str], problems: list[str])
         if name != name.lower():
             notes.append(f"vllm-omni cannot serve the voice {name}: it lower-cases the names in requests.")
         voices.append(
-            VoiceEntry(
+            ListedVoice(
                 name=name,
                 rows=rows,
                 tekken_rows=count,
                 in_params=name in listed,
                 seconds=None if rows is None else round((rows - 1) / config.codec.frame_rate, 2),
                 bytes=path.stat().st_size if path.exists() else 0,
-                added_by_revox=(folder / VOICES / f"{name}.voice.json").exists(),
+                added_by_revox=(folder / VOICE_FOLDER / f"{name}.voice.json").exists(),
             )
         )
     return voices
+
+
+def _is_bare_pickle(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x80\x02"
 
 
 def _tekken(folder: Path, params: Params, problems: list[str]) -> dict[str, int]:
@@ -434,7 +451,7 @@ def _tekken(folder: Path, params: Params, problems: list[str]) -> dict[str, int]
 
 def _files(folder: Path) -> list[FileSize]:
     found = [folder / "params.json", folder / "config.json", folder / "tekken.json", *weight_files(folder)]
-    found += sorted((folder / VOICES).glob("*.pt"))
+    found += sorted((folder / VOICE_FOLDER).glob("*.pt"))
     return [FileSize(str(path.relative_to(folder)), path.stat().st_size) for path in found if path.exists()]
 
 
@@ -506,7 +523,7 @@ def _runtimes(
     core: bool,
     encoder: str,
     unknown: list[str],
-    spoken: list[VoiceEntry],
+    spoken: list[ListedVoice],
     variant: bool,
 ) -> list[Runtime]:
     speaks = "speaks the presets" if spoken else "has no preset to speak"
@@ -533,7 +550,7 @@ def _runtimes(
             "absent": "clones by inversion",
         }[encoder]
     release = VoxtralConfig(BackboneConfig(), AcousticConfig(), CodecConfig())
-    safetensors = {path.stem for path in (folder / VOICES).glob("*.safetensors")}
+    safetensors = {path.stem for path in (folder / VOICE_FOLDER).glob("*.safetensors")}
     exported = sum(voice.name in safetensors for voice in spoken)
     if exported == len(spoken) and spoken:
         mlx = "speaks the presets (an extra [AUDIO] before the first frame)"

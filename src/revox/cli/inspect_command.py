@@ -59,8 +59,8 @@ def _print(report: Report, console: Console) -> None:
     console.print(
         f"{report.parameters / 1e6:,.1f} M parameters, {_bytes(weights)} of weights;"
         f" {sizes['sampling_rate']} Hz, {sizes['frame_rate']:g} frames a second,"
-        f" {sizes['codebooks']} codebooks ({sizes['semantic_codes']} semantic codes, {sizes['acoustic_levels']} acoustic levels);"
-        f" backbone {sizes['layers']} x {sizes['dim']}",
+        f" {sizes['codebooks']} codebooks ({sizes['semantic_codes']} semantic codes,"
+        f" {sizes['acoustic_levels']} acoustic levels); backbone {sizes['layers']} x {sizes['dim']}",
         highlight=False,
     )
     console.print()
