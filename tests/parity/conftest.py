@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import Oracle, OracleMissing, load_oracle
+from oracle import Oracle, OracleMissingError, load_oracle
 from subject import Pair
 
 
@@ -19,7 +19,7 @@ def _no_gradients_one_thread():
 def oracle() -> Oracle:
     try:
         return load_oracle()
-    except OracleMissing as missing:
+    except OracleMissingError as missing:
         pytest.fail(str(missing), pytrace=False)
 
 

@@ -1,7 +1,8 @@
 """The published serving code as an oracle: vllm-omni 0.30.0's own Voxtral modules, run on a CPU.
 
-Their `vllm` imports, vllm_omni's package `__init__`s, its `platforms` and its `quantization` are stubbed while the
-modules are imported; nothing of it stays in `sys.modules`. What the oracle computes is the package's own code.
+Their `vllm` imports, vllm_omni's package `__init__`s, its `platforms` and its `quantization` are stubbed
+while the modules are imported; nothing of it stays in `sys.modules`. What the oracle computes is the
+package's own code.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _PLAIN_PACKAGES = (
 _STUBBED = ("vllm", "vllm_omni.platforms", "vllm_omni.quantization")
 
 
-class OracleMissing(Exception):
+class OracleMissingError(Exception):
     """vllm-omni is not there, or is another version."""
 
 
@@ -67,25 +68,29 @@ class Oracle:
         config = self.parse_params(params)
         vllm_config = SimpleNamespace(model_config=SimpleNamespace(hf_config=config))
         with _default_dtype(dtype):
-            return self.tokenizer.VoxtralTTSAudioTokenizer(vllm_config=vllm_config).eval().requires_grad_(False)
+            module = self.tokenizer.VoxtralTTSAudioTokenizer(vllm_config=vllm_config)
+        return module.eval().requires_grad_(False)
 
     def acoustic_transformer(self, params: dict[str, Any], dtype: torch.dtype = torch.float32) -> nn.Module:
-        """FlowMatchingAudioTransformer with its own initial weights, built under `dtype` as serving builds it."""
+        """FlowMatchingAudioTransformer with its own initial weights, built under `dtype` as serving does."""
         args = self.parse_params(params).audio_config["audio_model_args"]
         with _default_dtype(dtype):
-            return self.generation.FlowMatchingAudioTransformer(args).eval().requires_grad_(False)
+            module = self.generation.FlowMatchingAudioTransformer(args)
+        return module.eval().requires_grad_(False)
 
 
 @lru_cache(maxsize=1)
 def load_oracle() -> Oracle:
-    """Import vllm-omni's voxtral_tts modules. Raises OracleMissing with the command that installs it."""
+    """Import vllm-omni's voxtral_tts modules. Raises OracleMissingError with the command that installs it."""
     try:
         found = importlib.metadata.version("vllm-omni")
     except importlib.metadata.PackageNotFoundError:
         found = None
     if found != VERSION:
         have = "it is not installed" if found is None else f"{found} is installed"
-        raise OracleMissing(f"the parity tests compare with vllm-omni {VERSION} and {have}: run `{INSTALL}`")
+        raise OracleMissingError(
+            f"the parity tests compare with vllm-omni {VERSION} and {have}: run `{INSTALL}`"
+        )
     try:
         with _imports_stubbed():
             return Oracle(
@@ -94,7 +99,8 @@ def load_oracle() -> Oracle:
                 parser=importlib.import_module("vllm_omni.transformers_utils.parsers.voxtral_tts"),
             )
     except ModuleNotFoundError as error:
-        raise OracleMissing(f"vllm-omni needs {error.name}, which is not installed: run `{INSTALL}`") from error
+        sentence = f"vllm-omni needs {error.name}, which is not installed: run `{INSTALL}`"
+        raise OracleMissingError(sentence) from error
 
 
 class _Stub:
@@ -127,7 +133,8 @@ def _general_mistral_names(config: dict[str, Any]) -> dict[str, Any]:
         "n_heads": "num_attention_heads",
         "hidden_dim": "intermediate_size",
     }
-    return {"model_type": "transformer", "hidden_act": "silu"} | {names.get(k, k): v for k, v in config.items()}
+    renamed = {names.get(name, name): value for name, value in config.items()}
+    return {"model_type": "transformer", "hidden_act": "silu"} | renamed
 
 
 _GIVEN = {
@@ -157,7 +164,7 @@ class _StubModule(ModuleType):
 
 
 class _StubFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Answers for `_STUBBED` with stand-ins, and for `_PLAIN_PACKAGES` with packages whose `__init__` is not run."""
+    """Stand-ins for `_STUBBED`; for `_PLAIN_PACKAGES`, packages whose `__init__` is not run."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -230,7 +237,7 @@ def release_params() -> dict[str, Any]:
 
 
 def small_params(**codec: Any) -> dict[str, Any]:
-    """Sizes of the lab's kind: the release's structure, 24 kHz, 37 codebooks, narrow. `codec` overrides its sizes."""
+    """Sizes of the lab's kind: the release's structure, narrow. `codec` overrides sizes of the codec."""
     params = release_params()
     params |= {
         "dim": 256, "n_layers": 4, "head_dim": 64, "hidden_dim": 640, "n_heads": 4, "n_kv_heads": 2,
@@ -240,11 +247,12 @@ def small_params(**codec: Any) -> dict[str, Any]:
     model = multimodal["audio_model_args"]
     model["semantic_codebook_size"] = 512
     model["acoustic_transformer_args"] |= {
-        "input_dim": 256, "dim": 256, "n_layers": 3, "head_dim": 64, "hidden_dim": 640, "n_heads": 4, "n_kv_heads": 2,
+        "input_dim": 256, "dim": 256, "n_layers": 3, "head_dim": 64, "hidden_dim": 640, "n_heads": 4,
+        "n_kv_heads": 2,
     }  # fmt: skip
     multimodal["audio_tokenizer_args"] |= {
-        "semantic_codebook_size": 512, "semantic_dim": 64, "dim": 192, "hidden_dim": 512, "head_dim": 48, "n_heads": 4,
-        "n_kv_heads": 4,
+        "semantic_codebook_size": 512, "semantic_dim": 64, "dim": 192, "hidden_dim": 512, "head_dim": 48,
+        "n_heads": 4, "n_kv_heads": 4,
     } | codec  # fmt: skip
     return params
 
@@ -317,7 +325,9 @@ def _random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator
     return torch.randn(shape, generator=generator) / math.sqrt(fan_in)
 
 
-def load_into_oracle(module: nn.Module, state: dict[str, Tensor], dtype: torch.dtype | None = None) -> nn.Module:
+def load_into_oracle(
+    module: nn.Module, state: dict[str, Tensor], dtype: torch.dtype | None = None
+) -> nn.Module:
     """Give an oracle module the weights of `state` (the file's names) through its own `load_weight`."""
     for name, tensor in state.items():
         tensor = tensor if dtype is None else tensor.to(dtype)
@@ -329,14 +339,14 @@ def load_into_oracle(module: nn.Module, state: dict[str, Tensor], dtype: torch.d
 
 
 def oracle_latents(tokenizer: nn.Module, waveform: Tensor) -> Tensor:
-    """Float32 encoder latents `[1, latent_dim, frames]` of one clip `[samples]`: `_tokenize_audio` less autocast."""
+    """Float32 latents `[1, latent_dim, frames]` of one clip `[samples]`: `_tokenize_audio` less autocast."""
     x = waveform[None, None]
     x = nn.functional.pad(x, (0, -x.shape[-1] % tokenizer.patch_size))
     return tokenizer._forward_encoder(x)
 
 
 def oracle_velocity(transformer: nn.Module, x: Tensor, t: Tensor, h: Tensor) -> Tensor:
-    """Velocity `[batch, 36]` of x `[batch, 36]` at times t `[batch]` given h `[batch, dim]`, in the weights' dtype."""
+    """Velocity `[batch, 36]` of x `[batch, 36]` at times t `[batch]` given h `[batch, dim]`, in h's dtype."""
     emb = transformer.time_embedding(t.view(-1, 1)).to(h.dtype)
     return transformer._predict_velocity(
         x_t=x, llm_proj=transformer.llm_projection(h), t_proj=transformer.time_projection(emb)
@@ -355,9 +365,9 @@ def codes_equal_up_to_ties(
 ) -> bool:
     """Whether two codings of `latents` `[batch, latent_dim, frames]` differ only where the choice is a tie.
 
-    A semantic code may differ where the two chosen rows of `codebook` `[size, dim]` are, relative to the distance,
-    within `margin` of equally far; an acoustic one by one level where the value to be rounded lies within
-    `margin` of a half.
+    A semantic code may differ where the two chosen rows of `codebook` `[size, dim]` are, relative to the
+    distance, within `margin` of equally far; an acoustic one by one level where the value to be rounded lies
+    within `margin` of a half, relative to the range of levels.
     """
     assert codes_a.shape == codes_b.shape
     semantic_dim = codebook.shape[1]

@@ -22,7 +22,7 @@ from revox.model.embedding import Embeddings
 
 
 def config_of(params: dict[str, Any]) -> VoxtralConfig:
-    """Our config with the sizes of a params.json, read without `revox.checkpoint` (which is compared with this)."""
+    """Our config with a params.json's sizes, without `revox.checkpoint` (which is compared with this)."""
     multimodal = params["multimodal"]
     codec = dict(multimodal["audio_tokenizer_args"])
     for name in [name for name in codec if name.endswith("_str")]:
@@ -99,5 +99,7 @@ def random_codes(config: VoxtralConfig, batch: int, frames: int, seed: int) -> T
     generator = torch.Generator().manual_seed(seed)
     codec = config.codec
     semantic = torch.randint(codec.semantic_codebook_size, (batch, 1, frames), generator=generator)
-    acoustic = torch.randint(codec.acoustic_codebook_size, (batch, codec.acoustic_dim, frames), generator=generator)
+    acoustic = torch.randint(
+        codec.acoustic_codebook_size, (batch, codec.acoustic_dim, frames), generator=generator
+    )
     return torch.cat((semantic, acoustic), dim=1)

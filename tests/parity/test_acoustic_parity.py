@@ -1,4 +1,4 @@
-"""The acoustic transformer is the published one: velocity, whole frames for given noise, end frames, masking."""
+"""The acoustic transformer is the published one: velocity, frames for given noise, end frames, masking."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def test_velocity_takes_each_item_at_its_own_time(small: Pair):
     times = torch.tensor([0.0, 0.2, 0.7, 0.9])
     ours = small.acoustic.velocity(x, times, hidden)
     assert relative_error(ours, oracle_velocity(small.their_acoustic, x, times, hidden)) < TOLERANCE
-    alone = torch.cat([small.acoustic.velocity(x[i, None], times[i, None], hidden[i, None]) for i in range(4)])
+    alone = torch.cat(
+        [small.acoustic.velocity(x[i, None], times[i, None], hidden[i, None]) for i in range(4)]
+    )
     assert relative_error(ours, alone) < TOLERANCE
 
 
@@ -78,7 +80,7 @@ def test_an_end_frame_carries_acoustic_ids_2(small: Pair):
 def test_empty_audio_and_padding_rows_are_never_chosen(small: Pair):
     rows = small.config.codebook_rows[0]
     weight = small.acoustic.semantic_codebook_output.weight
-    assert rows == 514 and weight.shape[0] == 640
+    assert (rows, weight.shape[0]) == (514, 640)
     hidden = torch.stack([100 * weight[i] for i in (0, rows, rows + 5, weight.shape[0] - 1, rows - 1, 2)])
     noise = noise_of(13, len(hidden), 36)
     logits = small.acoustic.semantic_logits(hidden)

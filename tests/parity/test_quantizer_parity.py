@@ -24,7 +24,9 @@ def test_codes_of_latents_are_the_oracles_up_to_ties(small: Pair):
 
 def test_latents_of_codes_are_the_oracles(small: Pair):
     codes = random_codes(small.config, 2, 300, seed=4)
-    assert relative_error(small.codec.quantizer.decode(codes), small.their_codec.quantizer.decode(codes)) < 1e-6
+    assert (
+        relative_error(small.codec.quantizer.decode(codes), small.their_codec.quantizer.decode(codes)) < 1e-6
+    )
 
 
 def test_the_codebook_is_the_oracles_where_codes_were_never_used(small: Pair):
@@ -48,8 +50,7 @@ def test_tanh_is_applied_once_and_rounding_is_half_to_even(small: Pair):
     saturated = torch.full((1, codec.latent_dim, 2), 30.0)
     saturated[..., 1] = -30.0
     assert small.codec.quantizer.encode(saturated)[0, 1:].unique(dim=0).tolist() == [[20, 0]]
-    # 0.5 levels above an even level: float32 tanh(atanh(x)) need not be exact, so the tie itself is tested in the
-    # rounding of the oracle and ours over a fine sweep.
+    # tanh(atanh(x)) need not be exact in float32, so a tie itself cannot be set up: a fine sweep instead.
     sweep = torch.linspace(-3, 3, 20001).expand(1, codec.latent_dim, -1)
     ours, theirs = small.codec.quantizer.encode(sweep), small.their_codec.quantizer.encode(sweep)
     assert torch.equal(ours[:, 1:], theirs[:, 1:])

@@ -1,7 +1,7 @@
-"""bf16 as in serving: bit for bit what the published package computes when it runs the same way on this device.
+"""bf16 as in serving: bit for bit what the published package computes when run the same way on this device.
 
-Serving builds the modules under a bf16 default dtype, runs the encoder under bf16 autocast, the quantizer in bf16
-outside of it, the acoustic transformer and the decoder in bf16 throughout.
+Serving builds the modules under a bf16 default dtype, runs the encoder under bf16 autocast, the quantizer in
+bf16 outside of it, the acoustic transformer and the decoder in bf16 throughout.
 """
 
 from __future__ import annotations
