@@ -60,6 +60,13 @@ def test_what_an_interrupted_run_made_is_not_made_again(tmp_path, spoken, monkey
     assert len(set(spoken)) == len(spoken) == 5 + 3 + 4 + 4
 
 
+def test_several_workers_make_the_same_set(tmp_path, spoken):
+    prepare(tmp_path / "one")
+    prepare(tmp_path / "four", workers=4)
+    one, four = (data.SpeechSet(tmp_path / name, "train").utterances for name in ("one", "four"))
+    assert one == four
+
+
 def test_a_larger_set_adds_to_the_smaller_one_and_starts_with_it(tmp_path, spoken):
     prepare(tmp_path)
     small = [u.text for u in data.SpeechSet(tmp_path, "train").utterances]

@@ -73,6 +73,12 @@ def test_shards_keep_the_speech_aligned_to_the_sample_and_much_smaller(folder):
         assert np.corrcoef(wave, heard)[0, 1] > 0.98
 
 
+def test_fewer_utterances_a_speaker_can_be_packed(folder):
+    pack(folder / "data", folder / "shards", most=1)
+    shard = Shard(folder / "shards" / "synthetic-train-0000.shard")
+    assert [(one["speaker"], one["text"]) for one in shard.index] == [(f"s{i}", "text 0") for i in range(3)]
+
+
 def test_one_utterance_is_read_without_the_others(folder):
     pack(folder / "data", folder / "shards", per_shard=4)
     shard = Shard(folder / "shards" / "synthetic-train-0001.shard")

@@ -11,8 +11,10 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -152,6 +154,22 @@ def _speaker_part(
     return samples[: sum(one["samples"] for one in used)], used
 
 
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+
+def _in_order(make: Callable[[_In], _Out], items: list[_In], workers: int) -> Iterator[_Out]:
+    """make(item) of every item, in order, `workers` at a time; what has not begun is dropped on an error."""
+    if workers <= 1:
+        yield from map(make, items)
+        return
+    with ThreadPoolExecutor(workers) as pool:  # threads: the synthesisers are processes of their own
+        try:
+            yield from pool.map(make, items)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 def _human_samples(path: Path) -> np.ndarray:
     from revox.speech import read_audio
 
@@ -203,13 +221,15 @@ def prepare(
     per_check: int = 10,
     seed: int = 0,
     splits: tuple[str, ...] = SPLITS,
+    workers: int = 1,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, float]:
     """Make the lab's speech in `out_dir`; returns the seconds in each set ("synthetic-train", ...).
 
     librispeech: the folder of the human clips listed in lists/librispeech.csv, or None to leave them out.
     per_speaker, per_preset: training sentences of each synthetic speaker and of each preset. per_check:
-    sentences of each validation and held-out speaker, and of each preset in those splits.
+    sentences of each validation and held-out speaker, and of each preset in those splits. workers: speakers
+    synthesised at the same time.
     progress(what, done, of) is called as it goes. What an interrupted run made is kept and continued.
     Raises LabError if a synthesiser or a clip is missing.
     """
@@ -219,8 +239,8 @@ def prepare(
 
     def synthetic(split: str) -> Iterator[tuple[np.ndarray, list[dict]]]:
         plan = list(_synthetic_plan(split, counts))
-        for done, (speaker, count) in enumerate(plan):
-            samples, index = _speaker_part(folder / "parts", speaker, split, count, seed)
+        made = _in_order(lambda of: _speaker_part(folder / "parts", of[0], split, of[1], seed), plan, workers)
+        for done, ((speaker, _), (samples, index)) in enumerate(zip(plan, made, strict=True)):
             who = {"speaker": speaker.name, "sex": speaker.sex, "preset": speaker.preset}
             yield samples, [{**who, **one} for one in index]
             if progress:

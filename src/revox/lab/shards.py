@@ -118,10 +118,12 @@ def pack(
     bit_rate: int = 20_000,
     per_shard: int = 500,
     splits: tuple[str, ...] = SPLITS,
+    most: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> int:
     """Pack the sets that `lab.data.prepare` made into `shard_dir`; returns the bytes of all shards.
 
+    most: at most so many utterances of a speaker without a preset (the presets' are all packed).
     Shards that are already there are kept as they are (delete them to pack anew).
     """
     shard_dir = Path(shard_dir)
@@ -132,18 +134,24 @@ def pack(
             if not (Path(data_dir) / f"{kind}-{split}.json").is_file():
                 continue
             speech = SpeechSet(data_dir, split, kind)
-            for number, start in enumerate(range(0, len(speech), per_shard)):
+            chosen = [
+                i
+                for speaker in speech.speakers
+                for rank, i in enumerate(speech.of(speaker))
+                if most is None or rank < most or speech.utterances[i].preset
+            ]
+            for number, start in enumerate(range(0, len(chosen), per_shard)):
                 path = shard_dir / f"{kind}-{split}-{number:04d}.shard"
                 if not path.is_file():
                     entries = []
-                    for i in range(start, min(start + per_shard, len(speech))):
+                    for i in chosen[start : start + per_shard]:
                         one = asdict(speech.utterances[i])
                         del one["start"]
                         entries.append((one, encode_opus(speech.waveform(i), bit_rate)))
                     write_shard(path, entries)
                 total += path.stat().st_size
                 if progress:
-                    progress(f"{kind} {split}", min(start + per_shard, len(speech)), len(speech))
+                    progress(f"{kind} {split}", min(start + per_shard, len(chosen)), len(chosen))
     return total
 
 
