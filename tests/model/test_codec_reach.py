@@ -37,9 +37,9 @@ def frames_that_matter(output: Tensor, inputs: Tensor, frame_of: int) -> list[in
 
 
 def test_a_latent_depends_on_its_own_frame_and_21_before_it(codec: Codec):
-    # Back from frame t: conv k3 and two layers of window 2 reach frame t-6; every stride-2 conv (k 4, 2 to the
-    # left) with two layers of windows 4, 8, 16 before it and the k 7 projection lead to patch 8t-164, which
-    # lies in frame t-21.
+    # Back from frame t: conv k3 and two layers of window 2 reach frame t-6; every stride-2 conv (k 4, 2 to
+    # the left) with two layers of windows 4, 8, 16 before it and the k 7 projection lead to patch 8t-164,
+    # which lies in frame t-21.
     t = 25
     waveform = (torch.randn(1, 30 * NARROW.samples_per_frame, dtype=torch.float64) * 0.3).requires_grad_()
     latents = codec.encode_latents(waveform)
