@@ -1,0 +1,172 @@
+"""`revox speak`: text and a voice -> an audio file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from revox.api import Revox
+    from revox.speech import Audio
+
+
+def command(
+    voice: Annotated[str, typer.Option(help="A voice of the checkpoint; see `revox voice list`.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="The audio file; - is standard output.")],
+    checkpoint: Annotated[
+        str, typer.Option(envvar="REVOX_CHECKPOINT", help="A checkpoint's folder or hub id.")
+    ],
+    text: Annotated[
+        str | None, typer.Argument(help="What to say; - reads it from standard input.", show_default=False)
+    ] = None,
+    file: Annotated[str | None, typer.Option(help="Read the text from a file; - is standard input.")] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="wav, flac, mp3, opus, aac, m4a or pcm; else the file's extension tells, - is wav."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed says it in the same way.")] = 0,
+    cfg: Annotated[float, typer.Option(help="Strength of guidance, 0 to 10; 1 is none.")] = 1.2,
+    flow_steps: Annotated[
+        int | None,
+        typer.Option(help="Steps for a frame's acoustic codes, 1 to 100; else the checkpoint's own (7)."),
+    ] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(help="Stop after so many seconds of speech; 164 at most.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps; else the accelerator if there is one.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+) -> None:
+    """Speak TEXT in a voice of a checkpoint."""
+    from revox.speech import format_for
+
+    words = _text(text, file)
+    target = _target(output)
+    kind = format_for(target, format or ("wav" if target is None else None))
+
+    import revox
+
+    tts = revox.load(checkpoint, device=device, revision=revision)
+    options: dict[str, Any] = {"seed": seed, "cfg": cfg, "flow_steps": flow_steps, "max_seconds": max_seconds}
+    started = time.perf_counter()
+    if target is None and kind == "pcm":
+        # Raw samples can be heard while they are made: `... -o - --format pcm | aplay -r 24000 -f S16_LE`.
+        seconds, cut = _write_stream(tts, words, voice, options)
+    else:
+        with _progress() as spoken:
+            audio = tts.speak(words, voice, progress=spoken, **options)
+        _write(audio, target, kind)
+        seconds, cut = audio.seconds, audio.truncated
+    took = time.perf_counter() - started
+    if cut:
+        _say(_why_cut(seconds, max_seconds))
+    _say(
+        f"{target or 'standard output'}: {seconds:.2f} s of speech in {took:.2f} s, real-time factor "
+        f"{took / seconds:.3f} ({tts.model.device.type}, {str(tts.model.dtype).removeprefix('torch.')}), "
+        f"voice {voice}, seed {seed}"
+    )
+
+
+def _text(text: str | None, file: str | None) -> str:
+    from revox.synthesis.errors import SpeakError
+
+    if text is not None and file is not None:
+        raise SpeakError("the text is given twice, as an argument and by --file; leave one out")
+    if text is None and file is None:
+        raise SpeakError('there is no text; give it in quotes, by --file, or pipe it in with "-"')
+    if text is not None and text != "-":
+        return text
+    name = "standard input" if file in (None, "-") else str(file)
+    try:
+        data = sys.stdin.buffer.read() if file in (None, "-") else Path(str(file)).expanduser().read_bytes()
+        # A byte order mark is no text; neither is the end of the last line.
+        return data.decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise SpeakError(f"{name} is not UTF-8 text (byte {error.start + 1}); save it as UTF-8") from None
+    except OSError as error:
+        raise SpeakError(f"{name} cannot be read ({error.strerror}); name a text file") from None
+
+
+def _target(output: str) -> Path | None:
+    """The path to write, or None for standard output; what cannot work is said before any work is done."""
+    from revox.synthesis.errors import SpeakError
+
+    if output == "-":
+        if sys.stdout.isatty():
+            raise SpeakError("audio would go to the terminal; pipe it somewhere or name a file with -o")
+        return None
+    path = Path(output).expanduser()
+    if path.is_dir():
+        raise SpeakError(f"{path} is a folder; name a file in it, such as {path / 'speech.wav'}")
+    if not path.parent.is_dir():
+        raise SpeakError(f"there is no folder {path.parent}; create it or choose another path")
+    return path
+
+
+def _write(audio: Audio, target: Path | None, kind: str) -> None:
+    from revox.speech import write_audio
+
+    if audio.samples.size == 0:
+        _refuse_silence()
+    if target is None:
+        clipped = write_audio(sys.stdout.buffer, audio, kind)
+        sys.stdout.buffer.flush()
+    else:
+        clipped = write_audio(target, audio, kind)
+    if clipped:
+        _say(f"{clipped} samples were beyond full scale and clipped")
+
+
+def _write_stream(tts: Revox, text: str, voice: str, options: dict[str, Any]) -> tuple[float, bool]:
+    from revox.speech import write_audio
+
+    seconds, cut = 0.0, False
+    with _progress() as spoken:
+        for chunk in tts.stream(text, voice, **options):
+            write_audio(sys.stdout.buffer, chunk, "pcm")
+            sys.stdout.buffer.flush()
+            seconds, cut = seconds + chunk.seconds, chunk.truncated
+            spoken(seconds)
+    if not seconds:
+        _refuse_silence()
+    return seconds, cut
+
+
+def _refuse_silence() -> None:
+    from revox.synthesis.errors import SpeakError
+
+    raise SpeakError("the model ended without a sound and nothing was written; try another --seed")
+
+
+def _why_cut(seconds: float, max_seconds: float | None) -> str:
+    if max_seconds is not None and seconds + 0.08 > max_seconds:
+        return f"stopped at --max-seconds {max_seconds:g}: the model had not finished"
+    return (
+        f"the model did not end by itself: it ran to the limit after {seconds:.1f} s, so the text may be cut "
+        "off or the end may babble; try another --seed, or speak the text in parts"
+    )
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[float], None]]:
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("speaking: {task.completed:.1f} s of speech"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("speaking", total=None)
+        yield lambda seconds: bar.update(task, completed=seconds)
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr)

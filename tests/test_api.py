@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import revox
+from revox.api import default_dtype, find_device
+from revox.checkpoint.errors import CheckpointError, VoiceError
+from revox.checkpoint.voices import Voice
+from revox.synthesis.errors import SpeakError
+from revox.synthesis.generate import noise_of
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tts(tiny_checkpoint):
+    return revox.load(tiny_checkpoint, device="cpu")
+
+
+def test_speaking_is_the_prompt_the_models_own_frame_loop_and_the_codecs_decoder(tts):
+    voice = tts.voice("pt_male")
+    tokens = [1, 25, *[24] * len(voice.rows), 36, *[1000 + byte for byte in b"ten to five"], 35, 25]
+    prompt = tts.model.embed_prompt(torch.tensor(tokens), 24, voice.rows)
+    codes = tts.model.speak(prompt, noise_of(5, 36)[:25])
+    expected = tts.model.audio_tokenizer.decode(codes[None])[0].numpy()
+    audio = tts.speak("ten to five", "pt_male", seed=5, max_seconds=2.0)
+    assert audio.rate == tts.sampling_rate == 24000
+    np.testing.assert_allclose(audio.samples, expected, atol=1e-5)
+
+
+def test_a_stream_laid_end_to_end_is_what_speak_gives(tts):
+    chunks = list(tts.stream("ten to five", "pt_male", seed=5, max_seconds=3.0))
+    whole = tts.speak("ten to five", "pt_male", seed=5, max_seconds=3.0)
+    np.testing.assert_allclose(np.concatenate([c.samples for c in chunks]), whole.samples, atol=1e-5)
+    assert chunks[-1].truncated == whole.truncated
+    assert chunks[0].seconds == pytest.approx(0.4)
+
+
+def test_a_voice_in_memory_speaks_as_the_same_rows_in_the_folder_do(tts):
+    listed = tts.voice("neutral_female")
+    unlisted = Voice("somebody", None, listed.rows)
+    said = [tts.synthesise("Hello.", v, seed=2, max_seconds=1.0).codes for v in (listed, unlisted)]
+    assert torch.equal(*said)
+
+
+def test_meeting_the_limit_is_said_in_the_audio(tts):
+    full = tts.synthesise("Hello.", "de_male", seed=1, max_seconds=20.0)
+    frames = full.codes.shape[1]
+    assert 2 < frames < 250, "the fixture should end by itself here"
+    assert not full.audio.truncated
+    assert tts.speak("Hello.", "de_male", seed=1, max_seconds=0.08 * (frames - 1)).truncated
+
+
+def test_progress_is_told_the_seconds_spoken(tts):
+    heard = []
+    tts.speak("Hello.", "pt_male", seed=5, max_seconds=0.4, progress=heard.append)
+    assert heard == pytest.approx([0.08, 0.16, 0.24, 0.32, 0.4])
+
+
+def test_a_request_that_cannot_be_spoken_is_refused_before_a_stream_is_read(tts):
+    with pytest.raises(SpeakError, match="text is empty"):
+        tts.stream(" ", "pt_male")
+    with pytest.raises(SpeakError, match="cfg 99 is out of range"):
+        tts.stream("Hello.", "pt_male", cfg=99)
+    with pytest.raises(SpeakError, match="below one frame"):
+        tts.stream("Hello.", "pt_male", max_seconds=0.05)
+    with pytest.raises(SpeakError, match="not a number"):
+        tts.stream("Hello.", "pt_male", max_seconds=float("nan"))
+    with pytest.raises(VoiceError, match="neutral_male"):
+        tts.stream("Hello.", "neutral_mail")
+
+
+def test_all_sound_voices_are_listed(tts):
+    assert len(tts.voices()) == 20
+    assert {"casual_female", "hi_female"} <= set(tts.voices())
+
+
+def test_cloning_gives_a_voice_that_can_be_spoken_with(tts):
+    # Speech of the model itself, so that there is something to find.
+    reference = tts.speak("A long enough text.", "casual_male", seed=7, max_seconds=6.0)
+    if reference.seconds < 4:
+        pytest.fail("the fixture should speak for 4 s here")
+    voice = tts.clone(reference, consent="a made-up voice", name="made_up", transcript="hm", budget=1.0)
+    assert voice.name == "made_up"
+    assert voice.codes.shape == (37, len(voice.rows) - 1)
+    assert torch.equal(voice.rows, tts.model.mm_audio_embeddings.voice_rows(voice.codes).bfloat16())
+    assert voice.provenance["transcript"] == "hm"
+    assert "a made-up voice" in str(voice.provenance)
+    assert tts.speak("Hello.", voice, seed=2, max_seconds=0.4).seconds > 0
+
+
+def test_a_small_model_is_float32_on_a_cpu_and_bf16_on_cuda(tts, tiny_checkpoint):
+    assert tts.model.dtype == torch.float32
+    assert default_dtype(tiny_checkpoint, torch.device("cuda")) == torch.bfloat16
+
+
+def test_a_full_size_model_is_bf16_everywhere(tmp_path):
+    with open(tmp_path / "consolidated.safetensors", "wb") as file:
+        file.truncate(8_000_000_000)  # a hole, not 8 GB
+    for device in ("cpu", "mps", "cuda"):
+        assert default_dtype(tmp_path, torch.device(device)) == torch.bfloat16
+
+
+def test_in_bf16_it_speaks_too(tiny_checkpoint):
+    tts = revox.load(tiny_checkpoint, device="cpu", dtype=torch.bfloat16)
+    audio = tts.speak("Hello.", "pt_male", seed=5, max_seconds=0.8)
+    assert audio.samples.dtype == np.float32
+    assert np.isfinite(audio.samples).all()
+    assert audio.samples.std() > 0.01
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(SpeakError, match="device 'no such thing' is not available"):
+        find_device("no such thing")
+    if not torch.cuda.is_available():
+        with pytest.raises(SpeakError, match="device 'cuda' is not available"):
+            find_device("cuda")
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(CheckpointError):
+        revox.load(tmp_path)
+
+
+def test_importing_revox_does_not_import_torch():
+    command = (
+        "import sys, revox; assert 'torch' not in sys.modules; revox.load; assert 'torch' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", command], check=True)
