@@ -17,10 +17,12 @@ def _no_gradients_one_thread():
 
 @pytest.fixture(scope="session")
 def oracle() -> Oracle:
+    sentence = None
     try:
         return load_oracle()
     except OracleMissingError as missing:
-        pytest.fail(str(missing), pytrace=False)
+        sentence = str(missing)
+    pytest.fail(sentence, pytrace=False)
 
 
 @pytest.fixture(scope="session")

@@ -134,7 +134,7 @@ def their_speech(pair: Pair, backbone: MistralModel, tokens: Tensor, rows: Tenso
 
 
 def test_speech_in_a_batch_is_what_the_published_parts_say_one_at_a_time(talker, folder: Path):
-    """First frame at the last token of a prompt with a voice's rows, each frame's sum fed back, to the end frame."""
+    """First frame at the last token of a prompt with a voice's rows, then each frame's sum fed back."""
     pair, model, backbone = talker
     prompter, limit = Prompter(folder), 24
     requests = [("Seven.", 9, 4), ("Half past nine, for 3.", 14, 5), ("x", 2, 6), ("On and on.", 5, 7)]
