@@ -8,6 +8,7 @@ import pytest
 from revox.lab import LabError
 from revox.lab.speakers import (
     PRESETS,
+    cast_presets,
     draw_speakers,
     find_human_clips,
     from_json,
@@ -34,6 +35,7 @@ def test_every_preset_has_a_training_speaker_of_its_sex():
     for name, speaker in presets.items():
         assert speaker.split == "train"
         assert speaker.sex == ("F" if "female" in name else "M")
+        assert speaker.engine == "flite"
 
 
 def test_human_clips_are_split_by_speaker_with_ten_women_and_ten_men_held_out():
@@ -66,6 +68,19 @@ def test_groups_are_unalike_and_training_holds_nobody_in_disguise():
     number = {speaker.name: i for i, speaker in enumerate(speakers)}
     kept = split_speakers(speakers, embeddings, 0)
     checks = [number[s.name] for s in kept if s.split != "train"]
-    train = [number[s.name] for s in kept if s.split == "train" and not s.preset]
+    train = [number[s.name] for s in kept if s.split == "train"]
     assert len(checks) == 40
     assert (embeddings[train] @ embeddings[checks].T).max() <= 0.95
+
+
+def test_presets_are_cast_by_sex_from_training_speakers_who_sound_unalike():
+    speakers = draw_speakers(300, 2)
+    flite = [i for i, speaker in enumerate(speakers) if speaker.engine == "flite"]
+    embeddings = np.eye(300)
+    twins = flite[::2]
+    embeddings[twins] = embeddings[twins[0]]  # half of them sound the same: only one of these may play
+    cast = cast_presets(speakers, embeddings, 0)
+    playing = [i for i, speaker in enumerate(cast) if speaker.preset]
+    assert sorted(cast[i].preset or "" for i in playing) == sorted(PRESETS)
+    assert all(("female" in (cast[i].preset or "")) == (cast[i].sex == "F") for i in playing)
+    assert len(set(playing) & set(twins)) <= 2  # one of each sex

@@ -2,7 +2,7 @@
 
 A synthetic speaker is a synthesiser's voice (espeak-ng or flite), its pitch and speed, a vocal-tract length
 (formants scaled by resampling) and a colour (spectral tilt and three gentle resonances). The lists under
-`lists/` are the truth; `draw_speakers` is how they were made.
+`lists/` are the truth; `draw_speakers`, `split_speakers` and `cast_presets` are how they were made.
 """
 
 from __future__ import annotations
@@ -221,41 +221,57 @@ def find_human_clips(folder: str | Path, split: str | None = None) -> dict[Human
     return found
 
 
-def split_speakers(speakers: Sequence[Speaker], embeddings: np.ndarray, seed: int) -> list[Speaker]:
-    """Choose 20 held-out speakers, 20 for validation and 20 to play the presets; the rest only train.
+def _unalike(pool: list[int], count: int, likeness: np.ndarray, rng: np.random.Generator) -> list[int]:
+    """`count` of `pool` at random, among those who sound as little alike as that many can."""
+    order = rng.permutation(pool)
+    for most_alike in np.arange(0.5, 1.01, 0.01):
+        chosen: list[int] = []
+        for i in order:
+            if len(chosen) < count and (not chosen or likeness[i, chosen].max() <= most_alike):
+                chosen.append(int(i))
+        if len(chosen) == count:
+            return chosen
+    raise LabError(f"{len(pool)} speakers are too few to choose {count} from: draw more")
 
-    embeddings [speakers, dim], of unit length: who sounds like whom. Each group has ten women and ten men
-    (the presets as many as their names ask for), picked at random among those who sound as little alike as
-    the size of the group allows. Speakers who sound nearly like a held-out or validation speaker (a cosine
-    above 0.95) are left out of training, so that neither is known in disguise.
+
+def split_speakers(speakers: Sequence[Speaker], embeddings: np.ndarray, seed: int) -> list[Speaker]:
+    """Choose 20 held-out speakers and 20 for validation, ten women and ten men each; the rest only train.
+
+    embeddings [speakers, dim], of unit length: who sounds like whom. Each group's speakers sound as little
+    alike as can be. Speakers who sound nearly like a held-out or validation speaker (a cosine above 0.95) are
+    left out of training, so that neither is known in disguise.
     """
     rng = np.random.default_rng(seed)
     likeness = embeddings @ embeddings.T
-    group = ["train"] * len(speakers)
+    split = ["train"] * len(speakers)
+    for name in ("heldout", "validation"):
+        for sex in "FM":
+            free = [i for i, speaker in enumerate(speakers) if speaker.sex == sex and split[i] == "train"]
+            for i in _unalike(free, 10, likeness, rng):
+                split[i] = name
+    checks = [i for i, name in enumerate(split) if name != "train"]
+    return [
+        replace(speaker, split=split[i])
+        for i, speaker in enumerate(speakers)
+        if split[i] != "train" or likeness[i, checks].max() <= 0.95
+    ]
 
-    def choose(sex: str, count: int, name: str) -> list[int]:
-        free = [i for i, speaker in enumerate(speakers) if speaker.sex == sex and group[i] == "train"]
-        order = rng.permutation(free)
-        for most_alike in np.arange(0.5, 1.01, 0.01):
-            chosen: list[int] = []
-            for i in order:
-                if len(chosen) < count and (not chosen or likeness[i, chosen].max() <= most_alike):
-                    chosen.append(int(i))
-            if len(chosen) == count:
-                break
-        for i in chosen:
-            group[i] = name
-        return chosen
 
-    women = [name for name in PRESETS if "female" in name]
-    men = [name for name in PRESETS if "female" not in name]
-    parts = dict(zip(choose("F", len(women), "preset"), women, strict=True)) | dict(
-        zip(choose("M", len(men), "preset"), men, strict=True)
-    )
-    checks = [i for name in ("heldout", "validation") for sex in "FM" for i in choose(sex, 10, name)]
-    kept = []
-    for i, speaker in enumerate(speakers):
-        split = "train" if group[i] == "preset" else group[i]
-        if i in checks or i in parts or likeness[i, checks].max() <= 0.95:
-            kept.append(replace(speaker, split=split, preset=parts.get(i)))
-    return kept
+def cast_presets(speakers: Sequence[Speaker], embeddings: np.ndarray, seed: int) -> list[Speaker]:
+    """Give the presets' parts to 20 training speakers of their sex who sound as little alike as can be.
+
+    Only flite's voices play presets: they were recorded from people, and the recogniser that judges what the
+    presets say hears them, where it mishears most of espeak-ng's.
+    """
+    rng = np.random.default_rng(seed)
+    likeness = embeddings @ embeddings.T
+    parts: dict[int, str] = {}
+    for sex in "FM":
+        names = [name for name in PRESETS if ("female" in name) == (sex == "F")]
+        pool = [
+            i
+            for i, speaker in enumerate(speakers)
+            if (speaker.sex, speaker.split, speaker.engine) == (sex, "train", "flite")
+        ]
+        parts |= dict(zip(_unalike(pool, len(names), likeness, rng), names, strict=True))
+    return [replace(speaker, preset=parts.get(i)) for i, speaker in enumerate(speakers)]
