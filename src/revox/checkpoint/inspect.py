@@ -424,7 +424,7 @@ def _tekken(folder: Path, params: Params, problems: list[str]) -> dict[str, int]
         audio = data.get("audio")
         if not isinstance(audio, dict):
             raise CheckpointError(
-                f"{path} has no `audio` section, so no voice can be prompted; copy the release's file."
+                f"{path} has no audio section, so no voice can be prompted; copy the release's file."
             )
         for key, wanted in (("sampling_rate", codec.sampling_rate), ("frame_rate", rate)):
             if audio.get(key) != wanted:

@@ -76,6 +76,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         why = f"the hub answered with an error ({str(error).splitlines()[0]}): try again later"
     except errors.HFValidationError:
         why = "it is no valid hub id: name a checkpoint's folder or owner/name"
-    except OSError as error:
-        why = f"the download failed ({error}): check the connection and the free space, and try again"
+    except Exception as error:  # the hub library's http errors are of another package in each of its versions
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        why = f"the download failed ({reason}): check the connection and the free space, and try again"
     raise CheckpointError(f"{at} is not a folder here and could not be fetched; {why}.") from None

@@ -224,6 +224,10 @@ def weight_files(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if (folder / WEIGHTS).exists():
         return [folder / WEIGHTS]
+    if (folder / WEIGHTS).is_symlink():
+        raise CheckpointError(
+            f"{folder / WEIGHTS} is a link to a file that is gone; download the checkpoint again."
+        )
     for pattern in ("consolidated*.safetensors", "model*.safetensors"):
         index = folder / pattern.replace("*", "").replace(".safetensors", ".safetensors.index.json")
         if index.is_file():
@@ -240,10 +244,6 @@ def weight_files(folder: str | Path) -> list[Path]:
         files = sorted(folder.glob(pattern))
         if files:
             return files
-    if (folder / WEIGHTS).is_symlink():
-        raise CheckpointError(
-            f"{folder / WEIGHTS} is a link to a file that is gone; download the checkpoint again."
-        )
     raise CheckpointError(f"{folder / WEIGHTS} is missing; download the weights into this folder.")
 
 
