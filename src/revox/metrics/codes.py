@@ -1,7 +1,7 @@
 """Scores of codec codes: against other codes, and on their own.
 
-Codes are integer tensors `[37, frames]` (or `[..., codebooks, frames]`), raw and 0-based: codebook 0 is semantic,
-the others acoustic levels. Two tensors that are compared have one shape, or the longer one is cut.
+Codes are integer tensors `[37, frames]` (or `[..., codebooks, frames]`), raw and 0-based: codebook 0 is
+semantic, the others acoustic levels. Two tensors that are compared have one shape, or the longer one is cut.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ def perplexity(codes: Tensor, codebook: int = 0) -> float:
 
 
 def row_cosine(rows: Tensor, reference: Tensor, mean_row: Tensor) -> float:
-    """Mean cosine of corresponding voice rows `[frames, dim]` after `mean_row` `[dim]` is subtracted from both.
+    """Mean cosine of corresponding voice rows `[frames, dim]`, `mean_row` `[dim]` subtracted from both.
 
-    `mean_row` is the mean row of the presets: all voices share it, and with it any two have a cosine of 0.94 or
-    more. Pass the rows without the end frame, which is the same in every voice.
+    `mean_row` is the mean row of the presets: all voices share it, and with it any two have a cosine of 0.94
+    or more. Pass the rows without the end frame, which is the same in every voice.
     """
     count = min(len(rows), len(reference))
     a, b = rows[:count].double() - mean_row.double(), reference[:count].double() - mean_row.double()

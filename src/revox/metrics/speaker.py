@@ -1,7 +1,9 @@
 """Speaker similarity, as judged by Resemblyzer (GE2E, arXiv 1710.10467). It judges and is in no loss.
 
-Its cosine on LibriSpeech's human speakers is noted at `SAME_SPEAKER` and `DIFFERENT_SPEAKERS`. Synthetic
-speakers need a calibration of their own.
+Its cosine on human speakers, the two halves of 83 clips of LibriSpeech (each half 4 to 8 s): same speaker
+0.93 on average (lowest 0.85), different speakers 0.58 (95 % under 0.72, highest 0.86); the own second half
+was nearest of 83 for all. White noise scores 0.50 against a speaker. Synthetic speakers need a calibration of
+their own.
 """
 
 from __future__ import annotations
@@ -30,13 +32,14 @@ class SpeakerJudge:
     def embed(self, audio: Audio) -> np.ndarray:
         """The voice of `audio` as a unit vector `[256]` (all zero for digital silence, which has no voice).
 
-        Level-normalised and long silences removed as Resemblyzer does; where that leaves nothing (noise), the
-        audio is taken as it is.
+        Brought to -30 dBFS, then long silences removed as Resemblyzer does; where that leaves nothing
+        (noise), the audio is taken as it is.
         """
         samples = audio.mono().at(_RATE).samples
         if not np.any(samples):
             return np.zeros(256, dtype=np.float32)
-        samples = self._audio.normalize_volume(samples, -30, increase_only=True)
+        # Resemblyzer itself only raises the level, so that loud audio moves its embedding.
+        samples = self._audio.normalize_volume(samples, -30)
         # The detector converts to 16 bits without a limit: louder samples would wrap around.
         speech = self._audio.trim_long_silences(np.clip(samples, -1.0, 1.0))
         return self._encoder.embed_utterance(speech if len(speech) else samples)

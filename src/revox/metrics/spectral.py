@@ -234,8 +234,8 @@ def mel_distance(x: Tensor, y: Tensor, rate: int) -> float:
 
     80 Slaney bands from 0 Hz to half the rate (at most 12 kHz), windows of about 43 ms (1024 samples at 24
     kHz), hop a quarter, magnitudes clamped at 1e-4 (about 90 dB under full scale, so that inaudible noise
-    does not count). 1 nat is 8.7 dB. `x` and `y` are `[samples]` or `[batch, samples]` at `rate` Hz; the longer is
-    cut.
+    does not count). 1 nat is 8.7 dB. `x` and `y` are `[samples]` or `[batch, samples]` at `rate` Hz; the
+    longer is cut.
     """
     samples = min(x.shape[-1], y.shape[-1])
     n_fft = 1 << round(math.log2(rate * 1024 / 24000))

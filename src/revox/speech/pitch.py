@@ -68,7 +68,7 @@ def pitch_track(
         f0[first : first + _BLOCK] = block_f0
         aperiodicity[first : first + _BLOCK] = block_ap
         power[first : first + _BLOCK] = np.square(rows).mean(1)
-    # Hum between the words is periodic too: what lies 30 dB under the loud parts is silent, or under -80 dBFS.
+    # Hum between the words is periodic too: silent is what lies 30 dB under the loud parts (or -80 dBFS).
     silent = power < max(1e-8, 1e-3 * float(np.percentile(power, 95)))
     aperiodicity[silent] = 1.0
     f0[aperiodicity >= voiced_below] = np.nan

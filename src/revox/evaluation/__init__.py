@@ -1,0 +1,1 @@
+"""Bench, comparison, reports and pictures."""
