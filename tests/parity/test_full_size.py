@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -27,7 +25,6 @@ from oracle import (
 from subject import config_of, load_ours, noise_of, random_codes, speechlike
 from test_backbone_parity import hidden_of, our_backbone, their_backbone
 
-from revox.checkpoint.params import read_params
 from revox.model.acoustic import AcousticTransformer
 from revox.model.backbone import KVCache
 from revox.model.codec import Codec
@@ -45,11 +42,6 @@ def _memory_given_back():
 
 def report(what: str, figure: object) -> None:
     print(f"\nfull size: {what}: {figure}", end="")
-
-
-def test_params_json_of_the_release_gives_the_sizes_the_comparisons_use(tmp_path: Path):
-    (tmp_path / "params.json").write_text(json.dumps(release_params()))
-    assert read_params(tmp_path).voxtral_config() == config_of(release_params())
 
 
 def test_codec_and_reference_path_at_full_size(oracle):
