@@ -127,6 +127,22 @@ def test_other_float_types_are_a_note(folder: Path) -> None:
     assert capability(report, "preset speech")
 
 
+def test_norms_kept_in_float32_beside_bf16_matrices_are_a_note(folder: Path) -> None:
+    report = inspect(
+        rewrite(folder, lambda tensors: {n: t.float() if t.ndim == 1 else t for n, t in tensors.items()})
+    )
+    assert report.problems == []
+    assert "are F32" in report.notes[0]
+
+
+def test_a_voice_in_torchs_old_format_is_a_note(folder: Path) -> None:
+    path = folder / "voice_embedding" / "ar_male.pt"
+    torch.save(torch.load(path, weights_only=True), path, _use_new_zipfile_serialization=False)
+    report = inspect(folder)
+    assert report.problems == []
+    assert "format before 1.6" in report.notes[0]
+
+
 def _int8(tensors: dict[str, Tensor]) -> None:
     # As the C port's quantize_model.py: I8 in place of a matrix, a scale a row beside it.
     for name in [name for name in tensors if name.startswith("layers.") and tensors[name].ndim == 2]:
@@ -254,6 +270,16 @@ BROKEN = {
         _tensor("norm.weight", torch.zeros(256, dtype=torch.int32)),
         WEIGHTS,
         r"norm.weight is I32 \[256\], where params.json asks for BF16 \[256\]; copy",
+    ),
+    "mistyped norm": (
+        _tensor("norm.weight", torch.ones(256)),
+        WEIGHTS,
+        r"norm.weight is F32 \[256\], where params.json asks for BF16 \[256\]; copy",
+    ),
+    "mistyped matrix": (
+        _tensor("layers.0.attention.wq.weight", torch.ones(128, 256, dtype=torch.float16)),
+        WEIGHTS,
+        r"layers.0.attention.wq.weight is F16 .*, where params.json asks for BF16 \[128, 256\]; copy",
     ),
     "misshapen tensor": (
         _tensor("norm.weight", torch.zeros(255, dtype=torch.bfloat16)),

@@ -244,6 +244,7 @@ def _compare(
 ) -> tuple[list[Component], list[Mismatch]]:
     components = {name: Component(name, 0) for name in COMPONENTS}
     mismatched = []
+    usual = _usual_types(expected, tensors)
     for name, spec in expected.items():
         part = components[spec.component]
         part.expected += 1
@@ -255,7 +256,9 @@ def _compare(
         part.found += 1
         if entry is None or (quantized and entry.dtype not in FLOAT_DTYPES):
             part.quantized += 1
-        elif entry.shape != spec.shape or entry.dtype not in FLOAT_DTYPES:
+        elif entry.shape != spec.shape or (
+            entry.dtype != spec.dtype and not (quantized or entry.dtype == usual[_kind(spec)])
+        ):
             mismatched.append(
                 Mismatch(name, f"{spec.dtype} {list(spec.shape)}", f"{entry.dtype} {list(entry.shape)}")
             )
@@ -267,6 +270,25 @@ def _compare(
             part.bytes += entry.end - entry.start
             part.dtypes[entry.dtype] = part.dtypes.get(entry.dtype, 0) + 1
     return list(components.values()), mismatched
+
+
+def _kind(spec: TensorSpec) -> tuple[str, bool]:
+    return spec.component, len(spec.shape) > 1
+
+
+def _usual_types(
+    expected: dict[str, TensorSpec], tensors: dict[str, TensorHeader]
+) -> dict[tuple[str, bool], str]:
+    """The float type that most vectors, and most matrices, of each component have.
+
+    A folder converted to another float type as a whole is fine; a single tensor of another type is a mistake.
+    """
+    counts: dict[tuple[str, bool], dict[str, int]] = {}
+    for name, spec in expected.items():
+        count = counts.setdefault(_kind(spec), {"BF16": 0})
+        if name in tensors and tensors[name].dtype in FLOAT_DTYPES:
+            count[tensors[name].dtype] = count.get(tensors[name].dtype, 0) + 1
+    return {kind: max(count, key=lambda dtype: count[dtype]) for kind, count in counts.items()}
 
 
 def _packed(name: str, tensors: dict[str, TensorHeader]) -> bool:
