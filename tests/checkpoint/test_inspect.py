@@ -119,6 +119,15 @@ def test_unknown_tensors_are_reported_and_the_computed_one_is_not(folder: Path) 
     assert any("vllm-omni refuses to start" in note for note in report.notes)
 
 
+def test_scales_beside_unquantized_weights_are_unknown_tensors(folder: Path) -> None:
+    report = inspect(
+        rewrite(folder, lambda tensors: tensors | {"layers.0.attention.wq.scales": torch.ones(2)})
+    )
+    assert report.quantization is None
+    assert report.unknown == ["layers.0.attention.wq.scales"]
+    assert capability(report, "preset speech")
+
+
 def test_other_float_types_are_a_note(folder: Path) -> None:
     count = len(load_file(folder / WEIGHTS))
     report = inspect(rewrite(folder, lambda tensors: {n: t.float() for n, t in tensors.items()}))

@@ -136,7 +136,7 @@ def inspect(folder: str | Path) -> Report:
     unknown = sorted(
         name
         for name in tensors
-        if name not in expected and name not in IGNORED and not _is_companion(name, tensors)
+        if name not in expected and name not in IGNORED and not (quantization and _is_companion(name))
     )
     encoder = _encoder_state(next(c for c in components if c.name == "codec_encoder"))
     with reading(folder):
@@ -206,8 +206,7 @@ _COMPANIONS = re.compile(
 )
 
 
-def _is_companion(name: str, tensors: dict[str, TensorHeader]) -> bool:
-    # MLX's `biases` and `scales` stand beside a weight; all others are unmistakable by name.
+def _is_companion(name: str) -> bool:
     return _COMPANIONS.search(name) is not None
 
 
@@ -216,10 +215,11 @@ def _quantization(tensors: dict[str, TensorHeader]) -> str | None:
     signs = {match[0].lstrip(".") for name in tensors if (match := _COMPANIONS.search(name)) is not None}
     types: dict[str, int] = {}
     for name, entry in tensors.items():
-        if entry.dtype not in FLOAT_DTYPES and entry.dtype != "F64" and not _is_companion(name, tensors):
+        if entry.dtype not in FLOAT_DTYPES and entry.dtype != "F64" and not _is_companion(name):
             types[entry.dtype] = types.get(entry.dtype, 0) + 1
-    if not signs and not any(dtype.startswith(("F8", "F6", "F4")) for dtype in types):
-        # A lone integer tensor where a weight should be is a mistake, not a quantized variant.
+    packed = signs & {"qweight", "weight_packed"} or (signs and types)
+    if not packed and not any(dtype.startswith(("F8", "F6", "F4")) for dtype in types):
+        # A lone integer tensor where a weight should be is a mistake, and lone scales are unknown tensors.
         return None
     if {"scales"} <= signs and "U32" in types:
         kind = "MLX groups"
