@@ -1,0 +1,129 @@
+"""`revox clone`: a voice from a recording, added to a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
+    from revox.cloning.clone import ClonedVoice
+    from revox.cloning.invert import InversionProgress
+
+
+def command(
+    clip: Annotated[Path, typer.Argument(help="The recording: any audio or video file.")],
+    checkpoint: Annotated[str, typer.Option(help="The checkpoint's folder, or a hub id.")],
+    name: Annotated[str, typer.Option(help="The new voice's name: a-z, 0-9, _ and -.")],
+    consent: Annotated[
+        str | None, typer.Option(help="Whose voice it is, and that they agreed to it being cloned. Required.")
+    ] = None,
+    budget: Annotated[float | None, typer.Option(help="Seconds to spend on finding the codes.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of descent (the same number gives the same voice).")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="For everything left to chance.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a voice of that name.")] = False,
+    decoded: Annotated[
+        Path | None, typer.Option(help="Also write the reference as the cloned codes sound, to this file.")
+    ] = None,
+) -> None:
+    """Clone a voice from CLIP with the weights as released, and add it to the checkpoint.
+
+    Ctrl-C ends the search and keeps the best voice found so far.
+    """
+    from rich.console import Console
+
+    from revox.cloning.consent import record_consent
+
+    console = Console(stderr=True, highlight=False)
+    # What can be wrong is said before anything is computed.
+    record_consent(consent)
+    from revox.checkpoint.locate import locate
+    from revox.checkpoint.voices import add_voice
+
+    folder = locate(checkpoint)
+    _check_name(folder, name, overwrite)
+    from revox.checkpoint.load import load_model
+    from revox.cloning.clone import PARTS, clone_voice, preset_codes
+    from revox.speech import format_for, read_audio, select_reference, write_audio
+
+    if decoded is not None:
+        format_for(decoded)
+    audio = read_audio(clip)
+    console.print(f"[bold]{clip.name}[/]: {audio.seconds:.1f} s at {audio.rate} Hz")
+    import torch
+
+    model = load_model(folder, dtype=torch.float32, parts=PARTS)
+    selection = select_reference(audio, rate=model.config.codec.sampling_rate)
+    for line in (*selection.reasons, *(f"[yellow]{w}[/]" for w in selection.warnings)):
+        console.print(line)
+    presets = preset_codes(folder, model)
+    with _Progress(console) as progress:
+        cloned = clone_voice(
+            model, audio, consent=consent or "", name=name, budget=budget, steps=steps, seed=seed,
+            progress=progress, presets=presets, source=clip, selection=selection,
+        )  # fmt: skip
+    add_voice(folder, name, cloned.voice.rows, cloned.voice.codes, cloned.voice.provenance, overwrite)
+    if decoded is not None:
+        write_audio(decoded, cloned.decoded)
+    _summary(console, cloned, folder)
+
+
+def _check_name(folder: Path, name: str, overwrite: bool) -> None:
+    from revox.checkpoint.errors import VoiceError
+    from revox.checkpoint.voices import check_voice_name, list_voices
+
+    check_voice_name(name)
+    taken = next((entry for entry in list_voices(folder) if entry.name == name), None)
+    if taken is not None and taken.preset:
+        raise VoiceError(f"voice {name!r} of {folder} is a preset; choose another name")
+    if taken is not None and not overwrite:
+        raise VoiceError(
+            f"{folder} already has a voice {name!r}; choose another name, or say --overwrite to replace it"
+        )
+
+
+class _Progress:
+    """The inversion's progress as a bar on stderr, with loss and time left."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description:8}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[best]:.4f}"),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, at: InversionProgress) -> None:
+        left = f"{at.seconds_left:.0f} s left, Ctrl-C keeps the best"
+        if at.phase not in self._tasks:
+            self._tasks[at.phase] = self._bar.add_task(at.phase, total=at.steps, best=at.best, left=left)
+        self._bar.update(self._tasks[at.phase], completed=at.step, best=at.best, left=left)
+
+
+def _summary(console: Console, cloned: ClonedVoice, folder: Path) -> None:
+    result = cloned.result
+    ended = "stopped by hand after" if result.stopped else "done after"
+    losses = f"{result.losses[0]:.4f} -> {result.loss:.4f}"
+    console.print(f"{ended} {result.steps} steps, {result.seconds:.0f} s: loss {losses}")
+    name, frames = cloned.voice.name, cloned.voice.frames
+    seconds = cloned.reference.seconds
+    console.print(f"voice [bold]{name}[/] ({frames} frames, {seconds:.1f} s) is now in {folder}")
+    console.print(f'Speak with it: revox speak "..." --checkpoint {folder} --voice {name} -o out.wav')

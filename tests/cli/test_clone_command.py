@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+from torch import Tensor
+from typer.testing import CliRunner, Result
+
+from revox.checkpoint.errors import VoiceError
+from revox.checkpoint.voices import list_voices, load_voice
+from revox.cli import clone_command
+from revox.cloning import CloneError
+from revox.speech import Audio, AudioError, read_audio, write_audio
+
+AGREED = "my own voice, recorded by me"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """3.4 s of voiced syllables between silences, stereo, 44.1 kHz, FLAC."""
+    rate = 44100
+    t = np.arange(int(3.4 * rate)) / rate
+    phase = 2 * np.pi * np.cumsum(170 + 20 * np.sin(2 * np.pi * 1.3 * t)) / rate
+    voice = sum(np.sin(k * phase) / k for k in range(1, 14))
+    sound = 0.1 * voice * np.clip(0.6 + np.sin(2 * np.pi * 3 * t), 0, None)
+    sound = np.pad(sound, int(0.7 * rate))
+    sound += 1e-4 * np.random.default_rng(0).standard_normal(len(sound))
+    path = tmp_path_factory.mktemp("clip") / "me.flac"
+    write_audio(path, Audio(np.stack((sound, 0.5 * sound)), rate))
+    return path
+
+
+@pytest.fixture
+def quick_presets(tiny_preset_codes: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The presets' codes at hand, so that they need not be recovered from their rows."""
+    monkeypatch.setattr("revox.cloning.clone.preset_codes", lambda *_: list(tiny_preset_codes.values()))
+
+
+def clone(*arguments: object) -> Result:
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(clone_command.command)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def options(folder: Path, name: str = "me") -> tuple[object, ...]:
+    return ("--checkpoint", folder, "--name", name, "--consent", AGREED, "--steps", 2)
+
+
+def test_clone_adds_a_voice_and_says_what_it_used(clip: Path, tiny_checkpoint_copy: Path, tmp_path: Path):
+    heard = tmp_path / "decoded.wav"
+    result = clone(clip, *options(tiny_checkpoint_copy), "--decoded", heard)
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "me.flac" in said
+    assert "Uses 0." in said  # which stretch of the recording
+    assert "dB over the noise" in said  # and why
+    assert "loss" in said
+    assert "revox speak" in said
+    voice = load_voice(tiny_checkpoint_copy, "me")
+    assert voice.codes is not None
+    assert voice.codes.shape == (37, voice.frames)
+    assert voice.provenance["consent"]["statement"] == AGREED
+    assert voice.provenance["source"]["file"] == "me.flac"
+    assert read_audio(heard).seconds == pytest.approx(voice.frames * 0.08)
+
+
+@pytest.mark.usefixtures("quick_presets")
+def test_ctrl_c_keeps_the_best_so_far_and_still_adds_the_voice(
+    clip: Path, tiny_checkpoint_copy: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def interrupt(self: object, at: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(clone_command._Progress, "__call__", interrupt)
+    result = clone(clip, *options(tiny_checkpoint_copy))
+    assert result.exit_code == 0, result.output
+    assert "stopped by hand after 1 steps" in " ".join(result.output.split())
+    assert load_voice(tiny_checkpoint_copy, "me").provenance["settings"]["stopped"]
+
+
+@pytest.mark.usefixtures("quick_presets")
+def test_a_voice_is_replaced_only_when_that_was_asked_for(clip: Path, tiny_checkpoint_copy: Path):
+    assert clone(clip, *options(tiny_checkpoint_copy)).exit_code == 0
+    refused = clone(clip, *options(tiny_checkpoint_copy))
+    assert isinstance(refused.exception, VoiceError)
+    assert "--overwrite" in str(refused.exception)
+    assert clone(clip, *options(tiny_checkpoint_copy), "--seed", 3, "--overwrite").exit_code == 0
+    assert load_voice(tiny_checkpoint_copy, "me").provenance["settings"]["seed"] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"), [("neutral_male", "is a preset"), ("My Voice", "cannot name a voice")]
+)
+def test_a_name_that_will_not_do_is_refused_before_the_clip_is_read(
+    tiny_checkpoint: Path, name: str, sentence: str
+):
+    result = clone("no such file.wav", *options(tiny_checkpoint, name), "--overwrite")
+    assert isinstance(result.exception, VoiceError)
+    assert sentence in str(result.exception)
+
+
+def test_without_consent_nothing_is_done(clip: Path, tiny_checkpoint: Path):
+    result = clone(clip, "--checkpoint", tiny_checkpoint, "--name", "me")
+    assert isinstance(result.exception, CloneError)
+    assert "--consent" in str(result.exception)
+    assert all(entry.name != "me" for entry in list_voices(tiny_checkpoint))
+
+
+def test_a_clip_that_is_missing_or_holds_no_speech_is_refused(tiny_checkpoint: Path, tmp_path: Path):
+    missing = clone(tmp_path / "none.wav", *options(tiny_checkpoint))
+    assert isinstance(missing.exception, AudioError)
+    silent = tmp_path / "silent.wav"
+    write_audio(silent, Audio(np.zeros(16000 * 4), 16000))
+    result = clone(silent, *options(tiny_checkpoint))
+    assert isinstance(result.exception, AudioError)
+    assert all(entry.name != "me" for entry in list_voices(tiny_checkpoint))
