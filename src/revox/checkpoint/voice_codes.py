@@ -16,15 +16,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from revox.checkpoint.errors import VoiceError
+from revox.checkpoint.errors import CheckpointError, VoiceError
+from revox.checkpoint.tensors import open_tensors, read_header, weight_files
 from revox.model.config import EMPTY_AUDIO_ID, END_AUDIO_ID, N_SPECIAL_CODES, VoxtralConfig
 
+TABLE = "mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight"
+
 ROUNDS = 24
-NOISE_SCALES = (1.0, 30.0, 1000.0)
+NOISE_SCALES = (1.0, 100.0)
+SETTLED_ROUNDS = 3
+POLISH_MOVES = 12
 PAIR_CANDIDATES = 192
 PRIOR_NATS = 60.0
 
@@ -104,6 +110,30 @@ def recover_codes(rows: Tensor, table: Tensor, config: VoxtralConfig) -> Recover
     return RecoveredCodes(found.T.contiguous(), error.float(), _rounding(target).float(), exact, ended)
 
 
+def read_table(folder: str | Path) -> Tensor:
+    """The audio embedding table `[audio_embedding_rows, dim]` of a checkpoint, without loading anything else.
+
+    Raises CheckpointError when no weight file of the folder has it.
+    """
+    for path in weight_files(folder):
+        if TABLE in read_header(path):
+            with open_tensors(path) as file:
+                return file.get_tensor(TABLE)
+    raise CheckpointError(f"{folder} has no tensor {TABLE}; copy or download the checkpoint again.")
+
+
+def rows_of_codes(codes: Tensor, table: Tensor, config: VoxtralConfig) -> Tensor:
+    """A voice's rows `[frames + 1, dim]` bf16 from its codes `[n_codebooks, frames]`, the end frame appended.
+
+    As `revox.model.embedding.Embeddings.voice_rows`, for who has only the table.
+    """
+    offsets = torch.tensor((0, *config.codebook_rows[:-1])).cumsum(0)[:, None]
+    end = torch.full_like(codes[:, :1], EMPTY_AUDIO_ID)
+    end[0] = END_AUDIO_ID
+    ids = torch.cat((codes + N_SPECIAL_CODES, end), dim=1)
+    return table[ids + offsets].float().sum(0).to(torch.bfloat16)
+
+
 def _half_ulp(rows: Tensor) -> Tensor:
     """Half a unit in the last place of bf16 (8 bits of significand) at every entry."""
     return torch.exp2(torch.floor(torch.log2(rows.abs().clamp_min(2.0**-126))) - 8)
@@ -163,6 +193,7 @@ def _cancel(rows: Tensor, books: Sequence[Tensor], noise_scale: float) -> Tensor
     p_semantic = torch.softmax(prior, 1)
     p_acoustic = rows.new_full((len(rows), n_acoustic, levels), 1 / levels)
     identity = torch.eye(dim, dtype=rows.dtype)
+    settled = 0
     for step in range(ROUNDS):
         # Covariance of what each codebook adds, over the rows still open.
         mean_semantic = p_semantic @ semantic
@@ -190,10 +221,11 @@ def _cancel(rows: Tensor, books: Sequence[Tensor], noise_scale: float) -> Tensor
             new_semantic = p_semantic
 
         guess = torch.cat((candidates[new_semantic.argmax(1)][:, None], new_acoustic.argmax(2)), 1)
+        settled = settled + 1 if torch.equal(guess, found[live]) else 0
         found[live] = guess
         open_ = ~_exact(full_rows[live], full_books, guess)
         live = live[open_]
-        if not len(live) or step == ROUNDS - 1:
+        if not len(live) or settled == SETTLED_ROUNDS or step == ROUNDS - 1:
             break
         # Damping: an over-confident wrong round can be taken back.
         p_semantic = (0.3 * p_semantic + 0.7 * new_semantic)[open_]
@@ -226,7 +258,7 @@ def _polish(rows: Tensor, books: Sequence[Tensor], codes: Tensor) -> Tensor:
     for n in range(len(rows)):
         weight = 1 / _half_ulp(rows[n : n + 1])[0].clamp_min(1e-3 * float(_half_ulp(rows[n : n + 1]).max()))
         rest = (rows[n] - _sum(books, codes[n : n + 1])[0]) * weight
-        for _ in range(4 * len(books)):
+        for _ in range(POLISH_MOVES):
             change = (options - options[starts + codes[n]][book_of]) * weight
             gain = change.square().sum(1) - 2 * change @ rest
             few = gain.topk(min(PAIR_CANDIDATES, len(gain)), largest=False).indices

@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 # fmt: off
 RELEASE_PRESETS = frozenset({
     "casual_female", "casual_male", "cheerful_female", "neutral_female", "neutral_male", "pt_male",
-    "pt_female", "nl_male", "nl_female", "it_male", "it_female", "fr_male", "fr_female", "es_male", "es_female",
-    "de_male", "de_female", "ar_male", "hi_male", "hi_female",
+    "pt_female", "nl_male", "nl_female", "it_male", "it_female", "fr_male", "fr_female", "es_male",
+    "es_female", "de_male", "de_female", "ar_male", "hi_male", "hi_female",
 })
 # fmt: on
 

@@ -1,0 +1,290 @@
+"""`revox voice`: the voices of a checkpoint: add, list, show, decode, remove, export."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import Tensor
+
+    from revox.checkpoint.voice_codes import RecoveredCodes
+    from revox.checkpoint.voices import VoiceEntry
+
+app = typer.Typer(
+    help="Add, list, show, decode, remove or export the voices of a checkpoint.", no_args_is_help=True
+)
+
+Checkpoint = Annotated[
+    str, typer.Option("--checkpoint", "-c", help="The checkpoint's folder, or a hub id (owner/name).")
+]
+Name = Annotated[str, typer.Argument(help="The voice's name.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("list")
+def list_command(checkpoint: Checkpoint, as_json: AsJson = False) -> None:
+    """List the voices with their lengths and where they come from. Only headers are read."""
+    from revox.checkpoint.voices import list_voices
+
+    folder, frame_rate = _open(checkpoint)
+    entries = list_voices(folder)
+    if as_json:
+        print(json.dumps([_as_json(entry, frame_rate) for entry in entries], indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("voice", "rows", "seconds", "codes", "made by", "date", "whose"):
+        table.add_column(
+            column, justify="right" if column in ("rows", "seconds") else "left", overflow="fold"
+        )
+    for entry in entries:
+        consent = entry.provenance.get("consent") or {}
+        table.add_row(
+            entry.name,
+            "?" if entry.rows is None else str(entry.rows),
+            "?" if entry.rows is None else f"{max(entry.rows - 1, 0) / frame_rate:.1f}",
+            "kept" if entry.has_codes else "in its rows",
+            str(entry.provenance.get("method", "the release" if entry.preset else "")),
+            str(entry.provenance.get("created_at", ""))[:10],
+            str(consent.get("subject") or consent.get("statement") or ""),
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    for entry in entries:
+        if entry.problem:
+            console.print(f"[yellow]{entry.problem}[/]", soft_wrap=True)
+
+
+@app.command("show")
+def show_command(name: Name, checkpoint: Checkpoint, as_json: AsJson = False) -> None:
+    """Show one voice: its size, and the record of how it was made and with whose consent."""
+    from revox.checkpoint.voices import find_voice
+
+    folder, frame_rate = _open(checkpoint)
+    entry = find_voice(folder, name)
+    record = _as_json(entry, frame_rate)
+    if as_json:
+        print(json.dumps(record, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(f"[bold]{name}[/] of {folder}", soft_wrap=True)
+    provenance = record.pop("provenance")
+    record.pop("name")
+    for key, value in {**record, **_flat(provenance)}.items():
+        if value is not None:
+            console.print(f"{key:22}{value}", markup=False, soft_wrap=True)
+    if not provenance:
+        console.print("no record of how it was made (a preset of the release has none)")
+
+
+@app.command("add")
+def add_command(
+    name: Annotated[str, typer.Argument(help="The new voice's name: a-z, 0-9, _ and -, 1 to 64 of them.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="Its rows (.pt, .safetensors, raw bf16 .bin) or its codes (.safetensors, tensor codes)."
+        ),
+    ],
+    checkpoint: Checkpoint,
+    consent: Annotated[
+        str | None, typer.Option(help="Whose voice it is, and that they agreed to its use. Required.")
+    ] = None,
+    subject: Annotated[str | None, typer.Option(help="The name of the person whose voice it is.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a voice of that name.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace it even if it is a preset.")] = False,
+) -> None:
+    """Add a voice that exists as a file. (From a recording: `revox clone`.)"""
+    from rich.console import Console
+
+    from revox.checkpoint.params import read_params
+    from revox.checkpoint.voices import add_voice, check_voice_name, read_rows
+    from revox.cloning.consent import provenance, record_consent
+
+    agreed = record_consent(consent, subject)
+    check_voice_name(name)
+    folder, _ = _open(checkpoint)
+    console = Console(stderr=True, highlight=False)
+    from revox.checkpoint.voice_codes import read_table, recover_codes, rows_of_codes
+
+    config = read_params(folder).voxtral_config()
+    table = read_table(folder)
+    codes: Tensor | None = _read_codes(file, config)
+    if codes is not None:
+        rows, settings = rows_of_codes(codes, table, config), {"from": "codes"}
+    else:
+        rows = read_rows(file, config.backbone.dim)
+        with console.status("looking for the codes behind its rows"):
+            found = recover_codes(rows, table, config)
+        settings = {"from": "rows"}
+        _tell(console, found)
+        if found.ended and bool(found.exact.all()):
+            codes = found.codes
+    record = provenance(agreed, "added from a file", settings, source=file)
+    add_voice(folder, name, rows, codes, record, overwrite=overwrite, force=force)
+    console.print(f"voice {name} added to {folder}: {rows.shape[0]} rows", soft_wrap=True)
+
+
+@app.command("decode")
+def decode_command(
+    name: Name,
+    checkpoint: Checkpoint,
+    out: Annotated[str, typer.Option("--out", "-o", help="Where the sound goes; - is standard output.")],
+    audio_format: Annotated[
+        str | None, typer.Option("--format", help="Instead of the ending of --out.")
+    ] = None,
+    recover: Annotated[
+        bool, typer.Option("--recover", help="From its rows, even if codes are kept.")
+    ] = False,
+) -> None:
+    """Write what a voice was made from, as its codes sound. A preset's codes are found again from its rows."""
+    from rich.console import Console
+
+    from revox.checkpoint.params import read_params
+    from revox.checkpoint.voices import load_voice
+    from revox.speech import Audio, format_for, write_audio
+
+    sound = "wav" if out == "-" and audio_format is None else format_for(out, audio_format)
+    folder, _ = _open(checkpoint)
+    voice = load_voice(folder, name)
+    console = Console(stderr=True, highlight=False)
+    import torch
+
+    from revox.checkpoint.load import load_model
+    from revox.checkpoint.voice_codes import read_table, recover_codes
+
+    codes = voice.codes
+    if codes is None or recover:
+        with console.status("looking for the codes behind its rows"):
+            found = recover_codes(voice.rows, read_table(folder), read_params(folder).voxtral_config())
+        _tell(console, found)
+        codes = found.codes
+    with console.status("decoding"), torch.inference_mode():
+        model = load_model(folder, dtype=torch.float32, parts=("audio_tokenizer",))
+        samples = model.audio_tokenizer.decode(codes[None])[0].numpy()
+    rate = model.config.codec.sampling_rate
+    clipped = write_audio(sys.stdout.buffer if out == "-" else out, Audio(samples, rate), sound)
+    console.print(f"{codes.shape[1]} frames, {len(samples) / rate:.2f} s written to {out}", soft_wrap=True)
+    if clipped:
+        console.print(f"[yellow]{clipped} samples were beyond full scale and were cut[/]")
+
+
+@app.command("remove")
+def remove_command(
+    name: Name,
+    checkpoint: Checkpoint,
+    force: Annotated[bool, typer.Option("--force", help="Remove it even if it is a preset.")] = False,
+) -> None:
+    """Take a voice out of the checkpoint."""
+    from rich.console import Console
+
+    from revox.checkpoint.voices import remove_voice
+
+    folder, _ = _open(checkpoint)
+    remove_voice(folder, name, force=force)
+    Console(stderr=True, highlight=False).print(f"voice {name} removed from {folder}", soft_wrap=True)
+
+
+@app.command("export")
+def export_command(
+    name: Name,
+    checkpoint: Checkpoint,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", help="NAME.pt for vllm-omni, .safetensors for mlx-audio, .bin for the C port."
+        ),
+    ],
+) -> None:
+    """Write a voice's rows for another runtime; the ending of --out says which."""
+    from rich.console import Console
+
+    from revox.checkpoint.voices import EXPORT_FORMATS, export_voice
+
+    folder, _ = _open(checkpoint)
+    export_voice(folder, name, out)
+    Console(stderr=True, highlight=False).print(
+        f"voice {name} written to {out} for {EXPORT_FORMATS[out.suffix]}", soft_wrap=True
+    )
+
+
+def _open(checkpoint: str) -> tuple[Path, float]:
+    """The checkpoint's folder and frame rate (Hz), after finishing what an interrupted command left."""
+    from revox.checkpoint.errors import VoiceError
+    from revox.checkpoint.locate import locate
+    from revox.checkpoint.params import read_params
+    from revox.checkpoint.voices import recover_journal
+
+    folder = locate(checkpoint)
+    frame_rate = read_params(folder).voxtral_config().codec.frame_rate
+    try:
+        message = recover_journal(folder)
+    except VoiceError as error:
+        # Reading is still possible in a folder that only others may write.
+        message = f"an interrupted change could not be finished: {error}"
+    if message:
+        print(f"revox: {message}", file=sys.stderr)
+    return folder, frame_rate
+
+
+def _read_codes(file: Path, config: Any) -> Tensor | None:
+    """The codes `[n_codebooks, frames]` of a .safetensors with a tensor `codes`; None for any other file."""
+    from revox.checkpoint.errors import VoiceError
+    from revox.checkpoint.tensors import open_tensors, read_header
+
+    if file.suffix != ".safetensors" or not file.is_file() or "codes" not in read_header(file):
+        return None
+    with open_tensors(file) as tensors:
+        codes = tensors.get_tensor("codes")
+    if codes.ndim != 2 or codes.shape[0] != config.codec.n_codebooks or codes.is_floating_point():
+        raise VoiceError(
+            f"{file}: expected codes as whole numbers [{config.codec.n_codebooks}, frames], "
+            f"found {str(codes.dtype).removeprefix('torch.')} {list(codes.shape)}"
+        )
+    codes = codes.long()
+    limits = [rows - 2 for rows in config.codebook_rows]
+    if any(bool(((row < 0) | (row >= limit)).any()) for row, limit in zip(codes, limits, strict=True)):
+        raise VoiceError(
+            f"{file}: some codes are outside this checkpoint's codebooks; it is of another model"
+        )
+    return codes
+
+
+def _tell(console: Console, found: RecoveredCodes) -> None:
+    console.print(f"codes found from the rows: {found.summary()}", soft_wrap=True)
+    if not found.ended:
+        console.print("[yellow]the rows do not close with the end frame that the model expects[/]")
+    if not bool(found.exact.all()):
+        console.print("[yellow]frames that are not explained exactly may sound wrong[/]")
+
+
+def _as_json(entry: VoiceEntry, frame_rate: float) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "rows": entry.rows,
+        "seconds": None if entry.rows is None else round((entry.rows - 1) / frame_rate, 2),
+        "preset": entry.preset,
+        "codes_kept": entry.has_codes,
+        "problem": entry.problem,
+        "provenance": entry.provenance,
+    }
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
