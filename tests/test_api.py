@@ -11,6 +11,7 @@ import revox
 from revox.api import default_dtype, find_device
 from revox.checkpoint.errors import CheckpointError, VoiceError
 from revox.checkpoint.voices import Voice
+from revox.speech import Audio
 from revox.synthesis.errors import SpeakError
 from revox.synthesis.generate import noise_of
 
@@ -32,16 +33,16 @@ def test_speaking_is_the_prompt_the_models_own_frame_loop_and_the_codecs_decoder
     voice = tts.voice("pt_male")
     tokens = [1, 25, *[24] * len(voice.rows), 36, *[1000 + byte for byte in b"ten to five"], 35, 25]
     prompt = tts.model.embed_prompt(torch.tensor(tokens), 24, voice.rows)
-    codes = tts.model.speak(prompt, noise_of(5, 36)[:25])
+    codes = tts.model.speak(prompt, noise_of(0, 36)[:25])
     expected = tts.model.audio_tokenizer.decode(codes[None])[0].numpy()
-    audio = tts.speak("ten to five", "pt_male", seed=5, max_seconds=2.0)
+    audio = tts.speak("ten to five", "pt_male", seed=0, max_seconds=2.0)
     assert audio.rate == tts.sampling_rate == 24000
     np.testing.assert_allclose(audio.samples, expected, atol=1e-5)
 
 
 def test_a_stream_laid_end_to_end_is_what_speak_gives(tts):
-    chunks = list(tts.stream("ten to five", "pt_male", seed=5, max_seconds=3.0))
-    whole = tts.speak("ten to five", "pt_male", seed=5, max_seconds=3.0)
+    chunks = list(tts.stream("ten to five", "pt_male", seed=0, max_seconds=3.0))
+    whole = tts.speak("ten to five", "pt_male", seed=0, max_seconds=3.0)
     np.testing.assert_allclose(np.concatenate([c.samples for c in chunks]), whole.samples, atol=1e-5)
     assert chunks[-1].truncated == whole.truncated
     assert chunks[0].seconds == pytest.approx(0.4)
@@ -55,16 +56,16 @@ def test_a_voice_in_memory_speaks_as_the_same_rows_in_the_folder_do(tts):
 
 
 def test_meeting_the_limit_is_said_in_the_audio(tts):
-    full = tts.synthesise("Hello.", "de_male", seed=1, max_seconds=20.0)
+    full = tts.synthesise("Hello.", "de_male", seed=5, max_seconds=12.0)
     frames = full.codes.shape[1]
-    assert 2 < frames < 250, "the fixture should end by itself here"
+    assert 2 < frames < 150, "the fixture should end by itself here"
     assert not full.audio.truncated
-    assert tts.speak("Hello.", "de_male", seed=1, max_seconds=0.08 * (frames - 1)).truncated
+    assert tts.speak("Hello.", "de_male", seed=5, max_seconds=0.08 * (frames - 1)).truncated
 
 
 def test_progress_is_told_the_seconds_spoken(tts):
     heard = []
-    tts.speak("Hello.", "pt_male", seed=5, max_seconds=0.4, progress=heard.append)
+    tts.speak("ten to five", "pt_male", seed=0, max_seconds=0.4, progress=heard.append)
     assert heard == pytest.approx([0.08, 0.16, 0.24, 0.32, 0.4])
 
 
@@ -86,12 +87,14 @@ def test_all_sound_voices_are_listed(tts):
     assert {"casual_female", "hi_female"} <= set(tts.voices())
 
 
-def test_cloning_gives_a_voice_that_can_be_spoken_with(tts):
-    # Speech of the model itself, so that there is something to find.
-    reference = tts.speak("A long enough text.", "casual_male", seed=7, max_seconds=6.0)
-    if reference.seconds < 4:
-        pytest.fail("the fixture should speak for 4 s here")
-    voice = tts.clone(reference, consent="a made-up voice", name="made_up", transcript="hm", budget=1.0)
+def test_cloning_gives_a_voice_that_can_be_spoken_with(tts, tiny_preset_codes, monkeypatch):
+    monkeypatch.setattr("revox.cloning.clone.preset_codes", lambda *_: list(tiny_preset_codes.values()))
+    t = np.arange(4 * 16000) / 16000
+    phase = 2 * np.pi * np.cumsum(140 + 30 * np.sin(2 * np.pi * 1.3 * t)) / 16000
+    buzz = sum(np.sin(k * phase) / k for k in range(1, 20)) * np.clip(np.sin(2 * np.pi * 2 * t) + 0.5, 0, 1)
+    voice = tts.clone(
+        Audio(0.2 * buzz, 16000), consent="a made-up voice", name="made_up", transcript="hm", budget=1.0
+    )
     assert voice.name == "made_up"
     assert voice.codes.shape == (37, len(voice.rows) - 1)
     assert torch.equal(voice.rows, tts.model.mm_audio_embeddings.voice_rows(voice.codes).bfloat16())

@@ -1,34 +1,43 @@
 from __future__ import annotations
 
-import os
-import subprocess
+import io
 import sys
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 import revox
+from revox.cli import main
 from revox.speech import read_audio
 
 SENTENCE = "ten to five"
 
 
-def speak(*arguments, stdin: bytes | None = None, environment: dict[str, str] | None = None):
-    """`revox speak` as a user runs it: another process."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
-    env.pop("REVOX_CHECKPOINT", None) if environment is None else None
-    # Only this command: the whole application is tests/cli's business, not this file's.
-    program = (
-        "import sys, typer, revox.cli.main as m\n"
-        "m.COMMANDS = {'speak': m.COMMANDS['speak'], 'voice': m.COMMANDS['voice']}\n"
-        "m.main()\n"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", program, "speak", *map(str, arguments)],
-        input=stdin,
-        capture_output=True,
-        env=env,
-    )
+class Done(NamedTuple):
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+
+@pytest.fixture
+def speak(monkeypatch, capfdbinary):
+    """`revox speak` with these arguments, in this process."""
+    # Only this command and none of the others' imports.
+    monkeypatch.setattr(main, "COMMANDS", {name: main.COMMANDS[name] for name in ("speak", "voice")})
+
+    def run(*arguments, stdin: bytes = b"") -> Done:
+        monkeypatch.setattr(sys, "argv", ["revox", "speak", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capfdbinary.readouterr()
+        try:
+            main.main()
+            code = 0
+        except SystemExit as exit:
+            code = int(exit.code or 0)
+        return Done(code, *capfdbinary.readouterr())
+
+    return run
 
 
 def refused(done, *sentence: str) -> None:
@@ -42,28 +51,30 @@ def refused(done, *sentence: str) -> None:
 
 @pytest.fixture(scope="module")
 def expected(tiny_checkpoint):
-    return revox.load(tiny_checkpoint, device="cpu").speak(SENTENCE, "pt_male", seed=5, max_seconds=1.2)
+    audio = revox.load(tiny_checkpoint, device="cpu").speak(SENTENCE, "pt_male", seed=3, max_seconds=20)
+    assert not audio.truncated, "the fixture should end by itself here"
+    return audio
 
 
 @pytest.fixture
 def usual(tiny_checkpoint):
-    return ["--checkpoint", tiny_checkpoint, "--voice", "pt_male", "--seed", 5, "--max-seconds", 1.2]
+    return ["--checkpoint", tiny_checkpoint, "--voice", "pt_male", "--seed", 3]
 
 
-def test_a_wav_holds_what_the_library_speaks_and_the_figures_come_last(usual, tmp_path, expected):
+def test_a_wav_holds_what_the_library_speaks_and_the_figures_come_last(speak, usual, tmp_path, expected):
     done = speak(SENTENCE, *usual, "-o", tmp_path / "out.wav")
     assert done.returncode == 0, done.stderr.decode()
     heard = read_audio(tmp_path / "out.wav")
     assert heard.rate == 24000
     np.testing.assert_allclose(heard.samples, np.clip(expected.samples, -1, 1), atol=2 / 32768)
     last = done.stderr.decode().strip().splitlines()[-1]
-    assert "out.wav: 1.20 s of speech in " in last
+    assert f"out.wav: {expected.seconds:.2f} s of speech in " in last
     assert "real-time factor" in last
     assert done.stdout == b""
 
 
 @pytest.mark.parametrize("name", ["out.flac", "out.mp3", "out.opus", "out.aac", "out.m4a"])
-def test_every_format_by_extension(usual, tmp_path, name, expected):
+def test_every_format_by_extension(speak, usual, tmp_path, name, expected):
     done = speak(SENTENCE, *usual, "-o", tmp_path / name)
     assert done.returncode == 0, done.stderr.decode()
     heard = read_audio(tmp_path / name, rate=24000)
@@ -72,27 +83,27 @@ def test_every_format_by_extension(usual, tmp_path, name, expected):
     assert heard.samples.std() == pytest.approx(expected.samples.std(), rel=0.25)
 
 
-def test_pcm_goes_to_standard_output_while_it_is_spoken(usual, expected):
+def test_pcm_goes_to_standard_output_while_it_is_spoken(speak, usual, expected):
     done = speak(SENTENCE, *usual, "-o", "-", "--format", "pcm")
     samples = np.frombuffer(done.stdout, "<i2") / 32768
     np.testing.assert_allclose(samples, np.clip(expected.samples, -1, 1), atol=2 / 32768)
-    assert b"standard output: 1.20 s" in done.stderr
+    assert f"standard output: {expected.seconds:.2f} s" in done.stderr.decode()
 
 
-def test_standard_output_is_wav_unless_told(usual, expected):
+def test_standard_output_is_wav_unless_told(speak, usual, expected):
     done = speak(SENTENCE, *usual, "-o", "-")
     assert done.stdout[:4] == b"RIFF"
     assert read_audio(done.stdout).samples.shape == expected.samples.shape
 
 
-def test_the_text_may_come_from_a_file_or_from_standard_input(usual, tmp_path):
+def test_the_text_may_come_from_a_file_or_from_standard_input(speak, usual, tmp_path):
     file = tmp_path / "text.txt"
     file.write_bytes(b"\xef\xbb\xbf" + SENTENCE.encode() + b"\r\n")
     said = [
         speak(*usual, "-o", "-", *source, stdin=stdin).stdout
         for source, stdin in (
-            ([SENTENCE], None),
-            (["--file", file], None),
+            ([SENTENCE], b""),
+            (["--file", file], b""),
             (["-"], SENTENCE.encode() + b"\n"),
             (["--file", "-"], SENTENCE.encode()),
         )
@@ -101,20 +112,28 @@ def test_the_text_may_come_from_a_file_or_from_standard_input(usual, tmp_path):
     assert said[1:] == said[:1] * 3
 
 
-def test_the_checkpoint_may_come_from_the_environment(tiny_checkpoint, tmp_path):
+def test_the_checkpoint_may_come_from_the_environment(speak, tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("REVOX_CHECKPOINT", str(tiny_checkpoint))
     done = speak(
-        SENTENCE, "--voice", "pt_male", "--seed", 5, "--max-seconds", 0.4, "-o", tmp_path / "out.wav",
-        environment={"REVOX_CHECKPOINT": str(tiny_checkpoint)},
+        SENTENCE, "--voice", "pt_male", "--seed", 5, "--max-seconds", 0.4, "-o", tmp_path / "out.wav"
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
 
 
-def test_meeting_the_limit_is_said(usual, tmp_path):
-    done = speak(SENTENCE, *usual, "-o", tmp_path / "out.wav")
-    assert "stopped at --max-seconds 1.2: the model had not finished" in done.stderr.decode()
+def test_meeting_a_limit_is_said(speak, usual, expected, tmp_path, monkeypatch):
+    options = [*usual, "-o", tmp_path / "out.wav", "--max-seconds", expected.seconds - 0.08]
+    said = speak(SENTENCE, *options).stderr.decode()
+    assert f"stopped at --max-seconds {expected.seconds - 0.08:g}: the model had not finished" in said
+
+    frames = round(expected.seconds * 12.5)
+    monkeypatch.setattr("revox.synthesis.generate.room_for_speech", lambda *_: frames - 1)
+    assert (
+        "the model did not end by itself: it ran to the limit"
+        in speak(SENTENCE, *usual, "-o", "-").stderr.decode()
+    )
 
 
-def test_mistakes_are_one_sentence_and_exit_2(tiny_checkpoint, tmp_path):
+def test_mistakes_are_one_sentence_and_exit_2(speak, tiny_checkpoint, tmp_path):
     good = {"--checkpoint": tiny_checkpoint, "--voice": "pt_male", "-o": tmp_path / "out.wav"}
 
     def attempt(*text, stdin: bytes | None = None, **changes):
