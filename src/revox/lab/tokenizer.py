@@ -57,6 +57,16 @@ def minimal_vocab_size(words: Iterable[str] = ()) -> int:
     return SPECIAL_TOKENS + 256 + len(list(words))
 
 
+def word_pieces(texts: Iterable[str]) -> list[str]:
+    """The pieces longer than a byte that `texts` fall into, sorted: words with the space before them."""
+    import regex
+
+    found = set()
+    for text in texts:
+        found.update(piece for piece in regex.findall(_PATTERN, text) if len(piece.encode()) > 1)
+    return sorted(found)
+
+
 def tekken(
     voices: Mapping[str, int],
     *,

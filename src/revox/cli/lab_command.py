@@ -1,0 +1,77 @@
+"""`revox lab`: the small checkpoint that ships with the project, and a full-size folder of random weights."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+app = typer.Typer(help="The lab: a small complete Voxtral to test on, and a full-size one of random weights.", no_args_is_help=True)
+console = Console(stderr=True)
+
+
+@app.command("path")
+def path_command() -> None:
+    """Print the folder of the lab checkpoint that ships with revox."""
+    from revox.lab import checkpoint_folder
+
+    print(checkpoint_folder())
+
+
+@app.command("fullsize")
+def fullsize_command(
+    folder: Annotated[Path, typer.Argument(help="Where to write it; 8.0 GB.")],
+    seed: Annotated[int, typer.Option(help="Another seed gives other weights.")] = 0,
+) -> None:
+    """Write a folder of random weights with the release's exact inventory, to check memory and speed."""
+    from revox.lab.fullsize import write_fullsize
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("writing", total=None)
+        write_fullsize(folder, seed=seed, progress=lambda done, of: progress.update(task, completed=done, total=of))
+    console.print(f"{folder}: random weights at the release's sizes (they babble; nothing else is wrong with them)")
+
+
+@app.command("build")
+def build_command(
+    out: Annotated[Path, typer.Argument(help="The checkpoint folder to make.")],
+    run: Annotated[Path, typer.Option(help="Where work in progress is kept; an interrupted build goes on from it.")],
+    encoder: Annotated[Path, typer.Option(help="The file for the encoder, which the folder leaves out.")],
+    librispeech: Annotated[
+        Path | None, typer.Option(help="Folder of human clips (LibriSpeech FLAC); without it the codec hears synthetic speech only.")
+    ] = None,
+    stage: Annotated[list[str] | None, typer.Option(help="speech, codec, language or folder; all by default.")] = None,
+    config: Annotated[Path | None, typer.Option(help="JSON with settings to change, as in RUN/settings.json.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    autocast: Annotated[bool, typer.Option(help="Compute in bf16 (for a GPU; most CPUs are slower with it).")] = False,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 takes all.")] = 0,
+) -> None:
+    """Build the lab checkpoint, encoder put aside: speech, codec, language model, folder. Ctrl-C loses nothing."""
+    import torch
+
+    from revox.lab.build import STAGES, BuildSettings, build
+    from revox.lab.errors import LabError
+    from revox.lab.settings import read_settings
+
+    unknown = set(stage or ()) - set(STAGES)
+    if unknown:
+        raise LabError(f"there is no stage {sorted(unknown)[0]!r}: the stages are {', '.join(STAGES)}")
+    if threads:
+        torch.set_num_threads(threads)
+    settings = read_settings(config) if config else BuildSettings()
+    began = time.monotonic()
+
+    def report(name: str, row: dict[str, float]) -> None:
+        values = "  ".join(f"{k} {v:g}" if isinstance(v, (int, float)) else f"{k} {v}" for k, v in row.items())
+        console.print(f"[dim]{time.monotonic() - began:7.0f} s[/dim]  {name}  {values}", highlight=False)
+
+    build(
+        run, out, librispeech, settings, encoder_out=encoder, stages=tuple(stage) if stage else STAGES,
+        device=device, autocast=autocast, report=report,
+    )  # fmt: skip
+    console.print(f"{out} is complete; its encoder is in {encoder}")

@@ -1,0 +1,345 @@
+"""The lab's backbone and acoustic transformer, trained on its codec's codes.
+
+Each sequence is the release's prompt, then speech: a reference (a preset's fixed one, or another utterance of the
+same speaker), the text, and the frames to say. The semantic code of the next frame is learnt by cross-entropy, its
+acoustic codes by flow matching (Lipman et al., arXiv 2210.02747: v = x1 - x0 on a straight line), the hidden state
+dropped at times for classifier-free guidance.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from revox.model.config import END_AUDIO_ID, N_SPECIAL_CODES, VoxtralConfig
+from revox.model.voxtral import Voxtral
+
+
+@dataclass(frozen=True)
+class LanguageTraining:
+    """Settings of one run. The defaults are for two CPU cores."""
+
+    steps: int = 6000
+    batch: int = 16
+    learning_rate: float = 2e-3
+    warmup: int = 200
+    decay_steps: int = 3000
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    reference_frames: tuple[int, int] = (25, 62)
+    acoustic_frames: int = 256
+    drop_hidden: float = 0.1
+    flow: float = 1.0
+    token_noise: float = 0.05
+    preset_share: float = 0.3
+    seed: int = 0
+    save_every: int = 500
+    validate_every: int = 500
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """One utterance as codes: `codes` int16 `[37, frames]`, its text tokens, its speaker and, for presets, the name."""
+
+    codes: np.ndarray
+    texts: tuple[tuple[int, ...], ...]
+    speaker: str
+    preset: str | None
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """Ids of the prompt's special tokens, as the tokenizer gives them."""
+
+    bos: int
+    audio: int
+    begin_audio: int
+    next_audio_text: int
+    repeat_audio_text: int
+
+
+class LanguageData:
+    """Batches of prompts and the frames that follow, drawn from utterances."""
+
+    def __init__(
+        self,
+        utterances: list[Spoken],
+        references: dict[str, np.ndarray],
+        tokens: PromptTokens,
+        settings: LanguageTraining,
+    ) -> None:
+        self.utterances, self.references, self.tokens, self.settings = utterances, references, tokens, settings
+        self.by_speaker: dict[str, list[int]] = {}
+        for i, utterance in enumerate(utterances):
+            self.by_speaker.setdefault(utterance.speaker, []).append(i)
+        self.of_presets = [i for i, u in enumerate(utterances) if u.preset is not None]
+        self.others = [i for i, u in enumerate(utterances) if u.preset is None and len(self.by_speaker[u.speaker]) > 1]
+
+    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, list[int], np.ndarray]:
+        """A reference `[37, n]`, prompt tokens, and the codes to say `[37, frames]`."""
+        pool = self.of_presets if rng.random() < self.settings.preset_share or not self.others else self.others
+        chosen = int(pool[rng.integers(len(pool))])
+        return self.item(chosen, rng)
+
+    def item(self, chosen: int, rng: np.random.Generator) -> tuple[np.ndarray, list[int], np.ndarray]:
+        """As `draw`, for one utterance."""
+        utterance = self.utterances[chosen]
+        if utterance.preset is not None and (rng.random() < 0.7 or len(self.by_speaker[utterance.speaker]) < 2):
+            reference = self.references[utterance.preset]
+        else:
+            reference = self._other(utterance, chosen, rng)
+        text = utterance.texts[rng.integers(len(utterance.texts))]
+        tokens = self.tokens
+        prompt = [
+            tokens.bos, tokens.begin_audio, *[tokens.audio] * (reference.shape[1] + 1), tokens.next_audio_text,
+            *text, tokens.repeat_audio_text, tokens.begin_audio,
+        ]  # fmt: skip
+        return reference, prompt, utterance.codes
+
+    def _other(self, utterance: Spoken, chosen: int, rng: np.random.Generator) -> np.ndarray:
+        low, high = self.settings.reference_frames
+        wanted = int(rng.integers(low, high + 1))
+        mine = [i for i in self.by_speaker[utterance.speaker] if i != chosen]
+        parts: list[np.ndarray] = []
+        total = 0
+        for i in rng.permutation(mine):
+            parts.append(self.utterances[i].codes)
+            total += parts[-1].shape[1]
+            if total >= wanted:
+                break
+        return np.concatenate(parts, axis=1)[:, :wanted]
+
+    def batch(self, size: int, rng: np.random.Generator) -> list[tuple[np.ndarray, list[int], np.ndarray]]:
+        """`size` draws."""
+        return [self.draw(rng) for _ in range(size)]
+
+
+def language_losses(
+    model: Voxtral,
+    items: list[tuple[np.ndarray, list[int], np.ndarray]],
+    audio_token: int,
+    settings: LanguageTraining,
+    rng: torch.Generator,
+    training: bool = True,
+) -> dict[str, Tensor]:
+    """Losses of a batch of (reference codes, prompt tokens, codes to say): `semantic` (nats a frame, the end
+    included), `flow` (mean squared error of the velocity) and `accuracy` of the semantic choice."""
+    device = model.device
+    embeddings = model.mm_audio_embeddings
+    sequences, starts, targets = [], [], []
+    for reference, prompt, codes in items:
+        rows = embeddings.voice_rows(torch.from_numpy(reference.astype(np.int64)).to(device))
+        said = torch.from_numpy(codes.astype(np.int64)).to(device)
+        ids = said + N_SPECIAL_CODES
+        if training and settings.token_noise > 0:
+            # What it reads of its own past is at times wrong, as it will be when it speaks.
+            wrong = torch.rand(ids.shape, generator=rng).to(device) < settings.token_noise
+            limits = torch.tensor(
+                [model.config.codec.semantic_codebook_size] + [model.config.codec.acoustic_codebook_size] * (len(ids) - 1)
+            )[:, None]
+            random = (torch.rand(ids.shape, generator=rng) * limits).long().to(device) + N_SPECIAL_CODES
+            ids = torch.where(wrong, random, ids)
+        tokens = torch.tensor(prompt, device=device)
+        sequences.append(torch.cat((model.embed_prompt(tokens, audio_token, rows), embeddings.frames(ids[None])[0])))
+        starts.append(len(prompt) - 1)
+        targets.append(said)
+    hidden = model.backbone(torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True))
+    states, semantic, acoustic = [], [], []
+    for i, said in enumerate(targets):
+        states.append(hidden[i, starts[i] : starts[i] + said.shape[1] + 1])
+        end = torch.full((1,), END_AUDIO_ID, device=device)
+        semantic.append(torch.cat((said[0] + N_SPECIAL_CODES, end)))
+        acoustic.append(said[1:])
+    state = torch.cat(states)
+    wanted = torch.cat(semantic)
+    logits = model.acoustic_transformer.semantic_logits(state)
+    frames = torch.cat([s[:-1] for s in states])
+    points = torch.cat(acoustic, dim=1).T.float()
+    levels = model.config.codec.acoustic_codebook_size - 1
+    if training and len(points) > settings.acoustic_frames:
+        chosen = torch.randperm(len(points), generator=rng)[: settings.acoustic_frames].to(device)
+        frames, points = frames[chosen], points[chosen]
+    goal = points * 2 / levels - 1
+    noise = torch.randn(goal.shape, generator=rng).to(device)
+    times = torch.rand((len(goal),), generator=rng).to(device)
+    dropped = (torch.rand((len(goal), 1), generator=rng) < settings.drop_hidden).to(device)
+    if training:
+        frames = frames.masked_fill(dropped, 0.0)
+    x = noise + (goal - noise) * times[:, None]
+    velocity = model.acoustic_transformer.velocity(x, times, frames)
+    return {
+        "semantic": functional.cross_entropy(logits, wanted),
+        "flow": functional.mse_loss(velocity, goal - noise),
+        "accuracy": (logits.argmax(-1) == wanted).float().mean(),
+    }
+
+
+def initialise_language(model: Voxtral, seed: int) -> None:
+    """Normal weights, residual outputs scaled down with depth; the audio table so that 37 rows sum to unit scale."""
+    rng = torch.Generator().manual_seed(seed)
+    depth = 2 * model.config.backbone.n_layers
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.startswith("audio_tokenizer.") or p.dim() != 2:
+                continue
+            std = p.shape[1] ** -0.5
+            if name.endswith(("wo.weight", "w2.weight")):
+                std /= depth**0.5
+            if "tok_embeddings" in name:
+                std = 1.0
+            if "audio_codebook_embeddings" in name:
+                std = 37**-0.5
+            if "codebook_output" in name:
+                std *= 0.2
+            p.copy_(torch.randn(p.shape, generator=rng) * std)
+        # An acoustic level is a number: its rows start on a line, with noise enough that a sum of rows still
+        # tells every code.
+        table = model.mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight
+        codec = model.config.codec
+        for start in model.mm_audio_embeddings.audio_codebook_embeddings.offsets[1:].tolist():
+            slope = torch.randn(table.shape[1], generator=rng) * 37**-0.5
+            line = torch.linspace(-1.5, 1.5, codec.acoustic_codebook_size)[:, None] * slope
+            first = start + N_SPECIAL_CODES
+            rows = slice(first, first + codec.acoustic_codebook_size)
+            table[rows] = 0.85 * line + 0.5 * table[rows]
+
+
+class LanguageTrainer:
+    """One run over `data`: steps, validation on `held` batches, log and resumable state in `folder`."""
+
+    def __init__(
+        self,
+        config: VoxtralConfig,
+        settings: LanguageTraining,
+        data: LanguageData,
+        held: LanguageData | None,
+        folder: Path,
+        device: str = "cpu",
+        autocast: bool = False,
+    ) -> None:
+        self.settings, self.data, self.held, self.folder = settings, data, held, folder
+        self.device, self.autocast = device, autocast
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model = Voxtral(config, with_encoder=False)
+        initialise_language(self.model, settings.seed)
+        self.model.to(device)
+        self.model.audio_tokenizer.requires_grad_(False)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        decayed = [p for n, p in self.model.named_parameters() if p.requires_grad and p.dim() > 1 and "embeddings" not in n]
+        plain = [p for n, p in self.model.named_parameters() if p.requires_grad and (p.dim() <= 1 or "embeddings" in n)]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=settings.learning_rate, betas=settings.betas, foreach=True,
+        )  # fmt: skip
+        self.rng = torch.Generator().manual_seed(settings.seed)
+        self.numpy_rng = np.random.default_rng(settings.seed)
+        self.step_count, self.seconds = 0, 0.0
+
+    @property
+    def state_path(self) -> Path:
+        """Where the resumable state is kept."""
+        return self.folder / "language-state.pt"
+
+    def save(self) -> None:
+        """Write the state beside and rename."""
+        own = {k: v for k, v in self.model.state_dict().items() if not k.startswith("audio_tokenizer.")}
+        state = {
+            "step": self.step_count,
+            "seconds": self.seconds,
+            "model": own,
+            "optimizer": self.optimizer.state_dict(),
+            "rng": self.rng.get_state(),
+            "numpy_rng": json.dumps(self.numpy_rng.bit_generator.state),
+        }
+        beside = self.state_path.with_suffix(".partial")
+        torch.save(state, beside)
+        os.replace(beside, self.state_path)
+
+    def resume(self) -> bool:
+        """Go on from the saved state, if there is one."""
+        if not self.state_path.is_file():
+            return False
+        state = torch.load(self.state_path, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"], strict=False)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rng.set_state(state["rng"].cpu())
+        self.numpy_rng.bit_generator.state = json.loads(state["numpy_rng"])
+        self.step_count, self.seconds = state["step"], state["seconds"]
+        return True
+
+    def learning_rate(self) -> float:
+        """Warm-up, constant, then linear to zero over the last `decay_steps`."""
+        settings = self.settings
+        warm = min(1.0, (self.step_count + 1) / settings.warmup)
+        cool = min(1.0, max(0.0, (settings.steps - self.step_count) / settings.decay_steps))
+        return settings.learning_rate * warm * max(cool, 0.01)
+
+    def step(self) -> dict[str, float]:
+        """One update; gives the losses."""
+        began = time.perf_counter()
+        settings = self.settings
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        items = self.data.batch(settings.batch, self.numpy_rng)
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.autocast):
+            losses = language_losses(self.model, items, self.data.tokens.audio, settings, self.rng)
+        loss = losses["semantic"] + settings.flow * losses["flow"]
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=True)
+        self.optimizer.step()
+        self.step_count += 1
+        self.seconds += time.perf_counter() - began
+        return {k: float(v.detach()) for k, v in losses.items()} | {"norm": float(norm), "loss": float(loss.detach())}
+
+    @torch.no_grad()
+    def validate(self, size: int = 64) -> dict[str, float]:
+        """Losses on fixed draws from `held`."""
+        if self.held is None or not self.held.utterances:
+            return {}
+        numpy_rng, rng = np.random.default_rng(1), torch.Generator().manual_seed(1)
+        items = self.held.batch(size, numpy_rng)
+        sums: dict[str, list[float]] = {}
+        for i in range(0, size, 16):
+            found = language_losses(
+                self.model, items[i : i + 16], self.data.tokens.audio, self.settings, rng, training=False
+            )
+            for key, value in found.items():
+                sums.setdefault(f"valid_{key}", []).append(float(value))
+        return {k: round(float(np.mean(v)), 4) for k, v in sums.items()}
+
+    def run(self, report: Callable[[dict[str, float]], None]) -> None:
+        """Train to the end of the schedule; the state is kept every `save_every` steps and on the way out."""
+        settings = self.settings
+        log = self.folder / "language-log.jsonl"
+        sums: dict[str, list[float]] = {}
+        try:
+            while self.step_count < settings.steps:
+                losses = self.step()
+                if not math.isfinite(losses["loss"]):
+                    raise FloatingPointError(f"the loss is {losses['loss']} at step {self.step_count}")
+                for key, value in losses.items():
+                    sums.setdefault(key, []).append(value)
+                if self.step_count % 50 == 0:
+                    row: dict[str, float] = {"step": self.step_count, "seconds": round(self.seconds, 1)}
+                    row |= {k: round(float(np.mean(v)), 4) for k, v in sums.items()}
+                    sums = {}
+                    if self.step_count % settings.validate_every == 0:
+                        row |= self.validate()
+                    with log.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    report(row)
+                if self.step_count % settings.save_every == 0:
+                    self.save()
+        finally:
+            self.save()

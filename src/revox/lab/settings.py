@@ -1,0 +1,22 @@
+"""Build settings from a JSON file, validated once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from revox.lab.build import BuildSettings
+from revox.lab.errors import LabError
+
+
+def read_settings(path: Path) -> BuildSettings:
+    """Settings of a build; what the file leaves out keeps its default. Raises LabError naming the wrong entry."""
+    try:
+        return TypeAdapter(BuildSettings).validate_json(path.read_bytes())
+    except OSError as error:
+        raise LabError(f"{path} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise LabError(f"{path}: {place}: {first['msg']}") from error
