@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 
-from revox.lab.tokenizer import minimal_vocab_size, write_tekken
+from revox.lab.tokenizer import minimal_vocab_size, word_pieces, write_tekken
 
 mistral = pytest.importorskip("mistral_common.tokens.tokenizers.mistral")
 
@@ -65,3 +65,12 @@ def test_words_become_one_token_and_the_declared_size_is_filled(tmp_path):
 def test_too_small_a_vocabulary_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least"):
         write_tekken(tmp_path / "tekken.json", {}, vocab_size=minimal_vocab_size() - 1)
+
+
+def test_the_words_of_a_text_make_it_one_token_a_word(tmp_path):
+    text = "Half past nine, at seven o'clock."
+    words = word_pieces([text])
+    assert words == sorted(["Half", " past", " nine", " at", " seven", "'clock", " o"])
+    tokenizer, _ = load(tmp_path, words=words)
+    tekken = tokenizer.instruct_tokenizer.tokenizer
+    assert len(tekken.encode(text, bos=False, eos=False)) == len(words) + len(",.")
