@@ -25,9 +25,9 @@ _ONES = (
 # fmt: on
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 # Rejection: nats a 10 ms frame by which the path through the grammar may be less likely than the best free
-# path through phones. With the lab's grammar, 23 of 24 of its sentences by espeak-ng and flite pass, all heard
-# without an error, and of speech outside it 27 of 40 pieces of LibriSpeech and 13 of 16 synthetic sentences
-# are rejected; white noise has no path at all.
+# path through phones. With the lab's grammar, 23 of 24 of its sentences by espeak-ng and flite pass, all
+# heard without an error, and of speech outside it 27 of 40 pieces of LibriSpeech and 13 of 16 synthetic
+# sentences are rejected; white noise has no path at all.
 _REJECT_BELOW = -2.0
 
 
@@ -166,7 +166,8 @@ def _pcm(audio: Audio) -> bytes:
 
 def _decode(decoder: Any, pcm: bytes) -> tuple[str, float]:
     """The hypothesis and its path's log likelihood (natural)."""
-    # Cepstral means from the whole utterance, not from the one before: the result must not depend on order.
+    # What was heard before must not matter: the front end starts afresh, its means come from the whole clip.
+    decoder.reinit_feat()
     decoder.start_utt()
     decoder.process_raw(pcm, full_utt=True)
     decoder.end_utt()

@@ -1,0 +1,52 @@
+import math
+
+import numpy as np
+import pytest
+
+from revox.speech import loudness, normalise_loudness
+from revox.speech.loudness import loudness_gain
+
+
+def tone(rate=48000, seconds=2.0, amplitude=1.0):
+    return amplitude * np.sin(2 * np.pi * 997 * np.arange(round(rate * seconds)) / rate)
+
+
+def test_a_full_scale_997_hz_sine_reads_minus_3_01_lufs_as_the_standard_says():
+    # ITU-R BS.1770-4, end of annex 1: such a sine on one channel reads -3.01 LKFS.
+    assert loudness(tone(), 48000) == pytest.approx(-3.01, abs=0.05)
+    assert loudness(tone(amplitude=0.1), 48000) == pytest.approx(-23.01, abs=0.05)
+
+
+@pytest.mark.parametrize("rate", [16000, 24000, 44100])
+def test_other_rates_read_the_same(rate):
+    assert loudness(tone(rate), rate) == pytest.approx(-3.01, abs=0.15)
+
+
+def test_two_equal_channels_read_3_db_more():
+    assert loudness(np.stack([tone(), tone()]), 48000) == pytest.approx(0.0, abs=0.05)
+
+
+def test_a_clip_shorter_than_a_block_is_measured_all_the_same():
+    assert loudness(tone(seconds=0.1, amplitude=0.1), 48000) == pytest.approx(-23.0, abs=0.3)
+
+
+def test_normalising_reaches_the_target_by_one_gain():
+    x = tone(amplitude=0.01).astype(np.float32)
+    y = normalise_loudness(x, 48000, lufs=-23)
+    assert loudness(y, 48000) == pytest.approx(-23, abs=0.01)
+    np.testing.assert_allclose(y, x * (y[100] / x[100]), rtol=1e-5)
+    assert y.dtype == np.float32
+
+
+def test_the_peak_is_never_passed():
+    x = tone(amplitude=0.01)
+    x[1000] = 0.5
+    y = normalise_loudness(x, 48000, lufs=-10, peak=0.9)
+    assert np.abs(y).max() == pytest.approx(0.9, rel=1e-6)
+
+
+def test_silence_and_noise_under_the_gate_stay_as_they_are():
+    assert loudness(np.zeros(48000), 48000) == -math.inf
+    assert loudness_gain(np.zeros(48000), 48000) == 1.0
+    assert loudness_gain(tone(amplitude=1e-5), 48000) == 1.0
+    assert normalise_loudness(np.zeros(0), 48000).shape == (0,)
