@@ -25,7 +25,7 @@ from revox.model.voxtral import Voxtral
 from revox.speech import Audio, Selection, normalise_loudness, select_reference, whole_frames
 
 METHOD = "inversion"
-PARTS = ("mm_audio_embeddings", "audio_tokenizer")
+PARTS = ("mm_audio_embeddings.audio_codebook_embeddings", "audio_tokenizer")
 """What cloning needs of a checkpoint (`revox.checkpoint.load.load_model`): not what speaks."""
 
 MAX_BANK_FRAMES = 4000  # five minutes of preset speech say enough about codes
