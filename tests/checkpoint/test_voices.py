@@ -236,13 +236,31 @@ def killed_at(step: int, change: Any, folder: Path, make: Any) -> str | None:
     return name if code == 9 else None
 
 
+def with_few_presets(checkpoint: Path, folder: Path) -> Path:
+    """A copy without weights and with three presets: copied and read dozens of times below."""
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("consolidated.safetensors"))
+    keep = {"casual_male", "ar_male", "hi_male"}
+    for path in (folder / "voice_embedding").glob("*.pt"):
+        if path.stem not in keep:
+            path.unlink()
+    for name, keys in (
+        ("params.json", ("multimodal", "audio_tokenizer_args", "voice")),
+        ("tekken.json", ("audio", "voice_num_audio_tokens")),
+    ):
+        data = holder = json.loads((folder / name).read_text())
+        for key in keys[:-1]:
+            holder = holder[key]
+        holder[keys[-1]] = {voice: n for voice, n in holder[keys[-1]].items() if voice in keep}
+        (folder / name).write_text(json.dumps(data, indent=1))
+    return folder
+
+
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("linked", [False, True], ids=["own folder", "linked voice folder"])
 def test_killed_at_any_step_loaders_see_whole_voices_and_the_next_command_finishes_or_rolls_back(
     tiny_checkpoint, tmp_path, make, change, linked
 ):
-    start = Path(shutil.copytree(tiny_checkpoint, tmp_path / "start"))
-    (start / "consolidated.safetensors").unlink()
+    start = with_few_presets(tiny_checkpoint, tmp_path / "start")
     add_voice(start, "bob", *make(10), RECORD)
     elsewhere = tmp_path / "elsewhere"
     if linked:
@@ -254,6 +272,8 @@ def test_killed_at_any_step_loaders_see_whole_voices_and_the_next_command_finish
     }
     finished = Path(shutil.copytree(start, tmp_path / "finished", symlinks=True))
     change(finished, make)
+    old, new = seen_by_loaders(start)[1], seen_by_loaders(finished)[1]
+    before, after = files(start), files(finished)
 
     steps = []
     while True:
@@ -266,12 +286,10 @@ def test_killed_at_any_step_loaders_see_whole_voices_and_the_next_command_finish
         steps.append(step)
         # In between, a voice that loaders see is the old one or the new one.
         for name in set(rows) - set(untouched):
-            choices = [seen_by_loaders(each)[1].get(name) for each in (start, finished)]
-            assert any(choice is not None and torch.equal(rows[name], choice) for choice in choices), step
-        message = recover_journal(folder)
-        decided = steps.index("journal written") < len(steps) if "journal written" in steps else False
-        assert (message is None) == (step in ("stage cleared",)), step
-        assert files(folder) == files(finished if decided else start), step
+            assert any(name in set_ and torch.equal(rows[name], set_[name]) for set_ in (old, new)), step
+        recover_journal(folder)
+        decided = "journal written" in steps
+        assert files(folder) == (after if decided else before), step
         assert recover_journal(folder) is None
         add_voice(folder, "eve", *make(7), RECORD)
         assert "eve" in seen_by_loaders(folder)[0]

@@ -56,6 +56,7 @@ __all__ = [
     "Voice",
     "VoiceEntry",
     "add_voice",
+    "check_voice_free",
     "check_voice_name",
     "export_voice",
     "find_voice",
@@ -368,7 +369,7 @@ def add_voice(
 
     with writing(folder):
         promised = promised_rows(folder)
-        _check_free(folder, name, overwrite, force)
+        check_voice_free(folder, name, overwrite, force)
         if codes is not None:
             stored_codes = codes.cpu().to(torch.int16).contiguous()
             stage_file(folder, name, ".codes.safetensors", save({"codes": stored_codes}))
@@ -408,7 +409,13 @@ def remove_voice(folder: str | Path, name: str, force: bool = False) -> None:
         commit(folder, {"operation": "remove", "name": name})
 
 
-def _check_free(folder: Path, name: str, overwrite: bool, force: bool) -> None:
+def check_voice_free(folder: str | Path, name: str, overwrite: bool = False, force: bool = False) -> None:
+    """Whether a voice of that name may be added, for who wants to know before the work rather than after it.
+
+    Raises VoiceError when the name will not do, is a preset's, or is taken and `overwrite` is not said.
+    """
+    folder = Path(folder)
+    check_voice_name(name)
     taken = (
         name in listed_ids(folder)
         or name in promised_rows(folder)

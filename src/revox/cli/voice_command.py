@@ -108,12 +108,13 @@ def add_command(
     from rich.console import Console
 
     from revox.checkpoint.params import read_params
-    from revox.checkpoint.voices import add_voice, check_voice_name, read_rows
+    from revox.checkpoint.voices import add_voice, check_voice_free, check_voice_name, read_rows
     from revox.cloning.consent import provenance, record_consent
 
     agreed = record_consent(consent, subject)
     check_voice_name(name)
     folder, _ = _open(checkpoint)
+    check_voice_free(folder, name, overwrite, force)
     console = Console(stderr=True, highlight=False)
     from revox.checkpoint.voice_codes import read_table, recover_codes, rows_of_codes
 
@@ -147,7 +148,7 @@ def decode_command(
         bool, typer.Option("--recover", help="From its rows, even if codes are kept.")
     ] = False,
 ) -> None:
-    """Write what a voice was made from, as its codes sound. A preset's codes are found again from its rows."""
+    """Write what a voice was made from, as its codes sound; a preset's codes are found from its rows."""
     from rich.console import Console
 
     from revox.checkpoint.params import read_params

@@ -1,0 +1,128 @@
+"""`revox voice` from the command line: what a user types, hears and is told."""
+
+from __future__ import annotations
+
+import json
+import sys
+import wave
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from revox.checkpoint.load import load_model
+from revox.checkpoint.voices import load_voice
+from revox.cli import main as cli
+from revox.cli.voice_command import app
+
+CONSENT = "a synthetic voice, nobody's"
+
+
+@pytest.fixture
+def folder(tiny_checkpoint_copy):
+    return tiny_checkpoint_copy
+
+
+def voice(*arguments, folder):
+    result = CliRunner().invoke(app, [*map(str, arguments), "--checkpoint", str(folder)])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def refused(monkeypatch, capsys, *arguments) -> str:
+    """The sentence on stderr of a command that ends with exit code 2."""
+    monkeypatch.setattr(sys, "argv", ["revox", "voice", *map(str, arguments)])
+    monkeypatch.setattr(cli, "COMMANDS", {"voice": cli.COMMANDS["voice"]})
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    error = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert "Traceback" not in error
+    return error
+
+
+def test_a_presets_decode_is_the_decoder_on_the_codes_it_was_made_of(folder, tiny_preset_codes, tmp_path):
+    result = voice("decode", "it_male", "-o", tmp_path / "it.wav", folder=folder)
+    assert "19 of 19 frames explained exactly" in result.output
+    codes = tiny_preset_codes["it_male"]
+    codec = load_model(folder, dtype=torch.float32, parts=("audio_tokenizer",)).audio_tokenizer
+    expected = codec.decode(codes[None])[0].numpy()
+    with wave.open(str(tmp_path / "it.wav")) as file:
+        assert file.getframerate() == 24000
+        heard = np.frombuffer(file.readframes(file.getnframes()), "<i2") / 32768
+    assert len(heard) == codes.shape[1] * 1920
+    assert np.abs(heard - np.clip(expected, -1, 1)).max() < 1e-3
+
+
+def test_a_voice_added_from_codes_keeps_them_and_one_added_from_its_export_finds_them_again(
+    folder, tiny_preset_codes, tmp_path
+):
+    codes = tiny_preset_codes["hi_female"][:, :8].contiguous()
+    save_file({"codes": codes.to(torch.int16)}, tmp_path / "ada.codes.safetensors")
+    voice("add", "ada", tmp_path / "ada.codes.safetensors", "--consent", CONSENT, folder=folder)
+    for ending in ("pt", "safetensors", "bin"):
+        voice("export", "ada", "-o", tmp_path / f"ada.{ending}", folder=folder)
+        voice("add", f"ada-{ending}", tmp_path / f"ada.{ending}", "--consent", CONSENT, folder=folder)
+        again = load_voice(folder, f"ada-{ending}")
+        assert torch.equal(again.codes, codes)
+        assert torch.equal(again.rows, load_voice(folder, "ada").rows)
+    voice("remove", "ada-bin", folder=folder)
+    names = [entry["name"] for entry in json.loads(voice("list", "--json", folder=folder).stdout)]
+    assert names[20:] == ["ada", "ada-pt", "ada-safetensors"]
+
+
+def test_show_tells_whose_voice_it_is_how_it_was_made_and_their_consent(folder, tiny_preset_codes, tmp_path):
+    save_file({"codes": tiny_preset_codes["hi_female"][:, :8].contiguous()}, tmp_path / "v.safetensors")
+    voice("add", "ada", tmp_path / "v.safetensors", "--consent", CONSENT, "--subject", "Ada", folder=folder)
+    record = json.loads(voice("show", "ada", "--json", folder=folder).stdout)
+    assert (record["rows"], record["seconds"], record["preset"], record["problem"]) == (9, 0.64, False, None)
+    assert record["provenance"]["consent"]["statement"] == CONSENT
+    assert record["provenance"]["consent"]["subject"] == "Ada"
+    assert len(record["provenance"]["source"]["sha256"]) == 64
+    shown = voice("show", "ada", folder=folder).stdout
+    assert CONSENT in shown
+    assert "added from a file" in shown
+    assert "no record of how it was made" in voice("show", "it_male", folder=folder).stdout
+
+
+def test_list_shows_every_preset_with_its_rows(folder, tiny_preset_codes):
+    shown = voice("list", folder=folder).stdout
+    lines = {line.split()[0]: line.split()[1] for line in shown.splitlines()[1:] if line.strip()}
+    assert lines == {name: str(codes.shape[1] + 1) for name, codes in tiny_preset_codes.items()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("add", "ada", "{pt}", "-c", "{folder}"), "consent is required"),
+        (("add", "ada", "{pt}", "-c", "{folder}", "--consent", " "), "consent is required"),
+        (("add", "Ada", "{pt}", "-c", "{folder}", "--consent", "mine, yes"), "cannot name a voice"),
+        (("add", "ada", "{folder}/none.pt", "-c", "{folder}", "--consent", "mine, yes"), "is missing"),
+        (("add", "it_male", "{pt}", "-c", "{folder}", "--consent", "mine, yes"), "is a preset"),
+        (("remove", "it_male", "-c", "{folder}"), "is a preset"),
+        (("show", "it_mal", "-c", "{folder}"), "did you mean it_male"),
+        (("decode", "it_mal", "-c", "{folder}", "-o", "{folder}/x.wav"), "did you mean it_male"),
+        (("decode", "it_male", "-c", "{folder}", "-o", "{folder}/x.xyz"), "xyz"),
+        (("export", "it_male", "-c", "{folder}", "-o", "{folder}/x.wav"), "ending"),
+        (("list", "-c", "{folder}/nowhere"), "nowhere"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(folder, monkeypatch, capsys, arguments, sentence):
+    pt = folder / "voice_embedding" / "it_male.pt"
+    error = refused(monkeypatch, capsys, *(a.format(pt=pt, folder=folder) for a in arguments))
+    assert sentence in error
+    assert error.startswith("revox: ")
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_the_next_command_says_that_it_finished_an_interrupted_one(folder):
+    work = folder / ".revox"
+    work.mkdir()
+    (work / "journal.json").write_text(json.dumps({"operation": "remove", "name": "it_male"}))
+    result = voice("list", "--json", folder=folder)
+    assert "an interrupted change was finished: voice 'it_male' is removed" in result.stderr
+    assert "it_male" not in [entry["name"] for entry in json.loads(result.stdout)]
