@@ -163,7 +163,8 @@ def _progress() -> Iterator[Callable[[float], None]]:
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("speaking: {task.completed:.1f} s of speech"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("speaking", total=None)
         yield lambda seconds: bar.update(task, completed=seconds)
 
