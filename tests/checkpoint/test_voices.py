@@ -311,6 +311,24 @@ def test_a_killed_recovery_is_recovered_too(folder, make):
     assert torch.equal(load_voice(folder, "bob").rows, make(21)[0])
 
 
+def test_whoever_asks_for_a_voice_next_finishes_a_killed_change(folder, make):
+    add_voice(folder, "bob", *make(10), RECORD)
+    steps = [killed_at(step, overwrite_longer, folder, make) for step in (4,)]
+    assert steps == ["params.json without"]
+    assert "bob" not in seen_by_loaders(folder)[0]
+    assert torch.equal(load_voice(folder, "bob").rows, make(21)[0])
+
+
+def test_a_folder_that_only_others_may_write_is_still_read(folder, make):
+    add_voice(folder, "bob", *make(10), RECORD)
+    assert killed_at(0, overwrite_longer, folder, make) == "staged .codes.safetensors"
+    (folder / ".revox" / "lock").unlink()
+    (folder / ".revox" / "lock").mkdir()  # as good as no permission, also for root
+    with pytest.raises(VoiceError, match="cannot be written"):
+        recover_journal(folder)
+    assert torch.equal(load_voice(folder, "bob").rows, make(10)[0])
+
+
 def test_two_writers_wait_for_each_other(folder, make, monkeypatch):
     add_voice(folder, "ada", *make(12), RECORD)
     with open(folder / ".revox" / "lock") as held:

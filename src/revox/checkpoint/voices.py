@@ -14,6 +14,7 @@ Importing this module does not import torch; listing reads headers only.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import pickletools
@@ -117,9 +118,12 @@ class VoiceEntry:
 def list_voices(folder: str | Path) -> list[VoiceEntry]:
     """Every voice that params.json or tekken.json lists or a .pt stands for, in params.json's order.
 
-    Reads headers only. Raises CheckpointError when params.json or tekken.json cannot be read.
+    Reads headers only; a change that was killed half way is finished first, where the folder may be written.
+    Raises CheckpointError when params.json or tekken.json cannot be read.
     """
     folder = Path(folder)
+    with contextlib.suppress(VoiceError, OSError):
+        recover_journal(folder)
     with reading(folder):
         params = read_params(folder)
         promised = promised_rows(folder)
