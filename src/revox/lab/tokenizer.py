@@ -61,7 +61,7 @@ def word_pieces(texts: Iterable[str]) -> list[str]:
     """The pieces longer than a byte that `texts` fall into, sorted: words with the space before them."""
     import regex
 
-    found = set()
+    found: set[str] = set()
     for text in texts:
         found.update(piece for piece in regex.findall(_PATTERN, text) if len(piece.encode()) > 1)
     return sorted(found)
