@@ -28,6 +28,7 @@ def command(
     ] = None,
     seed: Annotated[int, typer.Option(help="For everything left to chance.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a voice of that name.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace even a preset.")] = False,
     decoded: Annotated[
         Path | None, typer.Option(help="Also write the reference as the cloned codes sound, to this file.")
     ] = None,
@@ -44,10 +45,10 @@ def command(
     # What can be wrong is said before anything is computed.
     record_consent(consent)
     from revox.checkpoint.locate import locate
-    from revox.checkpoint.voices import add_voice
+    from revox.checkpoint.voices import add_voice, check_voice_free
 
     folder = locate(checkpoint)
-    _check_name(folder, name, overwrite)
+    check_voice_free(folder, name, overwrite, force)
     from revox.checkpoint.load import load_model
     from revox.cloning.clone import PARTS, clone_voice, preset_codes
     from revox.speech import format_for, read_audio, select_reference, write_audio
@@ -68,24 +69,10 @@ def command(
             model, audio, consent=consent or "", name=name, budget=budget, steps=steps, seed=seed,
             progress=progress, presets=presets, source=clip, selection=selection,
         )  # fmt: skip
-    add_voice(folder, name, cloned.voice.rows, cloned.voice.codes, cloned.voice.provenance, overwrite)
+    add_voice(folder, name, cloned.voice.rows, cloned.voice.codes, cloned.voice.provenance, overwrite, force)
     if decoded is not None:
         write_audio(decoded, cloned.decoded)
     _summary(console, cloned, folder)
-
-
-def _check_name(folder: Path, name: str, overwrite: bool) -> None:
-    from revox.checkpoint.errors import VoiceError
-    from revox.checkpoint.voices import check_voice_name, list_voices
-
-    check_voice_name(name)
-    taken = next((entry for entry in list_voices(folder) if entry.name == name), None)
-    if taken is not None and taken.preset:
-        raise VoiceError(f"voice {name!r} of {folder} is a preset; choose another name")
-    if taken is not None and not overwrite:
-        raise VoiceError(
-            f"{folder} already has a voice {name!r}; choose another name, or say --overwrite to replace it"
-        )
 
 
 class _Progress:
