@@ -43,7 +43,7 @@ class InversionConfig:
     scales: tuple[tuple[int, int], ...] = SCALES
     stft_weight: float = 0.5
     waveform_weight: float = 0.0
-    prior_weight: float = 0.01
+    prior_weight: float = 0.1
     polish_rounds: int = 20
     patience: int = 60
     """Steps on hard codes without a better result before the descent ends."""
