@@ -11,10 +11,9 @@ from torch import nn
 
 from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.params import read_params
-from revox.model.voxtral import Voxtral, parameter_name
+from revox.checkpoint.tensors import ENCODER_PREFIXES, WEIGHTS
+from revox.model.voxtral import Voxtral, parameter_name, tensor_name
 
-WEIGHTS = "consolidated.safetensors"
-ENCODER_PREFIXES = ("audio_tokenizer.input_proj.", "audio_tokenizer.encoder_blocks.")
 PARTS = ("mm_audio_embeddings", "backbone", "acoustic_transformer", "audio_tokenizer")
 
 
@@ -26,9 +25,11 @@ def load_model(
 ) -> Voxtral:
     """The model of a checkpoint folder, in eval mode, frozen, with its encoder if the folder has a whole one.
 
-    `parts` names the top-level modules to load (of `PARTS`); the others stay on the meta device, without memory.
-    `dtype` is that of the floating-point weights (None: as stored). Tensors that the model does not know are left alone.
-    Raises CheckpointError when a tensor is missing, has another shape, or the file cannot be read.
+    `parts` names the top-level modules to load (of `PARTS`); the others stay on the meta device, without
+    memory. `dtype` is that of the floating-point weights (None: as stored). Tensors that the model does not
+    know are
+    left alone. Raises CheckpointError when a tensor is missing, has another shape, or the file cannot be
+    read.
     """
     folder = Path(folder)
     config = read_params(folder).voxtral_config()
@@ -47,12 +48,14 @@ def load_model(
                 continue
             if name not in names:
                 raise CheckpointError(
-                    f"{path} has no tensor {names.get(name, name)}: the download is incomplete or this is another model"
+                    f"{path} has no tensor {tensor_name(name)}: "
+                    "the download is incomplete or this is another model"
                 )
             tensor = file.get_tensor(names[name])
             if tensor.shape != parameter.shape:
+                found, wanted_shape = list(tensor.shape), list(parameter.shape)
                 raise CheckpointError(
-                    f"{path}: {names[name]} has shape {list(tensor.shape)}, params.json asks for {list(parameter.shape)}"
+                    f"{path}: {names[name]} has shape {found}, params.json asks for {wanted_shape}"
                 )
             if dtype is not None and tensor.is_floating_point():
                 tensor = tensor.to(dtype)
@@ -63,14 +66,15 @@ def load_model(
 
 
 def _place_computed_buffers(model: nn.Module, device: str | torch.device) -> None:
-    # ALiBi slopes and table offsets are not in the file: they are computed on the CPU when the model is built.
+    # ALiBi slopes and table offsets are not in the file: they are computed on the CPU when the model is
+    # built.
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             if not buffer.is_meta:
                 setattr(module, name, buffer.to(device))
 
 
-def _open(path: Path):  # noqa: ANN202 - safetensors has no public type for its reader
+def _open(path: Path):
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: a Voxtral-4B-TTS folder has its weights there")
     try:

@@ -10,7 +10,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-app = typer.Typer(help="The lab: a small complete Voxtral to test on, and a full-size one of random weights.", no_args_is_help=True)
+app = typer.Typer(
+    help="The lab: a small complete Voxtral to test on, and a full-size one of random weights.",
+    no_args_is_help=True,
+)
 console = Console(stderr=True)
 
 
@@ -33,25 +36,41 @@ def fullsize_command(
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("writing", total=None)
-        write_fullsize(folder, seed=seed, progress=lambda done, of: progress.update(task, completed=done, total=of))
-    console.print(f"{folder}: random weights at the release's sizes (they babble; nothing else is wrong with them)")
+        write_fullsize(
+            folder, seed=seed, progress=lambda done, of: progress.update(task, completed=done, total=of)
+        )
+    console.print(
+        f"{folder}: random weights at the release's sizes (they babble; nothing else is wrong with them)"
+    )
 
 
 @app.command("build")
 def build_command(
     out: Annotated[Path, typer.Argument(help="The checkpoint folder to make.")],
-    run: Annotated[Path, typer.Option(help="Where work in progress is kept; an interrupted build goes on from it.")],
+    run: Annotated[
+        Path, typer.Option(help="Where work in progress is kept; an interrupted build goes on from it.")
+    ],
     encoder: Annotated[Path, typer.Option(help="The file for the encoder, which the folder leaves out.")],
     librispeech: Annotated[
-        Path | None, typer.Option(help="Folder of human clips (LibriSpeech FLAC); without it the codec hears synthetic speech only.")
+        Path | None,
+        typer.Option(
+            help="Folder of human clips (LibriSpeech FLAC); without it the codec hears synthetic speech only."
+        ),
     ] = None,
-    stage: Annotated[list[str] | None, typer.Option(help="speech, codec, language or folder; all by default.")] = None,
-    config: Annotated[Path | None, typer.Option(help="JSON with settings to change, as in RUN/settings.json.")] = None,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="speech, codec, language or folder; all by default.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="JSON with settings to change, as in RUN/settings.json.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    autocast: Annotated[bool, typer.Option(help="Compute in bf16 (for a GPU; most CPUs are slower with it).")] = False,
+    autocast: Annotated[
+        bool, typer.Option(help="Compute in bf16 (for a GPU; most CPUs are slower with it).")
+    ] = False,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 takes all.")] = 0,
 ) -> None:
-    """Build the lab checkpoint, encoder put aside: speech, codec, language model, folder. Ctrl-C loses nothing."""
+    """Build the lab checkpoint, encoder put aside: speech, codec, language model, folder. Ctrl-C loses
+    nothing."""
     import torch
 
     from revox.lab.build import STAGES, BuildSettings, build
@@ -67,7 +86,9 @@ def build_command(
     began = time.monotonic()
 
     def report(name: str, row: dict[str, float]) -> None:
-        values = "  ".join(f"{k} {v:g}" if isinstance(v, (int, float)) else f"{k} {v}" for k, v in row.items())
+        values = "  ".join(
+            f"{k} {v:g}" if isinstance(v, (int, float)) else f"{k} {v}" for k, v in row.items()
+        )
         console.print(f"[dim]{time.monotonic() - began:7.0f} s[/dim]  {name}  {values}", highlight=False)
 
     build(

@@ -47,7 +47,9 @@ def _version(shown: bool) -> None:
 
 
 def _root(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
 ) -> None:
     pass
 
@@ -57,10 +59,11 @@ def user_errors() -> tuple[type[Exception], ...]:
     from revox.checkpoint.errors import CheckpointError
     from revox.cloning.errors import CloneError
     from revox.lab.errors import LabError
+    from revox.metrics.errors import MetricError
     from revox.speech.errors import AudioError
     from revox.synthesis.errors import SpeakError
 
-    return (CheckpointError, CloneError, LabError, AudioError, SpeakError)
+    return (CheckpointError, CloneError, LabError, MetricError, AudioError, SpeakError)
 
 
 def main() -> None:
@@ -72,7 +75,10 @@ def main() -> None:
         sys.exit(2)
     except OSError as error:
         # A full disk, a folder without permission: the system's own sentence says it best.
-        print(f"revox: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        print(
+            f"revox: {error.strerror or error}{f': {error.filename}' if error.filename else ''}",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("revox: stopped", file=sys.stderr)

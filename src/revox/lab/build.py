@@ -1,4 +1,5 @@
-"""Building the lab checkpoint: speech, codec, language model, folder; every stage resumes where it stopped."""
+"""Building the lab checkpoint: speech, codec, language model, folder; every stage resumes where it
+stopped."""
 
 from __future__ import annotations
 
@@ -13,13 +14,13 @@ import numpy as np
 import torch
 
 from revox.checkpoint.params import Params, read_params
-from revox.checkpoint.tensors import write_safetensors_stream
+from revox.checkpoint.tensors import ENCODER_PREFIXES, write_safetensors_stream
 from revox.checkpoint.write import replace_file
 from revox.lab.codec_training import CodecTrainer, CodecTraining, validate
 from revox.lab.data import SpeechSet, prepare
 from revox.lab.errors import LabError
 from revox.lab.language_training import LanguageData, LanguageTrainer, LanguageTraining, PromptTokens, Spoken
-from revox.lab.sentences import sentences, written
+from revox.lab.sentences import words, written
 from revox.lab.sizes import PRESETS, lab_params
 from revox.lab.tokenizer import minimal_vocab_size, word_pieces, write_tekken
 from revox.model.codec import Codec
@@ -27,7 +28,6 @@ from revox.model.voxtral import Voxtral, tensor_name
 
 STAGES = ("speech", "codec", "language", "folder")
 ENCODER_FILE = "encoder.safetensors"
-ENCODER_PREFIXES = ("audio_tokenizer.input_proj.", "audio_tokenizer.encoder_blocks.")
 
 Report = Callable[[str, dict[str, float]], None]
 
@@ -45,9 +45,11 @@ class BuildSettings:
 
 
 def domain_pieces() -> list[str]:
-    """The pieces of text that get a token of their own: every word of the domain, as it may stand in a sentence."""
-    texts = itertools.chain.from_iterable((s, written(s)) for s in itertools.islice(sentences("train", 0), 30000))
-    return word_pieces(texts)
+    """The pieces of text that get a token of their own: every word of the domain, as it may stand in a
+    sentence."""
+    starts = ((word, word[0].upper() + word[1:]) for word in words())
+    inside = ((f"of {word}", written(f"first of {word}")) for word in words())
+    return word_pieces(itertools.chain.from_iterable((*starts, *inside)))
 
 
 def write_params(folder: Path, settings: BuildSettings) -> Params:
@@ -84,9 +86,10 @@ def build(
 ) -> None:
     """Build the lab checkpoint in `out`, working in `run`; the encoder goes to the file `encoder_out`.
 
-    `librispeech` is a folder of human clips (None: synthetic speech only). A stage that is interrupted goes on from
-    its last state when called again; a stage that is complete is not repeated. Raises LabError when an earlier
-    stage is missing.
+    `librispeech` is a folder of human clips (None: synthetic speech only). A stage that is interrupted goes
+    on from its last state when called again; a stage that is complete is not repeated. Raises LabError when
+    an
+    earlier stage is missing.
     """
     run.mkdir(parents=True, exist_ok=True)
     speech = run / "data"
@@ -109,7 +112,9 @@ def build(
         replace_file(run / "settings.json", json.dumps(asdict(settings), indent=1))
 
 
-def codec_trainer(run: Path, params: Params, settings: BuildSettings, device: str, autocast: bool) -> CodecTrainer:
+def codec_trainer(
+    run: Path, params: Params, settings: BuildSettings, device: str, autocast: bool
+) -> CodecTrainer:
     """The codec's run, at the state it was left in."""
     speech = run / "data"
     human = SpeechSet(speech, "train", "human") if (speech / "human-train.json").is_file() else None
@@ -173,7 +178,8 @@ def preset_waveforms(speech: SpeechSet, seconds: float) -> dict[str, np.ndarray]
 def language_data(
     run: Path, folder: Path, params: Params, settings: BuildSettings, report: Report
 ) -> tuple[LanguageData, LanguageData]:
-    """Training and validation utterances as codes (kept in `run`), with the presets' references and the prompt's ids."""
+    """Training and validation utterances as codes (kept in `run`), with the presets' references and the
+    prompt's ids."""
     codec = trained_codec(run, params)
     tokenizer = _Tokenizer(folder)
     seconds = settings.preset_frames / params.voxtral_config().codec.frame_rate
@@ -198,7 +204,9 @@ def language_data(
 def _cached_codes(
     cache: Path, codec: Codec, speech: SpeechSet, progress: Callable[[int, int], None]
 ) -> list[np.ndarray]:
-    stamp = f"{len(speech)} {speech.seconds:.3f} {float(codec.output_proj.conv.weight.sum()):.6e}"
+    book = codec.quantizer.semantic_codebook.embedding
+    encoder = sum(float(p.double().sum()) for p in codec.encoder_blocks.parameters())
+    stamp = f"{len(speech)} {speech.seconds:.3f} {encoder:.9e} {float(book.double().sum()):.9e}"
     if cache.is_file():
         with np.load(cache) as kept:
             if str(kept["stamp"]) == stamp:
@@ -279,7 +287,9 @@ def assemble(
     for name, samples in preset_waveforms(SpeechSet(run / "data", "train", "synthetic"), seconds).items():
         codes = torch.from_numpy(encode_speech(codec, samples).astype(np.int64))
         voice = model.mm_audio_embeddings.voice_rows(codes)
-        replace_file(out / "voice_embedding" / f"{name}.pt", lambda file, v=voice: torch.save(v.clone(), file))
+        replace_file(
+            out / "voice_embedding" / f"{name}.pt", lambda file, v=voice: torch.save(v.clone(), file)
+        )
         rows[name] = len(voice)
     raw = json.loads((work / "params.json").read_text())
     replace_file(out / "params.json", json.dumps(raw, indent=1))

@@ -1,7 +1,8 @@
 """The lab's codec, encoder and decoder together, from scratch on synthetic and human speech.
 
-The paper's objective without its speech-recognition teacher: L1 and complex STFT that decay, multi-resolution mel,
-feature matching by light STFT discriminators from early on, commitment, and the paper's quantization schedule
+The paper's objective without its speech-recognition teacher: L1 and complex STFT that decay,
+multi-resolution mel, feature matching by light STFT discriminators from early on, commitment, and the
+paper's quantization schedule
 (semantic quantized with probability 0.5; acoustic half quantized, a quarter dithered, a quarter passed).
 """
 
@@ -55,19 +56,20 @@ class CodecTraining:
     betas: tuple[float, float] = (0.8, 0.95)
     weight_decay: float = 0.01
     mel: float = 15.0
-    magnitude: float = 1.0
-    complex: float = 2.0
-    waveform: float = 5.0
+    magnitude: float = 3.0
+    complex: float = 0.5
+    waveform: float = 2.0
     decay: float = 0.9997
     commitment: float = 0.5
     feature: float = 4.0
     adversarial: float = 1.0
+    decoder_only_from: int = 9000
     discriminator_channels: int = 8
     discriminator_from: int = 2000
     discriminator_every: int = 2
     discriminator_learning_rate: float = 4e-4
-    resolutions: tuple[tuple[int, int], ...] = ((1024, 100), (512, 50), (256, 25))
-    discriminated: tuple[int, ...] = (0, 2)
+    resolutions: tuple[tuple[int, int], ...] = ((2048, 160), (1024, 100), (256, 25))
+    discriminated: tuple[int, ...] = (1, 2)
     discriminated_seconds: float = 0.4
     seed: int = 0
     save_every: int = 500
@@ -77,8 +79,9 @@ class CodecTraining:
 class Codebook:
     """Keeps a semantic codebook alive: exponential moving averages, and restarts of rows that nobody uses.
 
-    The averages are the two tensors that the release stores (van den Oord et al., arXiv 1711.00937, appendix A.1);
-    a row whose use falls below `floor` points a step is placed on a recent latent (Jukebox, arXiv 2005.00341).
+    The averages are the two tensors that the release stores (van den Oord et al., arXiv 1711.00937, appendix
+    A.1); a row whose use falls below `floor` points a step is placed on a recent latent (Jukebox, arXiv
+    2005.00341).
     """
 
     def __init__(self, codebook: SemanticCodebook, decay: float = 0.99, floor: float = 0.03) -> None:
@@ -90,7 +93,9 @@ class Codebook:
         """Take in `latents` `[n, dim]` and their `codes` `[n]`; gives how many rows were restarted."""
         book = self.codebook
         self.recent = torch.cat((latents.float(), self.recent))[:4096]
-        usage = torch.zeros_like(book.cluster_usage).index_add_(0, codes, torch.ones_like(codes, dtype=torch.float32))
+        usage = torch.zeros_like(book.cluster_usage).index_add_(
+            0, codes, torch.ones_like(codes, dtype=torch.float32)
+        )
         sums = torch.zeros_like(book.embedding_sum).index_add_(0, codes, latents.float())
         book.cluster_usage.mul_(self.decay).add_(usage, alpha=1 - self.decay)
         book.embedding_sum.mul_(self.decay).add_(sums, alpha=1 - self.decay)
@@ -104,12 +109,16 @@ class Codebook:
         return len(dead)
 
 
-def quantize_in_training(codec: Codec, latents: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """The paper's stochastic quantization of encoder `latents` `[batch, latent_dim, frames]`, straight through.
+def quantize_in_training(
+    codec: Codec, latents: Tensor, rng: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The paper's stochastic quantization of encoder `latents` `[batch, latent_dim, frames]`, straight
+    through.
 
-    Gives what the decoder reads `[batch, latent_dim, frames]`, the semantic codes `[batch, frames]` and the semantic
-    rows they stand for. Each clip draws for itself: semantic quantized with probability 0.5; acoustic quantized
-    50 %, dithered by uniform noise of +-1/21 25 %, passed 25 %.
+    Gives what the decoder reads `[batch, latent_dim, frames]`, the semantic codes `[batch, frames]` and the
+    semantic rows they stand for. Each clip draws for itself: semantic quantized with probability 0.5;
+    acoustic
+    quantized 50 %, dithered by uniform noise of +-1/21 25 %, passed 25 %.
     """
     split = codec.config.semantic_dim
     semantic, acoustic = latents[:, :split].float(), torch.tanh(latents[:, split:].float())
@@ -134,7 +143,8 @@ def quantize_in_training(codec: Codec, latents: Tensor, rng: torch.Generator) ->
 
 
 def initialise(codec: Codec, seed: int) -> None:
-    """Weights as the paper's family starts them: linear and convolution weights normal, residual branches small."""
+    """Weights as the paper's family starts them: linear and convolution weights normal, residual branches
+    small."""
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in codec.named_parameters():
@@ -147,6 +157,9 @@ def initialise(codec: Codec, seed: int) -> None:
                 parameter.copy_(fresh)
                 gain = parameter.norm(dim=(1, 2), keepdim=True)
                 codec.get_parameter(name.replace("original1", "original0")).copy_(gain)
+        # Acoustic latents start wide enough that rounding to 21 levels keeps most of them.
+        last = codec.encoder_blocks[-1].get_parameter("conv.parametrizations.weight.original0")
+        last[codec.config.semantic_dim :] *= 2
 
 
 class CodecTrainer:
@@ -174,8 +187,8 @@ class CodecTrainer:
         decayed = [p for p in self.codec.parameters() if p.dim() > 1]
         plain = [p for p in self.codec.parameters() if p.dim() <= 1]
         self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-            lr=settings.learning_rate, betas=settings.betas, foreach=True,
+            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay":
+            0.0}], lr=settings.learning_rate, betas=settings.betas, foreach=True,
         )  # fmt: skip
         self.judge_optimizer = torch.optim.AdamW(
             self.judges.parameters(), lr=settings.discriminator_learning_rate, betas=(0.5, 0.9), foreach=True
@@ -262,9 +275,18 @@ class CodecTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         real = self.batch()
+        # Late in the run the codes are settled: the decoder alone learns on from what it will be given, hard
+        # codes.
+        settled = self.step_count >= settings.decoder_only_from
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.autocast):
-            latents = self.codec.encode_latents(real)
-            read, codes, rows = quantize_in_training(self.codec, latents, self.rng)
+            with torch.set_grad_enabled(not settled):
+                latents = self.codec.encode_latents(real)
+            if settled:
+                codes = self.codec.quantizer.encode(latents.float())
+                read = self.codec.quantizer.decode(codes)
+                codes, rows = codes[:, 0], read[:, : self.codec.config.semantic_dim]
+            else:
+                read, codes, rows = quantize_in_training(self.codec, latents, self.rng)
             fake = self.codec.decode_latents(read.to(latents.dtype))[:, : real.shape[1]].float()
         semantic = latents[:, : self.codec.config.semantic_dim].float()
         commitment = functional.mse_loss(semantic, rows.detach())
@@ -279,7 +301,13 @@ class CodecTrainer:
             + settings.waveform * early * wave
             + settings.commitment * commitment
         )
-        losses = {"mel": terms.mel, "magnitude": terms.magnitude, "complex": terms.complex, "wave": wave, "commitment": commitment}
+        losses = {
+            "mel": terms.mel,
+            "magnitude": terms.magnitude,
+            "complex": terms.complex,
+            "wave": wave,
+            "commitment": commitment,
+        }
         judged_now = self.step_count % settings.discriminator_every == 0
         if self.step_count >= settings.discriminator_from and judged_now:
             a, b = self._windows(real_spectra, fake_spectra)
@@ -302,12 +330,18 @@ class CodecTrainer:
         norm = nn.utils.clip_grad_norm_(self.codec.parameters(), 5.0, foreach=True)
         self.optimizer.step()
         flat = semantic.detach().transpose(1, 2).flatten(0, 1)
-        self.restarted += self.upkeep.update(flat, codes.flatten(), self.rng)
+        if not settled:
+            self.restarted += self.upkeep.update(flat, codes.flatten(), self.rng)
         self.step_count += 1
         self.seconds += time.perf_counter() - began
-        return {k: float(v.detach()) for k, v in losses.items()} | {"norm": float(norm), "loss": float(loss.detach())}
+        return {k: float(v.detach()) for k, v in losses.items()} | {
+            "norm": float(norm),
+            "loss": float(loss.detach()),
+        }
 
-    def run(self, validate: Callable[[Codec], dict[str, float]] | None, report: Callable[[dict[str, float]], None]) -> None:
+    def run(
+        self, validate: Callable[[Codec], dict[str, float]] | None, report: Callable[[dict[str, float]], None]
+    ) -> None:
         """Train to the end of the schedule; the state is kept every `save_every` steps and on the way out."""
         settings = self.settings
         log = self.folder / "codec-log.jsonl"
@@ -339,7 +373,8 @@ class CodecTrainer:
 
 @torch.no_grad()
 def validate(codec: Codec, clips: list[np.ndarray]) -> dict[str, float]:
-    """Mel distance of whole `clips` decoded from their hard codes, the codebook's use, and saturated levels."""
+    """Mel distance of whole `clips` decoded from their hard codes, the codebook's use, and saturated
+    levels."""
     codec.eval()
     device = codec.output_proj.conv.weight.device
     objective = SpectralObjective(codec.config.sampling_rate, ((1024, 100),)).to(device)

@@ -1,9 +1,10 @@
 """The lab's backbone and acoustic transformer, trained on its codec's codes.
 
-Each sequence is the release's prompt, then speech: a reference (a preset's fixed one, or another utterance of the
-same speaker), the text, and the frames to say. The semantic code of the next frame is learnt by cross-entropy, its
-acoustic codes by flow matching (Lipman et al., arXiv 2210.02747: v = x1 - x0 on a straight line), the hidden state
-dropped at times for classifier-free guidance.
+Each sequence is the release's prompt, then speech: a reference (a preset's fixed one, or another utterance
+of the same speaker), the text, and the frames to say. The semantic code of the next frame is learnt by
+cross-entropy, its acoustic codes by flow matching (Lipman et al., arXiv 2210.02747: v = x1 - x0 on a
+straight line), the hidden
+state dropped at times for classifier-free guidance.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class LanguageTraining:
 
 @dataclass(frozen=True)
 class Spoken:
-    """One utterance as codes: `codes` int16 `[37, frames]`, its text tokens, its speaker and, for presets, the name."""
+    """One utterance as codes: `codes` int16 `[37, frames]`, its text tokens, its speaker and, for presets,
+    the name."""
 
     codes: np.ndarray
     texts: tuple[tuple[int, ...], ...]
@@ -78,31 +80,42 @@ class LanguageData:
         tokens: PromptTokens,
         settings: LanguageTraining,
     ) -> None:
-        self.utterances, self.references, self.tokens, self.settings = utterances, references, tokens, settings
+        self.utterances, self.references, self.tokens, self.settings = (
+            utterances,
+            references,
+            tokens,
+            settings,
+        )
         self.by_speaker: dict[str, list[int]] = {}
         for i, utterance in enumerate(utterances):
             self.by_speaker.setdefault(utterance.speaker, []).append(i)
         self.of_presets = [i for i, u in enumerate(utterances) if u.preset is not None]
-        self.others = [i for i, u in enumerate(utterances) if u.preset is None and len(self.by_speaker[u.speaker]) > 1]
+        self.others = [
+            i for i, u in enumerate(utterances) if u.preset is None and len(self.by_speaker[u.speaker]) > 1
+        ]
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, list[int], np.ndarray]:
         """A reference `[37, n]`, prompt tokens, and the codes to say `[37, frames]`."""
-        pool = self.of_presets if rng.random() < self.settings.preset_share or not self.others else self.others
+        pool = (
+            self.of_presets if rng.random() < self.settings.preset_share or not self.others else self.others
+        )
         chosen = int(pool[rng.integers(len(pool))])
         return self.item(chosen, rng)
 
     def item(self, chosen: int, rng: np.random.Generator) -> tuple[np.ndarray, list[int], np.ndarray]:
         """As `draw`, for one utterance."""
         utterance = self.utterances[chosen]
-        if utterance.preset is not None and (rng.random() < 0.7 or len(self.by_speaker[utterance.speaker]) < 2):
+        if utterance.preset is not None and (
+            rng.random() < 0.7 or len(self.by_speaker[utterance.speaker]) < 2
+        ):
             reference = self.references[utterance.preset]
         else:
             reference = self._other(utterance, chosen, rng)
         text = utterance.texts[rng.integers(len(utterance.texts))]
         tokens = self.tokens
         prompt = [
-            tokens.bos, tokens.begin_audio, *[tokens.audio] * (reference.shape[1] + 1), tokens.next_audio_text,
-            *text, tokens.repeat_audio_text, tokens.begin_audio,
+            tokens.bos, tokens.begin_audio, *[tokens.audio] * (reference.shape[1] + 1),
+            tokens.next_audio_text, *text, tokens.repeat_audio_text, tokens.begin_audio,
         ]  # fmt: skip
         return reference, prompt, utterance.codes
 
@@ -145,12 +158,15 @@ def language_losses(
             # What it reads of its own past is at times wrong, as it will be when it speaks.
             wrong = torch.rand(ids.shape, generator=rng).to(device) < settings.token_noise
             limits = torch.tensor(
-                [model.config.codec.semantic_codebook_size] + [model.config.codec.acoustic_codebook_size] * (len(ids) - 1)
+                [model.config.codec.semantic_codebook_size]
+                + [model.config.codec.acoustic_codebook_size] * (len(ids) - 1)
             )[:, None]
             random = (torch.rand(ids.shape, generator=rng) * limits).long().to(device) + N_SPECIAL_CODES
             ids = torch.where(wrong, random, ids)
         tokens = torch.tensor(prompt, device=device)
-        sequences.append(torch.cat((model.embed_prompt(tokens, audio_token, rows), embeddings.frames(ids[None])[0])))
+        sequences.append(
+            torch.cat((model.embed_prompt(tokens, audio_token, rows), embeddings.frames(ids[None])[0]))
+        )
         starts.append(len(prompt) - 1)
         targets.append(said)
     hidden = model.backbone(torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True))
@@ -185,7 +201,8 @@ def language_losses(
 
 
 def initialise_language(model: Voxtral, seed: int) -> None:
-    """Normal weights, residual outputs scaled down with depth; the audio table so that 37 rows sum to unit scale."""
+    """Normal weights, residual outputs scaled down with depth; the audio table so that 37 rows sum to unit
+    scale."""
     rng = torch.Generator().manual_seed(seed)
     depth = 2 * model.config.backbone.n_layers
     with torch.no_grad():
@@ -235,11 +252,19 @@ class LanguageTrainer:
         self.model.to(device)
         self.model.audio_tokenizer.requires_grad_(False)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        decayed = [p for n, p in self.model.named_parameters() if p.requires_grad and p.dim() > 1 and "embeddings" not in n]
-        plain = [p for n, p in self.model.named_parameters() if p.requires_grad and (p.dim() <= 1 or "embeddings" in n)]
+        decayed = [
+            p
+            for n, p in self.model.named_parameters()
+            if p.requires_grad and p.dim() > 1 and "embeddings" not in n
+        ]
+        plain = [
+            p
+            for n, p in self.model.named_parameters()
+            if p.requires_grad and (p.dim() <= 1 or "embeddings" in n)
+        ]
         self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-            lr=settings.learning_rate, betas=settings.betas, foreach=True,
+            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay":
+            0.0}], lr=settings.learning_rate, betas=settings.betas, foreach=True,
         )  # fmt: skip
         self.rng = torch.Generator().manual_seed(settings.seed)
         self.numpy_rng = np.random.default_rng(settings.seed)
@@ -300,7 +325,10 @@ class LanguageTrainer:
         self.optimizer.step()
         self.step_count += 1
         self.seconds += time.perf_counter() - began
-        return {k: float(v.detach()) for k, v in losses.items()} | {"norm": float(norm), "loss": float(loss.detach())}
+        return {k: float(v.detach()) for k, v in losses.items()} | {
+            "norm": float(norm),
+            "loss": float(loss.detach()),
+        }
 
     @torch.no_grad()
     def validate(self, size: int = 64) -> dict[str, float]:

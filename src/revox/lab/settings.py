@@ -11,7 +11,8 @@ from revox.lab.errors import LabError
 
 
 def read_settings(path: Path) -> BuildSettings:
-    """Settings of a build; what the file leaves out keeps its default. Raises LabError naming the wrong entry."""
+    """Settings of a build; what the file leaves out keeps its default. Raises LabError naming the wrong
+    entry."""
     try:
         return TypeAdapter(BuildSettings).validate_json(path.read_bytes())
     except OSError as error:

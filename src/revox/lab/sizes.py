@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 PRESETS = (
-    "casual_female", "casual_male", "cheerful_female", "neutral_female", "neutral_male", "pt_male", "pt_female",
-    "nl_male", "nl_female", "it_male", "it_female", "fr_male", "fr_female", "es_male", "es_female", "de_male",
+    "casual_female", "casual_male", "cheerful_female", "neutral_female", "neutral_male", "pt_male",
+    "pt_female", "nl_male", "nl_female", "it_male", "it_female", "fr_male", "fr_female", "es_male",
+    "es_female", "de_male",
     "de_female", "ar_male", "hi_male", "hi_female",
 )  # fmt: skip
 """The release's presets, in the order of their ids."""
 
 
 def lab_params(vocab_size: int, **codec: Any) -> dict[str, Any]:
-    """The lab's params.json. `codec` overrides entries of `audio_tokenizer_args` (the miniature build of the tests)."""
+    """The lab's params.json. `codec` overrides entries of `audio_tokenizer_args` (the miniature build of the
+    tests)."""
     tokenizer_args = {
         "channels": 1,
         "sampling_rate": 24000,

@@ -1,4 +1,5 @@
-"""Hidden state -> one frame of codes: a semantic head and a flow-matching transformer for the acoustic codes."""
+"""Hidden state -> one frame of codes: a semantic head and a flow-matching transformer for the acoustic
+codes."""
 
 from __future__ import annotations
 
@@ -11,10 +12,9 @@ from .config import EMPTY_AUDIO_ID, END_AUDIO_ID, N_SPECIAL_CODES, AcousticConfi
 from .layers import FeedForward
 
 
-
-
 class BidirectionalAttention(nn.Module):
-    """Grouped-query attention without mask and without positions. `[batch, time, dim] -> [batch, time, dim]`."""
+    """Grouped-query attention without mask and without positions. `[batch, time, dim] -> [batch, time,
+    dim]`."""
 
     def __init__(self, config: AcousticConfig) -> None:
         super().__init__()
@@ -55,7 +55,8 @@ class AcousticLayer(nn.Module):
 
 
 class AcousticTransformer(nn.Module):
-    """Semantic logits and acoustic velocities from the backbone's normed hidden state `[batch, input_dim]`."""
+    """Semantic logits and acoustic velocities from the backbone's normed hidden state `[batch,
+    input_dim]`."""
 
     def __init__(self, config: VoxtralConfig) -> None:
         super().__init__()
@@ -80,14 +81,16 @@ class AcousticTransformer(nn.Module):
         return logits.masked_fill((ids == EMPTY_AUDIO_ID) | (ids >= self.semantic_rows), float("-inf"))
 
     def embed_time(self, times: Tensor) -> Tensor:
-        """`[cos(t f), sin(t f)]`, f_i = 10000^(-i / (dim / 2)): `[n] -> [n, dim]`, in float32, cast to t's dtype."""
+        """`[cos(t f), sin(t f)]`, f_i = 10000^(-i / (dim / 2)): `[n] -> [n, dim]`, in float32, cast to t's
+        dtype."""
         half = self.config.dim // 2
         frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, device=times.device).float() / half)
         angles = times.float()[:, None] * frequencies
         return torch.cat((angles.cos(), angles.sin()), dim=-1).to(times.dtype)
 
     def velocity(self, x: Tensor, times: Tensor, hidden: Tensor) -> Tensor:
-        """Velocity `[batch, 36]` at the point `x` `[batch, 36]` and `times` `[batch]`, given `hidden` `[batch, input_dim]`."""
+        """Velocity `[batch, 36]` at the point `x` `[batch, 36]` and `times` `[batch]`, given `hidden`
+        `[batch, input_dim]`."""
         return self._velocity(x, self.time_projection(self.embed_time(times)), self.llm_projection(hidden))
 
     def _velocity(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
@@ -96,15 +99,20 @@ class AcousticTransformer(nn.Module):
             h = layer(h)
         return self.acoustic_codebook_output(self.norm(h)[:, 0])
 
-    def flow(self, hidden: Tensor, noise: Tensor, cfg_alpha: float | Tensor = 1.2, steps: int | None = None) -> Tensor:
-        """Integrate the velocity from `noise` `[batch, 36]` to a point `[batch, 36]`, before clamping and rounding.
+    def flow(
+        self, hidden: Tensor, noise: Tensor, cfg_alpha: float | Tensor = 1.2, steps: int | None = None
+    ) -> Tensor:
+        """Integrate the velocity from `noise` `[batch, 36]` to a point `[batch, 36]`, before clamping and
+        rounding.
 
-        Euler over linspace(0, 1, steps + 1); each step takes a v(x, t, h) + (1 - a) v(x, t, 0), both branches in one
-        batch. Everything is in `hidden`'s dtype, `cfg_alpha` (a number or `[batch]`) included, as in serving.
+        Euler over linspace(0, 1, steps + 1); each step takes a v(x, t, h) + (1 - a) v(x, t, 0), both
+        branches in one batch. Everything is in `hidden`'s dtype, `cfg_alpha` (a number or `[batch]`)
+        included, as in serving.
         """
         batch, dtype, device = hidden.shape[0], hidden.dtype, hidden.device
         steps = steps or self.config.n_decoding_steps
-        # Taken in the dtype itself: in bf16 6/7 comes out as 0.859, as in serving; cast from float32 it is 0.855.
+        # Taken in the dtype itself: in bf16 6/7 comes out as 0.859, as in serving; cast from float32 it is
+        # 0.855.
         times = torch.linspace(0, 1, steps + 1, dtype=dtype, device=device)
         # The time embedding is taken of the cast times, multiplied out in float32.
         projected = self.time_projection(self.embed_time(times))

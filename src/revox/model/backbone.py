@@ -1,4 +1,5 @@
-"""The language model: a Mistral decoder (RMSNorm, grouped-query attention, RoPE on interleaved pairs, SwiGLU)."""
+"""The language model: a Mistral decoder (RMSNorm, grouped-query attention, RoPE on interleaved pairs,
+SwiGLU)."""
 
 from __future__ import annotations
 
@@ -13,11 +14,17 @@ from .layers import FeedForward, rotate_interleaved
 class KVCache:
     """Keys and values of every layer for a batch, of fixed capacity, each item at its own length.
 
-    Item b holds `lengths[b]` positions. `keys` and `values` are `[layers, batch, capacity, kv_heads, head_dim]`.
+    Item b holds `lengths[b]` positions. `keys` and `values` are `[layers, batch, capacity, kv_heads,
+    head_dim]`.
     """
 
     def __init__(
-        self, config: BackboneConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device | str
+        self,
+        config: BackboneConfig,
+        batch: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
     ) -> None:
         shape = (config.n_layers, batch, capacity, config.n_kv_heads, config.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
@@ -30,7 +37,8 @@ class KVCache:
         return self.keys.shape[2]
 
     def store(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write `k`, `v` `[batch, time, kv_heads, head_dim]` at `positions` `[batch, time]`; give all of the layer's."""
+        """Write `k`, `v` `[batch, time, kv_heads, head_dim]` at `positions` `[batch, time]`; give all of the
+        layer's."""
         rows = torch.arange(k.shape[0], device=k.device)[:, None]
         self.keys[layer][rows, positions] = k.to(self.keys.dtype)
         self.values[layer][rows, positions] = v.to(self.values.dtype)
@@ -56,7 +64,13 @@ class BackboneAttention(nn.Module):
         self.wo = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=False)
 
     def forward(
-        self, x: Tensor, angles: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int, positions: Tensor
+        self,
+        x: Tensor,
+        angles: Tensor,
+        mask: Tensor | None,
+        cache: KVCache | None,
+        layer: int,
+        positions: Tensor,
     ) -> Tensor:
         """Attend; `mask` `[batch, 1, time, keys]` is True where a key may be seen (None: causal)."""
         q = rotate_interleaved(self.wq(x).unflatten(-1, (self.n_heads, -1)), angles)
@@ -84,7 +98,13 @@ class BackboneLayer(nn.Module):
         self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
 
     def forward(
-        self, x: Tensor, angles: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int, positions: Tensor
+        self,
+        x: Tensor,
+        angles: Tensor,
+        mask: Tensor | None,
+        cache: KVCache | None,
+        layer: int,
+        positions: Tensor,
     ) -> Tensor:
         """Apply to `x` `[batch, time, dim]`."""
         h = x + self.attention(self.attention_norm(x), angles, mask, cache, layer, positions)
@@ -100,11 +120,14 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList([BackboneLayer(config) for _ in range(config.n_layers)])
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
 
-    def forward(self, embeddings: Tensor, cache: KVCache | None = None, lengths: Tensor | None = None) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, cache: KVCache | None = None, lengths: Tensor | None = None
+    ) -> Tensor:
         """Normed hidden states `[batch, time, dim]` of `embeddings` `[batch, time, dim]`.
 
-        Without a cache: causal over the given positions. With one: the embeddings continue each item's past and
-        are appended to the cache. `lengths` `[batch]` says how many of the `time` positions are an item's own
+        Without a cache: causal over the given positions. With one: the embeddings continue each item's past
+        and are appended to the cache. `lengths` `[batch]` says how many of the `time` positions are an
+        item's own
         (the rest, on the right, is padding: not remembered, and its output means nothing).
         Raises ValueError when the cache has no room.
         """

@@ -1,4 +1,5 @@
-"""The codec: waveform <-> latents <-> codes, causal, 37 codes a frame (Voxtral TTS paper, section on the codec)."""
+"""The codec: waveform <-> latents <-> codes, causal, 37 codes a frame (Voxtral TTS paper, section on the
+codec)."""
 
 from __future__ import annotations
 
@@ -113,7 +114,9 @@ class Codec(nn.Module):
             self.encoder_blocks = nn.ModuleList(encoder_blocks)
 
         kernel, stride = config.decoder_convs_kernels[0], config.decoder_convs_strides[0]
-        decoder_blocks: list[nn.Module] = [CausalConv1d(config.latent_dim, config.dim, kernel, stride, "replicate")]
+        decoder_blocks: list[nn.Module] = [
+            CausalConv1d(config.latent_dim, config.dim, kernel, stride, "replicate")
+        ]
         for i, n_layers in enumerate(config.decoder_transformer_lengths):
             decoder_blocks.append(CodecTransformer(config, n_layers, window))
             if i + 1 < len(config.decoder_transformer_lengths):
@@ -128,7 +131,10 @@ class Codec(nn.Module):
             config.conv_weight_norm,
         )  # fmt: skip
         self.quantizer = Quantizer(
-            config.semantic_codebook_size, config.semantic_dim, config.acoustic_codebook_size, config.acoustic_dim
+            config.semantic_codebook_size,
+            config.semantic_dim,
+            config.acoustic_codebook_size,
+            config.acoustic_dim,
         )
 
     @property
@@ -137,10 +143,11 @@ class Codec(nn.Module):
         return self.config.samples_per_frame
 
     def encode_latents(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Latents `[batch, latent_dim, frames]` of `waveform` `[batch, samples]`, frames = ceil(samples / frame).
+        """Latents `[batch, latent_dim, frames]` of `waveform` `[batch, samples]`, the last frame completed.
 
         `lengths` `[batch]`, in samples, marks what lies beyond an item's own end as padding; an item's first
-        ceil(length / samples_per_frame) frames are then what it gives alone. Raises RuntimeError without an encoder.
+        ceil(length / samples_per_frame) frames are then what it gives alone.
+        Raises RuntimeError without an encoder.
         """
         if not self.has_encoder:
             raise RuntimeError("this codec was built without its encoder")
@@ -158,7 +165,8 @@ class Codec(nn.Module):
         for block in self.encoder_blocks:
             if isinstance(block, CausalConv1d):
                 if ends is not None:
-                    # A strided convolution completes its last frame by repeating the last value: give a padded
+                    # A strided convolution completes its last frame by repeating the last value: give a
+                    # padded
                     # item its own last value there, not the padding.
                     x = _repeat_last(x, ends)
                     ends = torch.div(ends + block.stride - 1, block.stride, rounding_mode="floor")
@@ -182,16 +190,14 @@ class Codec(nn.Module):
         return self.quantizer.encode(latents)
 
     def decode_latents(self, latents: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Waveform `[batch, frames * samples_per_frame]` of `latents` `[batch, latent_dim, frames]`; never clipped.
+        """Waveform `[batch, frames * samples_per_frame]` of `latents` `[batch, latent_dim, frames]`; never
+        clipped.
 
         `lengths` `[batch]`, in frames: see `encode_latents`.
         """
         x = latents.transpose(1, 2)
         for block in self.decoder_blocks:
-            if isinstance(block, CodecTransformer):
-                x = block(x)
-            else:
-                x = block(x.transpose(1, 2)).transpose(1, 2)
+            x = block(x) if isinstance(block, CodecTransformer) else block(x.transpose(1, 2)).transpose(1, 2)
         if lengths is not None:
             # Reflection at the start of a very short item must meet zeros beyond its end, as it does alone.
             ends = lengths.to(x.device) * self.config.patches_per_frame
@@ -200,7 +206,8 @@ class Codec(nn.Module):
         return patches.transpose(1, 2).flatten(1)
 
     def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Waveform `[batch, samples]` of `codes` `[batch, n_codebooks, frames]` (from 0), in the weights' dtype."""
+        """Waveform `[batch, samples]` of `codes` `[batch, n_codebooks, frames]` (from 0), in the weights'
+        dtype."""
         dtype = self.output_proj.conv.weight.dtype
         return self.decode_latents(self.quantizer.decode(codes, dtype), lengths)
 

@@ -1,4 +1,5 @@
-"""Sizes of every part of the model, as plain frozen dataclasses (read from params.json by `revox.checkpoint`)."""
+"""Sizes of every part of the model, as plain frozen dataclasses (read from params.json by
+`revox.checkpoint`)."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ class AudioCodebookEmbeddings(nn.Module):
         self.register_buffer("offsets", starts, persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Rows `[batch, frames, dim]` of `ids` `[batch, n_codebooks, frames]`: the float32 sum, rounded once."""
+        """Rows `[batch, frames, dim]` of `ids` `[batch, n_codebooks, frames]`: the float32 sum, rounded
+        once."""
         rows = functional.embedding(ids + self.offsets[None, :, None], self.embeddings.weight)
         return rows.float().sum(dim=1).to(self.embeddings.weight.dtype)
 
@@ -39,7 +40,8 @@ class Embeddings(nn.Module):
         return self.audio_codebook_embeddings(ids)
 
     def voice_rows(self, codes: Tensor) -> Tensor:
-        """A voice's rows `[frames + 1, dim]` from its codes `[n_codebooks, frames]` (from 0), the end frame appended.
+        """A voice's rows `[frames + 1, dim]` from its codes `[n_codebooks, frames]` (from 0), the end frame
+        appended.
 
         The end frame has semantic id 1 and acoustic ids 0 (vllm-omni, `encode_waveforms`).
         """

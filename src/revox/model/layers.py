@@ -41,14 +41,22 @@ def alibi_slopes(n_heads: int) -> Tensor:
 
 
 class CausalConv1d(nn.Module):
-    """Causal convolution without bias, under weight norm. `[batch, in, time] -> [batch, out, ceil(time/stride)]`.
+    """Causal convolution without bias, under weight norm. `[batch, in, time] -> [batch, out,
+    ceil(time/stride)]`.
 
     Padded by `kernel - stride` on the left and by as much on the right as completes the last frame.
-    Mode "reflect" on an input no longer than the padding appends zeros on the right first and cuts them after.
+    Mode "reflect" on an input no longer than the padding appends zeros on the right first and cuts them
+    after.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, stride: int, pad_mode: str, normed: bool = True
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int,
+        pad_mode: str,
+        normed: bool = True,
     ) -> None:
         super().__init__()
         conv = nn.Conv1d(in_channels, out_channels, kernel, stride=stride, bias=False)
@@ -73,14 +81,17 @@ def _pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
 
 
 class CausalConvTranspose1d(nn.Module):
-    """Transposed convolution without bias, under weight norm; the `kernel - stride` extra samples go from the right.
+    """Transposed convolution without bias, under weight norm; the `kernel - stride` extra samples go from
+    the right.
 
     `[batch, in, time] -> [batch, out, time * stride]`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int) -> None:
         super().__init__()
-        self.conv = weight_norm(nn.ConvTranspose1d(in_channels, out_channels, kernel, stride=stride, bias=False))
+        self.conv = weight_norm(
+            nn.ConvTranspose1d(in_channels, out_channels, kernel, stride=stride, bias=False)
+        )
         self.extra = kernel - stride
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from torch.nn import functional
 class SemanticCodebook(nn.Module):
     """Nearest row (Euclidean) of `embedding_sum / max(cluster_usage, 1e-5)`.
 
-    The two buffers are the running sums of an exponential-moving-average codebook, as the release stores them.
+    The two buffers are the running sums of an exponential-moving-average codebook, as the release stores
+    them.
     """
 
     cluster_usage: Tensor
@@ -27,7 +28,8 @@ class SemanticCodebook(nn.Module):
         return self.embedding_sum / self.cluster_usage.clamp(min=1e-5)[:, None]
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Codes `[batch, frames]` of `latents` `[batch, dim, frames]`, distances in the latents' own dtype."""
+        """Codes `[batch, frames]` of `latents` `[batch, dim, frames]`, distances in the latents' own
+        dtype."""
         batch, dim, frames = latents.shape
         points = latents.transpose(1, 2).reshape(batch * frames, dim)
         # One flat list of points, not a batch of them: in bf16 the distances (and so the choice of code) must
@@ -41,14 +43,16 @@ class SemanticCodebook(nn.Module):
 
 
 class AcousticCodebook(nn.Module):
-    """Finite scalar quantization: `round((tanh(x) + 1) / 2 * (levels - 1))`, half to even, each channel by itself."""
+    """Finite scalar quantization: `round((tanh(x) + 1) / 2 * (levels - 1))`, half to even, each channel by
+    itself."""
 
     def __init__(self, levels: int, dim: int) -> None:
         super().__init__()
         self.levels, self.dim = levels, dim
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Codes `[batch, dim, frames]` of `latents` of the same shape (before the tanh, applied here, once)."""
+        """Codes `[batch, dim, frames]` of `latents` of the same shape (before the tanh, applied here,
+        once)."""
         return (((torch.tanh(latents) + 1) / 2) * (self.levels - 1)).round().long()
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -59,7 +63,9 @@ class AcousticCodebook(nn.Module):
 class Quantizer(nn.Module):
     """Latents <-> codes. A latent is `semantic_dim` channels for the VQ, then `acoustic_dim` for the FSQ."""
 
-    def __init__(self, semantic_size: int, semantic_dim: int, acoustic_levels: int, acoustic_dim: int) -> None:
+    def __init__(
+        self, semantic_size: int, semantic_dim: int, acoustic_levels: int, acoustic_dim: int
+    ) -> None:
         super().__init__()
         self.semantic_dim = semantic_dim
         self.semantic_codebook = SemanticCodebook(semantic_size, semantic_dim)

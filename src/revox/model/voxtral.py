@@ -1,4 +1,5 @@
-"""The whole model: embeddings, backbone, acoustic transformer and codec, under the names of the release's file."""
+"""The whole model: embeddings, backbone, acoustic transformer and codec, under the names of the release's
+file."""
 
 from __future__ import annotations
 
@@ -44,21 +45,24 @@ class Voxtral(nn.Module):
         return self.backbone.norm.weight.dtype
 
     def embed_prompt(self, tokens: Tensor, audio_token: int, rows: Tensor) -> Tensor:
-        """Embeddings `[time, dim]` of prompt `tokens` `[time]`, the `audio_token` positions replaced by `rows` `[N, dim]`.
+        """Embeddings `[time, dim]` of prompt `tokens` `[time]`, the `audio_token` positions replaced by
+        `rows` `[N, dim]`.
 
         Raises ValueError when the prompt has another number of audio positions than there are rows.
         """
         embedded = self.mm_audio_embeddings.tok_embeddings(tokens)
         places = tokens == audio_token
         if int(places.sum()) != rows.shape[0]:
-            raise ValueError(f"the prompt has {int(places.sum())} audio positions, the voice {rows.shape[0]} rows")
+            raise ValueError(
+                f"the prompt has {int(places.sum())} audio positions, the voice {rows.shape[0]} rows"
+            )
         return embedded.masked_scatter(places[:, None], rows.to(embedded))
 
     def prefill(self, prompts: list[Tensor], new_frames: int) -> tuple[Tensor, KVCache]:
         """Read prompts (each `[time, dim]`), leaving room for `new_frames` more positions.
 
-        Gives the hidden state at each one's last position, `[batch, dim]`, from which the first frame is read,
-        and the cache.
+        Gives the hidden state at each one's last position, `[batch, dim]`, from which the first frame is
+        read, and the cache.
         """
         lengths = torch.tensor([len(p) for p in prompts], device=self.device)
         padded = nn.utils.rnn.pad_sequence(prompts, batch_first=True)
@@ -82,7 +86,8 @@ class Voxtral(nn.Module):
     ) -> Tensor:
         """The frame loop for one prompt `[time, dim]`: codes `[37, frames]` from 0, without the end frame.
 
-        `noise` `[max_frames, 36]` is used row by row; speech ends at the first semantic id 1 or with the noise.
+        `noise` `[max_frames, 36]` is used row by row; speech ends at the first semantic id 1 or with the
+        noise.
         """
         hidden, cache = self.prefill([prompt], len(noise))
         frames: list[Tensor] = []

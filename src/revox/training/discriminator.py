@@ -9,9 +9,11 @@ from torch.nn.utils.parametrizations import weight_norm
 
 
 class StftDiscriminator(nn.Module):
-    """2-D convolutions over one complex STFT, after EnCodec's MS-STFT discriminator (arXiv 2210.13438), but small.
+    """2-D convolutions over one complex STFT, after EnCodec's MS-STFT discriminator (arXiv 2210.13438), but
+    small.
 
-    Takes a complex spectrogram `[batch, bins, frames]`, gives its score map and the feature maps of its layers.
+    Takes a complex spectrogram `[batch, bins, frames]`, gives its score map and the feature maps of its
+    layers.
     """
 
     def __init__(self, channels: int, n_layers: int = 4) -> None:
@@ -58,7 +60,10 @@ Judged = list[tuple[Tensor, list[Tensor]]]
 
 def discriminator_loss(real: Judged, fake: Judged) -> Tensor:
     """Hinge loss of the discriminators, mean over resolutions."""
-    losses = [functional.relu(1 - r).mean() + functional.relu(1 + f).mean() for (r, _), (f, _) in zip(real, fake, strict=True)]
+    losses = [
+        functional.relu(1 - r).mean() + functional.relu(1 + f).mean()
+        for (r, _), (f, _) in zip(real, fake, strict=True)
+    ]
     return torch.stack(losses).mean()
 
 
@@ -68,7 +73,8 @@ def adversarial_loss(fake: Judged) -> Tensor:
 
 
 def feature_matching_loss(real: Judged, fake: Judged) -> Tensor:
-    """L1 between feature maps relative to the real ones' mean size (EnCodec, eq. 2), mean over layers and resolutions."""
+    """L1 between feature maps relative to the real ones' mean size (EnCodec, eq. 2), mean over layers and
+    resolutions."""
     losses = []
     for (_, real_maps), (_, fake_maps) in zip(real, fake, strict=True):
         for r, f in zip(real_maps, fake_maps, strict=True):
