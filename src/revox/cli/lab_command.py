@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from revox.cloning.invert import InversionProgress
 
 app = typer.Typer(
     help="The lab: a small complete Voxtral to test on, and a full-size one of random weights.",
@@ -42,6 +54,71 @@ def fullsize_command(
     console.print(
         f"{folder}: random weights at the release's sizes (they babble; nothing else is wrong with them)"
     )
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option(help="Where the sounds, the picture and the figures go.")] = Path(
+        "demo-output"
+    ),
+    steps: Annotated[int | None, typer.Option(help="Steps of the search for codes.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
+) -> None:
+    """Clone the voice of a bundled human clip with the lab checkpoint, and speak two sentences with it."""
+    from revox.lab.demo import STEPS, Stages, run_demo
+
+    columns = (
+        TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("distance {task.fields[best]:.3f}, {task.fields[left]:.0f} s left"),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def cloning(at: InversionProgress) -> None:
+            if at.phase not in tasks:
+                tasks[at.phase] = progress.add_task(at.phase, best=at.best, left=at.seconds_left)
+            progress.update(
+                tasks[at.phase], completed=at.step, total=at.steps, best=at.best, left=at.seconds_left
+            )
+
+        def say(line: str) -> None:
+            for task in tasks.values():
+                progress.update(task, visible=False)
+            console.print(line, highlight=False)
+
+        summary = run_demo(out, steps=STEPS if steps is None else steps, seed=seed, stages=Stages(say, cloning))
+    _print_demo(out, summary)
+
+
+def _print_demo(out: Path, summary: dict[str, Any]) -> None:
+    table = Table(title="How alike the voices are (Resemblyzer; 1 is the same)", title_justify="left")
+    table.add_column("compared with")
+    table.add_column("decoded.wav", justify="right")
+    table.add_column("speech.wav", justify="right")
+    similarity = summary["similarity"]
+    if similarity:
+        decoded, speech = similarity["decoded"], similarity["speech"]
+        own = summary["reference"]["speaker"]
+        row = (f"the reference (speaker {own})", decoded["to_reference"], speech["to_reference"])
+        table.add_row(row[0], f"{row[1]:.2f}", f"{row[2]:.2f}", style="bold")
+        for name in decoded["to_others"]:
+            table.add_row(
+                f"another: speaker {name}",
+                f"{decoded['to_others'][name]:.2f}",
+                f"{speech['to_others'][name]:.2f}",
+            )
+    result = Console(highlight=False)
+    if similarity:
+        result.print(table)
+    took = summary["seconds"]
+    result.print(
+        f"cloned from {summary['reference']['seconds']:.1f} s in {took['clone']:.0f} s; spoke "
+        f"{summary['speech_seconds']:.1f} s in {took['speak']:.1f} s, real-time factor "
+        f"{summary['real_time_factor']:.2f}; {summary['cpu_seconds']:.0f} s of CPU time in all"
+    )
+    for note in summary["notes"]:
+        result.print(f"note: {note}", markup=False)
+    result.print(f"in {out}/: reference.wav, decoded.wav, speech.wav, mel.png, summary.json", soft_wrap=True)
 
 
 @app.command("build")
