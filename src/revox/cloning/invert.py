@@ -16,7 +16,7 @@ from revox.cloning.prior import CodePrior, starting_codes
 from revox.model.codec import Codec
 
 CHECK_EVERY = 10  # steps between looks at the hard codes while noise is on
-TIMED_STEPS = 2
+TIMED_STEPS = 3
 DESCENT_SHARE = 0.8  # of a budget in seconds; the rest is for the polish
 POLISH_STRETCH = 6  # frames
 POLISH_CANDIDATES = 4
@@ -33,7 +33,7 @@ class InversionConfig:
     deterministic.
     """
 
-    steps: int = 240
+    steps: int = 160
     seconds: float | None = None
     acoustic_rate: float = 0.1
     semantic_rate: float = 0.1  # in units of the codebook's standard deviation
@@ -44,7 +44,7 @@ class InversionConfig:
     stft_weight: float = 0.5
     waveform_weight: float = 0.0
     prior_weight: float = 0.1
-    polish_rounds: int = 20
+    polish_rounds: int = 12
     patience: int = 60
     """Steps on hard codes without a better result before the descent ends."""
     chunk_frames: int = 375
@@ -122,10 +122,10 @@ def invert(
     for first in range(0, total, config.chunk_frames):
         last = min(first + config.chunk_frames, total)
         before = codes[:, max(0, first - decoder_reach(codec)) :]
+        seconds = None if config.seconds is None else config.seconds * (last - first) / total
+        clock = _Clock(seconds, progress, should_stop)  # finding the start counts too
         search = _Search(codec, target[first * frame : last * frame], before, config, prior, generator)
-        if not stopped:
-            seconds = None if config.seconds is None else config.seconds * (last - first) / total
-            stopped = search.run(_Clock(seconds, progress, should_stop))
+        stopped = stopped or search.run(clock)
         codes = torch.cat((codes, search.best_codes), dim=1)
         losses += search.losses
         steps += search.step
@@ -328,13 +328,15 @@ class _Search:
 
     def _steps_within(self, seconds: float) -> int:
         """How many steps fit, from the time of a few that are then forgotten."""
-        state, started = self.generator.get_state(), time.monotonic()
+        state, taken = self.generator.get_state(), []
         for _ in range(TIMED_STEPS):
+            started = time.monotonic()
             self.objective.distance(self._decode(self._relax(1.0, True).latents)).sum().backward()
+            taken.append(time.monotonic() - started)
         self.acoustic.grad = self.semantic.grad = None
         self.generator.set_state(state)
-        pace = (time.monotonic() - started) / TIMED_STEPS
-        return max(1, int(seconds / pace) - TIMED_STEPS)
+        # The first one also pays for caches and memory.
+        return max(1, int((seconds - sum(taken)) / min(taken)))
 
     # -- polish
 
