@@ -86,7 +86,9 @@ def demo_command(
                 progress.update(task, visible=False)
             console.print(line, highlight=False)
 
-        summary = run_demo(out, steps=STEPS if steps is None else steps, seed=seed, stages=Stages(say, cloning))
+        summary = run_demo(
+            out, steps=STEPS if steps is None else steps, seed=seed, stages=Stages(say, cloning)
+        )
     _print_demo(out, summary)
 
 
