@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from revox.model.codec import Codec
 from revox.model.config import CodecConfig
+from revox.model.layers import CausalConv1d, CausalConvTranspose1d
 from revox.model.quantizer import SemanticCodebook
 from revox.training.discriminator import (
     Discriminators,
@@ -142,24 +143,36 @@ def quantize_in_training(
     return torch.cat((seen, heard), dim=1), codes, rows
 
 
-def initialise(codec: Codec, seed: int) -> None:
-    """Weights as the paper's family starts them: linear and convolution weights normal, residual branches
-    small."""
+def initialise(codec: Codec, seed: int, speech_level: float = 0.07) -> None:
+    """Weights so that activations start near unit size everywhere, whatever the level of the waveform.
+
+    The norms' eps is 0.01: activations far below 0.1 would pass them almost unscaled, every layer would stay
+    at nearly nothing, and the codec would be its convolutions alone. `speech_level` is the waveform's RMS.
+    """
     rng = torch.Generator().manual_seed(seed)
+
+    def normal(shape: torch.Size, std: float) -> Tensor:
+        return torch.randn(shape, generator=rng) * std
+
     with torch.no_grad():
-        for name, parameter in codec.named_parameters():
+        for parameter in codec.parameters():
             if parameter.dim() == 2:
-                std = parameter.shape[1] ** -0.5
-                parameter.copy_(torch.randn(parameter.shape, generator=rng) * std)
-            elif name.endswith("weight.original1"):
-                fan_in = parameter[0].numel()
-                fresh = torch.randn(parameter.shape, generator=rng) * fan_in**-0.5
-                parameter.copy_(fresh)
-                gain = parameter.norm(dim=(1, 2), keepdim=True)
-                codec.get_parameter(name.replace("original1", "original0")).copy_(gain)
-        # Acoustic latents start wide enough that rounding to 21 levels keeps most of them.
-        last = codec.encoder_blocks[-1].get_parameter("conv.parametrizations.weight.original0")
-        last[codec.config.semantic_dim :] *= 2
+                parameter.copy_(normal(parameter.shape, parameter.shape[1] ** -0.5))
+        for name, module in codec.named_modules():
+            if not isinstance(module, (CausalConv1d, CausalConvTranspose1d)):
+                continue
+            weight = module.conv.weight
+            inputs, kernel, stride = (
+                module.conv.in_channels,
+                module.conv.kernel_size[0],
+                module.conv.stride[0],
+            )
+            transposed = isinstance(module, CausalConvTranspose1d)
+            std = (inputs * kernel / (stride if transposed else 1)) ** -0.5
+            std *= {"input_proj": 1 / speech_level, "output_proj": speech_level, "decoder_blocks.0": 2.0}.get(
+                name, 1
+            )
+            module.conv.weight = normal(weight.shape, std)
 
 
 class CodecTrainer:
@@ -193,6 +206,8 @@ class CodecTrainer:
         self.judge_optimizer = torch.optim.AdamW(
             self.judges.parameters(), lr=settings.discriminator_learning_rate, betas=(0.5, 0.9), foreach=True
         )
+        # No row is in use yet: the first update places them all on latents.
+        self.codec.quantizer.semantic_codebook.cluster_usage.zero_()
         self.upkeep = Codebook(self.codec.quantizer.semantic_codebook)
         self.rng = torch.Generator().manual_seed(settings.seed)
         self.numpy_rng = np.random.default_rng(settings.seed)

@@ -96,9 +96,8 @@ class LanguageData:
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, list[int], np.ndarray]:
         """A reference `[37, n]`, prompt tokens, and the codes to say `[37, frames]`."""
-        pool = (
-            self.of_presets if rng.random() < self.settings.preset_share or not self.others else self.others
-        )
+        from_presets = bool(self.of_presets) and rng.random() < self.settings.preset_share
+        pool = self.of_presets if from_presets or not self.others else self.others
         chosen = int(pool[rng.integers(len(pool))])
         return self.item(chosen, rng)
 

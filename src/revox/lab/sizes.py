@@ -39,7 +39,7 @@ def lab_params(vocab_size: int, **codec: Any) -> dict[str, Any]:
         "use_biases": False,
         "norm_eps": 0.01,
         "layer_scale": True,
-        "layer_scale_init": 0.01,
+        "layer_scale_init": 0.2,
         "encoder_transformer_lengths_str": "2,2,1,1",
         "encoder_convs_kernels_str": "4,4,4,3",
         "encoder_convs_strides_str": "2,2,2,1",

@@ -1,0 +1,170 @@
+"""How good is the lab checkpoint? Codec, speech, and cloning through the true encoder, with floors and
+ceilings.
+
+    python benchmarks/lab_quality.py --data RUN/data --encoder lab-encoder/encoder.safetensors
+
+The clips and speakers are the committed held-out lists; `--data` is where `revox lab build` made the speech.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from revox import load
+from revox.checkpoint.voices import Voice
+from revox.lab import checkpoint_folder
+from revox.lab.aside import original_codec
+from revox.lab.data import RATE, SpeechSet
+from revox.lab.sentences import jsgf
+from revox.metrics.intelligibility import Recogniser, word_error_rate
+from revox.metrics.speaker import SpeakerJudge
+from revox.metrics.spectral import mel_distance
+from revox.speech import Audio
+
+MIN_SECONDS = 3.0
+
+
+def long_clips(speech: SpeechSet, limit: float = 8.0) -> dict[str, np.ndarray]:
+    """Up to `limit` seconds of every speaker without a preset's name, utterances laid end to end."""
+    found = {}
+    for speaker in speech.speakers:
+        mine = [i for i in speech.of(speaker) if speech.utterances[i].preset is None]
+        if mine:
+            joined = np.concatenate([speech.waveform(i) for i in mine])
+            found[speaker] = joined[: int(limit * RATE)]
+    return found
+
+
+def codec_table(clips: dict[str, np.ndarray], codec, judge: SpeakerJudge) -> dict[str, float]:
+    """Decoded clips beside their originals: similarity, rank among all, mel distance; and the floor."""
+    originals = {k: judge.embed(Audio(v, RATE)) for k, v in clips.items()}
+    names = list(clips)
+    own, ranks, distances, others = [], [], [], []
+    for i, name in enumerate(names):
+        with torch.no_grad():
+            decoded = codec.decode(codec.encode(torch.from_numpy(clips[name])[None]))[0, : len(clips[name])]
+        distances.append(float(mel_distance(decoded[None], torch.from_numpy(clips[name])[None], RATE)))
+        voice = judge.embed(Audio(decoded.numpy(), RATE))
+        own.append(judge.similarity(voice, originals[name]))
+        ranks.append(judge.rank(voice, list(originals.values()), i))
+    for i, a in enumerate(names):
+        others += [judge.similarity(originals[a], originals[b]) for b in names[i + 1 :]]
+    halves = [
+        judge.similarity(Audio(v[: len(v) // 2], RATE), Audio(v[len(v) // 2 :], RATE)) for v in clips.values()
+    ]
+    return {
+        "clips": len(names),
+        "similarity": float(np.median(own)),
+        "first_of_all": int(sum(r == 1 for r in ranks)),
+        "median_rank": float(np.median(ranks)),
+        "same_speaker_halves": float(np.median(halves)),
+        "different_speakers": float(np.median(others)),
+        "mel_distance": float(np.median(distances)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path, default=None)
+    parser.add_argument("--encoder", type=Path, default=Path("lab-encoder/encoder.safetensors"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--sentences", type=int, default=60)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = arguments.checkpoint or checkpoint_folder()
+    codec = original_codec(folder, arguments.encoder)
+    judge = SpeakerJudge()
+    report: dict = {"date": datetime.date.today().isoformat(), "machine": f"{platform.machine()} CPU"}
+    held = SpeechSet(arguments.data, "heldout", "synthetic")
+    synthetic = long_clips(held)
+    report["codec_synthetic"] = codec_table(synthetic, codec, judge)
+    print("codec, synthetic", report["codec_synthetic"], flush=True)
+    if (arguments.data / "human-heldout.json").is_file():
+        human = long_clips(SpeechSet(arguments.data, "heldout", "human"))
+        report["codec_human"] = codec_table(human, codec, judge)
+        print("codec, human", report["codec_human"], flush=True)
+
+    recogniser = Recogniser(jsgf())
+    mine = [i for i, u in enumerate(held.utterances) if u.preset]
+    chosen = mine[:: max(1, len(mine) // arguments.sentences)][: arguments.sentences]
+    texts = [held.utterances[i].text for i in chosen]
+    source = [recogniser.hear(Audio(held.waveform(i), RATE)) for i in chosen]
+    decoded = []
+    for i in chosen:
+        with torch.no_grad():
+            wave = codec.decode(codec.encode(torch.from_numpy(held.waveform(i))[None]))[0].numpy()
+        decoded.append(recogniser.hear(Audio(wave, RATE)))
+    tts = load(folder, dtype=torch.float32)
+    spoken, ended, similar, durations = [], 0, [], []
+    for i in chosen:
+        utterance = held.utterances[i]
+        audio = tts.speak(utterance.text, utterance.preset, seed=0, max_seconds=10.0)
+        ended += not audio.truncated
+        durations.append(len(audio.samples) / RATE - utterance.samples / RATE)
+        spoken.append(recogniser.hear(audio))
+        if len(audio.samples) > RATE:
+            similar.append(judge.similarity(audio, Audio(held.waveform(i), RATE)))
+    rng = np.random.default_rng(0)
+    noise = [
+        recogniser.hear(Audio((rng.standard_normal(2 * RATE) * 0.05).astype(np.float32), RATE))
+        for _ in range(10)
+    ]
+    report["speech"] = {
+        "sentences": len(texts),
+        "word_error_source": word_error_rate(texts, source),
+        "word_error_decoded": word_error_rate(texts, decoded),
+        "word_error_spoken": word_error_rate(texts, spoken),
+        "word_error_spoken_against_another_sentence": word_error_rate(texts[1:] + texts[:1], spoken),
+        "words_heard_in_noise": sum(len(n.split()) for n in noise),
+        "ended_by_itself": ended,
+        "median_difference_of_length_seconds": float(np.median(durations)),
+        "similarity_to_the_presets_source": float(np.median(similar)) if similar else None,
+    }
+    print("speech", report["speech"], flush=True)
+
+    references = {
+        k: v[: int(5 * RATE) // 1920 * 1920] for k, v in synthetic.items() if len(v) > MIN_SECONDS * RATE
+    }
+    embedded = [judge.embed(Audio(v, RATE)) for v in references.values()]
+    ranks, similarities, ceilings = [], [], []
+    for i, wave in enumerate(references.values()):
+        with torch.no_grad():
+            codes = codec.encode(torch.from_numpy(wave)[None])[0]
+            again = codec.decode(codes[None])[0].numpy()
+        voice = Voice(
+            name="clone", codes=codes, rows=tts.model.mm_audio_embeddings.voice_rows(codes), provenance={}
+        )
+        parts = [tts.speak(t, voice, seed=s, max_seconds=6.0).samples for s, t in enumerate(texts[:3])]
+        audio = Audio(np.concatenate(parts), RATE)
+        if len(audio.samples) < RATE:
+            ranks.append(len(references))
+            similarities.append(0.0)
+            continue
+        said = judge.embed(audio)
+        similarities.append(judge.similarity(said, embedded[i]))
+        ranks.append(judge.rank(said, embedded, i))
+        ceilings.append(judge.similarity(Audio(again, RATE), embedded[i]))
+    report["cloning_through_the_true_encoder"] = {
+        "speakers": len(ranks),
+        "similarity": float(np.median(similarities)),
+        "first_of_all": int(sum(r == 1 for r in ranks)),
+        "median_rank": float(np.median(ranks)),
+        "decoded_reference_similarity": float(np.median(ceilings)),
+    }
+    print("cloning", report["cloning_through_the_true_encoder"], flush=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / f"{report['date']}-lab-quality.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

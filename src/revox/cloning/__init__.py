@@ -1,0 +1,7 @@
+"""Reference audio to a voice: inversion without an encoder, encoding with one, refinement of both; and consent."""
+
+from __future__ import annotations
+
+from revox.cloning.errors import CloneError
+
+__all__ = ["CloneError"]
