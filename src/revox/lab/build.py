@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,21 @@ Report = Callable[[str, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
+class SpeechCounts:
+    """Sentences of each training speaker, of each preset, and of each speaker of the other splits."""
+
+    per_speaker: int = 25
+    per_preset: int = 60
+    per_check: int = 10
+
+
+@dataclass(frozen=True)
 class BuildSettings:
     """Everything a build depends on besides the speech itself."""
 
     codec: CodecTraining = field(default_factory=CodecTraining)
     language: LanguageTraining = field(default_factory=LanguageTraining)
-    speech: dict[str, int] = field(default_factory=dict)
+    speech: SpeechCounts = field(default_factory=SpeechCounts)
     codec_sizes: dict[str, Any] = field(default_factory=dict)
     preset_frames: int = 56
     seed: int = 0
@@ -99,7 +109,9 @@ def build(
             librispeech,
             seed=settings.seed,
             progress=lambda what, done, of: report("speech", {what: done, "of": of}),
-            **settings.speech,
+            per_speaker=settings.speech.per_speaker,
+            per_preset=settings.speech.per_preset,
+            per_check=settings.speech.per_check,
         )
     work = run / "folder"
     params = write_params(work, settings)
@@ -191,7 +203,7 @@ def language_data(
     for split in ("train", "validation"):
         speech = SpeechSet(run / "data", split, "synthetic")
         cache = run / "language" / f"codes-{split}.npz"
-        codes = _cached_codes(cache, codec, speech, lambda n, of, s=split: report("codes", {s: n, "of": of}))
+        codes = _cached_codes(cache, codec, speech, partial(_report_codes, report, split))
         spoken = [
             Spoken(c, tuple(tuple(tokenizer.text(t)) for t in (u.text, written(u.text))), u.speaker, u.preset)
             for u, c in zip(speech.utterances, codes, strict=True)
@@ -199,6 +211,10 @@ def language_data(
         ]
         made.append(LanguageData(spoken, references, tokenizer.prompt, settings.language))
     return made[0], made[1]
+
+
+def _report_codes(report: Report, split: str, done: int, of: int) -> None:
+    report("codes", {split: done, "of": of})
 
 
 def _cached_codes(
@@ -287,9 +303,7 @@ def assemble(
     for name, samples in preset_waveforms(SpeechSet(run / "data", "train", "synthetic"), seconds).items():
         codes = torch.from_numpy(encode_speech(codec, samples).astype(np.int64))
         voice = model.mm_audio_embeddings.voice_rows(codes)
-        replace_file(
-            out / "voice_embedding" / f"{name}.pt", lambda file, v=voice: torch.save(v.clone(), file)
-        )
+        replace_file(out / "voice_embedding" / f"{name}.pt", partial(torch.save, voice.clone()))
         rows[name] = len(voice)
     raw = json.loads((work / "params.json").read_text())
     replace_file(out / "params.json", json.dumps(raw, indent=1))
