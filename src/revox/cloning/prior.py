@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from revox.cloning.objective import FLOOR
 from revox.metrics.spectral import log_mel
 from revox.model.codec import Codec
 
@@ -21,7 +22,6 @@ COLUMNS_PER_FRAME = 4
 JOIN_COST = 0.5  # nats of log-mel distance that a break between two stretches of a preset must save
 SWEEP_CODES = 512
 SWEEP_FRAMES = 4
-FEATURE_FLOOR = 1e-4  # magnitudes under this (about 90 dB under full scale) are silence
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _features(waveform: Tensor, codec: Codec) -> Tensor:
     hop = frame // COLUMNS_PER_FRAME
     n_fft = 1 << round(math.log2(rate * 1024 / 24000))
     bands = min(MEL_BANDS, n_fft // 8)
-    mel = log_mel(waveform, rate, n_fft, hop, bands, floor=FEATURE_FLOOR)
+    mel = log_mel(waveform, rate, n_fft, hop, bands, floor=FLOOR * n_fft)
     frames = waveform.shape[-1] // frame
     mel = functional.pad(mel, (0, max(0, frames * COLUMNS_PER_FRAME - mel.shape[-1])))
     mel = mel[..., : frames * COLUMNS_PER_FRAME].unflatten(-1, (frames, COLUMNS_PER_FRAME))
