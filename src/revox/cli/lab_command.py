@@ -65,7 +65,7 @@ def demo_command(
     seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
 ) -> None:
     """Clone the voice of a bundled human clip with the lab checkpoint, and speak two sentences with it."""
-    from revox.lab.demo import STEPS, Stages, run_demo
+    from revox.lab.demo import Stages, run_demo
 
     columns = (
         TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(),
@@ -86,9 +86,7 @@ def demo_command(
                 progress.update(task, visible=False)
             console.print(line, highlight=False)
 
-        summary = run_demo(
-            out, steps=STEPS if steps is None else steps, seed=seed, stages=Stages(say, cloning)
-        )
+        summary = run_demo(out, steps=steps, seed=seed, stages=Stages(say, cloning))
     _print_demo(out, summary)
 
 

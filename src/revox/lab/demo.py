@@ -42,7 +42,6 @@ SENTENCES = (
 """Two sentences of the lab's domain that its training has not seen."""
 
 VOICE = "demo"
-STEPS = 160  # of descent: three minutes of CPU time are to do for everything
 REFERENCE_SECONDS = 8.0  # of the clip, at most
 SENTENCE_SECONDS = 8.0  # at most; a sentence of the domain takes 2 to 4
 PAUSE_SECONDS = 0.3
@@ -62,7 +61,7 @@ def run_demo(
     out: Path,
     *,
     checkpoint: Path | None = None,
-    steps: int = STEPS,
+    steps: int | None = None,
     seed: int = 0,
     stages: Stages | None = None,
 ) -> dict[str, Any]:
@@ -70,8 +69,9 @@ def run_demo(
 
     out: gets reference.wav, decoded.wav (the reference through the cloned codes), speech.wav, mel.png,
     summary.json, and checkpoint/, the copy that the voice was added to. checkpoint: the folder to copy; the
-    one that ships with the project by default. steps: of the inversion. The same seed gives the same result
-    on the same machine. Without Resemblyzer the summary's `similarity` is None and `notes` say so.
+    one that ships with the project by default. steps: of the inversion, else its own number. The same seed
+    gives the same result on the same machine. Without Resemblyzer the summary's `similarity` is None and
+    `notes` say so.
 
     Raises LabError when there is no checkpoint to copy, `out` holds another folder of that name, or the model
     ends without a sound.
@@ -84,7 +84,7 @@ def run_demo(
         return _run(out, folder, steps, seed, stages)
 
 
-def _run(out: Path, folder: Path, steps: int, seed: int, stages: Stages) -> dict[str, Any]:
+def _run(out: Path, folder: Path, steps: int | None, seed: int, stages: Stages) -> dict[str, Any]:
     import numpy as np
 
     import revox
