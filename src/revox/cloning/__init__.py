@@ -1,4 +1,4 @@
-"""Reference audio to a voice: inversion without an encoder, encoding with one, refinement of both; and consent."""
+"""A recording becomes a voice: inversion without an encoder, encoding with one, refinement of both; consent."""
 
 from __future__ import annotations
 
