@@ -1,4 +1,4 @@
-"""A recording becomes a voice: inversion without an encoder, encoding with one, refinement of both; consent."""
+"""A recording becomes a voice: inversion without an encoder, encoding with one, refinement of both."""
 
 from __future__ import annotations
 
