@@ -80,6 +80,10 @@ def demo_command(
             progress.update(
                 tasks[at.phase], completed=at.step, total=at.steps, best=at.best, left=at.seconds_left
             )
+            # A log gets a line at each quarter, where a terminal has a bar.
+            if not console.is_terminal and at.step * 4 // at.steps > (at.step - 1) * 4 // at.steps:
+                line = f"  {at.phase} {at.step} of {at.steps}: distance {at.best:.3f}"
+                console.print(f"{line}, {at.seconds_left:.0f} s left", highlight=False)
 
         def say(line: str) -> None:
             for task in tasks.values():
@@ -91,24 +95,21 @@ def demo_command(
 
 
 def _print_demo(out: Path, summary: dict[str, Any]) -> None:
-    table = Table(title="How alike the voices are (Resemblyzer; 1 is the same)", title_justify="left")
-    table.add_column("compared with")
-    table.add_column("decoded.wav", justify="right")
-    table.add_column("speech.wav", justify="right")
-    similarity = summary["similarity"]
-    if similarity:
-        decoded, speech = similarity["decoded"], similarity["speech"]
-        own = summary["reference"]["speaker"]
-        row = (f"the reference (speaker {own})", decoded["to_reference"], speech["to_reference"])
-        table.add_row(row[0], f"{row[1]:.2f}", f"{row[2]:.2f}", style="bold")
-        for name in decoded["to_others"]:
-            table.add_row(
-                f"another: speaker {name}",
-                f"{decoded['to_others'][name]:.2f}",
-                f"{speech['to_others'][name]:.2f}",
-            )
     result = Console(highlight=False)
-    if similarity:
+    if summary["similarity"]:
+        decoded, speech = summary["similarity"]["decoded"], summary["similarity"]["speech"]
+        table = Table(title="How alike the voices are (Resemblyzer; 1 is the same)", title_justify="left")
+        table.add_column("compared with")
+        table.add_column("decoded.wav", justify="right")
+        table.add_column("speech.wav", justify="right")
+        table.add_row(
+            f"the reference, speaker {summary['reference']['speaker']}",
+            f"{decoded['to_reference']:.2f}",
+            f"{speech['to_reference']:.2f}",
+            style="bold",
+        )
+        for name, score in decoded["to_others"].items():
+            table.add_row(f"another, speaker {name}", f"{score:.2f}", f"{speech['to_others'][name]:.2f}")
         result.print(table)
     took = summary["seconds"]
     result.print(
