@@ -37,7 +37,7 @@ lint: $(TEST_READY)
 	@echo "== types"
 	@$(BIN)/mypy
 	@echo "== import rules"
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 
 format: $(TEST_READY)
 	@$(BIN)/ruff check --fix .
