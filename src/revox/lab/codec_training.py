@@ -62,6 +62,7 @@ class CodecTraining:
     waveform: float = 2.0
     decay: float = 0.9997
     commitment: float = 0.5
+    spread: float = 2.0
     feature: float = 4.0
     adversarial: float = 1.0
     decoder_only_from: int = 9000
@@ -305,6 +306,10 @@ class CodecTrainer:
             fake = self.codec.decode_latents(read.to(latents.dtype))[:, : real.shape[1]].float()
         semantic = latents[:, : self.codec.config.semantic_dim].float()
         commitment = functional.mse_loss(semantic, rows.detach())
+        # Noise in the bottleneck drives the acoustic latents into the tanh's ends, where no gradient returns and 21
+        # levels become two: what lies beyond 1.2 (level 18) pays.
+        acoustic = latents[:, self.codec.config.semantic_dim :].float()
+        spread = functional.relu(acoustic.abs() - 1.2).square().mean()
         real_spectra, fake_spectra = self.objective.spectra(real), self.objective.spectra(fake)
         terms = self.objective(real_spectra, fake_spectra)
         early = settings.decay**self.step_count
@@ -315,6 +320,7 @@ class CodecTrainer:
             + settings.complex * max(early, 0.2) * terms.complex
             + settings.waveform * early * wave
             + settings.commitment * commitment
+            + settings.spread * spread
         )
         losses = {
             "mel": terms.mel,
@@ -322,6 +328,7 @@ class CodecTrainer:
             "complex": terms.complex,
             "wave": wave,
             "commitment": commitment,
+            "spread": spread,
         }
         judged_now = self.step_count % settings.discriminator_every == 0
         if self.step_count >= settings.discriminator_from and judged_now:
