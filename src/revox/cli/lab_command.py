@@ -88,7 +88,7 @@ def demo_command(
         def say(line: str) -> None:
             for task in tasks.values():
                 progress.update(task, visible=False)
-            console.print(line, highlight=False)
+            console.print(line, highlight=False, soft_wrap=True)
 
         summary = run_demo(out, steps=steps, seed=seed, stages=Stages(say, cloning))
     _print_demo(out, summary)
@@ -115,10 +115,11 @@ def _print_demo(out: Path, summary: dict[str, Any]) -> None:
     result.print(
         f"cloned from {summary['reference']['seconds']:.1f} s in {took['clone']:.0f} s; spoke "
         f"{summary['speech_seconds']:.1f} s in {took['speak']:.1f} s, real-time factor "
-        f"{summary['real_time_factor']:.2f}; {summary['cpu_seconds']:.0f} s of CPU time in all"
+        f"{summary['real_time_factor']:.2f}; {summary['cpu_seconds']:.0f} s of CPU time in all",
+        soft_wrap=True,
     )
     for note in summary["notes"]:
-        result.print(f"note: {note}", markup=False)
+        result.print(f"note: {note}", markup=False, soft_wrap=True)
     result.print(f"in {out}/: reference.wav, decoded.wav, speech.wav, mel.png, summary.json", soft_wrap=True)
 
 
