@@ -306,8 +306,8 @@ class CodecTrainer:
             fake = self.codec.decode_latents(read.to(latents.dtype))[:, : real.shape[1]].float()
         semantic = latents[:, : self.codec.config.semantic_dim].float()
         commitment = functional.mse_loss(semantic, rows.detach())
-        # Noise in the bottleneck drives the acoustic latents into the tanh's ends, where no gradient returns and 21
-        # levels become two: what lies beyond 1.2 (level 18) pays.
+        # Noise in the bottleneck drives the acoustic latents into the tanh's ends, where no gradient returns
+        # and 21 levels become two: what lies beyond 1.2 (level 18) pays.
         acoustic = latents[:, self.codec.config.semantic_dim :].float()
         spread = functional.relu(acoustic.abs() - 1.2).square().mean()
         real_spectra, fake_spectra = self.objective.spectra(real), self.objective.spectra(fake)
