@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from revox.cloning.objective import SCALES, SpectralTarget
 from revox.cloning.prior import CodePrior, starting_codes
-from revox.model.codec import Codec
+from revox.model.codec import Codec, decoder_reach
 
 CHECK_EVERY = 10  # steps between looks at the hard codes while noise is on
 TIMED_STEPS = 3
@@ -35,15 +35,15 @@ class InversionConfig:
 
     steps: int = 160
     seconds: float | None = None
-    acoustic_rate: float = 0.1
-    semantic_rate: float = 0.1  # in units of the codebook's standard deviation
+    acoustic_rate: float = 0.3
+    semantic_rate: float = 0.3  # in units of the codebook's standard deviation
     soft_share: float = 0.5
     first_temperature: float = 1.0  # in squared distances between neighbouring semantic codes
     last_temperature: float = 0.1
     scales: tuple[tuple[int, int], ...] = SCALES
     stft_weight: float = 0.5
     waveform_weight: float = 0.0
-    prior_weight: float = 0.1
+    prior_weight: float = 0.02
     polish_rounds: int = 12
     patience: int = 60
     """Steps on hard codes without a better result before the descent ends."""
@@ -130,24 +130,6 @@ def invert(
         losses += search.losses
         steps += search.step
     return InversionResult(codes.cpu(), tuple(losses), steps, time.monotonic() - started, stopped)
-
-
-def decoder_reach(codec: Codec) -> int:
-    """Frames of the past that a decoded sample depends on, rounded up (22 at the release's sizes)."""
-    config = codec.config
-    window, patches = config.attn_sliding_window_size, config.patches_per_frame
-    reach = config.patch_proj_kernel_size - 1  # in patches
-    kinds = (config.decoder_transformer_lengths, config.decoder_convs_kernels, config.decoder_convs_strides)
-    pace = 1  # patches in one step of the sequence, from the last stack back to the first
-    for n_layers, kernel, stride in reversed(list(zip(*kinds, strict=True))):
-        reach += n_layers * window * pace
-        if stride > 1:
-            pace *= stride
-            window //= 2 if config.half_attn_window_upon_downsampling else 1
-            reach += (math.ceil(kernel / stride) - 1) * pace
-        else:
-            reach += (kernel - 1) * pace
-    return math.ceil(reach / patches)
 
 
 class _Clock:

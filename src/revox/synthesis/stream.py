@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from revox.model.codec import Codec, CodecLayer, CodecTransformer
+from revox.model.codec import Codec, decoder_reach
 from revox.model.config import N_SPECIAL_CODES
-from revox.model.layers import CausalConv1d
 from revox.model.voxtral import Voxtral
 from revox.synthesis.generate import DEFAULT_CFG, frames, room_for_speech
 
@@ -29,26 +27,6 @@ def chunk_ends() -> Iterator[int]:
     while True:
         yield end
         end += CHUNK
-
-
-def decoder_reach(codec: Codec) -> int:
-    """How many frames before its own a frame of audio depends on (21 for the release; its serving takes 25).
-
-    Goes back from a frame's first sample through the decoder: a convolution of kernel k sees k - 1 positions
-    back; a layer of attention its window; a transposed convolution of kernel k and stride s makes position t
-    from positions ceil((t - k + 1) / s) and later.
-    """
-    far = 1000  # any frame far from the start
-    position = far * codec.config.patches_per_frame - (codec.output_proj.kernel - 1)
-    for block in reversed(codec.decoder_blocks):
-        if isinstance(block, CodecTransformer):
-            position -= sum(cast(CodecLayer, layer).attention.window for layer in block.layers.values())
-        elif isinstance(block, CausalConv1d):
-            position -= block.kernel - 1
-        else:
-            conv = cast(nn.ConvTranspose1d, block.conv)
-            position = -((conv.kernel_size[0] - 1 - position) // conv.stride[0])
-    return far - position
 
 
 def decode_after(codec: Codec, codes: Tensor, start: int) -> Tensor:
