@@ -2,9 +2,9 @@
 
     python benchmarks/lab_inversion.py --data RUN/data [--clips 8] [--seconds 3]
 
-For each clip: the similarity of its decoded codes to the whole recording it came from, to the recordings of the
-other held-out speakers, and the recording's rank among all. Ceiling: codes of the encoder put aside. Floor: the
-clip decoded from another speaker's codes has, on average, rank (speakers + 1) / 2.
+For each clip: the similarity of its decoded codes to the whole recording it came from, to the recordings of
+the other held-out speakers, and the recording's rank among all. Ceiling: codes of the encoder put aside.
+Floor: decoded from another speaker's codes, the rank is (speakers + 1) / 2 on average.
 """
 
 from __future__ import annotations

@@ -12,11 +12,20 @@ from revox.checkpoint.params import read_params
 from revox.checkpoint.tensors import expected_tensors, read_header
 from revox.checkpoint.voice_codes import recover_codes
 from revox.checkpoint.voices import load_voice
-from revox.lab.build import BuildSettings, build, codec_trainer, encode_speech, train_codec, write_params
+from revox.lab.build import (
+    BuildSettings,
+    build,
+    codec_trainer,
+    encode_speech,
+    make_speech,
+    train_codec,
+    write_params,
+)
 from revox.lab.codec_training import Codebook, CodecTraining, quantize_in_training
-from revox.lab.data import write_set
+from revox.lab.data import SpeechSet, write_set
 from revox.lab.errors import LabError
 from revox.lab.language_training import LanguageTraining
+from revox.lab.shards import pack
 from revox.lab.sizes import PRESETS
 from revox.model.codec import Codec
 from revox.model.config import CodecConfig
@@ -144,6 +153,16 @@ def test_the_decoder_alone_learns_once_the_codes_are_settled(tmp_path: Path):
     trainer.step()
     assert np.array_equal(encode_speech(trainer.codec, wave), codes)
     assert not torch.equal(trainer.codec.decode(torch.from_numpy(codes.astype(np.int64))[None]), heard)
+
+
+def test_a_build_takes_its_speech_from_shards_where_there_are_some(tmp_path: Path):
+    _speech(tmp_path / "run" / "data")
+    pack(tmp_path / "run" / "data", tmp_path / "carried" / "shards")
+    made = SpeechSet(tmp_path / "run" / "data", "train", "synthetic")
+    make_speech(tmp_path / "carried", None, SETTINGS, lambda stage, row: None)
+    carried = SpeechSet(tmp_path / "carried" / "data", "train", "synthetic")
+    assert [u.text for u in carried.utterances] == [u.text for u in made.utterances]
+    assert len(carried.waveform(3)) == len(made.waveform(3))
 
 
 def test_training_quantizes_half_dithers_a_quarter_and_passes_a_quarter():

@@ -123,6 +123,30 @@ def _print_demo(out: Path, summary: dict[str, Any]) -> None:
     result.print(f"in {out}/: reference.wav, decoded.wav, speech.wav, mel.png, summary.json", soft_wrap=True)
 
 
+@app.command("pack")
+def pack_command(
+    run: Annotated[Path, typer.Argument(help="The folder of a build whose stage `speech` is done.")],
+    most: Annotated[
+        int | None, typer.Option(help="At most so many sentences of a speaker without a preset.")
+    ] = None,
+    bit_rate: Annotated[int, typer.Option(help="Of the Opus in the shards, bits a second.")] = 20_000,
+) -> None:
+    """Pack a build's speech into RUN/shards, small enough to carry; a build with shards unpacks them."""
+    from revox.lab.shards import pack
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("packing", total=None)
+        size = pack(
+            run / "data",
+            run / "shards",
+            bit_rate=bit_rate,
+            most=most,
+            progress=lambda what, done, of: progress.update(task, description=what, completed=done, total=of),
+        )
+    console.print(f"{run / 'shards'}: {size / 1e6:.1f} MB")
+
+
 @app.command("build")
 def build_command(
     out: Annotated[Path, typer.Argument(help="The checkpoint folder to make.")],

@@ -22,6 +22,7 @@ from revox.lab.data import SpeechSet, prepare
 from revox.lab.errors import LabError
 from revox.lab.language_training import LanguageData, LanguageTrainer, LanguageTraining, PromptTokens, Spoken
 from revox.lab.sentences import words, written
+from revox.lab.shards import unpack
 from revox.lab.sizes import PRESETS, lab_params
 from revox.lab.tokenizer import minimal_vocab_size, word_pieces, write_tekken
 from revox.model.codec import Codec
@@ -102,17 +103,8 @@ def build(
     earlier stage is missing.
     """
     run.mkdir(parents=True, exist_ok=True)
-    speech = run / "data"
     if "speech" in stages:
-        prepare(
-            speech,
-            librispeech,
-            seed=settings.seed,
-            progress=lambda what, done, of: report("speech", {what: done, "of": of}),
-            per_speaker=settings.speech.per_speaker,
-            per_preset=settings.speech.per_preset,
-            per_check=settings.speech.per_check,
-        )
+        make_speech(run, librispeech, settings, report)
     work = run / "folder"
     params = write_params(work, settings)
     if "codec" in stages:
@@ -122,6 +114,26 @@ def build(
     if "folder" in stages:
         assemble(run, work, params, settings, out, encoder_out)
         replace_file(run / "settings.json", json.dumps(asdict(settings), indent=1))
+
+
+def make_speech(run: Path, librispeech: Path | None, settings: BuildSettings, report: Report) -> None:
+    """The lab's speech in `run/data`: from `run/shards` where `revox lab pack` made some, else made anew."""
+
+    def progress(what: str, done: int, of: int) -> None:
+        report("speech", {what: done, "of": of})
+
+    if any((run / "shards").glob("*.shard")):
+        unpack(run / "shards", run / "data", progress=progress)
+        return
+    prepare(
+        run / "data",
+        librispeech,
+        seed=settings.seed,
+        progress=progress,
+        per_speaker=settings.speech.per_speaker,
+        per_preset=settings.speech.per_preset,
+        per_check=settings.speech.per_check,
+    )
 
 
 def codec_trainer(
