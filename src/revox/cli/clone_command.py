@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def command(
     clip: Annotated[Path, typer.Argument(help="The recording: any audio or video file.")],
-    checkpoint: Annotated[str, typer.Option(help="The checkpoint's folder, or a hub id.")],
+    checkpoint: Annotated[
+        str, typer.Option("--checkpoint", "-c", help="The checkpoint's folder, or a hub id.")
+    ],
     name: Annotated[str, typer.Option(help="The new voice's name: a-z, 0-9, _ and -.")],
     consent: Annotated[
         str | None, typer.Option(help="Whose voice it is, and that they agreed to it being cloned. Required.")

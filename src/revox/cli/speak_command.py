@@ -21,7 +21,10 @@ def command(
     voice: Annotated[str, typer.Option(help="A voice of the checkpoint; see `revox voice list`.")],
     output: Annotated[str, typer.Option("--output", "-o", help="The audio file; - is standard output.")],
     checkpoint: Annotated[
-        str, typer.Option(envvar="REVOX_CHECKPOINT", help="A checkpoint's folder or hub id.")
+        str,
+        typer.Option(
+            "--checkpoint", "-c", envvar="REVOX_CHECKPOINT", help="A checkpoint's folder or hub id."
+        ),
     ],
     text: Annotated[
         str | None, typer.Argument(help="What to say; - reads it from standard input.", show_default=False)

@@ -68,6 +68,7 @@ def _resemblyzer() -> tuple[Any, Any]:
     except ImportError as error:
         raise MetricError(
             f"Judging speaker similarity needs Resemblyzer ({error.name or error} is missing); "
-            "install it with `pip install 'revox[eval]'`."
+            "install it with `pip install 'revox[eval]'`, "
+            "then `pip install --no-deps Resemblyzer`."
         ) from None
     return VoiceEncoder("cpu", verbose=False), resemblyzer.audio
