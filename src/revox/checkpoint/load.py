@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.params import read_params
-from revox.checkpoint.tensors import ENCODER_PREFIXES, WEIGHTS
+from revox.checkpoint.tensors import ENCODER_PREFIXES, WEIGHTS, open_tensors
 from revox.model.voxtral import Voxtral, parameter_name, tensor_name
 
 PARTS = ("mm_audio_embeddings", "backbone", "acoustic_transformer", "audio_tokenizer")
@@ -27,15 +26,14 @@ def load_model(
 
     `parts` names the top-level modules to load (of `PARTS`); the others stay on the meta device, without
     memory. `dtype` is that of the floating-point weights (None: as stored). Tensors that the model does not
-    know are
-    left alone. Raises CheckpointError when a tensor is missing, has another shape, or the file cannot be
-    read.
+    know are left alone.
+    Raises CheckpointError when a tensor is missing, has another shape, or the file cannot be read.
     """
     folder = Path(folder)
     config = read_params(folder).voxtral_config()
     path = folder / WEIGHTS
     wanted = tuple(f"{part}." for part in parts)
-    with _open(path) as file:
+    with open_tensors(path) as file:
         names = {parameter_name(name): name for name in file.keys()}  # noqa: SIM118 - not a mapping
         with torch.device("meta"):
             model = Voxtral(config, with_encoder=True)
@@ -72,12 +70,3 @@ def _place_computed_buffers(model: nn.Module, device: str | torch.device) -> Non
         for name, buffer in module.named_buffers(recurse=False):
             if not buffer.is_meta:
                 setattr(module, name, buffer.to(device))
-
-
-def _open(path: Path):
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing: a Voxtral-4B-TTS folder has its weights there")
-    try:
-        return safe_open(path, framework="pt")
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): download it again") from error
