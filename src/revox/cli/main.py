@@ -62,8 +62,17 @@ def user_errors() -> tuple[type[Exception], ...]:
     from revox.metrics.errors import MetricError
     from revox.speech.errors import AudioError
     from revox.synthesis.errors import SpeakError
+    from revox.training.errors import TrainingDivergedError
 
-    return (CheckpointError, CloneError, LabError, MetricError, AudioError, SpeakError)
+    return (
+        CheckpointError,
+        CloneError,
+        LabError,
+        MetricError,
+        AudioError,
+        SpeakError,
+        TrainingDivergedError,
+    )
 
 
 def main() -> None:

@@ -157,10 +157,16 @@ def train_codec(
     trainer = codec_trainer(run, params, settings, device, autocast)
     clips = {kind: _validation_clips(run / "data", kind) for kind in ("synthetic", "human")}
 
-    def check(codec: Codec) -> dict[str, float]:
-        return {f"{k}_{n}": v for k, c in clips.items() if c for n, v in validate(codec, c).items()}
+    def check() -> dict[str, float]:
+        scored = ((kind, validate(trainer.codec, c)) for kind, c in clips.items() if c)
+        return {f"{kind}_{name}": value for kind, row in scored for name, value in row.items()}
 
-    trainer.run(check, lambda row: report("codec", row))
+    trainer.run(
+        lambda row: report("codec", row),
+        check,
+        report_every=settings.codec.report_every,
+        validate_every=settings.codec.validate_every,
+    )
 
 
 def _validation_clips(speech: Path, kind: str, count: int = 12, seconds: float = 4.0) -> list[np.ndarray]:
@@ -287,7 +293,12 @@ def train_language(
         params.voxtral_config(), settings.language, data, held, run / "language", device, autocast
     )
     trainer.resume()
-    trainer.run(lambda row: report("language", row))
+    trainer.run(
+        lambda row: report("language", row),
+        trainer.validate,
+        report_every=settings.language.report_every,
+        validate_every=settings.language.validate_every,
+    )
 
 
 def assemble(

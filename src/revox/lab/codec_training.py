@@ -8,14 +8,9 @@ paper's quantization schedule
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -33,6 +28,7 @@ from revox.training.discriminator import (
     feature_matching_loss,
 )
 from revox.training.objective import SpectralObjective
+from revox.training.run import Run
 
 
 class CropSource(Protocol):
@@ -75,6 +71,7 @@ class CodecTraining:
     discriminated_seconds: float = 0.4
     seed: int = 0
     save_every: int = 500
+    report_every: int = 100
     validate_every: int = 1000
 
 
@@ -176,7 +173,7 @@ def initialise(codec: Codec, seed: int, speech_level: float = 0.07) -> None:
             module.conv.weight = normal(weight.shape, std)
 
 
-class CodecTrainer:
+class CodecTrainer(Run):
     """One run: steps, validation, log and resumable state in `folder`."""
 
     def __init__(
@@ -189,69 +186,52 @@ class CodecTrainer:
         device: str = "cpu",
         autocast: bool = False,
     ) -> None:
-        self.settings, self.folder, self.device, self.autocast = settings, folder, device, autocast
+        super().__init__("codec", settings, folder, device)
+        self.settings, self.autocast = settings, autocast
         self.synthetic, self.human = synthetic, human
-        folder.mkdir(parents=True, exist_ok=True)
         self.codec = Codec(config, with_encoder=True)
         initialise(self.codec, settings.seed)
         self.codec.to(device)
-        torch.manual_seed(settings.seed)
         self.objective = SpectralObjective(config.sampling_rate, settings.resolutions).to(device)
-        self.judges = Discriminators(len(settings.discriminated), settings.discriminator_channels).to(device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            judges = Discriminators(len(settings.discriminated), settings.discriminator_channels)
+        self.judges = judges.to(device)
         decayed = [p for p in self.codec.parameters() if p.dim() > 1]
         plain = [p for p in self.codec.parameters() if p.dim() <= 1]
         self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay":
-            0.0}], lr=settings.learning_rate, betas=settings.betas, foreach=True,
-        )  # fmt: skip
+            [
+                {"params": decayed, "weight_decay": settings.weight_decay},
+                {"params": plain, "weight_decay": 0.0},
+            ],
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            foreach=True,
+        )
         self.judge_optimizer = torch.optim.AdamW(
             self.judges.parameters(), lr=settings.discriminator_learning_rate, betas=(0.5, 0.9), foreach=True
         )
         # No row is in use yet: the first update places them all on latents.
         self.codec.quantizer.semantic_codebook.cluster_usage.zero_()
         self.upkeep = Codebook(self.codec.quantizer.semantic_codebook)
-        self.rng = torch.Generator().manual_seed(settings.seed)
-        self.numpy_rng = np.random.default_rng(settings.seed)
-        self.step_count = 0
-        self.seconds = 0.0
-        self.restarted = 0
 
-    @property
-    def state_path(self) -> Path:
-        """Where the resumable state is kept."""
-        return self.folder / "codec-state.pt"
-
-    def save(self) -> None:
-        """Write the state beside and rename."""
-        state = {
-            "step": self.step_count,
-            "seconds": self.seconds,
+    def state(self) -> dict[str, Any]:
+        """Codec, discriminators, both optimizers, and the latents that dead codebook rows are placed on."""
+        return {
             "codec": self.codec.state_dict(),
             "judges": self.judges.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "judge_optimizer": self.judge_optimizer.state_dict(),
             "recent": self.upkeep.recent,
-            "rng": self.rng.get_state(),
-            "numpy_rng": json.dumps(self.numpy_rng.bit_generator.state),
         }
-        beside = self.state_path.with_suffix(".partial")
-        torch.save(state, beside)
-        os.replace(beside, self.state_path)
 
-    def resume(self) -> bool:
-        """Go on from the saved state, if there is one."""
-        if not self.state_path.is_file():
-            return False
-        state = torch.load(self.state_path, map_location=self.device, weights_only=True)
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave."""
         self.codec.load_state_dict(state["codec"])
         self.judges.load_state_dict(state["judges"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.judge_optimizer.load_state_dict(state["judge_optimizer"])
         self.upkeep.recent = state["recent"]
-        self.rng.set_state(state["rng"].cpu())
-        self.numpy_rng.bit_generator.state = json.loads(state["numpy_rng"])
-        self.step_count, self.seconds = state["step"], state["seconds"]
-        return True
 
     def batch(self) -> Tensor:
         """A batch of crops `[batch, samples]`, each at a gain of its own within +-3 dB."""
@@ -277,17 +257,9 @@ class CodecTrainer:
             b.append(fake[i][..., window])
         return a, b
 
-    def learning_rate(self) -> float:
-        """Warm-up, constant, then linear to zero over the last `decay_steps`."""
-        settings = self.settings
-        warm = min(1.0, (self.step_count + 1) / settings.warmup)
-        cool = min(1.0, max(0.0, (settings.steps - self.step_count) / settings.decay_steps))
-        return settings.learning_rate * warm * max(cool, 0.01)
-
-    def step(self) -> dict[str, float]:
+    def take_step(self) -> dict[str, float]:
         """One update of the codec and, when due, of the discriminators; gives the losses."""
         settings = self.settings
-        began = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         real = self.batch()
@@ -352,45 +324,12 @@ class CodecTrainer:
         norm = nn.utils.clip_grad_norm_(self.codec.parameters(), 5.0, foreach=True)
         self.optimizer.step()
         flat = semantic.detach().transpose(1, 2).flatten(0, 1)
-        if not settled:
-            self.restarted += self.upkeep.update(flat, codes.flatten(), self.rng)
-        self.step_count += 1
-        self.seconds += time.perf_counter() - began
+        restarted = 0 if settled else self.upkeep.update(flat, codes.flatten(), self.rng)
         return {k: float(v.detach()) for k, v in losses.items()} | {
             "norm": float(norm),
             "loss": float(loss.detach()),
+            "restarted": float(restarted),
         }
-
-    def run(
-        self, validate: Callable[[Codec], dict[str, float]] | None, report: Callable[[dict[str, float]], None]
-    ) -> None:
-        """Train to the end of the schedule; the state is kept every `save_every` steps and on the way out."""
-        settings = self.settings
-        log = self.folder / "codec-log.jsonl"
-        sums: dict[str, list[float]] = {}
-        try:
-            while self.step_count < settings.steps:
-                losses = self.step()
-                if not math.isfinite(losses["loss"]):
-                    raise FloatingPointError(f"the loss is {losses['loss']} at step {self.step_count}")
-                for key, value in losses.items():
-                    sums.setdefault(key, []).append(value)
-                if self.step_count % 100 == 0:
-                    row: dict[str, float] = {"step": self.step_count, "seconds": round(self.seconds, 1)}
-                    row |= {k: round(float(np.mean(v)), 5) for k, v in sums.items()}
-                    row["restarted"] = self.restarted
-                    audio = 100 * settings.batch * settings.seconds
-                    row["audio_seconds"] = audio
-                    sums, self.restarted = {}, 0
-                    if validate is not None and self.step_count % settings.validate_every == 0:
-                        row |= validate(self.codec)
-                    with log.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
-                    report(row)
-                if self.step_count % settings.save_every == 0:
-                    self.save()
-        finally:
-            self.save()
 
 
 @torch.no_grad()

@@ -9,13 +9,9 @@ state dropped at times for classifier-free guidance.
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +20,7 @@ from torch.nn import functional
 
 from revox.model.config import END_AUDIO_ID, N_SPECIAL_CODES, VoxtralConfig
 from revox.model.voxtral import Voxtral
+from revox.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,7 @@ class LanguageTraining:
     preset_share: float = 0.3
     seed: int = 0
     save_every: int = 500
+    report_every: int = 50
     validate_every: int = 500
 
 
@@ -230,7 +228,7 @@ def initialise_language(model: Voxtral, seed: int) -> None:
             table[rows] = 0.85 * line + 0.5 * table[rows]
 
 
-class LanguageTrainer:
+class LanguageTrainer(Run):
     """One run over `data`: steps, validation on `held` batches, log and resumable state in `folder`."""
 
     def __init__(
@@ -243,9 +241,8 @@ class LanguageTrainer:
         device: str = "cpu",
         autocast: bool = False,
     ) -> None:
-        self.settings, self.data, self.held, self.folder = settings, data, held, folder
-        self.device, self.autocast = device, autocast
-        folder.mkdir(parents=True, exist_ok=True)
+        super().__init__("language", settings, folder, device)
+        self.settings, self.data, self.held, self.autocast = settings, data, held, autocast
         self.model = Voxtral(config, with_encoder=False)
         initialise_language(self.model, settings.seed)
         self.model.to(device)
@@ -262,55 +259,27 @@ class LanguageTrainer:
             if p.requires_grad and (p.dim() <= 1 or "embeddings" in n)
         ]
         self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay":
-            0.0}], lr=settings.learning_rate, betas=settings.betas, foreach=True,
-        )  # fmt: skip
-        self.rng = torch.Generator().manual_seed(settings.seed)
-        self.numpy_rng = np.random.default_rng(settings.seed)
-        self.step_count, self.seconds = 0, 0.0
+            [
+                {"params": decayed, "weight_decay": settings.weight_decay},
+                {"params": plain, "weight_decay": 0.0},
+            ],
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            foreach=True,
+        )
 
-    @property
-    def state_path(self) -> Path:
-        """Where the resumable state is kept."""
-        return self.folder / "language-state.pt"
-
-    def save(self) -> None:
-        """Write the state beside and rename."""
+    def state(self) -> dict[str, Any]:
+        """Backbone, acoustic transformer, tables, and the optimizer; the codec is not trained here."""
         own = {k: v for k, v in self.model.state_dict().items() if not k.startswith("audio_tokenizer.")}
-        state = {
-            "step": self.step_count,
-            "seconds": self.seconds,
-            "model": own,
-            "optimizer": self.optimizer.state_dict(),
-            "rng": self.rng.get_state(),
-            "numpy_rng": json.dumps(self.numpy_rng.bit_generator.state),
-        }
-        beside = self.state_path.with_suffix(".partial")
-        torch.save(state, beside)
-        os.replace(beside, self.state_path)
+        return {"model": own, "optimizer": self.optimizer.state_dict()}
 
-    def resume(self) -> bool:
-        """Go on from the saved state, if there is one."""
-        if not self.state_path.is_file():
-            return False
-        state = torch.load(self.state_path, map_location=self.device, weights_only=True)
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave."""
         self.model.load_state_dict(state["model"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.rng.set_state(state["rng"].cpu())
-        self.numpy_rng.bit_generator.state = json.loads(state["numpy_rng"])
-        self.step_count, self.seconds = state["step"], state["seconds"]
-        return True
 
-    def learning_rate(self) -> float:
-        """Warm-up, constant, then linear to zero over the last `decay_steps`."""
-        settings = self.settings
-        warm = min(1.0, (self.step_count + 1) / settings.warmup)
-        cool = min(1.0, max(0.0, (settings.steps - self.step_count) / settings.decay_steps))
-        return settings.learning_rate * warm * max(cool, 0.01)
-
-    def step(self) -> dict[str, float]:
+    def take_step(self) -> dict[str, float]:
         """One update; gives the losses."""
-        began = time.perf_counter()
         settings = self.settings
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
@@ -322,8 +291,6 @@ class LanguageTrainer:
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=True)
         self.optimizer.step()
-        self.step_count += 1
-        self.seconds += time.perf_counter() - began
         return {k: float(v.detach()) for k, v in losses.items()} | {
             "norm": float(norm),
             "loss": float(loss.detach()),
@@ -344,29 +311,3 @@ class LanguageTrainer:
             for key, value in found.items():
                 sums.setdefault(f"valid_{key}", []).append(float(value))
         return {k: round(float(np.mean(v)), 4) for k, v in sums.items()}
-
-    def run(self, report: Callable[[dict[str, float]], None]) -> None:
-        """Train to the end of the schedule; the state is kept every `save_every` steps and on the way out."""
-        settings = self.settings
-        log = self.folder / "language-log.jsonl"
-        sums: dict[str, list[float]] = {}
-        try:
-            while self.step_count < settings.steps:
-                losses = self.step()
-                if not math.isfinite(losses["loss"]):
-                    raise FloatingPointError(f"the loss is {losses['loss']} at step {self.step_count}")
-                for key, value in losses.items():
-                    sums.setdefault(key, []).append(value)
-                if self.step_count % 50 == 0:
-                    row: dict[str, float] = {"step": self.step_count, "seconds": round(self.seconds, 1)}
-                    row |= {k: round(float(np.mean(v)), 4) for k, v in sums.items()}
-                    sums = {}
-                    if self.step_count % settings.validate_every == 0:
-                        row |= self.validate()
-                    with log.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
-                    report(row)
-                if self.step_count % settings.save_every == 0:
-                    self.save()
-        finally:
-            self.save()

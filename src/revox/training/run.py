@@ -1,0 +1,174 @@
+"""A training run that can be stopped at any moment and goes on exactly where it was."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import signal
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from revox.training.errors import TrainingDivergedError
+
+
+class Schedule(Protocol):
+    """The settings that every run has."""
+
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
+        ...
+
+    @property
+    def learning_rate(self) -> float:
+        """The highest."""
+        ...
+
+    @property
+    def warmup(self) -> int:
+        """Steps until it is reached."""
+        ...
+
+    @property
+    def decay_steps(self) -> int:
+        """Steps at the end over which it falls."""
+        ...
+
+    @property
+    def save_every(self) -> int:
+        """Steps between states."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of everything that is drawn."""
+        ...
+
+
+class Run(ABC):
+    """Steps, a log and resumable state in `folder`, as `NAME-state.pt` and `NAME-log.jsonl`.
+
+    A subclass takes steps and says what its state is; two generators, `rng` and `numpy_rng`, are part of it.
+    """
+
+    def __init__(self, name: str, schedule: Schedule, folder: Path, device: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.schedule, self.device = schedule, device
+        self.state_path, self.log_path = folder / f"{name}-state.pt", folder / f"{name}-log.jsonl"
+        self.rng = torch.Generator().manual_seed(schedule.seed)
+        self.numpy_rng = np.random.default_rng(schedule.seed)
+        self.step_count, self.seconds = 0, 0.0
+
+    @abstractmethod
+    def take_step(self) -> dict[str, float]:
+        """One update; gives the losses, `loss` among them."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What a later `load_state` needs: tensors, numbers and strings only."""
+
+    @abstractmethod
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave."""
+
+    def step(self) -> dict[str, float]:
+        """`take_step`, counted and timed. Raises TrainingDivergedError when the loss is no number."""
+        began = time.perf_counter()
+        losses = self.take_step()
+        self.step_count += 1
+        self.seconds += time.perf_counter() - began
+        if not math.isfinite(losses["loss"]):
+            raise TrainingDivergedError(
+                f"the loss is {losses['loss']} at step {self.step_count}: lower the learning rate and go on "
+                f"from the last state, {self.state_path}"
+            )
+        return losses
+
+    def learning_rate(self) -> float:
+        """Warm-up, constant, then linear to a hundredth over the last `decay_steps`."""
+        schedule = self.schedule
+        warm = min(1.0, (self.step_count + 1) / schedule.warmup)
+        cool = min(1.0, max(0.0, (schedule.steps - self.step_count) / schedule.decay_steps))
+        return schedule.learning_rate * warm * max(cool, 0.01)
+
+    def save(self) -> None:
+        """Write the state beside and rename."""
+        state = self.state() | {
+            "step": self.step_count,
+            "seconds": self.seconds,
+            "rng": self.rng.get_state(),
+            "numpy_rng": json.dumps(self.numpy_rng.bit_generator.state),
+        }
+        beside = self.state_path.with_suffix(".partial")
+        torch.save(state, beside)
+        os.replace(beside, self.state_path)
+
+    def resume(self) -> bool:
+        """Go on from the saved state; False when there is none."""
+        if not self.state_path.is_file():
+            return False
+        state = torch.load(self.state_path, map_location=self.device, weights_only=True)
+        self.load_state(state)
+        self.rng.set_state(state["rng"].cpu())
+        self.numpy_rng.bit_generator.state = json.loads(state["numpy_rng"])
+        self.step_count, self.seconds = state["step"], state["seconds"]
+        return True
+
+    def run(
+        self,
+        report: Callable[[dict[str, float]], None],
+        validate: Callable[[], dict[str, float]] | None = None,
+        *,
+        report_every: int,
+        validate_every: int,
+    ) -> None:
+        """Step to the end of the schedule; each report is also a line of the log.
+
+        The state is kept every `save_every` steps and at the end. SIGINT and SIGTERM let the step in hand
+        finish, save, and raise KeyboardInterrupt: a state is never half a step. Raises
+        TrainingDivergedError, and then saves nothing over the last good state.
+        """
+        sums: dict[str, list[float]] = {}
+        with _asked_to_stop() as stop:
+            while self.step_count < self.schedule.steps and not stop.is_set():
+                for key, value in self.step().items():
+                    sums.setdefault(key, []).append(value)
+                if self.step_count % report_every == 0:
+                    row: dict[str, float] = {"step": self.step_count, "seconds": round(self.seconds, 1)}
+                    row |= {key: round(float(np.mean(values)), 5) for key, values in sums.items()}
+                    sums = {}
+                    if validate is not None and self.step_count % validate_every == 0:
+                        row |= validate()
+                    with self.log_path.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    report(row)
+                if self.step_count % self.schedule.save_every == 0:
+                    self.save()
+            self.save()
+            if stop.is_set():
+                raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may listen
+        yield stop
+        return
+    before = {
+        number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
