@@ -1,5 +1,6 @@
 """A miniature build: every stage, resumed, to a folder in the release's format."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,30 +16,37 @@ from revox.checkpoint.voices import load_voice
 from revox.lab.build import (
     BuildSettings,
     build,
-    codec_trainer,
-    encode_speech,
+    frame_sets,
+    guide_trainer,
+    half_trainer,
     make_speech,
-    train_codec,
+    train_guide,
+    train_half,
+    trained_codec,
     write_params,
 )
-from revox.lab.codec_training import Codebook, CodecTraining, quantize_in_training
+from revox.lab.codec_training import DecoderTraining, EncoderTraining, initialise, oscillators
 from revox.lab.data import SpeechSet, write_set
 from revox.lab.errors import LabError
+from revox.lab.features import PHONES, SpectralFeatures, nearest_cluster, phone_codebook, phone_occupancy
+from revox.lab.guide import GuideTraining
 from revox.lab.language_training import LanguageTraining
+from revox.lab.quantize import quantize_acoustic
 from revox.lab.shards import pack
 from revox.lab.sizes import PRESETS
 from revox.model.codec import Codec
 from revox.model.config import CodecConfig
-from revox.model.quantizer import SemanticCodebook
 
 SETTINGS = BuildSettings(
-    codec=CodecTraining(
-        steps=4, batch=2, seconds=0.32, discriminator_from=2, discriminator_channels=2, save_every=2,
-        validate_every=100, decoder_only_from=3, warmup=1, decay_steps=2,
-    ),
+    guide=GuideTraining(steps=4, batch=4, frames=6, width=16, blocks=1, warmup=1, decay_steps=2, save_every=2,
+                        validate_every=100),
+    encoder=EncoderTraining(steps=4, batch=2, frames=4, warmup=1, decay_steps=2, save_every=2,
+                            validate_every=100),
+    decoder=DecoderTraining(steps=4, batch=2, frames=4, warmup=1, decay_steps=2, save_every=2,
+                            validate_every=100, discriminator_from=2, discriminator_channels=2),
     language=LanguageTraining(steps=3, batch=2, save_every=2, validate_every=100),
     codec_sizes={"dim": 32, "hidden_dim": 32, "head_dim": 8, "encoder_transformer_lengths_str": "1,1,1,1",
-                 "decoder_transformer_lengths_str": "1,1,1,1"},
+                 "decoder_transformer_lengths_str": "1,1,1,1", "semantic_codebook_size": 8},
     preset_frames=10,
 )  # fmt: skip
 TEXTS = ("the train leaves at noon", "my number is four two")
@@ -58,7 +66,11 @@ def _speech(folder: Path) -> None:
         for name in PRESETS:
             pieces = [_tone(rng) for _ in TEXTS]
             who = {"speaker": f"speaker-{name}", "sex": "F", "preset": name}
-            index = [{**who, "text": t, "samples": len(p)} for t, p in zip(TEXTS, pieces, strict=True)]
+            phones = [(name, 0.06 * (i + 1)) for i, name in enumerate(rng.choice(PHONES, 11).tolist())]
+            index = [
+                {**who, "text": t, "samples": len(p), "phones": phones}
+                for t, p in zip(TEXTS, pieces, strict=True)
+            ]
             parts.append((np.concatenate(pieces), index))
         folder.mkdir(parents=True, exist_ok=True)
         write_set(folder, f"synthetic-{split}", iter(parts))
@@ -70,7 +82,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _speech(root / "run" / "data")
     build(
         root / "run", root / "checkpoint", None, SETTINGS, encoder_out=root / "aside" / "encoder.safetensors",
-        stages=("codec", "language", "folder"),
+        stages=("guide", "encoder", "decoder", "language", "folder"),
     )  # fmt: skip
     return root
 
@@ -106,53 +118,84 @@ def test_the_built_model_speaks(built: Path):
     assert np.isfinite(audio.samples).all()
 
 
-def test_an_interrupted_codec_run_goes_on_with_the_losses_of_an_uninterrupted_one(tmp_path: Path):
-    _speech(tmp_path / "a" / "data")
-    _speech(tmp_path / "b" / "data")
+def _quiet(stage: str, row: dict[str, float]) -> None:
+    pass
+
+
+@pytest.mark.parametrize("stage", ["guide", "encoder", "decoder"])
+def test_an_interrupted_run_goes_on_with_the_losses_of_an_uninterrupted_one(
+    built, tmp_path: Path, stage: str
+):
+    for name in ("a", "b"):
+        _speech(tmp_path / name / "data")
+        if stage != "guide":
+            shutil.copytree(built / "run" / "guide", tmp_path / name / "guide")
     params = write_params(tmp_path / "folder", SETTINGS)
-    whole = codec_trainer(tmp_path / "a", params, SETTINGS, "cpu", False)
+
+    def trainer(name: str):
+        run = tmp_path / name
+        if stage == "guide":
+            return guide_trainer(run, params, SETTINGS, "cpu", frame_sets(run, params, _quiet))
+        return half_trainer(stage, run, params, SETTINGS, "cpu", False, _quiet)
+
+    whole = trainer("a")
     expected = [whole.step()["loss"] for _ in range(4)]
-    first = codec_trainer(tmp_path / "b", params, SETTINGS, "cpu", False)
+    first = trainer("b")
     found = [first.step()["loss"] for _ in range(2)]
     first.save()
-    second = codec_trainer(tmp_path / "b", params, SETTINGS, "cpu", False)
+    second = trainer("b")
     assert second.step_count == 2
     found += [second.step()["loss"] for _ in range(2)]
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_finished_stage_is_not_repeated(built: Path, tmp_path: Path):
-    before = (
-        (built / "run" / "codec" / "codec-log.jsonl").read_text()
-        if (built / "run" / "codec" / "codec-log.jsonl").exists()
-        else ""
-    )
+def test_a_finished_stage_is_not_repeated(built: Path):
+    def fail(stage: str, row: dict[str, float]) -> None:
+        pytest.fail("it trained")
+
     params = read_params(built / "run" / "folder")
-    train_codec(built / "run", params, SETTINGS, "cpu", False, lambda stage, row: pytest.fail("it trained"))
-    assert codec_trainer(built / "run", params, SETTINGS, "cpu", False).step_count == SETTINGS.codec.steps
-    assert before == "" or before == (built / "run" / "codec" / "codec-log.jsonl").read_text()
+    train_guide(built / "run", params, SETTINGS, "cpu", fail)
+    for half in ("encoder", "decoder"):
+        train_half(half, built / "run", params, SETTINGS, "cpu", False, fail)
+
+
+def test_encoder_and_decoder_share_the_guides_codebook(built: Path):
+    params = read_params(built / "run" / "folder")
+    guide = torch.load(built / "run" / "guide" / "guide-state.pt", weights_only=True)["guide"]
+    codec = trained_codec(built / "run", params)
+    assert torch.allclose(codec.quantizer.semantic_codebook.embedding, guide["rows"], rtol=0.01, atol=0.01)
+
+
+def test_training_one_half_leaves_the_other_alone(built: Path):
+    params = read_params(built / "run" / "folder")
+    settings = replace(SETTINGS, encoder=replace(SETTINGS.encoder, steps=8))
+    trainer = half_trainer("encoder", built / "run", params, settings, "cpu", False, _quiet)
+    before = {k: v.clone() for k, v in trainer.codec.state_dict().items()}
+    trainer.step()
+    changed = {k for k, v in trainer.codec.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed
+    assert all(k.startswith(("input_proj.", "encoder_blocks.")) for k in changed)
+
+
+def test_the_encoder_learns_what_the_guide_says(built: Path):
+    params = read_params(built / "run" / "folder")
+    settings = replace(
+        SETTINGS, encoder=replace(SETTINGS.encoder, steps=60, learning_rate=3e-3, decay_steps=1)
+    )
+    trainer = half_trainer("encoder", built / "run", params, settings, "cpu", False, _quiet)
+    first = np.mean([trainer.step()["loss"] for _ in range(5)])
+    for _ in range(40):
+        trainer.step()
+    assert np.mean([trainer.step()["loss"] for _ in range(5)]) < 0.95 * first
 
 
 def test_a_stage_asked_for_before_its_predecessor_says_which_one_is_missing(tmp_path: Path):
     _speech(tmp_path / "run" / "data")
-    with pytest.raises(LabError, match="codec"):
+    with pytest.raises(LabError, match="encoder"):
         build(
             tmp_path / "run", tmp_path / "out", None, SETTINGS,
             encoder_out=tmp_path / "aside" / "encoder.safetensors", stages=("language",),
         )  # fmt: skip
-
-
-def test_the_decoder_alone_learns_once_the_codes_are_settled(tmp_path: Path):
-    _speech(tmp_path / "run" / "data")
-    settings = replace(SETTINGS, codec=replace(SETTINGS.codec, decoder_only_from=0))
-    params = write_params(tmp_path / "folder", settings)
-    trainer = codec_trainer(tmp_path / "run", params, settings, "cpu", False)
-    wave = np.random.default_rng(0).standard_normal(5760).astype(np.float32) * 0.1
-    codes = encode_speech(trainer.codec, wave)
-    heard = trainer.codec.decode(torch.from_numpy(codes.astype(np.int64))[None]).detach().clone()
-    trainer.step()
-    assert np.array_equal(encode_speech(trainer.codec, wave), codes)
-    assert not torch.equal(trainer.codec.decode(torch.from_numpy(codes.astype(np.int64))[None]), heard)
 
 
 def test_a_build_takes_its_speech_from_shards_where_there_are_some(tmp_path: Path):
@@ -166,34 +209,72 @@ def test_a_build_takes_its_speech_from_shards_where_there_are_some(tmp_path: Pat
 
 
 def test_training_quantizes_half_dithers_a_quarter_and_passes_a_quarter():
-    config = CodecConfig(semantic_codebook_size=16, semantic_dim=4, acoustic_dim=36, dim=8, hidden_dim=8,
-    head_dim=4,
-                         n_heads=2, n_kv_heads=2)  # fmt: skip
-    codec = Codec(config, with_encoder=False)
     rng = torch.Generator().manual_seed(0)
-    codec.quantizer.semantic_codebook.embedding_sum.copy_(torch.randn(16, 4, generator=rng))
-    latents = torch.randn(2000, 40, 3, generator=rng)
-    read, codes, rows = quantize_in_training(codec, latents, rng)
-    value = torch.tanh(latents[:, 4:])
+    value = torch.tanh(torch.randn(2000, 3, 36, generator=rng))
+    read = quantize_acoustic(value, 21, rng)
     rounded = ((value + 1) / 2 * 20).round() / 10 - 1
-    exact = (read[:, 4:] - value).abs().amax((1, 2)) < 1e-6
-    whole = (read[:, 4:] - rounded).abs().amax((1, 2)) < 1e-5
+    exact = (read - value).abs().amax((1, 2)) < 1e-6
+    whole = (read - rounded).abs().amax((1, 2)) < 1e-5
     assert abs(float(whole.float().mean()) - 0.5) < 0.04
     assert abs(float(exact.float().mean()) - 0.25) < 0.04
-    noise = (read[:, 4:] - value)[~exact & ~whole]
+    noise = (read - value)[~exact & ~whole]
     assert float(noise.abs().max()) <= 1 / 21 + 1e-6
-    snapped = (read[:, :4] - rows).abs().amax((1, 2)) < 1e-6
-    assert abs(float(snapped.float().mean()) - 0.5) < 0.04
-    assert torch.equal(codec.quantizer.semantic_codebook.encode(latents[:, :4]), codes)
+    assert float(noise.abs().max()) > 0.9 / 21
 
 
-def test_a_codebook_row_that_nobody_uses_is_placed_on_a_recent_latent():
-    book = SemanticCodebook(4, 2)
-    book.embedding_sum.copy_(torch.tensor([[0.0, 0.0], [1.0, 1.0], [50.0, 50.0], [60.0, 60.0]]))
-    upkeep = Codebook(book, decay=0.5, floor=0.2)
-    rng = torch.Generator().manual_seed(0)
-    latents = torch.tensor([[0.1, 0.0], [1.1, 1.0]]).repeat(8, 1)
-    for _ in range(6):
-        codes = book.encode(latents.T[None])[0]
-        upkeep.update(latents, codes, rng)
-    assert float(torch.cdist(book.embedding, latents).amin(1).max()) < 0.2
+def test_rounding_lets_the_gradient_through():
+    value = torch.linspace(-0.9, 0.9, 36).repeat(64, 1, 1).requires_grad_()
+    quantize_acoustic(value, 21, torch.Generator().manual_seed(0)).sum().backward()
+    assert torch.allclose(value.grad, torch.ones_like(value))
+
+
+def test_phones_fill_the_parts_of_a_frame_by_their_share_of_time():
+    filled = phone_occupancy([("pau", 0.03), ("s", 0.1), ("iy", 0.16)], 3, 0.08).reshape(3, 4, -1)
+    pause, s, iy = (PHONES.index(name) for name in ("pau", "s", "iy"))
+    assert np.allclose(filled.sum(-1), 1, atol=1e-5)
+    assert filled[0, 1, pause] == pytest.approx(0.5)
+    assert filled[0, 1, s] == pytest.approx(0.5)
+    assert filled[1, 0, s] == pytest.approx(1)
+    assert np.allclose(filled[1, 1:, iy], 1)
+    assert np.allclose(filled[2, :, pause], 1)
+    with pytest.raises(KeyError):
+        phone_occupancy([("xx", 0.1)], 1, 0.08)
+
+
+def test_frames_of_like_phones_share_a_code_and_codes_have_rows_of_unit_variance():
+    kinds = np.repeat(np.eye(12, dtype=np.float32), 30, axis=0)
+    centroids, rows = phone_codebook(kinds, 12, 4, 0)
+    codes = nearest_cluster(kinds, centroids)
+    assert len(set(codes.tolist())) == 12
+    assert all(len(set(codes[i * 30 : i * 30 + 30].tolist())) == 1 for i in range(12))
+    assert rows.shape == (12, 4)
+    assert rows.std() == pytest.approx(1, abs=1e-5)
+
+
+def test_features_show_a_tone_where_it_sounds_and_complete_the_last_frame():
+    spectra = SpectralFeatures(CodecConfig())
+    time = torch.arange(3 * 1920 + 5) / 24000
+    wave = torch.where(time < 0.08, torch.sin(2 * torch.pi * 1000 * time) * 0.1, torch.zeros(()))
+    found = spectra(wave)
+    assert found.shape == (4, spectra.size)
+    mel = found[:, : spectra.mel_size].reshape(4, 8, 80)
+    assert float(mel[0, 3].max()) > float(mel[3].max()) + 1.5
+    assert mel[0, 3].argmax() == mel[0, 4].argmax()
+    low = found[:, spectra.mel_size :]
+    assert float(low.std()) < 1.0  # 1000 Hz lies above the low bins: nothing stands out there
+
+
+def test_the_codecs_ends_start_as_oscillators_that_hear_and_sound_a_tone():
+    config = CodecConfig(dim=64, hidden_dim=32, head_dim=16, n_heads=4, n_kv_heads=4)
+    codec = Codec(config, with_encoder=True)
+    initialise(codec, 0)
+    atoms = oscillators(64, 240, 7, 24000)
+    assert np.allclose(np.linalg.norm(atoms, axis=1), 1)
+    hidden = torch.zeros(1, 64, 20)
+    hidden[0, 40, 5] = 1.0
+    wave = codec.output_proj(hidden).transpose(1, 2).flatten().detach().numpy()
+    assert np.allclose(wave[5 * 240 : 12 * 240], atoms[40] * 0.07, atol=1e-5)
+    heard = codec.input_proj(torch.from_numpy(atoms[40]).float().reshape(1, 7, 240).transpose(1, 2))
+    assert heard.shape == (1, 64, 7)
+    aligned = torch.from_numpy(np.pad(atoms[40][::-1].copy(), (240, 0))).float().reshape(1, 8, 240)
+    assert int(codec.input_proj(aligned.transpose(1, 2))[0, :, -1].argmax()) == 40

@@ -22,7 +22,7 @@ from revox.lab.speakers import (
 
 def test_hundreds_of_speakers_and_twenty_held_out_ten_of_each_sex():
     speakers = synthetic_speakers()
-    assert len({speaker.name for speaker in speakers}) == len(speakers) >= 400
+    assert len({speaker.name for speaker in speakers}) == len(speakers) >= 300
     by_split = Counter((speaker.split, speaker.sex) for speaker in speakers)
     for split in ("validation", "heldout"):
         assert by_split[split, "F"] == by_split[split, "M"] == 10
@@ -35,7 +35,6 @@ def test_every_preset_has_a_training_speaker_of_its_sex():
     for name, speaker in presets.items():
         assert speaker.split == "train"
         assert speaker.sex == ("F" if "female" in name else "M")
-        assert speaker.engine == "flite"
 
 
 def test_human_clips_are_split_by_speaker_with_ten_women_and_ten_men_held_out():
@@ -75,9 +74,8 @@ def test_groups_are_unalike_and_training_holds_nobody_in_disguise():
 
 def test_presets_are_cast_by_sex_from_training_speakers_who_sound_unalike():
     speakers = draw_speakers(300, 2)
-    flite = [i for i, speaker in enumerate(speakers) if speaker.engine == "flite"]
     embeddings = np.eye(300)
-    twins = flite[::2]
+    twins = [*range(0, 120, 2), *range(1, 120, 2)]
     embeddings[twins] = embeddings[twins[0]]  # half of them sound the same: only one of these may play
     cast = cast_presets(speakers, embeddings, 0)
     playing = [i for i, speaker in enumerate(cast) if speaker.preset]

@@ -161,7 +161,8 @@ def build_command(
         ),
     ] = None,
     stage: Annotated[
-        list[str] | None, typer.Option(help="speech, codec, language or folder; all by default.")
+        list[str] | None,
+        typer.Option(help="speech, guide, encoder, decoder, language or folder; all by default."),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="JSON with settings to change, as in RUN/settings.json.")
@@ -172,8 +173,8 @@ def build_command(
     ] = False,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 takes all.")] = 0,
 ) -> None:
-    """Build the lab checkpoint, encoder put aside: speech, codec, language model, folder. Ctrl-C loses
-    nothing."""
+    """Build the lab checkpoint, encoder put aside: speech, guide, encoder, decoder, language model, folder.
+    Ctrl-C loses nothing."""
     import torch
 
     from revox.lab.build import STAGES, BuildSettings, build

@@ -1,10 +1,14 @@
-"""Building the lab checkpoint: speech, codec, language model, folder; every stage resumes where it
-stopped."""
+"""Building the lab checkpoint: speech, guide, encoder, decoder, language model, folder.
+
+Every stage resumes where it stopped. Encoder and decoder need the guide only and can run side by side; the
+language model needs the encoder.
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -17,9 +21,13 @@ import torch
 from revox.checkpoint.params import Params, read_params
 from revox.checkpoint.tensors import ENCODER_PREFIXES, write_safetensors_stream
 from revox.checkpoint.write import replace_file
-from revox.lab.codec_training import CodecTrainer, CodecTraining, validate
-from revox.lab.data import SpeechSet, prepare
+from revox.lab.codec_training import DecoderTrainer, DecoderTraining, EncoderTrainer, EncoderTraining
+from revox.lab.coded import CodedSpeech, code_speech
+from revox.lab.data import KINDS, RATE, SpeechSet, prepare
 from revox.lab.errors import LabError
+from revox.lab.features import SpectralFeatures, phone_codebook
+from revox.lab.frames import FrameSet, make_frames, occupancies
+from revox.lab.guide import Guide, GuideTrainer, GuideTraining
 from revox.lab.language_training import LanguageData, LanguageTrainer, LanguageTraining, PromptTokens, Spoken
 from revox.lab.sentences import words, written
 from revox.lab.shards import unpack
@@ -28,7 +36,7 @@ from revox.lab.tokenizer import minimal_vocab_size, word_pieces, write_tekken
 from revox.model.codec import Codec
 from revox.model.voxtral import Voxtral, tensor_name
 
-STAGES = ("speech", "codec", "language", "folder")
+STAGES = ("speech", "guide", "encoder", "decoder", "language", "folder")
 ENCODER_FILE = "encoder.safetensors"
 
 Report = Callable[[str, dict[str, float]], None]
@@ -38,8 +46,8 @@ Report = Callable[[str, dict[str, float]], None]
 class SpeechCounts:
     """Sentences of each training speaker, of each preset, and of each speaker of the other splits."""
 
-    per_speaker: int = 25
-    per_preset: int = 60
+    per_speaker: int = 20
+    per_preset: int = 300
     per_check: int = 10
 
 
@@ -47,7 +55,9 @@ class SpeechCounts:
 class BuildSettings:
     """Everything a build depends on besides the speech itself."""
 
-    codec: CodecTraining = field(default_factory=CodecTraining)
+    guide: GuideTraining = field(default_factory=GuideTraining)
+    encoder: EncoderTraining = field(default_factory=EncoderTraining)
+    decoder: DecoderTraining = field(default_factory=DecoderTraining)
     language: LanguageTraining = field(default_factory=LanguageTraining)
     speech: SpeechCounts = field(default_factory=SpeechCounts)
     codec_sizes: dict[str, Any] = field(default_factory=dict)
@@ -107,8 +117,11 @@ def build(
         make_speech(run, librispeech, settings, report)
     work = run / "folder"
     params = write_params(work, settings)
-    if "codec" in stages:
-        train_codec(run, params, settings, device, autocast, report)
+    if "guide" in stages:
+        train_guide(run, params, settings, device, report)
+    for stage in ("encoder", "decoder"):
+        if stage in stages:
+            train_half(stage, run, params, settings, device, autocast, report)
     if "language" in stages:
         train_language(run, work, params, settings, device, autocast, report)
     if "folder" in stages:
@@ -133,57 +146,143 @@ def make_speech(run: Path, librispeech: Path | None, settings: BuildSettings, re
         per_speaker=settings.speech.per_speaker,
         per_preset=settings.speech.per_preset,
         per_check=settings.speech.per_check,
+        workers=os.cpu_count() or 1,
     )
 
 
-def codec_trainer(
-    run: Path, params: Params, settings: BuildSettings, device: str, autocast: bool
-) -> CodecTrainer:
-    """The codec's run, at the state it was left in."""
-    speech = run / "data"
-    human = SpeechSet(speech, "train", "human") if (speech / "human-train.json").is_file() else None
-    trainer = CodecTrainer(
-        params.voxtral_config().codec, settings.codec, SpeechSet(speech, "train", "synthetic"), human,
-        run / "codec", device, autocast,
+def _speech_sets(run: Path, split: str) -> dict[str, SpeechSet]:
+    data = run / "data"
+    return {k: SpeechSet(data, split, k) for k in KINDS if (data / f"{k}-{split}.json").is_file()}
+
+
+def frame_sets(run: Path, params: Params, report: Report) -> dict[tuple[str, str], FrameSet]:
+    """Features and phone labels of the training and validation speech, by (kind, split)."""
+    config = params.voxtral_config().codec
+    per_frame, spectra = config.samples_per_frame, SpectralFeatures(config)
+    book = _phone_book(run, params)
+    return {
+        (kind, split): make_frames(
+            speech, spectra, book["centroids"], run / "guide" / f"features-{kind}-{split}.npy", RATE,
+            partial(_report_done, report, f"features of {kind} {split}"),
+        )
+        for split in ("train", "validation")
+        for kind, speech in _speech_sets(run, split).items()
+    }  # fmt: skip
+
+
+def _report_done(report: Report, what: str, done: int, of: int) -> None:
+    report("frames", {what: done, "of": of})
+
+
+def _phone_book(run: Path, params: Params) -> dict[str, np.ndarray]:
+    """Clusters of phones and codebook rows, made once."""
+    path = run / "guide" / "phones.npz"
+    config = params.voxtral_config().codec
+    if not path.is_file():
+        if "synthetic" not in _speech_sets(run, "train"):
+            raise LabError(f"{run / 'data'} holds no synthetic speech: run the stage `speech` first")
+        known = occupancies(SpeechSet(run / "data", "train", "synthetic"), config.samples_per_frame, RATE)
+        if any(one is None for one in known):
+            raise LabError(f"the speech in {run / 'data'} has no phones: remove it and run `speech` again")
+        frames = np.concatenate([one for one in known if one is not None])
+        centroids, rows = phone_codebook(frames, config.semantic_codebook_size, config.semantic_dim, 0)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(".partial.npz")
+        np.savez(beside, centroids=centroids, rows=rows)
+        beside.replace(path)
+    with np.load(path) as book:
+        return dict(book)
+
+
+def guide_trainer(
+    run: Path, params: Params, settings: BuildSettings, device: str, frames: dict[tuple[str, str], FrameSet]
+) -> GuideTrainer:
+    """The guide's run, at the state it was left in."""
+    held = {kind: one for (kind, split), one in frames.items() if split == "validation"}
+    trainer = GuideTrainer(
+        params.voxtral_config().codec, settings.guide, frames["synthetic", "train"],
+        frames.get(("human", "train")), held, _phone_book(run, params)["rows"], run / "guide", device,
     )  # fmt: skip
     trainer.resume()
     return trainer
 
 
-def train_codec(
-    run: Path, params: Params, settings: BuildSettings, device: str, autocast: bool, report: Report
-) -> None:
-    """Train encoder and decoder together to the end of their schedule."""
-    trainer = codec_trainer(run, params, settings, device, autocast)
-    clips = {kind: _validation_clips(run / "data", kind) for kind in ("synthetic", "human")}
-
-    def check() -> dict[str, float]:
-        scored = ((kind, validate(trainer.codec, c)) for kind, c in clips.items() if c)
-        return {f"{kind}_{name}": value for kind, row in scored for name, value in row.items()}
-
+def train_guide(run: Path, params: Params, settings: BuildSettings, device: str, report: Report) -> None:
+    """Settle what the codes mean."""
+    trainer = guide_trainer(run, params, settings, device, frame_sets(run, params, report))
     trainer.run(
-        lambda row: report("codec", row),
-        check,
-        report_every=settings.codec.report_every,
-        validate_every=settings.codec.validate_every,
+        lambda row: report("guide", row),
+        trainer.validate,
+        report_every=settings.guide.report_every,
+        validate_every=settings.guide.validate_every,
     )
 
 
-def _validation_clips(speech: Path, kind: str, count: int = 12, seconds: float = 4.0) -> list[np.ndarray]:
-    if not (speech / f"{kind}-validation.json").is_file():
-        return []
-    clips = SpeechSet(speech, "validation", kind)
-    step = max(1, len(clips) // count)
-    return [clips.waveform(i)[: int(seconds * 24000)] for i in range(0, len(clips), step)][:count]
-
-
-def trained_codec(run: Path, params: Params) -> Codec:
-    """The trained codec with its encoder, on the CPU, in bf16's values (what the shipped file will hold)."""
-    path = run / "codec" / "codec-state.pt"
+def trained_guide(run: Path, params: Params, settings: BuildSettings) -> Guide:
+    """The guide as it was left, on the CPU."""
+    path = run / "guide" / "guide-state.pt"
     if not path.is_file():
-        raise LabError(f"{path} is missing: run the stage `codec` first")
+        raise LabError(f"{path} is missing: run the stage `guide` first")
+    state = torch.load(path, map_location="cpu", weights_only=True)["guide"]
+    config = params.voxtral_config().codec
+    guide = Guide(config, len(state["mean"]), settings.guide.width, settings.guide.blocks)
+    guide.load_state_dict(state)
+    return guide.eval().requires_grad_(False)
+
+
+def half_trainer(
+    half: str, run: Path, params: Params, settings: BuildSettings, device: str, autocast: bool, report: Report
+) -> EncoderTrainer | DecoderTrainer:
+    """The run of the codec's "encoder" or "decoder", at the state it was left in."""
+    guide = trained_guide(run, params, settings)
+    config = params.voxtral_config().codec
+    coded: dict[tuple[str, str], CodedSpeech] = {}
+    for (kind, split), frames in frame_sets(run, params, report).items():
+        speech = _speech_sets(run, split)[kind]
+        coded[kind, split] = code_speech(
+            guide, speech, frames, config.samples_per_frame, run / "guide" / f"codes-{kind}-{split}.npz",
+            partial(_report_done, report, f"codes of {kind} {split}"),
+        )  # fmt: skip
+    held = {kind: one for (kind, split), one in coded.items() if split == "validation"}
+    common = (guide, coded["synthetic", "train"], coded.get(("human", "train")), held, run / half)
+    trainer: EncoderTrainer | DecoderTrainer
+    if half == "encoder":
+        trainer = EncoderTrainer(config, settings.encoder, *common, device, autocast)
+    else:
+        trainer = DecoderTrainer(config, settings.decoder, *common, device, autocast)
+    trainer.resume()
+    return trainer
+
+
+def train_half(
+    half: str, run: Path, params: Params, settings: BuildSettings, device: str, autocast: bool, report: Report
+) -> None:
+    """Train the codec's "encoder" or "decoder" to the end of its schedule."""
+    trainer = half_trainer(half, run, params, settings, device, autocast, report)
+    trainer.run(
+        lambda row: report(half, row),
+        trainer.validate,
+        report_every=trainer.settings.report_every,
+        validate_every=trainer.settings.validate_every,
+    )
+
+
+def trained_codec(run: Path, params: Params, halves: tuple[str, ...] = ("encoder", "decoder")) -> Codec:
+    """The trained codec, on the CPU, in bf16's values (what the shipped file will hold).
+
+    A half that is not asked for keeps fresh weights.
+    """
     codec = Codec(params.voxtral_config().codec, with_encoder=True)
-    codec.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["codec"])
+    for half in halves:
+        path = run / half / f"{half}-state.pt"
+        if not path.is_file():
+            raise LabError(f"{path} is missing: run the stage `{half}` first")
+        state = torch.load(path, map_location="cpu", weights_only=True)["codec"]
+        parts = (
+            ("input_proj.", "encoder_blocks.") if half == "encoder" else ("decoder_blocks.", "output_proj.")
+        )
+        own = {k: v for k, v in state.items() if k.startswith((*parts, "quantizer."))}
+        codec.load_state_dict(own, strict=False)
     return codec.to(torch.bfloat16).float().eval().requires_grad_(False)
 
 
@@ -210,7 +309,7 @@ def language_data(
 ) -> tuple[LanguageData, LanguageData]:
     """Training and validation utterances as codes (kept in `run`), with the presets' references and the
     prompt's ids."""
-    codec = trained_codec(run, params)
+    codec = trained_codec(run, params, ("encoder",))
     tokenizer = _Tokenizer(folder)
     seconds = settings.preset_frames / params.voxtral_config().codec.frame_rate
     references = {

@@ -1,26 +1,30 @@
-"""The lab's codec, encoder and decoder together, from scratch on synthetic and human speech.
+"""The lab's decoder and encoder, each trained by itself on what the guide settled.
 
-The paper's objective without its speech-recognition teacher: L1 and complex STFT that decay,
-multi-resolution mel, feature matching by light STFT discriminators from early on, commitment, and the
-paper's quantization schedule
-(semantic quantized with probability 0.5; acoustic half quantized, a quarter dithered, a quarter passed).
+The decoder reads the guide's codes (the paper's quantization schedule) and makes waveforms: multi-resolution
+mel, spectral convergence and complex STFT, L1 that decays, and, from a step of choice, feature matching by
+light STFT discriminators. The encoder hears waveforms and gives the guide's latents: cross-entropy over
+semantic codes, absolute error of acoustic values. In both, linear heads on the hidden states of every rate
+say the frame's spectra (deep supervision, Lee et al., arXiv 1409.5185); they are dropped afterwards.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from revox.model.codec import Codec
+from revox.lab.coded import CodedSpeech
+from revox.lab.features import MEL_BANDS
+from revox.lab.guide import Guide
+from revox.lab.quantize import quantize_acoustic
+from revox.model.codec import Codec, CodecTransformer
 from revox.model.config import CodecConfig
 from revox.model.layers import CausalConv1d, CausalConvTranspose1d
-from revox.model.quantizer import SemanticCodebook
 from revox.training.discriminator import (
     Discriminators,
     adversarial_loss,
@@ -31,42 +35,33 @@ from revox.training.objective import SpectralObjective
 from revox.training.run import Run
 
 
-class CropSource(Protocol):
-    """Where training audio comes from."""
-
-    def crop(self, rng: np.random.Generator, seconds: float) -> np.ndarray:
-        """A random crop, float32 `[seconds * rate]`."""
-        ...
-
-
 @dataclass(frozen=True)
-class CodecTraining:
-    """Settings of one codec run. The defaults are for two CPU cores."""
+class DecoderTraining:
+    """Settings of the decoder's run. The defaults are for one CPU core."""
 
-    steps: int = 16000
+    steps: int = 24000
     batch: int = 4
-    seconds: float = 1.28
-    human_share: float = 0.45
+    frames: int = 16
+    human_share: float = 0.35
     learning_rate: float = 1e-3
     warmup: int = 200
-    decay_steps: int = 4000
+    decay_steps: int = 12000
     betas: tuple[float, float] = (0.8, 0.95)
     weight_decay: float = 0.01
-    mel: float = 15.0
-    magnitude: float = 3.0
-    complex: float = 0.5
-    waveform: float = 2.0
+    mel: float = 10.0
+    magnitude: float = 1.0
+    complex: float = 0.0
+    waveform: float = 0.0
     decay: float = 0.9997
-    commitment: float = 0.5
-    spread: float = 2.0
+    deep: float = 1.0
     feature: float = 4.0
     adversarial: float = 1.0
-    decoder_only_from: int = 9000
     discriminator_channels: int = 8
-    discriminator_from: int = 2000
+    discriminator_from: int = 1_000_000
     discriminator_every: int = 2
     discriminator_learning_rate: float = 4e-4
-    resolutions: tuple[tuple[int, int], ...] = ((2048, 160), (1024, 100), (256, 25))
+    resolutions: tuple[tuple[int, int], ...] = ((2048, 160), (1024, 100), (512, 60), (256, 30))
+    overlap: int = 3
     discriminated: tuple[int, ...] = (1, 2)
     discriminated_seconds: float = 0.4
     seed: int = 0
@@ -75,74 +70,53 @@ class CodecTraining:
     validate_every: int = 1000
 
 
-class Codebook:
-    """Keeps a semantic codebook alive: exponential moving averages, and restarts of rows that nobody uses.
+@dataclass(frozen=True)
+class EncoderTraining:
+    """Settings of the encoder's run. The defaults are for one CPU core."""
 
-    The averages are the two tensors that the release stores (van den Oord et al., arXiv 1711.00937, appendix
-    A.1); a row whose use falls below `floor` points a step is placed on a recent latent (Jukebox, arXiv
-    2005.00341).
+    steps: int = 6000
+    batch: int = 6
+    frames: int = 16
+    human_share: float = 0.35
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    decay_steps: int = 4000
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.01
+    semantic: float = 0.3
+    acoustic: float = 1.0
+    deep: float = 1.0
+    seed: int = 0
+    save_every: int = 500
+    report_every: int = 100
+    validate_every: int = 1000
+
+
+def oscillators(channels: int, patch: int, kernel: int, rate: int, top: float = 8000.0) -> np.ndarray:
+    """Windowed cosines and sines `[channels, kernel * patch]`, the channels' frequencies even on the mel scale.
+
+    A window is as long as the spacing of the frequencies asks for (a Gabor frame), and unit-norm atoms decay
+    in both directions within the kernel's span.
     """
-
-    def __init__(self, codebook: SemanticCodebook, decay: float = 0.99, floor: float = 0.03) -> None:
-        self.codebook, self.decay, self.floor = codebook, decay, floor
-        self.recent = torch.zeros((0, codebook.embedding_sum.shape[1]), device=codebook.embedding_sum.device)
-
-    @torch.no_grad()
-    def update(self, latents: Tensor, codes: Tensor, rng: torch.Generator) -> int:
-        """Take in `latents` `[n, dim]` and their `codes` `[n]`; gives how many rows were restarted."""
-        book = self.codebook
-        self.recent = torch.cat((latents.float(), self.recent))[:4096]
-        usage = torch.zeros_like(book.cluster_usage).index_add_(
-            0, codes, torch.ones_like(codes, dtype=torch.float32)
-        )
-        sums = torch.zeros_like(book.embedding_sum).index_add_(0, codes, latents.float())
-        book.cluster_usage.mul_(self.decay).add_(usage, alpha=1 - self.decay)
-        book.embedding_sum.mul_(self.decay).add_(sums, alpha=1 - self.decay)
-        dead = (book.cluster_usage < self.floor).nonzero()[:, 0]
-        if len(dead):
-            picks = torch.randint(len(self.recent), (len(dead),), generator=rng)
-            fresh = self.recent[picks.to(self.recent.device)]
-            start = max(self.floor * 4, float(book.cluster_usage.mean()) * 0.5)
-            book.cluster_usage[dead] = start
-            book.embedding_sum[dead] = fresh * start
-        return len(dead)
-
-
-def quantize_in_training(
-    codec: Codec, latents: Tensor, rng: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The paper's stochastic quantization of encoder `latents` `[batch, latent_dim, frames]`, straight
-    through.
-
-    Gives what the decoder reads `[batch, latent_dim, frames]`, the semantic codes `[batch, frames]` and the
-    semantic rows they stand for. Each clip draws for itself: semantic quantized with probability 0.5;
-    acoustic
-    quantized 50 %, dithered by uniform noise of +-1/21 25 %, passed 25 %.
-    """
-    split = codec.config.semantic_dim
-    semantic, acoustic = latents[:, :split].float(), torch.tanh(latents[:, split:].float())
-    codes = codec.quantizer.semantic_codebook.encode(semantic.detach())
-    rows = codec.quantizer.semantic_codebook.decode(codes)
-    device = latents.device
-
-    def draw() -> Tensor:
-        return torch.rand((len(latents), 1, 1), generator=rng).to(device)
-
-    seen = torch.where(draw() < 0.5, semantic + (rows - semantic).detach(), semantic)
-    levels = codec.config.acoustic_codebook_size
-    rounded = ((acoustic.detach() + 1) / 2 * (levels - 1)).round() * 2 / (levels - 1) - 1
-    noise = (torch.rand(acoustic.shape, generator=rng).to(device) * 2 - 1) / levels
-    chance = draw()
-    heard = torch.where(
-        chance < 0.5,
-        acoustic + (rounded - acoustic).detach(),
-        torch.where(chance < 0.75, acoustic + noise, acoustic),
-    )
-    return torch.cat((seen, heard), dim=1), codes, rows
+    pairs = channels // 2
+    mels = np.linspace(2595 * np.log10(1 + 40 / 700), 2595 * np.log10(1 + top / 700), pairs)
+    hertz = 700 * (10 ** (mels / 2595) - 1)
+    spacing = np.gradient(hertz)
+    span = kernel * patch
+    atoms = np.zeros((channels, span))
+    for i, (centre, step) in enumerate(zip(hertz, spacing, strict=True)):
+        length = int(np.clip(2 * rate / step, 1.5 * patch, span))
+        window = np.hanning(length + 2)[1:-1]
+        time = (np.arange(length) - length / 2) / rate
+        for j, wave in enumerate((np.cos, np.sin)):
+            atom = window * wave(2 * np.pi * centre * time)
+            atoms[2 * i + j, :length] = atom / np.linalg.norm(atom)
+    return atoms
 
 
 def initialise(codec: Codec, seed: int, speech_level: float = 0.07) -> None:
-    """Weights so that activations start near unit size everywhere, whatever the level of the waveform.
+    """Weights so that activations start near unit size everywhere, whatever the level of the waveform, and so
+    that the codec's two ends start as a bank of oscillators instead of noise.
 
     The norms' eps is 0.01: activations far below 0.1 would pass them almost unscaled, every layer would stay
     at nearly nothing, and the codec would be its convolutions alone. `speech_level` is the waveform's RMS.
@@ -152,6 +126,9 @@ def initialise(codec: Codec, seed: int, speech_level: float = 0.07) -> None:
     def normal(shape: torch.Size, std: float) -> Tensor:
         return torch.randn(shape, generator=rng) * std
 
+    config = codec.config
+    patch, kernel = config.pretransform_patch_size, config.patch_proj_kernel_size
+    atoms = torch.from_numpy(oscillators(config.dim, patch, kernel, config.sampling_rate)).float()
     with torch.no_grad():
         for parameter in codec.parameters():
             if parameter.dim() == 2:
@@ -160,94 +137,234 @@ def initialise(codec: Codec, seed: int, speech_level: float = 0.07) -> None:
             if not isinstance(module, (CausalConv1d, CausalConvTranspose1d)):
                 continue
             weight = module.conv.weight
-            inputs, kernel, stride = (
+            if name == "output_proj":
+                # The atom of channel i begins at its own patch and goes on into the next ones.
+                spread = atoms.unflatten(1, (kernel, patch)).flip(1)  # channels, taps back, samples
+                module.conv.weight = spread.permute(2, 0, 1) * speech_level
+                continue
+            if name == "input_proj":
+                # The atom ends with the newest sample.
+                ended = atoms.flip(1).unflatten(1, (kernel, patch))
+                module.conv.weight = ended.permute(0, 2, 1) / speech_level * 0.5
+                continue
+            inputs, taps, stride = (
                 module.conv.in_channels,
                 module.conv.kernel_size[0],
                 module.conv.stride[0],
             )
             transposed = isinstance(module, CausalConvTranspose1d)
-            std = (inputs * kernel / (stride if transposed else 1)) ** -0.5
-            std *= {"input_proj": 1 / speech_level, "output_proj": speech_level, "decoder_blocks.0": 2.0}.get(
-                name, 1
-            )
+            std = (inputs * taps / (stride if transposed else 1)) ** -0.5
+            std *= 2.0 if name == "decoder_blocks.0" else 1.0
             module.conv.weight = normal(weight.shape, std)
 
 
-class CodecTrainer(Run):
-    """One run: steps, validation, log and resumable state in `folder`."""
+class Heads(nn.Module):
+    """Linear readings of the guide's features from hidden states, one for each rate.
+
+    A state of `rate` states a frame says its share of the frame: its patches' mel bands, and the low bins of
+    its pairs of patches where it holds whole pairs.
+    """
+
+    def __init__(self, width: int, rates: list[int], per_frame: int, mel_size: int, size: int) -> None:
+        super().__init__()
+        self.per_frame, self.mel_size, self.size, self.rates = per_frame, mel_size, size, rates
+        self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in rates)
+        self.read = nn.ModuleList(nn.Linear(width, self._goal_size(rate)) for rate in rates)
+
+    def _pairs(self, rate: int) -> int:
+        return (self.per_frame // 2) // rate
+
+    def _goal_size(self, rate: int) -> int:
+        low = (self.size - self.mel_size) // (self.per_frame // 2)
+        return self.mel_size // rate + self._pairs(rate) * low
+
+    def forward(self, states: list[Tensor], features: Tensor) -> Tensor:
+        """Mean absolute error over all rates; states `[batch, frames * rate, width]`, standardised features
+        `[batch, frames, size]`."""
+        errors = []
+        mel, low = features[..., : self.mel_size], features[..., self.mel_size :]
+        for rate, norm, read, state in zip(self.rates, self.norms, self.read, states, strict=True):
+            goal = mel.reshape(len(mel), -1, self.mel_size // rate)
+            if self._pairs(rate):
+                goal = torch.cat((goal, low.reshape(len(low), goal.shape[1], -1)), dim=-1)
+            errors.append((read(norm(state)) - goal).abs().mean())
+        return torch.stack(errors).mean()
+
+
+def _weights(module: nn.Module, decay: float) -> list[dict[str, Any]]:
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+
+
+def seeded_codec(config: CodecConfig, guide: Guide, seed: int) -> Codec:
+    """A codec of fresh weights whose semantic codebook is the guide's."""
+    codec = Codec(config, with_encoder=True)
+    initialise(codec, seed)
+    book = codec.quantizer.semantic_codebook
+    book.cluster_usage.fill_(1.0)
+    book.embedding_sum.copy_(guide.rows)
+    return codec
+
+
+def _rates(codec: Codec, blocks: nn.ModuleList, start: int) -> list[int]:
+    """States a frame after each transformer of `blocks`, whose input has `start` states a frame."""
+    found, rate = [], start
+    for block in blocks:
+        if isinstance(block, CodecTransformer):
+            found.append(rate)
+        elif isinstance(block, CausalConv1d):
+            rate //= block.stride
+        else:
+            rate *= block.conv.stride[0]
+    return found
+
+
+class _CodecRun(Run):
+    """What the two runs share: data, heads, optimizer and state."""
+
+    codec: Codec
+    heads: Heads
+    optimizer: torch.optim.Optimizer
 
     def __init__(
         self,
+        name: str,
         config: CodecConfig,
-        settings: CodecTraining,
-        synthetic: CropSource,
-        human: CropSource | None,
+        settings: DecoderTraining | EncoderTraining,
+        guide: Guide,
+        synthetic: CodedSpeech,
+        human: CodedSpeech | None,
+        held: dict[str, CodedSpeech],
         folder: Path,
-        device: str = "cpu",
-        autocast: bool = False,
+        device: str,
     ) -> None:
-        super().__init__("codec", settings, folder, device)
-        self.settings, self.autocast = settings, autocast
-        self.synthetic, self.human = synthetic, human
-        self.codec = Codec(config, with_encoder=True)
-        initialise(self.codec, settings.seed)
-        self.codec.to(device)
-        self.objective = SpectralObjective(config.sampling_rate, settings.resolutions).to(device)
+        super().__init__(name, settings, folder, device)
+        self.synthetic, self.human, self.held, self.guide = synthetic, human, held, guide.to(device).eval()
+        self.size, self.human_share, self.frames = settings.batch, settings.human_share, settings.frames
+        self.codec = seeded_codec(config, guide, settings.seed)
+        self.mel_size = config.patches_per_frame * MEL_BANDS
+
+    def _make_heads(self, rates: list[int], seed: int) -> None:
+        config = self.codec.config
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            judges = Discriminators(len(settings.discriminated), settings.discriminator_channels)
-        self.judges = judges.to(device)
-        decayed = [p for p in self.codec.parameters() if p.dim() > 1]
-        plain = [p for p in self.codec.parameters() if p.dim() <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": settings.weight_decay},
-                {"params": plain, "weight_decay": 0.0},
-            ],
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            foreach=True,
-        )
-        self.judge_optimizer = torch.optim.AdamW(
-            self.judges.parameters(), lr=settings.discriminator_learning_rate, betas=(0.5, 0.9), foreach=True
-        )
-        # No row is in use yet: the first update places them all on latents.
-        self.codec.quantizer.semantic_codebook.cluster_usage.zero_()
-        self.upkeep = Codebook(self.codec.quantizer.semantic_codebook)
+            torch.manual_seed(seed)
+            heads = Heads(config.dim, rates, config.patches_per_frame, self.mel_size, len(self.guide.mean))
+        self.heads = heads.to(self.device)
+        self.codec.to(self.device)
 
     def state(self) -> dict[str, Any]:
-        """Codec, discriminators, both optimizers, and the latents that dead codebook rows are placed on."""
+        """Codec, heads and optimizer."""
         return {
             "codec": self.codec.state_dict(),
-            "judges": self.judges.state_dict(),
+            "heads": self.heads.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "judge_optimizer": self.judge_optimizer.state_dict(),
-            "recent": self.upkeep.recent,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take up what `state` gave."""
         self.codec.load_state_dict(state["codec"])
-        self.judges.load_state_dict(state["judges"])
+        self.heads.load_state_dict(state["heads"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.judge_optimizer.load_state_dict(state["judge_optimizer"])
-        self.upkeep.recent = state["recent"]
 
-    def batch(self) -> Tensor:
-        """A batch of crops `[batch, samples]`, each at a gain of its own within +-3 dB."""
-        settings = self.settings
-        clips = []
-        for _ in range(settings.batch):
-            human = self.human is not None and self.numpy_rng.random() < settings.human_share
-            source = self.human if human and self.human is not None else self.synthetic
-            gain = 10 ** (self.numpy_rng.uniform(-3, 3) / 20)
-            clips.append(source.crop(self.numpy_rng, settings.seconds) * np.float32(gain))
-        return torch.from_numpy(np.stack(clips)).to(self.device)
+    def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Waveforms, codes, values, standardised features (see `CodedSpeech.batch`)."""
+        humans = int(self.numpy_rng.binomial(self.size, self.human_share)) if self.human else 0
+        parts = []
+        if humans < self.size:
+            parts.append(self.synthetic.batch(self.size - humans, self.frames, self.numpy_rng))
+        if humans and self.human:
+            parts.append(self.human.batch(humans, self.frames, self.numpy_rng))
+        waves, codes, values, features = (
+            torch.from_numpy(np.concatenate(arrays)).to(self.device) for arrays in zip(*parts, strict=True)
+        )
+        return waves, codes, values, self.guide.standard(features)
+
+    def update(self, loss: Tensor, modules: list[nn.Module]) -> float:
+        """One step of the optimizer; gives the gradient's norm."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [p for m in modules for p in m.parameters() if p.grad is not None]
+        norm = nn.utils.clip_grad_norm_(parameters, 5.0, foreach=True)
+        self.optimizer.step()
+        return float(norm)
+
+
+def _floats(losses: dict[str, Tensor], loss: Tensor, norm: float) -> dict[str, float]:
+    return {k: float(v.detach()) for k, v in losses.items()} | {"norm": norm, "loss": float(loss.detach())}
+
+
+class DecoderTrainer(_CodecRun):
+    """The decoder's run."""
+
+    def __init__(
+        self,
+        config: CodecConfig,
+        settings: DecoderTraining,
+        guide: Guide,
+        synthetic: CodedSpeech,
+        human: CodedSpeech | None,
+        held: dict[str, CodedSpeech],
+        folder: Path,
+        device: str = "cpu",
+        autocast: bool = False,
+    ) -> None:
+        super().__init__("decoder", config, settings, guide, synthetic, human, held, folder, device)
+        self.settings, self.autocast = settings, autocast
+        self._make_heads(_rates(self.codec, self.codec.decoder_blocks, 1), settings.seed)
+        self.parts: list[nn.Module] = [self.codec.decoder_blocks, self.codec.output_proj, self.heads]
+        self.objective = SpectralObjective(
+            config.sampling_rate, settings.resolutions, overlap=settings.overlap
+        ).to(device)
+        groups = [g for part in self.parts for g in _weights(part, settings.weight_decay)]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=settings.learning_rate, betas=settings.betas, foreach=True
+        )
+        self.judges: Discriminators | None = None
+        if settings.discriminator_from < settings.steps:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(settings.seed)
+                judges = Discriminators(len(settings.discriminated), settings.discriminator_channels)
+            self.judges = judges.to(device)
+            self.judge_optimizer = torch.optim.AdamW(
+                judges.parameters(), lr=settings.discriminator_learning_rate, betas=(0.5, 0.9), foreach=True
+            )
+
+    def state(self) -> dict[str, Any]:
+        """As the base's, with the discriminators where there are some."""
+        state = super().state()
+        if self.judges is not None:
+            state["judges"] = self.judges.state_dict()
+            state["judge_optimizer"] = self.judge_optimizer.state_dict()
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave; discriminators begin afresh where the state has none."""
+        super().load_state(state)
+        if self.judges is not None and "judges" in state:
+            self.judges.load_state_dict(state["judges"])
+            self.judge_optimizer.load_state_dict(state["judge_optimizer"])
+
+    def decode(self, read: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Waveform `[batch, samples]` and the hidden states after every transformer of `read` `[batch,
+        latent_dim, frames]`."""
+        x, states = read.transpose(1, 2), []
+        for block in self.codec.decoder_blocks:
+            if isinstance(block, CodecTransformer):
+                x = block(x)
+                states.append(x)
+            else:
+                x = block(x.transpose(1, 2)).transpose(1, 2)
+        return self.codec.output_proj(x.transpose(1, 2)).transpose(1, 2).flatten(1), states
 
     def _windows(self, real: list[Tensor], fake: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         # The discriminators cost more than the codec: they see a random window of each clip, not all of it.
         start = self.numpy_rng.random()
-        share = min(1.0, self.settings.discriminated_seconds / self.settings.seconds)
+        share = min(1.0, self.settings.discriminated_seconds * 12.5 / self.settings.frames)
         a, b = [], []
         for i in self.settings.discriminated:
             frames = real[i].shape[-1]
@@ -258,52 +375,32 @@ class CodecTrainer(Run):
         return a, b
 
     def take_step(self) -> dict[str, float]:
-        """One update of the codec and, when due, of the discriminators; gives the losses."""
+        """One update of the decoder and, when due, of the discriminators; gives the losses."""
         settings = self.settings
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
-        real = self.batch()
-        # Late in the run the codes are settled: the decoder alone learns on from what it will be given, hard
-        # codes.
-        settled = self.step_count >= settings.decoder_only_from
+        real, codes, values, features = self.batch()
+        rows = self.guide.rows[codes]
+        heard = quantize_acoustic(values, self.codec.config.acoustic_codebook_size, self.rng)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.autocast):
-            with torch.set_grad_enabled(not settled):
-                latents = self.codec.encode_latents(real)
-            if settled:
-                codes = self.codec.quantizer.encode(latents.float())
-                read = self.codec.quantizer.decode(codes)
-                codes, rows = codes[:, 0], read[:, : self.codec.config.semantic_dim]
-            else:
-                read, codes, rows = quantize_in_training(self.codec, latents, self.rng)
-            fake = self.codec.decode_latents(read.to(latents.dtype))[:, : real.shape[1]].float()
-        semantic = latents[:, : self.codec.config.semantic_dim].float()
-        commitment = functional.mse_loss(semantic, rows.detach())
-        # Noise in the bottleneck drives the acoustic latents into the tanh's ends, where no gradient returns
-        # and 21 levels become two: what lies beyond 1.2 (level 18) pays.
-        acoustic = latents[:, self.codec.config.semantic_dim :].float()
-        spread = functional.relu(acoustic.abs() - 1.2).square().mean()
-        real_spectra, fake_spectra = self.objective.spectra(real), self.objective.spectra(fake)
+            fake, states = self.decode(torch.cat((rows, heard), dim=-1).transpose(1, 2))
+        fake = fake.float()
+        # The transforms' frames fall elsewhere at every step: no position within a patch goes unseen.
+        shift = int(self.numpy_rng.integers(256))
+        real_spectra, fake_spectra = (self.objective.spectra(x[:, shift:]) for x in (real, fake))
         terms = self.objective(real_spectra, fake_spectra)
         early = settings.decay**self.step_count
-        wave = (real - fake).abs().mean()
-        loss = (
-            settings.mel * terms.mel
-            + settings.magnitude * terms.magnitude
-            + settings.complex * max(early, 0.2) * terms.complex
-            + settings.waveform * early * wave
-            + settings.commitment * commitment
-            + settings.spread * spread
-        )
-        losses = {
-            "mel": terms.mel,
-            "magnitude": terms.magnitude,
-            "complex": terms.complex,
-            "wave": wave,
-            "commitment": commitment,
-            "spread": spread,
-        }
-        judged_now = self.step_count % settings.discriminator_every == 0
-        if self.step_count >= settings.discriminator_from and judged_now:
+        losses = {"mel": terms.mel, "magnitude": terms.magnitude}
+        loss = settings.mel * terms.mel + settings.magnitude * terms.magnitude
+        if settings.deep:
+            losses["deep"] = self.heads([s.float() for s in states], features)
+            loss = loss + settings.deep * losses["deep"]
+        if settings.complex:
+            losses["complex"] = terms.complex
+            loss = loss + settings.complex * early * terms.complex
+        if settings.waveform:
+            losses["wave"] = (real - fake).abs().mean()
+            loss = loss + settings.waveform * early * losses["wave"]
+        due = self.step_count % settings.discriminator_every == 0
+        if self.judges is not None and self.step_count >= settings.discriminator_from and due:
             a, b = self._windows(real_spectra, fake_spectra)
             self.judges.requires_grad_(True)
             judged = discriminator_loss(self.judges(a), self.judges([s.detach() for s in b]))
@@ -315,46 +412,100 @@ class CodecTrainer(Run):
             with torch.no_grad():
                 judged_real = self.judges(a)
             judged_fake = self.judges(b)
-            feature = feature_matching_loss(judged_real, judged_fake)
-            fooled = adversarial_loss(judged_fake)
-            loss = loss + settings.feature * feature + settings.adversarial * fooled
-            losses |= {"feature": feature, "adversarial": fooled}
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.codec.parameters(), 5.0, foreach=True)
-        self.optimizer.step()
-        flat = semantic.detach().transpose(1, 2).flatten(0, 1)
-        restarted = 0 if settled else self.upkeep.update(flat, codes.flatten(), self.rng)
-        return {k: float(v.detach()) for k, v in losses.items()} | {
-            "norm": float(norm),
-            "loss": float(loss.detach()),
-            "restarted": float(restarted),
+            losses["feature"] = feature_matching_loss(judged_real, judged_fake)
+            losses["adversarial"] = adversarial_loss(judged_fake)
+            loss = loss + settings.feature * losses["feature"] + settings.adversarial * losses["adversarial"]
+        return _floats(losses, loss, self.update(loss, self.parts))
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mel distance of validation stretches decoded from the guide's hard codes."""
+        row = {}
+        objective = SpectralObjective(self.codec.config.sampling_rate, ((1024, 100),)).to(self.device)
+        half = (self.codec.config.acoustic_codebook_size - 1) / 2
+        for kind, coded in self.held.items():
+            waves, codes, values, _ = coded.batch(12, 40, np.random.default_rng(1))
+            levels = (torch.from_numpy(values) * half + half).round().long()
+            whole = torch.cat((torch.from_numpy(codes)[:, None], levels.transpose(1, 2)), dim=1)
+            fake = self.codec.decode(whole.to(self.device)).float()
+            real = torch.from_numpy(waves).to(self.device)
+            terms = objective(objective.spectra(real), objective.spectra(fake))
+            row |= {f"{kind}_mel": round(float(terms.mel), 4)}
+            row |= {f"{kind}_magnitude": round(float(terms.magnitude), 4)}
+        return row
+
+
+class EncoderTrainer(_CodecRun):
+    """The encoder's run."""
+
+    def __init__(
+        self,
+        config: CodecConfig,
+        settings: EncoderTraining,
+        guide: Guide,
+        synthetic: CodedSpeech,
+        human: CodedSpeech | None,
+        held: dict[str, CodedSpeech],
+        folder: Path,
+        device: str = "cpu",
+        autocast: bool = False,
+    ) -> None:
+        super().__init__("encoder", config, settings, guide, synthetic, human, held, folder, device)
+        self.settings, self.autocast = settings, autocast
+        rates = _rates(self.codec, self.codec.encoder_blocks, config.patches_per_frame)
+        self._make_heads(rates, settings.seed)
+        self.parts: list[nn.Module] = [self.codec.input_proj, self.codec.encoder_blocks, self.heads]
+        groups = [g for part in self.parts for g in _weights(part, settings.weight_decay)]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=settings.learning_rate, betas=settings.betas, foreach=True
+        )
+
+    def encode(self, waves: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Latents `[batch, frames, latent_dim]` and the hidden states after every transformer."""
+        patch, states = self.codec.config.pretransform_patch_size, []
+        x = self.codec.input_proj(waves.unflatten(-1, (-1, patch)).transpose(1, 2)).transpose(1, 2)
+        for block in self.codec.encoder_blocks:
+            if isinstance(block, CodecTransformer):
+                x = block(x)
+                states.append(x)
+            else:
+                x = block(x.transpose(1, 2)).transpose(1, 2)
+        return x, states
+
+    def losses(self, waves: Tensor, codes: Tensor, values: Tensor, features: Tensor) -> dict[str, Tensor]:
+        """`semantic` cross-entropy (nats), `acoustic` mean level error (of 20), `deep`, and the shares of
+        equal codes."""
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.autocast):
+            latents, states = self.encode(waves)
+        split = self.codec.config.semantic_dim
+        logits = self.guide.semantic_logits(latents[..., :split].float())
+        error = torch.tanh(latents[..., split:].float()) - values
+        half = (self.codec.config.acoustic_codebook_size - 1) / 2
+        return {
+            "semantic": functional.cross_entropy(logits.flatten(0, 1), codes.flatten()),
+            "agreement": (logits.argmax(-1) == codes).float().mean(),
+            "acoustic": error.abs().mean() * half,
+            "deep": self.heads([s.float() for s in states], features),
         }
 
+    def take_step(self) -> dict[str, float]:
+        """One update; gives the losses."""
+        settings = self.settings
+        losses = self.losses(*self.batch())
+        loss = (
+            settings.semantic * losses["semantic"]
+            + settings.acoustic * losses["acoustic"]
+            + settings.deep * losses["deep"]
+        )
+        return _floats(losses, loss, self.update(loss, self.parts))
 
-@torch.no_grad()
-def validate(codec: Codec, clips: list[np.ndarray]) -> dict[str, float]:
-    """Mel distance of whole `clips` decoded from their hard codes, the codebook's use, and saturated
-    levels."""
-    codec.eval()
-    device = codec.output_proj.conv.weight.device
-    objective = SpectralObjective(codec.config.sampling_rate, ((1024, 100),)).to(device)
-    distances, semantic, saturated = [], [], []
-    for clip in clips:
-        real = torch.from_numpy(clip).to(device)[None]
-        codes = codec.encode(real)
-        fake = codec.decode(codes)[:, : real.shape[1]]
-        distances.append(float(objective(objective.spectra(real), objective.spectra(fake)).mel))
-        semantic.append(codes[0, 0])
-        edges = (codes[0, 1:] == 0) | (codes[0, 1:] == codec.config.acoustic_codebook_size - 1)
-        saturated.append(float(edges.float().mean()))
-    codec.train()
-    used = torch.cat(semantic)
-    share = torch.bincount(used, minlength=codec.config.semantic_codebook_size).float() / len(used)
-    perplexity = float(torch.exp(-(share * (share + 1e-12).log()).sum()))
-    return {
-        "valid_mel": round(float(np.median(distances)), 4),
-        "codes_used": int((share > 0).sum()),
-        "perplexity": round(perplexity, 1),
-        "saturated": round(float(np.mean(saturated)), 4),
-    }
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """The losses on validation stretches."""
+        row = {}
+        for kind, coded in self.held.items():
+            arrays = coded.batch(12, 40, np.random.default_rng(1))
+            waves, codes, values, features = (torch.from_numpy(a).to(self.device) for a in arrays)
+            losses = self.losses(waves, codes, values, self.guide.standard(features))
+            row |= {f"{kind}_{k}": round(float(v), 4) for k, v in losses.items()}
+        return row

@@ -29,7 +29,10 @@ RATE = 24000
 
 @dataclass(frozen=True)
 class Utterance:
-    """One utterance of a set: who says what (text is None for human clips), and where its samples lie."""
+    """One utterance of a set: who says what (text is None for human clips), and where its samples lie.
+
+    `phones`, where the synthesiser told them, are (name, end in seconds).
+    """
 
     speaker: str
     sex: str
@@ -37,6 +40,7 @@ class Utterance:
     text: str | None
     start: int
     samples: int
+    phones: tuple[tuple[str, float], ...] | None = None
 
 
 class SpeechSet:
@@ -142,9 +146,9 @@ def _speaker_part(
                 pieces.append(part["samples"])
     missing = planned_texts(speaker, split, count, seed)[len(index) :]
     for text in missing:
-        samples = _to_int16(synthesise(speaker, text, RATE))
-        pieces.append(samples)
-        index.append({"text": text, "samples": len(samples)})
+        said = synthesise(speaker, text, RATE)
+        pieces.append(_to_int16(said.samples))
+        index.append({"text": text, "samples": len(said.samples), "phones": said.phones})
     samples = np.concatenate(pieces)
     if missing:
         beside = path.with_suffix(".part.npz")

@@ -1,8 +1,8 @@
 """Who speaks in the lab: synthetic speakers and human clips, and the committed lists that split them.
 
-A synthetic speaker is a synthesiser's voice (espeak-ng or flite), its pitch and speed, a vocal-tract length
-(formants scaled by resampling) and a colour (spectral tilt and three gentle resonances). The lists under
-`lists/` are the truth; `draw_speakers`, `split_speakers` and `cast_presets` are how they were made.
+A synthetic speaker is one of flite's voices, its pitch and speed, a vocal-tract length (formants scaled by
+resampling) and a colour (spectral tilt and three resonances). The lists under `lists/` are the truth;
+benchmarks/lab_speakers.py made them with `draw_speakers`, `split_speakers` and `cast_presets`.
 """
 
 from __future__ import annotations
@@ -19,78 +19,6 @@ import numpy as np
 from revox.lab.errors import LabError
 from revox.lab.sizes import PRESETS
 
-_ACCENTS = (
-    "en-us",
-    "en-gb",
-    "en-gb-scotland",
-    "en-gb-x-rp",
-    "en-gb-x-gbclan",
-    "en-gb-x-gbcwmd",
-    "en-029",
-    "en-us-nyc",
-)
-# espeak-ng variants that sound like people (its robots and whispers are left out).
-_MALE = (
-    "m1",
-    "m2",
-    "m3",
-    "m4",
-    "m5",
-    "m6",
-    "m7",
-    "m8",
-    "Alex",
-    "adam",
-    "antonio",
-    "benjamin",
-    "caleb",
-    "david",
-    "Denis",
-    "Diogo",
-    "ed",
-    "edward",
-    "Gene",
-    "Gene2",
-    "Henrique",
-    "Hugo",
-    "Jacky",
-    "Lee",
-    "Marco",
-    "Mario",
-    "max",
-    "Michael",
-    "michel",
-    "miguel",
-    "Mike",
-    "pablo",
-    "paul",
-    "pedro",
-    "rob",
-    "robert",
-    "Storm",
-    "travis",
-    "victor",
-    "zac",
-    "klatt2",
-    "klatt3",
-)
-_FEMALE = (
-    "f1",
-    "f2",
-    "f3",
-    "f4",
-    "f5",
-    "Alicia",
-    "Andrea",
-    "Annie",
-    "anika",
-    "aunty",
-    "belinda",
-    "linda",
-    "steph",
-    "steph2",
-    "steph3",
-)
 _FLITE = {"awb": "M", "rms": "M", "kal16": "M", "slt": "F"}
 
 
@@ -98,16 +26,14 @@ _FLITE = {"awb": "M", "rms": "M", "kal16": "M", "slt": "F"}
 class Speaker:
     """One synthetic speaker.
 
-    sex: "F" or "M", the synthesiser's own voice's. engine: "espeak-ng" or "flite"; voice: its voice's name.
-    pitch: espeak-ng's 0..99, or flite's factor on its own pitch. speed: words a minute (espeak-ng) or a
-    factor on durations (flite), before the formants are scaled. formants: factor on all frequencies.
+    sex: "F" or "M", the synthesiser's own voice's. voice: flite's name of it. pitch: factor on the voice's
+    own. speed: factor on durations, before the formants are scaled. formants: factor on all frequencies.
     tilt: dB per octave about 1 kHz. resonances: (centre Hz, gain dB) half an octave wide.
     split: "train", "validation" or "heldout". preset: the release's preset whose part it plays, or None.
     """
 
     name: str
     sex: str
-    engine: str
     voice: str
     pitch: float
     speed: float
@@ -124,34 +50,26 @@ def draw_speakers(count: int, seed: int) -> list[Speaker]:
     speakers = []
     for index in range(count):
         sex = "F" if index % 2 else "M"
-        if rng.random() < 0.3:
-            engine = "flite"
-            voice = str(rng.choice([name for name, of in _FLITE.items() if of == sex]))
-            pitch = round(float(np.exp(rng.uniform(-0.22, 0.22))), 3)
-            speed = round(float(rng.uniform(0.85, 1.15)), 3)
-        else:
-            engine = "espeak-ng"
-            voice = f"{rng.choice(_ACCENTS)}+{rng.choice(_FEMALE if sex == 'F' else _MALE)}"
-            pitch = float(rng.integers(25, 76))
-            speed = float(rng.integers(140, 181))
-        low, high = (0.94, 1.18) if sex == "F" else (0.86, 1.1)
+        voice = str(rng.choice([name for name, of in _FLITE.items() if of == sex]))
+        pitch = round(float(np.exp(rng.uniform(-0.26, 0.26))), 3)
+        speed = round(float(rng.uniform(0.9, 1.15)), 3)
+        low, high = (0.9, 1.22) if sex == "F" else (0.84, 1.16)
         resonances = tuple(
             (
                 round(float(np.exp(rng.uniform(np.log(at / 1.5), np.log(at * 1.5))))),
-                round(float(rng.uniform(-6, 6)), 1),
+                round(float(rng.uniform(-8, 8)), 1),
             )
             for at in (500, 1600, 4000)
         )
         speakers.append(
             Speaker(
-                name=f"{sex.lower()}{index:03d}",
+                name=f"{sex.lower()}{index:04d}",
                 sex=sex,
-                engine=engine,
                 voice=voice,
                 pitch=pitch,
                 speed=speed,
                 formants=round(float(rng.uniform(low, high)), 3),
-                tilt=round(float(rng.uniform(-2.0, 1.5)), 2),
+                tilt=round(float(rng.uniform(-2.5, 2.0)), 2),
                 resonances=resonances,
                 split="train",
             )
@@ -258,20 +176,12 @@ def split_speakers(speakers: Sequence[Speaker], embeddings: np.ndarray, seed: in
 
 
 def cast_presets(speakers: Sequence[Speaker], embeddings: np.ndarray, seed: int) -> list[Speaker]:
-    """Give the presets' parts to 20 training speakers of their sex who sound as little alike as can be.
-
-    Only flite's voices play presets: they were recorded from people, and the recogniser that judges what the
-    presets say hears them, where it mishears most of espeak-ng's.
-    """
+    """Give the presets' parts to 20 training speakers of their sex who sound as little alike as can be."""
     rng = np.random.default_rng(seed)
     likeness = embeddings @ embeddings.T
     parts: dict[int, str] = {}
     for sex in "FM":
         names = [name for name in PRESETS if ("female" in name) == (sex == "F")]
-        pool = [
-            i
-            for i, speaker in enumerate(speakers)
-            if (speaker.sex, speaker.split, speaker.engine) == (sex, "train", "flite")
-        ]
+        pool = [i for i, speaker in enumerate(speakers) if (speaker.sex, speaker.split) == (sex, "train")]
         parts |= dict(zip(_unalike(pool, len(names), likeness, rng), names, strict=True))
     return [replace(speaker, preset=parts.get(i)) for i, speaker in enumerate(speakers)]

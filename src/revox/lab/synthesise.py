@@ -1,9 +1,10 @@
-"""Speech of a synthetic speaker, by espeak-ng or flite and a few changes of the signal."""
+"""Speech of a synthetic speaker, by flite and a few changes of the signal."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+from dataclasses import dataclass
 
 import numpy as np
 import soxr
@@ -25,37 +26,31 @@ def _wav_samples(data: bytes) -> tuple[np.ndarray, int]:
 
 def _command(speaker: Speaker, text: str) -> list[str]:
     # Raising all frequencies by resampling also hastens speech, so it is asked to be slower by as much.
-    if speaker.engine == "espeak-ng":
-        speed = str(max(80, round(speaker.speed / speaker.formants)))
-        return [
-            "espeak-ng",
-            "-v",
-            speaker.voice,
-            "-p",
-            str(round(speaker.pitch)),
-            "-s",
-            speed,
-            "--stdout",
-            text,
-        ]
     settings = {
         "duration_stretch": speaker.speed * speaker.formants,
         "f0_shift": speaker.pitch / speaker.formants,
     }
     options = [part for name, value in settings.items() for part in ("--setf", f"{name}={value:.3f}")]
-    return ["flite", "-voice", speaker.voice, *options, "-t", text, "-o", "/dev/stdout"]
+    return ["flite", "-voice", speaker.voice, *options, "-psdur", "-t", text, "-o", "/dev/stderr"]
 
 
-def trim(samples: np.ndarray, rate: int, margin: float = MARGIN_SECONDS) -> np.ndarray:
-    """`samples` [n] without the silence (40 dB below the loudest 10 ms) at its ends, but for `margin` s."""
+def active_span(samples: np.ndarray, rate: int, margin: float = MARGIN_SECONDS) -> tuple[int, int]:
+    """First and last sample (exclusive) of `samples` [n] without the silence (40 dB below the loudest 10 ms)
+    at its ends, but for `margin` s; (0, 0) when all is silence."""
     hop = rate // 100
     frames = samples[: len(samples) // hop * hop].reshape(-1, hop)
     power = (frames.astype(np.float64) ** 2).mean(axis=1)
     if not power.size or power.max() == 0:
-        return samples[:0]
+        return 0, 0
     active = np.flatnonzero(power > power.max() * 1e-4)
     start = max(0, active[0] * hop - round(margin * rate))
-    return samples[start : (active[-1] + 1) * hop + round(margin * rate)]
+    return start, min(len(samples), (active[-1] + 1) * hop + round(margin * rate))
+
+
+def trim(samples: np.ndarray, rate: int, margin: float = MARGIN_SECONDS) -> np.ndarray:
+    """`samples` [n] cut to their `active_span`."""
+    start, end = active_span(samples, rate, margin)
+    return samples[start:end]
 
 
 def level(samples: np.ndarray, rate: int, decibels: float = LEVEL_DB) -> np.ndarray:
@@ -83,24 +78,39 @@ def _colour(samples: np.ndarray, rate: int, speaker: Speaker) -> np.ndarray:
     return np.fft.irfft(spectrum * 10 ** (decibels / 20), len(padded))[: len(samples)].astype(np.float32)
 
 
-def synthesise(speaker: Speaker, text: str, rate: int = 24000) -> np.ndarray:
-    """`text` spoken by `speaker`: float32 [n] at `rate` Hz, levelled to -23 dB, its ends trimmed.
+@dataclass(frozen=True)
+class Said:
+    """One utterance: `samples` float32 [n], and its `phones` as (name, end in seconds), in order."""
 
-    Always the same for the same arguments and versions of the synthesisers.
-    Raises LabError if espeak-ng or flite is missing or makes no sound.
+    samples: np.ndarray
+    phones: tuple[tuple[str, float], ...]
+
+
+def synthesise(speaker: Speaker, text: str, rate: int = 24000) -> Said:
+    """`text` spoken by `speaker` at `rate` Hz, levelled to -23 dB, its ends trimmed.
+
+    Always the same for the same arguments and version of the synthesiser. The phones' times are flite's own.
+    Raises LabError if flite is missing or makes no sound.
     """
-    command = _command(speaker, text)
-    if shutil.which(command[0]) is None:
+    if shutil.which("flite") is None:
         raise LabError(
-            f"{speaker.engine} is not installed: install it with your system's packages (Debian and Ubuntu: "
-            "apt install espeak-ng flite; macOS: brew install espeak-ng flite)"
+            "flite is not installed: install it with your system's packages (Debian and Ubuntu: apt install "
+            "flite; macOS: brew install flite)"
         )
-    done = subprocess.run(command, capture_output=True)
-    samples, source_rate = _wav_samples(done.stdout)
+    done = subprocess.run(_command(speaker, text), capture_output=True)
+    samples, source_rate = _wav_samples(done.stderr)
     if done.returncode or not len(samples):
+        said = done.stderr[:200].decode(errors="replace").strip()
         raise LabError(
-            f"{speaker.engine} made no sound with its voice {speaker.voice!r}: "
-            f"{done.stderr.decode()[:200].strip()}; check that its voices are installed"
+            f"flite made no sound with its voice {speaker.voice!r}: {said}; check that its voices are installed"
         )
     samples = soxr.resample(samples, source_rate * speaker.formants, rate)
-    return level(trim(_colour(samples, rate, speaker), rate), rate)
+    coloured = _colour(samples, rate, speaker)
+    start, end = active_span(coloured, rate)
+    phones = []
+    for pair in done.stdout.decode().split():
+        name, _, ends = pair.partition(":")
+        seconds = float(ends) / speaker.formants - start / rate
+        if seconds > 0:
+            phones.append((name, round(min(seconds, (end - start) / rate), 3)))
+    return Said(level(coloured[start:end], rate), tuple(phones))

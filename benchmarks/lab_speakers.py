@@ -1,0 +1,62 @@
+"""Draws the lab's synthetic speakers: `python benchmarks/lab_speakers.py OUT.json`.
+
+Speakers whom the recogniser does not hear saying three sentences are dropped, so that everybody in the lab can
+be judged by their words; Resemblyzer then says who sounds like whom.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from multiprocessing import Pool
+from pathlib import Path
+
+import numpy as np
+
+from revox.lab.sentences import jsgf, sentences
+from revox.lab.speakers import Speaker, cast_presets, draw_speakers, split_speakers, to_json
+from revox.lab.synthesise import synthesise
+from revox.metrics.intelligibility import Recogniser, word_error_rate
+from revox.metrics.speaker import SpeakerJudge
+from revox.speech.audio import Audio
+
+PROBES = list(itertools.islice(sentences("train", 77), 3))
+MOST_ERRORS = 0.05
+_tools: list = []
+
+
+def _begin() -> None:
+    _tools.extend((Recogniser(jsgf(), reject_below=None), SpeakerJudge()))
+
+
+def probe(speaker: Speaker) -> tuple[float, np.ndarray]:
+    """Word error rate of the probes and the speaker's embedding [256]."""
+    recogniser, judge = _tools
+    said = [synthesise(speaker, text).samples for text in PROBES]
+    heard = [recogniser.hear(Audio(samples, 24000)) for samples in said]
+    return word_error_rate(PROBES, heard), judge.embed(Audio(np.concatenate(said), 24000))
+
+
+def main(out: Path, count: int = 440, seed: int = 3) -> None:
+    """Draw, probe, split and cast; one speaker a line in `out`."""
+    drawn = draw_speakers(count, seed)
+    with Pool(2, _begin) as pool:
+        probes = []
+        for i, one in enumerate(pool.imap(probe, drawn)):
+            probes.append(one)
+            if i % 50 == 49:
+                print(f"{i + 1} of {count}", flush=True)
+    heard = [i for i, (errors, _) in enumerate(probes) if errors <= MOST_ERRORS]
+    print(f"{len(heard)} of {count} are heard; median errors {np.median([e for e, _ in probes]):.3f}")
+    embeddings = {drawn[i].name: probes[i][1] for i in heard}
+    pool_ = [drawn[i] for i in heard]
+    split = split_speakers(pool_, np.stack([embeddings[s.name] for s in pool_]), seed)
+    cast = cast_presets(split, np.stack([embeddings[s.name] for s in split]), seed)
+    out.write_text(to_json(cast))
+    held = np.stack([embeddings[s.name] for s in cast if s.split == "heldout"])
+    likeness = held @ held.T - 2 * np.eye(len(held))
+    print(f"{len(cast)} speakers; held out, likest other: {np.sort(likeness.max(axis=1)).round(2)}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
