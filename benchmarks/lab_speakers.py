@@ -1,7 +1,7 @@
 """Draws the lab's synthetic speakers: `python benchmarks/lab_speakers.py OUT.json`.
 
-Speakers whom the recogniser does not hear saying three sentences are dropped, so that everybody in the lab can
-be judged by their words; Resemblyzer then says who sounds like whom.
+Speakers whom the recogniser does not hear saying three sentences are dropped, so that everybody in the lab
+can be judged by their words; Resemblyzer then says who sounds like whom.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ def build_command(
     ] = None,
     stage: Annotated[
         list[str] | None,
-        typer.Option(help="speech, guide, encoder, decoder, language or folder; all by default."),
+        typer.Option(help="speech, guide, encoder, decoder, language, folder; all by default."),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="JSON with settings to change, as in RUN/settings.json.")

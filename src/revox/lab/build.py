@@ -158,7 +158,7 @@ def _speech_sets(run: Path, split: str) -> dict[str, SpeechSet]:
 def frame_sets(run: Path, params: Params, report: Report) -> dict[tuple[str, str], FrameSet]:
     """Features and phone labels of the training and validation speech, by (kind, split)."""
     config = params.voxtral_config().codec
-    per_frame, spectra = config.samples_per_frame, SpectralFeatures(config)
+    spectra = SpectralFeatures(config)
     book = _phone_book(run, params)
     return {
         (kind, split): make_frames(
@@ -265,6 +265,9 @@ def train_half(
         report_every=trainer.settings.report_every,
         validate_every=trainer.settings.validate_every,
     )
+
+
+_PARTS = {"encoder": ("input_proj.", "encoder_blocks."), "decoder": ("decoder_blocks.", "output_proj.")}
 
 
 def trained_codec(run: Path, params: Params, halves: tuple[str, ...] = ("encoder", "decoder")) -> Codec:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ class DecoderTraining:
     discriminator_every: int = 2
     discriminator_learning_rate: float = 4e-4
     resolutions: tuple[tuple[int, int], ...] = ((2048, 160), (1024, 100), (512, 60), (256, 30))
-    overlap: int = 3
+    overlap: int = 2
     discriminated: tuple[int, ...] = (1, 2)
     discriminated_seconds: float = 0.4
     seed: int = 0
@@ -93,10 +93,9 @@ class EncoderTraining:
 
 
 def oscillators(channels: int, patch: int, kernel: int, rate: int, top: float = 8000.0) -> np.ndarray:
-    """Windowed cosines and sines `[channels, kernel * patch]`, the channels' frequencies even on the mel scale.
+    """Windowed cosines and sines `[channels, kernel * patch]`, their frequencies even on the mel scale.
 
-    A window is as long as the spacing of the frequencies asks for (a Gabor frame), and unit-norm atoms decay
-    in both directions within the kernel's span.
+    A window is as long as the spacing of the frequencies asks for (a Gabor frame); each row has unit norm.
     """
     pairs = channels // 2
     mels = np.linspace(2595 * np.log10(1 + 40 / 700), 2595 * np.log10(1 + top / 700), pairs)
@@ -218,7 +217,7 @@ def _rates(codec: Codec, blocks: nn.ModuleList, start: int) -> list[int]:
         elif isinstance(block, CausalConv1d):
             rate //= block.stride
         else:
-            rate *= block.conv.stride[0]
+            rate *= cast(nn.ConvTranspose1d, block.conv).stride[0]
     return found
 
 
@@ -420,7 +419,7 @@ class DecoderTrainer(_CodecRun):
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Mel distance of validation stretches decoded from the guide's hard codes."""
-        row = {}
+        row: dict[str, float] = {}
         objective = SpectralObjective(self.codec.config.sampling_rate, ((1024, 100),)).to(self.device)
         half = (self.codec.config.acoustic_codebook_size - 1) / 2
         for kind, coded in self.held.items():
@@ -502,7 +501,7 @@ class EncoderTrainer(_CodecRun):
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """The losses on validation stretches."""
-        row = {}
+        row: dict[str, float] = {}
         for kind, coded in self.held.items():
             arrays = coded.batch(12, 40, np.random.default_rng(1))
             waves, codes, values, features = (torch.from_numpy(a).to(self.device) for a in arrays)

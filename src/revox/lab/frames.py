@@ -80,7 +80,7 @@ def make_frames(
     rate: int,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> FrameSet:
-    """The frames of `speech`, kept in `path` (.npy, labels beside it) and made anew when the speech changed."""
+    """The frames of `speech`, kept in `path` (.npy, labels beside it), made anew when the speech changed."""
     per_frame = spectra.patch * spectra.per_frame
     total = sum(-(-u.samples // per_frame) for u in speech.utterances)
     stamp = json.dumps([len(speech), round(speech.seconds, 3), total, spectra.size, float(centroids.sum())])

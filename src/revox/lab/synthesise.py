@@ -102,7 +102,7 @@ def synthesise(speaker: Speaker, text: str, rate: int = 24000) -> Said:
     if done.returncode or not len(samples):
         said = done.stderr[:200].decode(errors="replace").strip()
         raise LabError(
-            f"flite made no sound with its voice {speaker.voice!r}: {said}; check that its voices are installed"
+            f"flite made no sound with its voice {speaker.voice!r}: {said}; check that it is installed whole"
         )
     samples = soxr.resample(samples, source_rate * speaker.formants, rate)
     coloured = _colour(samples, rate, speaker)

@@ -22,8 +22,8 @@ class SpectralTerms:
 class SpectralObjective(nn.Module):
     """Multi-resolution mel, magnitude and complex STFT losses; the spectra are kept for the discriminators.
 
-    `resolutions` are (n_fft, mel bands), hop n_fft / `overlap`. The mel term is the mean absolute difference of
-    log10 mel magnitudes, averaged over resolutions (DAC, arXiv 2306.06546, sums it), clamped at `floor *
+    `resolutions` are (n_fft, mel bands), hop n_fft / `overlap`. The mel term is the mean absolute difference
+    of log10 mel magnitudes, averaged over resolutions (DAC, arXiv 2306.06546, sums it), clamped at `floor *
     n_fft`:
     speech at
     -23 dB peaks near 4e-4 * n_fft, so the default looks 40 dB down. A lower floor spends the loss on silence
