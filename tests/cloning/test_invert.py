@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from conftest import TINY
-from revox.cloning.invert import InversionConfig, InversionProgress, decoder_reach, invert
+from revox.cloning.invert import InversionConfig, InversionProgress, _Search, decoder_reach, invert
 from revox.cloning.objective import SpectralTarget
 from revox.cloning.prior import CodePrior, _cheapest_path, starting_codes
 from revox.metrics.spectral import mel_distance
@@ -267,3 +267,26 @@ def test_a_target_that_cannot_be_inverted_is_refused(codec: Codec, target: Tenso
 def test_silence_can_be_inverted(codec: Codec):
     result = invert(codec, torch.zeros(1920 * 2), config=SHORT)
     assert result.loss <= result.losses[0] < float("inf")
+
+
+def test_noisy_steps_round_half_dither_a_quarter_and_pass_a_quarter(codec: Codec):
+    frames = 400
+    target = decode(codec, random_codes(frames, seed=3))
+    context = torch.zeros((37, 0), dtype=torch.long)
+    search = _Search(codec, target, context, SHORT, None, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        search.acoustic.add_(0.2 * torch.randn(search.acoustic.shape, generator=search.generator))
+        search.semantic.add_(0.2 * torch.randn(search.semantic.shape, generator=search.generator))
+        given = search._relax(0.5, soft=True).latents[0]
+        sure = search._relax(0.5, soft=False).latents[0]
+    dim = SMALL.semantic_dim
+    off = (given[dim:] - torch.tanh(search.acoustic)).abs().amax(dim=0)
+    rounded = (given[dim:] - sure[dim:]).abs().amax(dim=0) < 1e-6
+    passed = off < 1e-6
+    dithered = ~rounded & ~passed
+    assert 0.42 < rounded.float().mean() < 0.58
+    assert 0.18 < passed.float().mean() < 0.32
+    assert 0.18 < dithered.float().mean() < 0.32
+    assert 0.8 / 21 < off[dithered].max() <= 1 / 21 + 1e-6
+    hard = (given[:dim] - sure[:dim]).abs().amax(dim=0) < 1e-6
+    assert 0.42 < hard.float().mean() < 0.58
