@@ -8,7 +8,7 @@ once.
 
 The semantic codes have a meaning fixed beforehand, the phones of a frame as the synthesiser timed them: the
 lab's counterpart of the distillation from a speech recogniser by which the release's codes were made (Voxtral
-TTS paper, arXiv 2603.25551). Human clips have no phones; their frames take the code that fits.
+TTS paper, arXiv 2603.25551). Human clips have no phones; their frames take the nearest code.
 """
 
 from __future__ import annotations
@@ -165,25 +165,29 @@ class GuideTrainer(Run):
         semantic, acoustic = guide.encode_latents(features)
         logits = guide.semantic_logits(semantic)
         codes = logits.argmax(dim=-1)
-        rows = guide.rows[torch.where(labels >= 0, labels, codes)]
+        known = labels >= 0
         heard = torch.tanh(acoustic)
         seen = semantic + (guide.rows[codes] - semantic).detach()
         if training:
             keep = torch.rand((len(features), 1, 1), generator=self.rng).to(features.device) < 0.5
             seen = torch.where(keep, seen, semantic)
+            # Frames without phones teach the semantic codes nothing: left to reconstruction, those of human
+            # speech shrank to four codes.
+            seen = torch.where(known[..., None], seen, guide.rows[codes])
             heard = quantize_acoustic(heard, guide.levels, self.rng)
         else:
             heard = (heard * (guide.levels - 1) / 2).round() * 2 / (guide.levels - 1)
         made = guide.decode(seen, heard)
         error = (made - guide.standard(features)).abs()
-        known = labels >= 0
         wanted = functional.cross_entropy(logits[known], labels[known]) if known.any() else logits.sum() * 0
         return {
             "mel": error[..., : self.mel_size].mean(),
             "pitch": error[..., self.mel_size :].mean(),
             "semantic": wanted,
             "agreement": (codes == labels)[known].float().mean() if known.any() else logits.sum() * 0,
-            "commitment": (semantic - rows).square().mean(),
+            "commitment": (semantic - guide.rows[labels.clamp_min(0)])[known].square().mean()
+            if known.any()
+            else logits.sum() * 0,
             "spread": functional.relu(acoustic.abs() - 1.2).square().mean(),
         }
 
