@@ -215,9 +215,9 @@ class PresetRows:
         more between any two voices). offset: length of the mean row less the presets' mean row.
         nearest_preset: the largest cosine, after that subtraction, with a preset's mean row. spread:
         geometric mean over dimensions of the deviation over time, as a ratio to the presets'.
-        spread_mismatch: mean |natural log| of the single ratios. sparsity: share of values under a tenth of their
-        dimension's root mean square over the presets. sparsity_mismatch: mean absolute difference of that
-        share from the presets', dimension by dimension.
+        spread_mismatch: mean |natural log| of the single ratios. sparsity: share of values under a tenth
+        of their dimension's root mean square over the presets. sparsity_mismatch: mean
+        absolute difference of that share from the presets', dimension by dimension.
         """
         return _row_figures(rows[:-1] if end else rows, self.voices)
 
