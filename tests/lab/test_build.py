@@ -13,6 +13,7 @@ from revox.checkpoint.params import read_params
 from revox.checkpoint.tensors import expected_tensors, read_header
 from revox.checkpoint.voice_codes import recover_codes
 from revox.checkpoint.voices import load_voice
+from revox.cloning.features import SpectralFeatures
 from revox.lab.build import (
     BuildSettings,
     build,
@@ -28,9 +29,9 @@ from revox.lab.build import (
 from revox.lab.codec_training import DecoderTraining, EncoderTraining, initialise, oscillators
 from revox.lab.data import SpeechSet, write_set
 from revox.lab.errors import LabError
-from revox.lab.features import PHONES, SpectralFeatures, nearest_cluster, phone_codebook, phone_occupancy
 from revox.lab.guide import GuideTraining
 from revox.lab.language_training import LanguageTraining
+from revox.lab.phones import PHONES, nearest_cluster, phone_codebook, phone_occupancy
 from revox.lab.quantize import quantize_acoustic
 from revox.lab.shards import pack
 from revox.lab.sizes import PRESETS

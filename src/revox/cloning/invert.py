@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,11 +45,33 @@ class InversionConfig:
     stft_weight: float = 0.5
     waveform_weight: float = 0.0
     prior_weight: float = 0.02
+    guess_weight: float = 0.1
+    """Of staying near the guess, in nats a semantic code and deviations of an acoustic value."""
+    opinion_weight: float = 0.05
+    """Of the language model's opinion, in nats a semantic code and squared error of the velocity."""
+    opinion_every: int = 4  # steps between questions to the language model
     polish_rounds: int = 12
     patience: int = 60
     """Steps on hard codes without a better result before the descent ends."""
     chunk_frames: int = 375
     """A longer clip is taken in pieces of this many frames, each heard after the end of the one before."""
+
+
+class Guess(NamedTuple):
+    """An encoder's first word: log probabilities of semantic codes `[frames, size]`, acoustic values in
+    [-1, 1] `[36, frames]`."""
+
+    log_probabilities: Tensor
+    values: Tensor
+
+    def codes(self, levels: int) -> Tensor:
+        """The likeliest codes `[37, frames]`, acoustic ones of so many `levels`."""
+        half = (levels - 1) / 2
+        acoustic = (self.values * half + half).round().clamp(0, levels - 1).long()
+        return torch.cat((self.log_probabilities.argmax(dim=1)[None], acoustic))
+
+
+Opinion = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -94,12 +117,17 @@ def invert(
     *,
     config: InversionConfig | None = None,
     prior: CodePrior | None = None,
+    guess: Guess | None = None,
+    opinion: Opinion | None = None,
     seed: int = 0,
     progress: Callable[[InversionProgress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> InversionResult:
     """Codes whose decoded sound is near `target` `[samples]`, a whole number of frames at the codec's rate.
 
+    With a `guess` of the codes (`QuickEncoder.guess`) the search starts there and pays for leaving. `opinion`
+    says, differentiably, how unlikely the language model finds soft codes (probabilities `[frames, size]`,
+    values `[36, frames]`); it is asked about a clip in one piece only.
     The codec's weights must be float32. Deterministic for one `seed`, `config.steps` and thread count.
     KeyboardInterrupt or a true `should_stop()` ends the search: the best codes so far are the result,
     `stopped`. Raises ValueError when the target is empty, not finite or no whole number of frames.
@@ -124,7 +152,12 @@ def invert(
         before = codes[:, max(0, first - decoder_reach(codec)) :]
         seconds = None if config.seconds is None else config.seconds * (last - first) / total
         clock = _Clock(seconds, progress, should_stop)  # finding the start counts too
-        search = _Search(codec, target[first * frame : last * frame], before, config, prior, generator)
+        near = guess
+        if guess is not None:
+            near = Guess(guess[0][first:last].to(device), guess[1][:, first:last].to(device))
+        whole_clip = opinion if total <= config.chunk_frames else None
+        piece = target[first * frame : last * frame]
+        search = _Search(codec, piece, before, config, prior, generator, near, whole_clip)
         stopped = stopped or search.run(clock)
         codes = torch.cat((codes, search.best_codes), dim=1)
         losses += search.losses
@@ -185,7 +218,10 @@ class _Search:
         config: InversionConfig,
         prior: CodePrior | None,
         generator: torch.Generator,
+        guess: Guess | None = None,
+        opinion: Opinion | None = None,
     ) -> None:
+        self.guess, self.opinion = guess, opinion
         self.codec, self.config, self.prior, self.generator = codec, config, prior, generator
         self.objective = SpectralTarget(
             target, codec.config.sampling_rate, config.scales, config.stft_weight, config.waveform_weight
@@ -200,8 +236,12 @@ class _Search:
         self.step = 0
         self.losses: list[float] = []
         self.best = math.inf
-        start = self.best_codes = starting_codes(codec, target, prior, generator)
-        self._keep(start, float(self._loss_of_codes(start[None])[0]))
+        if guess is None:
+            start = starting_codes(codec, target, prior, generator)
+        else:
+            start = guess.codes(codec.config.acoustic_codebook_size)
+        self.best_codes = start
+        self._keep(start, float(self._loss_of_codes(start[None])[0]) + self._opinion_of_codes(start))
         self.semantic = (self.table[start[0]] / self.spread).requires_grad_()
         # Not at the very ends, where the tanh has no slope left.
         values = codec.quantizer.acoustic_codebook.decode(start[1:]).clamp(-0.95, 0.95)
@@ -256,10 +296,50 @@ class _Search:
         return self.objective.distance(waveform) + self._prior_of_codes(codes)
 
     def _prior_of_codes(self, codes: Tensor) -> Tensor:
-        if self.prior is None:
-            return torch.zeros(len(codes), device=codes.device)
+        cost = torch.zeros(len(codes), device=codes.device)
         values = self.codec.quantizer.acoustic_codebook.decode(codes[:, 1:])
-        return self.config.prior_weight * self.prior.cost_of_codes(codes[:, 0], values)
+        if self.prior is not None:
+            cost = cost + self.config.prior_weight * self.prior.cost_of_codes(codes[:, 0], values)
+        if self.guess is not None:
+            surprise = -self._likelihood().gather(1, codes[:, 0].T).mean(dim=0)
+            cost = cost + self.config.guess_weight * (surprise / values.shape[1] + self._strayed(values))
+        return cost
+
+    @torch.no_grad()
+    def _opinion_of_codes(self, codes: Tensor) -> float:
+        """What the language model says of hard `codes` `[37, frames]`, weighted."""
+        if self.opinion is None:
+            return 0.0
+        certain = functional.one_hot(codes[0], len(self.table)).float()
+        values = self.codec.quantizer.acoustic_codebook.decode(codes[None, 1:])[0]
+        return self.config.opinion_weight * float(self.opinion(certain, values))
+
+    def _likelihood(self) -> Tensor:
+        # A guess may be wrong by being too sure: no code costs more than 6 nats.
+        assert self.guess is not None
+        return self.guess.log_probabilities.clamp_min(-6.0)
+
+    def _strayed(self, values: Tensor) -> Tensor:
+        """Squared distance from the guess, in deviations of two levels: `[...]` of `values` `[..., 36,
+        frames]`."""
+        assert self.guess is not None
+        return 0.5 * ((values - self.guess.values) / (2 * self.level_step)).square().mean(dim=(-2, -1))
+
+    def _asks(self) -> bool:
+        return self.step % self.config.opinion_every == 0
+
+    def _soft_cost(self, relaxed: _Relaxed) -> Tensor | float:
+        """What soft codes cost besides the distance."""
+        cost: Tensor | float = 0.0
+        if self.prior is not None:
+            cost = cost + self.config.prior_weight * self.prior.cost(relaxed.probabilities, relaxed.values)
+        if self.guess is not None:
+            surprise = -(relaxed.probabilities * self._likelihood()).sum(dim=1).mean()
+            near = surprise / relaxed.values.shape[0] + self._strayed(relaxed.values)
+            cost = cost + self.config.guess_weight * near
+        if self.opinion is not None and self._asks():
+            cost = cost + self.config.opinion_weight * self.opinion(relaxed.probabilities, relaxed.values)
+        return cost
 
     def _keep(self, codes: Tensor, loss: float) -> bool:
         better = loss < self.best
@@ -289,19 +369,21 @@ class _Search:
             soft = done < config.soft_share
             relaxed = self._relax(config.first_temperature * cooling**done, soft)
             distance = self.objective.distance(self._decode(relaxed.latents))[0]
-            loss = distance
-            if self.prior is not None:
-                loss = loss + config.prior_weight * self.prior.cost(relaxed.probabilities, relaxed.values)
+            loss = distance + self._soft_cost(relaxed)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            self.step += 1
-            if not soft:
+            if not soft and (self.opinion is None or self._asks()):
                 # What was decoded are the hard codes: their distance is at hand.
-                of_codes = distance.detach() + self._prior_of_codes(relaxed.codes[None])[0]
-                since_better = 0 if self._keep(relaxed.codes, float(of_codes)) else since_better + 1
-            elif i % CHECK_EVERY == CHECK_EVERY - 1:
-                self._keep(relaxed.codes, float(self._loss_of_codes(relaxed.codes[None])[0]))
+                of_codes = float(distance.detach() + self._prior_of_codes(relaxed.codes[None])[0])
+                better = self._keep(relaxed.codes, of_codes + self._opinion_of_codes(relaxed.codes))
+                since_better = (
+                    0 if better else since_better + (1 if self.opinion is None else config.opinion_every)
+                )
+            elif soft and i % CHECK_EVERY == CHECK_EVERY - 1:
+                of_codes = float(self._loss_of_codes(relaxed.codes[None])[0])
+                self._keep(relaxed.codes, of_codes + self._opinion_of_codes(relaxed.codes))
+            self.step += 1
             if clock.tick(i + 1, steps, float(loss.detach()), self.best):
                 return True
             if since_better >= config.patience or clock.left() <= 0:
@@ -352,7 +434,7 @@ class _Search:
                 heard = torch.cat((self._decode(quantizer.decode(combined[None])), heard))
                 losses = self.objective.distance(heard) + self._prior_of_codes(trials)
             chosen, before = int(losses.argmin()), self.best_codes
-            if self._keep(trials[chosen], float(losses[chosen])):
+            if self._keep(trials[chosen], float(losses[chosen]) + self._opinion_of_codes(trials[chosen])):
                 tried[(before != self.best_codes).any(dim=0).cpu()] = False
             if clock.tick(i + 1, self.config.polish_rounds, float(losses[0]), self.best):
                 return True

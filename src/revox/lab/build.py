@@ -1,7 +1,7 @@
 """Building the lab checkpoint: speech, guide, encoder, decoder, language model, folder.
 
-Every stage resumes where it stopped. Encoder and decoder need the guide only and can run side by side; the
-language model needs the encoder.
+Every stage resumes where it stopped. Encoder and decoder can be started side by side once the guide is there;
+the language model needs the encoder.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ import torch
 from revox.checkpoint.params import Params, read_params
 from revox.checkpoint.tensors import ENCODER_PREFIXES, write_safetensors_stream
 from revox.checkpoint.write import replace_file
+from revox.cloning.features import SpectralFeatures
 from revox.lab.codec_training import DecoderTrainer, DecoderTraining, EncoderTrainer, EncoderTraining
 from revox.lab.coded import CodedSpeech, code_speech
 from revox.lab.data import KINDS, RATE, SpeechSet, prepare
 from revox.lab.errors import LabError
-from revox.lab.features import SpectralFeatures, phone_codebook
 from revox.lab.frames import FrameSet, make_frames, occupancies
 from revox.lab.guide import Guide, GuideTrainer, GuideTraining
 from revox.lab.language_training import LanguageData, LanguageTrainer, LanguageTraining, PromptTokens, Spoken
+from revox.lab.phones import phone_codebook
 from revox.lab.sentences import words, written
 from revox.lab.shards import unpack
 from revox.lab.sizes import PRESETS, lab_params
@@ -236,13 +237,25 @@ def half_trainer(
     """The run of the codec's "encoder" or "decoder", at the state it was left in."""
     guide = trained_guide(run, params, settings)
     config = params.voxtral_config().codec
+    # The decoder learns from the codes that it will be given, the encoder's; beside an encoder that is still
+    # learning, from what that one is to learn.
+    codec = None
+    if half == "decoder" and encoder_is_done(run, settings):
+        codec = trained_codec(run, params, ("encoder",))
     coded: dict[tuple[str, str], CodedSpeech] = {}
     for (kind, split), frames in frame_sets(run, params, report).items():
         speech = _speech_sets(run, split)[kind]
-        coded[kind, split] = code_speech(
-            guide, speech, frames, config.samples_per_frame, run / "guide" / f"codes-{kind}-{split}.npz",
-            partial(_report_done, report, f"codes of {kind} {split}"),
-        )  # fmt: skip
+        if codec is None:
+            coded[kind, split] = code_speech(
+                guide, speech, frames, config.samples_per_frame, run / "guide" / f"codes-{kind}-{split}.npz",
+                partial(_report_done, report, f"codes of {kind} {split}"),
+            )  # fmt: skip
+        else:
+            codes = np.concatenate(encoded(run, codec, kind, split, report), axis=1)
+            values = codec.quantizer.acoustic_codebook.decode(torch.from_numpy(codes[1:].T.copy()))
+            coded[kind, split] = CodedSpeech(
+                speech, frames, codes[0], values.numpy().astype(np.float16), config.samples_per_frame
+            )
     held = {kind: one for (kind, split), one in coded.items() if split == "validation"}
     common = (guide, coded["synthetic", "train"], coded.get(("human", "train")), held, run / half)
     trainer: EncoderTrainer | DecoderTrainer
@@ -252,6 +265,22 @@ def half_trainer(
         trainer = DecoderTrainer(config, settings.decoder, *common, device, autocast)
     trainer.resume()
     return trainer
+
+
+def encoder_is_done(run: Path, settings: BuildSettings) -> bool:
+    """Whether the encoder has been trained to the end of its schedule."""
+    path = run / "encoder" / "encoder-state.pt"
+    if not path.is_file():
+        return False
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return bool(state["step"] >= settings.encoder.steps)
+
+
+def encoded(run: Path, codec: Codec, kind: str, split: str, report: Report) -> list[np.ndarray]:
+    """The encoder's codes `[37, frames]` of every utterance, made once (in `run/encoder`)."""
+    cache = run / "encoder" / f"codes-{kind}-{split}.npz"
+    done = partial(_report_done, report, f"encoder's codes of {kind} {split}")
+    return _cached_codes(cache, codec, SpeechSet(run / "data", split, kind), done)
 
 
 def train_half(
@@ -295,6 +324,15 @@ def encode_speech(codec: Codec, waveform: np.ndarray) -> np.ndarray:
     return codec.encode(torch.from_numpy(waveform)[None])[0].numpy().astype(np.int16)
 
 
+@torch.no_grad()
+def guide_codes(guide: Guide, features: torch.Tensor) -> np.ndarray:
+    """Codes int16 `[37, frames]` that the guide gives for `features` `[frames, size]`."""
+    semantic, acoustic = guide.encode(features[None])
+    half = (guide.levels - 1) / 2
+    levels = (torch.tanh(acoustic[0]) * half + half).round()
+    return torch.cat((semantic, levels.T)).numpy().astype(np.int16)
+
+
 def preset_waveforms(speech: SpeechSet, seconds: float) -> dict[str, np.ndarray]:
     """A fixed reference for each preset: its first training utterances, laid end to end and cut."""
     found: dict[str, np.ndarray] = {}
@@ -312,18 +350,34 @@ def language_data(
 ) -> tuple[LanguageData, LanguageData]:
     """Training and validation utterances as codes (kept in `run`), with the presets' references and the
     prompt's ids."""
-    codec = trained_codec(run, params, ("encoder",))
+    # Beside an encoder that is still learning: from the guide's codes, which it learns to give.
+    guide, codec = None, None
+    if encoder_is_done(run, settings):
+        codec = trained_codec(run, params, ("encoder",))
+    else:
+        guide = trained_guide(run, params, settings)
     tokenizer = _Tokenizer(folder)
-    seconds = settings.preset_frames / params.voxtral_config().codec.frame_rate
+    config = params.voxtral_config().codec
+    seconds = settings.preset_frames / config.frame_rate
+    spectra = SpectralFeatures(config)
     references = {
-        name: encode_speech(codec, w)
+        name: guide_codes(guide, spectra(torch.from_numpy(w))) if guide else encode_speech(codec, w)  # type: ignore[arg-type]
         for name, w in preset_waveforms(SpeechSet(run / "data", "train", "synthetic"), seconds).items()
     }
     made = []
     for split in ("train", "validation"):
         speech = SpeechSet(run / "data", split, "synthetic")
-        cache = run / "language" / f"codes-{split}.npz"
-        codes = _cached_codes(cache, codec, speech, partial(_report_codes, report, split))
+        if guide:
+            frames = make_frames(
+                speech, spectra, _phone_book(run, params)["centroids"],
+                run / "guide" / f"features-synthetic-{split}.npy", RATE,
+            )  # fmt: skip
+            codes = [
+                guide_codes(guide, torch.from_numpy(frames.features[start:end].astype(np.float32)))
+                for start, end in zip(frames.starts, frames.ends, strict=True)
+            ]
+        else:
+            codes = encoded(run, codec, "synthetic", split, report)
         spoken = [
             Spoken(c, tuple(tuple(tokenizer.text(t)) for t in (u.text, written(u.text))), u.speaker, u.preset)
             for u, c in zip(speech.utterances, codes, strict=True)
@@ -331,10 +385,6 @@ def language_data(
         ]
         made.append(LanguageData(spoken, references, tokenizer.prompt, settings.language))
     return made[0], made[1]
-
-
-def _report_codes(report: Report, split: str, done: int, of: int) -> None:
-    report("codes", {split: done, "of": of})
 
 
 def _cached_codes(

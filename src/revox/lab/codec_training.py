@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from revox.cloning.features import MEL_BANDS
 from revox.lab.coded import CodedSpeech
-from revox.lab.features import MEL_BANDS
 from revox.lab.guide import Guide
 from revox.lab.quantize import quantize_acoustic
 from revox.model.codec import Codec, CodecTransformer

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from revox.cloning.features import SpectralFeatures
 from revox.lab.data import SpeechSet
-from revox.lab.features import SpectralFeatures, nearest_cluster, phone_occupancy
+from revox.lab.phones import nearest_cluster, phone_occupancy
 
 
 class FrameSet:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from revox.cloning.features import MEL_BANDS, Block
 from revox.lab.frames import FrameSet
 from revox.lab.quantize import quantize_acoustic
 from revox.model.config import CodecConfig
@@ -52,22 +53,6 @@ class GuideTraining:
     save_every: int = 500
     report_every: int = 100
     validate_every: int = 500
-
-
-class Block(nn.Module):
-    """Gated causal convolution over frames with a residual: `[batch, frames, width]`."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.RMSNorm(width)
-        self.conv = nn.Conv1d(width, 4 * width, 3)
-        self.out = nn.Linear(2 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply to `x`; a frame sees itself and the two before it."""
-        inside = self.conv(functional.pad(self.norm(x).transpose(1, 2), (2, 0))).transpose(1, 2)
-        gate, value = inside.chunk(2, dim=-1)
-        return x + self.out(functional.silu(gate) * value)
 
 
 class Guide(nn.Module):
@@ -144,7 +129,7 @@ class GuideTrainer(Run):
         guide.mean.copy_(torch.from_numpy(mean))
         guide.scale.copy_(torch.from_numpy(scale))
         self.guide = guide.to(device)
-        self.mel_size = config.patches_per_frame * 80
+        self.mel_size = config.patches_per_frame * MEL_BANDS
         self.optimizer = torch.optim.AdamW(
             self.guide.parameters(), lr=settings.learning_rate, betas=settings.betas,
             weight_decay=settings.weight_decay, foreach=True,
