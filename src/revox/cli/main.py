@@ -14,6 +14,7 @@ COMMANDS = {
     "clone": ("revox.cli.clone_command", "command", False),
     "speak": ("revox.cli.speak_command", "command", False),
     "voice": ("revox.cli.voice_command", "app", True),
+    "evaluate": ("revox.cli.evaluate_command", "app", True),
     "lab": ("revox.cli.lab_command", "app", True),
 }
 
@@ -58,6 +59,7 @@ def user_errors() -> tuple[type[Exception], ...]:
     """The exceptions whose text is meant for the user."""
     from revox.checkpoint.errors import CheckpointError
     from revox.cloning.errors import CloneError
+    from revox.evaluation.errors import EvaluationError
     from revox.lab.errors import LabError
     from revox.metrics.errors import MetricError
     from revox.speech.errors import AudioError
@@ -67,6 +69,7 @@ def user_errors() -> tuple[type[Exception], ...]:
     return (
         CheckpointError,
         CloneError,
+        EvaluationError,
         LabError,
         MetricError,
         AudioError,

@@ -1,0 +1,113 @@
+"""What all tables measure of a sound beside its original."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from revox.evaluation.clips import Clip
+from revox.evaluation.subject import Setup, Subject
+from revox.evaluation.tables import Column, candidates, rank
+from revox.metrics.intelligibility import normalise_text, word_error_rate
+from revox.metrics.perceptual import estoi, installed, pesq
+from revox.metrics.spectral import mel_distance, multi_resolution_stft_loss
+from revox.speech import Audio
+
+RECORDING = "the recording itself"
+WRONG_SPEAKER = "a wrong speaker"
+RANDOM_CODES = "random codes"
+NOISE = "noise"
+
+Record = dict[str, Any]
+"""Of one clip: `rows`, {row: [scores of each seed]}; `sounds`, {row: path}; `voice`, its embedding."""
+
+
+def embedding(subject: Subject, audio: Audio) -> list[float]:
+    """The voice of `audio` `[256]`, rounded to what a file need hold."""
+    return [round(float(x), 5) for x in subject.speakers.embed(audio)]
+
+
+def halves(audio: Audio) -> tuple[Audio, Audio]:
+    """The first and the second half."""
+    middle = len(audio.samples) // 2
+    return Audio(audio.samples[:middle], audio.rate), Audio(audio.samples[middle:], audio.rate)
+
+
+def distances(reference: Audio, audio: Audio) -> Record:
+    """Mel and STFT distance, PESQ and ESTOI (where installed) of `audio` from `reference`."""
+    length = min(len(reference.samples), len(audio.samples))
+    x, y = (torch.from_numpy(a.samples[:length].copy()) for a in (audio, reference))
+    scores: Record = {
+        "mel": mel_distance(x, y, reference.rate),
+        "stft": float(multi_resolution_stft_loss(x, y, reference.rate)),
+    }
+    if installed("pesq"):
+        scores["pesq"] = pesq(reference, audio)
+    if installed("pystoi"):
+        scores["estoi"] = estoi(reference, audio)
+    return scores
+
+
+def words(subject: Subject, expected: str | None, audio: Audio) -> Record:
+    """What is `heard` in `audio`, its `word_errors` against `expected` and the number of `words` there."""
+    if subject.recogniser is None:
+        return {}
+    heard = subject.recogniser.hear(audio)
+    scores: Record = {"heard": heard}
+    count = len(normalise_text(expected or "").split())
+    if expected and count:
+        scores.update(word_errors=round(word_error_rate(expected, heard) * count), words=count)
+    return scores
+
+
+def add_ranks(records: list[tuple[Clip, Record]], ceiling: str = RECORDING) -> int:
+    """`similarity` and `rank` of every sound's voice among the recordings'; gives how many a rank is among.
+
+    The ceiling's own are already there (its first half): a recording is not compared with itself.
+    """
+    references = np.array([record["voice"] for _, record in records])
+    speakers = [clip.speaker for clip, _ in records]
+    for own, (_, record) in enumerate(records):
+        for row, seeds in record["rows"].items():
+            for scores in seeds:
+                if scores.get("voice") is None:
+                    continue
+                judged, candidates_ = np.array(scores["voice"]), references
+                if row == ceiling:
+                    candidates_ = references.copy()
+                    candidates_[own] = record["first_half"]
+                scores["similarity"] = float(candidates_[own] @ judged)
+                scores["rank"] = rank(judged, candidates_, speakers, own)
+    return candidates(speakers)
+
+
+def sound_columns(setup: Setup, among: int) -> list[Column]:
+    """Columns of the distances, the speaker and the words."""
+
+    def reason(library: str) -> str:
+        return "" if installed(library) else "not installed"
+
+    return [
+        Column("mel", "mel distance (nats)", "less"),
+        Column("stft", "STFT distance", "less"),
+        Column("pesq", "PESQ", "more", unavailable=reason("pesq")),
+        Column("estoi", "ESTOI", "more", unavailable=reason("pystoi")),
+        *speaker_columns(among),
+        word_column(setup),
+    ]
+
+
+def speaker_columns(among: int) -> list[Column]:
+    """Similarity to the recording, and its rank."""
+    return [
+        Column("similarity", "speaker similarity", "more"),
+        Column("rank", f"rank of {among}", "less", 1),
+    ]
+
+
+def word_column(setup: Setup) -> Column:
+    """Word error rate, pooled over clips."""
+    reason = "" if setup.recogniser != "none" else "no recogniser"
+    return Column("word_errors", "word errors (%)", "less", 1, "ratio", "words", reason)

@@ -1,0 +1,126 @@
+"""Tables as Markdown, JSON, and an HTML page with the sounds beside the numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from revox.checkpoint.write import replace_file
+from revox.evaluation.tables import Cell, Column, Table
+
+ARROWS = {"more": " ↑", "less": " ↓", "": ""}
+MARKS = {"ceiling": " (ceiling)", "floor": " (floor)", "subject": ""}
+HOW_TO_READ = (
+    "Medians over clips (shares: means; word errors: all errors over all words) with 95 % bootstrap "
+    "intervals over clips; with several seeds a clip counts with its mean. ↑ more is better, ↓ less is "
+    "better. A ceiling is what could be reached, a floor what something wrong would score."
+)
+
+
+@dataclass
+class ClipScores:
+    """One clip in the report: its sounds and scores by row (`rows`: {row: [scores of each seed]})."""
+
+    name: str
+    speaker: str
+    group: str
+    text: str | None
+    rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    sounds: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Report:
+    """What was measured, of what, and what was left out."""
+
+    title: str
+    facts: dict[str, str]
+    tables: list[Table]
+    clips: list[ClipScores]
+    left_out: list[str]
+
+
+def shown(cell: Cell | None, column: Column) -> str:
+    """A figure as a table shows it: `0.61 [0.55, 0.66]`, or why there is none."""
+    if column.unavailable:
+        return column.unavailable
+    if cell is None:
+        return "–"
+    value, low, high = (f"{x:.{column.digits}f}" for x in (cell.value, cell.low, cell.high))
+    return value if cell.clips == 1 else f"{value} [{low}, {high}]"
+
+
+def markdown(report: Report) -> str:
+    """The report's tables as Markdown."""
+    lines = [f"# {_plain(report.title)}", "", "| | |", "| --- | --- |"]
+    lines += [f"| {_plain(key)} | {_plain(value)} |" for key, value in report.facts.items()]
+    lines += ["", HOW_TO_READ]
+    for table in report.tables:
+        heads = [_plain(c.title) + ARROWS[c.better] for c in table.columns]
+        lines += ["", f"## {_plain(table.title)}", "", f"| | {' | '.join(heads)} |"]
+        lines.append(f"| --- |{' --- |' * len(heads)}")
+        for row in table.rows:
+            cells = [shown(row.cells.get(c.key), c) for c in table.columns]
+            lines.append(f"| {_plain(row.name)}{MARKS[row.kind]} | {' | '.join(cells)} |")
+        for note in table.notes:
+            lines += ["", _plain(note)]
+    if report.left_out:
+        lines += ["", "## Left out", "", *(f"- {_plain(reason)}" for reason in report.left_out)]
+    return "\n".join(lines) + "\n"
+
+
+def as_json(report: Report) -> str:
+    """Everything, single clips and seeds included, as JSON."""
+    plain = dataclasses.asdict(report)
+    plain["how_to_read"] = HOW_TO_READ
+    return json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
+
+
+def html(report: Report) -> str:
+    """One page; its sounds are files beside it. Names and texts are escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("revox.evaluation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2")
+    return page.render(
+        report=report, how_to_read=HOW_TO_READ, shown=shown, arrows=ARROWS, marks=MARKS, brief=_brief
+    )
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """report.md, report.json and report.html in `folder`; each written in one step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {"report.md": markdown(report), "report.json": as_json(report), "report.html": html(report)}
+    for name, content in contents.items():
+        replace_file(folder / name, content)
+    return [folder / name for name in contents]
+
+
+def _brief(scores: list[dict[str, Any]], table: Table) -> list[str]:
+    """A clip's scores of one row, as far as the table has columns for them: means over seeds."""
+    found = []
+    for column in table.columns:
+        values = [s[column.key] for s in scores if s.get(column.key) is not None]
+        per = [s[column.per] for s in scores if column.per and s.get(column.per)]
+        if column.unavailable or not values or (column.per and not per):
+            found.append("")
+        elif column.per:
+            found.append(f"{100 * sum(values) / sum(per):.{column.digits}f}")
+        else:
+            found.append(f"{sum(values) / len(values):.{column.digits}f}")
+    return found
+
+
+def _plain(text: str) -> str:
+    """Text that stays one cell of a Markdown table and makes no mark-up of its own."""
+    escaped = "".join(f"\\{c}" if c in "\\|`*_<>[]#" else c for c in text)
+    return " ".join(escaped.split())

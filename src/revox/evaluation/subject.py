@@ -1,0 +1,259 @@
+"""What is measured and by whom: a checkpoint, a way from sound to codes, and the judges. One a process."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from revox.api import Revox, load
+from revox.checkpoint.load import load_model
+from revox.checkpoint.voices import Voice
+from revox.evaluation.cache import Cache, content_hash, file_identity, folder_identity, key_of
+from revox.evaluation.clips import Clip
+from revox.evaluation.errors import EvaluationError
+from revox.metrics.perceptual import installed
+from revox.metrics.speaker import SpeakerJudge
+from revox.model.codec import Codec
+from revox.speech import Audio, normalise_loudness, read_audio, whole_frames, write_audio
+from revox.synthesis.stream import decode
+
+if TYPE_CHECKING:
+    from revox.cloning.prior import CodePrior
+
+VERSION = 1
+"""Of the measurements: what an older one measured is measured again."""
+
+MIN_SECONDS = 1.0
+WAYS = ("encoder", "inversion")
+
+
+class Listener(Protocol):
+    """A recogniser of words."""
+
+    def hear(self, audio: Audio) -> str:
+        """The words in `audio`."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything a measurement depends on, apart from the clip; plain values, so that it can be sent to
+    another process.
+
+    `by`: the way from sound to codes, "encoder" or "inversion"; `encoder`: a file with the lab's encoder, put
+    aside; `steps` of inversion; `seconds` that are taken of each clip; `seeds`: how many, where there is
+    chance; `recogniser`: "none", "pocketsphinx" or a Whisper by path or hub id; `grammar`: JSGF text for
+    pocketsphinx; `texts` to be spoken.
+    """
+
+    checkpoint: Path
+    out: Path
+    by: str = "encoder"
+    encoder: Path | None = None
+    steps: int | None = None
+    seconds: float = 10.0
+    seeds: int = 3
+    recogniser: str = "none"
+    grammar: str | None = None
+    texts: tuple[str, ...] = ()
+    device: str | None = None
+    identity: str = ""
+
+    def identified(self) -> Setup:
+        """The same with the `identity` of all files that results depend on, and of the judges."""
+        local = Path(self.recogniser)
+        whisper = ""
+        if local.is_dir():
+            whisper = key_of(files={p.name: file_identity(p) for p in sorted(local.iterdir()) if p.is_file()})
+        identity = key_of(
+            version=VERSION,
+            checkpoint=folder_identity(self.checkpoint),
+            encoder=file_identity(self.encoder) if self.encoder else None,
+            whisper=whisper,
+            pesq=installed("pesq"),
+            pystoi=installed("pystoi"),
+        )
+        return dataclasses.replace(self, identity=identity)
+
+    def coding_key(self) -> dict[str, object]:
+        """What the codes of a clip depend on."""
+        return {
+            "identity": self.identity,
+            "by": self.by,
+            "steps": self.steps if self.by == "inversion" else None,
+            "seconds": self.seconds,
+        }
+
+    def key(self) -> dict[str, object]:
+        """What a clip's scores depend on."""
+        return {
+            **self.coding_key(),
+            "seeds": self.seeds,
+            "recogniser": self.recogniser,
+            "grammar": self.grammar,
+            "texts": list(self.texts),
+        }
+
+
+@lru_cache(maxsize=1)
+def open_subject(setup: Setup) -> Subject:
+    """The subject of `setup`, opened once in each process."""
+    return Subject(setup)
+
+
+class Subject:
+    """A checkpoint under test, with its judges; each part is loaded when it is first asked for."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.cache = Cache(setup.out / "cache")
+        self.sounds = setup.out / "sounds"
+        self.sounds.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def tts(self) -> Revox:
+        """The whole checkpoint."""
+        return load(self.setup.checkpoint, device=self.setup.device)
+
+    @cached_property
+    def codec(self) -> Codec:
+        """The codec in float32, on the CPU or the device asked for, with an encoder if there is one."""
+        if self.setup.encoder is not None:
+            from revox.lab.aside import original_codec
+
+            return original_codec(self.setup.checkpoint, self.setup.encoder)
+        model = load_model(
+            self.setup.checkpoint, self.setup.device or "cpu", torch.float32, ("audio_tokenizer",)
+        )
+        return model.audio_tokenizer
+
+    @cached_property
+    def speakers(self) -> SpeakerJudge:
+        """The speaker judge."""
+        return SpeakerJudge()
+
+    @cached_property
+    def recogniser(self) -> Listener | None:
+        """The recogniser, or None when none was asked for."""
+        name = self.setup.recogniser
+        if name == "none":
+            return None
+        if name == "pocketsphinx":
+            from revox.metrics.intelligibility import Recogniser
+
+            return Recogniser(self.setup.grammar)
+        from revox.metrics.whisper import WhisperRecogniser
+
+        return WhisperRecogniser(name, self.setup.device or "cpu")
+
+    @cached_property
+    def preset_codes(self) -> list[Tensor]:
+        """Codes `[37, frames]` of the presets, as far as they can be told from their rows."""
+        from revox.cloning.clone import preset_codes
+
+        parts = ("mm_audio_embeddings.audio_codebook_embeddings",)
+        return preset_codes(
+            self.setup.checkpoint, load_model(self.setup.checkpoint, dtype=torch.float32, parts=parts)
+        )
+
+    @cached_property
+    def _prior(self) -> CodePrior | None:
+        from revox.cloning.prior import CodePrior
+
+        return CodePrior.from_codes(self.preset_codes, self.codec) if self.preset_codes else None
+
+    @property
+    def rate(self) -> int:
+        """Hz of everything that is compared."""
+        return self.codec.config.sampling_rate
+
+    def reference(self, clip: Clip) -> Audio:
+        """What is measured of a clip: its first seconds, mono, levelled, in whole frames.
+
+        Raises AudioError when it cannot be read, EvaluationError when it is too short or silent.
+        """
+        audio = read_audio(clip.path, rate=self.rate, max_seconds=self.setup.seconds)
+        if audio.seconds < MIN_SECONDS:
+            raise EvaluationError(f"{clip.name} has {audio.seconds:.1f} s, and at least 1 s is needed")
+        if not np.isfinite(audio.samples).all() or not np.any(audio.samples):
+            raise EvaluationError(f"{clip.name} is silent or damaged")
+        samples = normalise_loudness(audio.samples, self.rate)
+        return Audio(whole_frames(samples, self.codec.samples_per_frame, self.rate), self.rate)
+
+    def codes(self, clip: Clip) -> Tensor:
+        """Codes `[37, frames]` of a clip, by the way under test."""
+        key = key_of(what="codes", clip=file_identity(clip.path), **self.setup.coding_key())
+        return self.cache.codes(key, lambda: (self.encode(self.reference(clip)), True))[0]
+
+    def encode(self, audio: Audio) -> Tensor:
+        """Codes `[37, frames]` of `audio` at the codec's rate, by the way under test."""
+        target = torch.from_numpy(audio.samples.copy())
+        device = self.codec.output_proj.conv.weight.device
+        if self.setup.by == "encoder":
+            with torch.inference_mode():
+                return self.codec.encode(target[None].to(device))[0]
+        from revox.cloning.invert import InversionConfig, invert
+
+        config = InversionConfig()
+        if self.setup.steps is not None:
+            config = dataclasses.replace(config, steps=self.setup.steps)
+        result = invert(self.codec, target, config=config, prior=self._prior, seed=0)
+        if result.stopped:  # by Ctrl-C: half found codes are no result
+            raise KeyboardInterrupt
+        return result.codes
+
+    def decoded(self, codes: Tensor) -> Audio:
+        """The sound of `codes` `[37, frames]`."""
+        device = self.codec.output_proj.conv.weight.device
+        return Audio(decode(self.codec, codes.to(device)).cpu().numpy(), self.rate)
+
+    def voice(self, codes: Tensor, name: str = "clone") -> Voice:
+        """The voice of `codes` `[37, frames]`."""
+        with torch.inference_mode():
+            rows = self.tts.model.mm_audio_embeddings.voice_rows(codes.to(self.tts.model.device))
+        return Voice(name, codes, rows.cpu().to(torch.bfloat16), {})
+
+    def spoken(self, text: str, voice: Voice, seed: int) -> tuple[Tensor, bool]:
+        """The codes `[37, frames]` that the model speaks `text` with in `voice`, and whether it ended itself.
+
+        It is given about twice the time that slow speech takes.
+        """
+        rows = content_hash(voice.rows.contiguous().view(torch.int16).numpy().tobytes())
+        key = key_of(what="speech", identity=self.setup.identity, rows=rows, text=text, seed=seed)
+
+        def make() -> tuple[Tensor, bool]:
+            said = self.tts.synthesise(text, voice, seed=seed, max_seconds=3 + len(text) / 5)
+            return said.codes, not said.audio.truncated
+
+        return self.cache.codes(key, make)
+
+    def keep_sound(self, clip: Clip, row: str, audio: Audio) -> str:
+        """Write a sound for the report; its path beside it."""
+        stem = "".join(c if c.isascii() and c.isalnum() else "-" for c in f"{clip.name}-{row}")[-80:]
+        name = f"{stem}-{key_of(clip=clip.name, row=row)[:8]}.mp3"
+        write_audio(self.sounds / name, audio)
+        return f"sounds/{name}"
+
+
+def random_codes(codec: Codec, frames: int, seed: int) -> Tensor:
+    """Codes `[37, frames]`, each uniform over its codebook."""
+    generator = torch.Generator().manual_seed(seed)
+    config = codec.config
+    semantic = torch.randint(config.semantic_codebook_size, (1, frames), generator=generator)
+    acoustic = torch.randint(
+        config.acoustic_codebook_size, (config.acoustic_dim, frames), generator=generator
+    )
+    return torch.cat((semantic, acoustic))
+
+
+def noise_like(audio: Audio, seed: int) -> Audio:
+    """White noise of the length and root mean square of `audio`."""
+    level = float(np.sqrt(np.mean(audio.samples.astype(np.float64) ** 2)))
+    noise = np.random.default_rng(seed).standard_normal(len(audio.samples)) * level
+    return Audio(noise.astype(np.float32), audio.rate)
