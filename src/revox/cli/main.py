@@ -11,6 +11,7 @@ import typer
 # name -> (module, attribute, is a group of commands)
 COMMANDS = {
     "inspect": ("revox.cli.inspect_command", "command", False),
+    "doctor": ("revox.cli.doctor_command", "command", False),
     "clone": ("revox.cli.clone_command", "command", False),
     "speak": ("revox.cli.speak_command", "command", False),
     "voice": ("revox.cli.voice_command", "app", True),

@@ -1,0 +1,303 @@
+"""Checks of what lies on disk: the inventory, the tokenizer, and whether the weights were ever trained."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from revox.checkpoint.inspect import inspect
+from revox.checkpoint.params import read_json
+from revox.checkpoint.tensors import open_tensors, read_header, weight_files
+from revox.doctor.findings import Figure, Finding, Value, Verdict
+from revox.doctor.patient import Patient
+from revox.lab.fullsize import RELEASE_VOICES
+
+TEXT_TABLE = "mm_audio_embeddings.tok_embeddings.weight"
+
+_BLOCK = 512  # rows and columns of a matrix that are looked at: enough to tell trained from random
+
+
+def inventory(patient: Patient) -> Finding:
+    """Files, tensors and voices against what params.json asks for, from headers."""
+    name = "inventory"
+    report = inspect(patient.folder)
+    core = [part for part in report.components if part.name != "codec_encoder"]
+    found, expected = sum(c.found for c in core), sum(c.expected for c in core)
+    encoder = report.component("codec_encoder")
+    figures = [
+        Figure("tensors", found, str(expected)),
+        Figure("parameters, millions", round(report.parameters / 1e6, 2)),
+        Figure("encoder tensors", encoder.found, f"0 or {encoder.expected}"),
+        Figure("voices", sum(v.rows is not None and v.rows == v.tekken_rows for v in report.voices)),
+        Figure("unknown tensors", len(report.unknown), "0"),
+        Figure("sizes", "the release's" if patient.is_release_sized else "another model's of the same kind"),
+    ]
+    rows: list[dict[str, Value]] = [
+        {"component": c.name, "found": c.found, "expected": c.expected, "missing": ", ".join(c.missing[:4])}
+        for c in report.components
+    ]
+    exchanged = _exchanged_rows(patient, {v.name: (v.rows, v.tekken_rows) for v in report.voices})
+    missing = [f"{c.name}: {', '.join(c.missing[:6])}" for c in core if c.missing]
+    if exchanged:
+        sentence = (
+            f"The voices {exchanged[0]} and {exchanged[1]} are swapped: each file has the rows that "
+            "tekken.json or the release gives the other. Rename them back, or copy both again."
+        )
+        return Finding(name, Verdict.FAIL, sentence, tuple(figures), tuple(rows))
+    if missing and not report.quantization:
+        half = (
+            "half-loaded codec: "
+            if any(m.startswith(("codec_decoder", "quantizer")) for m in missing)
+            else ""
+        )
+        sentence = f"Tensors are missing ({half}{'; '.join(missing)}). Copy or download the weights again."
+        return Finding(name, Verdict.FAIL, sentence, tuple(figures), tuple(rows))
+    if report.problems:
+        return Finding(name, Verdict.FAIL, " ".join(report.problems[:3]), tuple(figures), tuple(rows))
+    if report.notes:
+        return Finding(name, Verdict.WARN, " ".join(report.notes[:3]), tuple(figures), tuple(rows))
+    return Finding(name, Verdict.PASS, "Every file and tensor is there.", tuple(figures), tuple(rows))
+
+
+def _exchanged_rows(
+    patient: Patient, voices: dict[str, tuple[int | None, int | None]]
+) -> tuple[str, str] | None:
+    """Two voices of which each has the rows promised for the other, by tekken.json or by the release."""
+    promised = {name: rows for name, (_, rows) in voices.items() if rows is not None}
+    for known in (promised, RELEASE_VOICES if patient.is_release_sized else {}):
+        wrong = [n for n, (rows, _) in voices.items() if n in known and rows is not None and rows != known[n]]
+        pairs = [
+            (a, b)
+            for i, a in enumerate(wrong)
+            for b in wrong[i + 1 :]
+            if voices[a][0] == known[b] and voices[b][0] == known[a]
+        ]
+        if len(pairs) == 1:
+            return pairs[0]
+    return None
+
+
+def tokenizer(patient: Patient) -> Finding:
+    """Is tekken.json the tokenizer that this model was trained with?
+
+    Its special tokens' ids and its size against params.json; and whether rows of the text table that stand
+    for spellings of one word ("the", " the", "The") are alike, as they are in any trained table.
+    """
+    name = "tokenizer"
+    from revox.synthesis.prompt import Prompter
+
+    data = read_json(patient.folder / "tekken.json")
+    config, audio = data.get("config") or {}, patient.params.multimodal.audio_model_args
+    size, vocabulary = int(config.get("default_vocab_size") or 0), patient.params.vocab_size
+    figures = [Figure("tokens", size, str(vocabulary))]
+    wrong = []
+    if size > vocabulary:
+        wrong.append(f"it has {size} tokens and the model's table {vocabulary} rows")
+    elif size < 0.98 * vocabulary:
+        wrong.append(f"it has only {size} tokens for the model's table of {vocabulary} rows")
+    ids = _special_ids(data)
+    # mistral-common must be able to read it; else its sentence is the finding.
+    ids["[AUDIO]"] = Prompter(patient.folder).audio_token
+    for token, wanted in (
+        ("[AUDIO]", audio.audio_token_id),
+        ("[BEGIN_AUDIO]", audio.begin_audio_token_id),
+        ("<s>", patient.params.multimodal.bos_token_id),
+    ):
+        if token in ids:
+            figures.append(Figure(f"id of {token}", ids[token], str(wanted)))
+            if ids[token] != wanted:
+                wrong.append(f"{token} is {ids[token]} and params.json says {wanted}")
+    alike, random, error, structured = spelling_likeness(data, patient.tensor(TEXT_TABLE))
+    expected = "clearly above that of random pairs, if the table has structure"
+    figures += [
+        Figure("likeness of one word's spellings", alike, expected),
+        Figure("likeness of random pairs", random, "about 0"),
+        Figure("table has structure", structured, "true for a trained large model"),
+    ]
+    if structured and alike is not None and random is not None and error is not None:
+        if alike - random < 3 * error:
+            wrong.append("spellings of one word have rows no more alike than those of any two tokens")
+        elif alike - random < 0.05:
+            sentence = "Ids and sizes agree, but spellings of one word are hardly alike in the text table."
+            return Finding(name, Verdict.WARN, sentence, tuple(figures))
+    if wrong:
+        sentence = (
+            f"tekken.json is the wrong tokenizer for these weights: {'; '.join(wrong)}. Take the tekken.json "
+            "that was released with the weights."
+        )
+        return Finding(name, Verdict.FAIL, sentence, tuple(figures))
+    if size < vocabulary:
+        sentence = f"The tokenizer has {vocabulary - size} tokens fewer than the model's table has rows."
+        return Finding(name, Verdict.WARN, sentence, tuple(figures))
+    sentence = "Ids and sizes agree with the model" + (
+        ", and spellings of one word have rows alike." if structured else "."
+    )
+    return Finding(name, Verdict.PASS, sentence, tuple(figures))
+
+
+def _special_ids(data: dict[str, Any]) -> dict[str, int]:
+    listed = data.get("special_tokens")
+    if isinstance(listed, list):
+        return {str(t.get("token_str")): int(t.get("rank", -1)) for t in listed if isinstance(t, dict)}
+    return {}
+
+
+def spelling_likeness(
+    tekken: dict[str, Any], table: Tensor | None, most: int = 4000
+) -> tuple[float | None, float | None, float | None, bool]:
+    """Are spellings of one word neighbours in the text table `[vocabulary, dim]`?
+
+    Gives the mean cosine of such pairs (" word", "word", "Word"; the table's mean row taken off), that of
+    the same tokens paired at random, the standard error of their difference, and whether the table has
+    structure at all (a table never trained has none, and then nothing follows). None without pairs.
+    """
+    if table is None:
+        return None, None, None, False
+    config = tekken.get("config") or {}
+    offset, size = int(config.get("default_num_special_tokens") or 0), len(table)
+    ids: dict[bytes, int] = {}
+    for entry in tekken.get("vocab") or []:
+        at = int(entry["rank"]) + offset
+        if at < size:
+            ids[base64.b64decode(entry["token_bytes"])] = at
+    pairs = []
+    for piece, at in ids.items():
+        bare = piece.strip()
+        if len(bare) < 3 or not bare.isalpha():
+            continue
+        for other in (b" " + piece, bare.capitalize(), b" " + bare.capitalize()):
+            if other != piece and other in ids:
+                pairs.append((at, ids[other]))
+    if len(pairs) < 30:
+        return None, None, None, False
+    step = max(1, len(pairs) // most)
+    first, second = torch.tensor(pairs[::step]).T
+    used = torch.cat((first, second)).unique()
+    mean = table[used].float().mean(0)
+    a, b = table[first].float() - mean, table[second].float() - mean
+    order = torch.randperm(len(b), generator=torch.Generator().manual_seed(0))
+    alike = torch.cosine_similarity(a, b, dim=1)
+    random = torch.cosine_similarity(a, b[order], dim=1)
+    error = float((alike.var() / len(alike) + random.var() / len(random)).sqrt())
+    structured = abs(noise_likeness(table[used])[0] - 1) > 0.15
+    return float(alike.mean()), float(random.mean()), error, structured
+
+
+def weights(patient: Patient) -> Finding:
+    """Tensors that were left at zero, at a constant, or at random numbers that no training has touched."""
+    name = "weights"
+    stuck: list[str] = []
+    noise: list[str] = []
+    broken: list[str] = []
+    scales: dict[str, bool] = {}
+    looked = 0
+    for tensor_name, tensor in _blocks(patient):
+        looked += 1
+        if not bool(tensor.isfinite().all()):
+            broken.append(tensor_name)
+            continue
+        constant = tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())
+        if tensor_name.endswith(("attention_scale", "ffn_scale")):
+            scales[tensor_name] = constant
+        elif constant and (tensor.dim() > 1 or float(tensor.flatten()[0]) == 0.0):
+            stuck.append(tensor_name)
+        elif tensor.dim() > 1 and min(tensor.shape) >= 32 and _is_noise(tensor):
+            noise.append(tensor_name)
+    left = [n for n, constant in scales.items() if constant]
+    codec = [n for n in (*broken, *stuck, *noise, *left) if n.startswith("audio_tokenizer.")]
+    patient.suspects = codec
+    figures = (
+        Figure("tensors looked at", looked),
+        Figure("with values that are not numbers", len(broken), "0"),
+        Figure("all zero or constant", len(stuck), "0"),
+        Figure("LayerScale all one value", len(left), "0"),
+        Figure("matrices like fresh random numbers", len(noise), "0 in a trained model (tables excepted)"),
+    )
+    rows: tuple[dict[str, Value], ...] = tuple(
+        {"tensor": n, "what": what}
+        for what, names in (
+            ("not numbers", broken),
+            ("zero or constant", stuck),
+            ("LayerScale all one value", left),
+            ("like fresh random numbers", noise),
+        )
+        for n in names[:12]
+    )
+    dead = [*broken, *stuck, *(left if len(left) < len(scales) or stuck else [])]
+    fresh = [n for n in noise if n.startswith("audio_tokenizer.") and "quantizer" not in n]
+    if dead or fresh:
+        part = "The codec is half-loaded" if codec else "Part of the model was never loaded"
+        sentence = (
+            f"{part}: {len(dead) + len(fresh)} tensors hold no training ({_some([*dead, *fresh])}). "
+            "Copy or download the weights again."
+        )
+        return Finding(name, Verdict.FAIL, sentence, figures, rows)
+    matrices = [n for n in noise if n != TEXT_TABLE]
+    if matrices or left:
+        sentence = (
+            f"Some tensors look hardly trained ({_some([*matrices, *left])}); listen before trusting them."
+        )
+        return Finding(name, Verdict.WARN, sentence, figures, rows)
+    sentence = "No tensor is zero, constant or untouched by training."
+    if noise:
+        sentence = (
+            "No tensor of the network is zero, constant or untouched; the text table is close to random."
+        )
+    return Finding(name, Verdict.PASS, sentence, figures, rows)
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _blocks(patient: Patient) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor's name and a block of it, float32: whole vectors, up to 512 x 512 of a matrix."""
+    for path in weight_files(patient.folder):
+        header = read_header(path)
+        with open_tensors(path) as file:
+            for i, name in enumerate(sorted(header)):
+                if i % 40 == 0:
+                    patient.say(f"{i} of {len(header)} tensors")
+                if not header[name].dtype.startswith(("BF", "F")):
+                    continue
+                part = file.get_slice(name)[:_BLOCK].float()
+                if part.dim() > 1:
+                    part = part.flatten(1)[:, :_BLOCK]
+                yield name, part
+
+
+def noise_likeness(matrix: Tensor) -> tuple[float, float, float]:
+    """How far a matrix is from independent random entries: 1, 1 and 1 for those.
+
+    The largest singular value over the Marchenko-Pastur edge, and the spread of row norms and of column
+    norms over what independent entries of the same kurtosis would have. Training adds directions and makes
+    some rows and columns matter more than others.
+    """
+    x = matrix[:_BLOCK, :_BLOCK].float()
+    x = x - x.mean()
+    deviation = float(x.std())
+    if deviation == 0.0:
+        return 0.0, 0.0, 0.0
+    rows, columns = x.shape
+    edge = deviation * (math.sqrt(rows) + math.sqrt(columns))
+    tail = float(x.pow(4).mean()) / deviation**4 - 1
+
+    def spread(norms: Tensor, entries: int) -> float:
+        return float(norms.std() / norms.mean()) / math.sqrt(max(tail, 0.1) / (4 * entries))
+
+    largest = float(torch.linalg.matrix_norm(x, 2))
+    return largest / edge, spread(x.norm(dim=1), columns), spread(x.norm(dim=0), rows)
+
+
+def _is_noise(matrix: Tensor) -> bool:
+    edge, rows, columns = noise_likeness(matrix)
+    # A few per cent each way is chance at these sizes: about 1 + 0.7 n^(-2/3) for the edge, 1 +- 1/sqrt(2n)
+    # for the spreads.
+    slack = 3 / math.sqrt(2 * min(matrix.shape))
+    return 0.93 < edge < 1.06 and abs(rows - 1) < slack and abs(columns - 1) < slack

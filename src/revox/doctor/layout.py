@@ -1,0 +1,140 @@
+"""Are the backbone's query and key rows in the layout of Mistral's files, as revox (and vllm-omni) read them?
+
+RoPE turns pairs of a head's rows. Mistral's files pair rows 2i and 2i+1; Hugging Face's pair i and
+i + head_dim/2, and converting permutes the rows of wq and wk. Read in the wrong layout a model loses its
+sense of where things are: it runs, and babbles. Two signs, which must agree:
+
+1. In the weights. The two rows of a pair share one frequency and grow alike, so their norms go together;
+   rows of different frequencies are free.
+2. In behaviour. A model that reads positions rightly says what the text says: given another text its own
+   speech is less likely (`text_grip`). How *certain* it is tells nothing: a confused model repeats itself
+   with great certainty.
+
+The acoustic transformer has no positions: permuting its heads changes nothing, and nothing is claimed of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from revox.doctor.findings import Figure, Finding, Verdict
+from revox.doctor.patient import Patient
+from revox.doctor.speech_checks import text_grip
+from revox.model.backbone import Backbone
+
+SIGN = 0.15
+"""Least difference of pair likeness that counts. The small lab model has 0.3 and more for each layout."""
+GRIP_GAIN = 0.05
+"""Least gain of grip in nats a frame that counts."""
+
+
+def interleaved_order(n_heads: int, head_dim: int) -> Tensor:
+    """Where each row of Mistral's layout is found in Hugging Face's: `[n_heads * head_dim]`.
+
+    `hugging_face_rows[interleaved_order(...)]` are in Mistral's layout.
+    """
+    half = head_dim // 2
+    order = torch.stack((torch.arange(half), torch.arange(half) + half), dim=1).flatten()
+    return torch.cat([order + head * head_dim for head in range(n_heads)])
+
+
+def pair_likeness(weight: Tensor, head_dim: int) -> tuple[float, float]:
+    """Correlation of the log norms of paired rows of wq or wk `[heads * head_dim, dim]`.
+
+    Under Mistral's pairing (2i, 2i+1) and Hugging Face's (i, i + head_dim/2), each head's mean taken off.
+    """
+    norms = weight.float().norm(dim=1).clamp_min(1e-12).log().view(-1, head_dim)
+    norms = norms - norms.mean(1, keepdim=True)
+    half = head_dim // 2
+    return _correlation(norms[:, 0::2], norms[:, 1::2]), _correlation(norms[:, :half], norms[:, half:])
+
+
+def layout_sign(backbone: Backbone) -> tuple[float, float]:
+    """How well the weights fit Mistral's layout and Hugging Face's: each about 0.2 to 1 if right, 0 if wrong.
+
+    In the right layout paired rows are alike and rows half a head apart are not; read in the other one,
+    neighbours are still neighbours in frequency, so alikeness of the far rows is taken off.
+    """
+    head_dim, signs = backbone.config.head_dim, []
+    for layer in backbone.layers:
+        for weight in (getattr(layer.attention, name).weight for name in ("wq", "wk")):
+            near, far = pair_likeness(weight, head_dim)
+            turned = weight[interleaved_order(len(weight) // head_dim, head_dim).to(weight.device)]
+            near_turned, far_turned = pair_likeness(turned, head_dim)
+            signs.append((near - far, near_turned - far_turned))
+    mean = torch.tensor(signs).mean(0)
+    return float(mean[0]), float(mean[1])
+
+
+@contextmanager
+def read_as_hugging_face(backbone: Backbone) -> Iterator[None]:
+    """While this lasts, wq and wk are taken to be in Hugging Face's layout and put into Mistral's."""
+    config = backbone.config
+    heads = (("wq", config.n_heads), ("wk", config.n_kv_heads))
+
+    def turn(back: bool) -> None:
+        for layer in backbone.layers:
+            for name, count in heads:
+                order = interleaved_order(count, config.head_dim)
+                parameter = getattr(layer.attention, name).weight
+                parameter.data = parameter.data[(order.argsort() if back else order).to(parameter.device)]
+
+    turn(back=False)
+    try:
+        yield
+    finally:
+        turn(back=True)
+
+
+def query_key_layout(patient: Patient) -> Finding:
+    """The two signs for the rows as they are stored, and read as Hugging Face's."""
+    name = "q/k layout"
+    backbone = patient.model.model.backbone
+    stored_sign, turned_sign = layout_sign(backbone)
+    stored = patient.grip or text_grip(patient)
+    figures = [
+        Figure("pairs alike, as Mistral's", stored_sign, f"above the other by {SIGN:g}"),
+        Figure("pairs alike, as Hugging Face's", turned_sign),
+        Figure("text grip, as Mistral's", stored.grip, "above the other"),
+    ]
+    if patient.quick and stored_sign > turned_sign + SIGN and stored.grip > 2 * max(stored.error, 0.02):
+        return Finding(name, Verdict.PASS, "The rows are in Mistral's layout.", tuple(figures))
+    with read_as_hugging_face(backbone):
+        turned = text_grip(patient)
+    figures += [
+        Figure("text grip, as Hugging Face's", turned.grip),
+        Figure("frames a sentence, as Mistral's", stored.frames),
+        Figure("frames a sentence, as Hugging Face's", turned.frames),
+    ]
+    by_weights = turned_sign - stored_sign
+    by_speech = turned.grip - stored.grip
+    clearly = by_weights > SIGN and by_speech > -GRIP_GAIN
+    if clearly or (by_weights > 0 and by_speech > max(GRIP_GAIN, stored.grip)):
+        sentence = (
+            "The q/k rows of the backbone are in Hugging Face's layout: read so, paired rows are alike "
+            f"({turned_sign:.2f} against {stored_sign:.2f}) and the speech follows its text "
+            f"({turned.grip:.2f} against {stored.grip:.2f} nats a frame). Convert them back (permute the "
+            "rows of wq and wk of every layer), or take the weights as Mistral released them."
+        )
+        return Finding(name, Verdict.FAIL, sentence, tuple(figures))
+    if by_weights > 0 and by_speech > 0:
+        sentence = (
+            "Both signs lean towards Hugging Face's layout, neither clearly; compare the speech by ear."
+        )
+        return Finding(name, Verdict.WARN, sentence, tuple(figures))
+    if by_weights > SIGN or by_speech > max(GRIP_GAIN, 2 * (stored.error + turned.error)):
+        sentence = (
+            "The two signs disagree about the layout of the q/k rows; the speech should decide, by ear."
+        )
+        return Finding(name, Verdict.WARN, sentence, tuple(figures))
+    return Finding(name, Verdict.PASS, "The rows are in Mistral's layout.", tuple(figures))
+
+
+def _correlation(a: Tensor, b: Tensor) -> float:
+    a, b = a.flatten() - a.mean(), b.flatten() - b.mean()
+    scale = float(a.norm() * b.norm())
+    return float(a @ b) / scale if scale > 0 else 0.0

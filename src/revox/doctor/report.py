@@ -1,0 +1,92 @@
+"""One report to share: Markdown for people, JSON for programs, and no path or name of a person in either."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from revox.checkpoint.write import replace_file
+from revox.doctor.findings import Finding, Report, Value, Verdict, plain
+
+MARKS = {Verdict.PASS: "pass", Verdict.WARN: "**warn**", Verdict.FAIL: "**FAIL**", Verdict.SKIPPED: "skipped"}
+
+
+def write_report(report: Report, out: Path, private: Sequence[Path]) -> tuple[Path, Path]:
+    """Write doctor.md and doctor.json into `out` (made if it is not there); returns their paths.
+
+    `private` are folders whose paths must not be told: each becomes its last name. Raises OSError.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    markdown, data = out / "doctor.md", out / "doctor.json"
+    replace_file(markdown, without_paths(to_markdown(report), private))
+    text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
+    replace_file(data, without_paths(text, private) + "\n")
+    return markdown, data
+
+
+def without_paths(text: str, private: Sequence[Path]) -> str:
+    """`text` with every private folder as its last name, the home folder as ~ and other absolute paths gone.
+
+    Of any absolute path that is left only the last name is kept.
+    """
+    places = {str(path) for folder in private for path in (folder, folder.absolute(), folder.resolve())}
+    for place in sorted(places, key=len, reverse=True):
+        if len(place) > 1:
+            text = text.replace(place, Path(place).name)
+            text = text.replace(str(Path(place).parent) + "/", "") if len(Path(place).parts) > 2 else text
+    text = text.replace(str(Path.home()) + "/", "~/")
+    text = re.sub(r"(?<![\w.~:/])/(?:[\w.+@-]+/)+([\w.+@-]+)", r"\1", text)
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return text
+    return re.sub(rf"(?<=[/\\]){re.escape(user)}(?=[/\\])", "USER", text)
+
+
+def to_markdown(report: Report) -> str:
+    """The report as Markdown: the verdicts first, then each check with its figures."""
+    lines = [f"# revox doctor: {report.checkpoint}", ""]
+    counts = {v: sum(f.verdict is v for f in report.findings) for v in Verdict}
+    told = ", ".join(f"{count} {verdict.value}" for verdict, count in counts.items() if count)
+    lines += [f"**{report.verdict.value.upper()}**: {told}.", ""]
+    if report.stopped:
+        lines += ["Stopped by hand: what follows is what was found until then.", ""]
+    lines += [", ".join(f"{key} {value}" for key, value in report.made_with.items()) + ".", ""]
+    lines += _table(
+        [{"check": f.name, "": MARKS[f.verdict], "what it means": f.sentence} for f in report.findings]
+    )
+    for finding in report.findings:
+        if finding.figures or finding.rows:
+            lines += _section(finding)
+    return "\n".join(lines) + "\n"
+
+
+def _section(finding: Finding) -> list[str]:
+    lines = ["", f"## {finding.name}: {finding.verdict.value}", "", finding.sentence, ""]
+    if finding.figures:
+        figures: list[dict[str, Value]] = [
+            {"figure": f.name, "found": f.value, "expected": f.expected} for f in finding.figures
+        ]
+        lines += _table(figures)
+    if finding.rows:
+        lines += ["", *_table(finding.rows)]
+    return lines
+
+
+def _table(rows: Sequence[Mapping[str, Value]]) -> list[str]:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row.get(column)) for column in columns) + " |" for row in rows]
+    return lines
+
+
+def _cell(value: Value) -> str:
+    value = plain(value)
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value).replace("|", "\\|").replace("\n", " ")

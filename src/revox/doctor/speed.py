@@ -1,0 +1,72 @@
+"""How fast one stream is here, and what it takes."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import torch
+
+from revox.doctor.findings import NO_RANGE, Figure, Finding, Verdict
+from revox.doctor.patient import SENTENCES, Patient
+from revox.synthesis.stream import decode
+
+SPEED_SECONDS = 4.0
+
+
+def speed(patient: Patient) -> Finding:
+    """Frames a second, real-time factor and time to the first audio of one stream; decoding alone; memory."""
+    name = "speed"
+    tts = patient.model
+    model, rate = tts.model, tts.model.config.codec.frame_rate
+    voice = patient.names[0]
+    text = max(SENTENCES, key=len)
+    patient.say(f"{voice}: one stream")
+    started = time.perf_counter()
+    first, seconds = None, 0.0
+    for chunk in tts.stream(text, voice, seed=patient.seed, max_seconds=SPEED_SECONDS):
+        first = first or time.perf_counter() - started
+        seconds += chunk.seconds
+    took = time.perf_counter() - started
+    codes = patient.recovered(voice).codes.to(model.device)
+    _wait(model.device)
+    started = time.perf_counter()
+    decode(model.audio_tokenizer, codes)
+    _wait(model.device)
+    decoding = time.perf_counter() - started
+    factor = took / seconds if seconds else None
+    on_gpu = model.device.type == "cuda"
+    figures = (
+        Figure("real-time factor, one stream", factor, "under 0.5" if on_gpu else NO_RANGE),
+        Figure("frames a second", seconds * rate / took, f"{rate:g} is real time"),
+        Figure("seconds to the first audio", first),
+        Figure("codec, seconds of sound decoded a second", codes.shape[1] / rate / decoding),
+        Figure(
+            "memory, GB", memory(model.device), "about 9 in bf16" if patient.is_release_sized else NO_RANGE
+        ),
+    )
+    if factor is None:
+        return Finding(name, Verdict.WARN, "The voice ended without a sound, so there is no speed.", figures)
+    if factor > 1 and on_gpu:
+        return Finding(name, Verdict.WARN, "Slower than real time on a GPU; is it shared?", figures)
+    sentence = f"It speaks {1 / factor:.1f} times as fast as real time." if factor < 1 else (
+        f"It takes {factor:.1f} s for a second of speech."
+    )  # fmt: skip
+    return Finding(name, Verdict.PASS, sentence, figures)
+
+
+def memory(device: torch.device) -> float | None:
+    """The most memory used so far in GB: the GPU's, or the process's; None where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
