@@ -25,6 +25,7 @@ from revox.synthesis.stream import stream
 
 if TYPE_CHECKING:
     from revox.cloning.invert import InversionProgress
+    from revox.cloning.quick_encoder import QuickEncoder
 
 SMALL_MODEL_BYTES = 2_000_000_000
 
@@ -109,6 +110,7 @@ class Revox:
         transcript: str | None = None,
         budget: float | None = None,
         seed: int = 0,
+        quick_encoder: bool = False,
         progress: Callable[[InversionProgress], None] | None = None,
     ) -> Voice:
         """A voice from a recording: 3 to 30 s of one person, in any container, rate and number of channels.
@@ -119,23 +121,35 @@ class Revox:
             reference: the recording's file, or its audio.
             consent: whose voice it is, and that they agreed; kept with the voice.
             name: what to call it.
-            transcript: what is said in the recording, if known; kept with the voice.
+            transcript: what is said in the recording, if known; the search then asks the language model how
+                well the codes say it, and it is kept with the voice. The recording is then used whole, and
+                must be no longer than 30 s.
+            quick_encoder: let a first guess of the codes be made by an encoder that is trained for this
+                checkpoint, once, in the time that `QuickEncoderTraining.seconds` allows.
             budget: seconds that the search for its codes may take.
             seed: the same seed gives the same voice.
             progress: told how the search is going.
 
         Raises AudioError on a recording that cannot be used, CloneError without consent.
         """
-        from revox.cloning.clone import clone_voice
+        from revox.cloning.clone import check_transcript, clone_voice
+        from revox.cloning.opinion import opinion_on
 
         if isinstance(reference, Audio):
             audio, source = reference, None
         else:
             source = Path(reference)
             audio = read_audio(source)
+        opinion = None
+        if transcript is not None:
+            check_transcript(transcript, audio)
+            opinion = opinion_on(self.model, lambda rows: self._prompt_of(transcript, rows))
         cloned = clone_voice(
             self.model,
             audio,
+            transcript=transcript,
+            opinion=opinion,
+            encoder=self._quick_encoder if quick_encoder else None,
             consent=consent,
             name=name,
             budget=budget,
@@ -144,8 +158,6 @@ class Revox:
             presets=self._preset_codes,
             source=source,
         )
-        if transcript is not None:
-            cloned.voice.provenance["transcript"] = transcript
         return cloned.voice
 
     def speak(
@@ -239,6 +251,19 @@ class Revox:
         if math.isnan(seconds):
             raise SpeakError("the longest duration allowed is not a number; give seconds")
         return int(min(seconds, 1e6) * self.model.config.codec.frame_rate)
+
+    @cached_property
+    def _quick_encoder(self) -> QuickEncoder | None:
+        from revox.cloning.clone import float_codec
+        from revox.cloning.quick_encoder import default_training, quick_encoder_for, user_cache
+
+        codec = float_codec(self.model.audio_tokenizer)
+        bank = self._preset_codes
+        return quick_encoder_for(codec, bank, default_training(codec), user_cache()) if bank else None
+
+    def _prompt_of(self, text: str, rows: Tensor) -> Tensor:
+        tokens = torch.tensor(self.prompter.tokens_for_rows(text, len(rows)), device=self.model.device)
+        return self.model.embed_prompt(tokens, self.prompter.audio_token, rows)
 
     @cached_property
     def _preset_codes(self) -> list[Tensor]:

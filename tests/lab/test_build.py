@@ -192,7 +192,7 @@ def test_the_encoder_learns_what_the_guide_says(built: Path):
 
 def test_a_stage_asked_for_before_its_predecessor_says_which_one_is_missing(tmp_path: Path):
     _speech(tmp_path / "run" / "data")
-    with pytest.raises(LabError, match="encoder"):
+    with pytest.raises(LabError, match="guide"):
         build(
             tmp_path / "run", tmp_path / "out", None, SETTINGS,
             encoder_out=tmp_path / "aside" / "encoder.safetensors", stages=("language",),

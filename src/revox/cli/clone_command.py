@@ -10,9 +10,12 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
+    from torch import Tensor
 
     from revox.cloning.clone import ClonedVoice
     from revox.cloning.invert import InversionProgress
+    from revox.cloning.quick_encoder import QuickEncoder
+    from revox.model.voxtral import Voxtral
 
 
 def command(
@@ -24,6 +27,18 @@ def command(
     consent: Annotated[
         str | None, typer.Option(help="Whose voice it is, and that they agreed to it being cloned. Required.")
     ] = None,
+    transcript: Annotated[
+        str | None,
+        typer.Option(
+            help="What is said in CLIP (30 s at most), or @FILE: the language model is then asked as well."
+        ),
+    ] = None,
+    quick_encoder: Annotated[
+        bool,
+        typer.Option(
+            "--quick-encoder", help="First train a small encoder for this checkpoint (kept for later)."
+        ),
+    ] = False,
     budget: Annotated[float | None, typer.Option(help="Seconds to spend on finding the codes.")] = None,
     steps: Annotated[
         int | None, typer.Option(help="Steps of descent (the same number gives the same voice).")
@@ -51,30 +66,86 @@ def command(
 
     folder = locate(checkpoint)
     check_voice_free(folder, name, overwrite, force)
+    from revox.checkpoint.load import PARTS as WHOLE
     from revox.checkpoint.load import load_model
-    from revox.cloning.clone import PARTS, clone_voice, preset_codes
+    from revox.cloning.clone import PARTS, check_transcript, clone_voice, preset_codes
     from revox.speech import format_for, read_audio, select_reference, write_audio
 
     if decoded is not None:
         format_for(decoded)
+    said = _transcript(transcript)
     audio = read_audio(clip)
+    if said is not None:
+        check_transcript(said, audio)
     console.print(f"[bold]{clip.name}[/]: {audio.seconds:.1f} s at {audio.rate} Hz")
     import torch
 
-    model = load_model(folder, dtype=torch.float32, parts=PARTS)
+    # The whole model is read only to be asked about a transcript.
+    model = load_model(folder, dtype=torch.float32, parts=PARTS if said is None else WHOLE)
     selection = select_reference(audio, rate=model.config.codec.sampling_rate)
     for line in (*selection.reasons, *(f"[yellow]{w}[/]" for w in selection.warnings)):
         console.print(line)
     presets = preset_codes(folder, model)
+    encoder = _quick_encoder(console, model, presets) if quick_encoder and presets else None
+    opinion = None
+    if said is not None:
+        from revox.cloning.opinion import opinion_on
+        from revox.synthesis.prompt import Prompter
+
+        prompter = Prompter(folder)
+
+        def prompt_of(rows: Tensor) -> Tensor:
+            tokens = torch.tensor(prompter.tokens_for_rows(said, len(rows)), device=model.device)
+            return model.embed_prompt(tokens, prompter.audio_token, rows)
+
+        opinion = opinion_on(model, prompt_of)
     with _Progress(console) as progress:
         cloned = clone_voice(
             model, audio, consent=consent or "", name=name, budget=budget, steps=steps, seed=seed,
             progress=progress, presets=presets, source=clip, selection=selection,
+            encoder=encoder, transcript=said, opinion=opinion,
         )  # fmt: skip
     add_voice(folder, name, cloned.voice.rows, cloned.voice.codes, cloned.voice.provenance, overwrite, force)
     if decoded is not None:
         write_audio(decoded, cloned.decoded)
     _summary(console, cloned, folder)
+
+
+def _transcript(given: str | None) -> str | None:
+    if given is None or not given.startswith("@"):
+        return given
+    from revox.cloning.errors import CloneError
+
+    try:
+        return Path(given[1:]).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise CloneError(f"the transcript {given[1:]} cannot be read: {reason}") from None
+
+
+def _quick_encoder(console: Console, model: Voxtral, presets: list[Tensor]) -> QuickEncoder | None:
+    """From the cache, or trained with a bar to watch."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from revox.cloning.clone import float_codec
+    from revox.cloning.quick_encoder import default_training, quick_encoder_for, user_cache
+
+    codec = float_codec(model.audio_tokenizer)
+    training = default_training(codec)
+    columns = (
+        TextColumn("quick encoder"), BarColumn(), TextColumn("{task.fields[losses]}"), TimeElapsedColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("train", total=training.steps, losses="")
+
+        def told(step: int, steps: int, losses: dict[str, float]) -> None:
+            line = f"semantic {losses['semantic']:.2f} nats, acoustic {losses['acoustic']:.2f} levels"
+            bar.update(task, completed=step, total=steps, losses=line)
+
+        encoder = quick_encoder_for(codec, presets, training, user_cache(), told)
+    if encoder is None:
+        console.print("[yellow]the quick encoder is no better than a blind guess: going on without it[/]")
+    return encoder
 
 
 class _Progress:

@@ -18,8 +18,16 @@ from revox.checkpoint.voice_codes import recover_codes
 from revox.checkpoint.voices import Voice, list_voices, load_voice
 from revox.cloning.consent import provenance, record_consent
 from revox.cloning.errors import CloneError
-from revox.cloning.invert import InversionConfig, InversionProgress, InversionResult, invert
+from revox.cloning.invert import (
+    Guess,
+    InversionConfig,
+    InversionProgress,
+    InversionResult,
+    Opinion,
+    invert,
+)
 from revox.cloning.prior import CodePrior
+from revox.cloning.quick_encoder import QuickEncoder
 from revox.model.codec import Codec
 from revox.model.voxtral import Voxtral
 from revox.speech import Audio, Selection, normalise_loudness, select_reference, whole_frames
@@ -64,6 +72,9 @@ def clone_voice(
     source: Path | str | bytes | None = None,
     selection: Selection | None = None,
     config: InversionConfig | None = None,
+    encoder: QuickEncoder | None = None,
+    transcript: str | None = None,
+    opinion: Opinion | None = None,
 ) -> ClonedVoice:
     """A voice from a recording, by inversion, without an encoder. It is not added to any checkpoint.
 
@@ -71,15 +82,17 @@ def clone_voice(
     seconds, `steps` of descent; the same `steps`, `seed` and thread count give the same voice. `presets`
     are the codes `[37, frames]` of the model's own voices (`preset_codes`), which make the search quicker
     and keep it where the model's codes live. `source` is the recording's file (or its bytes), kept as a
-    hash. A `selection` made before is used as it is. `progress`, `should_stop` and KeyboardInterrupt: see
-    `invert`.
+    hash. A `selection` made before is used as it is. `encoder` gives the search its start and what it stays
+    near. `transcript` is what is said in the selection; it is kept with the voice, and `opinion`, the
+    language model's of codes that say it (`revox.cloning.opinion.opinion_on`), takes part in the search.
+    `progress`, `should_stop` and KeyboardInterrupt: see `invert`.
 
     Raises CloneError without consent, for a setting out of range or audio that is not finite; AudioError when
     the recording holds too little speech.
     """
     agreed = record_consent(consent)
     settings = _settings(config or InversionConfig(), budget, steps)
-    codec = _float_codec(model.audio_tokenizer)
+    codec = float_codec(model.audio_tokenizer)
     rate = codec.config.sampling_rate
     if not bool(torch.from_numpy(audio.samples).isfinite().all()):
         raise CloneError("the recording holds values that are not numbers: convert it again from its source")
@@ -88,11 +101,16 @@ def clone_voice(
     samples = normalise_loudness(Audio(selection.samples, selection.rate).at(rate).samples, rate)
     samples = whole_frames(samples, codec.samples_per_frame, rate)
     prior = CodePrior.from_codes(presets, codec) if presets else None
+    target = torch.from_numpy(samples.copy())
+    device = codec.output_proj.conv.weight.device
+    guess = None if encoder is None else Guess(*encoder.guess(target.to(device)))
     result = invert(
         codec,
-        torch.from_numpy(samples.copy()),
+        target,
         config=settings,
         prior=prior,
+        guess=guess,
+        opinion=opinion,
         seed=seed,
         progress=progress,
         should_stop=should_stop,
@@ -110,14 +128,30 @@ def clone_voice(
             "steps_done": result.steps,
             "stopped": result.stopped,
             "preset_frames": sum(c.shape[1] for c in presets),
+            "quick_encoder": encoder is not None,
+            "language_model_asked": opinion is not None,
             "loss": round(result.loss, 6),
         },
         source if source is not None else audio.samples.tobytes(),
         start_s=round(selection.start, 3),
         seconds=round(len(samples) / rate, 3),
     )
+    if transcript is not None:
+        record["transcript"] = transcript
     voice = Voice(name, result.codes, rows, record)
     return ClonedVoice(voice, selection, result, Audio(decoded.numpy(), rate), Audio(samples, rate))
+
+
+def check_transcript(transcript: str, audio: Audio, max_seconds: float = 30.0) -> None:
+    """Raises CloneError when `transcript` cannot be that of what will be used of `audio`: it is empty, or the
+    recording is too long to be used whole."""
+    if not transcript.strip():
+        raise CloneError("the transcript is empty: write what is said in the recording, or leave it out")
+    if audio.seconds > max_seconds:
+        raise CloneError(
+            f"a transcript needs the recording to be used whole, and {audio.seconds:.0f} s are too long for "
+            f"that: cut it to {max_seconds:g} s or less, or leave the transcript out"
+        )
 
 
 def preset_codes(folder: Path | str, model: Voxtral, max_frames: int = MAX_BANK_FRAMES) -> list[Tensor]:
@@ -160,7 +194,7 @@ def _settings(config: InversionConfig, budget: float | None, steps: int | None) 
     return config
 
 
-def _float_codec(codec: Codec) -> Codec:
+def float_codec(codec: Codec) -> Codec:
     """The codec in float32: a copy if it is not, for gradients through bf16 weights are too coarse."""
     if codec.output_proj.conv.weight.dtype == torch.float32:
         return codec

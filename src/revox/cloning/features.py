@@ -38,7 +38,7 @@ class SpectralFeatures(nn.Module):
 
     @torch.no_grad()
     def forward(self, samples: Tensor) -> Tensor:
-        """Features of `samples` `[..., n]`: first the mel bands by patch, then the low bins by two patches."""
+        """Features of `samples` `[..., n]`: mel bands by patch, then low bins by two patches."""
         length = self.patch * self.per_frame
         padded = functional.pad(samples, (0, -samples.shape[-1] % length))
         frames = padded.shape[-1] // length

@@ -1,7 +1,7 @@
 """Pairs of codes and audio, made by the decoder itself from codes that its presets are known to use.
 
-The decoder is a known machine: whatever codes it is given, the audio that it makes of them is the right answer
-to the question that an encoder is asked. Codes near those that the model itself makes are strung together
+The decoder is a known machine: whatever codes it is given, what it makes of them is a question to which an
+encoder's right answer is known. Codes near those that the model itself makes are strung together
 from the presets' own, mixed between voices and shaken.
 """
 

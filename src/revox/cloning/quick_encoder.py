@@ -7,6 +7,9 @@ codes that the model would use, where a search that starts anywhere ends in code
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +26,8 @@ from revox.cloning.features import Block, SpectralFeatures
 from revox.cloning.pairs import PairSettings, PresetPairs
 from revox.model.codec import Codec
 from revox.model.config import CodecConfig
+
+ENCODER_PARTS = ("input_proj.", "encoder_blocks.")  # of a codec; nothing here depends on them
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,24 @@ class QuickEncoderTraining:
     seed: int = 0
 
 
+def user_cache() -> Path:
+    """Where quick encoders are kept: `$REVOX_CACHE`, or revox's folder in the user's cache."""
+    if own := os.environ.get("REVOX_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "revox"
+
+
+def default_training(codec: Codec) -> QuickEncoderTraining:
+    """Ten minutes at most at the release's size, the whole number of steps at the lab's."""
+    big = sum(p.numel() for p in codec.parameters()) > 30e6
+    return QuickEncoderTraining(seconds=600.0 if big else None)
+
+
 class QuickEncoder(nn.Module):
     """Features `[batch, frames, size]` -> what the codes may be.
 
-    Semantic codes as log probabilities (by the distance of a latent to the codebook's rows, so that codes that
-    were rare in training are judged by their neighbours), acoustic values in [-1, 1].
+    Semantic codes as log probabilities (by the distance of a latent to the codebook's rows, so that those
+    that were rare in training are judged by their neighbours), acoustic values in [-1, 1].
     """
 
     rows: Tensor
@@ -135,6 +153,53 @@ def train_quick_encoder(
         optimizer.step()
         progress(step + 1, training.steps, {"semantic": semantic.item(), "acoustic": acoustic.item()})
     return encoder.eval().requires_grad_(False)
+
+
+def is_worth_asking(encoder: QuickEncoder, codec: Codec, bank: list[Tensor], seed: int = 1) -> bool:
+    """Whether its guesses of fresh pairs are clearly better than saying the presets' usual codes: by half a
+    nat a semantic code, and a fifth of the usual acoustic error."""
+    source = PresetPairs(codec, bank)
+    codes, audio = source.draw(8, 24, torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        log_probabilities, values = encoder(encoder.features(audio))
+    half = (codec.config.acoustic_codebook_size - 1) / 2
+    usual = (source.counts / source.counts.sum()).log().to(codes.device)
+    semantic = functional.nll_loss(log_probabilities.flatten(0, 1), codes[:, 0].flatten())
+    blind = -usual[codes[:, 0]].mean()
+    wanted = codes[:, 1:].transpose(1, 2).float()
+    error = ((values + 1) * half - wanted).abs().mean()
+    middle = torch.cat(source.bank, dim=1)[1:].float().median(dim=1).values.to(codes.device)
+    return bool(semantic < blind - 0.5 and error < 0.8 * (wanted - middle).abs().mean())
+
+
+def quick_encoder_for(
+    codec: Codec,
+    bank: list[Tensor],
+    training: QuickEncoderTraining | None = None,
+    cache: Path | None = None,
+    progress: Callable[[int, int, dict[str, float]], None] = lambda step, steps, losses: None,
+) -> QuickEncoder | None:
+    """The quick encoder of this codec and these preset codes: from the folder `cache`, or trained and kept.
+
+    None when, after the training's time, it is not worth asking (`is_worth_asking`).
+    """
+    training = training or QuickEncoderTraining()
+    digest = hashlib.sha256(repr(dataclasses.replace(training, seconds=None)).encode())
+    for name, tensor in sorted(codec.state_dict().items()):
+        if not name.startswith(ENCODER_PARTS):
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for codes in bank:
+        digest.update(codes.cpu().numpy().tobytes())
+    stamp = digest.hexdigest()
+    path = None if cache is None else cache / f"quick-encoder-{stamp[:16]}.safetensors"
+    encoder = None if path is None else load_quick_encoder(path, codec, stamp)
+    if encoder is None:
+        encoder = train_quick_encoder(codec, bank, training, progress=progress)
+        if not is_worth_asking(encoder, codec, bank):
+            return None
+        if path is not None:
+            save_quick_encoder(encoder, path, stamp)
+    return encoder
 
 
 def save_quick_encoder(encoder: QuickEncoder, path: Path, stamp: str) -> None:

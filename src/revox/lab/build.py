@@ -239,23 +239,20 @@ def half_trainer(
     config = params.voxtral_config().codec
     # The decoder learns from the codes that it will be given, the encoder's; beside an encoder that is still
     # learning, from what that one is to learn.
-    codec = None
-    if half == "decoder" and encoder_is_done(run, settings):
-        codec = trained_codec(run, params, ("encoder",))
+    by = coder(run, params, settings) if half == "decoder" else None
+    levels = (config.acoustic_codebook_size - 1) / 2
     coded: dict[tuple[str, str], CodedSpeech] = {}
     for (kind, split), frames in frame_sets(run, params, report).items():
         speech = _speech_sets(run, split)[kind]
-        if codec is None:
+        if by is None or by.name == "guide":
             coded[kind, split] = code_speech(
                 guide, speech, frames, config.samples_per_frame, run / "guide" / f"codes-{kind}-{split}.npz",
                 partial(_report_done, report, f"codes of {kind} {split}"),
             )  # fmt: skip
         else:
-            codes = np.concatenate(encoded(run, codec, kind, split, report), axis=1)
-            values = codec.quantizer.acoustic_codebook.decode(torch.from_numpy(codes[1:].T.copy()))
-            coded[kind, split] = CodedSpeech(
-                speech, frames, codes[0], values.numpy().astype(np.float16), config.samples_per_frame
-            )
+            codes = np.concatenate(encoded(run, by, kind, split, report), axis=1)
+            values = (codes[1:].T / levels - 1).astype(np.float16)
+            coded[kind, split] = CodedSpeech(speech, frames, codes[0], values, config.samples_per_frame)
     held = {kind: one for (kind, split), one in coded.items() if split == "validation"}
     common = (guide, coded["synthetic", "train"], coded.get(("human", "train")), held, run / half)
     trainer: EncoderTrainer | DecoderTrainer
@@ -276,11 +273,36 @@ def encoder_is_done(run: Path, settings: BuildSettings) -> bool:
     return bool(state["step"] >= settings.encoder.steps)
 
 
-def encoded(run: Path, codec: Codec, kind: str, split: str, report: Report) -> list[np.ndarray]:
-    """The encoder's codes `[37, frames]` of every utterance, made once (in `run/encoder`)."""
-    cache = run / "encoder" / f"codes-{kind}-{split}.npz"
-    done = partial(_report_done, report, f"encoder's codes of {kind} {split}")
-    return _cached_codes(cache, codec, SpeechSet(run / "data", split, kind), done)
+@dataclass(frozen=True)
+class Coder:
+    """What gives codes to waveforms: the encoder, or beside one that is still learning the guide, which it
+    learns from. `stamp` tells one from another."""
+
+    name: str
+    stamp: str
+    codes: Callable[[np.ndarray], np.ndarray]
+    """int16 `[37, frames]` of samples `[n]`."""
+
+
+def coder(run: Path, params: Params, settings: BuildSettings) -> Coder:
+    """The encoder where it has been trained to its end, else the guide."""
+    if encoder_is_done(run, settings):
+        codec = trained_codec(run, params, ("encoder",))
+        weights = sum(float(p.double().sum()) for p in codec.encoder_blocks.parameters())
+        return Coder("encoder", f"{weights:.9e}", partial(encode_speech, codec))
+    guide = trained_guide(run, params, settings)
+    spectra = SpectralFeatures(params.voxtral_config().codec)
+    weights = sum(float(p.double().sum()) for p in guide.parameters())
+    return Coder("guide", f"{weights:.9e}", lambda wave: guide_codes(guide, spectra(torch.from_numpy(wave))))
+
+
+def encoded(run: Path, by: Coder, kind: str, split: str, report: Report) -> list[np.ndarray]:
+    """Codes `[37, frames]` of every utterance, made once (in `run/NAME`)."""
+    cache = run / by.name / f"language-codes-{kind}-{split}.npz"
+    speech = SpeechSet(run / "data", split, kind)
+    done = partial(_report_done, report, f"{by.name}'s codes of {kind} {split}")
+    stamp = f"{len(speech)} {speech.seconds:.3f} {by.stamp}"
+    return _cached_codes(cache, stamp, by, speech, done)
 
 
 def train_half(
@@ -350,34 +372,17 @@ def language_data(
 ) -> tuple[LanguageData, LanguageData]:
     """Training and validation utterances as codes (kept in `run`), with the presets' references and the
     prompt's ids."""
-    # Beside an encoder that is still learning: from the guide's codes, which it learns to give.
-    guide, codec = None, None
-    if encoder_is_done(run, settings):
-        codec = trained_codec(run, params, ("encoder",))
-    else:
-        guide = trained_guide(run, params, settings)
+    by = coder(run, params, settings)
     tokenizer = _Tokenizer(folder)
-    config = params.voxtral_config().codec
-    seconds = settings.preset_frames / config.frame_rate
-    spectra = SpectralFeatures(config)
+    seconds = settings.preset_frames / params.voxtral_config().codec.frame_rate
     references = {
-        name: guide_codes(guide, spectra(torch.from_numpy(w))) if guide else encode_speech(codec, w)  # type: ignore[arg-type]
+        name: by.codes(w)
         for name, w in preset_waveforms(SpeechSet(run / "data", "train", "synthetic"), seconds).items()
     }
     made = []
     for split in ("train", "validation"):
         speech = SpeechSet(run / "data", split, "synthetic")
-        if guide:
-            frames = make_frames(
-                speech, spectra, _phone_book(run, params)["centroids"],
-                run / "guide" / f"features-synthetic-{split}.npy", RATE,
-            )  # fmt: skip
-            codes = [
-                guide_codes(guide, torch.from_numpy(frames.features[start:end].astype(np.float32)))
-                for start, end in zip(frames.starts, frames.ends, strict=True)
-            ]
-        else:
-            codes = encoded(run, codec, "synthetic", split, report)
+        codes = encoded(run, by, "synthetic", split, report)
         spoken = [
             Spoken(c, tuple(tuple(tokenizer.text(t)) for t in (u.text, written(u.text))), u.speaker, u.preset)
             for u, c in zip(speech.utterances, codes, strict=True)
@@ -388,19 +393,16 @@ def language_data(
 
 
 def _cached_codes(
-    cache: Path, codec: Codec, speech: SpeechSet, progress: Callable[[int, int], None]
+    cache: Path, stamp: str, by: Coder, speech: SpeechSet, progress: Callable[[int, int], None]
 ) -> list[np.ndarray]:
-    book = codec.quantizer.semantic_codebook.embedding
-    encoder = sum(float(p.double().sum()) for p in codec.encoder_blocks.parameters())
-    stamp = f"{len(speech)} {speech.seconds:.3f} {encoder:.9e} {float(book.double().sum()):.9e}"
     if cache.is_file():
         with np.load(cache) as kept:
             if str(kept["stamp"]) == stamp:
                 return np.split(kept["codes"], kept["ends"][:-1], axis=1)
     codes = []
     for i in range(len(speech)):
-        codes.append(encode_speech(codec, speech.waveform(i)))
-        if i % 100 == 99:
+        codes.append(by.codes(speech.waveform(i)))
+        if i % 500 == 499:
             progress(i + 1, len(speech))
     cache.parent.mkdir(parents=True, exist_ok=True)
     ends = np.cumsum([c.shape[1] for c in codes])
