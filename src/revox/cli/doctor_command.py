@@ -74,7 +74,7 @@ def _end(report: Report, markdown: Path, console: Console) -> None:
         f"[bold]{report.verdict.value.upper()}[/]: the report is {markdown}, and doctor.json beside it"
     )
     if report.stopped:
-        raise KeyboardInterrupt
+        raise typer.Exit(130)
     if report.verdict is Verdict.FAIL:
         raise typer.Exit(1)
 

@@ -116,7 +116,7 @@ def encoder(patient: Patient) -> Finding:
         Figure("acoustic level error, median", error, "below 4 (random codes: 7)"),
         Figure("row cosine without the mean row, median", median("row cosine, mean row off"), "above 0.3"),
     )
-    if agree < 0.05 and error > 5.5:
+    if agree < 0.05 and (error > 5.5 or median("row cosine, mean row off") < 0.1):
         sentence = (
             "The encoder gives codes unrelated to those of the sound: it is not this decoder's, or untrained."
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,6 @@ from revox.doctor.patient import SENTENCES, Patient
 from revox.metrics.acceptance import acceptance
 from revox.metrics.errors import MetricError
 from revox.metrics.intelligibility import normalise_text
-from revox.speech import Audio
 from revox.synthesis.batch import embed
 from revox.synthesis.generate import generate
 
@@ -185,8 +183,11 @@ def _chosen_sentences(patient: Patient) -> Finding:
 
 def _written_words(patient: Patient, model: str) -> Finding:
     from revox.metrics.intelligibility import word_error_rate
+    from revox.metrics.whisper import WhisperRecogniser
 
-    whisper = _Whisper(model)
+    if not model:
+        raise MetricError("Whisper needs a model: --recogniser whisper:FOLDER_OR_HUB_ID")
+    whisper = WhisperRecogniser(model)
     rows: list[dict[str, Value]] = []
     rates = []
     for voice in patient.names:
@@ -217,32 +218,6 @@ def _words_verdict(
         "model's (tekken.json) or the model cannot speak English."
     )
     return Finding(name, Verdict.FAIL, sentence, figures, tuple(rows))
-
-
-class _Whisper:
-    """Whisper through transformers, from a folder or a hub id. Raises MetricError when it cannot be had."""
-
-    def __init__(self, model: str) -> None:
-        if not model:
-            raise MetricError("whisper needs a model: --recogniser whisper:FOLDER_OR_HUB_ID")
-        try:
-            from transformers import pipeline
-        except ImportError:
-            raise MetricError(
-                "Recognising with Whisper needs transformers; install it with `pip install 'revox[train]'`."
-            ) from None
-        try:
-            self._pipeline: Any = pipeline("automatic-speech-recognition", model=model)
-        except Exception as error:  # transformers and the hub have many ways of refusing
-            reason = (str(error) or type(error).__name__).splitlines()[0][:160]
-            raise MetricError(
-                f"The recogniser could not be loaded ({reason}); name a Whisper folder."
-            ) from None
-
-    def hear(self, audio: Audio) -> str:
-        """The words heard."""
-        samples = audio.mono().at(16000).samples
-        return str(self._pipeline({"raw": samples, "sampling_rate": 16000})["text"]).strip()
 
 
 @dataclass(frozen=True)

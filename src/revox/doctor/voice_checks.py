@@ -7,6 +7,7 @@ import torch
 
 from revox.doctor.findings import Figure, Finding, Value, Verdict
 from revox.doctor.patient import Patient, sex_of
+from revox.doctor.sound import SoundFigures
 from revox.lab.fullsize import RELEASE_VOICES
 
 RELEASE_ROW_NORM = (4.2, 4.7)
@@ -19,6 +20,8 @@ PITCH = {"male": (70.0, 180.0), "female": (140.0, 300.0)}
 """Median pitch in Hz of adult speakers, wide; between 140 and 180 Hz pitch says nothing about the name."""
 CLEARLY_VOICED = 0.35
 """Least share of voiced frames for a pitch that may contradict a name."""
+FAINTLY_VOICED = 0.12
+"""Least share for a pitch that may support what another voice's clear one says."""
 
 
 def voice_rows(patient: Patient) -> Finding:
@@ -124,6 +127,7 @@ def pitch_and_names(patient: Patient) -> Finding:
     pitches = {v: patient.decoded_figures(v) for v in patient.names if sex_of(v)}
     rows: list[dict[str, Value]] = []
     wrong: list[str] = []
+    faintly_wrong: list[str] = []
     clear = 0
     for voice, figures in pitches.items():
         sex = str(sex_of(voice))
@@ -133,6 +137,8 @@ def pitch_and_names(patient: Patient) -> Finding:
         fits = low <= figures.pitch <= high
         if sure and not fits:
             wrong.append(voice)
+        elif figures.is_speech and figures.voiced >= FAINTLY_VOICED and not fits:
+            faintly_wrong.append(voice)
         said = ("fits" if fits else "contradicts") if sure else "not clear"
         rows.append(
             {
@@ -149,14 +155,9 @@ def pitch_and_names(patient: Patient) -> Finding:
     )
     if not pitches:
         return Finding(name, Verdict.SKIPPED, "No voice's name says male or female.", figures_)
-    pairs = [(a, b) for i, a in enumerate(wrong) for b in wrong[i + 1 :] if sex_of(a) != sex_of(b)]
-    resolved = [
-        pair
-        for pair in pairs
-        if _fits(pitches[pair[0]].pitch, pair[1]) and _fits(pitches[pair[1]].pitch, pair[0])
-    ]
-    if resolved:
-        told = " or ".join(f"{a} and {b}" for a, b in resolved)
+    swapped = _swapped(wrong, wrong, pitches) or _swapped(wrong, faintly_wrong, pitches)
+    if swapped:
+        told = " or ".join(f"{a} and {b}" for a, b in swapped)
         sentence = (
             f"Two voices are swapped: {told}. Each has the pitch of the other's sex, and exchanged both fit. "
             "Exchange the two files in voice_embedding, or copy them again."
@@ -172,6 +173,12 @@ def pitch_and_names(patient: Patient) -> Finding:
         return Finding(name, Verdict.WARN, sentence, figures_, tuple(rows))
     sentence = "No preset's pitch contradicts its name. Files swapped within one sex do not show here."
     return Finding(name, Verdict.PASS, sentence, figures_, tuple(rows))
+
+
+def _swapped(clear: list[str], others: list[str], pitches: dict[str, SoundFigures]) -> list[tuple[str, str]]:
+    """Pairs of a male and a female name, one of `clear` and one of `others`, that fit when exchanged."""
+    pairs = {tuple(sorted((a, b))) for a in clear for b in others if sex_of(a) != sex_of(b)}
+    return [(a, b) for a, b in sorted(pairs) if _fits(pitches[a].pitch, b) and _fits(pitches[b].pitch, a)]
 
 
 def _fits(pitch: float, name: str) -> bool:

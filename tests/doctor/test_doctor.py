@@ -1,0 +1,432 @@
+"""Broken folders, made from the lab checkpoint: each fault is named by the figures that it leaves."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from typer.testing import CliRunner
+
+from revox.cli import doctor_command
+from revox.doctor import clone_checks, folder_checks, layout, speech_checks, voice_checks
+from revox.doctor.examine import examine
+from revox.doctor.findings import Finding, Report, Verdict
+from revox.doctor.patient import Patient, choose_voices
+from revox.doctor.report import write_report
+from revox.doctor.sound import SoundFigures, measure
+from revox.lab import checkpoint_folder
+from revox.lab.tokenizer import write_tekken
+from revox.speech import Audio, read_audio
+
+LAB = checkpoint_folder()
+EXAMPLES = LAB.parent / "examples"
+VOICES = ["casual_female", "neutral_male"]
+WEIGHTS = "consolidated.safetensors"
+
+Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def lab_copy(tmp_path: Path) -> Path:
+    """A copy of the lab checkpoint that a test may break."""
+    return Path(shutil.copytree(LAB, tmp_path / "broken-lab"))
+
+
+def change_weights(folder: Path, change: Change) -> None:
+    save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS)
+
+
+def patient(folder: Path, voices: list[str] = VOICES, load: bool = True) -> Patient:
+    import revox
+
+    made = Patient(folder, quick=True)
+    made.names = choose_voices(folder, voices, quick=True)
+    if load:
+        made.tts = revox.load(folder, "cpu", torch.float32)
+    return made
+
+
+def to_hugging_face(weight: Tensor, head_dim: int) -> Tensor:
+    """The permutation of transformers' conversion script for Mistral: rows 2i to i, 2i + 1 to i + half."""
+    rows, dim = weight.shape
+    pairs = weight.view(rows // head_dim, head_dim // 2, 2, dim)
+    return pairs.transpose(1, 2).reshape(rows, dim).contiguous()
+
+
+# -- the sound
+
+
+def test_noise_hum_and_silence_are_not_speech_and_recordings_are():
+    rate, rng = 24000, np.random.default_rng(0)
+    t = np.arange(4 * rate) / rate
+    noise = 0.05 * rng.standard_normal(len(t))
+    hum = 0.05 * sum(np.sin(2 * np.pi * 50 * k * t) / k for k in range(1, 8))
+    tone = 0.1 * np.sin(2 * np.pi * 200 * t)
+    throbbing = noise * (1 + np.sin(2 * np.pi * 4 * t))
+    for sound in (noise, hum, tone, throbbing, np.zeros_like(t), np.full_like(t, np.nan)):
+        assert not measure(Audio(sound, rate)).is_speech
+    clips = sorted(EXAMPLES.glob("*.flac"))
+    assert clips
+    assert all(measure(read_audio(clip)).is_speech for clip in clips)
+
+
+# -- the whole
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
+    """The doctor's report on the lab as it ships, and where it was written, under a telling path."""
+    folder = tmp_path_factory.mktemp("somebody-private") / "my-lab"
+    shutil.copytree(LAB, folder)
+    report = examine(folder, voices=VOICES, quick=True, device="cpu")
+    out = folder.parent / "report"
+    write_report(report, out, [folder, out])
+    return report, out
+
+
+def test_the_shipped_lab_passes(healthy: tuple[Report, Path]):
+    report, _ = healthy
+    failed = [
+        (finding.name, finding.sentence) for finding in report.findings if finding.verdict is Verdict.FAIL
+    ]
+    assert not failed
+    assert not report.stopped
+    assert {finding.name for finding in report.findings} >= {"inventory", "speaking", "q/k layout", "speed"}
+
+
+def test_the_report_tells_no_path_and_no_user(healthy: tuple[Report, Path]):
+    report, out = healthy
+    told = json.loads((out / "doctor.json").read_text())
+    assert told["verdict"] == report.verdict.value
+    assert [f["name"] for f in told["findings"]] == [f.name for f in report.findings]
+    for text in ((out / "doctor.md").read_text(), (out / "doctor.json").read_text()):
+        assert "my-lab" in text
+        assert "somebody-private" not in text
+        assert str(Path.home()) not in text
+        assert f"/{getpass.getuser()}/" not in text
+        assert "/tmp" not in text
+
+
+def test_sentences_with_paths_are_cleaned_before_they_are_written(tmp_path: Path):
+    private = tmp_path / "ada" / "models"
+    sentence = f"{private}/lab/tekken.json is missing; see {Path.home()}/notes/a.txt or /srv/data/x.pt."
+    report = Report("lab", {}, [Finding("inventory", Verdict.FAIL, sentence)])
+    markdown, data = write_report(report, tmp_path / "out", [private / "lab"])
+    for text in (markdown.read_text(), data.read_text()):
+        assert "lab/tekken.json is missing" in text
+        assert "ada" not in text
+        assert str(Path.home()) + "/" not in text
+        assert "/srv" not in text
+
+
+def test_ctrl_c_keeps_what_was_found(tiny_checkpoint: Path):
+    def stop(check: str) -> None:
+        if check == "weights":
+            raise KeyboardInterrupt
+
+    report = examine(tiny_checkpoint, quick=True, on_start=stop)
+    assert report.stopped
+    assert report.finding("inventory").verdict is Verdict.PASS
+    assert report.finding("weights").verdict is Verdict.SKIPPED
+    assert report.finding("speed").verdict is Verdict.SKIPPED
+
+
+def test_the_command_exits_with_1_on_a_fault_and_with_the_report(tiny_checkpoint_copy: Path, tmp_path: Path):
+    (tiny_checkpoint_copy / "voice_embedding" / "de_male.pt").unlink()
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(doctor_command.command)
+    settings = ["--quick", "--voices", "pt_male,pt_female", "--out", str(tmp_path / "out"), "--sounds"]
+    result = CliRunner().invoke(app, [str(tiny_checkpoint_copy), *settings])
+    assert result.exit_code == 1, result.output
+    assert "de_male" in (tmp_path / "out" / "doctor.md").read_text()
+    assert (tmp_path / "out" / "sounds" / "pt_male.decoded.wav").is_file()
+
+
+def test_random_weights_are_told_from_a_trained_model(tiny_checkpoint: Path):
+    examined = patient(tiny_checkpoint, ["pt_male", "pt_female"])
+    assert voice_checks.decoded_presets(examined).verdict is Verdict.FAIL
+
+
+# -- q/k layout
+
+
+def test_query_and_key_rows_in_hugging_faces_layout_are_named(lab_copy: Path):
+    config = patient(lab_copy, load=False).config.backbone
+
+    def permute(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        for i in range(config.n_layers):
+            for name in ("wq", "wk"):
+                key = f"layers.{i}.attention.{name}.weight"
+                state[key] = to_hugging_face(state[key], config.head_dim)
+        return state
+
+    change_weights(lab_copy, permute)
+    broken = patient(lab_copy)
+    assert voice_checks.decoded_presets(broken).verdict is Verdict.PASS  # the codec is well
+    finding = layout.query_key_layout(broken)
+    assert finding.verdict is Verdict.FAIL
+    assert "Hugging Face's layout" in finding.sentence
+
+
+def test_reading_as_hugging_face_undoes_the_conversion_and_is_undone(tiny_checkpoint: Path):
+    backbone = patient(tiny_checkpoint, ["pt_male"]).model.model.backbone
+    before = [layer.attention.wk.weight.clone() for layer in backbone.layers]
+    converted = [to_hugging_face(weight, backbone.config.head_dim) for weight in before]
+    for layer, weight in zip(backbone.layers, converted, strict=True):
+        layer.attention.wk.weight.data = weight
+    with layout.read_as_hugging_face(backbone):
+        for layer, weight in zip(backbone.layers, before, strict=True):
+            assert torch.equal(layer.attention.wk.weight, weight)
+    for layer, weight in zip(backbone.layers, converted, strict=True):
+        assert torch.equal(layer.attention.wk.weight, weight)
+
+
+# -- voices
+
+
+def sounding(pitch: float, voiced: float = 0.6) -> SoundFigures:
+    return SoundFigures(4.0, -25.0, 40.0, 0.8, voiced, pitch, 0.5, 0.95)
+
+
+class Voices(Patient):
+    """A patient whose voices have these pitches (and voiced shares)."""
+
+    def __init__(self, pitches: dict[str, tuple[float, float]]) -> None:
+        super().__init__(Path("nowhere"), names=list(pitches))
+        self.pitches = pitches
+
+    def decoded_figures(self, name: str) -> SoundFigures:
+        return sounding(*self.pitches[name])
+
+
+def test_two_files_swapped_between_the_sexes_are_named():
+    pitches = {"pt_male": (110, 0.6), "pt_female": (210, 0.6), "de_male": (215, 0.6), "it_female": (105, 0.5)}
+    finding = voice_checks.pitch_and_names(Voices(pitches))
+    assert finding.verdict is Verdict.FAIL
+    assert "de_male and it_female" in finding.sentence
+    assert "pt_" not in finding.sentence
+
+
+def test_one_odd_pitch_is_a_warning_and_an_unclear_one_is_none():
+    one_odd = {"pt_male": (240, 0.6), "pt_female": (210, 0.6), "de_male": (100, 0.6)}
+    assert voice_checks.pitch_and_names(Voices(one_odd)).verdict is Verdict.WARN
+    between = {"pt_male": (170, 0.6), "pt_female": (150, 0.6), "de_male": (230, 0.05)}
+    assert voice_checks.pitch_and_names(Voices(between)).verdict is Verdict.PASS
+
+
+def test_swapped_voices_of_the_lab_are_named(lab_copy: Path):
+    whole = patient(lab_copy, ["casual_male", "fr_male", "cheerful_female", "es_female"])
+    figures = {name: whole.decoded_figures(name) for name in whole.names}
+    male = min(("casual_male", "fr_male"), key=lambda n: figures[n].pitch)
+    female = max(("cheerful_female", "es_female"), key=lambda n: figures[n].pitch)
+    assert voice_checks.pitch_and_names(whole).verdict is not Verdict.FAIL
+    files = [lab_copy / "voice_embedding" / f"{name}.pt" for name in (male, female)]
+    contents = [file.read_bytes() for file in files]
+    for file, content in zip(files, reversed(contents), strict=True):
+        file.write_bytes(content)
+    swapped = patient(lab_copy, whole.names, load=False)
+    swapped.tts = whole.tts
+    finding = voice_checks.pitch_and_names(swapped)
+    assert finding.verdict is Verdict.FAIL
+    assert f"{min(male, female)} and {max(male, female)}" in finding.sentence
+
+
+def test_swapped_voices_of_other_lengths_are_named_from_their_rows(tiny_checkpoint_copy: Path):
+    files = [tiny_checkpoint_copy / "voice_embedding" / f"{name}.pt" for name in ("it_male", "fr_male")]
+    contents = [file.read_bytes() for file in files]
+    for file, content in zip(files, reversed(contents), strict=True):
+        file.write_bytes(content)
+    finding = folder_checks.inventory(patient(tiny_checkpoint_copy, ["pt_male"], load=False))
+    assert finding.verdict is Verdict.FAIL
+    assert "it_male and fr_male are swapped" in finding.sentence
+
+
+def test_rows_of_another_checkpoint_are_named(lab_copy: Path):
+    stranger = torch.randn(57, 256).to(torch.bfloat16)
+    torch.save(stranger, lab_copy / "voice_embedding" / "neutral_male.pt")
+    finding = voice_checks.voice_rows(patient(lab_copy))
+    assert finding.verdict is Verdict.FAIL
+    assert "neutral_male" in finding.sentence
+    assert "casual_female" not in finding.sentence
+
+
+# -- the codec
+
+
+def test_a_codec_with_tensors_missing_is_named_and_nothing_else_is_tried(lab_copy: Path):
+    def drop(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {k: v for k, v in state.items() if not k.startswith("audio_tokenizer.decoder_blocks.7.")}
+
+    change_weights(lab_copy, drop)
+    report = examine(lab_copy, voices=VOICES, quick=True)
+    finding = report.finding("inventory")
+    assert finding.verdict is Verdict.FAIL
+    assert "half-loaded codec" in finding.sentence
+    assert "audio_tokenizer.decoder_blocks.7." in finding.sentence
+    assert report.finding("speaking").verdict is Verdict.SKIPPED
+
+
+def test_a_codec_left_partly_at_random_values_is_named(lab_copy: Path):
+    """Fresh modules as torch makes them: uniform matrices, norms of 1, LayerScale at its start."""
+    generator = torch.Generator().manual_seed(0)
+
+    def forget(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        for name, tensor in state.items():
+            if not name.startswith(
+                ("audio_tokenizer.decoder_blocks.5.", "audio_tokenizer.decoder_blocks.7.")
+            ):
+                continue
+            if tensor.dim() > 1:
+                bound = 1 / math.sqrt(tensor[0].numel())
+                state[name] = (2 * torch.rand(tensor.shape, generator=generator) - 1).mul(bound).bfloat16()
+            else:
+                state[name] = torch.full_like(tensor, 0.2 if name.endswith("_scale") else 1.0)
+        return state
+
+    change_weights(lab_copy, forget)
+    broken = patient(lab_copy)
+    finding = folder_checks.weights(broken)
+    assert finding.verdict is Verdict.FAIL
+    assert "codec is half-loaded" in finding.sentence
+    named = " ".join(broken.suspects)
+    assert "decoder_blocks.5." in named
+    assert "decoder_blocks.7." in named
+    assert not any(".decoder_blocks.1." in name or ".decoder_blocks.3." in name for name in broken.suspects)
+
+
+def test_a_codec_left_partly_at_zero_is_named_twice(lab_copy: Path):
+    def zero(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            k: v * 0 if k.startswith("audio_tokenizer.decoder_blocks.6.") else v for k, v in state.items()
+        }
+
+    change_weights(lab_copy, zero)
+    broken = patient(lab_copy)
+    assert "decoder_blocks.6.conv" in folder_checks.weights(broken).sentence
+    finding = voice_checks.decoded_presets(broken)
+    assert finding.verdict is Verdict.FAIL
+    assert "half-loaded" in finding.sentence
+    assert "decoder_blocks.6.conv" in finding.sentence
+
+
+def test_trained_and_fresh_matrices_are_told_apart():
+    generator = torch.Generator().manual_seed(0)
+    fresh = torch.randn(400, 300, generator=generator)
+    assert folder_checks.noise_likeness(fresh) == pytest.approx((1, 1, 1), abs=0.12)
+    direction = torch.outer(torch.randn(400, generator=generator), torch.randn(300, generator=generator))
+    assert folder_checks.noise_likeness(fresh + 0.1 * direction)[0] > 1.1
+
+
+# -- the tokenizer
+
+
+def tokenizer_of(folder: Path, **settings: object) -> Finding:
+    voices = json.loads((folder / "tekken.json").read_text())["audio"]["voice_num_audio_tokens"]
+    write_tekken(folder / "tekken.json", voices, **settings)
+    return folder_checks.tokenizer(patient(folder, load=False))
+
+
+def test_a_tokenizer_larger_or_much_smaller_than_the_table_is_named(lab_copy: Path):
+    for finding in (tokenizer_of(lab_copy, vocab_size=4000), tokenizer_of(lab_copy)):
+        assert finding.verdict is Verdict.FAIL
+        assert "wrong tokenizer" in finding.sentence
+
+
+def test_a_tokenizer_with_other_special_ids_is_named(lab_copy: Path):
+    path = lab_copy / "tekken.json"
+    data = json.loads(path.read_text())
+    for token in data["special_tokens"]:  # [AUDIO] and [BEGIN_AUDIO] change places
+        token["rank"] = {24: 25, 25: 24}.get(token["rank"], token["rank"])
+    data["special_tokens"].sort(key=lambda token: token["rank"])
+    path.write_text(json.dumps(data))
+    finding = folder_checks.tokenizer(patient(lab_copy, load=False))
+    assert finding.verdict is Verdict.FAIL
+    assert "[AUDIO] is 25 and params.json says 24" in finding.sentence
+
+
+def test_a_vocabulary_in_another_order_shows_in_a_table_with_structure():
+    """Rows made alike for " word", "word" and " Word"; then the same table under a shuffled vocabulary."""
+    from revox.lab.tokenizer import tekken
+
+    generator = torch.Generator().manual_seed(0)
+    stems = [
+        "".join(chr(97 + int(c)) for c in torch.randint(26, (6,), generator=generator)) for _ in range(200)
+    ]
+    words = [f" {stem}" for stem in stems] + [f" {stem.capitalize()}" for stem in stems]
+    contents = tekken({}, words=words)
+    common = torch.randn(200, 128, generator=generator).repeat(2, 1)
+    table = torch.randn(1256 + 400, 128, generator=generator)
+    table[1256:] = common + 0.5 * torch.randn(400, 128, generator=generator)
+    table += torch.randn(128, generator=generator) * torch.randn(1656, 1, generator=generator)
+    alike, random, error, structured = folder_checks.spelling_likeness(contents, table)
+    assert structured
+    assert alike - random > 10 * error
+    order = torch.randperm(400, generator=generator).tolist()
+    shuffled = tekken({}, words=[words[i] for i in order])
+    alike, random, error, structured = folder_checks.spelling_likeness(shuffled, table)
+    assert structured
+    assert alike - random < 3 * error
+
+
+# -- cloning, speed
+
+
+def test_the_encoder_check_tells_an_untrained_encoder(tiny_checkpoint_with_encoder: Path):
+    finding = clone_checks.encoder(patient(tiny_checkpoint_with_encoder, ["pt_male", "pt_female"]))
+    assert finding.verdict is Verdict.FAIL
+    assert "unrelated" in finding.sentence
+
+
+@pytest.mark.slow
+def test_the_labs_own_encoder_passes(lab_copy: Path):
+    from revox.lab.aside import original_codec
+
+    examined = patient(lab_copy, ["casual_female", "neutral_male", "es_female", "it_male"])
+    encoder = LAB.parents[3] / "lab-encoder" / "encoder.safetensors"
+    examined.model.model.audio_tokenizer = original_codec(lab_copy, encoder)
+    assert clone_checks.encoder(examined).verdict is not Verdict.FAIL
+
+
+def test_inverting_a_decoded_preset_comes_nearer(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(clone_checks, "STEPS", 4)
+    monkeypatch.setattr(clone_checks, "CLONED_FRAMES", 12)
+    examined = patient(LAB)
+    examined.quick = False
+    examined.judge = "no judge here"
+    finding = clone_checks.clone(examined)
+    assert finding.verdict is not Verdict.FAIL
+    assert {figure.name for figure in finding.figures} >= {"semantic codes found again", "seconds a step"}
+
+
+def test_an_unknown_voice_or_recogniser_is_the_users_mistake(tiny_checkpoint: Path):
+    from revox.checkpoint.errors import VoiceError
+    from revox.metrics.errors import MetricError
+
+    with pytest.raises(VoiceError, match="pt_male"):
+        examine(tiny_checkpoint, voices=["pt_mail"])
+    with pytest.raises(MetricError, match="pocketsphinx"):
+        examine(tiny_checkpoint, recogniser="ears")
+
+
+def test_without_a_recogniser_the_words_are_skipped_and_say_how(tiny_checkpoint: Path):
+    finding = speech_checks.words(patient(tiny_checkpoint, ["pt_male"], load=False))
+    assert finding.verdict is Verdict.SKIPPED
+    assert "--recogniser" in finding.sentence
