@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from revox.checkpoint.write import replace_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WHOLE = 1 << 30
 """Files up to this size are hashed whole; of larger ones evenly spread blocks and the time of change."""

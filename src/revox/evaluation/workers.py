@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
-import torch
-
 Progress = Callable[[int, int, str], None]
 
 
@@ -63,4 +61,5 @@ def for_each(
 def _start(threads: int) -> None:
     # Ctrl-C reaches every process of the terminal; the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(threads)
+    # Read by torch when the work imports it, after this.
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
