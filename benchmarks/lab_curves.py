@@ -1,6 +1,6 @@
 """Curves of a lab build: losses over steps, from its logs.
 
-python benchmarks/lab_curves.py benchmarks/results/2026-11-21-lab-build
+python benchmarks/lab_curves.py benchmarks/results/2026-11-21-lab-build-2
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 PANELS = (
-    ("codec-log.jsonl", "mel", "mel, training crops (log10)"),
-    ("codec-log.jsonl", "synthetic_valid_mel", "mel, validation, synthetic"),
-    ("codec-log.jsonl", "human_valid_mel", "mel, validation, human"),
-    ("codec-log.jsonl", "synthetic_saturated", "share of levels 0 and 20"),
-    ("language-log.jsonl", "semantic", "semantic cross-entropy, training"),
-    ("language-log.jsonl", "valid_semantic", "semantic cross-entropy, validation"),
-    ("language-log.jsonl", "flow", "velocity error, training"),
-    ("language-log.jsonl", "valid_flow", "velocity error, validation"),
+    ("guide", ("mel", "synthetic_mel", "human_mel"), "guide: spectra (deviations)"),
+    ("guide", ("semantic", "synthetic_semantic"), "guide: phones (nats)"),
+    (
+        "encoder",
+        ("acoustic", "synthetic_acoustic", "human_acoustic"),
+        "encoder: acoustic error (levels of 20)",
+    ),
+    ("encoder", ("agreement", "synthetic_agreement"), "encoder: semantic codes equal to the guide's"),
+    ("decoder", ("mel",), "decoder: mel, training crops (log10)"),
+    ("decoder", ("synthetic_mel", "human_mel"), "decoder: mel, validation"),
+    ("language", ("semantic", "valid_semantic"), "language: semantic codes (nats a frame)"),
+    ("language", ("flow", "valid_flow"), "language: velocity error"),
 )
 
 
@@ -30,13 +34,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    figure, axes = plt.subplots(2, 4, figsize=(14, 6), constrained_layout=True)
-    for axis, (file, key, title) in zip(axes.flat, PANELS, strict=True):
-        rows = [json.loads(line) for line in (folder / file).read_text().splitlines()]
-        points = [(row["step"], row[key]) for row in rows if key in row]
-        axis.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None)
+    figure, axes = plt.subplots(2, 4, figsize=(15, 6.5), constrained_layout=True)
+    for axis, (stage, keys, title) in zip(axes.T.flat, PANELS, strict=True):
+        rows = [json.loads(line) for line in (folder / f"{stage}-log.jsonl").read_text().splitlines()]
+        for key in keys:
+            points = [(row["seconds"] / 60, row[key]) for row in rows if key in row]
+            if points:
+                axis.plot(*zip(*points, strict=True), marker="." if len(points) < 60 else None, label=key)
         axis.set_title(title, fontsize=9)
-        axis.set_xlabel("step")
+        axis.set_xlabel("minutes of training")
+        axis.legend(fontsize=7)
         axis.grid(alpha=0.3)
     figure.savefig(folder / "curves.png", dpi=80)
     print(folder / "curves.png")
