@@ -1,0 +1,172 @@
+"""Cloning with the weights as released: the published recipe and ours against time, on the lab.
+
+    python benchmarks/inversion.py --data RUN/data [--clips 10] [--seeds 3]
+
+For each held-out clip and method, after several spans of time: the speech cloned with the codes (similarity
+to the whole recording, the recording's rank among the held-out speakers, words, ends), and the codes (mel
+distance of what they decode to; agreement with the encoder put aside). Ceiling: the true encoder's codes.
+Floor: a preset's. Every result is a line of OUT/inversion.jsonl; a run that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inversion_recipe import recipe
+from lab_quality import long_clips
+from revox import load
+from revox.checkpoint.voices import Voice
+from revox.cloning.clone import preset_codes
+from revox.cloning.invert import Guess, InversionConfig, invert
+from revox.cloning.opinion import opinion_on
+from revox.cloning.prior import CodePrior
+from revox.cloning.quick_encoder import QuickEncoderTraining, quick_encoder_for
+from revox.lab import checkpoint_folder
+from revox.lab.aside import original_codec
+from revox.lab.data import RATE, SpeechSet
+from revox.lab.sentences import jsgf
+from revox.metrics.intelligibility import Recogniser, word_error_rate
+from revox.metrics.speaker import SpeakerJudge
+from revox.metrics.spectral import mel_distance
+from revox.speech import Audio
+
+RECIPE_STEPS = [25, 50, 100, 200, 400, 800, 1600]
+OUR_STEPS = (10, 20, 40, 80, 160)
+TEXTS = (
+    "see you on monday the ninth",
+    "my number is four two seven one nine",
+    "the film starts at half past ten",
+)
+
+Timed = tuple[str, float, Tensor]  # method and steps, seconds, codes
+
+
+def ours(codec, target: Tensor, prior: CodePrior, guess: Guess | None, opinion, seed: int, name: str):
+    """Our inversion at several lengths, each from the start (its schedule depends on its length)."""
+    for steps in OUR_STEPS:
+        config = InversionConfig(steps=steps, polish_rounds=round(12 * steps / 160))
+        found = invert(codec, target, config=config, prior=prior, guess=guess, opinion=opinion, seed=seed)
+        yield f"{name} {steps}", found.seconds, found.codes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--encoder", type=Path, default=Path("lab-encoder/encoder.safetensors"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/inversion"))
+    parser.add_argument("--clips", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    log = arguments.out / "inversion.jsonl"
+    done = {
+        (row["kind"], row["clip"], row["seed"], row["method"])
+        for row in map(json.loads, log.read_text().splitlines() if log.is_file() else [])
+    }
+    folder = checkpoint_folder()
+    tts = load(folder, device="cpu", dtype=torch.float32)
+    codec = tts.model.audio_tokenizer
+    bank = preset_codes(folder, tts.model)
+    prior = CodePrior.from_codes(bank, codec)
+    began = time.perf_counter()
+    quick = quick_encoder_for(codec, bank, QuickEncoderTraining(), arguments.out)
+    print(
+        f"quick encoder: {time.perf_counter() - began:.0f} s, worth asking: {quick is not None}", flush=True
+    )
+    original, judge = original_codec(folder, arguments.encoder), SpeakerJudge()
+    recogniser = Recogniser(jsgf())
+
+    def prompt_of(text: str) -> Callable[[Tensor], Tensor]:
+        def of(rows: Tensor) -> Tensor:
+            tokens = torch.tensor(tts.prompter.tokens_for_rows(text, len(rows)))
+            return tts.model.embed_prompt(tokens, tts.prompter.audio_token, rows)
+
+        return of
+
+    def score(codes: Tensor, target: Tensor, truth: Tensor, voices: list, own: int, seed: int) -> dict:
+        rows = tts.model.mm_audio_embeddings.voice_rows(codes)
+        voice = Voice(name="clone", codes=codes, rows=rows, provenance={})
+        said = [tts.speak(text, voice, seed=seed, max_seconds=6.0) for text in TEXTS]
+        whole = Audio(np.concatenate([s.samples for s in said]), RATE)
+        embedded = judge.embed(whole) if len(whole.samples) > RATE else None
+        with torch.no_grad():
+            decoded = codec.decode(codes[None])[0][: len(target)]
+        return {
+            "similarity": None if embedded is None else judge.similarity(embedded, voices[own]),
+            "rank": len(voices) if embedded is None else judge.rank(embedded, voices, own),
+            "word_errors": word_error_rate(list(TEXTS), [recogniser.hear(s) for s in said]),
+            "ended": sum(not s.truncated for s in said) / len(said),
+            "decoded_similarity": judge.similarity(Audio(decoded.numpy(), RATE), voices[own]),
+            "mel": float(mel_distance(decoded[None], target[None], RATE)),
+            "semantic_agreement": float((codes[0] == truth[0]).float().mean()),
+            "level_error": float((codes[1:] - truth[1:]).abs().float().mean()),
+        }
+
+    for seed in range(arguments.seeds):
+        for kind in ("synthetic", "human"):
+            speech = SpeechSet(arguments.data, "heldout", kind)
+            clips = long_clips(speech)
+            names, voices = list(clips), [judge.embed(Audio(c, RATE)) for c in clips.values()]
+            chosen = list(range(0, len(names), max(1, len(names) // arguments.clips)))[: arguments.clips]
+            for i in chosen:
+                if kind == "synthetic":  # one utterance, whose text is known
+                    mine = [u for u in speech.of(names[i]) if speech.utterances[u].preset is None]
+                    best = max(mine[:4], key=lambda u: speech.utterances[u].samples)
+                    wave, text = speech.waveform(best), speech.utterances[best].text
+                else:
+                    wave, text = clips[names[i]][: int(arguments.seconds * RATE)], None
+                wave = wave[: len(wave) // codec.samples_per_frame * codec.samples_per_frame]
+                target = torch.from_numpy(wave.copy())
+                truth = original.encode(target[None])[0]
+                guess = None if quick is None else Guess(*quick.guess(target))
+
+                def methods() -> Iterator[Timed]:
+                    yield "true encoder", 0.0, truth  # noqa: B023
+                    other = bank[(7 * i + seed) % len(bank)]  # noqa: B023
+                    yield "a preset's codes", 0.0, _as_long(other, truth.shape[1])  # noqa: B023
+                    if guess is not None:  # noqa: B023
+                        yield "quick encoder alone", 0.05, guess.codes(codec.config.acoustic_codebook_size)  # noqa: B023
+                    yield from ours(codec, target, prior, None, None, seed, "inversion")  # noqa: B023
+                    if guess is not None:  # noqa: B023
+                        yield from ours(codec, target, prior, guess, None, seed, "quick + inversion")  # noqa: B023
+                    if text is not None:  # noqa: B023
+                        opinion = opinion_on(tts.model, prompt_of(text))  # noqa: B023
+                        yield from ours(codec, target, prior, guess, opinion, seed, "quick + words")  # noqa: B023
+                    for found in recipe(codec, target, RECIPE_STEPS, seed=seed):  # noqa: B023
+                        yield f"recipe {found.steps}", found.seconds, found.codes
+
+                if (kind, names[i], seed, f"recipe {RECIPE_STEPS[-1]}") in done:
+                    continue
+                for method, seconds, codes in methods():
+                    if (kind, names[i], seed, method) in done:
+                        continue
+                    row = {"kind": kind, "clip": names[i], "seed": seed, "method": method, "seconds": seconds}
+                    row |= score(codes, target, truth, voices, i, seed)
+                    with log.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    print(
+                        kind,
+                        names[i],
+                        method,
+                        f"{seconds:.1f} s",
+                        f"{row['similarity'] or 0:.3f}",
+                        flush=True,
+                    )
+
+
+def _as_long(codes: Tensor, frames: int) -> Tensor:
+    return codes.repeat(1, -(-frames // codes.shape[1]))[:, :frames]
+
+
+if __name__ == "__main__":
+    main()
