@@ -239,8 +239,9 @@ def _show(console: Console, report: Report) -> None:
 
     for table in report.tables:
         # One figure a line, without its interval: a terminal is narrower than a page.
-        heads = [escape(row.name) + MARKS[row.kind] for row in table.rows]
-        grid = Table("", *heads, title=escape(table.title))
+        grid = Table("", title=escape(table.title))
+        for row in table.rows:
+            grid.add_column(escape(row.name) + MARKS[row.kind], overflow="fold")
         for column in table.columns:
             cells = [row.cells.get(column.key) for row in table.rows]
             figures = [f"{cell.value:.{column.digits}f}" if cell else "–" for cell in cells]

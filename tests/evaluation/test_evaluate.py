@@ -1,0 +1,176 @@
+"""The three tables, from a folder of clips to the report, on the tiny checkpoint."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from revox.cli.evaluate_command import app
+from revox.cloning.invert import InversionResult
+from revox.evaluation import codec_table
+from revox.evaluation.acceptance_table import CLIPS, OTHER_TEXT, OWN_SPEECH, PRESETS, preset_names
+from revox.evaluation.clips import find_clips
+from revox.evaluation.cloning_table import CLONED
+from revox.evaluation.errors import EvaluationError
+from revox.evaluation.evaluate import evaluate
+from revox.evaluation.measured import NOISE, RANDOM_CODES, RECORDING, WRONG_SPEAKER
+from revox.evaluation.subject import Setup, open_subject
+from revox.metrics.errors import MetricError
+from revox.speech import Audio, write_audio
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    open_subject.cache_clear()
+
+
+class Ear:
+    """Hears the same words in everything; the real ones are tested where they live."""
+
+    def hear(self, audio):
+        return "good day"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch, tiny_preset_codes):
+    monkeypatch.setattr("revox.metrics.intelligibility.Recogniser", lambda grammar: Ear())
+    monkeypatch.setattr("revox.cloning.clone.preset_codes", lambda *_: list(tiny_preset_codes.values())[:3])
+    monkeypatch.setattr("revox.evaluation.acceptance_table.MAX_PRESETS", 2)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Three voiced clips of 1.2 s, two in a group of their own, one too short and one without audio."""
+    folder = tmp_path_factory.mktemp("clips")
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(("human/a.wav", "human/b.wav", "c.wav", "short.wav")):
+        t = np.arange(int((0.4 if i == 3 else 1.2) * 24000)) / 24000
+        sound = sum(np.sin(2 * np.pi * (110 + 40 * i) * k * t) / k for k in range(1, 9))
+        sound = 0.1 * sound * np.clip(0.5 + np.sin(2 * np.pi * 3 * t), 0, None)
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_audio(folder / name, Audio(sound + 1e-4 * rng.standard_normal(len(t)), 24000))
+    (folder / "broken.wav").write_bytes(b"no audio at all")
+    (folder / "said.txt").write_text("a good day to you\nc good morning\n")
+    return folder
+
+
+@pytest.fixture
+def found(clips):
+    return find_clips(clips, transcripts=clips / "said.txt")
+
+
+def setup_of(checkpoint, out, **settings):
+    return Setup(checkpoint, out, **{"seeds": 2, "texts": ("Good day.",), **settings})
+
+
+def test_the_codec_tables(tiny_checkpoint_with_encoder, found, tmp_path):
+    setup = setup_of(tiny_checkpoint_with_encoder, tmp_path, recogniser="pocketsphinx")
+    report = evaluate("codec", setup, found)
+    assert [t.title for t in report.tables] == [
+        "Codec: all clips (1 clip)", "Codes: all clips (1 clip)",
+        "Codec: human (2 clips)", "Codes: human (2 clips)",
+    ]  # fmt: skip
+    sound = report.tables[2]
+    assert [row.name for row in sound.rows] == [RECORDING, "decoded", WRONG_SPEAKER, RANDOM_CODES, NOISE]
+    assert sound.cell(RECORDING, "mel").value == 0
+    assert sound.cell("decoded", "mel").value > 0.1
+    assert sound.cell(NOISE, "mel").seed_range > 0
+    assert sound.cell("decoded", "mel").seed_range is None  # no chance in it
+    # "good day" of "good day to you": two words are missing; b has no transcript, and is heard as itself.
+    assert sound.cell(RECORDING, "word_errors").value == pytest.approx(50)
+    assert sound.cell("decoded", "word_errors").value == pytest.approx(100 * 2 / 6)
+    codes = report.tables[3]
+    assert codes.cell("by encoder", "semantic_codes_used").value <= 30
+    assert codes.cell(RANDOM_CODES, "saturated_share").value == pytest.approx(2 / 21, abs=0.03)
+    assert len(report.left_out) == 2
+    assert any("short.wav has 0.4 s" in reason for reason in report.left_out)
+    for clip in report.clips:
+        for path in clip.sounds.values():
+            assert (tmp_path / path).stat().st_size > 500
+
+
+def test_a_second_run_measures_nothing_again(tiny_checkpoint_with_encoder, found, tmp_path, monkeypatch):
+    setup = setup_of(tiny_checkpoint_with_encoder, tmp_path, seeds=1)
+    first = evaluate("codec", setup, found)
+    monkeypatch.setattr(codec_table, "_measure", lambda *_: pytest.fail("measured again"))
+    again = evaluate("codec", setup, found)
+    assert again.tables == first.tables
+    with pytest.raises(pytest.fail.Exception):  # another setting is another measurement
+        evaluate("codec", setup_of(tiny_checkpoint_with_encoder, tmp_path, seeds=2), found)
+
+
+def test_the_acceptance_tables(tiny_checkpoint_with_encoder, found, tmp_path):
+    report = evaluate("acceptance", setup_of(tiny_checkpoint_with_encoder, tmp_path, seeds=1), found)
+    spoken, rows = report.tables[2:]
+    assert spoken.cell(CLIPS, "nll").clips == 1  # of two, one has a transcript
+    assert spoken.cell(OWN_SPEECH, "nll").value < spoken.cell(CLIPS, "nll").value
+    assert any("1 of 2 clips have no transcript" in note for note in spoken.notes)
+    assert rows.cell(CLIPS, "row_norm").clips == 2
+    assert rows.cell(PRESETS, "spread").value == pytest.approx(1, abs=0.2)
+    assert preset_names(setup_of(tiny_checkpoint_with_encoder, tmp_path)) == ["casual_female", "casual_male"]
+
+
+def test_without_any_transcript_only_rows_are_claimed(tiny_checkpoint_with_encoder, clips, tmp_path):
+    setup = setup_of(tiny_checkpoint_with_encoder, tmp_path, seeds=1)
+    spoken, rows = evaluate(
+        "acceptance", setup, find_clips(clips, limit=1)[:1] + find_clips(clips)[-1:]
+    ).tables[-2:]
+    assert spoken.cell(CLIPS, "nll") is None
+    assert spoken.cell(OTHER_TEXT, "nll") is None
+    assert rows.cell(CLIPS, "offset") is not None
+
+
+def test_the_cloning_table_by_inversion(tiny_checkpoint, found, tmp_path, monkeypatch):
+    def quick(codec, target, **_):
+        codes = torch.zeros(37, target.numel() // codec.samples_per_frame, dtype=torch.long)
+        return InversionResult(codes, (1.0,), 1, 0.0, False)
+
+    monkeypatch.setattr("revox.cloning.invert.invert", quick)
+    setup = setup_of(tiny_checkpoint, tmp_path, by="inversion", recogniser="pocketsphinx")
+    table = evaluate("cloning", setup, [c for c in found if c.group == "human"]).tables[0]
+    assert table.cell(CLONED, "similarity").clips == 2
+    assert table.cell(CLONED, "word_errors").value == 0  # it hears "good day" in all
+    assert 0 <= table.cell(CLONED, "missing").value <= 1
+    assert table.cell(CLONED, "spread_mismatch").value > 1  # codes that never move
+    assert table.cell(RECORDING, "rank").value == 1
+
+
+def test_what_cannot_be_measured_is_a_sentence(tiny_checkpoint, clips, found, tmp_path):
+    with pytest.raises(EvaluationError, match=r"no whole encoder .*--by inversion"):
+        evaluate("codec", setup_of(tiny_checkpoint, tmp_path), found)
+    with pytest.raises(EvaluationError, match="choose encoder or inversion"):
+        evaluate("codec", setup_of(tiny_checkpoint, tmp_path, by="magic"), found)
+    bad = [clip for clip in found if clip.name in ("short.wav", "broken.wav")]
+    with pytest.raises(EvaluationError, match="none of 2 clips can be measured"):
+        evaluate("codec", setup_of(tiny_checkpoint, tmp_path, by="inversion"), bad)
+
+
+def test_a_missing_judge_is_said_before_the_work(tiny_checkpoint, found, tmp_path, monkeypatch):
+    def missing(_):
+        raise MetricError("Recognising words needs pocketsphinx; install it.")
+
+    monkeypatch.setattr("revox.metrics.intelligibility.Recogniser", missing)
+    setup = setup_of(tiny_checkpoint, tmp_path, by="inversion", recogniser="pocketsphinx")
+    with pytest.raises(MetricError, match="needs pocketsphinx"):
+        evaluate("codec", setup, found)
+
+
+def test_the_command_writes_the_report(tiny_checkpoint_with_encoder, clips, tmp_path):
+    result = CliRunner().invoke(
+        app,
+        ["codec", str(tiny_checkpoint_with_encoder), "--clips", str(clips), "--out", str(tmp_path / "out"),
+         "--limit", "1", "--seeds", "1"],
+        env={"COLUMNS": "200"},
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "mel distance" in result.output
+    found = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert {clip["name"] for clip in found["clips"]} <= {"c.wav", "human/a.wav"}
