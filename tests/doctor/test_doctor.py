@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import importlib
 import json
 import math
 import shutil
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
+from conftest import RELEASE_PARAMS
 from revox.cli import doctor_command
 from revox.doctor import clone_checks, folder_checks, layout, speech_checks, voice_checks
 from revox.doctor.examine import examine
@@ -149,7 +151,11 @@ def test_ctrl_c_keeps_what_was_found(tiny_checkpoint: Path):
     assert report.finding("speed").verdict is Verdict.SKIPPED
 
 
-def test_the_command_exits_with_1_on_a_fault_and_with_the_report(tiny_checkpoint_copy: Path, tmp_path: Path):
+def test_the_command_exits_with_1_on_a_fault_and_with_the_report(
+    tiny_checkpoint_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    module = importlib.import_module("revox.doctor.examine")
+    monkeypatch.setattr(module, "LOADED", module.LOADED[:2])
     (tiny_checkpoint_copy / "voice_embedding" / "de_male.pt").unlink()
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command()(doctor_command.command)
@@ -260,8 +266,10 @@ def test_swapped_voices_of_other_lengths_are_named_from_their_rows(tiny_checkpoi
 
 
 def test_rows_of_another_checkpoint_are_named(lab_copy: Path):
-    stranger = torch.randn(57, 256).to(torch.bfloat16)
-    torch.save(stranger, lab_copy / "voice_embedding" / "neutral_male.pt")
+    path = lab_copy / "voice_embedding" / "neutral_male.pt"
+    rows = torch.load(path).detach().clone()
+    rows[:7] = torch.randn(7, rows.shape[1]).to(torch.bfloat16)
+    torch.save(rows, path)
     finding = voice_checks.voice_rows(patient(lab_copy))
     assert finding.verdict is Verdict.FAIL
     assert "neutral_male" in finding.sentence
@@ -360,6 +368,20 @@ def test_a_tokenizer_with_other_special_ids_is_named(lab_copy: Path):
     finding = folder_checks.tokenizer(patient(lab_copy, load=False))
     assert finding.verdict is Verdict.FAIL
     assert "[AUDIO] is 25 and params.json says 24" in finding.sentence
+
+
+def test_what_is_known_of_the_release_is_used_for_its_sizes_only(tmp_path: Path, lab_copy: Path):
+    from revox.lab.fullsize import RELEASE_VOICES
+
+    (tmp_path / "params.json").write_text(RELEASE_PARAMS.read_text())
+    release = Patient(tmp_path)
+    assert release.is_release_sized
+    assert not Patient(lab_copy).is_release_sized
+    rows = {**RELEASE_VOICES, "pt_male": RELEASE_VOICES["nl_male"], "nl_male": RELEASE_VOICES["pt_male"]}
+    # Both lists of the folder agree; only the release knows better.
+    same = {name: (count, count) for name, count in rows.items()}
+    assert set(folder_checks.exchanged_rows(release, same) or ()) == {"pt_male", "nl_male"}
+    assert folder_checks.exchanged_rows(Patient(lab_copy), same) is None
 
 
 def test_a_vocabulary_in_another_order_shows_in_a_table_with_structure():

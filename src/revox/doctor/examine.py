@@ -127,6 +127,8 @@ def examine(
 def _guarded(label: str, check: Check, patient: Patient) -> Finding:
     try:
         return check(patient)
+    except MetricError as error:  # a judge that is not installed says nothing about the checkpoint
+        return Finding(label, Verdict.SKIPPED, str(error))
     except (CheckpointError, ValueError) as error:  # all of the project's own errors are ValueErrors
         return Finding(label, Verdict.FAIL, str(error))
     except Exception as error:  # a broken checkpoint may break anything; the other checks still say something

@@ -126,6 +126,11 @@ def query_key_layout(patient: Patient) -> Finding:
             "Both signs lean towards Hugging Face's layout, neither clearly; compare the speech by ear."
         )
         return Finding(name, Verdict.WARN, sentence, tuple(figures))
+    if by_speech < -max(GRIP_GAIN, 2 * (stored.error + turned.error)):
+        sentence = (
+            "The rows are in Mistral's layout: the speech follows its text, and in the other it does not."
+        )
+        return Finding(name, Verdict.PASS, sentence, tuple(figures))
     if by_weights > SIGN or by_speech > max(GRIP_GAIN, 2 * (stored.error + turned.error)):
         sentence = (
             "The two signs disagree about the layout of the q/k rows; the speech should decide, by ear."
