@@ -239,7 +239,8 @@ def _show(console: Console, report: Report) -> None:
 
     for table in report.tables:
         # One figure a line, without its interval: a terminal is narrower than a page.
-        grid = Table("", title=escape(table.title))
+        grid = Table(title=escape(table.title))
+        grid.add_column("", overflow="fold")
         for row in table.rows:
             grid.add_column(escape(row.name) + MARKS[row.kind], overflow="fold")
         for column in table.columns:

@@ -147,7 +147,8 @@ def cloning_tables(setup: Setup, records: list[tuple[Clip, Record]], title: str)
     table = Table(f"Cloning: {title}", columns, [row for row in rows if row.cells])
     table.notes.append(
         "NLL and flow-matching error are of what the model spoke itself in that voice: a voice that it does "
-        "not accept makes it unsure. The shares that did not end, or too early, are of all texts and seeds."
+        "not accept makes it unsure. A preset is a floor of likeness only: its words and acceptance are the "
+        "best that the model does. The shares that did not end, or too early, are of all texts and seeds."
     )
     return [table]
 
