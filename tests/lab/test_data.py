@@ -6,6 +6,7 @@ import pytest
 from revox.lab import data
 from revox.lab.sentences import split_of
 from revox.lab.speakers import synthetic_speakers
+from revox.lab.synthesise import Said
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def spoken(monkeypatch):
 
     def synthesise(speaker, text, rate):
         said.append((speaker.name, text))
-        return np.full(100 + len(text), 0.25, np.float32)
+        return Said(np.full(100 + len(text), 0.25, np.float32), (("pau", 0.1),))
 
     monkeypatch.setattr(data, "synthesise", synthesise)
     return said

@@ -480,7 +480,7 @@ def assemble(
     for name, samples in preset_waveforms(SpeechSet(run / "data", "train", "synthetic"), seconds).items():
         codes = torch.from_numpy(encode_speech(codec, samples).astype(np.int64))
         voice = model.mm_audio_embeddings.voice_rows(codes)
-        replace_file(out / "voice_embedding" / f"{name}.pt", partial(torch.save, voice.clone()))
+        replace_file(out / "voice_embedding" / f"{name}.pt", partial(torch.save, voice.detach().clone()))
         rows[name] = len(voice)
     raw = json.loads((work / "params.json").read_text())
     replace_file(out / "params.json", json.dumps(raw, indent=1))
