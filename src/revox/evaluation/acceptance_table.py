@@ -11,7 +11,7 @@ from revox.checkpoint.voices import Voice, list_voices, load_voice
 from revox.evaluation.cache import file_identity, key_of
 from revox.evaluation.clips import Clip
 from revox.evaluation.measured import RANDOM_CODES, Record
-from revox.evaluation.subject import Setup, Subject, open_subject, random_codes
+from revox.evaluation.subject import Setup, Subject, chance, open_subject, random_codes
 from revox.evaluation.tables import Column, Table, make_row
 from revox.metrics.acceptance import PresetRows, acceptance, semantic_variety
 from revox.synthesis.batch import embed
@@ -124,7 +124,7 @@ def _measure_clip(subject: Subject, clip: Clip, voice_of: Clip, other: Clip | No
     codes = subject.codes(clip)
     own = subject.voice(codes)
     judge = preset_rows(subject.setup)
-    seeds = range(subject.setup.seeds)
+    seeds = [chance(clip, seed) for seed in range(subject.setup.seeds)]
     random = [random_codes(subject.codec, codes.shape[1], seed) for seed in seeds]
     record: Record = {
         "rows": {},

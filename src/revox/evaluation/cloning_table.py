@@ -20,7 +20,7 @@ from revox.evaluation.measured import (
     word_column,
     words,
 )
-from revox.evaluation.subject import Setup, Subject, noise_like, open_subject
+from revox.evaluation.subject import Setup, Subject, chance, noise_like, open_subject
 from revox.evaluation.tables import Column, Table, make_row
 from revox.speech import Audio
 
@@ -84,7 +84,7 @@ def _measure(subject: Subject, clip: Clip, other: Clip | None, preset: str | Non
         rows[WRONG_SPEAKER] = [{"voice": embedding(subject, subject.reference(other))}]
     rows[NOISE] = []
     for seed in range(subject.setup.seeds):
-        noise = noise_like(reference, seed)
+        noise = noise_like(reference, chance(clip, seed))
         heard = words(subject, " ".join(subject.setup.texts), noise) if seed == 0 else {}
         rows[NOISE].append({"voice": embedding(subject, noise), **heard})
     return {

@@ -20,7 +20,7 @@ from revox.evaluation.measured import (
     sound_columns,
     words,
 )
-from revox.evaluation.subject import Setup, Subject, noise_like, open_subject, random_codes
+from revox.evaluation.subject import Setup, Subject, chance, noise_like, open_subject, random_codes
 from revox.evaluation.tables import Column, Table, make_row
 from revox.metrics.codes import perplexity, saturated_share, score_codes
 
@@ -72,7 +72,7 @@ def _measure(subject: Subject, clip: Clip, other: Clip | None) -> Record:
     add(DECODED, subject.decoded(codes))
     if other is not None:
         add(WRONG_SPEAKER, subject.reference(other))
-    seeds = range(subject.setup.seeds)
+    seeds = [chance(clip, seed) for seed in range(subject.setup.seeds)]
     add(RANDOM_CODES, *(subject.decoded(random_codes(subject.codec, codes.shape[1], s)) for s in seeds))
     add(NOISE, *(noise_like(reference, s) for s in seeds))
     record: Record = {

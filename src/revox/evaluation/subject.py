@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -27,7 +28,7 @@ from revox.synthesis.stream import decode
 if TYPE_CHECKING:
     from revox.cloning.prior import CodePrior
 
-VERSION = 1
+VERSION = 2
 """Of the measurements: what an older one measured is measured again."""
 
 MIN_SECONDS = 1.0
@@ -239,6 +240,11 @@ class Subject:
         name = f"{stem}-{key_of(clip=clip.name, row=row)[:8]}.mp3"
         write_audio(self.sounds / name, audio)
         return f"sounds/{name}"
+
+
+def chance(clip: Clip, seed: int) -> int:
+    """A seed of its own for each clip: the same noise for all would hide how much clips differ."""
+    return zlib.crc32(f"{clip.name} {seed}".encode())
 
 
 def random_codes(codec: Codec, frames: int, seed: int) -> Tensor:
