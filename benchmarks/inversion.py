@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -86,13 +87,6 @@ def main() -> None:
     original, judge = original_codec(folder, arguments.encoder), SpeakerJudge()
     recogniser = Recogniser(jsgf())
 
-    def prompt_of(text: str) -> Callable[[Tensor], Tensor]:
-        def of(rows: Tensor) -> Tensor:
-            tokens = torch.tensor(tts.prompter.tokens_for_rows(text, len(rows)))
-            return tts.model.embed_prompt(tokens, tts.prompter.audio_token, rows)
-
-        return of
-
     def score(codes: Tensor, target: Tensor, truth: Tensor, voices: list, own: int, seed: int) -> dict:
         rows = tts.model.mm_audio_embeddings.voice_rows(codes)
         voice = Voice(name="clone", codes=codes, rows=rows, provenance={})
@@ -140,7 +134,8 @@ def main() -> None:
                     if guess is not None:  # noqa: B023
                         yield from ours(codec, target, prior, guess, None, seed, "quick + inversion")  # noqa: B023
                     if text is not None:  # noqa: B023
-                        opinion = opinion_on(tts.model, prompt_of(text))  # noqa: B023
+                        tokens_of = partial(tts.prompter.tokens_for_rows, text)  # noqa: B023
+                        opinion = opinion_on(tts.model, tokens_of, tts.prompter.audio_token)
                         yield from ours(codec, target, prior, guess, opinion, seed, "quick + words")  # noqa: B023
                     for found in recipe(codec, target, RECIPE_STEPS, seed=seed):  # noqa: B023
                         yield f"recipe {found.steps}", found.seconds, found.codes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +132,7 @@ class Revox:
 
         Raises AudioError on a recording that cannot be used, CloneError without consent.
         """
-        from revox.cloning.clone import check_transcript, clone_voice
+        from revox.cloning.clone import clone_voice
         from revox.cloning.opinion import opinion_on
 
         if isinstance(reference, Audio):
@@ -142,8 +142,8 @@ class Revox:
             audio = read_audio(source)
         opinion = None
         if transcript is not None:
-            check_transcript(transcript, audio)
-            opinion = opinion_on(self.model, lambda rows: self._prompt_of(transcript, rows))
+            tokens_of = partial(self.prompter.tokens_for_rows, transcript)
+            opinion = opinion_on(self.model, tokens_of, self.prompter.audio_token)
         cloned = clone_voice(
             self.model,
             audio,
@@ -260,10 +260,6 @@ class Revox:
         codec = float_codec(self.model.audio_tokenizer)
         bank = self._preset_codes
         return quick_encoder_for(codec, bank, default_training(codec), user_cache()) if bank else None
-
-    def _prompt_of(self, text: str, rows: Tensor) -> Tensor:
-        tokens = torch.tensor(self.prompter.tokens_for_rows(text, len(rows)), device=self.model.device)
-        return self.model.embed_prompt(tokens, self.prompter.audio_token, rows)
 
     @cached_property
     def _preset_codes(self) -> list[Tensor]:

@@ -13,6 +13,7 @@ from revox.checkpoint.errors import VoiceError
 from revox.checkpoint.voices import list_voices, load_voice
 from revox.cli import clone_command
 from revox.cloning import CloneError
+from revox.cloning.quick_encoder import QuickEncoderTraining
 from revox.speech import Audio, AudioError, read_audio, write_audio
 
 AGREED = "my own voice, recorded by me"
@@ -125,3 +126,68 @@ def test_a_clip_that_is_missing_or_holds_no_speech_is_refused(tiny_checkpoint: P
     result = clone(silent, *options(tiny_checkpoint))
     assert isinstance(result.exception, AudioError)
     assert all(entry.name != "me" for entry in list_voices(tiny_checkpoint))
+
+
+@pytest.mark.usefixtures("quick_presets")
+def test_with_a_transcript_the_whole_recording_is_used_and_what_was_said_is_kept(
+    clip: Path, tiny_checkpoint_copy: Path, tmp_path: Path
+):
+    said = tmp_path / "said.txt"
+    said.write_text("one two three\n", encoding="utf-8")
+    result = clone(clip, *options(tiny_checkpoint_copy), "--transcript", f"@{said}")
+    assert result.exit_code == 0, result.exception
+    voice = load_voice(tiny_checkpoint_copy, "me")
+    assert voice.provenance["transcript"] == "one two three"
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [("", "transcript is empty"), ("@", "cannot be read"), ("@none.txt", "cannot be read")],
+)
+def test_a_transcript_that_says_nothing_is_refused(
+    clip: Path, tiny_checkpoint: Path, given: str, sentence: str
+):
+    result = clone(clip, *options(tiny_checkpoint), "--transcript", given)
+    assert isinstance(result.exception, CloneError)
+    assert sentence in str(result.exception)
+
+
+def test_a_recording_too_long_for_its_transcript_is_refused(
+    clip: Path, tiny_checkpoint: Path, tmp_path: Path
+):
+    audio = read_audio(clip)
+    long = tmp_path / "long.wav"
+    write_audio(long, Audio(np.tile(audio.mono().samples, 8), audio.rate))
+    result = clone(long, *options(tiny_checkpoint), "--transcript", "one two three")
+    assert isinstance(result.exception, AudioError)
+    assert "too long to be used whole" in str(result.exception)
+
+
+@pytest.mark.usefixtures("quick_presets")
+def test_a_quick_encoder_is_trained_once_and_kept(
+    clip: Path, tiny_checkpoint_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("REVOX_CACHE", str(cache))
+    short = QuickEncoderTraining(steps=3, batch=2, frames=8, width=16, blocks=1)
+    monkeypatch.setattr("revox.cloning.quick_encoder.default_training", lambda _: short)
+    monkeypatch.setattr("revox.cloning.quick_encoder.is_worth_asking", lambda *_: True)
+    assert clone(clip, *options(tiny_checkpoint_copy), "--quick-encoder").exit_code == 0
+    kept = [(path.name, path.stat().st_mtime_ns) for path in cache.iterdir()]
+    assert len(kept) == 1
+    again = clone(clip, *options(tiny_checkpoint_copy, "me2"), "--quick-encoder")
+    assert again.exit_code == 0, again.exception
+    assert [(path.name, path.stat().st_mtime_ns) for path in cache.iterdir()] == kept
+
+
+@pytest.mark.usefixtures("quick_presets")
+def test_a_quick_encoder_that_learnt_nothing_is_left_out(
+    clip: Path, tiny_checkpoint_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("REVOX_CACHE", str(tmp_path / "cache"))
+    short = QuickEncoderTraining(steps=1, batch=2, frames=8, width=16, blocks=1)
+    monkeypatch.setattr("revox.cloning.quick_encoder.default_training", lambda _: short)
+    result = clone(clip, *options(tiny_checkpoint_copy), "--quick-encoder")
+    assert result.exit_code == 0, result.exception
+    assert "no better than a blind guess" in " ".join(result.output.split())
+    assert not (tmp_path / "cache").exists()

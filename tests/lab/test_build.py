@@ -17,6 +17,7 @@ from revox.cloning.features import SpectralFeatures
 from revox.lab.build import (
     BuildSettings,
     build,
+    coder,
     frame_sets,
     guide_trainer,
     half_trainer,
@@ -24,6 +25,7 @@ from revox.lab.build import (
     train_guide,
     train_half,
     trained_codec,
+    trained_guide,
     write_params,
 )
 from revox.lab.codec_training import DecoderTraining, EncoderTraining, initialise, oscillators
@@ -227,6 +229,46 @@ def test_rounding_lets_the_gradient_through():
     value = torch.linspace(-0.9, 0.9, 36).repeat(64, 1, 1).requires_grad_()
     quantize_acoustic(value, 21, torch.Generator().manual_seed(0)).sum().backward()
     assert torch.allclose(value.grad, torch.ones_like(value))
+
+
+def test_frames_without_phones_teach_the_semantic_codes_nothing(built: Path):
+    params = read_params(built / "run" / "folder")
+    frames = frame_sets(built / "run", params, _quiet)
+    trainer = guide_trainer(built / "run", params, SETTINGS, "cpu", frames)
+    features, labels = frames["synthetic", "train"].batch(4, 6, np.random.default_rng(0))
+    x, known = torch.from_numpy(features.astype(np.float32)), torch.from_numpy(labels)
+    last, dim = trainer.guide.encoder[-1], params.voxtral_config().codec.semantic_dim
+    slopes = []
+    for some in (known, torch.full_like(known, -1)):
+        losses = trainer.losses(x, some, training=True)
+        trainer.optimizer.zero_grad()
+        sum(losses[name] for name in ("mel", "pitch", "semantic", "commitment", "spread")).backward()
+        slopes.append((float(last.weight.grad[:dim].abs().sum()), float(last.weight.grad[dim:].abs().sum())))
+    assert slopes[0][0] > 0
+    assert slopes[1][0] == 0
+    assert slopes[1][1] > 0
+
+
+def test_what_is_to_be_spoken_is_coded_by_the_encoder_once_it_is_done_and_by_the_guide_before(built: Path):
+    params = read_params(built / "run" / "folder")
+    assert coder(built / "run", params, SETTINGS).name == "encoder"
+    longer = replace(SETTINGS, encoder=replace(SETTINGS.encoder, steps=100))
+    by = coder(built / "run", params, longer)
+    assert by.name == "guide"
+    wave = SpeechSet(built / "run" / "data", "train", "synthetic").waveform(0)
+    codes = by.codes(wave)
+    assert codes.shape == (37, -(-len(wave) // 1920))
+    frames = frame_sets(built / "run", params, _quiet)["synthetic", "train"]
+    guide = trained_guide(built / "run", params, SETTINGS)
+    semantic, _ = guide.encode(torch.from_numpy(frames.features[: frames.ends[0]].astype(np.float32))[None])
+    assert (torch.from_numpy(codes[0].astype(np.int64)) == semantic[0]).float().mean() > 0.8
+
+
+def test_a_build_of_another_codebook_is_told_to_use_a_folder_of_its_own(built: Path, tmp_path: Path):
+    sizes = {**SETTINGS.codec_sizes, "semantic_codebook_size": 16}
+    params = write_params(tmp_path / "folder", replace(SETTINGS, codec_sizes=sizes))
+    with pytest.raises(LabError, match="folder of its own"):
+        frame_sets(built / "run", params, _quiet)
 
 
 def test_phones_fill_the_parts_of_a_frame_by_their_share_of_time():

@@ -103,6 +103,17 @@ def test_samples_are_cut_or_padded_to_whole_frames():
         whole_frames(x[:0], 1920)
 
 
+def test_taken_whole_nothing_between_the_first_word_and_the_last_is_left_out(speech):
+    noisy = speech + np.random.default_rng(0).normal(scale=0.05, size=len(speech))
+    x = np.concatenate([silence(1), noisy / np.abs(noisy).max(), silence(4), speech, silence(2)])
+    whole = select_reference(Audio(x, 16000), whole=True)
+    assert 0.5 < whole.start < 1.5
+    assert whole.end == pytest.approx(5 + 2 * len(speech) / 16000, abs=0.5)
+    assert select_reference(Audio(x, 16000), max_seconds=12).start > 12
+    with pytest.raises(AudioError, match="too long to be used whole"):
+        select_reference(Audio(x, 16000), max_seconds=12, whole=True)
+
+
 def test_no_length_under_a_minute_is_left_that_mistral_common_counts_differently():
     disagree = [k for k in range(1, 751) if math.ceil(k * 1920 / 24000 * 12.5) != k]
     assert len(disagree) == 34

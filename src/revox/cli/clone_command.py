@@ -74,31 +74,28 @@ def command(
     if decoded is not None:
         format_for(decoded)
     said = _transcript(transcript)
+    check_transcript(said)
     audio = read_audio(clip)
-    if said is not None:
-        check_transcript(said, audio)
     console.print(f"[bold]{clip.name}[/]: {audio.seconds:.1f} s at {audio.rate} Hz")
     import torch
 
     # The whole model is read only to be asked about a transcript.
     model = load_model(folder, dtype=torch.float32, parts=PARTS if said is None else WHOLE)
-    selection = select_reference(audio, rate=model.config.codec.sampling_rate)
+    rate = model.config.codec.sampling_rate
+    selection = select_reference(audio, rate=rate, whole=said is not None)
     for line in (*selection.reasons, *(f"[yellow]{w}[/]" for w in selection.warnings)):
         console.print(line)
     presets = preset_codes(folder, model)
     encoder = _quick_encoder(console, model, presets) if quick_encoder and presets else None
     opinion = None
     if said is not None:
+        from functools import partial
+
         from revox.cloning.opinion import opinion_on
         from revox.synthesis.prompt import Prompter
 
         prompter = Prompter(folder)
-
-        def prompt_of(rows: Tensor) -> Tensor:
-            tokens = torch.tensor(prompter.tokens_for_rows(said, len(rows)), device=model.device)
-            return model.embed_prompt(tokens, prompter.audio_token, rows)
-
-        opinion = opinion_on(model, prompt_of)
+        opinion = opinion_on(model, partial(prompter.tokens_for_rows, said), prompter.audio_token)
     with _Progress(console) as progress:
         cloned = clone_voice(
             model, audio, consent=consent or "", name=name, budget=budget, steps=steps, seed=seed,

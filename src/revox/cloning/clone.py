@@ -83,7 +83,8 @@ def clone_voice(
     are the codes `[37, frames]` of the model's own voices (`preset_codes`), which make the search quicker
     and keep it where the model's codes live. `source` is the recording's file (or its bytes), kept as a
     hash. A `selection` made before is used as it is. `encoder` gives the search its start and what it stays
-    near. `transcript` is what is said in the selection; it is kept with the voice, and `opinion`, the
+    near. `transcript` is what is said in the recording, which is then used whole, or in the given
+    selection; it is kept with the voice, and `opinion`, the
     language model's of codes that say it (`revox.cloning.opinion.opinion_on`), takes part in the search.
     `progress`, `should_stop` and KeyboardInterrupt: see `invert`.
 
@@ -91,13 +92,15 @@ def clone_voice(
     the recording holds too little speech.
     """
     agreed = record_consent(consent)
+    check_transcript(transcript)
     settings = _settings(config or InversionConfig(), budget, steps)
     codec = float_codec(model.audio_tokenizer)
     rate = codec.config.sampling_rate
     if not bool(torch.from_numpy(audio.samples).isfinite().all()):
         raise CloneError("the recording holds values that are not numbers: convert it again from its source")
     if selection is None:
-        selection = select_reference(audio, min_seconds, max_seconds, rate=rate)
+        whole = transcript is not None
+        selection = select_reference(audio, min_seconds, max_seconds, rate=rate, whole=whole)
     samples = normalise_loudness(Audio(selection.samples, selection.rate).at(rate).samples, rate)
     samples = whole_frames(samples, codec.samples_per_frame, rate)
     prior = CodePrior.from_codes(presets, codec) if presets else None
@@ -142,16 +145,10 @@ def clone_voice(
     return ClonedVoice(voice, selection, result, Audio(decoded.numpy(), rate), Audio(samples, rate))
 
 
-def check_transcript(transcript: str, audio: Audio, max_seconds: float = 30.0) -> None:
-    """Raises CloneError when `transcript` cannot be that of what will be used of `audio`: it is empty, or the
-    recording is too long to be used whole."""
-    if not transcript.strip():
+def check_transcript(transcript: str | None) -> None:
+    """Raises CloneError when there is a transcript and it says nothing."""
+    if transcript is not None and not transcript.strip():
         raise CloneError("the transcript is empty: write what is said in the recording, or leave it out")
-    if audio.seconds > max_seconds:
-        raise CloneError(
-            f"a transcript needs the recording to be used whole, and {audio.seconds:.0f} s are too long for "
-            f"that: cut it to {max_seconds:g} s or less, or leave the transcript out"
-        )
 
 
 def preset_codes(folder: Path | str, model: Voxtral, max_frames: int = MAX_BANK_FRAMES) -> list[Tensor]:

@@ -57,6 +57,14 @@ class SpectralFeatures(nn.Module):
         return torch.cat(shaped, dim=-1)
 
 
+def frame_network(inputs: int, width: int, blocks: int, outputs: int) -> nn.Sequential:
+    """A small causal network over frames: `[batch, frames, inputs] -> [batch, frames, outputs]`."""
+    return nn.Sequential(
+        nn.Linear(inputs, width), *(Block(width) for _ in range(blocks)),
+        nn.RMSNorm(width), nn.Linear(width, outputs),
+    )  # fmt: skip
+
+
 class Block(nn.Module):
     """Gated causal convolution over frames with a residual: `[batch, frames, width]`."""
 

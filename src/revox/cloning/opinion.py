@@ -4,29 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from revox.cloning.invert import Opinion
 from revox.metrics.acceptance import soft_acceptance, soft_voice_rows
 from revox.model.voxtral import Voxtral
 
-DRAWS = 2  # of noise and time a question; the next question has others
+DRAWS = 2  # of noise and time for a slope; the next one has others
+JUDGING_DRAWS = 6  # for comparing codes: always the same ones
 
 
-def opinion_on(model: Voxtral, prompt_of: Callable[[Tensor], Tensor]) -> Opinion:
-    """How unlikely `model` finds soft codes as speech of the text of `prompt_of`: a scalar, differentiable.
+def opinion_on(model: Voxtral, tokens_of: Callable[[int], list[int]], audio_token: int) -> Opinion:
+    """How unlikely `model` finds soft codes as speech of a text: a scalar, differentiable.
 
-    `prompt_of` makes a prompt `[time, dim]` of a voice's rows `[frames + 1, dim]` and the text. The voice is
-    that of the codes themselves: would a speaker who sounds like this say it like this? Nats a semantic code,
-    spread over a frame's codes as the search's other terms are, plus the squared error of the velocity.
+    `tokens_of` gives the prompt's tokens for a voice of so many rows, as `Prompter.tokens_for_rows` does for
+    one text; `audio_token` is the id whose places the rows take. The voice is that of the codes themselves:
+    would a speaker who sounds like this say it like this? Nats a semantic code, spread over a frame's codes
+    as the search's other terms are, plus the squared error of the velocity.
     """
     asked = 0
 
     def opinion(probabilities: Tensor, values: Tensor) -> Tensor:
         nonlocal asked
-        asked += 1
+        draws, seed = JUDGING_DRAWS, 0
+        if torch.is_grad_enabled():
+            asked += 1
+            draws, seed = DRAWS, asked
         rows = soft_voice_rows(model, probabilities.detach(), values.detach())
-        found = soft_acceptance(model, prompt_of(rows), probabilities, values, draws=DRAWS, seed=asked)
+        tokens = torch.tensor(tokens_of(len(rows)), device=model.device)
+        prompt = model.embed_prompt(tokens, audio_token, rows)
+        found = soft_acceptance(model, prompt, probabilities, values, draws=draws, seed=seed)
         return found.semantic_nll / values.shape[0] + found.flow_error
 
     return opinion

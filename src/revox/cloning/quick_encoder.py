@@ -7,6 +7,7 @@ codes that the model would use, where a search that starts anywhere ends in code
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from revox.checkpoint.write import replace_file
-from revox.cloning.features import Block, SpectralFeatures
+from revox.cloning.features import SpectralFeatures, frame_network
 from revox.cloning.pairs import PairSettings, PresetPairs
 from revox.model.codec import Codec
 from revox.model.config import CodecConfig
@@ -78,10 +79,7 @@ class QuickEncoder(nn.Module):
         self.register_buffer("mean", torch.zeros(self.features.size))
         self.register_buffer("scale", torch.ones(self.features.size))
         self.sharpness = nn.Parameter(torch.zeros(()))
-        self.net = nn.Sequential(
-            nn.Linear(self.features.size, width), *(Block(width) for _ in range(blocks)),
-            nn.RMSNorm(width), nn.Linear(width, config.latent_dim),
-        )  # fmt: skip
+        self.net = frame_network(self.features.size, width, blocks, config.latent_dim)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Log probabilities `[batch, frames, codes]`, values `[batch, frames, 36]`."""
@@ -198,7 +196,9 @@ def quick_encoder_for(
         if not is_worth_asking(encoder, codec, bank):
             return None
         if path is not None:
-            save_quick_encoder(encoder, path, stamp)
+            # A cache that cannot be written costs the next clone some time, not this one its voice.
+            with contextlib.suppress(OSError):
+                save_quick_encoder(encoder, path, stamp)
     return encoder
 
 

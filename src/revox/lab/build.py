@@ -38,7 +38,6 @@ from revox.model.codec import Codec
 from revox.model.voxtral import Voxtral, tensor_name
 
 STAGES = ("speech", "guide", "encoder", "decoder", "language", "folder")
-ENCODER_FILE = "encoder.safetensors"
 
 Report = Callable[[str, dict[str, float]], None]
 
@@ -109,9 +108,9 @@ def build(
     """Build the lab checkpoint in `out`, working in `run`; the encoder goes to the file `encoder_out`.
 
     `librispeech` is a folder of human clips (None: synthetic speech only). A stage that is interrupted goes
-    on from its last state when called again; a stage that is complete is not repeated. Raises LabError when
-    an
-    earlier stage is missing.
+    on from its last state when called again; a stage that is complete is not repeated. Decoder and language
+    model learn from the encoder's codes once it is done, before that from the guide's. Raises LabError when
+    an earlier stage is missing.
     """
     run.mkdir(parents=True, exist_ok=True)
     if "speech" in stages:
@@ -191,8 +190,11 @@ def _phone_book(run: Path, params: Params) -> dict[str, np.ndarray]:
         beside = path.with_suffix(".partial.npz")
         np.savez(beside, centroids=centroids, rows=rows)
         beside.replace(path)
-    with np.load(path) as book:
-        return dict(book)
+    with np.load(path) as kept:
+        book = dict(kept)
+    if book["rows"].shape != (config.semantic_codebook_size, config.semantic_dim):
+        raise LabError(f"{path} is of another size of codebook: give this build a folder of its own")
+    return book
 
 
 def guide_trainer(
@@ -332,10 +334,7 @@ def trained_codec(run: Path, params: Params, halves: tuple[str, ...] = ("encoder
         if not path.is_file():
             raise LabError(f"{path} is missing: run the stage `{half}` first")
         state = torch.load(path, map_location="cpu", weights_only=True)["codec"]
-        parts = (
-            ("input_proj.", "encoder_blocks.") if half == "encoder" else ("decoder_blocks.", "output_proj.")
-        )
-        own = {k: v for k, v in state.items() if k.startswith((*parts, "quantizer."))}
+        own = {k: v for k, v in state.items() if k.startswith((*_PARTS[half], "quantizer."))}
         codec.load_state_dict(own, strict=False)
     return codec.to(torch.bfloat16).float().eval().requires_grad_(False)
 

@@ -9,6 +9,8 @@ say the frame's spectra (deep supervision, Lee et al., arXiv 1409.5185); they ar
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -221,6 +223,22 @@ def _rates(codec: Codec, blocks: nn.ModuleList, start: int) -> list[int]:
     return found
 
 
+@contextmanager
+def states_of(blocks: nn.ModuleList) -> Iterator[list[Tensor]]:
+    """What the transformers among `blocks` give while this lasts, in order: `[batch, time, width]` each."""
+    found: list[Tensor] = []
+    hooks = [
+        block.register_forward_hook(lambda _module, _given, made: found.append(made))
+        for block in blocks
+        if isinstance(block, CodecTransformer)
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 class _CodecRun(Run):
     """What the two runs share: data, heads, optimizer and state."""
 
@@ -239,12 +257,18 @@ class _CodecRun(Run):
         held: dict[str, CodedSpeech],
         folder: Path,
         device: str,
+        autocast: bool,
     ) -> None:
         super().__init__(name, settings, folder, device)
+        self.autocast = autocast
         self.synthetic, self.human, self.held, self.guide = synthetic, human, held, guide.to(device).eval()
         self.size, self.human_share, self.frames = settings.batch, settings.human_share, settings.frames
         self.codec = seeded_codec(config, guide, settings.seed)
         self.mel_size = config.patches_per_frame * MEL_BANDS
+
+    def arithmetic(self) -> torch.autocast:
+        """bf16 where it was asked for."""
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.autocast)
 
     def _make_heads(self, rates: list[int], seed: int) -> None:
         config = self.codec.config
@@ -312,8 +336,8 @@ class DecoderTrainer(_CodecRun):
         device: str = "cpu",
         autocast: bool = False,
     ) -> None:
-        super().__init__("decoder", config, settings, guide, synthetic, human, held, folder, device)
-        self.settings, self.autocast = settings, autocast
+        super().__init__("decoder", config, settings, guide, synthetic, human, held, folder, device, autocast)
+        self.settings = settings
         self._make_heads(_rates(self.codec, self.codec.decoder_blocks, 1), settings.seed)
         self.parts: list[nn.Module] = [self.codec.decoder_blocks, self.codec.output_proj, self.heads]
         self.objective = SpectralObjective(
@@ -348,18 +372,6 @@ class DecoderTrainer(_CodecRun):
             self.judges.load_state_dict(state["judges"])
             self.judge_optimizer.load_state_dict(state["judge_optimizer"])
 
-    def decode(self, read: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Waveform `[batch, samples]` and the hidden states after every transformer of `read` `[batch,
-        latent_dim, frames]`."""
-        x, states = read.transpose(1, 2), []
-        for block in self.codec.decoder_blocks:
-            if isinstance(block, CodecTransformer):
-                x = block(x)
-                states.append(x)
-            else:
-                x = block(x.transpose(1, 2)).transpose(1, 2)
-        return self.codec.output_proj(x.transpose(1, 2)).transpose(1, 2).flatten(1), states
-
     def _windows(self, real: list[Tensor], fake: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         # The discriminators cost more than the codec: they see a random window of each clip, not all of it.
         start = self.numpy_rng.random()
@@ -379,8 +391,8 @@ class DecoderTrainer(_CodecRun):
         real, codes, values, features = self.batch()
         rows = self.guide.rows[codes]
         heard = quantize_acoustic(values, self.codec.config.acoustic_codebook_size, self.rng)
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.autocast):
-            fake, states = self.decode(torch.cat((rows, heard), dim=-1).transpose(1, 2))
+        with self.arithmetic(), states_of(self.codec.decoder_blocks) as states:
+            fake = self.codec.decode_latents(torch.cat((rows, heard), dim=-1).transpose(1, 2))
         fake = fake.float()
         # The transforms' frames fall elsewhere at every step: no position within a patch goes unseen.
         shift = int(self.numpy_rng.integers(256))
@@ -449,8 +461,8 @@ class EncoderTrainer(_CodecRun):
         device: str = "cpu",
         autocast: bool = False,
     ) -> None:
-        super().__init__("encoder", config, settings, guide, synthetic, human, held, folder, device)
-        self.settings, self.autocast = settings, autocast
+        super().__init__("encoder", config, settings, guide, synthetic, human, held, folder, device, autocast)
+        self.settings = settings
         rates = _rates(self.codec, self.codec.encoder_blocks, config.patches_per_frame)
         self._make_heads(rates, settings.seed)
         self.parts: list[nn.Module] = [self.codec.input_proj, self.codec.encoder_blocks, self.heads]
@@ -459,23 +471,11 @@ class EncoderTrainer(_CodecRun):
             groups, lr=settings.learning_rate, betas=settings.betas, foreach=True
         )
 
-    def encode(self, waves: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Latents `[batch, frames, latent_dim]` and the hidden states after every transformer."""
-        patch, states = self.codec.config.pretransform_patch_size, []
-        x = self.codec.input_proj(waves.unflatten(-1, (-1, patch)).transpose(1, 2)).transpose(1, 2)
-        for block in self.codec.encoder_blocks:
-            if isinstance(block, CodecTransformer):
-                x = block(x)
-                states.append(x)
-            else:
-                x = block(x.transpose(1, 2)).transpose(1, 2)
-        return x, states
-
     def losses(self, waves: Tensor, codes: Tensor, values: Tensor, features: Tensor) -> dict[str, Tensor]:
         """`semantic` cross-entropy (nats), `acoustic` mean level error (of 20), `deep`, and the shares of
         equal codes."""
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.autocast):
-            latents, states = self.encode(waves)
+        with self.arithmetic(), states_of(self.codec.encoder_blocks) as states:
+            latents = self.codec.encode_latents(waves).transpose(1, 2)
         split = self.codec.config.semantic_dim
         logits = self.guide.semantic_logits(latents[..., :split].float())
         error = torch.tanh(latents[..., split:].float()) - values

@@ -106,5 +106,7 @@ def make_frames(
     features.flush()
     del features
     os.replace(beside, path)
-    np.savez(labels_path, labels=labels, stamp=stamp)
+    labels_beside = path.with_suffix(".labels.partial.npz")
+    np.savez(labels_beside, labels=labels, stamp=stamp)
+    os.replace(labels_beside, labels_path)
     return FrameSet(speech, np.load(path, mmap_mode="r"), labels, per_frame)

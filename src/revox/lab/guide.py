@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from revox.cloning.features import MEL_BANDS, Block
+from revox.cloning.features import MEL_BANDS, frame_network
 from revox.lab.frames import FrameSet
 from revox.lab.quantize import quantize_acoustic
 from revox.model.config import CodecConfig
@@ -71,14 +71,8 @@ class Guide(nn.Module):
         self.register_buffer("rows", torch.zeros(config.semantic_codebook_size, config.semantic_dim))
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
-        self.encoder = nn.Sequential(
-            nn.Linear(size, width), *(Block(width) for _ in range(blocks)),
-            nn.RMSNorm(width), nn.Linear(width, config.latent_dim),
-        )  # fmt: skip
-        self.decoder = nn.Sequential(
-            nn.Linear(config.latent_dim, width), *(Block(width) for _ in range(blocks)),
-            nn.RMSNorm(width), nn.Linear(width, size),
-        )  # fmt: skip
+        self.encoder = frame_network(size, width, blocks, config.latent_dim)
+        self.decoder = frame_network(config.latent_dim, width, blocks, size)
 
     def standard(self, features: Tensor) -> Tensor:
         """Features of mean nought and unit variance."""

@@ -60,13 +60,15 @@ def select_reference(
     max_seconds: float = MAX_SECONDS,
     rate: int | None = None,
     allow_short: bool = False,
+    whole: bool = False,
 ) -> Selection:
     """The best contiguous stretch of `min_seconds` to `max_seconds`, cut at pauses, silence trimmed off.
 
     Each stretch between two pauses is weighed: more speech is better with falling returns, then the share of
     speech, the signal-to-noise ratio, and no clipping. The samples are mono at `rate` Hz (the audio's own
-    when None), their level untouched. Raises AudioError when there is no speech, or less than `min_seconds`
-    of it unless `allow_short`.
+    when None), their level untouched. `whole` takes everything from the first speech to the last, for whom
+    every word matters. Raises AudioError when there is no speech, less than `min_seconds` of it unless
+    `allow_short`, or more than `max_seconds` to be taken whole.
     """
     audio = audio.mono()
     activity = speech_activity(audio.samples, audio.rate)
@@ -80,7 +82,16 @@ def select_reference(
             f"give a clip with at least {min_seconds:g} s of one person speaking."
         )
     clipping = _clipped_frames(audio.samples, audio.rate, len(activity.active))
-    first, last = _best_span(activity, clipping, min_seconds, max_seconds)
+    if whole:
+        speaking = np.flatnonzero(activity.active)
+        first, last = int(speaking[0]), int(speaking[-1]) + 1
+        if (last - first) * HOP > max_seconds:
+            raise AudioError(
+                f"The speech lasts {(last - first) * HOP:.0f} s, too long to be used whole; "
+                f"cut the recording to {max_seconds:g} s."
+            )
+    else:
+        first, last = _best_span(activity, clipping, min_seconds, max_seconds)
 
     margin = round(_MARGIN / HOP)
     room = max(0, int(max_seconds / HOP) - (last - first)) // 2  # the margins may not pass max_seconds

@@ -24,12 +24,10 @@ class SpectralObjective(nn.Module):
 
     `resolutions` are (n_fft, mel bands), hop n_fft / `overlap`. The mel term is the mean absolute difference
     of log10 mel magnitudes, averaged over resolutions (DAC, arXiv 2306.06546, sums it), clamped at `floor *
-    n_fft`:
-    speech at
-    -23 dB peaks near 4e-4 * n_fft, so the default looks 40 dB down. A lower floor spends the loss on silence
-    and on the band that recordings leave empty: half of all bands lie more than 45 dB down. The magnitude
-    term is the spectral convergence of Parallel WaveGAN (arXiv 1910.11480, eq. 5), which weighs harmonics
-    before noise.
+    n_fft`: speech at -23 dB peaks near 4e-4 * n_fft, so the default looks 40 dB down. A lower floor spends
+    the loss on silence and on the band that recordings leave empty: half of all bands lie more than 45 dB
+    down. The magnitude term is the spectral convergence of Parallel WaveGAN (arXiv 1910.11480, eq. 5), which
+    weighs harmonics before noise.
     """
 
     def __init__(
