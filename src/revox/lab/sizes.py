@@ -89,7 +89,7 @@ def lab_params(vocab_size: int, **codec: Any) -> dict[str, Any]:
                 "acoustic_transformer_args": {
                     "input_dim": 256,
                     "dim": 256,
-                    "n_layers": 2,
+                    "n_layers": 3,
                     "head_dim": 64,
                     "hidden_dim": 512,
                     "n_heads": 4,

@@ -1,0 +1,125 @@
+"""What the lab's language model learns from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from revox.lab.language_training import LanguageTraining, initialise_language, language_losses
+from revox.model.config import N_SPECIAL_CODES, VoxtralConfig
+from revox.model.voxtral import Voxtral
+
+AUDIO = 24
+PLAIN = LanguageTraining(
+    flow_draws=1, guidance=0.0, own_share=0.0, token_noise=0.0, drop_hidden=0.0, acoustic_frames=1000
+)
+
+
+@pytest.fixture
+def model(tiny_config: VoxtralConfig) -> Voxtral:
+    model = Voxtral(tiny_config, with_encoder=False)
+    initialise_language(model, 0)
+    return model
+
+
+def items(model: Voxtral, count: int = 2, frames: int = 6) -> list[tuple[np.ndarray, list[int], np.ndarray]]:
+    """Prompts with references of 4 frames, and codes to say: all drawn."""
+    rng = np.random.default_rng(0)
+    codec = model.config.codec
+
+    def codes(n: int) -> np.ndarray:
+        semantic = rng.integers(0, codec.semantic_codebook_size, (1, n))
+        acoustic = rng.integers(0, codec.acoustic_codebook_size, (codec.acoustic_dim, n))
+        return np.concatenate((semantic, acoustic)).astype(np.int16)
+
+    prompt = [1, 25, *[AUDIO] * 5, 36, 40, 41, 35, 25]
+    return [(codes(4), prompt, codes(frames + i)) for i in range(count)]
+
+
+def losses(model: Voxtral, settings: LanguageTraining, training: bool = True) -> dict[str, Tensor]:
+    rng = torch.Generator().manual_seed(3)
+    return language_losses(model, items(model), AUDIO, settings, rng, training)
+
+
+def test_its_losses_fall_on_what_it_is_shown(model: Voxtral):
+    settings = LanguageTraining(own_share=0.5, token_noise=0.0)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    found = []
+    for _ in range(40):
+        now = losses(model, settings)
+        optimizer.zero_grad()
+        (now["semantic"] + now["flow"]).backward()
+        optimizer.step()
+        found.append((float(now["semantic"].detach()), float(now["flow"].detach())))
+    assert found[-1][0] < 0.5 * found[0][0]
+    assert found[-1][1] < 0.9 * found[0][1]
+
+
+def test_guidance_moves_the_goal_by_what_the_hidden_state_adds(
+    model: Voxtral, monkeypatch: pytest.MonkeyPatch
+):
+    """With velocities a of the conditional and b of the blind branch the goal u becomes u + w (a - b)."""
+    a, b, w = 0.3, -0.2, 0.4
+
+    def velocity(x: Tensor, times: Tensor, hidden: Tensor) -> Tensor:
+        return torch.where((hidden == 0).all(dim=-1, keepdim=True), b, a).expand_as(x)
+
+    monkeypatch.setattr(model.acoustic_transformer, "velocity", velocity)
+    plain = losses(model, PLAIN)["flow"]
+    guided = losses(model, replace(PLAIN, guidance=w))["flow"]
+    # mean (a - u - d)^2 = mean (a - u)^2 - 2 d mean (a - u) + d^2, d = w (a - b); a shift of a tells mean u.
+    monkeypatch.setattr(
+        model.acoustic_transformer, "velocity", lambda x, times, hidden: velocity(x, times, hidden) + 1
+    )
+    shifted = losses(model, PLAIN)["flow"]
+    mean = (shifted - plain - 1) / 2
+    d = w * (a - b)
+    assert guided == pytest.approx(float(plain - 2 * d * mean + d * d), abs=1e-5)
+    # Frames whose hidden state was dropped learn the plain velocity.
+    dropped = replace(PLAIN, drop_hidden=1.0)
+    assert losses(model, replace(dropped, guidance=w))["flow"] == losses(model, dropped)["flow"]
+
+
+def test_more_draws_of_the_flow_are_the_same_loss_with_less_chance(model: Voxtral):
+    def spread(draws: int) -> tuple[float, float]:
+        found = []
+        for seed in range(40):
+            rng = torch.Generator().manual_seed(seed)
+            settings = replace(PLAIN, flow_draws=draws)
+            found.append(float(language_losses(model, items(model), AUDIO, settings, rng)["flow"].detach()))
+        return float(np.mean(found)), float(np.std(found))
+
+    one, many = spread(1), spread(8)
+    assert many[0] == pytest.approx(one[0], rel=0.03)
+    assert many[1] < 0.6 * one[1]
+
+
+def test_at_times_it_reads_acoustic_codes_of_its_own_in_the_place_of_the_true_ones(
+    model: Voxtral, monkeypatch: pytest.MonkeyPatch
+):
+    read: list[Tensor] = []
+    frames = model.mm_audio_embeddings.frames
+
+    def noted(ids: Tensor) -> Tensor:
+        read.append(ids[0])
+        return frames(ids)
+
+    monkeypatch.setattr(model.mm_audio_embeddings, "frames", noted)
+    given = items(model)
+    for share in (0.0, 1.0):
+        read.clear()
+        losses(model, replace(PLAIN, own_share=share))
+        for ids, (_, _, codes) in zip(read[-len(given) :], given, strict=True):
+            true = torch.from_numpy(codes.astype(np.int64)) + N_SPECIAL_CODES
+            assert torch.equal(ids[0], true[0])
+            assert torch.equal(ids[1:], true[1:]) == (share == 0)
+            assert ids[1:].min() >= N_SPECIAL_CODES
+            assert ids[1:].max() < N_SPECIAL_CODES + model.config.codec.acoustic_codebook_size
+    read.clear()
+    losses(model, replace(PLAIN, own_share=1.0, token_noise=0.5), training=False)
+    for ids, (_, _, codes) in zip(read[-len(given) :], given, strict=True):
+        assert torch.equal(ids, torch.from_numpy(codes.astype(np.int64)) + N_SPECIAL_CODES)
