@@ -28,17 +28,18 @@ from revox.lab.build import (
     trained_guide,
     write_params,
 )
-from revox.lab.codec_training import DecoderTraining, EncoderTraining, initialise, oscillators
+from revox.lab.codec_training import DecoderTraining, EncoderTraining
 from revox.lab.data import SpeechSet, write_set
 from revox.lab.errors import LabError
 from revox.lab.guide import GuideTraining
 from revox.lab.language_training import LanguageTraining
 from revox.lab.phones import PHONES, nearest_cluster, phone_codebook, phone_occupancy
-from revox.lab.quantize import quantize_acoustic
 from revox.lab.shards import pack
 from revox.lab.sizes import PRESETS
 from revox.model.codec import Codec
 from revox.model.config import CodecConfig
+from revox.training.initial import initialise, oscillators
+from revox.training.quantize import quantize_acoustic
 
 SETTINGS = BuildSettings(
     guide=GuideTraining(steps=4, batch=4, frames=6, width=16, blocks=1, warmup=1, decay_steps=2, save_every=2,

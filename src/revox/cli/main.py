@@ -65,7 +65,7 @@ def user_errors() -> tuple[type[Exception], ...]:
     from revox.metrics.errors import MetricError
     from revox.speech.errors import AudioError
     from revox.synthesis.errors import SpeakError
-    from revox.training.errors import TrainingDivergedError
+    from revox.training.errors import TrainingError
 
     return (
         CheckpointError,
@@ -75,7 +75,7 @@ def user_errors() -> tuple[type[Exception], ...]:
         MetricError,
         AudioError,
         SpeakError,
-        TrainingDivergedError,
+        TrainingError,
     )
 
 

@@ -23,17 +23,18 @@ from torch.nn import functional
 from revox.cloning.features import MEL_BANDS
 from revox.lab.coded import CodedSpeech
 from revox.lab.guide import Guide
-from revox.lab.quantize import quantize_acoustic
 from revox.model.codec import Codec, CodecTransformer
 from revox.model.config import CodecConfig
-from revox.model.layers import CausalConv1d, CausalConvTranspose1d
+from revox.model.layers import CausalConv1d
 from revox.training.discriminator import (
     Discriminators,
     adversarial_loss,
     discriminator_loss,
     feature_matching_loss,
 )
+from revox.training.initial import initialise
 from revox.training.objective import SpectralObjective
+from revox.training.quantize import quantize_acoustic
 from revox.training.run import Run
 
 
@@ -92,71 +93,6 @@ class EncoderTraining:
     save_every: int = 500
     report_every: int = 100
     validate_every: int = 1000
-
-
-def oscillators(channels: int, patch: int, kernel: int, rate: int, top: float = 8000.0) -> np.ndarray:
-    """Windowed cosines and sines `[channels, kernel * patch]`, their frequencies even on the mel scale.
-
-    A window is as long as the spacing of the frequencies asks for (a Gabor frame); each row has unit norm.
-    """
-    pairs = channels // 2
-    mels = np.linspace(2595 * np.log10(1 + 40 / 700), 2595 * np.log10(1 + top / 700), pairs)
-    hertz = 700 * (10 ** (mels / 2595) - 1)
-    spacing = np.gradient(hertz)
-    span = kernel * patch
-    atoms = np.zeros((channels, span))
-    for i, (centre, step) in enumerate(zip(hertz, spacing, strict=True)):
-        length = int(np.clip(2 * rate / step, 1.5 * patch, span))
-        window = np.hanning(length + 2)[1:-1]
-        time = (np.arange(length) - length / 2) / rate
-        for j, wave in enumerate((np.cos, np.sin)):
-            atom = window * wave(2 * np.pi * centre * time)
-            atoms[2 * i + j, :length] = atom / np.linalg.norm(atom)
-    return atoms
-
-
-def initialise(codec: Codec, seed: int, speech_level: float = 0.07) -> None:
-    """Weights so that activations start near unit size everywhere, whatever the level of the waveform, and so
-    that the codec's two ends start as a bank of oscillators instead of noise.
-
-    The norms' eps is 0.01: activations far below 0.1 would pass them almost unscaled, every layer would stay
-    at nearly nothing, and the codec would be its convolutions alone. `speech_level` is the waveform's RMS.
-    """
-    rng = torch.Generator().manual_seed(seed)
-
-    def normal(shape: torch.Size, std: float) -> Tensor:
-        return torch.randn(shape, generator=rng) * std
-
-    config = codec.config
-    patch, kernel = config.pretransform_patch_size, config.patch_proj_kernel_size
-    atoms = torch.from_numpy(oscillators(config.dim, patch, kernel, config.sampling_rate)).float()
-    with torch.no_grad():
-        for parameter in codec.parameters():
-            if parameter.dim() == 2:
-                parameter.copy_(normal(parameter.shape, parameter.shape[1] ** -0.5))
-        for name, module in codec.named_modules():
-            if not isinstance(module, (CausalConv1d, CausalConvTranspose1d)):
-                continue
-            weight = module.conv.weight
-            if name == "output_proj":
-                # The atom of channel i begins at its own patch and goes on into the next ones.
-                spread = atoms.unflatten(1, (kernel, patch)).flip(1)  # channels, taps back, samples
-                module.conv.weight = spread.permute(2, 0, 1) * speech_level
-                continue
-            if name == "input_proj":
-                # The atom ends with the newest sample.
-                ended = atoms.flip(1).unflatten(1, (kernel, patch))
-                module.conv.weight = ended.permute(0, 2, 1) / speech_level * 0.5
-                continue
-            inputs, taps, stride = (
-                module.conv.in_channels,
-                module.conv.kernel_size[0],
-                module.conv.stride[0],
-            )
-            transposed = isinstance(module, CausalConvTranspose1d)
-            std = (inputs * taps / (stride if transposed else 1)) ** -0.5
-            std *= 2.0 if name == "decoder_blocks.0" else 1.0
-            module.conv.weight = normal(weight.shape, std)
 
 
 class Heads(nn.Module):

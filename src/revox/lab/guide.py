@@ -24,8 +24,8 @@ from torch.nn import functional
 
 from revox.cloning.features import MEL_BANDS, frame_network
 from revox.lab.frames import FrameSet
-from revox.lab.quantize import quantize_acoustic
 from revox.model.config import CodecConfig
+from revox.training.quantize import quantize_acoustic
 from revox.training.run import Run
 
 

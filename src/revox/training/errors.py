@@ -3,5 +3,9 @@
 from __future__ import annotations
 
 
-class TrainingDivergedError(ValueError):
+class TrainingError(ValueError):
+    """A training cannot be done as asked: the sentence says why, and what would do."""
+
+
+class TrainingDivergedError(TrainingError):
     """The loss is no longer a number. What was saved before is kept."""

@@ -1,0 +1,134 @@
+"""What a run that restores the encoder may be told, read and checked once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from revox.training.errors import TrainingError
+
+Weight = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Weights(_Settings):
+    """What each loss counts; nought leaves it out, and what it would cost.
+
+    Of the reconstruction, among themselves: `mel`, `stft`, `waveform`, `feature`, `adversarial`, `speaker`.
+    Of the latents, beside `reconstruction` as a whole: `semantic` and `acoustic` (pairs), `commitment`,
+    `diversity`, `distillation`.
+    """
+
+    mel: Weight = 4.0
+    stft: Weight = 1.0
+    waveform: Weight = 1.0
+    feature: Weight = 2.0
+    adversarial: Weight = 1.0
+    speaker: Weight = 0.0
+    reconstruction: Weight = 1.0
+    semantic: Weight = 1.0
+    acoustic: Weight = 1.0
+    commitment: Weight = 0.1
+    diversity: Weight = 0.1
+    distillation: Weight = 0.0
+
+
+class Pairs(_Settings):
+    """Pairs of codes and audio that the model makes; see `revox.cloning.pairs.PairSettings`."""
+
+    shortest: Count = 4
+    longest: Count = 24
+    mixed: float = Field(default=0.3, ge=0, le=1)
+    shift: Weight = 0.4
+    shake: Weight = 0.15
+    strange: float = Field(default=0.05, ge=0, le=1)
+
+
+class Discriminator(_Settings):
+    """The STFT discriminators: `start` is the step from which they judge."""
+
+    n_ffts: tuple[Count, ...] = (2048, 1536, 1024, 768, 512, 384, 256, 128)
+    channels: Count = 16
+    start: int = Field(default=2000, ge=0)
+    every: Count = 2
+    learning_rate: float = Field(default=3e-4, gt=0)
+
+
+class EncoderTraining(_Settings):
+    """One run. `clips` (recordings) and `pairs` are items a step over all processes, `seconds` their length.
+
+    `stages` of the method are weights and counts: pairs only (clips 0), recordings only (pairs 0), both.
+    """
+
+    steps: Count = 100_000
+    clips: int = Field(default=8, ge=0)
+    pairs: int = Field(default=8, ge=0)
+    seconds: float = Field(default=4.0, gt=0.2, le=60)
+    learning_rate: float = Field(default=3e-4, gt=0)
+    warmup: Count = 500
+    decay_steps: Count = 40_000
+    betas: tuple[float, float] = (0.8, 0.99)
+    weight_decay: Weight = 0.01
+    clip_norm: float = Field(default=1.0, gt=0)
+    decay: float = Field(default=0.9999, gt=0, le=1)
+    """Of the `waveform` and `stft` weights, a step (the paper's gamma)."""
+    balance: bool = True
+    weights: Weights = Field(default_factory=Weights)
+    pair: Pairs = Field(default_factory=Pairs)
+    discriminator: Discriminator = Field(default_factory=Discriminator)
+    resolutions: tuple[tuple[Count, Count], ...] = ((2048, 160), (1024, 100), (512, 60), (256, 30), (128, 15))
+    sentences: int = Field(default=64, ge=0)
+    """Spoken with the presets before the first step, for pairs of what the model itself says."""
+    whisper: str | None = None
+    verifier: str | None = None
+    autocast: bool | None = None
+    """bf16 arithmetic; None: on a GPU."""
+    seed: int = 0
+    save_every: Count = 1000
+    keep: Count = 3
+    report_every: Count = 50
+    validate_every: Count = 1000
+
+    @model_validator(mode="after")
+    def _sensible(self) -> EncoderTraining:
+        if not self.clips and not self.pairs:
+            raise ValueError("clips and pairs are both 0: there is nothing to learn from")
+        if self.weights.distillation and not self.whisper:
+            raise ValueError("distillation needs a teacher: set whisper to a folder or a hub id")
+        if self.weights.speaker and not self.verifier:
+            raise ValueError("the speaker loss needs a network: set verifier to a folder or a hub id")
+        return self
+
+
+def read_settings(path: Path | None, **overrides: Any) -> EncoderTraining:
+    """The settings of a YAML or JSON file (None: the defaults), `overrides` that are not None on top.
+
+    Raises TrainingError, with the entry's name, on a file that cannot be read or a value that will not do.
+    """
+    import yaml
+
+    given: dict[str, Any] = {}
+    if path is not None:
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise TrainingError(f"the config {path} cannot be read: {reason}") from None
+        if found is not None and not isinstance(found, dict):
+            raise TrainingError(f"the config {path} holds no settings: write `name: value` lines")
+        given = found or {}
+    given |= {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return EncoderTraining.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        source = f"the config {path}" if path else "the settings"
+        raise TrainingError(f"{source}: {where}: {message}" if where else f"{source}: {message}") from None

@@ -1,0 +1,63 @@
+"""Losses on latents whose right codes are known, and on what latents do to the codebook."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def sharpness_of(table: Tensor, certainty: float = 3.0, sample: int = 1024) -> float:
+    """How much a squared distance to a codebook row counts, in nats: so much that a row stands out from one
+    at the median distance between rows by `certainty` times the log of the codebook's size.
+
+    `table` is `[size, dim]`; the median is over its first `sample` rows.
+    """
+    some = table[:sample].float()
+    distances = torch.cdist(some, some).square()
+    apart = distances[~torch.eye(len(some), dtype=torch.bool, device=some.device)].median()
+    return certainty * math.log(len(table)) / max(float(apart), 1e-12)
+
+
+def semantic_log_probabilities(latents: Tensor, table: Tensor, sharpness: float) -> Tensor:
+    """Log probabilities `[..., size]` of the codes of `latents` `[..., dim]`: a softmax of minus the squared
+    distance to each row of `table` `[size, dim]`, so that the likeliest code is the nearest, which serving
+    takes."""
+    points = latents.float().flatten(0, -2)
+    distances = (
+        points.square().sum(-1, keepdim=True) - 2 * points @ table.T + table.square().sum(-1)
+    ).clamp_min(0)
+    return (-sharpness * distances).log_softmax(dim=-1).unflatten(0, latents.shape[:-1])
+
+
+def semantic_loss(latents: Tensor, codes: Tensor, table: Tensor, sharpness: float) -> Tensor:
+    """Cross-entropy in nats, mean over frames, of `codes` `[batch, frames]` given `latents` `[batch, frames,
+    dim]`."""
+    found = semantic_log_probabilities(latents, table, sharpness)
+    return functional.nll_loss(found.flatten(0, -2), codes.flatten())
+
+
+def acoustic_loss(latents: Tensor, codes: Tensor, levels: int) -> Tensor:
+    """Mean distance in levels of tanh(`latents`) `[batch, frames, 36]` from the levels `codes` `[batch, 36,
+    frames]`: the median's regression, which knows that levels have an order."""
+    half = (levels - 1) / 2
+    values = (torch.tanh(latents.float()) + 1) * half
+    return (values - codes.transpose(1, 2)).abs().mean()
+
+
+def commitment_loss(latents: Tensor, rows: Tensor) -> Tensor:
+    """Mean squared distance of `latents` `[batch, frames, dim]` from their `rows`, which get no gradient (van
+    den Oord et al., arXiv 1711.00937), relative to the rows' own mean square."""
+    rows = rows.detach().float()
+    return (latents.float() - rows).square().mean() / rows.square().mean().clamp_min(1e-12)
+
+
+def diversity_loss(mean_probabilities: Tensor) -> Tensor:
+    """How far a codebook's mean use `[size]` is from even: log size minus the entropy, in nats (0 is even).
+
+    It keeps soft assignments from settling on a few codes (the diversity term of wav2vec 2.0, arXiv 2006.11477, eq. 4).
+    """
+    p = mean_probabilities.clamp_min(1e-12)
+    return math.log(len(p)) + (p * p.log()).sum()

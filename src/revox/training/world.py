@@ -1,0 +1,74 @@
+"""The processes that train together: this one alone, or those that `accelerate launch` (or torchrun) started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank, number of processes, and this one's device. Every process must make the same calls."""
+
+    rank: int = 0
+    size: int = 1
+    device: str = "cpu"
+
+    @classmethod
+    def join(cls, device: str | None = None) -> World:
+        """The world that the environment names. Joins its process group (NCCL on GPUs, gloo on CPUs)."""
+        if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls(device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        from accelerate import PartialState
+
+        state = PartialState(cpu=device == "cpu")
+        return cls(state.process_index, state.num_processes, str(state.device))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and reports."""
+        return self.rank == 0
+
+    def part(self, count: int) -> slice:
+        """This rank's part of `count` items, which must divide by the number of ranks."""
+        each = count // self.size
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over ranks of `value`, which is not changed and gives no gradient."""
+        value = value.detach().clone()
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean over ranks."""
+        return self.sum(value) / self.size
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace every gradient by its mean over ranks."""
+        if self.size == 1:
+            return
+        found = [p for p in parameters if p.grad is not None]
+        # One message of all: a hundred small ones cost more than their bytes.
+        flat = torch.cat([p.grad.flatten() for p in found if p.grad is not None])
+        dist.all_reduce(flat)
+        flat /= self.size
+        start = 0
+        for p in found:
+            p.grad = flat[start : start + p.numel()].view_as(p)
+            start += p.numel()
+
+    def any(self, here: bool) -> bool:
+        """Whether it holds on any rank."""
+        return bool(self.sum(torch.tensor(float(here), device=self.device)) > 0)
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.size > 1:
+            dist.barrier()
