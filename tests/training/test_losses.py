@@ -49,11 +49,11 @@ def test_what_lies_below_the_floor_costs_nothing():
 
 
 def test_discriminator_losses_equal_their_formulas_on_given_scores_and_features():
-    real = [(torch.tensor([2.0, 0.5]), [torch.tensor([1.0, -3.0])])]
-    fake = [(torch.tensor([-0.5, 1.0]), [torch.tensor([2.0, -1.0])])]
+    real = [(torch.tensor([2.0, 0.5]), [torch.tensor([[1.0, -3.0], [2.0, 2.0]])])]
+    fake = [(torch.tensor([-0.5, 1.0]), [torch.tensor([[2.0, -1.0], [2.0, 1.0]])])]
     assert float(discriminator_loss(real, fake)) == np.mean([0, 0.5]) + np.mean([0.5, 2.0])
     assert float(adversarial_loss(fake)) == -0.25
-    assert float(feature_matching_loss(real, fake)) == 1.5 / 2.0
+    assert float(feature_matching_loss(real, fake)) == np.mean([1.5 / 2.0, 0.5 / 2.0])
 
 
 def test_a_discriminator_reads_each_resolution_and_its_gradient_reaches_the_waveform():

@@ -13,9 +13,9 @@ from revox.training.world import World
 class GradientBalancer:
     """Sums gradients of several losses with respect to one tensor, each scaled to its weight's share.
 
-    After EnCodec's balancer (arXiv 2210.13438, section 3.4): sum_i w_i g_i / E||g_i||, with E a moving average
-    over steps (its start corrected for) and the norm that of the whole batch over all ranks. Without `balance`
-    it is the plain sum_i w_i g_i.
+    After EnCodec's balancer (arXiv 2210.13438, section 3.4): sum_i w_i g_i / E||g_i||, with E a moving
+    average over steps (its start corrected for) and the norm that of the whole batch over all ranks. Without
+    `balance` it is the plain sum_i w_i g_i.
     """
 
     def __init__(self, weights: dict[str, float], world: World, *, balance: bool = True, decay: float = 0.99):
@@ -24,8 +24,10 @@ class GradientBalancer:
         self.counts: dict[str, int] = {}
 
     def combine(self, gradients: dict[str, Tensor]) -> Tensor:
-        """The weighted sum; `gradients` are of one shape, each of this rank's mean loss. Raises KeyError for a
-        loss without a weight."""
+        """The weighted sum; `gradients` are of one shape, each of this rank's mean loss.
+
+        Raises KeyError for a loss without a weight.
+        """
         scales = {name: self.weights[name] for name in gradients}
         if self.balance:
             squares = torch.stack([g.float().square().sum() for g in gradients.values()])

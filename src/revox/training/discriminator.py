@@ -73,11 +73,11 @@ def adversarial_loss(fake: Judged) -> Tensor:
 
 
 def feature_matching_loss(real: Judged, fake: Judged) -> Tensor:
-    """L1 between feature maps relative to the real ones' mean size (EnCodec, eq. 2), mean over layers and
-    resolutions."""
+    """L1 between feature maps relative to the real ones' mean size (EnCodec, eq. 2), mean over clips, layers
+    and resolutions."""
     losses = []
     for (_, real_maps), (_, fake_maps) in zip(real, fake, strict=True):
         for r, f in zip(real_maps, fake_maps, strict=True):
-            r = r.detach()
-            losses.append((r - f).abs().mean() / r.abs().mean().clamp_min(1e-5))
+            r, within = r.detach(), tuple(range(1, r.dim()))
+            losses.append(((r - f).abs().mean(within) / r.abs().mean(within).clamp_min(1e-2)).mean())
     return torch.stack(losses).mean()

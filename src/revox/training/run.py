@@ -80,6 +80,10 @@ class Run(ABC):
     def load_state(self, state: dict[str, Any]) -> None:
         """Take up what `state` gave."""
 
+    def agreed(self, stop: bool) -> bool:
+        """Whether to stop, when this process was told to or not: of several that run together, all must."""
+        return stop
+
     def step(self) -> dict[str, float]:
         """`take_step`, counted and timed. Raises TrainingDivergedError when the loss is no number."""
         began = time.perf_counter()
@@ -139,7 +143,7 @@ class Run(ABC):
         """
         sums: dict[str, list[float]] = {}
         with _asked_to_stop() as stop:
-            while self.step_count < self.schedule.steps and not stop.is_set():
+            while self.step_count < self.schedule.steps and not self.agreed(stop.is_set()):
                 for key, value in self.step().items():
                     sums.setdefault(key, []).append(value)
                 if self.step_count % report_every == 0:
@@ -154,7 +158,7 @@ class Run(ABC):
                 if self.step_count % self.schedule.save_every == 0:
                     self.save()
             self.save()
-            if stop.is_set():
+            if self.step_count < self.schedule.steps:
                 raise KeyboardInterrupt
 
 

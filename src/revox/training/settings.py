@@ -51,13 +51,14 @@ class Pairs(_Settings):
 
 
 class Discriminator(_Settings):
-    """The STFT discriminators: `start` is the step from which they judge."""
+    """The STFT discriminators: from step `start` on they judge a random window of `seconds` of every clip."""
 
     n_ffts: tuple[Count, ...] = (2048, 1536, 1024, 768, 512, 384, 256, 128)
     channels: Count = 16
     start: int = Field(default=2000, ge=0)
     every: Count = 2
     learning_rate: float = Field(default=3e-4, gt=0)
+    seconds: float = Field(default=1.0, gt=0.1)
 
 
 class EncoderTraining(_Settings):

@@ -47,17 +47,18 @@ def acoustic_loss(latents: Tensor, codes: Tensor, levels: int) -> Tensor:
     return (values - codes.transpose(1, 2)).abs().mean()
 
 
-def commitment_loss(latents: Tensor, rows: Tensor) -> Tensor:
-    """Mean squared distance of `latents` `[batch, frames, dim]` from their `rows`, which get no gradient (van
-    den Oord et al., arXiv 1711.00937), relative to the rows' own mean square."""
-    rows = rows.detach().float()
-    return (latents.float() - rows).square().mean() / rows.square().mean().clamp_min(1e-12)
+def commitment_loss(latents: Tensor, codes: Tensor, table: Tensor) -> Tensor:
+    """Mean squared distance of `latents` `[batch, frames, dim]` from the rows of `table` `[size, dim]` that
+    `codes` `[batch, frames]` name and that get no gradient (van den Oord et al., arXiv 1711.00937), relative
+    to the mean square of the table."""
+    table = table.detach().float()
+    return (latents.float() - table[codes]).square().mean() / table.square().mean().clamp_min(1e-12)
 
 
 def diversity_loss(mean_probabilities: Tensor) -> Tensor:
     """How far a codebook's mean use `[size]` is from even: log size minus the entropy, in nats (0 is even).
 
-    It keeps soft assignments from settling on a few codes (the diversity term of wav2vec 2.0, arXiv 2006.11477, eq. 4).
+    It keeps soft assignments from settling on a few codes (wav2vec 2.0, arXiv 2006.11477, eq. 4).
     """
     p = mean_probabilities.clamp_min(1e-12)
     return math.log(len(p)) + (p * p.log()).sum()

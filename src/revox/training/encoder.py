@@ -1,0 +1,473 @@
+"""Restoring the codec's encoder: the run that learns from pairs and from recordings (phase 1).
+
+The decoder, the codebook and the language model of the checkpoint stay as they are. Two kinds of items share
+every batch. **Pairs** are codes and the audio that the decoder makes of them: the right answer is known, and
+the encoder is told it. **Recordings** go through encoder, stochastic quantizer and frozen decoder, and are
+compared with themselves: spectra, waveform, discriminators, a speaker network, Whisper. All losses meet at
+the latents, where their gradients are balanced; the encoder is gone through backwards once.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from revox.checkpoint.write import replace_file
+from revox.cloning.pairs import PairSettings, PresetPairs
+from revox.metrics.codes import codebook_use, perplexity, saturated_share
+from revox.metrics.spectral import mel_distance
+from revox.model.codec import Codec
+from revox.model.voxtral import Voxtral, tensor_name
+from revox.training.balance import GradientBalancer
+from revox.training.discriminator import (
+    Discriminators,
+    adversarial_loss,
+    discriminator_loss,
+    feature_matching_loss,
+)
+from revox.training.errors import TrainingError
+from revox.training.initial import initialise
+from revox.training.objective import SpectralObjective
+from revox.training.quantize import acoustic_draws, quantize_drawn, quantize_semantic
+from revox.training.run import Run
+from revox.training.settings import EncoderTraining
+from revox.training.supervised import (
+    acoustic_loss,
+    commitment_loss,
+    diversity_loss,
+    semantic_log_probabilities,
+    semantic_loss,
+    sharpness_of,
+)
+from revox.training.world import World
+
+ENCODER_FILE = "encoder.safetensors"
+_WAVEFORM_LOSSES = ("mel", "stft", "waveform", "feature", "adversarial", "speaker")
+_LATENT_LOSSES = ("reconstruction", "semantic", "acoustic", "commitment", "diversity", "distillation")
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """A rank's part of a step's recordings: `waveforms` `[clips, samples]`, full scale 1, and where known
+    what is said in each whole clip."""
+
+    waveforms: Tensor
+    transcripts: Sequence[str | None] = ()
+    keys: Sequence[str] = ()
+
+
+class RecordingSource(Protocol):
+    """Endless recordings, the same ones again after `load_state`."""
+
+    def draw(self) -> Recordings:
+        """This rank's next."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands: numbers and strings."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        ...
+
+
+@dataclass
+class Teachers:
+    """Networks outside the checkpoint. `speaker(fake, real, rate)` is a loss of waveforms; `asr` has
+    parameters of its own and is a loss of semantic latents `[clips, frames, dim]` and recordings."""
+
+    speaker: Callable[[Tensor, Tensor], Tensor] | None = None
+    asr: nn.Module | None = None
+
+
+@dataclass
+class Validation:
+    """What is looked at every so often: `clips`, each `[samples]`; `sounds` receives name -> waveform."""
+
+    clips: Sequence[Tensor] = ()
+    sounds: Callable[[int, dict[str, Tensor]], None] | None = None
+    histogram: Callable[[int, Tensor], None] | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+class EncoderTrainer(Run):
+    """One run on `model` (its codec float32), in `folder`: log, state, `encoder.safetensors`, `checkpoints/`.
+
+    `bank` are codes `[37, frames]` that the model made: its presets' and its speech. `about` goes into the
+    encoder file's metadata. Raises TrainingError when settings and world do not fit.
+    """
+
+    def __init__(
+        self,
+        model: Voxtral,
+        bank: Sequence[Tensor],
+        settings: EncoderTraining,
+        folder: Path,
+        *,
+        recordings: RecordingSource | None = None,
+        teachers: Teachers | None = None,
+        validation: Validation | None = None,
+        world: World | None = None,
+        about: dict[str, Any] | None = None,
+    ) -> None:
+        self.world = world or World()
+        super().__init__("encoder", settings, folder, self.world.device)
+        for name in ("clips", "pairs"):
+            if getattr(settings, name) % self.world.size:
+                raise TrainingError(
+                    f"{name} is {getattr(settings, name)} and there are {self.world.size} processes: make it "
+                    "a multiple"
+                )
+        if settings.clips and recordings is None:
+            raise TrainingError("there are no recordings to learn from: give --data, or set clips to 0")
+        self.settings, self.recordings = settings, recordings
+        self.teachers, self.validation = teachers or Teachers(), validation or Validation()
+        self.about = about or {}
+        self.embeddings = model.mm_audio_embeddings
+        self.codec = self._fresh_codec(model.audio_tokenizer).to(self.device)
+        config = self.codec.config
+        self.frames = max(1, round(settings.seconds * config.sampling_rate / self.codec.samples_per_frame))
+        self.table = self.codec.quantizer.semantic_codebook.embedding.detach()
+        self.sharpness = sharpness_of(self.table)
+        self.pairs = PresetPairs(self.codec, bank, PairSettings(**settings.pair.model_dump()))
+        self.encoder = [*self.codec.input_proj.parameters(), *self.codec.encoder_blocks.parameters()]
+        if self.teachers.asr is not None:
+            self.teachers.asr.to(self.device)
+            self.encoder += [p for p in self.teachers.asr.parameters() if p.requires_grad]
+        matrices = [p for p in self.encoder if p.dim() > 1]
+        vectors = [p for p in self.encoder if p.dim() <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": settings.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+            ],
+            lr=settings.learning_rate, betas=settings.betas,
+        )  # fmt: skip
+        rate, judged = config.sampling_rate, settings.discriminator
+        self.objective = SpectralObjective(rate, settings.resolutions, each_clip=True).to(self.device)
+        self.views = SpectralObjective(rate, tuple((n, 4) for n in judged.n_ffts)).to(self.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.judges = Discriminators(len(judged.n_ffts), judged.channels).to(self.device)
+        self.judge_optimizer = torch.optim.AdamW(
+            self.judges.parameters(), lr=judged.learning_rate, betas=settings.betas
+        )
+        weights = settings.weights.model_dump()
+        self.balancers = {
+            kind: GradientBalancer({k: weights[k] for k in names}, self.world, balance=settings.balance)
+            for kind, names in (("waveform", _WAVEFORM_LOSSES), ("latent", _LATENT_LOSSES))
+        }
+        self.use = torch.zeros(len(self.table))
+
+    def _fresh_codec(self, released: Codec) -> Codec:
+        codec = Codec(released.config, with_encoder=True)
+        initialise(codec, self.settings.seed)
+        for name in ("decoder_blocks", "output_proj", "quantizer"):
+            getattr(codec, name).load_state_dict(getattr(released, name).state_dict())
+            getattr(codec, name).requires_grad_(False)
+        return codec.float()
+
+    def arithmetic(self) -> torch.autocast:
+        """bf16 on a GPU, or where it was asked for: what serving computes in."""
+        kind = torch.device(self.device).type
+        wanted = kind == "cuda" if self.settings.autocast is None else self.settings.autocast
+        return torch.autocast(kind, torch.bfloat16, enabled=wanted)
+
+    # One step
+
+    def take_step(self) -> dict[str, float]:
+        """One update of the encoder, and of the discriminators where it is their turn."""
+        settings = self.settings
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        self.optimizer.zero_grad(set_to_none=True)
+        real, codes, recordings = self._batch()
+        with self.arithmetic():
+            latents = self.codec.encode_latents(real).transpose(1, 2)
+        z = latents.detach().float().requires_grad_()
+        clips = len(real) - len(codes)
+        found: dict[str, Tensor] = {}
+        gradients: dict[str, Tensor] = {}
+        if len(codes):
+            self._pair_losses(z, clips, codes, found, gradients)
+        if clips:
+            self._recording_losses(z, clips, real[:clips], recordings, found, gradients)
+        self._commit(z, clips, codes, found, gradients)
+        total = self.balancers["latent"].combine(gradients)
+        latents.backward(total.to(latents.dtype))
+        self.world.average_gradients(self.encoder)
+        norm = nn.utils.clip_grad_norm_(self.encoder, settings.clip_norm)
+        self.optimizer.step()
+        self._note_use(z)
+        names = list(found)
+        values = self.world.mean(torch.stack([found[name].detach().float() for name in names])).tolist()
+        row = dict(zip(names, values, strict=True))
+        weights = self.settings.weights
+        row["loss"] = sum(getattr(weights, k) * row[k] for k in _LATENT_LOSSES if k in row)
+        share = self.use / self.use.sum()
+        row["perplexity"] = float(torch.exp(-(share * share.clamp_min(1e-12).log()).sum()))
+        return row | {"norm": float(norm)}
+
+    def _batch(self) -> tuple[Tensor, Tensor, Recordings | None]:
+        """Waveforms `[clips + pairs, samples]`, the pairs' codes `[pairs, 37, frames]`, the recordings."""
+        settings, samples = self.settings, self.frames * self.codec.samples_per_frame
+        recordings, parts = None, []
+        if settings.clips:
+            assert self.recordings is not None
+            recordings = self.recordings.draw()
+            parts.append(recordings.waveforms[:, :samples].to(self.device))
+        codes = torch.zeros((0, self.codec.config.n_codebooks, self.frames), dtype=torch.long)
+        if settings.pairs:
+            codes = self.pairs.draw_codes(settings.pairs, self.frames, self.rng)
+            codes = codes[self.world.part(settings.pairs)].to(self.device)
+            with torch.no_grad(), self.arithmetic():
+                parts.append(self.codec.decode(codes).float())
+        return torch.cat(parts), codes.to(self.device), recordings
+
+    def _split(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        dim = self.codec.config.semantic_dim
+        return z[..., :dim], z[..., dim:]
+
+    def _add(
+        self, name: str, loss: Tensor, z: Tensor, found: dict[str, Tensor], to: dict[str, Tensor]
+    ) -> None:
+        found[name] = loss
+        if getattr(self.settings.weights, name) > 0:
+            (to[name],) = torch.autograd.grad(loss, z, retain_graph=True)
+
+    def _pair_losses(
+        self, z: Tensor, clips: int, codes: Tensor, found: dict[str, Tensor], gradients: dict[str, Tensor]
+    ) -> None:
+        semantic, acoustic = self._split(z[clips:])
+        loss = semantic_loss(semantic, codes[:, 0], self.table, self.sharpness)
+        self._add("semantic", loss, z, found, gradients)
+        levels = self.codec.config.acoustic_codebook_size
+        self._add("acoustic", acoustic_loss(acoustic, codes[:, 1:], levels), z, found, gradients)
+        with torch.no_grad():
+            nearest = torch.cdist(semantic.flatten(0, 1), self.table).argmin(-1).view(len(codes), -1)
+            found["agreement"] = (nearest == codes[:, 0]).float().mean()
+
+    def _recording_losses(
+        self,
+        z: Tensor,
+        clips: int,
+        real: Tensor,
+        recordings: Recordings | None,
+        found: dict[str, Tensor],
+        gradients: dict[str, Tensor],
+    ) -> None:
+        settings, weights = self.settings, self.settings.weights
+        semantic, acoustic = self._split(z[:clips])
+        # Every rank draws for the whole batch and takes its part: the same numbers however many there are.
+        whole = (settings.clips, *acoustic.shape[1:])
+        part = self.world.part(settings.clips)
+        noise, chance = acoustic_draws(whole, self.rng)
+        semantic_chance = torch.rand(settings.clips, generator=self.rng)
+        if weights.reconstruction > 0:
+            levels = self.codec.config.acoustic_codebook_size
+            heard = torch.cat(
+                (
+                    quantize_semantic(semantic, self.table, semantic_chance[part]),
+                    quantize_drawn(torch.tanh(acoustic), levels, noise[part], chance[part]),
+                ),
+                dim=-1,
+            )
+            with self.arithmetic():
+                fake = self.codec.decode_latents(heard.transpose(1, 2))
+            gradient = self._waveform_gradient(fake.detach().float(), real, found)
+            found["reconstruction"] = torch.stack([found[k] for k in ("mel", "stft")]).sum()
+            (gradients["reconstruction"],) = torch.autograd.grad(fake, z, gradient.to(fake.dtype))
+        if weights.diversity > 0:
+            p = semantic_log_probabilities(semantic, self.table, self.sharpness).exp().mean(dim=(0, 1))
+            p = p + (self.world.mean(p) - p.detach())
+            self._add("diversity", diversity_loss(p), z, found, gradients)
+        if weights.distillation > 0 and self.teachers.asr is not None:
+            loss = self.teachers.asr(semantic, recordings)
+            found["distillation"] = loss
+            own = [p for p in self.teachers.asr.parameters() if p.requires_grad]
+            gradients["distillation"], *rest = torch.autograd.grad(loss, [z, *own], retain_graph=True)
+            for parameter, gradient in zip(own, rest, strict=True):
+                parameter.grad = gradient
+
+    def _waveform_gradient(self, fake: Tensor, real: Tensor, found: dict[str, Tensor]) -> Tensor:
+        """The balanced gradient with respect to the reconstruction `[clips, samples]`."""
+        settings, weights = self.settings, self.settings.weights
+        fake.requires_grad_()
+        terms = self.objective(self.objective.spectra(real), self.objective.spectra(fake))
+        fading = settings.decay**self.step_count
+        losses = {
+            "mel": terms.mel,
+            "stft": (terms.magnitude + terms.complex) * fading,
+            "waveform": (fake - real).abs().mean() * fading,
+        }
+        if self.teachers.speaker is not None:
+            losses["speaker"] = self.teachers.speaker(fake, real)
+        if self.step_count >= settings.discriminator.start and (weights.feature or weights.adversarial):
+            window = self._window(fake.shape[1])
+            views_real, views_fake = self.views.spectra(real[:, window]), self.views.spectra(fake[:, window])
+            if self.step_count % settings.discriminator.every == 0:
+                found["discriminator"] = self._judge(views_real, [v.detach() for v in views_fake])
+            self.judges.requires_grad_(False)
+            with torch.no_grad():
+                judged_real = self.judges(views_real)
+            judged = self.judges(views_fake)
+            losses["feature"] = feature_matching_loss(judged_real, judged)
+            losses["adversarial"] = adversarial_loss(judged)
+            self.judges.requires_grad_(True)
+        gradients = {}
+        for name, loss in losses.items():
+            found[name] = loss
+            if getattr(weights, name) > 0:
+                (gradients[name],) = torch.autograd.grad(loss, fake, retain_graph=True)
+        return self.balancers["waveform"].combine(gradients)
+
+    def _window(self, samples: int) -> slice:
+        length = round(self.settings.discriminator.seconds * self.codec.config.sampling_rate)
+        start = int(torch.randint(max(1, samples - length + 1), (), generator=self.rng))
+        return slice(start, start + length)
+
+    def _judge(self, real: list[Tensor], fake: list[Tensor]) -> Tensor:
+        loss = discriminator_loss(self.judges(real), self.judges(fake))
+        self.judge_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.world.average_gradients(self.judges.parameters())
+        nn.utils.clip_grad_norm_(self.judges.parameters(), 10.0)
+        self.judge_optimizer.step()
+        return loss
+
+    def _commit(
+        self, z: Tensor, clips: int, codes: Tensor, found: dict[str, Tensor], gradients: dict[str, Tensor]
+    ) -> None:
+        """Latents towards their rows: the right one's where it is known, else the nearest."""
+        if self.settings.weights.commitment <= 0:
+            return
+        semantic, _ = self._split(z)
+        with torch.no_grad():
+            nearest = torch.cdist(semantic.flatten(0, 1), self.table).argmin(-1).view(z.shape[:2])
+            nearest[clips:] = codes[:, 0]
+        self._add("commitment", commitment_loss(semantic, nearest, self.table), z, found, gradients)
+
+    @torch.no_grad()
+    def _note_use(self, z: Tensor) -> None:
+        semantic, _ = self._split(z.detach())
+        nearest = torch.cdist(semantic.flatten(0, 1), self.table).argmin(-1)
+        counts = torch.bincount(nearest, minlength=len(self.table)).float()
+        self.use = 0.95 * self.use + self.world.sum(counts).cpu()
+
+    # Looking at it
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Codes as serving would give them: of decoded presets (the right ones are known), and of clips."""
+        if not self.world.is_main:
+            return {}
+        served = copy.deepcopy(self.codec).to(torch.bfloat16).eval()
+        levels = self.codec.config.acoustic_codebook_size
+        agreement, error = [], []
+        for codes in self.pairs.bank[:20]:
+            codes = codes[:, : 4 * self.frames].to(self.device)
+            audio = self.codec.decode(codes[None])
+            given = served.encode_as_served(audio.to(torch.bfloat16))[0]
+            agreement.append(float((given[0] == codes[0]).float().mean()))
+            error.append(float((given[1:] - codes[1:]).abs().float().mean()))
+        row = {"valid_agreement": float(np.mean(agreement)), "valid_levels": float(np.mean(error))}
+        said, distances, norms = [], [], []
+        sounds: dict[str, Tensor] = {}
+        for i, clip in enumerate(self.validation.clips):
+            clip = clip.to(self.device)
+            codes = served.encode_as_served(clip[None].to(torch.bfloat16))
+            decoded = self.codec.decode(codes)[0, : len(clip)]
+            distances.append(mel_distance(decoded[None], clip[None], self.codec.config.sampling_rate))
+            norms.append(float(self.embeddings.voice_rows(codes[0])[:-1].float().norm(dim=-1).mean()))
+            said.append(codes[0].cpu())
+            if i < 4:
+                sounds |= {f"{i}-original": clip.cpu(), f"{i}-decoded": decoded.cpu()}
+        if said:
+            together = torch.cat(said, dim=1)
+            row |= {
+                "valid_mel": float(np.median(distances)),
+                "valid_codes_used": float(codebook_use(together)),
+                "valid_perplexity": perplexity(together),
+                "valid_saturated": saturated_share(together, levels),
+                "valid_row_norm": float(np.mean(norms)),
+            }
+            if self.validation.sounds is not None:
+                self.validation.sounds(self.step_count, sounds)
+        if self.validation.histogram is not None:
+            self.validation.histogram(self.step_count, self.use)
+        return {name: round(value, 4) for name, value in row.items()}
+
+    # Keeping it
+
+    def state(self) -> dict[str, Any]:
+        """Encoder, discriminators, teachers' own weights, optimizers, averages, and where the data stands."""
+        found = {
+            "encoder": self.encoder_state(),
+            "judges": self.judges.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "judge_optimizer": self.judge_optimizer.state_dict(),
+            "balancers": {name: one.state_dict() for name, one in self.balancers.items()},
+            "use": self.use,
+        }
+        if self.recordings is not None:
+            found["recordings"] = json.dumps(self.recordings.state())
+        if self.teachers.asr is not None:
+            found["asr"] = {k: v for k, v in self.teachers.asr.named_parameters() if v.requires_grad}
+        return found
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave."""
+        self.codec.load_state_dict(state["encoder"], strict=False)
+        self.judges.load_state_dict(state["judges"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.judge_optimizer.load_state_dict(state["judge_optimizer"])
+        for name, one in self.balancers.items():
+            one.load_state_dict(state["balancers"][name])
+        self.use = state["use"].cpu()
+        if self.recordings is not None and "recordings" in state:
+            self.recordings.load_state(json.loads(state["recordings"]))
+        if self.teachers.asr is not None:
+            self.teachers.asr.load_state_dict(state["asr"], strict=False)
+
+    def encoder_state(self) -> dict[str, Tensor]:
+        """The encoder's 114 tensors, float32, by their names in the codec."""
+        return {
+            k: v.detach()
+            for k, v in self.codec.state_dict().items()
+            if k.startswith(("input_proj.", "encoder_"))
+        }
+
+    def save(self) -> None:
+        """The state, the encoder as it would be injected, and the last few of those; main rank only."""
+        if self.world.is_main:
+            super().save()
+            tensors = {
+                tensor_name(f"audio_tokenizer.{k}"): v.to(torch.bfloat16).cpu().contiguous()
+                for k, v in self.encoder_state().items()
+            }
+            about = self.about | {"steps": self.step_count, "settings": self.settings.model_dump(mode="json")}
+            folder = self.state_path.parent
+            replace_file(folder / ENCODER_FILE, save(tensors, metadata={"revox": json.dumps(about)}))
+            kept = folder / "checkpoints"
+            kept.mkdir(exist_ok=True)
+            mine = kept / f"encoder-{self.step_count:08d}.safetensors"
+            mine.unlink(missing_ok=True)
+            os.link(folder / ENCODER_FILE, mine)
+            for old in sorted(kept.glob("encoder-*.safetensors"))[: -self.settings.keep]:
+                old.unlink()
+        self.world.wait()
+
+    def agreed(self, stop: bool) -> bool:
+        """All ranks stop when one of them was told to."""
+        return self.world.any(stop)

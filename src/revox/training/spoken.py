@@ -1,0 +1,112 @@
+"""What the model itself says, as codes: pairs whose right answer is the language model's own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from revox.checkpoint.load import load_model
+from revox.checkpoint.tensors import WEIGHTS
+from revox.checkpoint.voices import list_voices, load_voice
+from revox.checkpoint.write import replace_file
+from revox.synthesis.batch import embed
+from revox.synthesis.generate import generate
+from revox.synthesis.prompt import Prompter
+from revox.training.errors import TrainingError
+
+AT_ONCE = 8
+MAX_FRAMES = 250  # 20 s: a sentence that does not end by then is babble
+
+SENTENCES = (
+    "The train to the coast leaves at seven and stops at every village on the way.",
+    "She put the kettle on, opened the window, and listened to the rain.",
+    "Could you tell me where the nearest post office is?",
+    "We measured the depth of the lake in nineteen places.",
+    "Nobody expected the old bridge to hold for another winter.",
+    "If you change your mind, call me before Thursday.",
+    "A quick walk after lunch does more good than a second cup of coffee.",
+    "The committee voted eleven to four against the proposal.",
+    "His grandmother kept bees, geese, and a very bad-tempered donkey.",
+    "Turn left at the church, then follow the river for two miles.",
+    "What a strange thing to find in a library book!",
+    "Light travels from the sun to the earth in about eight minutes.",
+    "They argued about music all evening and parted as friends.",
+    "Please keep your belongings with you at all times.",
+    "The recipe asks for butter, flour, sugar, and three eggs.",
+    "I have never seen the harbour as quiet as it was this morning.",
+)
+"""Spoken where no texts are given."""
+
+
+def read_sentences(path: Path) -> list[str]:
+    """The lines of a text file that are not empty. Raises TrainingError when there are none."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise TrainingError(f"the texts {path} cannot be read: {reason}") from None
+    found = [line for line in lines if line]
+    if not found:
+        raise TrainingError(f"the texts {path} are empty: write one sentence a line")
+    return found
+
+
+def spoken_codes(
+    folder: Path,
+    count: int,
+    kept: Path,
+    *,
+    sentences: Sequence[str] = SENTENCES,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.bfloat16,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> list[Tensor]:
+    """Codes `[37, frames]` of `count` sentences, said by the presets of the checkpoint `folder` in turn.
+
+    They are kept in the file `kept` after every few, and taken from there where they were made of the same
+    checkpoint, sentences and seed. What did not end by itself is left out.
+    """
+    voices = [entry.name for entry in list_voices(folder) if entry.preset and not entry.problem]
+    if not voices:
+        raise TrainingError(f"{folder} has no preset that could speak: set sentences to 0, or mend it")
+    digest = hashlib.sha256((folder / "params.json").read_bytes())
+    digest.update(repr(((folder / WEIGHTS).stat().st_size, tuple(sentences), seed, voices)).encode())
+    stamp = digest.hexdigest()
+    found = _read(kept, stamp)
+    if len(found) >= count:
+        return [codes for codes in found[:count] if codes.shape[1]]
+    model, prompter = load_model(folder, device=device, dtype=dtype), Prompter(folder)
+    for start in range(len(found), count, AT_ONCE):
+        which = range(start, min(start + AT_ONCE, count))
+        prompts = [
+            embed(
+                model, prompter, sentences[(i // len(voices)) % len(sentences)],
+                load_voice(folder, voices[i % len(voices)]),
+            )
+            for i in which
+        ]  # fmt: skip
+        spoken = generate(model, prompts, [seed + i for i in which], max_frames=MAX_FRAMES)
+        found += [one.codes.cpu() if one.ended else one.codes[:, :0].cpu() for one in spoken]
+        tensors = {f"{i:06d}": codes.to(torch.int16).contiguous() for i, codes in enumerate(found)}
+        replace_file(kept, save(tensors, metadata={"stamp": stamp}))
+        progress(len(found), count)
+    return [codes for codes in found if codes.shape[1]]
+
+
+def _read(path: Path, stamp: str) -> list[Tensor]:
+    if not path.is_file():
+        return []
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("stamp") != stamp:
+                return []
+            return [file.get_tensor(name).long() for name in sorted(file.keys())]
+    except (SafetensorError, OSError):
+        return []  # damaged: spoken again

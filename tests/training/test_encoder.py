@@ -1,0 +1,190 @@
+"""The run that restores the encoder: exact under interruption and in parallel, and good for something."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from conftest import preset_codes, tiny_model
+from revox.checkpoint.tensors import ENCODER_PREFIXES
+from revox.model.codec import Codec
+from revox.training.encoder import EncoderTrainer, Validation
+from revox.training.errors import TrainingError
+from revox.training.recordings import ClipsInMemory
+from revox.training.settings import EncoderTraining, read_settings
+from revox.training.world import World
+
+SETTINGS: dict[str, Any] = {
+    "steps": 6, "clips": 2, "pairs": 2, "seconds": 0.64, "save_every": 2, "report_every": 1,
+    "validate_every": 100, "warmup": 2, "decay_steps": 2, "resolutions": [[512, 40], [256, 20]],
+    "learning_rate": 3e-5,
+    "discriminator": {"start": 2, "every": 1, "n_ffts": [256, 128], "channels": 2, "seconds": 0.3},
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def clips() -> list[Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    return [0.1 * torch.randn(20000 + 3000 * i, generator=rng) for i in range(5)]
+
+
+def trainer(folder: Path, world: World | None = None, **changes: Any) -> EncoderTrainer:
+    settings = EncoderTraining.model_validate(SETTINGS | changes)
+    world = world or World()
+    samples = 8 * 1920
+    recordings = ClipsInMemory(clips(), samples, settings.clips, world) if settings.clips else None
+    return EncoderTrainer(
+        tiny_model(), list(preset_codes().values()), settings, folder, recordings=recordings, world=world,
+        validation=Validation(clips=clips()[:2]),
+    )  # fmt: skip
+
+
+def rows_of(run: EncoderTrainer) -> list[dict[str, float]]:
+    rows: list[dict[str, float]] = []
+    run.run(rows.append, run.validate, report_every=1, validate_every=100)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, float]]]:
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, rows_of(trainer(folder))
+
+
+def test_an_interrupted_run_goes_on_step_by_step_as_the_uninterrupted_one(whole, tmp_path: Path):
+    first = trainer(tmp_path)
+    for _ in range(3):
+        first.step()
+    first.save()
+    second = trainer(tmp_path)
+    assert second.resume()
+    rest = rows_of(second)
+    for row, wanted in zip(rest, whole[1][3:], strict=True):
+        same = {k: v for k, v in wanted.items() if k != "seconds"}
+        assert {k: v for k, v in row.items() if k != "seconds"} == same
+
+
+def test_two_processes_get_the_losses_of_one(whole, tmp_path: Path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = (
+        "import sys, json, pathlib, torch; torch.set_num_threads(1)\n"
+        f"sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}\n"
+        "import importlib.util as u\n"
+        f"spec = u.spec_from_file_location('parts', {__file__!r}); m = u.module_from_spec(spec)\n"
+        "spec.loader.exec_module(m)\n"
+        "from revox.training.world import World\n"
+        "world = World.join('cpu'); assert world.size == 2\n"
+        "rows = m.rows_of(m.trainer(pathlib.Path(sys.argv[1]) / str(world.rank), world))\n"
+        "(pathlib.Path(sys.argv[1]) / f'rows{world.rank}.json').write_text(json.dumps(rows))\n"
+    )
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    for rank in range(2):
+        rows = json.loads((tmp_path / f"rows{rank}.json").read_text())
+        for row, wanted in zip(rows, whole[1], strict=True):
+            for name, value in wanted.items():
+                if name not in ("seconds", "loss") and not name.startswith("valid"):
+                    assert row[name] == pytest.approx(value, rel=2e-3, abs=2e-4), (name, rank, row["step"])
+
+
+def test_what_is_kept_is_a_whole_encoder_in_bf16_and_the_last_few_of_them(whole):
+    folder = whole[0]
+    codec = Codec(tiny_model().audio_tokenizer.config, with_encoder=True)
+    names = {f"audio_tokenizer.{k}" for k in codec.state_dict()}
+    with safe_open(folder / "encoder.safetensors", framework="pt") as file:
+        assert set(file.keys()) == {k for k in names if k.startswith(ENCODER_PREFIXES)}
+        assert {file.get_slice(k).get_dtype() for k in file.keys()} == {"BF16"}  # noqa: SIM118
+        assert json.loads(file.metadata()["revox"])["steps"] == 6
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert kept == [f"encoder-{step:08d}.safetensors" for step in (2, 4, 6)]
+
+
+def test_pairs_teach_it_the_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    weights = {"commitment": 0.0, "diversity": 0.0}
+    run = trainer(
+        tmp_path,
+        steps=60,
+        clips=0,
+        pairs=6,
+        seconds=0.32,
+        learning_rate=2e-3,
+        weights=weights,
+        decay_steps=20,
+    )
+    always = run.pairs.draw_codes(6, run.frames, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(run.pairs, "draw_codes", lambda *_: always)
+    rows = [run.step() for _ in range(60)]
+    assert rows[-1]["acoustic"] < 0.5 * rows[0]["acoustic"]
+    assert rows[-1]["semantic"] < 0.5 * rows[0]["semantic"]
+
+
+def test_recordings_alone_bring_the_reconstruction_nearer_and_leave_decoder_and_codebook_alone(
+    tmp_path: Path,
+):
+    run = trainer(tmp_path, clips=4, pairs=0, steps=30, learning_rate=2e-3, discriminator={"start": 1000})
+    frozen = {
+        k: v.clone() for k, v in run.codec.state_dict().items() if not k.startswith(("input", "encoder"))
+    }
+    rows = [run.step() for _ in range(30)]
+    assert rows[-1]["mel"] < 0.95 * rows[0]["mel"]
+    for name, value in frozen.items():
+        assert torch.equal(run.codec.state_dict()[name], value), name
+
+
+def test_a_loss_that_counts_nothing_changes_nothing(tmp_path: Path):
+    def after(name: str, **changes: Any) -> Tensor:
+        run = trainer(tmp_path / name, **changes)
+        run.step()
+        return run.encoder_state()["input_proj.conv.parametrizations.weight.original1"]
+
+    off = {"commitment": 0.0, "diversity": 0.0, "reconstruction": 0.0}
+    alone = after("alone", clips=0, weights=off)
+    assert not torch.equal(alone, after("all"))
+    beside = after("beside", weights=off)  # recordings are there and count nothing
+    # Adam's first step is the gradient's sign: where that is nearly nought, rounding decides.
+    assert ((alone - beside).abs() > 1e-6).float().mean() < 0.01
+
+
+def test_settings_that_will_not_do_are_a_sentence(tmp_path: Path):
+    bad = tmp_path / "bad.yaml"
+    for text, sentence in (
+        ("clips: 0\npairs: 0\n", "nothing to learn from"),
+        ("weights: {mell: 1}\n", "weights.mell"),
+        ("learning_rate: -1\n", "learning_rate"),
+        ("weights: {speaker: 1}\n", "verifier"),
+        ("- a\n- b\n", "holds no settings"),
+        ("a: [\n", "cannot be read"),
+    ):
+        bad.write_text(text)
+        with pytest.raises(TrainingError, match=sentence):
+            read_settings(bad)
+    with pytest.raises(TrainingError, match="cannot be read"):
+        read_settings(tmp_path / "none.yaml")
+    with pytest.raises(TrainingError, match="make it a multiple"):
+        trainer(tmp_path, World(rank=0, size=3))
