@@ -1,0 +1,375 @@
+"""Whisper distillation against hand-computed alignments and a tiny Whisper with random weights."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from revox.training.distill import (
+    AsrDistillation,
+    DistillTargets,
+    WhisperTeacher,
+    frames_of_attention,
+)
+from revox.training.errors import TrainingError
+from revox.training.resampling import Resampler
+
+transformers = pytest.importorskip("transformers")
+
+RATE = 24000
+LETTERS = [*"abcdefghijklmnopqrstuvwxyz", "Ġ"]
+SPECIALS = [
+    "<|endoftext|>",
+    "<|startoftranscript|>",
+    "<|en|>",
+    "<|de|>",
+    "<|transcribe|>",
+    "<|notimestamps|>",
+]
+IDS = {token: i for i, token in enumerate([*LETTERS, *SPECIALS])}
+
+
+def save_whisper(folder, *, multilingual=False, heads=((0, 1), (1, 0)), seed=0):
+    """A Whisper of two thin layers with random weights, saved as the real ones are."""
+    specials = (
+        SPECIALS if multilingual else [s for s in SPECIALS if s not in ("<|en|>", "<|de|>", "<|transcribe|>")]
+    )
+    vocabulary = {token: i for i, token in enumerate([*LETTERS, *specials])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "normalizer.json").write_text("{}")
+    tokenizer = transformers.WhisperTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), unk_token="<|endoftext|>"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": specials})
+    tokenizer.save_pretrained(folder)
+    transformers.WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
+    end, start = vocabulary["<|endoftext|>"], vocabulary["<|startoftranscript|>"]
+    torch.manual_seed(seed)
+    config = transformers.WhisperConfig(
+        vocab_size=len(vocabulary), d_model=16, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_target_positions=24,
+        pad_token_id=end, bos_token_id=end, eos_token_id=end, decoder_start_token_id=start, init_std=0.5,
+        suppress_tokens=None, begin_suppress_tokens=None,
+    )  # fmt: skip
+    model = transformers.WhisperForConditionalGeneration(config)
+    generation = dict(
+        max_length=20, decoder_start_token_id=start, eos_token_id=end, pad_token_id=end, suppress_tokens=None,
+        begin_suppress_tokens=None, no_timestamps_token_id=vocabulary["<|notimestamps|>"],
+    )  # fmt: skip
+    if heads is not None:
+        generation["alignment_heads"] = [list(pair) for pair in heads]
+    if multilingual:
+        generation |= dict(
+            is_multilingual=True,
+            lang_to_id={"<|en|>": vocabulary["<|en|>"], "<|de|>": vocabulary["<|de|>"]},
+            task_to_id={"transcribe": vocabulary["<|transcribe|>"]},
+        )
+    model.generation_config = transformers.GenerationConfig(**generation)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_whisper(tmp_path_factory.mktemp("whisper"))
+
+
+@pytest.fixture(scope="module")
+def multilingual(tmp_path_factory):
+    return save_whisper(tmp_path_factory.mktemp("multilingual"), multilingual=True, heads=None)
+
+
+@pytest.fixture(scope="module")
+def teacher(folder):
+    return WhisperTeacher.load(str(folder))
+
+
+def clips(*seconds):
+    """Tones with noise `[batch, samples]` at 24 kHz, and their lengths."""
+    rng = np.random.default_rng(0)
+    sizes = [round(s * RATE) for s in seconds]
+    batch = np.zeros((len(sizes), max(sizes)), dtype=np.float32)
+    for i, n in enumerate(sizes):
+        t = np.arange(n) / RATE
+        batch[i, :n] = 0.3 * np.sin(2 * np.pi * (200 + 150 * i) * t) * (
+            1 + np.sin(9 * t)
+        ) + 0.01 * rng.normal(size=n)
+    return torch.from_numpy(batch), torch.tensor(sizes)
+
+
+# --- alignment
+
+
+def test_attention_is_cut_to_the_clip_and_summed_into_its_frames():
+    # 0.16 s: two frames of 80 ms, eight positions of 20 ms; the rest of the window is beyond the clip.
+    attention = torch.tensor(
+        [[0.1, 0.1, 0.0, 0.0, 0.2, 0.0, 0.2, 0.2, 0.1, 0.1], [0, 0, 0, 0.5, 0.25, 0, 0, 0, 0.25, 0]]
+    )
+    expected = torch.tensor([[0.2 / 0.8, 0.6 / 0.8], [0.5 / 0.75, 0.25 / 0.75]])
+    torch.testing.assert_close(frames_of_attention(attention, 3840, RATE, 1920), expected)
+
+
+def test_a_clip_that_ends_within_a_position_and_a_frame_keeps_both():
+    # 0.09 s is 4.5 positions and 1.125 frames: five positions, two frames.
+    attention = torch.tensor([[0.2, 0.2, 0.2, 0.2, 0.2, 0.0], [0.0, 0.0, 0.0, 0.0, 0.3, 0.7]])
+    out = frames_of_attention(attention, 2160, RATE, 1920)
+    torch.testing.assert_close(out, torch.tensor([[0.8, 0.2], [0.0, 1.0]]))
+
+
+def test_a_position_that_two_frames_share_is_divided_by_time():
+    # Frames of 30 ms: position 1 (20 to 40 ms) lies half in each of the first two.
+    out = frames_of_attention(torch.tensor([[0.5, 0.4, 0.1]]), 960, 16000, 480)
+    torch.testing.assert_close(out, torch.tensor([[0.7, 0.3]]))
+
+
+def test_uniform_attention_weighs_frames_by_how_many_positions_they_hold(folder):
+    blind = WhisperTeacher.load(str(folder))
+    for layer in blind._model.model.decoder.layers:  # no query sees any key: the softmax is uniform
+        layer.encoder_attn.q_proj.weight.zero_()
+        layer.encoder_attn.q_proj.bias.zero_()
+    waves, lengths = clips(0.1)
+    found = blind.targets(waves, RATE, lengths, ["abc"])
+    torch.testing.assert_close(found.alignment[0], torch.tensor([[0.8, 0.2]]).expand(4, 2))
+
+
+# --- the teacher
+
+
+def heard_as(folder, wave):
+    """The mel features of a clip `[samples]`, by transformers; the resampler has its own test."""
+    extractor = transformers.WhisperFeatureExtractor.from_pretrained(folder)
+    samples = Resampler(RATE, 16000)(torch.from_numpy(wave)).numpy()
+    return extractor(samples, sampling_rate=16000, return_tensors="pt").input_features
+
+
+def expected_targets(folder, wave, ids, heads, prompt):
+    """One clip through transformers alone, with loops: hidden states and alignment of its tokens."""
+    model = transformers.WhisperForConditionalGeneration.from_pretrained(
+        folder, attn_implementation="eager"
+    ).eval()
+    features = heard_as(folder, wave)
+    with torch.no_grad():
+        out = model(
+            features, decoder_input_ids=torch.tensor([[*prompt, *ids]]), output_attentions=True,
+            output_hidden_states=True,
+        )  # fmt: skip
+        logits = model.proj_out(out.decoder_hidden_states[-1])
+    torch.testing.assert_close(logits, out.logits)  # so these are the states that logits are made of
+    positions, frames = math.ceil(len(wave) / RATE * 50), math.ceil(len(wave) / 1920)
+    hidden = out.decoder_hidden_states[-1][0, len(prompt) - 1 : len(prompt) - 1 + len(ids)]
+    alignment = np.zeros((len(ids), frames))
+    for token in range(len(ids)):
+        for position in range(positions):
+            for layer, head in heads:
+                weight = float(out.cross_attentions[layer][0, head, len(prompt) - 1 + token, position])
+                alignment[token, position // 4] += weight
+        alignment[token] /= alignment[token].sum()
+    return hidden, torch.from_numpy(alignment).float()
+
+
+def test_targets_equal_transformers_own_states_and_the_named_heads_attention(folder, teacher):
+    waves, lengths = clips(0.5, 0.71)
+    found = teacher.targets(waves, RATE, lengths, ["abcd", "HELLO"])
+    start, silent = 28, 29
+    for i, text in enumerate(["Ġabcd", "Ġhello"]):
+        ids = [LETTERS.index(letter) for letter in text]
+        hidden, alignment = expected_targets(
+            folder, waves[i, : lengths[i]].numpy(), ids, [(0, 1), (1, 0)], [start, silent]
+        )
+        torch.testing.assert_close(found.hidden[i], hidden, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found.alignment[i], alignment, atol=1e-4, rtol=1e-4)
+    assert found.alignment[0].shape == (5, 7)
+    assert found.alignment[1].shape == (6, 9)
+
+
+def test_a_multilingual_teacher_is_told_or_finds_the_language_and_uses_the_last_layers_heads(multilingual):
+    teacher = WhisperTeacher.load(str(multilingual))
+    waves, lengths = clips(0.4, 0.4)
+    wave = waves[0].numpy()
+    ids = [LETTERS.index(letter) for letter in "Ġab"]
+    told = teacher.targets(waves, RATE, lengths, ["ab", "ab"], languages=["de", "en"])
+    model = transformers.WhisperForConditionalGeneration.from_pretrained(multilingual)
+    for i, language in enumerate(("<|de|>", "<|en|>")):
+        prompt = [IDS[t] for t in ("<|startoftranscript|>", language, "<|transcribe|>", "<|notimestamps|>")]
+        hidden, alignment = expected_targets(multilingual, waves[i].numpy(), ids, [(1, 0), (1, 1)], prompt)
+        torch.testing.assert_close(told.hidden[i], hidden, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(told.alignment[i], alignment, atol=1e-4, rtol=1e-4)
+    features = heard_as(multilingual, wave)
+    found = int(model.detect_language(features)[0])
+    left = teacher.targets(waves[:1], RATE, lengths[:1], ["ab"])
+    asked = teacher.targets(
+        waves[:1], RATE, lengths[:1], ["ab"], languages=[SPECIALS[found - len(LETTERS)].strip("<|>")]
+    )
+    torch.testing.assert_close(left.hidden[0], asked.hidden[0])
+    with pytest.raises(TrainingError, match="knows no language 'xx'; it knows de, en"):
+        teacher.targets(waves, RATE, lengths, ["ab", "ab"], languages=["xx", None])
+
+
+def test_a_clips_targets_do_not_depend_on_padding_or_on_other_clips(teacher):
+    waves, lengths = clips(0.33, 0.9, 0.5)
+    waves[0, lengths[0] :] = 5.0  # whatever lies there
+    texts = ["ab", "a longer text here", None]
+    together = teacher.targets(waves, RATE, lengths, texts)
+    for i, n in enumerate(lengths):
+        alone = teacher.targets(waves[i : i + 1, :n], RATE, lengths[i : i + 1], texts[i : i + 1])
+        torch.testing.assert_close(together.hidden[i], alone.hidden[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(together.alignment[i], alone.alignment[0], atol=1e-5, rtol=1e-4)
+
+
+def test_a_clip_without_transcript_is_heard_by_the_teacher_and_remembered_by_its_key(folder):
+    teacher = WhisperTeacher.load(str(folder))
+    waves, lengths = clips(0.5)
+    features = heard_as(folder, waves[0].numpy())
+    model = transformers.WhisperForConditionalGeneration.from_pretrained(folder)
+    generated = [i for i in model.generate(features)[0].tolist() if i < 27]
+    assert generated  # random weights babble letters
+    found = teacher.targets(waves, RATE, lengths, [None], keys=["clip"])
+    hidden, _ = expected_targets(folder, waves[0].numpy(), generated, [(0, 1)], [28, 29])
+    torch.testing.assert_close(found.hidden[0], hidden, atol=1e-4, rtol=1e-4)
+
+    def deaf(*_, **__):
+        raise AssertionError("it listens again")
+
+    teacher._model.generate = deaf
+    again = teacher.targets(waves, RATE, lengths, [None], keys=["clip"])
+    torch.testing.assert_close(again.hidden[0], found.hidden[0])
+    with pytest.raises(AssertionError, match="listens again"):
+        teacher.targets(waves, RATE, lengths, [None], keys=["another"])
+
+
+def test_special_tokens_are_in_no_target_and_a_clip_without_words_has_none(teacher):
+    waves, lengths = clips(0.3, 0.3)
+    found = teacher.targets(waves, RATE, lengths, ["ab<|endoftext|>", "  "])
+    assert [len(h) for h in found.hidden] == [3, 0]  # the space before the word is a token here
+    assert found.alignment[1].shape == (0, 4)
+
+
+def test_a_text_longer_than_the_decoder_is_cut_where_it_ends(teacher):
+    waves, lengths = clips(0.3)
+    found = teacher.targets(waves, RATE, lengths, ["abcdefghijklmnopqrstuvwxyz"])
+    short = teacher.targets(waves, RATE, lengths, ["abcdefgh"])
+    assert len(found.hidden[0]) == 24 - 2
+    torch.testing.assert_close(found.hidden[0][:9], short.hidden[0])
+
+
+def test_what_cannot_be_heard_is_a_sentence(teacher):
+    waves = torch.zeros(1, 31 * RATE)
+    with pytest.raises(TrainingError, match=r"31\.0 s cannot be distilled: Whisper hears 30 s"):
+        teacher.targets(waves, RATE, torch.tensor([31 * RATE]), ["a"])
+    with pytest.raises(TrainingError, match="no whole number of samples"):
+        teacher.targets(waves, 22051, torch.tensor([100]), ["a"])
+
+
+def test_pickled_weights_and_other_folders_are_refused(folder, tmp_path):
+    with pytest.raises(TrainingError, match="name the folder or hub id of a Whisper"):
+        WhisperTeacher.load(str(tmp_path))
+    for file in folder.iterdir():
+        if file.suffix in (".json", ".txt"):
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(TrainingError, match="cannot be loaded as a Whisper"):
+        WhisperTeacher.load(str(tmp_path))
+
+
+def test_alignment_heads_of_another_model_are_refused(tmp_path):
+    with pytest.raises(TrainingError, match="alignment heads that this Whisper of 2 layers of 2 heads"):
+        WhisperTeacher.load(str(save_whisper(tmp_path, heads=((5, 0),))))
+
+
+# --- the loss
+
+
+def by_hand():
+    """Two frames, two tokens, identity projection: cosines that can be worked out on paper."""
+    latents = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    alignment = [torch.tensor([[1.0, 0.0], [0.5, 0.5]])]
+    hidden = [torch.tensor([[3.0, 4.0], [0.0, -2.0]])]
+    # token 1: (1, 0) with (3, 4): 0.6; token 2: (0.5, 0.5) with (0, -2): -1/sqrt(2)
+    return latents, DistillTargets(hidden, alignment), 1 - (0.6 - 1 / math.sqrt(2)) / 2
+
+
+def identity_loss():
+    loss = AsrDistillation(2, 2)
+    with torch.no_grad():
+        loss.projection.weight.copy_(torch.eye(2))
+    return loss
+
+
+def test_the_loss_is_one_minus_the_mean_cosine_worked_out_by_hand():
+    latents, targets, expected = by_hand()
+    assert math.isclose(
+        float(identity_loss()(latents, torch.tensor([2]), targets).detach()), expected, rel_tol=1e-6
+    )
+
+
+def test_padding_and_other_clips_do_not_change_a_clips_value_and_the_batch_is_their_mean():
+    latents, targets, expected = by_hand()
+    batch = torch.full((3, 3, 2), 7.0)
+    batch[0, :2], batch[1] = latents[0], torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
+    both = DistillTargets(
+        [targets.hidden[0], torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), torch.zeros(0, 2)],
+        [
+            targets.alignment[0],
+            torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 1.0]]),
+            torch.zeros(0, 3),
+        ],
+    )
+    values = identity_loss().by_clip(batch, torch.tensor([2, 3, 3]), both)
+    torch.testing.assert_close(values.detach(), torch.tensor([expected, 1 / 3, 0.0]))
+    # The third clip has no words: it is in no mean.
+    mean = identity_loss()(batch, torch.tensor([2, 3, 3]), both)
+    assert math.isclose(float(mean.detach()), (expected + 1 / 3) / 2, rel_tol=1e-6)
+
+
+def test_gradient_reaches_latents_and_projection_and_never_the_teacher(folder):
+    teacher = WhisperTeacher.load(str(folder))
+    waves, lengths = clips(0.5, 0.3)
+    waves.requires_grad_(True)
+    targets = teacher.targets(waves, RATE, lengths, ["abc", "d"])
+    assert not any(t.requires_grad for t in (*targets.hidden, *targets.alignment))
+    assert not any(p.requires_grad for p in teacher._model.parameters())
+    assert not teacher._model.training
+    loss = AsrDistillation(4, teacher.width)
+    latents = torch.randn(2, 7, 4, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+    loss(latents, torch.tensor([7, 4]), targets).backward()
+    assert waves.grad is None
+    assert (latents.grad[0].abs().sum(1) > 0).all()
+    assert (latents.grad[1, 4:] == 0).all()
+    assert float(loss.projection.weight.grad.abs().sum()) > 0
+    assert set(loss.state_dict()) == {"projection.weight"}
+
+
+def test_training_the_projection_alone_brings_the_loss_down(teacher):
+    waves, lengths = clips(0.5, 0.3)
+    targets = teacher.targets(waves, RATE, lengths, ["abc", "d"])
+    torch.manual_seed(0)
+    loss, latents = AsrDistillation(8, teacher.width), torch.randn(2, 7, 8)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=0.05)
+    values = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        value = loss(latents, torch.tensor([7, 4]), targets)
+        value.backward()
+        optimizer.step()
+        values.append(float(value.detach()))
+    assert values[-1] < 0.3 < 0.6 < values[0]
+
+
+def test_a_batch_without_words_gives_zero_and_a_graph_for_every_process():
+    loss = AsrDistillation(3, 2)
+    empty = DistillTargets([torch.zeros(0, 2)], [torch.zeros(0, 4)])
+    value = loss(torch.randn(1, 4, 3), torch.tensor([4]), empty)
+    value.backward()
+    assert float(value.detach()) == 0
+    assert (loss.projection.weight.grad == 0).all()
+
+
+def test_latents_of_other_lengths_than_the_targets_are_refused():
+    latents, targets, _ = by_hand()
+    with pytest.raises(TrainingError, match=r"Latents of \[1\] frames do not fit targets of \[2\]"):
+        identity_loss()(latents, torch.tensor([1]), targets)
