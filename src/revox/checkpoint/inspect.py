@@ -139,6 +139,8 @@ def inspect(folder: str | Path) -> Report:
         if name not in expected and name not in IGNORED and not (quantization and _is_companion(name))
     )
     encoder = _encoder_state(next(c for c in components if c.name == "codec_encoder"))
+    if encoder != "absent":
+        _injection_note(folder, notes)
     with reading(folder):
         voices = _voices(folder, params, notes, problems)
     variant = quantization is not None or converted
@@ -300,6 +302,19 @@ def _encoder_state(component: Component) -> str:
     if component.found == 0:
         return "absent"
     return "complete" if component.found == component.expected else "partial"
+
+
+def _injection_note(folder: Path, notes: list[str]) -> None:
+    """Whose the encoder is, where revox injected it."""
+    from revox.checkpoint.share import injection_of
+
+    found = injection_of(weight_files(folder)[0])
+    if found:
+        record = found.get("encoder") or {}
+        run = record.get("revox_run") or record.get("file") or "a run without a name"
+        adapted = found.get("adapted") or []
+        more = f", and {len(adapted)} tensors of an adaptation" if adapted else ""
+        notes.append(f"revox injected this encoder ({run}) on {found.get('at', 'an unknown day')}{more}.")
 
 
 def _tensor_findings(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.write import replace_file
+from revox.model.config import VoxtralConfig
 
 if TYPE_CHECKING:
     from revox.checkpoint.params import Params
@@ -101,13 +102,13 @@ def component_of(name: str) -> str | None:
     return next((component for prefix, component in prefixes.items() if name.startswith(prefix)), None)
 
 
-def expected_tensors(params: Params) -> dict[str, TensorSpec]:
+def expected_tensors(params: Params | VoxtralConfig) -> dict[str, TensorSpec]:
     """Every tensor of a complete checkpoint of these sizes, the encoder's (`codec_encoder`) included.
 
     Names and shapes are those that vllm-omni's modules give; at the release's sizes they are the 386 tensors
     of the release and the 114 of the encoder that it withholds.
     """
-    config = params.voxtral_config()
+    config = params if isinstance(params, VoxtralConfig) else params.voxtral_config()
     backbone, acoustic, codec = config.backbone, config.acoustic, config.codec
     shapes: dict[str, tuple[int, ...]] = {}
 

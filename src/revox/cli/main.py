@@ -15,6 +15,8 @@ COMMANDS = {
     "clone": ("revox.cli.clone_command", "command", False),
     "speak": ("revox.cli.speak_command", "command", False),
     "voice": ("revox.cli.voice_command", "app", True),
+    "inject": ("revox.cli.inject_command", "command", False),
+    "encoder": ("revox.cli.encoder_command", "app", True),
     "evaluate": ("revox.cli.evaluate_command", "app", True),
     "lab": ("revox.cli.lab_command", "app", True),
 }

@@ -1,0 +1,317 @@
+"""An encoder to hand on: the model cards, the encoder alone in a file, and its way to the hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from revox.checkpoint.encoder_file import (
+    ENCODER_FILE,
+    RECORD_KEY,
+    EncoderFile,
+    check_encoder,
+    decoder_sha256_of,
+    encoder_specs,
+    read_encoder,
+)
+from revox.checkpoint.errors import CheckpointError
+from revox.checkpoint.params import read_params
+from revox.checkpoint.tensors import (
+    WEIGHTS,
+    expected_tensors,
+    read_header,
+    read_metadata,
+    write_safetensors_stream,
+)
+from revox.checkpoint.write import replace_file
+from revox.model.config import AcousticConfig, BackboneConfig, CodecConfig, VoxtralConfig
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+RELEASE = "mistralai/Voxtral-4B-TTS-2603"
+LICENCE = "CC BY-NC 4.0"
+INJECTION_KEY = "revox_injection"
+"""Where injected weights say, as JSON, what was added to them."""
+
+MARK = "<!-- written by revox: it is replaced and deleted with the encoder -->"
+"""Stands in every card of ours; a card without it is somebody's and left alone."""
+
+_RELEASE = VoxtralConfig(BackboneConfig(), AcousticConfig(), CodecConfig())
+_ASKED_FOR = ("revox_run", "data", "steps")
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """An encoder written to a file of its own, with its card beside it."""
+
+    path: Path
+    card: Path
+    tensors: int
+    bytes: int
+    sha256: str
+    record: dict[str, Any]
+
+
+def export_encoder(
+    out: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    run: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ExportReport:
+    """Write the encoder of a checkpoint, or of a training run, alone: bf16, with what is known of it.
+
+    With both, the run's encoder is checked against the checkpoint's sizes and decoder first; with a run alone
+    only the names and the values are. The card goes beside `out`, with the ending `.md`.
+
+    Raises:
+        CheckpointError: neither is named, there is no whole encoder, or `out` has another ending.
+    """
+    out = Path(out)
+    if out.suffix != ".safetensors":
+        raise CheckpointError(f"{out} should end in .safetensors, the format of the file; name another.")
+    if checkpoint is None and run is None:
+        raise CheckpointError("Nothing to export; name a checkpoint with an encoder, or a run.")
+    config = _RELEASE
+    record: dict[str, Any] = {}
+    decoder = None
+    if checkpoint is not None:
+        config = read_params(checkpoint).voxtral_config()
+        weights = Path(checkpoint) / WEIGHTS
+        tensors = read_header(weights)
+        decoder = decoder_sha256_of(tensors, expected_tensors(config))
+    expected = expected_tensors(config)
+    card = out.with_suffix(".md")
+    if card.exists() and not is_ours(card):
+        raise CheckpointError(
+            f"{card} is somebody's, and the card would go there; name another file than {out}."
+        )
+    if run is not None:
+        encoder = read_encoder(run, expected, sizes_known=checkpoint is not None, progress=progress)
+        record = encoder.record
+        if decoder is not None and record.get("decoder_sha256") not in (None, decoder):
+            raise CheckpointError(
+                f"{encoder.path} was trained against another decoder than {checkpoint} has; leave the "
+                "checkpoint out, or name the one that it was trained against."
+            )
+    else:
+        encoder = _in_weights(weights, progress)
+        record = dict(injection_of(weights).get("encoder", {}))
+    if decoder is not None:
+        record["decoder_sha256"] = decoder
+    record = {**record, "licence": LICENCE}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_safetensors_stream(
+        out,
+        [(name, tensor.lies.shape, tensor.dtype, tensor.blocks) for name, tensor in encoder.tensors.items()],
+        metadata={"format": "pt", RECORD_KEY: json.dumps(shareable(record))},
+    )
+    replace_file(card, encoder_card(encoder, record))
+    return ExportReport(out, card, len(encoder.tensors), out.stat().st_size, encoder.sha256, record)
+
+
+def _in_weights(weights: Path, progress: Callable[[int, int], None] | None) -> EncoderFile:
+    """The encoder inside a checkpoint, as a file of it would be read."""
+    expected = expected_tensors(read_params(weights.parent))
+    names = encoder_specs(expected)
+    found = {name: lies for name, lies in read_header(weights).items() if name in names}
+    if not found:
+        raise CheckpointError(
+            f"{weights.parent} has no codec encoder to export; name a checkpoint that has one, or a run."
+        )
+    return check_encoder(weights, found, expected, progress=progress)
+
+
+def push_encoder(
+    path: str | Path,
+    repository: str,
+    *,
+    private: bool = False,
+    message: str | None = None,
+    api: HfApi | None = None,
+) -> str:
+    """Upload an exported encoder and its card to the hub, in one commit; returns the commit's address.
+
+    The repository is made if it is not there. Its README.md becomes the card, unless somebody wrote one: then
+    the card is MODEL_CARD.md.
+
+    Args:
+        path: a file that `export_encoder` wrote, its card beside it.
+        repository: owner/name.
+        private: for a repository that is made now.
+        message: of the commit.
+        api: the hub; by default with the token that `hf auth login` keeps.
+
+    Raises:
+        CheckpointError: no such file or card, no whole encoder in it, no valid name, or the hub refused.
+    """
+    path = Path(path)
+    card = path.with_suffix(".md")
+    if not _ID.fullmatch(repository):
+        raise CheckpointError(f"{repository} is no name of a repository; name it owner/name.")
+    encoder = read_encoder(path, expected_tensors(_RELEASE), sizes_known=False)
+    if not card.is_file():
+        raise CheckpointError(
+            f"{card}, the encoder's card, is missing; write both with `revox encoder export`."
+        )
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = api or HfApi()
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        name = "README.md"
+        if api.file_exists(repository, name) and MARK not in Path(
+            api.hf_hub_download(repository, name)
+        ).read_text(encoding="utf-8"):
+            name = "MODEL_CARD.md"
+        commit = api.create_commit(
+            repository,
+            operations=[
+                CommitOperationAdd(path_in_repo=ENCODER_FILE, path_or_fileobj=str(encoder.path)),
+                CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(card)),
+            ],
+            commit_message=message or f"A codec encoder for {RELEASE}, {encoder.sha256[:12]}",
+        )
+    except Exception as error:  # the hub library's http errors are of another package in each of its versions
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{repository} could not be written on the hub ({reason}); log in with `hf auth login`, check "
+            "the name and the connection, and try again."
+        ) from None
+    return str(commit.commit_url)
+
+
+def injection_of(weights: str | Path) -> dict[str, Any]:
+    """What weights say was injected into them: empty for a file as released."""
+    try:
+        found = json.loads(read_metadata(weights).get(INJECTION_KEY, "{}"))
+    except ValueError:
+        found = {}
+    return found if isinstance(found, dict) else {}
+
+
+def is_ours(card: Path) -> bool:
+    """Whether a card was written by revox, and may be replaced or deleted by it."""
+    return card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")
+
+
+def shareable(value: Any) -> Any:
+    """A record without the paths of somebody's machine: of an absolute path only its last part is kept."""
+    if isinstance(value, Mapping):
+        return {str(key): shareable(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [shareable(inner) for inner in value]
+    if (
+        isinstance(value, str)
+        and re.match(r"(/|~[\w.-]*/|[A-Za-z]:[\\/]|file://)", value)
+        and "\n" not in value
+    ):
+        return re.split(r"[\\/]", value.rstrip("\\/"))[-1]
+    return value
+
+
+def encoder_card(encoder: EncoderFile, record: Mapping[str, Any]) -> str:
+    """The card of an encoder alone, with the head that the hub reads."""
+    shapes = {name: tensor.lies.shape for name, tensor in encoder.tensors.items()}
+    release = {name: spec.shape for name, spec in encoder_specs(expected_tensors(_RELEASE)).items()}
+    parameters = sum(tensor.lies.parameters for tensor in encoder.tensors.values())
+    return f"""{_head(shapes == release)}
+{MARK}
+
+# A codec encoder for Voxtral TTS
+
+The {len(shapes)} tensors ({parameters / 1e6:.1f} M parameters, bf16) of the codec encoder that
+{RELEASE} was released without. Injected into the checkpoint, they let it clone a voice from
+`ref_audio`:
+
+    revox inject --checkpoint FOLDER --encoder encoder.safetensors --out NEW-FOLDER
+
+## Where it comes from
+
+{_provenance(record)}
+SHA-256 of the tensors: `{encoder.sha256}`
+
+{_terms()}"""
+
+
+def checkpoint_card(injection: Mapping[str, Any], config: VoxtralConfig) -> str:
+    """The card of a checkpoint with an encoder injected, from what its weights say of it."""
+    specs = encoder_specs(expected_tensors(config)).values()
+    parameters = sum(spec.parameters for spec in specs)
+    adapted = injection.get("adapted") or []
+    if adapted:
+        changed = (
+            f"{len(adapted)} tensors of the model were replaced by those of an adaptation "
+            f"(`{_code(injection.get('adaptation'))}`). The others"
+        )
+    else:
+        changed = "All other tensors"
+    made_for = {
+        True: "The encoder names the decoder that it was trained against, and it is this checkpoint's.",
+        False: "**The encoder was trained against another decoder**; it was injected by force.",
+        None: "The encoder does not say which decoder it was trained against.",
+    }[injection.get("decoder_agrees")]
+    return f"""{_head(config == _RELEASE)}
+{MARK}
+
+# Voxtral TTS with a codec encoder
+
+Added to `{WEIGHTS}` on {_plain(injection.get("at", "an unknown day"))}: the {len(specs)} tensors of the
+codec encoder ({parameters / 1e6:.1f} M parameters, {parameters * 2 / 1e6:.1f} MB, bf16), under
+`audio_tokenizer.input_proj` and `audio_tokenizer.encoder_blocks`. {changed} are as they were,
+byte for byte.
+{made_for}
+
+SHA-256 of the encoder's tensors: `{_code(injection.get("encoder_sha256"))}`
+
+## Where the encoder comes from
+
+{_provenance(injection.get("encoder") or {})}
+`revox inject --checkpoint FOLDER --eject --in-place` takes it out again.
+
+{_terms()}"""
+
+
+def _head(for_release: bool) -> str:
+    """What the hub reads of a card; the base model only where the sizes are its."""
+    base = f"base_model: {RELEASE}\n" if for_release else ""
+    return (
+        f"---\nlicense: cc-by-nc-4.0\n{base}library_name: revox\npipeline_tag: text-to-speech\n"
+        "tags: [voxtral, voice-cloning]\n---"
+    )
+
+
+def _provenance(record: Mapping[str, Any]) -> str:
+    rows = {key: record.get(key, "not recorded") for key in _ASKED_FOR}
+    rows |= {key: value for key, value in record.items() if key not in rows}
+    table = "".join(f"| {_plain(key)} | {_plain(value)} |\n" for key, value in shareable(rows).items())
+    return f"| | |\n| --- | --- |\n{table}"
+
+
+def _terms() -> str:
+    return f"""## Licence and consent
+
+{LICENCE} (no commercial use): the weights of {RELEASE} are under it, and what is made from
+them, as an encoder trained against them is, falls under the same licence.
+
+Clone a voice only if the person agreed.
+"""
+
+
+def _plain(value: Any) -> str:
+    """A value in a table's cell: one line, and no markup of its own."""
+    if isinstance(value, list) and all(isinstance(inner, str) for inner in value):
+        value = ", ".join(value)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return re.sub(r"([\\`*<>|\[\]])", r"\\\1", " ".join(text.split()))[:500]
+
+
+def _code(value: Any) -> str:
+    """A value between backticks."""
+    return " ".join(str(value or "not recorded").replace("`", "'").split())
