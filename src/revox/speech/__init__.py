@@ -5,7 +5,7 @@ from revox.speech.audio import Audio, resample
 from revox.speech.errors import AudioError
 from revox.speech.loudness import loudness, normalise_loudness
 from revox.speech.pitch import Pitch, median_pitch, pitch_track
-from revox.speech.read import read_audio, stream_audio
+from revox.speech.read import audio_header, read_audio, read_span, stream_audio
 from revox.speech.selection import Selection, select_reference, whole_frames
 from revox.speech.write import FORMATS, encode_audio, format_for, write_audio
 
@@ -16,6 +16,7 @@ __all__ = [
     "Pitch",
     "Selection",
     "SpeechActivity",
+    "audio_header",
     "encode_audio",
     "format_for",
     "loudness",
@@ -23,6 +24,7 @@ __all__ = [
     "normalise_loudness",
     "pitch_track",
     "read_audio",
+    "read_span",
     "resample",
     "select_reference",
     "speech_activity",

@@ -18,6 +18,8 @@ Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
 MAX_SECONDS = 600.0
 _MAX_PIPED_BYTES = 1 << 30
+# Spans that begin later than this are sought, with so much decoded before them that a codec has settled.
+_SEEK_BEYOND, _PREROLL = 20.0, 0.5  # seconds
 # Full scale of FFmpeg's integer sample formats (u8 is offset by 128).
 _FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63}
 
@@ -40,6 +42,48 @@ def read_audio(
     if rate is not None and rate != native:
         samples = resample(samples, native, rate)
     return Audio(samples, rate or native, truncated)
+
+
+def audio_header(source: Source) -> tuple[float | None, int]:
+    """Seconds and sample rate (Hz) of the first audio stream as the file's header has them, undecoded.
+
+    The seconds are None where the format does not say, and an estimate for some (MP3 without a table).
+    Raises AudioError, with a sentence, on anything that has no audio.
+    """
+    with _container(source) as (name, container, stream):
+        rate = stream.rate or 0
+        _check_rate(name, rate)
+        if stream.duration is not None and stream.time_base is not None:
+            seconds = float(stream.duration * stream.time_base)
+        else:
+            seconds = (container.duration or 0) / 1_000_000
+    return (seconds if seconds > 0 else None), rate
+
+
+def read_span(source: Source, start: float, seconds: float) -> Audio:
+    """Decode `seconds` from `start` (seconds) on, mono at the source's own rate; less where it ends before.
+
+    What lies before is skipped, where the format can, and never held: a span of an hour costs what a span of
+    a minute does. `truncated` says that the source goes on. Raises AudioError as `read_audio` does, and when
+    nothing is left at `start`.
+    """
+    import av
+
+    with _opened(source) as file:  # opened once: a pipe cannot be read twice
+        if start > _SEEK_BEYOND:
+            with _container(file, _name(source)) as (name, container, stream):
+                try:
+                    container.seek(int((start - _PREROLL) / stream.time_base), stream=stream)
+                    if span := _span(name, container, stream, start, seconds, sought=True):
+                        return span
+                except (av.error.FFmpegError, AudioError):
+                    pass  # a format that cannot seek is read from its beginning
+            file.seek(0)
+        with _container(file, _name(source)) as (name, container, stream):
+            span = _span(name, container, stream, start, seconds, sought=False)
+    if span is None:
+        raise AudioError(f"{name} ends before {start:.2f} s; ask for an earlier span.")
+    return span
 
 
 def stream_audio(
@@ -131,9 +175,16 @@ def _seekable(file: BinaryIO) -> BinaryIO:
 
 def _decode(source: Source, mono: bool, max_seconds: float | None) -> Iterator[Audio]:
     """Blocks of about a second at the source's own rate; at least one; the last may be marked truncated."""
+    with _container(source) as (name, container, stream):
+        yield from _blocks(name, container, stream, mono, max_seconds)
+
+
+@contextmanager
+def _container(source: Source, name: str | None = None) -> Iterator[tuple[str, Any, Any]]:
+    """What to call the source in a sentence, its FFmpeg container and its first audio stream."""
     import av
 
-    name = _name(source)
+    name = name or _name(source)
     not_audio = f"{name} is not an audio or video file that can be decoded; convert it to WAV or FLAC."
     with _opened(source) as file:
         try:
@@ -144,8 +195,12 @@ def _decode(source: Source, mono: bool, max_seconds: float | None) -> Iterator[A
         with container:
             if not container.streams.audio:
                 raise AudioError(f"{name} has no audio stream; give a file with sound.")
-            stream = container.streams.audio[0]
-            yield from _blocks(name, container, stream, mono, max_seconds)
+            yield name, container, container.streams.audio[0]
+
+
+def _check_rate(name: str, rate: int) -> None:
+    if not 1000 <= rate <= 768_000:
+        raise AudioError(f"{name} claims a sample rate of {rate} Hz; give 1 to 768 kHz.")
 
 
 def _blocks(name: str, container: Any, stream: Any, mono: bool, max_seconds: float | None) -> Iterator[Audio]:
@@ -157,8 +212,7 @@ def _blocks(name: str, container: Any, stream: Any, mono: bool, max_seconds: flo
         samples = _samples(frame)
         if not rate:
             rate, channels = frame.sample_rate, samples.shape[0]
-            if not 1000 <= rate <= 768_000:
-                raise AudioError(f"{name} claims a sample rate of {rate} Hz; give 1 to 768 kHz.")
+            _check_rate(name, rate)
             limit = None if max_seconds is None else max(1, round(max_seconds * rate))
         if mono:
             samples = samples.mean(axis=0, keepdims=True)
@@ -179,6 +233,48 @@ def _blocks(name: str, container: Any, stream: Any, mono: bool, max_seconds: flo
         yield _block(pending, rate, mono)
     elif not given:
         raise AudioError(f"{name} holds no audio samples; record or copy it again.")
+
+
+def _span(name: str, container: Any, stream: Any, start: float, seconds: float, sought: bool) -> Audio | None:
+    """`seconds` from `start` on; None when nothing is left there, or a seek did not land before it.
+
+    Frames are converted together, not one by one: that is most of the cost of codecs with short frames.
+    """
+    runs: list[tuple[Any, list[np.ndarray]]] = []  # frames of one format: the first, and the samples of all
+    rate = position = first = wanted = lead = held = 0
+    for frame in _frames(name, container, stream):
+        if not rate:
+            rate = frame.sample_rate
+            _check_rate(name, rate)
+            first, wanted = round(start * rate), max(1, round(seconds * rate))
+            if sought:
+                if frame.pts is None:
+                    return None
+                at = (frame.pts - (stream.start_time or 0)) * frame.time_base
+                position = round(at * rate)
+                if position > first:
+                    return None
+        length = round(frame.samples * rate / frame.sample_rate)
+        if position + length > first:
+            if not runs:
+                lead = first - position
+            kind = (frame.sample_rate, frame.format.name, frame.layout.nb_channels)
+            last = runs[-1][0] if runs else None
+            if last is None or kind != (last.sample_rate, last.format.name, last.layout.nb_channels):
+                runs.append((frame, []))
+            runs[-1][1].append(frame.to_ndarray())
+            held += length
+            if held > lead + wanted:
+                break
+        position += length
+    if held <= lead:
+        return None
+    parts = [
+        resample(_converted(np.concatenate(pieces, axis=1), like).mean(axis=0), like.sample_rate, rate)
+        for like, pieces in runs
+    ]
+    samples = np.concatenate(parts)[lead:]
+    return Audio(samples[:wanted], rate, truncated=len(samples) > wanted)
 
 
 def _block(pending: list[np.ndarray], rate: int, mono: bool, truncated: bool = False) -> Audio:
@@ -215,10 +311,14 @@ def _frames(name: str, container: Any, stream: Any) -> Iterator[Any]:
 
 def _samples(frame: Any) -> np.ndarray:
     """An av.AudioFrame as float32 `[channels, n]`, full scale 1."""
-    data = frame.to_ndarray()
-    if not frame.format.is_planar:
-        data = data.reshape(-1, frame.layout.nb_channels).T
-    kind = frame.format.name.removesuffix("p")
+    return _converted(frame.to_ndarray(), frame)
+
+
+def _converted(data: np.ndarray, like: Any) -> np.ndarray:
+    """Samples of frames of the format of `like`, as PyAV gives them, as float32 `[channels, n]`."""
+    if not like.format.is_planar:
+        data = data.reshape(-1, like.layout.nb_channels).T
+    kind = like.format.name.removesuffix("p")
     if kind in _FULL_SCALE:
         data = (data.astype(np.float64) - (128.0 if kind == "u8" else 0.0)) / _FULL_SCALE[kind]
     return np.nan_to_num(data.astype(np.float32), nan=0.0, posinf=1.0, neginf=-1.0)

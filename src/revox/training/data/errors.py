@@ -1,0 +1,9 @@
+"""The error of this room."""
+
+from __future__ import annotations
+
+from revox.training.errors import TrainingError
+
+
+class DataError(TrainingError):
+    """Speech to train on cannot be found or read; the message is one sentence with the cause and the mend."""
