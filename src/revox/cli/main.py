@@ -18,6 +18,7 @@ COMMANDS = {
     "inject": ("revox.cli.inject_command", "command", False),
     "encoder": ("revox.cli.encoder_command", "app", True),
     "evaluate": ("revox.cli.evaluate_command", "app", True),
+    "train": ("revox.cli.train_command", "app", True),
     "lab": ("revox.cli.lab_command", "app", True),
 }
 

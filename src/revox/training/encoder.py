@@ -58,12 +58,13 @@ _LATENT_LOSSES = ("reconstruction", "semantic", "acoustic", "commitment", "diver
 
 @dataclass(frozen=True)
 class Recordings:
-    """A rank's part of a step's recordings: `waveforms` `[clips, samples]`, full scale 1, and where known
-    what is said in each whole clip."""
+    """A rank's part of a step's recordings: `waveforms` `[clips, samples]`, full scale 1, silent beyond
+    `lengths` `[clips]` (samples), and where known what is said in each whole clip and in which language."""
 
     waveforms: Tensor
+    lengths: Tensor
     transcripts: Sequence[str | None] = ()
-    keys: Sequence[str] = ()
+    languages: Sequence[str | None] = ()
 
 
 class RecordingSource(Protocol):
@@ -84,10 +85,10 @@ class RecordingSource(Protocol):
 
 @dataclass
 class Teachers:
-    """Networks outside the checkpoint. `speaker(fake, real, rate)` is a loss of waveforms; `asr` has
+    """Networks outside the checkpoint. `speaker(fake, real, lengths)` is a loss of waveforms; `asr` has
     parameters of its own and is a loss of semantic latents `[clips, frames, dim]` and recordings."""
 
-    speaker: Callable[[Tensor, Tensor], Tensor] | None = None
+    speaker: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     asr: nn.Module | None = None
 
 
@@ -285,7 +286,8 @@ class EncoderTrainer(Run):
             )
             with self.arithmetic():
                 fake = self.codec.decode_latents(heard.transpose(1, 2))
-            gradient = self._waveform_gradient(fake.detach().float(), real, found)
+            assert recordings is not None
+            gradient = self._waveform_gradient(fake.detach().float(), real, recordings.lengths, found)
             found["reconstruction"] = torch.stack([found[k] for k in ("mel", "stft")]).sum()
             (gradients["reconstruction"],) = torch.autograd.grad(fake, z, gradient.to(fake.dtype))
         if weights.diversity > 0:
@@ -300,7 +302,9 @@ class EncoderTrainer(Run):
             for parameter, gradient in zip(own, rest, strict=True):
                 parameter.grad = gradient
 
-    def _waveform_gradient(self, fake: Tensor, real: Tensor, found: dict[str, Tensor]) -> Tensor:
+    def _waveform_gradient(
+        self, fake: Tensor, real: Tensor, lengths: Tensor, found: dict[str, Tensor]
+    ) -> Tensor:
         """The balanced gradient with respect to the reconstruction `[clips, samples]`."""
         settings, weights = self.settings, self.settings.weights
         fake.requires_grad_()
@@ -312,7 +316,7 @@ class EncoderTrainer(Run):
             "waveform": (fake - real).abs().mean() * fading,
         }
         if self.teachers.speaker is not None:
-            losses["speaker"] = self.teachers.speaker(fake, real)
+            losses["speaker"] = self.teachers.speaker(fake, real, lengths.to(self.device))
         if self.step_count >= settings.discriminator.start and (weights.feature or weights.adversarial):
             window = self._window(fake.shape[1])
             views_real, views_fake = self.views.spectra(real[:, window]), self.views.spectra(fake[:, window])

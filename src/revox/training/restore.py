@@ -1,0 +1,306 @@
+"""From a checkpoint as released and folders of speech to an encoder: everything a run needs, put together."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from revox.checkpoint.encoder_file import decoder_sha256
+from revox.checkpoint.load import load_model
+from revox.checkpoint.params import read_params
+from revox.checkpoint.write import replace_file
+from revox.cloning.clone import preset_codes
+from revox.metrics.codes import perplexity, saturated_share
+from revox.training.data import ClipSampler, Source, clip_batches, find_sources
+from revox.training.data import report as report_sources
+from revox.training.data.stream import ClipStream
+from revox.training.data.table import ClipTable
+from revox.training.encoder import EncoderTrainer, Recordings, Teachers, Validation
+from revox.training.errors import TrainingError
+from revox.training.recordings import StreamedRecordings
+from revox.training.settings import EncoderTraining
+from revox.training.spoken import SENTENCES, spoken_codes
+from revox.training.watch import Expected, Watch
+from revox.training.world import World
+
+if TYPE_CHECKING:
+    from revox.training.distill import AsrDistillation, WhisperTeacher
+
+SETTINGS_FILE = "settings.json"
+PARTS = ("mm_audio_embeddings.audio_codebook_embeddings", "audio_tokenizer")
+HELD_OUT = 12  # clips of speakers that are not trained on, to look at
+
+Say = Callable[[str], None]
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass
+class RunOptions:
+    """What is not a setting of the method: where things are, and who is told what.
+
+    `say` receives sentences, `progress` (what, done, of) of longer preparations, `report` a row of figures
+    every so many steps. Only the main process tells.
+    """
+
+    validation: Sequence[str] = ()
+    refuse_below: int | None = None
+    sentences: Sequence[str] = SENTENCES
+    workers: int = 2
+    device: str | None = None
+    resume: bool = False
+    cache: Path | None = None
+    tensorboard: bool = True
+    say: Say = lambda sentence: None
+    progress: Progress = lambda what, done, of: None
+    report: Callable[[dict[str, float]], None] = lambda row: None
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def restore_encoder(
+    checkpoint: Path,
+    data: Sequence[str],
+    out: Path,
+    settings: EncoderTraining,
+    options: RunOptions | None = None,
+) -> Path:
+    """Train the encoder of `checkpoint` in the folder `out` to the end of `settings`; gives its file.
+
+    `data` are the specs of `revox.training.data.find_sources`. A run that was stopped goes on with
+    `options.resume`, with the same settings. Raises TrainingError on what cannot be done, KeyboardInterrupt
+    (the state is saved) when it was told to stop.
+    """
+    options = options or RunOptions()
+    world = World.join(options.device)
+    say = options.say if world.is_main else lambda sentence: None
+    _check_folder(out, settings, options.resume, world)
+    model = load_model(checkpoint, dtype=torch.float32, parts=PARTS)
+    bank = preset_codes(checkpoint, model)
+    if not bank:
+        raise TrainingError(f"{checkpoint} has no preset whose codes can be recovered: see `revox inspect`")
+    if settings.sentences and settings.pairs:
+        if world.is_main:
+            spoken_codes(
+                checkpoint, settings.sentences, out / "spoken.safetensors", sentences=options.sentences,
+                seed=settings.seed, device=world.device,
+                dtype=torch.float32 if world.device == "cpu" else torch.bfloat16,
+                progress=partial(options.progress, "sentences spoken with the presets"),
+            )  # fmt: skip
+        world.wait()
+        bank += spoken_codes(
+            checkpoint, settings.sentences, out / "spoken.safetensors", sentences=options.sentences,
+            seed=settings.seed, dtype=torch.float32 if world.device == "cpu" else torch.bfloat16,
+        )  # fmt: skip
+    said = sum(codes.shape[1] for codes in bank) / 12.5
+    say(f"{len(bank)} utterances of the model's own ({said:.0f} s) for pairs")
+    config = read_params(checkpoint).voxtral_config().codec
+    about: dict[str, Any] = {
+        "decoder_sha256": decoder_sha256(checkpoint),
+        "data": list(data),
+    } | options.record
+    recordings, held = None, []
+    if settings.clips:
+        tell = options.progress if world.is_main else None
+        sources = find_sources(data, cache=options.cache, workers=options.workers, progress=tell)
+        told = report_sources(sources, refuse_below=options.refuse_below, workers=options.workers)
+        for sentence in told.sentences:
+            say(sentence)
+        about["hours"], about["speakers"] = round(told.hours, 2), told.speakers
+        if options.validation:
+            train, held = told.kept, find_sources(options.validation, cache=options.cache)
+        else:
+            train, held = hold_out(told.kept, HELD_OUT)
+        recordings = StreamedRecordings(
+            partial(_batches, train, settings, config.sampling_rate, world, options.workers)
+        )
+    clips = _first_clips(held, settings.seconds, config.sampling_rate)
+    writer = _writer(out) if options.tensorboard and world.is_main else None
+    validation = Validation(clips=clips)
+    if writer is not None:
+        validation.sounds = partial(_write_sounds, writer, config.sampling_rate)
+        validation.histogram = lambda step, use: writer.add_histogram("semantic codes", _spread(use), step)
+    trainer = EncoderTrainer(
+        model, bank, settings, out, recordings=recordings, world=world, about=about,
+        teachers=_teachers(settings, config.sampling_rate, config.semantic_dim, world.device),
+        validation=validation,
+    )  # fmt: skip
+    if options.resume:
+        trainer.resume()
+        say(f"going on from step {trainer.step_count}")
+    watch = Watch(_expected(model, bank, config.acoustic_codebook_size))
+
+    def report(row: dict[str, float]) -> None:
+        if not world.is_main:
+            return
+        seconds = settings.seconds * (settings.clips + settings.pairs) * row["step"]
+        row = row | {"audio_seconds_per_second": round(seconds / max(row["seconds"], 1e-9), 2)}
+        if torch.cuda.is_available():
+            row["memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+        if writer is not None:
+            for name, value in row.items():
+                writer.add_scalar(name, value, int(row["step"]))
+        options.report(row)
+        for warning in watch.told(row):
+            say(warning)
+
+    try:
+        trainer.run(
+            report,
+            trainer.validate,
+            report_every=settings.report_every,
+            validate_every=settings.validate_every,
+        )
+    finally:
+        if recordings is not None:
+            recordings.close()
+        if writer is not None:
+            writer.close()
+    return out / "encoder.safetensors"
+
+
+def hold_out(sources: Sequence[Source], clips: int) -> tuple[list[Source], list[Source]]:
+    """`sources` without some speakers, and up to `clips` clips of those speakers, one each.
+
+    The speakers are those whose names' places come first in a fixed order, a tenth of all at most: the same
+    in every run on the same data. Streams are left as they are. With fewer than ten speakers none is held.
+    """
+    train: list[Source] = []
+    held: list[Source] = []
+    left = clips
+    for source in sources:
+        if isinstance(source.clips, ClipStream):
+            train.append(source)
+            continue
+        table = source.clips if isinstance(source.clips, ClipTable) else ClipTable.of(source.clips)
+        speakers = np.unique(table.speaker)
+        count = min(left, len(speakers) // 10)
+        order = np.random.default_rng(0).permutation(len(speakers))[:count]
+        chosen = speakers[order]
+        out = np.isin(table.speaker, chosen)
+        if count:
+            first = [int(np.flatnonzero(table.speaker == speaker)[0]) for speaker in chosen]
+            held.append(dataclasses.replace(source, clips=table.take(np.array(first))))
+            left -= count
+        train.append(dataclasses.replace(source, clips=table.take(np.flatnonzero(~out))) if count else source)
+    return train, held
+
+
+def _batches(
+    sources: list[Source],
+    settings: EncoderTraining,
+    rate: int,
+    world: World,
+    workers: int,
+    state: dict[str, Any] | None,
+) -> Any:
+    sampler = ClipSampler(sources, seed=settings.seed, rank=world.rank, world=world.size)
+    return clip_batches(
+        sampler, seconds=settings.seconds, rate=rate, batch=settings.clips // world.size, workers=workers,
+        state=state,
+    )  # fmt: skip
+
+
+def _first_clips(held: Sequence[Source], seconds: float, rate: int) -> list[Tensor]:
+    from revox.speech import normalise_loudness, read_audio
+
+    found = []
+    for source in held:
+        for clip in list(source.clips)[:HELD_OUT] if not source.streamed else ():
+            if clip.key.startswith("/") or Path(clip.key).is_file():
+                samples = read_audio(Path(clip.key)).mono().at(rate).samples[: round(seconds * rate)]
+                found.append(torch.from_numpy(normalise_loudness(samples, rate).astype(np.float32)))
+    return found
+
+
+def _check_folder(out: Path, settings: EncoderTraining, resume: bool, world: World) -> None:
+    kept = out / SETTINGS_FILE
+    asked = settings.model_dump(mode="json")
+    if kept.is_file():
+        if not resume:
+            raise TrainingError(f"{out} holds a run already: go on with --resume, or name another folder")
+        before = json.loads(kept.read_text())
+        other = [name for name in asked if before.get(name) != asked[name]]
+        free = {"steps", "decay_steps", "save_every", "report_every", "validate_every", "keep"}
+        if set(other) - free:
+            name = sorted(set(other) - free)[0]
+            raise TrainingError(
+                f"{out} was begun with another {name}: leave the config as it was, or start a new run"
+            )
+    elif resume:
+        raise TrainingError(f"{out} holds no run to go on with: leave --resume out")
+    world.wait()
+    if world.is_main:
+        out.mkdir(parents=True, exist_ok=True)
+        replace_file(kept, json.dumps(asked, indent=1))
+
+
+def _expected(model: Any, bank: Sequence[Tensor], levels: int) -> Expected:
+    together = torch.cat(list(bank), dim=1)
+    norms = torch.stack(
+        [model.mm_audio_embeddings.voice_rows(codes)[:-1].float().norm(dim=-1).mean() for codes in bank[:20]]
+    )
+    return Expected(
+        perplexity(together), saturated_share(together, levels), float(norms.mean()), float(norms.std())
+    )
+
+
+class Distiller(nn.Module):
+    """Whisper's targets for a batch, and the loss with its learned projection."""
+
+    def __init__(self, teacher: WhisperTeacher, distillation: AsrDistillation, rate: int) -> None:
+        super().__init__()
+        self.distillation = distillation
+        self._teacher, self._rate = [teacher], rate  # in a list: it is no part of what is trained
+
+    def forward(self, semantic: Tensor, recordings: Recordings) -> Tensor:
+        """The loss of latents `[clips, frames, dim]`."""
+        targets = self._teacher[0].targets(
+            recordings.waveforms, self._rate, recordings.lengths,
+            recordings.transcripts or [None] * len(semantic), languages=recordings.languages or None,
+        )  # fmt: skip
+        frames = torch.tensor([alignment.shape[1] for alignment in targets.alignment])
+        loss: Tensor = self.distillation(semantic, frames, targets)
+        return loss
+
+
+def _teachers(settings: EncoderTraining, rate: int, semantic_dim: int, device: str) -> Teachers:
+    found = Teachers()
+    if settings.weights.distillation and settings.whisper:
+        from revox.training.distill import AsrDistillation, WhisperTeacher
+
+        teacher = WhisperTeacher.load(settings.whisper, device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            found.asr = Distiller(teacher, AsrDistillation(semantic_dim, teacher.width), rate)
+    if settings.weights.speaker and settings.verifier:
+        from revox.training.speaker import SpeakerLoss
+
+        found.speaker = SpeakerLoss.load(settings.verifier, rate, device)
+    return found
+
+
+def _writer(out: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # it is an extra: the log is there without it
+        return None
+    return SummaryWriter(str(out / "tensorboard"))
+
+
+def _write_sounds(writer: Any, rate: int, step: int, sounds: dict[str, Tensor]) -> None:
+    for name, samples in sounds.items():
+        writer.add_audio(name, samples.clamp(-1, 1)[None], step, sample_rate=rate)
+
+
+def _spread(use: Tensor) -> Tensor:
+    """Codes as often as they were used, for a histogram over codes."""
+    counts = (use / use.sum().clamp_min(1e-9) * 10_000).round().long()
+    return torch.repeat_interleave(torch.arange(len(use)), counts)
