@@ -1,0 +1,209 @@
+"""Batches are the same however many decode them, go on where they were, and survive bad clips."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from speech_files import put, tone
+
+from revox.speech import Audio, encode_audio, loudness, read_audio
+from revox.training.data import Clip, ClipSampler, DataError, Source, clip_batches
+from revox.training.data.loading import cut
+
+RATE = 24000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Nine clips of 0.4 to 2 s at several rates and formats, each a tone of its own; one is no audio."""
+    root = tmp_path_factory.mktemp("speech")
+    formats = [("wav", 24000), ("flac", 16000), ("mp3", 44100), ("opus", 48000)]
+    for i in range(9):
+        ending, rate = formats[i % 4]
+        put(root / f"{i}.{ending}", 300 + 100 * i, 0.4 + 0.2 * i, rate)
+    (root / "bad.wav").write_text("no audio at all")
+    return root
+
+
+def source(folder: Path, seconds_known: bool = True) -> Source:
+    clips = []
+    for i, path in enumerate(sorted(folder.glob("[0-9]*"))):
+        known = 0.4 + 0.2 * i if seconds_known else None
+        clips.append(Clip(str(path), f"s{i % 3}", "en", f"words {i}", known, None))
+    return Source("tones", [*clips, Clip(str(folder / "bad.wav"), "s1", "en", "x", 1.0, 24000)])
+
+
+def batches(folder, workers, state=None, **options):
+    sampler = ClipSampler([source(folder)], seed=4)
+    return clip_batches(
+        sampler, seconds=1.0, rate=RATE, batch=3, workers=workers, prefetch=2, state=state, **options
+    )
+
+
+def take(loader, count: int) -> list:
+    return [next(loader) for _ in range(count)]
+
+
+def same(a, b) -> bool:
+    return (a.keys, a.speakers, a.transcripts, a.replaced) == (
+        b.keys,
+        b.speakers,
+        b.transcripts,
+        b.replaced,
+    ) and bool(torch.equal(a.waveforms, b.waveforms) and torch.equal(a.lengths, b.lengths))
+
+
+@pytest.fixture(scope="module")
+def one_process(folder) -> list:
+    """Eight batches decoded in this process, with the state after each."""
+    with batches(folder, 0) as loader:
+        return [(next(loader), loader.state()) for _ in range(8)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_workers_gives_the_same_batches_and_states(folder, one_process, workers):
+    with batches(folder, workers) as loader:
+        for expected, state in one_process:
+            assert same(next(loader), expected)
+            assert loader.state() == state
+            assert loader.sampler.state_dict() == {k: v for k, v in state.items() if k != "failed"}
+
+
+def test_a_resumed_run_gets_the_very_same_batches(folder, one_process):
+    state = json.loads(json.dumps(one_process[3][1]))
+    with batches(folder, 0, state) as loader:
+        for expected, after in one_process[4:]:
+            assert same(next(loader), expected)
+            assert loader.state() == after
+
+
+def test_a_clip_that_cannot_be_decoded_gives_way_to_the_next_draw_and_is_counted(folder, one_process):
+    draws = ClipSampler([source(folder)], seed=4)
+    keys = [draws.draw().clip.key for _ in range(40)]
+    good = [key for key in keys if not key.endswith("bad.wav")]
+    assert [key for one, _ in one_process for key in one.keys] == good[:24]
+    used = keys[: one_process[-1][1]["position"]]
+    assert one_process[-1][1]["failed"] == sum(key.endswith("bad.wav") for key in used) > 0
+    assert sum(one.replaced for one, _ in one_process) == one_process[-1][1]["failed"]
+    with batches(folder, 0) as loader:
+        while not loader.failed:
+            next(loader)
+        assert "bad.wav: bad.wav is not an audio or video file" in loader.failures[0]
+
+
+def test_every_waveform_is_its_clip_cut_padded_and_levelled(folder, one_process):
+    seen = set()
+    for one, _ in one_process:
+        assert one.waveforms.dtype == torch.float32
+        assert one.waveforms.shape == (3, RATE)
+        for key, samples, length, words in zip(
+            one.keys, one.waveforms, one.lengths, one.transcripts, strict=True
+        ):
+            i = int(Path(key).stem)
+            seconds = 0.4 + 0.2 * i
+            # An MP3 says how long it is to a frame, with the encoder's padding.
+            assert int(length) == pytest.approx(
+                min(seconds, 1.0) * RATE, abs=1500 if key.endswith("3") else 2
+            )
+            assert not samples[int(length) :].any()
+            heard = samples[: int(length)].numpy()
+            hertz = np.abs(np.fft.rfft(heard * np.hanning(len(heard)))).argmax() * RATE / len(heard)
+            assert hertz == pytest.approx(300 + 100 * i, abs=3)
+            assert loudness(heard, RATE) == pytest.approx(-23, abs=0.1)
+            if seconds < 0.95:
+                assert words == f"words {i}"
+            elif seconds > 1.1:
+                assert words is None
+            seen.add(i)
+    assert seen == set(range(9))
+
+
+def ramp(seconds: float) -> np.ndarray:
+    """Sound that tells the time: the k-th of its 0.1 s stretches is a tone of 200 + 20 k Hz."""
+    count = round(seconds / 0.1)
+    return np.concatenate([tone(200 + 20 * k, 0.1) for k in range(count)])
+
+
+@pytest.mark.parametrize("format", ["wav", "flac", "opus", "mp3"])
+@pytest.mark.parametrize("known", [True, False])
+def test_the_place_in_a_clip_is_where_the_draw_says(format, known):
+    data = encode_audio(Audio(ramp(6.0), RATE), format)[0]
+    for place in (0.0, 0.5, 0.98):
+        samples, whole = cut(data, place, 6.0 if known else None, 1.0, RATE)
+        assert not whole
+        assert len(samples) == RATE
+        middle = samples[RATE // 2 - 1000 : RATE // 2 + 1000] * np.hanning(2000)
+        hertz = np.abs(np.fft.rfft(middle, 1 << 16)).argmax() * RATE / (1 << 16)
+        begin = place * 5.0 + 0.5
+        assert (hertz - 200) / 20 * 0.1 == pytest.approx(begin - 0.05, abs=0.08)
+
+
+def test_a_header_that_promises_too_much_costs_a_reading_not_the_clip():
+    data = encode_audio(Audio(ramp(2.0), RATE), "flac")[0]
+    samples, whole = cut(data, 0.9, 50.0, 1.0, RATE)
+    assert len(samples) == RATE
+    assert not whole
+    short, whole = cut(data, 0.9, 50.0, 10.0, RATE)
+    assert len(short) == 2 * RATE
+    assert whole
+
+
+def test_a_clip_a_hair_longer_than_asked_is_cut_and_loses_its_words():
+    data = encode_audio(Audio(ramp(2.0), RATE), "wav")[0]
+    assert cut(data, 0.5, 2.0, 2.0, RATE)[1]
+    assert not cut(data, 0.5, 2.0, 1.99, RATE)[1]
+
+
+def test_a_worker_that_dies_is_a_sentence(folder):
+    loader = batches(folder, 1)
+    next(loader)
+    os.kill(loader._decoders._processes[0].pid, signal.SIGKILL)
+    with pytest.raises(
+        DataError, match=r"a data worker was killed by signal 9 while it decoded .*; if memory"
+    ):
+        take(loader, 8)
+    loader.close()
+
+
+def test_workers_end_with_the_batches_and_never_load_torch(folder):
+    with batches(folder, 2) as loader:
+        next(loader)
+        processes = loader._decoders._processes
+        maps = [Path(f"/proc/{p.pid}/maps") for p in processes]
+        if maps[0].exists():
+            assert not any("libtorch" in path.read_text() for path in maps)
+    assert not any(process.is_alive() for process in processes)
+    with pytest.raises(DataError, match="are closed"):
+        take(loader, 8)
+
+
+def test_when_nothing_can_be_decoded_it_ends_with_a_sentence(tmp_path):
+    clips = [Clip(str(tmp_path / f"{i}.wav"), "s") for i in range(3)]
+    sampler = ClipSampler([Source("gone", clips)], seed=0)
+    with (
+        clip_batches(sampler, seconds=1, rate=RATE, batch=2, workers=0) as loader,
+        pytest.raises(DataError, match="could not be decoded; is the folder still there"),
+    ):
+        next(loader)
+
+
+def test_unknown_lengths_give_the_same_lengths_and_words(folder):
+    clips = [replace(clip, seconds=None) for clip in source(folder).clips]
+    sampler = ClipSampler([Source("tones", clips)], seed=4)
+    with clip_batches(sampler, seconds=1.0, rate=RATE, batch=3, workers=0) as loader:
+        for _ in range(4):
+            one = next(loader)
+            for key, length, words in zip(one.keys, one.lengths, one.transcripts, strict=True):
+                seconds = read_audio(key).seconds
+                assert int(length) == pytest.approx(min(seconds, 1.0) * RATE, abs=2)
+                assert (words is not None) == (seconds <= 1.0001)
