@@ -87,7 +87,7 @@ def write_layout(file: BinaryIO, layout: Layout, told: Callable[[int, int], None
     """Header and tensors into an open file, neighbours in one copy, and synced."""
     file.write(layout.header)
     file.flush()
-    done = len(layout.header)
+    done, size = len(layout.header), layout.size
     pieces = list(layout.pieces)
     while pieces:
         source = pieces[0].source
@@ -106,17 +106,17 @@ def write_layout(file: BinaryIO, layout: Layout, told: Callable[[int, int], None
                 count += 1
             for copied in copy_stretch(source.file, file.fileno(), start, end):
                 done += copied
-                told(done, layout.size)
+                told(done, size)
                 reached("copied")
         else:
             for block in source.blocks():
                 _write_all(file.fileno(), block)
                 done += len(block)
-                told(done, layout.size)
+                told(done, size)
             reached("added")
         pieces = pieces[count:]
     os.fsync(file.fileno())
-    if os.fstat(file.fileno()).st_size != layout.size:
+    if os.fstat(file.fileno()).st_size != size:
         raise CheckpointError("a source changed while it was copied; nothing was changed: try again.")
 
 
@@ -164,25 +164,26 @@ def verify_layout(path: Path, layout: Layout, told: Callable[[int, int], None]) 
     found = read_header(path)
     if first_bytes(path) != layout.header or list(found) != [piece.name for piece in layout.pieces]:
         raise CheckpointError(f"{path.name} reads back with another header than was written; {_DISK}")
-    done = 0
     hashes = {}
-    with ThreadPoolExecutor(2) as pool:
-        for piece in layout.pieces:
-            source = piece.source
-            back = pool.submit(sha256_in_file, found[piece.name])
-            there = (
-                source.sha256
-                if isinstance(source, StoredTensor)
-                else pool.submit(sha256_in_file, source).result()
-            )
-            if back.result() != there:
-                raise CheckpointError(
-                    f"tensor {piece.name} reads back with another hash than was written; {_DISK}"
-                )
-            hashes[piece.name] = there
-            done += piece.size
-            told(done, layout.size - len(layout.header))
+    done, size = 0, layout.size - len(layout.header)
+    # A second thread reads the sources: one tensor's source while the one before is read back.
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            for piece, there in zip(layout.pieces, pool.map(_hash_of, layout.pieces), strict=True):
+                if sha256_in_file(found[piece.name]) != there:
+                    raise CheckpointError(
+                        f"tensor {piece.name} reads back with another hash than was written; {_DISK}"
+                    )
+                hashes[piece.name] = there
+                done += piece.size
+                told(done, size)
+        finally:
+            pool.shutdown(cancel_futures=True)
     return hashes
+
+
+def _hash_of(piece: Piece) -> str:
+    return piece.source.sha256 if isinstance(piece.source, StoredTensor) else sha256_in_file(piece.source)
 
 
 _DISK = "nothing was changed: check the disk and try again."
