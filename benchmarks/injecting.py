@@ -35,9 +35,18 @@ from pathlib import Path
 from revox.checkpoint.inject import eject, inject
 began = time.monotonic()
 folder, encoder = Path(sys.argv[1]), sys.argv[2]
-report = inject(folder, encoder, None) if encoder != "-" else eject(folder, None)
-print(json.dumps({"seconds": report.seconds, "all": time.monotonic() - began, "bytes": report.written,
-                  "verified": report.verified, "byte_for_byte": report.byte_for_byte}))
+started = {"checking": time.process_time()}
+def progress(stage, done, of):
+    started.setdefault(stage, time.process_time())
+if encoder != "-":
+    report = inject(folder, encoder, None, progress=progress)
+else:
+    report = eject(folder, None, progress=progress)
+at = [started["checking"], started["writing"], started["verifying"], time.process_time()]
+cpu = dict(zip(("checking", "writing", "verifying"), (later - one for one, later in zip(at, at[1:]))))
+print(json.dumps({"seconds": report.seconds, "cpu": cpu, "all": time.monotonic() - began,
+                  "bytes": report.written, "verified": report.verified,
+                  "byte_for_byte": report.byte_for_byte}))
 """
 
 
@@ -65,15 +74,21 @@ def write_encoder(folder: Path, path: Path) -> None:
     )
 
 
-def copied(weights: Path, to: Path) -> float:
+def processor() -> float:
+    """Seconds of the processor spent so far, here and in processes that ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def copied(weights: Path, to: Path) -> dict[str, float]:
     drop_from_cache(weights)
-    began = time.monotonic()
+    began, busy = time.monotonic(), processor()
     subprocess.run(["cp", str(weights), str(to)], check=True)
     with open(to, "rb") as file:
         os.fsync(file.fileno())
-    seconds = time.monotonic() - began
+    taken = {"seconds": time.monotonic() - began, "cpu": processor() - busy}
     to.unlink()
-    return seconds
+    return taken
 
 
 def in_a_process(folder: Path, encoder: str) -> dict:
@@ -116,26 +131,26 @@ def main() -> None:
         f"{arguments.rounds} rounds on {platform.machine()}, {os.cpu_count()} cores, load "
         f"{os.getloadavg()[0]:.1f} (median, and each round)",
         "",
-        "| | seconds | times `cp` + fsync of the same round |",
-        "| --- | --- | --- |",
+        "| | seconds | times `cp` + fsync of the same round | processor's seconds |",
+        "| --- | --- | --- | --- |",
     ]
 
-    def row(name: str, values: list[float]) -> None:
-        ratios = [value / found["cp"] for value, found in zip(values, rounds, strict=True)]
+    def row(name: str, values: list[float], busy: list[float]) -> None:
+        ratios = [value / found["cp"]["seconds"] for value, found in zip(values, rounds, strict=True)]
         each = ", ".join(f"{value:.1f}" for value in values)
         lines.append(
             f"| {name} | {median(values):.1f} ({each}) | {median(ratios):.2f} "
-            f"({', '.join(f'{ratio:.2f}' for ratio in ratios)}) |"
+            f"({', '.join(f'{ratio:.2f}' for ratio in ratios)}) | {median(busy):.1f} |"
         )
 
-    row("`cp` and fsync", [found["cp"] for found in rounds])
+    row("`cp` and fsync", [r["cp"]["seconds"] for r in rounds], [r["cp"]["cpu"] for r in rounds])
     for what in ("inject", "eject"):
-        for stage in ("checking", "writing", "verifying"):
-            row(f"{what}: {stage}", [found[what]["seconds"][stage] for found in rounds])
-    row(
-        "inject without verification",
-        [found["inject"]["seconds"]["checking"] + found["inject"]["seconds"]["writing"] for found in rounds],
-    )
+        for stages in (("checking",), ("writing",), ("checking", "writing"), ("verifying",)):
+            row(
+                f"{what}: {' and '.join(stages)}",
+                [sum(r[what]["seconds"][stage] for stage in stages) for r in rounds],
+                [sum(r[what]["cpu"][stage] for stage in stages) for r in rounds],
+            )
     peak = max(found[what]["peak"] for found in rounds for what in ("inject", "eject"))
     proven = all(found["eject"]["byte_for_byte"] for found in rounds)
     lines += [

@@ -80,6 +80,16 @@ def full(encoder: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"audio_tokenizer.{name}": tensor for name, tensor in encoder.items()}
 
 
+def give_an_odd_header(weights: Path) -> None:
+    """Other spacing, other order, metadata of somebody's: nothing that revox would write."""
+    raw = weights.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    odd = json.dumps(dict(reversed(header.items())) | {"__metadata__": {"by": "müller"}}, indent=1).encode()
+    odd += b" " * 3
+    weights.write_bytes(len(odd).to_bytes(8, "little") + odd + raw[8 + length :])
+
+
 # ---- what is written
 
 
@@ -213,6 +223,7 @@ def test_eject_gives_back_the_file_byte_for_byte_with_an_adaptation_too(
 def test_replacing_an_encoder_undoes_the_adaptation_that_came_with_the_old_one(
     folder, run, adaptation, encoder, tmp_path
 ):
+    give_an_odd_header(folder / WEIGHTS)
     before = contents(folder)
     inject(folder, run, None, adaptation=adaptation)
     other = {name: tensor * 2 for name, tensor in encoder.items()}
@@ -256,13 +267,7 @@ def test_a_wrong_adaptation_is_refused_before_anything_is_written(folder, run, t
 
 
 def test_eject_gives_back_headers_that_revox_would_not_write(folder, run):
-    # Other spacing, other order, metadata of somebody's: all of it comes back.
-    raw = (folder / WEIGHTS).read_bytes()
-    length = int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8 : 8 + length])
-    odd = json.dumps(dict(reversed(header.items())) | {"__metadata__": {"by": "müller"}}, indent=1).encode()
-    odd += b" " * 3
-    (folder / WEIGHTS).write_bytes(len(odd).to_bytes(8, "little") + odd + raw[8 + length :])
+    give_an_odd_header(folder / WEIGHTS)
     before = sha(folder / WEIGHTS)
     inject(folder, run, None)
     with safe_open(folder / WEIGHTS, "pt") as file:
