@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from revox.speech import Audio, AudioError, encode_audio, read_audio, resample, stream_audio, write_audio
+from revox.speech import (
+    Audio,
+    AudioError,
+    audio_header,
+    encode_audio,
+    read_audio,
+    read_span,
+    resample,
+    stream_audio,
+    write_audio,
+)
 
 CLIPS = Path(__file__).parent / "clips"
 
@@ -213,3 +223,36 @@ def test_a_human_clip_has_the_length_its_header_says():
     audio = read_audio(CLIPS / "1183-124566-0000.flac")
     with av.open(str(CLIPS / "1183-124566-0000.flac")) as container:
         assert audio.seconds == pytest.approx(container.duration / 1e6, abs=1e-4)
+
+
+@pytest.mark.parametrize("ending", ["wav", "flac", "mp3", "opus", "m4a"])
+def test_a_span_is_what_lies_there_in_the_whole(tmp_path, ending):
+    rng = np.random.default_rng(0)
+    path = tmp_path / f"long.{ending}"
+    write_audio(path, Audio(rng.normal(scale=0.1, size=24000 * 50).astype(np.float32), 24000))
+    whole = read_audio(path)
+    for start in (0.0, 3.0, 31.7, 49.5):  # the later ones are sought
+        span = read_span(path, start, 1.0)
+        first = round(start * whole.rate)
+        expected = whole.samples[first : first + whole.rate]
+        assert span.rate == whole.rate
+        assert span.truncated == (first + whole.rate < len(whole.samples))
+        assert len(span.samples) == len(expected)
+        # A lossy codec has settled after what is decoded ahead; the others are exact.
+        off = np.abs(span.samples - expected).max()
+        assert off <= (0 if ending in ("wav", "flac") else 0.02), (ending, start, off)
+    with pytest.raises(AudioError, match=r"ends before 60\.00 s"):
+        read_span(path, 60.0, 1.0)
+
+
+@pytest.mark.parametrize("ending", ["wav", "flac", "opus", "m4a", "mp3"])
+def test_a_header_tells_seconds_and_rate_without_decoding(tmp_path, ending):
+    path = tmp_path / f"clip.{ending}"
+    write_audio(path, Audio(np.zeros(24000 * 3, np.float32), 24000))
+    seconds, rate = audio_header(path)
+    assert rate == (48000 if ending == "opus" else 24000)
+    assert seconds == pytest.approx(read_audio(path).seconds, abs=0.1)
+    assert audio_header(path.read_bytes()) == (seconds, rate)
+    (tmp_path / "x.wav").write_text("no audio")
+    with pytest.raises(AudioError, match="is not an audio or video file"):
+        audio_header(tmp_path / "x.wav")
