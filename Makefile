@@ -64,8 +64,8 @@ $(DEMO_READY): pyproject.toml constraints.txt
 $(TEST_READY): $(DEMO_READY)
 	@echo "Adding the tools for tests to $(VENV)"
 	@$(PIP) --editable '.[test]'
-	@echo "  and vllm-omni, with which the model is compared (its own modules only)"
-	@$(PIP) --no-deps vllm-omni
+	@echo "  and vllm-omni and SpeechBrain, with which the networks are compared (their own modules only)"
+	@$(PIP) --no-deps vllm-omni speechbrain
 	@touch $@
 
 clean:

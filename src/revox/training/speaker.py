@@ -1,0 +1,267 @@
+"""The speaker's voice as a loss: 1 - cosine of a frozen network's embeddings of reconstruction and original.
+
+Three kinds of network, told apart by what lies under the name given:
+
+- ECAPA-TDNN as SpeechBrain publishes it (`embedding_model.ckpt`), see `revox.training.ecapa`;
+- an x-vector model of transformers (WavLMForXVector, UniSpeechSatForXVector, ...);
+- a small one that the project trained itself, see `revox.training.verifier`.
+
+What judges a result may not be part of what it was trained for: Resemblyzer's network, which judges speaker
+similarity in every table of this project, is refused under any name.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from revox.training.ecapa import EcapaTdnn
+from revox.training.errors import TrainingError
+from revox.training.resampling import Resampler
+from revox.training.verifier import SpeakerNet, train_verifier
+
+__all__ = ["SpeakerLoss", "SpeakerNet", "XVector", "refuse_the_judge", "train_verifier"]
+
+_SHORTEST = 0.1  # seconds; less is extended by silence, so that every network's windows fit
+
+
+class SpeakerLoss(nn.Module):
+    """1 - cosine of two voices, differentiable to the waveform; the network stays frozen, in eval mode.
+
+    Computed in float32 also under autocast. Nothing of it is trained: keep it out of a run's state.
+    """
+
+    def __init__(self, network: nn.Module, rate: int = 24000) -> None:
+        """`network(waveforms, lengths)` gives `[batch, dim]` at its own `network.rate`; clips are at `rate`.
+
+        Both in Hz. Raises TrainingError when the network is the judge's.
+        """
+        super().__init__()
+        refuse_the_judge(network.state_dict())
+        self.network = network.eval().requires_grad_(False)
+        heard: Any = network.rate
+        self._heard = int(heard)
+        self.resampler = Resampler(rate, self._heard)
+
+    @classmethod
+    def load(cls, source: str, rate: int = 24000, device: str = "cpu") -> SpeakerLoss:
+        """With the network of a file, a folder or a hub id; a file or folder is never looked up elsewhere.
+
+        Pickled files are read as plain tensors only. Raises TrainingError when there is no such network,
+        or when it is the judge's.
+        """
+        _refuse_name(source)
+        return cls(_network(source), rate).to(torch.device(device))
+
+    def train(self, mode: bool = True) -> SpeakerLoss:
+        """Stays in eval mode whatever its owner does: batch statistics would mix the clips."""
+        return super().train(False)
+
+    def similarity(self, reconstruction: Tensor, original: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Cosine `[batch]` of the voices in two `[batch, samples]`; the gradient goes to the first only.
+
+        `lengths` `[batch]`, in samples, marks what lies beyond a clip's own end; each clip's value is the one
+        it has alone.
+        """
+        with torch.autocast(reconstruction.device.type, enabled=False):
+            with torch.no_grad():
+                target = self._embed(original, lengths)
+            return F.cosine_similarity(self._embed(reconstruction, lengths), target, dim=-1)
+
+    def forward(self, reconstruction: Tensor, original: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Mean over clips of 1 - `similarity`: a scalar."""
+        return (1 - self.similarity(reconstruction, original, lengths)).mean()
+
+    def _embed(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
+        batch, samples = waveforms.shape
+        if lengths is None:
+            lengths = torch.full((batch,), samples)
+        lengths = lengths.to(waveforms.device)
+        beyond = torch.arange(samples, device=waveforms.device) >= lengths[:, None]
+        heard = self.resampler(waveforms.float().masked_fill(beyond, 0.0))
+        own = -(-lengths * self.resampler.up // self.resampler.down)
+        # The resampler rings on after a clip's end, which nobody hears who hears the clip alone.
+        heard = heard.masked_fill(torch.arange(heard.shape[1], device=own.device) >= own[:, None], 0.0)
+        shortest = round(_SHORTEST * self._heard)
+        heard = F.pad(heard, (0, max(0, shortest - heard.shape[1])))
+        return self.network(heard, own.clamp(min=shortest))
+
+
+class XVector(nn.Module):
+    """An x-vector model of transformers, given normalised waveforms as its own preprocessor gives them.
+
+    Clips of one length go through it together, others apart: the published base models normalise their first
+    layer over time, so that padding would change every clip. Cut a batch to one length and it is one pass.
+    """
+
+    def __init__(self, model: Any, rate: int, normalise: bool) -> None:
+        """`rate` in Hz; `normalise`: each clip to mean 0 and variance 1 (`do_normalize`)."""
+        super().__init__()
+        self.model, self.rate, self.normalise = model, rate, normalise
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        """Embeddings `[batch, dim]` of `waveforms` `[batch, samples]`, `lengths` `[batch]` in samples."""
+        out: list[Tensor] = [waveforms.new_empty(0)] * len(lengths)
+        sizes = lengths.tolist()
+        for size in sorted(set(sizes)):
+            rows = [i for i, n in enumerate(sizes) if n == size]
+            clips = waveforms[rows, :size]
+            if self.normalise:  # Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm
+                centred = clips - clips.mean(1, keepdim=True)
+                clips = centred / (centred.square().mean(1, keepdim=True) + 1e-7).sqrt()
+            for i, embedding in zip(rows, self.model(clips).embeddings, strict=True):
+                out[i] = embedding
+        return torch.stack(out)
+
+
+def refuse_the_judge(state: Mapping[str, Any]) -> None:
+    """Raises TrainingError when tensors (name -> tensor, nested or not) are those of Resemblyzer's encoder.
+
+    It is a GE2E network (arXiv 1710.10467): an LSTM of 3 layers of 256 and a linear layer of 256.
+    """
+    tensors = _flat(state)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    layers = {
+        found.group(1)
+        for name, shape in shapes.items()
+        if (found := re.search(r"weight_hh_l(\d+)$", name)) and shape == (1024, 256)
+    }
+    linear = any(shape == (256, 256) and name.endswith(".weight") for name, shape in shapes.items())
+    if layers == {"0", "1", "2"} and linear:
+        raise TrainingError(_JUDGE.format("This network (3 LSTM layers of 256, linear 256)"))
+
+
+_JUDGE = (
+    "{} is Resemblyzer's, and the judge may not be in a loss; name another, such as "
+    "speechbrain/spkrec-ecapa-voxceleb, microsoft/wavlm-base-plus-sv or a verifier of your own."
+)
+
+
+def _refuse_name(source: str) -> None:
+    if re.search(r"resemblyzer|(?<![a-z0-9])ge2e(?![a-z0-9])", source, re.I):
+        raise TrainingError(_JUDGE.format(source))
+
+
+def _flat(state: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            found[f"{prefix}{name}"] = value
+        elif isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{name}.")
+    return found
+
+
+def _network(source: str) -> nn.Module:
+    path = Path(source)
+    if path.is_file():
+        return _from_file(path)
+    if not path.is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        raise TrainingError(
+            f"{source} is no file, no folder and no hub id (owner/name) of a speaker network."
+        )
+
+    def find(name: str) -> Path | None:
+        if not path.is_dir():
+            return _from_hub(source, name)
+        return path / name if (path / name).is_file() else None
+
+    config = find("config.json")
+    try:
+        described = json.loads(config.read_text(encoding="utf-8")) if config else {}
+    except ValueError:
+        raise TrainingError(f"{config} is not JSON; take the speaker network's own.") from None
+    if any(str(name).endswith("ForXVector") for name in described.get("architectures") or ()):
+        return _x_vector(source, path.is_dir())
+    weights = find("embedding_model.ckpt")
+    if weights is None:
+        raise TrainingError(
+            f"{source} holds no speaker network: neither SpeechBrain's embedding_model.ckpt nor the "
+            "config.json of a transformers model for x-vectors."
+        )
+    return _from_file(weights)
+
+
+def _from_hub(source: str, name: str) -> Path | None:
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        return Path(hf_hub_download(source, name))
+    except errors.RemoteEntryNotFoundError:
+        return None
+    except Exception as error:  # the hub library's http errors are of another package in each of its versions
+        why = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise TrainingError(
+            f"{source} is not here and could not be fetched from the hub ({why}); check the id and the "
+            "connection, or name a folder."
+        ) from None
+
+
+def _from_file(path: Path) -> nn.Module:
+    """A verifier of ours or SpeechBrain's ECAPA, by the names of its tensors."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: dict[str, Tensor] = load_file(path)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            state = _flat(loaded) if isinstance(loaded, Mapping) else {}
+    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, _safetensors_error()):
+        raise TrainingError(
+            f"{path} is no file of plain tensors (safetensors, or a state dict of torch.save); it may be cut "
+            "short, or hold objects that are not read for safety."
+        ) from None
+    refuse_the_judge(state)
+    kind = SpeakerNet if _is_ours(path) else EcapaTdnn
+    try:
+        return kind.from_state(state)
+    except (KeyError, IndexError, RuntimeError, ZeroDivisionError, ValueError):
+        raise TrainingError(
+            f"{path} holds no speaker network that is known here: SpeechBrain's ECAPA-TDNN "
+            "(embedding_model.ckpt) or a verifier made by train_verifier."
+        ) from None
+
+
+def _is_ours(path: Path) -> bool:
+    if path.suffix != ".safetensors":
+        return False
+    from safetensors import safe_open
+
+    from revox.training.verifier import FORMAT
+
+    with safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get("format") == FORMAT
+
+
+def _safetensors_error() -> type[Exception]:
+    from safetensors import SafetensorError
+
+    return SafetensorError
+
+
+def _x_vector(source: str, local: bool) -> XVector:
+    try:
+        from transformers import AutoFeatureExtractor, AutoModelForAudioXVector
+    except ImportError:
+        raise TrainingError(
+            f"{source} is a model of transformers; install it with `pip install 'revox[train]'`."
+        ) from None
+    try:
+        model = AutoModelForAudioXVector.from_pretrained(source, local_files_only=local)
+        features = AutoFeatureExtractor.from_pretrained(source, local_files_only=local)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise TrainingError(
+            f"{source} cannot be loaded as a model for x-vectors ({why}); name a folder or hub id with its "
+            "config.json, preprocessor_config.json and weights."
+        ) from None
+    return XVector(model, features.sampling_rate, bool(features.do_normalize))
