@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pickle
+import resource
 import shutil
 import struct
 import subprocess
@@ -26,10 +27,12 @@ from revox.checkpoint.voices import (
     RELEASE_PRESETS,
     add_voice,
     check_voice_name,
+    check_writable,
     export_voice,
     find_voice,
     list_voices,
     load_voice,
+    read_rows,
     recover_journal,
     remove_voice,
     rows_in_header,
@@ -413,7 +416,9 @@ def test_an_own_voice_is_replaced_only_when_asked(folder, make):
     assert files(folder) == before
 
 
-@pytest.mark.parametrize("name", ["", "Ada", "a b", "ada.pt", "../ada", "ä", "a" * 65, "a/b", "ada\n"])
+@pytest.mark.parametrize(
+    "name", ["", "Ada", "a b", "ada.pt", "../ada", "ä", "a" * 65, "a/b", "ada\n", "-ada"]
+)
 def test_names_that_requests_or_files_cannot_carry_are_refused(folder, make, name):
     with pytest.raises(VoiceError, match=r"cannot name a voice.*a-z, 0-9, _ and -"):
         add_voice(folder, name, *make(12), RECORD)
@@ -502,9 +507,37 @@ def test_a_pt_with_code_in_it_is_refused_and_not_executed(folder, tmp_path, monk
     with pytest.raises(VoiceError, match=r"it_male\.pt"):
         load_voice(folder, "it_male")
     path.write_bytes(pickle.dumps(Payload(), protocol=2))
-    with pytest.raises(VoiceError, match=r"it_male\.pt"):
+    with pytest.raises(VoiceError, match=r"it_male\.pt holds something else than one tensor"):
         load_voice(folder, "it_male")
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_small_file_that_claims_a_million_rows_is_refused_before_they_are_laid_out(tmp_path):
+    path = tmp_path / "many.pt"
+    torch.save(torch.zeros(1, 256, dtype=torch.bfloat16).expand(10**9, 256), path)
+    with pytest.raises(VoiceError, match=r"many\.pt holds 1,000,000,000 rows, where at most 4,096"):
+        read_rows(path, 256)
+
+
+def test_a_folder_that_cannot_be_written_is_known_before_there_is_anything_to_write(folder):
+    before = files(folder)
+    check_writable(folder)
+    assert files(folder) == before
+    (folder / ".revox").touch()  # no folder can be made here, whoever asks
+    with pytest.raises(VoiceError, match="cannot be written"):
+        check_writable(folder)
+
+
+def test_a_full_disk_is_the_systems_own_sentence_and_changes_nothing(folder, make, monkeypatch):
+    before = files(folder)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))  # the rows of 20 frames take 10 kB
+    try:
+        with pytest.raises(OSError, match="too large"):
+            add_voice(folder, "ada", *make(20), RECORD)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert {path: data for path, data in files(folder).items() if ".revox" not in str(path)} == before
 
 
 def test_a_list_that_names_files_elsewhere_reads_and_deletes_nothing_there(folder, tmp_path):

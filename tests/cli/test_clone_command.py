@@ -1,5 +1,12 @@
 from __future__ import annotations
 
+import errno
+import hashlib
+import os
+import shlex
+import shutil
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +17,8 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from revox.checkpoint.errors import VoiceError
-from revox.checkpoint.voices import list_voices, load_voice
-from revox.cli import clone_command
+from revox.checkpoint.voices import Voice, list_voices, load_voice
+from revox.cli import clone_command, voice_command
 from revox.cloning import CloneError
 from revox.cloning.quick_encoder import QuickEncoderTraining
 from revox.speech import Audio, AudioError, read_audio, write_audio
@@ -91,6 +98,74 @@ def test_ctrl_c_keeps_the_best_so_far_and_still_adds_the_voice(
 
 
 @pytest.mark.usefixtures("quick_presets")
+def test_what_was_found_outlasts_a_voice_that_cannot_be_added_and_can_be_added_later(
+    clip: Path, tiny_checkpoint_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    held: list[Voice] = []
+
+    def full(folder: Path, name: str, rows: Tensor, codes: Tensor, record: dict, *_: object) -> None:
+        held.append(Voice(name, codes, rows, record))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("revox.checkpoint.voices.add_voice", full)
+    result = clone(clip, *options(tiny_checkpoint_copy))
+    assert isinstance(result.exception, CloneError)
+    said = str(result.exception)
+    assert said.startswith("No space left on device. The codes found are kept in ")
+    monkeypatch.undo()
+    command = shlex.split(said.partition("add them with: ")[2])
+    assert command[:3] == ["revox", "voice", "add"]
+    assert CliRunner().invoke(voice_command.app, command[2:]).exit_code == 0
+    voice = load_voice(tiny_checkpoint_copy, "me")
+    assert torch.equal(voice.codes, held[0].codes)
+    assert torch.equal(voice.rows, held[0].rows)
+    assert voice.provenance["consent"]["statement"] == AGREED
+    assert voice.provenance["settings"]["made"] == held[0].provenance
+
+
+def test_codes_are_kept_where_they_can_be_and_over_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    voice = Voice("me", torch.zeros(37, 4, dtype=torch.int64), torch.zeros(5, 256), {"method": "test"})
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(tempfile, "tempdir", str(there))
+    (here / "me.codes.safetensors").write_text("another's")
+    assert clone_command._keep(voice) == here / "me-2.codes.safetensors"
+    assert (here / "me.codes.safetensors").read_text() == "another's"
+    here.rename(tmp_path / "gone")
+    shutil.rmtree(tmp_path / "gone")
+    assert clone_command._keep(voice) is None
+    there.mkdir()
+    assert clone_command._keep(voice) == there / "me.codes.safetensors"
+
+
+@pytest.mark.usefixtures("quick_presets")
+def test_a_folder_that_cannot_be_written_is_said_before_the_clip_is_read(tiny_checkpoint_copy: Path):
+    (tiny_checkpoint_copy / ".revox").touch()
+    result = clone("no such file.wav", *options(tiny_checkpoint_copy))
+    assert isinstance(result.exception, VoiceError)
+    assert "cannot be written" in str(result.exception)
+
+
+@pytest.mark.usefixtures("quick_presets")
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems refuse such names")
+def test_a_recording_that_is_moved_during_the_search_and_whose_name_is_no_text_loses_nothing(
+    clip: Path, tiny_checkpoint_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    odd = tmp_path / os.fsdecode(b"caf\xe9.flac")
+    shutil.copy(clip, odd)
+    monkeypatch.setattr(clone_command._Progress, "__call__", lambda *_: odd.unlink(missing_ok=True))
+    result = clone(odd, *options(tiny_checkpoint_copy))
+    assert result.exit_code == 0, result.exception
+    source = load_voice(tiny_checkpoint_copy, "me").provenance["source"]
+    assert source["file"] == "caf\\xe9.flac"
+    assert source["sha256"] == hashlib.sha256(clip.read_bytes()).hexdigest()
+
+
+@pytest.mark.usefixtures("quick_presets")
 def test_a_voice_is_replaced_only_when_that_was_asked_for(clip: Path, tiny_checkpoint_copy: Path):
     assert clone(clip, *options(tiny_checkpoint_copy)).exit_code == 0
     refused = clone(clip, *options(tiny_checkpoint_copy))
@@ -142,7 +217,12 @@ def test_with_a_transcript_the_whole_recording_is_used_and_what_was_said_is_kept
 
 @pytest.mark.parametrize(
     ("given", "sentence"),
-    [("", "transcript is empty"), ("@", "cannot be read"), ("@none.txt", "cannot be read")],
+    [
+        ("", "transcript is empty"),
+        ("@", "cannot be read"),
+        ("@none.txt", "cannot be read"),
+        ("caf\udce9", "no UTF-8"),
+    ],
 )
 def test_a_transcript_that_says_nothing_is_refused(
     clip: Path, tiny_checkpoint: Path, given: str, sentence: str

@@ -103,6 +103,10 @@ def test_list_shows_every_preset_with_its_rows(folder, tiny_preset_codes):
         (("add", "Ada", "{pt}", "-c", "{folder}", "--consent", "mine, yes"), "cannot name a voice"),
         (("add", "ada", "{folder}/none.pt", "-c", "{folder}", "--consent", "mine, yes"), "is missing"),
         (("add", "it_male", "{pt}", "-c", "{folder}", "--consent", "mine, yes"), "is a preset"),
+        (
+            ("add", "ada", "{long}", "-c", "{folder}", "--consent", "mine, yes"),
+            "100,000 frames of codes are too",
+        ),
         (("remove", "it_male", "-c", "{folder}"), "is a preset"),
         (("show", "it_mal", "-c", "{folder}"), "did you mean it_male"),
         (("decode", "it_mal", "-c", "{folder}", "-o", "{folder}/x.wav"), "did you mean it_male"),
@@ -113,7 +117,9 @@ def test_list_shows_every_preset_with_its_rows(folder, tiny_preset_codes):
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(folder, monkeypatch, capsys, arguments, sentence):
     pt = folder / "voice_embedding" / "it_male.pt"
-    error = refused(monkeypatch, capsys, *(a.format(pt=pt, folder=folder) for a in arguments))
+    long = folder.parent / "long.safetensors"
+    save_file({"codes": torch.zeros(37, 100_000, dtype=torch.int16)}, long)
+    error = refused(monkeypatch, capsys, *(a.format(pt=pt, folder=folder, long=long) for a in arguments))
     assert sentence in error
     assert error.startswith("revox: ")
     assert len(error.strip().splitlines()) == 1

@@ -24,6 +24,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -291,14 +292,32 @@ def _locked(folder: Path) -> Iterator[None]:
         path.parent.mkdir(exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise VoiceError(
-            f"{folder} cannot be written ({error.strerror}); copy the checkpoint to a folder of your own"
-        ) from None
+        raise _not_writable(folder, error) from None
     try:
         _take(descriptor, fcntl.LOCK_EX, folder)
         yield
     finally:
         os.close(descriptor)
+
+
+def check_writable(folder: str | Path) -> None:
+    """Whether voices can be changed, for who wants to know before the work; nothing is left behind.
+
+    Raises VoiceError when the folder cannot be written.
+    """
+    folder = Path(folder)
+    for place in (folder, folder / _WORK, folder / VOICE_FOLDER):
+        if place.exists():
+            try:
+                tempfile.TemporaryFile(dir=place).close()
+            except OSError as error:
+                raise _not_writable(folder, error) from None
+
+
+def _not_writable(folder: Path, error: OSError) -> VoiceError:
+    return VoiceError(
+        f"{folder} cannot be written ({error.strerror}); copy the checkpoint to a folder of your own"
+    )
 
 
 @contextlib.contextmanager

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import io
 import json
+import pickle
 import pickletools
 import re
 import zipfile
@@ -29,6 +31,7 @@ from revox.checkpoint.errors import VoiceError
 from revox.checkpoint.params import read_params
 from revox.checkpoint.voice_journal import (
     VOICE_FOLDER,
+    check_writable,
     commit,
     is_file_name,
     listed_ids,
@@ -59,6 +62,7 @@ __all__ = [
     "add_voice",
     "check_voice_free",
     "check_voice_name",
+    "check_writable",
     "export_voice",
     "find_voice",
     "list_voices",
@@ -67,6 +71,7 @@ __all__ = [
     "recover_journal",
     "remove_voice",
     "rows_in_header",
+    "save_codes",
 ]
 
 EXPORT_FORMATS = {".pt": "vllm-omni", ".safetensors": "mlx-audio", ".bin": "the C port"}
@@ -74,7 +79,10 @@ EXPORT_FORMATS = {".pt": "vllm-omni", ".safetensors": "mlx-audio", ".bin": "the 
 MLX_TENSOR = "embedding"
 """The name mlx-audio looks for in `voice_embedding/NAME.safetensors` (it falls back to the first tensor)."""
 
-_NAME = re.compile(r"[a-z0-9_-]{1,64}")
+MAX_ROWS = 4096
+"""Positions that serving has for voice, text and speech together."""
+
+_NAME = re.compile(r"[a-z0-9_][a-z0-9_-]{0,63}")  # a name that begins with - would be read as an option
 
 
 @dataclass
@@ -181,6 +189,11 @@ def read_rows(path: str | Path, dim: int) -> Tensor:
             rows = rows.reshape(-1, dim)
         else:
             rows = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise VoiceError(
+            f"{path} holds something else than one tensor, which is not loaded: it could run code; "
+            "get the voice from its maker as .safetensors"
+        ) from None
     except Exception as error:  # every reader has its own way of refusing a file
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise VoiceError(
@@ -193,6 +206,8 @@ def read_rows(path: str | Path, dim: int) -> Tensor:
             f"{path} holds {str(rows.dtype).removeprefix('torch.')} {list(rows.shape)}, where bf16 "
             f"[N, {dim}] was expected: the voice is of another model, make it again with this checkpoint"
         )
+    if rows.shape[0] > MAX_ROWS:  # a small file can claim any number of them
+        raise VoiceError(f"{path} holds {rows.shape[0]:,} rows, where at most {MAX_ROWS:,} make a voice")
     return rows.detach().to(torch.bfloat16).contiguous()
 
 
@@ -321,7 +336,9 @@ def _unknown(folder: Path, name: str, known: list[str]) -> VoiceError:
 def check_voice_name(name: str) -> str:
     """`name`, if a new voice may have it. Raises VoiceError (vllm-omni lower-cases requests only)."""
     if not _NAME.fullmatch(name):
-        raise VoiceError(f"{name!r} cannot name a voice: use 1 to 64 of the characters a-z, 0-9, _ and -")
+        raise VoiceError(
+            f"{name!r} cannot name a voice: use 1 to 64 of the characters a-z, 0-9, _ and -, - not first"
+        )
     return name
 
 
@@ -352,6 +369,10 @@ def add_voice(
         raise VoiceError(
             f"the rows of voice {name!r} are {list(rows.shape)}, where [frames + 1, {dim}] was expected"
         )
+    if rows.shape[0] > MAX_ROWS:
+        raise VoiceError(
+            f"voice {name!r} has {rows.shape[0]:,} rows, where at most {MAX_ROWS:,} are possible"
+        )
     if not torch.isfinite(rows).all():
         raise VoiceError(f"the rows of voice {name!r} hold values that are not numbers; make the voice again")
     if codes is not None:
@@ -379,7 +400,9 @@ def add_voice(
             stage_file(folder, name, ".codes.safetensors", save({"codes": stored_codes}))
         stage_file(folder, name, ".voice.json", record)
         stored = rows.detach().cpu().to(torch.bfloat16).clone(memory_format=torch.contiguous_format)
-        stage_file(folder, name, ".pt", lambda file: torch.save(stored, file))
+        whole = io.BytesIO()  # torch tells a full disk in words of its own, a file says it as an OSError
+        torch.save(stored, whole)
+        stage_file(folder, name, ".pt", whole.getvalue())
         voices = listed_ids(folder)
         entry = {
             "operation": "add",
@@ -435,6 +458,18 @@ def check_voice_free(folder: str | Path, name: str, overwrite: bool = False, for
         raise VoiceError(
             f"{folder} already has a voice {name!r}; choose another name, or say --overwrite to replace it"
         )
+
+
+def save_codes(path: str | Path, codes: Tensor, provenance: Mapping[str, Any]) -> None:
+    """Write codes `[n_codebooks, frames]` that are of no checkpoint yet, with their record, as .safetensors.
+
+    `revox voice add` takes the file. Raises OSError.
+    """
+    import torch
+    from safetensors.torch import save
+
+    stored = {"codes": codes.cpu().to(torch.int16).contiguous()}
+    replace_file(path, save(stored, {"provenance": json.dumps(dict(provenance), ensure_ascii=False)}))
 
 
 def export_voice(folder: str | Path, name: str, out: str | Path) -> Path:

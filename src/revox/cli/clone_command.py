@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
     from torch import Tensor
 
+    from revox.checkpoint.voices import Voice
     from revox.cloning.clone import ClonedVoice
     from revox.cloning.invert import InversionProgress
     from revox.cloning.quick_encoder import QuickEncoder
@@ -41,9 +46,9 @@ def command(
     ] = False,
     budget: Annotated[float | None, typer.Option(help="Seconds to spend on finding the codes.")] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Steps of descent (the same number gives the same voice).")
+        int | None, typer.Option(min=0, help="Steps of descent (the same number gives the same voice).")
     ] = None,
-    seed: Annotated[int, typer.Option(help="For everything left to chance.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="For everything left to chance.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a voice of that name.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace even a preset.")] = False,
     decoded: Annotated[
@@ -52,9 +57,11 @@ def command(
 ) -> None:
     """Clone a voice from CLIP with the weights as released, and add it to the checkpoint.
 
-    Ctrl-C ends the search and keeps the best voice found so far.
+    Ctrl-C ends the search and keeps the best voice found so far. If it cannot be added (a full disk, a name
+    taken meanwhile), its codes are written to a file that `revox voice add` takes.
     """
     from rich.console import Console
+    from rich.markup import escape
 
     from revox.cloning.consent import record_consent
 
@@ -62,29 +69,34 @@ def command(
     # What can be wrong is said before anything is computed.
     record_consent(consent)
     from revox.checkpoint.locate import locate
-    from revox.checkpoint.voices import add_voice, check_voice_free
+    from revox.checkpoint.params import read_params
+    from revox.checkpoint.voices import add_voice, check_voice_free, check_writable
 
     folder = locate(checkpoint)
+    rate = read_params(folder).voxtral_config().codec.sampling_rate
     check_voice_free(folder, name, overwrite, force)
-    from revox.checkpoint.load import PARTS as WHOLE
-    from revox.checkpoint.load import load_model
-    from revox.cloning.clone import PARTS, check_transcript, clone_voice, preset_codes
-    from revox.speech import format_for, read_audio, select_reference, write_audio
+    check_writable(folder)
+    from revox.speech import AudioError, format_for, read_audio, select_reference, write_audio
 
     if decoded is not None:
         format_for(decoded)
+        if not decoded.parent.is_dir():
+            raise AudioError(f"There is no folder {decoded.parent}; create it or choose another path.")
     said = _transcript(transcript)
-    check_transcript(said)
     audio = read_audio(clip)
-    console.print(f"[bold]{clip.name}[/]: {audio.seconds:.1f} s at {audio.rate} Hz")
-    import torch
-
-    # The whole model is read only to be asked about a transcript.
-    model = load_model(folder, dtype=torch.float32, parts=PARTS if said is None else WHOLE)
-    rate = model.config.codec.sampling_rate
+    console.print(f"[bold]{escape(clip.name)}[/]: {audio.seconds:.1f} s at {audio.rate} Hz")
     selection = select_reference(audio, rate=rate, whole=said is not None)
     for line in (*selection.reasons, *(f"[yellow]{w}[/]" for w in selection.warnings)):
         console.print(line)
+    import torch
+
+    from revox.checkpoint.load import PARTS as WHOLE
+    from revox.checkpoint.load import load_model
+    from revox.cloning.clone import PARTS, check_transcript, clone_voice, preset_codes
+
+    check_transcript(said)
+    # The whole model is read only to be asked about a transcript.
+    model = load_model(folder, dtype=torch.float32, parts=PARTS if said is None else WHOLE)
     presets = preset_codes(folder, model)
     encoder = _quick_encoder(console, model, presets) if quick_encoder and presets else None
     opinion = None
@@ -102,22 +114,64 @@ def command(
             progress=progress, presets=presets, source=clip, selection=selection,
             encoder=encoder, transcript=said, opinion=opinion,
         )  # fmt: skip
-    add_voice(folder, name, cloned.voice.rows, cloned.voice.codes, cloned.voice.provenance, overwrite, force)
+    voice = cloned.voice
+    with _kept_if_not_added(voice, folder):
+        add_voice(folder, name, voice.rows, voice.codes, voice.provenance, overwrite, force)
     if decoded is not None:
         write_audio(decoded, cloned.decoded)
     _summary(console, cloned, folder)
 
 
-def _transcript(given: str | None) -> str | None:
-    if given is None or not given.startswith("@"):
-        return given
+@contextmanager
+def _kept_if_not_added(voice: Voice, folder: Path) -> Iterator[None]:
+    """What a search of minutes found outlasts a full disk, a name taken meanwhile, or Ctrl-C."""
+    from revox.checkpoint.errors import CheckpointError
     from revox.cloning.errors import CloneError
 
     try:
-        return Path(given[1:]).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        yield
+    except (CheckpointError, OSError, KeyboardInterrupt) as error:
+        path = _keep(voice)
+        why = getattr(error, "strerror", None) or str(error) or "stopped"
+        if path is None:
+            raise CloneError(f"{why}; nor could the codes found be written anywhere: they are lost") from None
+        consent = voice.provenance["consent"]["statement"]
+        arguments = (voice.name, path, "--checkpoint", folder, "--consent", consent)
+        raise CloneError(
+            f"{why}. The codes found are kept in {path}; when that is mended, add them with: "
+            f"revox voice add {shlex.join(str(argument) for argument in arguments)}"
+        ) from None
+
+
+def _keep(voice: Voice) -> Path | None:
+    """Write a voice's codes to this folder, else the one for temporary files; where, or None for nowhere."""
+    from revox.checkpoint.voices import save_codes
+
+    assert voice.codes is not None
+    for place in (Path(), Path(tempfile.gettempdir())):
+        stems = (voice.name, *(f"{voice.name}-{number}" for number in range(2, 100)))
+        paths = (place / f"{stem}.codes.safetensors" for stem in stems)
+        path = next((path for path in paths if not path.exists()), None)
+        try:
+            if path is not None:
+                save_codes(path, voice.codes, voice.provenance)
+                return path.absolute()
+        except OSError:
+            continue
+    return None
+
+
+def _transcript(given: str | None) -> str | None:
+    from revox.cloning.errors import CloneError
+
+    try:
+        if given is None or not given.startswith("@"):
+            (given or "").encode()
+            return given
+        return Path(given[1:]).read_text(encoding="utf-8-sig").strip()
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise CloneError(f"the transcript {given[1:]} cannot be read: {reason}") from None
+        raise CloneError(f"the transcript {given} cannot be read: {reason}") from None
 
 
 def _quick_encoder(console: Console, model: Voxtral, presets: list[Tensor]) -> QuickEncoder | None:

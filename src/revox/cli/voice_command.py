@@ -120,9 +120,10 @@ def add_command(
 
     config = read_params(folder).voxtral_config()
     table = read_table(folder)
+    settings: dict[str, Any]
     codes: Tensor | None = _read_codes(file, config)
     if codes is not None:
-        rows, settings = rows_of_codes(codes, table, config), {"from": "codes"}
+        rows, settings = rows_of_codes(codes, table, config), {"from": "codes", **_made(file)}
     else:
         rows = read_rows(file, config.backbone.dim)
         with console.status("looking for the codes behind its rows"):
@@ -242,6 +243,7 @@ def _read_codes(file: Path, config: Any) -> Tensor | None:
     """The codes `[n_codebooks, frames]` of a .safetensors with a tensor `codes`; None for any other file."""
     from revox.checkpoint.errors import VoiceError
     from revox.checkpoint.tensors import open_tensors, read_header
+    from revox.checkpoint.voices import MAX_ROWS
 
     if file.suffix != ".safetensors" or not file.is_file() or "codes" not in read_header(file):
         return None
@@ -252,6 +254,8 @@ def _read_codes(file: Path, config: Any) -> Tensor | None:
             f"{file}: expected codes as whole numbers [{config.codec.n_codebooks}, frames], "
             f"found {str(codes.dtype).removeprefix('torch.')} {list(codes.shape)}"
         )
+    if codes.shape[1] >= MAX_ROWS:
+        raise VoiceError(f"{file}: {codes.shape[1]:,} frames of codes are too many for a voice")
     codes = codes.long()
     limits = [rows - 2 for rows in config.codebook_rows]
     if any(bool(((row < 0) | (row >= limit)).any()) for row, limit in zip(codes, limits, strict=True)):
@@ -259,6 +263,18 @@ def _read_codes(file: Path, config: Any) -> Tensor | None:
             f"{file}: some codes are outside this checkpoint's codebooks; it is of another model"
         )
     return codes
+
+
+def _made(file: Path) -> dict[str, Any]:
+    """The record of how codes came about, where `revox clone` kept one with them."""
+    from pydantic_core import from_json
+
+    from revox.checkpoint.tensors import read_metadata
+
+    try:
+        return {"made": from_json(read_metadata(file).get("provenance", ""))}
+    except ValueError:
+        return {}
 
 
 def _tell(console: Console, found: RecoveredCodes) -> None:

@@ -16,7 +16,7 @@ from revox.checkpoint.errors import VoiceError
 from revox.checkpoint.params import read_params
 from revox.checkpoint.voice_codes import recover_codes
 from revox.checkpoint.voices import Voice, list_voices, load_voice
-from revox.cloning.consent import provenance, record_consent
+from revox.cloning.consent import provenance, record_consent, source_of
 from revox.cloning.errors import CloneError
 from revox.cloning.invert import (
     Guess,
@@ -106,6 +106,8 @@ def clone_voice(
     prior = CodePrior.from_codes(presets, codec) if presets else None
     target = torch.from_numpy(samples.copy())
     device = codec.output_proj.conv.weight.device
+    # Before the search: who moves the recording meanwhile loses nothing.
+    origin = source_of(source if source is not None else audio.samples.tobytes())
     guess = None if encoder is None else Guess(*encoder.guess(target.to(device)))
     result = invert(
         codec,
@@ -135,7 +137,7 @@ def clone_voice(
             "language_model_asked": opinion is not None,
             "loss": round(result.loss, 6),
         },
-        source if source is not None else audio.samples.tobytes(),
+        origin,
         start_s=round(selection.start, 3),
         seconds=round(len(samples) / rate, 3),
     )

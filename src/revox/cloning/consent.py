@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -79,8 +80,7 @@ def provenance(
     consent: Consent | str | None,
     method: str,
     settings: Mapping[str, Any] | None = None,
-    source: Path | str | bytes | None = None,
-    source_name: str | None = None,
+    source: Source | Path | str | bytes | None = None,
     start_s: float | None = None,
     seconds: float | None = None,
     now: datetime | None = None,
@@ -88,18 +88,13 @@ def provenance(
     """The record kept beside a voice, as plain JSON values (for `revox.checkpoint.voices.add_voice`).
 
     consent: the statement, or a `Consent`. method: how the codes were found, e.g. "inversion". settings:
-    whatever reproduces them (seed, budget ...). source: the clip, as a path or its bytes; its SHA-256 and
-    file name are kept. start_s and seconds: the part of the clip that was used. Raises CloneError without
-    consent, or when the clip cannot be read.
+    whatever reproduces them (seed, budget ...). source: the clip (see `source_of`). start_s and seconds: the
+    part of the clip that was used. Raises CloneError without consent, or when the clip cannot be read.
     """
     if not isinstance(consent, Consent):
         consent = record_consent(consent, now=now)
-    digest = None
-    if isinstance(source, bytes):
-        digest = hashlib.sha256(source).hexdigest()
-    elif source is not None:
-        digest = sha256_of(source)
-        source_name = source_name or Path(source).name
+    if not isinstance(source, Source):
+        source = source_of(source)
     from revox import __version__
 
     record = Provenance(
@@ -107,10 +102,23 @@ def provenance(
         revox=__version__,
         method=method,
         settings=dict(settings or {}),
-        source=Source(file=source_name, sha256=digest, start_s=start_s, seconds=seconds),
+        source=source.model_copy(update={"start_s": start_s, "seconds": seconds}),
         consent=consent,
     )
     return record.model_dump(mode="json", exclude_none=True)
+
+
+def source_of(source: Path | str | bytes | None) -> Source:
+    """The name and SHA-256 of a clip, given as a path or its bytes.
+
+    Bytes of a name that are no UTF-8 are written as in Python. Raises CloneError when it cannot be read.
+    """
+    if source is None:
+        return Source()
+    if isinstance(source, bytes):
+        return Source(sha256=hashlib.sha256(source).hexdigest())
+    name = os.fsencode(Path(source).name).decode("utf-8", "backslashreplace")
+    return Source(file=name, sha256=sha256_of(source))
 
 
 def sha256_of(path: Path | str) -> str:
