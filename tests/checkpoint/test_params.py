@@ -107,6 +107,14 @@ def test_a_missing_size_is_named_and_never_assumed(tmp_path: Path, path: str) ->
     [
         ("dim", "3072", r"dim: the value should be a valid integer, found '3072'"),
         ("dim", 0, "greater than 0"),
+        ("n_layers", 10**9, "n_layers: the value should be less than or equal to 1024"),
+        ("hidden_dim", 10**40, "hidden_dim: the value should be"),
+        (
+            "multimodal.audio_tokenizer_args.decoder_transformer_lengths_str",
+            "2,2,2,1019",
+            "at most 1024 layers",
+        ),
+        ("multimodal.audio_tokenizer_args.encoder_convs_kernels_str", "9999,4,4,3", "at most 1024 layers"),
         ("n_layers", True, "n_layers: the value should be a valid integer"),
         ("multimodal.audio_tokenizer_args.voice", ["a"], r"voice: .*dictionary"),
         ("multimodal.audio_tokenizer_args.decoder_convs_strides_str", "1,2,two,2", "whole numbers"),

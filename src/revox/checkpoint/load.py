@@ -55,7 +55,13 @@ def load_model(
                 raise CheckpointError(
                     f"{path}: {names[name]} has shape {found}, params.json asks for {wanted_shape}"
                 )
-            if dtype is not None and tensor.is_floating_point():
+            if not tensor.is_floating_point():
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise CheckpointError(
+                    f"{path}: {names[name]} holds {kind}, where floating-point weights are expected: "
+                    "download the file again, or take an unquantized checkpoint"
+                )
+            if dtype is not None:
                 tensor = tensor.to(dtype)
             state[name] = tensor.to(device)
     model.load_state_dict(state, strict=False, assign=True)

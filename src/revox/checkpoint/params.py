@@ -15,7 +15,11 @@ from revox.model.config import AcousticConfig, BackboneConfig, CodecConfig, Voxt
 MODEL_TYPE = "voxtral_tts"
 ARCHITECTURE = "VoxtralTTSForConditionalGeneration"
 
-Count = Annotated[int, Field(gt=0, strict=True)]
+# Far above any model's, and low enough that no product of three overflows or fills the memory before the
+# tensors' own shapes are compared.
+MOST, MOST_LAYERS = 1 << 20, 1024
+Count = Annotated[int, Field(gt=0, le=MOST, strict=True)]
+Layers = Annotated[int, Field(gt=0, le=MOST_LAYERS, strict=True)]
 Size = Annotated[float, Field(gt=0)]
 
 
@@ -39,7 +43,7 @@ class AcousticTransformerArgs(_Section):
 
     input_dim: Count
     dim: Count
-    n_layers: Count
+    n_layers: Layers
     head_dim: Count
     hidden_dim: Count
     n_heads: Count
@@ -126,7 +130,7 @@ class Params(_Section):
     """The whole params.json; `model_dump(exclude_unset=True)` gives the file's content back."""
 
     dim: Count
-    n_layers: Count
+    n_layers: Layers
     head_dim: Count
     hidden_dim: Count
     n_heads: Count
@@ -199,6 +203,8 @@ class Params(_Section):
         for part, (lengths, kernels, strides) in shape.items():
             if not len(lengths) == len(kernels) == len(strides):
                 raise ValueError(f"the {part}'s lengths, kernels and strides should be equally many")
+            if max(sum(lengths), *kernels) > MOST_LAYERS:
+                raise ValueError(f"the {part} should have at most {MOST_LAYERS} layers, and kernels as long")
             if any(kernel < stride for kernel, stride in zip(kernels, strides, strict=True)):
                 raise ValueError(f"{part}_convs_kernels_str should not be below {part}_convs_strides_str")
             if codec.half_attn_window_upon_downsampling and any(stride > 2 for stride in strides):
