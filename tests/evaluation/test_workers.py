@@ -1,8 +1,11 @@
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
 import pickle
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -33,6 +36,47 @@ def test_an_error_crosses_processes_as_the_same_sentence():
         for_each(squared, [(1,), (-1,)])
 
 
+def ended_from_outside(x):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_the_system_ends_is_a_sentence():
+    with pytest.raises(EvaluationError, match="fewer --jobs"):
+        for_each(ended_from_outside, [(1,), (2,)], 2)
+
+
+def deaf(x):
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_ctrl_c_is_for_the_first_process_alone():
+    # The mask is the system's own and set before a process begins: there is no moment at which one hears it.
+    assert for_each(deaf, [(1,), (2,)], 2) == [True, True]
+    assert not deaf(0)
+
+
+def told_and_asleep(x):
+    os.write(1, b".")
+    multiprocessing.Event().wait()
+
+
+def test_processes_end_with_the_first_one_even_when_that_is_killed(tmp_path):
+    script = tmp_path / "first.py"
+    script.write_text(
+        "import importlib.util, sys\n"
+        f"spec = importlib.util.spec_from_file_location('under_test', {__file__!r})\n"
+        "sys.modules['under_test'] = module = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "if __name__ == '__main__':\n"
+        "    module.for_each(module.told_and_asleep, [(1,), (2,)], 2)\n"
+    )
+    first = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE)
+    assert first.stdout.read(2) == b".."
+    first.kill()
+    # Each process that is left holds the pipe open: it ends when the last of them has.
+    assert first.communicate(timeout=60)[0] == b""
+
+
 def test_what_was_done_before_an_interruption_is_not_done_again(tmp_path):
     cache, calls = Cache(tmp_path), []
 
@@ -55,9 +99,21 @@ def test_what_was_done_before_an_interruption_is_not_done_again(tmp_path):
 def test_a_damaged_record_is_made_again(tmp_path):
     cache = Cache(tmp_path)
     cache.record("k", lambda: {"a": 1})
-    (tmp_path / "k.json").write_text("{")
-    assert cache.record("k", lambda: {"a": 2}) == {"a": 2}
-    assert json.loads((tmp_path / "k.json").read_text()) == {"a": 2}
+    path = tmp_path / "k.record"
+    whole = path.read_bytes()
+    digit = whole.replace(b"1}", b"7}")
+    for damage in (
+        b"",
+        whole[:-1],
+        digit,
+        b'{"a": 7}',
+        b"[" * 100_000,
+        whole.split(b"\n")[0] + b"\n{}",
+        b"\xff",
+    ):
+        path.write_bytes(damage)
+        assert cache.record("k", lambda: {"a": 2}) == {"a": 2}
+        assert Cache(tmp_path).find("k") == {"a": 2}
 
 
 def test_codes_come_back_from_the_cache_as_they_were(tmp_path):

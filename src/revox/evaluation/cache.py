@@ -52,7 +52,10 @@ def folder_identity(folder: Path) -> str:
 
 
 class Cache:
-    """A folder of results: small ones as JSON, codes as safetensors. Written in one step each."""
+    """A folder of results, each a line with its checksum and a line of JSON, written in one step.
+
+    What does not match its checksum (a disk that was full, an edit, an older revox) is measured again.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -64,31 +67,28 @@ class Cache:
         if found is not None:
             return found
         made = make()
-        replace_file(self.folder / f"{key}.json", json.dumps(made))
+        body = json.dumps(made).encode()
+        replace_file(self._path(key), content_hash(body).encode() + b"\n" + body)
         return made
 
     def find(self, key: str) -> dict[str, Any] | None:
-        """The record under `key`, or None."""
+        """The record under `key`, or None when it is not there or is damaged."""
         try:
-            found = json.loads((self.folder / f"{key}.json").read_bytes())
-        except (OSError, ValueError):
+            checksum, _, body = self._path(key).read_bytes().partition(b"\n")
+        except OSError:
             return None
-        return found if isinstance(found, dict) else None
+        return json.loads(body) if checksum == content_hash(body).encode() else None
 
     def codes(self, key: str, make: Callable[[], tuple[Tensor, bool]]) -> tuple[Tensor, bool]:
         """Codes `[37, frames]` under `key` and whether their speech ended by itself, made if need be."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load, save
-
-        path = self.folder / f"{key}.safetensors"
-        try:
-            kept = load(path.read_bytes())
-            return kept["codes"].long(), bool(kept["ended"])
-        except (OSError, SafetensorError, KeyError):
-            pass
         import torch
 
-        codes, ended = make()
-        stored = {"codes": codes.cpu().to(torch.int16).contiguous(), "ended": torch.tensor(ended)}
-        replace_file(path, save(stored))
-        return codes.cpu().long(), ended
+        def made() -> dict[str, Any]:
+            codes, ended = make()
+            return {"codes": codes.tolist(), "ended": ended}
+
+        kept = self.record(key, made)
+        return torch.tensor(kept["codes"], dtype=torch.int64), kept["ended"]
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.record"
