@@ -153,6 +153,8 @@ def test_a_header_that_promises_too_much_costs_a_reading_not_the_clip():
     samples, whole = cut(data, 0.9, 50.0, 1.0, RATE)
     assert len(samples) == RATE
     assert not whole
+    nearly, _ = cut(data, 0.03, 50.0, 1.0, RATE)  # where the header's place leaves half a second
+    assert len(nearly) == RATE
     short, whole = cut(data, 0.9, 50.0, 10.0, RATE)
     assert len(short) == 2 * RATE
     assert whole
