@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 
 import pytest
 
@@ -72,12 +74,41 @@ def test_nothing_outside_the_folder_is_read(tmp_path, name):
         ("file\nmissing.wav\n", "which is not in"),
         ("speaker\nAda\n", "names no file"),
         ("file\nd.flac\nd.flac\n", "twice"),
+        ("file\nd\0.flac\n", "names no file|cannot be read"),
     ],
 )
 def test_a_wrong_manifest_is_a_sentence(folder, manifest, complaint):
     (folder / "manifest.csv").write_text(manifest)
     with pytest.raises(EvaluationError, match=complaint):
         find_clips(folder)
+
+
+def test_transcripts_in_another_encoding_are_a_sentence(folder, tmp_path):
+    path = tmp_path / "said.txt"
+    for encoding in ("latin-1", "utf-16"):
+        path.write_text("d.flac café", encoding=encoding)
+        with pytest.raises(EvaluationError, match=r"said\.txt cannot be read .*no UTF-8 text"):
+            find_clips(folder, transcripts=path)
+    with pytest.raises(EvaluationError, match="Is a directory"):
+        find_clips(folder, transcripts=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, '{"file": "d.flac", "text": "\\ud800"}', '{"file": "d\\u0000"}', "7"]
+)
+def test_hostile_lines_of_a_manifest_are_a_sentence(folder, line):
+    (folder / "manifest.jsonl").write_text(line + "\n")
+    with pytest.raises(EvaluationError, match=r"manifest\.jsonl"):
+        find_clips(folder)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems refuse such names")
+def test_a_name_that_is_no_text_can_be_written_into_a_report(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9.wav")).touch()
+    (tmp_path / os.fsdecode(b"caf\xe8.wav")).touch()
+    clips = find_clips(tmp_path)
+    assert [clip.name for clip in clips] == ["caf\\xe8.wav", "caf\\xe9.wav"]
+    assert all(clip.path.is_file() for clip in clips)
 
 
 def test_a_folder_without_clips_is_a_sentence(tmp_path):

@@ -21,6 +21,7 @@ from revox.evaluation.measured import NOISE, RANDOM_CODES, RECORDING, WRONG_SPEA
 from revox.evaluation.subject import Setup, open_subject
 from revox.metrics.errors import MetricError
 from revox.speech import Audio, write_audio
+from revox.synthesis.errors import SpeakError
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -151,6 +152,31 @@ def test_what_cannot_be_measured_is_a_sentence(tiny_checkpoint, clips, found, tm
     bad = [clip for clip in found if clip.name in ("short.wav", "broken.wav")]
     with pytest.raises(EvaluationError, match="none of 2 clips can be measured"):
         evaluate("codec", setup_of(tiny_checkpoint, tmp_path, by="inversion"), bad)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"device": "potato"}, "device 'potato' is not available"),
+        ({"seconds": float("nan")}, "nan seconds of each clip cannot be taken"),
+        ({"seconds": float("inf")}, "give 1 to 600"),
+        ({"seeds": 0}, "give 1 or more"),
+    ],
+)
+def test_settings_that_cannot_be_are_a_sentence(tiny_checkpoint, found, tmp_path, settings, sentence):
+    with pytest.raises((EvaluationError, SpeakError), match=sentence):
+        evaluate("codec", setup_of(tiny_checkpoint, tmp_path, **{"by": "inversion", **settings}), found)
+
+
+@pytest.mark.parametrize("option", ["--limit=-1", "--jobs=0", "--seeds=0", "--steps=-1", "--grammar={big}"])
+def test_options_that_cannot_be_are_refused_before_the_checkpoint_is_looked_for(clips, tmp_path, option):
+    big = tmp_path / "big.jsgf"
+    big.write_text("#JSGF V1.0; grammar g; public <g> = " + "one | " * 50_000 + "two;")
+    arguments = ["codec", "nowhere", "--clips", str(clips), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*arguments, option.format(big=big)])
+    refused = result.exit_code == 2 or "give a smaller grammar" in str(result.exception)
+    assert refused, result.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_judge_is_said_before_the_work(tiny_checkpoint, found, tmp_path, monkeypatch):

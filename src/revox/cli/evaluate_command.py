@@ -24,7 +24,7 @@ By = Annotated[str, typer.Option("--by", help="From sound to codes: encoder or i
 Encoder = Annotated[
     Path | None, typer.Option("--encoder", help="The lab's encoder that was put aside, for scoring only.")
 ]
-Steps = Annotated[int | None, typer.Option("--steps", help="Steps of inversion, for each clip.")]
+Steps = Annotated[int | None, typer.Option("--steps", min=0, help="Steps of inversion, for each clip.")]
 Manifest = Annotated[
     Path | None,
     typer.Option("--manifest", help="CSV or JSONL of the clips: file, speaker, group, text."),
@@ -33,9 +33,9 @@ Transcripts = Annotated[
     Path | None, typer.Option("--transcripts", help="What is said: a clip's name and its words on each line.")
 ]
 Seconds = Annotated[float, typer.Option("--seconds", help="How much of each clip is taken, at most.")]
-Limit = Annotated[int | None, typer.Option("--limit", help="How many clips of each group, at most.")]
-Seeds = Annotated[int, typer.Option("--seeds", help="How often, where there is chance.")]
-Jobs = Annotated[int, typer.Option("--jobs", "-j", help="Processes that share the work.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="How many clips of each group, at most.")]
+Seeds = Annotated[int, typer.Option("--seeds", min=1, help="How often, where there is chance.")]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes that share the work.")]
 Listener = Annotated[
     str,
     typer.Option("--recogniser", help="none, pocketsphinx, or a Whisper by folder or hub id."),
@@ -46,6 +46,8 @@ Grammar = Annotated[
 ]
 Texts = Annotated[Path | None, typer.Option("--texts", help="What to speak: one text on each line.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
+
+MAX_GRAMMAR = 1 << 18  # bytes; the lab's takes 4500
 
 
 @app.command("codec")
@@ -189,7 +191,12 @@ def _grammar(name: str | None) -> str | None:
         from revox.lab.sentences import jsgf
 
         return jsgf()
-    return _read(Path(name))
+    from revox.evaluation.errors import EvaluationError
+
+    path = Path(name)
+    if path.is_file() and path.stat().st_size > MAX_GRAMMAR:
+        raise EvaluationError(f"{path} is larger than {MAX_GRAMMAR >> 10} kB; give a smaller grammar")
+    return _read(path)
 
 
 def _read(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,8 +89,10 @@ def _found(folder: Path) -> list[Clip]:
         hidden = any(part.startswith(".") for part in relative.parts)
         if path.suffix.lower() not in AUDIO_ENDINGS or hidden or not path.is_file():
             continue
-        group = relative.parts[0] if len(relative.parts) > 1 else ""
-        clips.append(Clip(_inside(folder, path), relative.as_posix(), path.stem, group))
+        # Bytes of a name that are no UTF-8 could not be written into a report.
+        told = Path(os.fsencode(relative).decode("utf-8", "backslashreplace"))
+        group = told.parts[0] if len(told.parts) > 1 else ""
+        clips.append(Clip(_inside(folder, path), told.as_posix(), told.stem, group))
     return clips
 
 
@@ -97,7 +100,7 @@ def _listed(folder: Path, manifest: Path) -> list[Clip]:
     clips: list[Clip] = []
     for number, entry in enumerate(_entries(manifest), start=1):
         file = entry.get("file")
-        if not isinstance(file, str) or not file:
+        if not isinstance(file, str) or not file or "\0" in file:
             raise EvaluationError(f"{manifest}: entry {number} names no file; give it a column `file`")
         path = _inside(folder, folder / file)
         if not path.is_file():
@@ -118,7 +121,10 @@ def _entries(manifest: Path) -> list[dict]:
             entries = [json.loads(line) for line in text.splitlines() if line.strip()]
         else:
             entries = list(csv.DictReader(text.splitlines()))
-    except (OSError, ValueError, csv.Error) as error:
+        json.dumps(
+            entries, ensure_ascii=False
+        ).encode()  # half a surrogate could not be written into a report
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise EvaluationError(
             f"{manifest} cannot be read as a list of clips ({error}); give CSV with a header, or JSONL"
         ) from None
@@ -138,6 +144,9 @@ def _transcripts(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"{path} cannot be read as transcripts ({error}); save it as UTF-8") from None
+        why = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise EvaluationError(
+            f"{path} cannot be read as transcripts ({why}); save it as UTF-8 text"
+        ) from None
     pairs = (line.split(maxsplit=1) for line in lines if line.strip())
     return {pair[0]: pair[1].strip() for pair in pairs if len(pair) == 2}

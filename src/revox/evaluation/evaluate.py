@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from revox.api import find_device
 from revox.checkpoint.inspect import inspect
 from revox.evaluation import acceptance_table, cloning_table, codec_table
 from revox.evaluation.clips import Clip, partners
@@ -18,6 +19,7 @@ from revox.evaluation.subject import WAYS, Setup, open_subject
 from revox.evaluation.tables import Table
 from revox.evaluation.workers import Progress, for_each
 from revox.speech import AudioError
+from revox.speech.read import MAX_SECONDS
 
 KINDS = ("codec", "cloning", "acceptance")
 DEFAULT_TEXTS = (
@@ -38,7 +40,7 @@ def evaluate(
     What is measured is kept under `setup.out`: after Ctrl-C, or with more clips, the same call goes on where
     it was. `jobs` processes share the work. Clips that cannot be measured are left out, with the reason.
     Raises EvaluationError when nothing can be measured, MetricError when a judge is missing, CheckpointError
-    when the checkpoint cannot be used.
+    when the checkpoint cannot be used, SpeakError for a device that is not there.
     """
     if kind not in KINDS:
         raise EvaluationError(f"{kind!r} cannot be evaluated; choose one of {', '.join(KINDS)}")
@@ -83,8 +85,14 @@ def evaluate(
 def _checked(setup: Setup, kind: str) -> Setup:
     if setup.by not in WAYS:
         raise EvaluationError(f"there is no way {setup.by!r} from sound to codes; choose {' or '.join(WAYS)}")
-    if setup.seeds < 1 or setup.seconds < 1:
-        raise EvaluationError("at least one seed and one second of each clip are needed; give more")
+    if setup.seeds < 1:
+        raise EvaluationError(f"{setup.seeds} seeds measure nothing; give 1 or more")
+    if not 1 <= setup.seconds <= MAX_SECONDS:  # nor is nan
+        raise EvaluationError(
+            f"{setup.seconds:g} seconds of each clip cannot be taken; give 1 to {MAX_SECONDS:g}"
+        )
+    if setup.device is not None:
+        find_device(setup.device)
     if setup.by == "encoder" and setup.encoder is None:
         state = inspect(setup.checkpoint).encoder
         if state != "complete":
