@@ -151,6 +151,19 @@ def test_ctrl_c_keeps_what_was_found(tiny_checkpoint: Path):
     assert report.finding("speed").verdict is Verdict.SKIPPED
 
 
+def test_weights_that_do_not_load_for_any_reason_cost_no_report(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: object) -> None:
+        raise RuntimeError("out of memory: 9 GB wanted\nand a trace of frames")
+
+    monkeypatch.setattr("revox.load", full)
+    report = examine(tiny_checkpoint, quick=True)
+    assert report.finding("loading").sentence.endswith("RuntimeError: out of memory: 9 GB wanted")
+    assert report.finding("inventory").verdict is Verdict.PASS
+    assert report.finding("speed").verdict is Verdict.SKIPPED
+
+
 def test_the_command_exits_with_1_on_a_fault_and_with_the_report(
     tiny_checkpoint_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

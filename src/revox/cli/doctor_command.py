@@ -31,7 +31,7 @@ def command(
         str | None, typer.Option(help="cpu, cuda, cuda:1, mps; else the accelerator if there is one.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; else as `revox speak`.")] = None,
-    seed: Annotated[int, typer.Option(help="For everything left to chance.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="For everything left to chance.")] = 0,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
 ) -> None:
     """Examine CHECKPOINT (files, weights, voices, speech, cloning, speed) and write a report to share.
@@ -70,9 +70,8 @@ def command(
 def _end(report: Report, markdown: Path, console: Console) -> None:
     from revox.doctor.findings import Verdict
 
-    console.print(
-        f"[bold]{report.verdict.value.upper()}[/]: the report is {markdown}, and doctor.json beside it"
-    )
+    verdict = report.verdict.value.upper() + (" so far, stopped by hand" if report.stopped else "")
+    console.print(f"[bold]{verdict}[/]: the report is {markdown}, and doctor.json beside it")
     if report.stopped:
         raise typer.Exit(130)
     if report.verdict is Verdict.FAIL:

@@ -129,11 +129,15 @@ def _guarded(label: str, check: Check, patient: Patient) -> Finding:
         return check(patient)
     except MetricError as error:  # a judge that is not installed says nothing about the checkpoint
         return Finding(label, Verdict.SKIPPED, str(error))
-    except (CheckpointError, ValueError) as error:  # all of the project's own errors are ValueErrors
-        return Finding(label, Verdict.FAIL, str(error))
     except Exception as error:  # a broken checkpoint may break anything; the other checks still say something
-        text = (str(error) or type(error).__name__).splitlines()[0]
-        return Finding(label, Verdict.FAIL, f"The check itself broke off: {type(error).__name__}: {text}")
+        return _refused(label, error)
+
+
+def _refused(label: str, error: Exception) -> Finding:
+    if isinstance(error, ValueError):  # all of the project's own errors are
+        return Finding(label, Verdict.FAIL, str(error))
+    text = (str(error) or type(error).__name__).splitlines()[0]
+    return Finding(label, Verdict.FAIL, f"The check itself broke off: {type(error).__name__}: {text}")
 
 
 def _load(
@@ -150,9 +154,9 @@ def _load(
         return "There is no voice to examine."
     try:
         patient.tts = revox.load(patient.folder, place, dtype)
-    except CheckpointError as error:
-        if report.verdict is not Verdict.FAIL:
-            report.findings.append(Finding("loading", Verdict.FAIL, str(error)))
+    except Exception as error:  # too little memory, say, must not cost the report
+        if report.verdict is not Verdict.FAIL or not isinstance(error, CheckpointError):
+            report.findings.append(_refused("loading", error))
         return "The model could not be loaded; mend what the checks above name first."
     report.made_with["dtype"] = str(patient.tts.model.dtype).removeprefix("torch.")
     return None
