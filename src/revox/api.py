@@ -250,7 +250,7 @@ class Revox:
             return None
         if math.isnan(seconds):
             raise SpeakError("the longest duration allowed is not a number; give seconds")
-        return int(min(seconds, 1e6) * self.model.config.codec.frame_rate)
+        return int(max(0.0, min(seconds, 1e6)) * self.model.config.codec.frame_rate)
 
     @cached_property
     def _quick_encoder(self) -> QuickEncoder | None:

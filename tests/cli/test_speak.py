@@ -112,6 +112,19 @@ def test_the_text_may_come_from_a_file_or_from_standard_input(speak, usual, tmp_
     assert said[1:] == said[:1] * 3
 
 
+def test_a_voice_that_is_not_there_is_said_before_the_weights_are_read(
+    speak, tiny_checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("revox.load", lambda *_, **__: pytest.fail("the weights were read"))
+    done = speak(SENTENCE, "--voice", "pt_mal", "-c", tiny_checkpoint, "-o", tmp_path / "x.wav")
+    refused(done, "did you mean pt_male")
+
+
+def test_no_time_at_all_is_a_sentence(speak, tiny_checkpoint, tmp_path):
+    options = ("-c", tiny_checkpoint, "-o", tmp_path / "x.wav", "--max-seconds=-inf")
+    refused(speak(SENTENCE, "--voice", "pt_male", *options), "below one frame")
+
+
 def test_the_checkpoint_may_come_from_the_environment(speak, tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setenv("REVOX_CHECKPOINT", str(tiny_checkpoint))
     done = speak(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from revox.api import Revox
+    from revox.checkpoint.voices import Voice
     from revox.speech import Audio
 
 
@@ -58,16 +59,21 @@ def command(
     kind = format_for(target, format or ("wav" if target is None else None))
 
     import revox
+    from revox.checkpoint.locate import locate
+    from revox.checkpoint.voices import load_voice
 
-    tts = revox.load(checkpoint, device=device, revision=revision)
+    # A voice that is not there is said before gigabytes are read.
+    folder = locate(checkpoint, revision)
+    spoken_in = load_voice(folder, voice)
+    tts = revox.load(folder, device=device)
     options: dict[str, Any] = {"seed": seed, "cfg": cfg, "flow_steps": flow_steps, "max_seconds": max_seconds}
     started = time.perf_counter()
     if target is None and kind == "pcm":
         # Raw samples can be heard while they are made: `... -o - --format pcm | aplay -r 24000 -f S16_LE`.
-        seconds, cut = _write_stream(tts, words, voice, options)
+        seconds, cut = _write_stream(tts, words, spoken_in, options)
     else:
         with _progress() as spoken:
-            audio = tts.speak(words, voice, progress=spoken, **options)
+            audio = tts.speak(words, spoken_in, progress=spoken, **options)
         _write(audio, target, kind)
         seconds, cut = audio.seconds, audio.truncated
     took = time.perf_counter() - started
@@ -130,7 +136,7 @@ def _write(audio: Audio, target: Path | None, kind: str) -> None:
         _say(f"{clipped} samples were beyond full scale and clipped")
 
 
-def _write_stream(tts: Revox, text: str, voice: str, options: dict[str, Any]) -> tuple[float, bool]:
+def _write_stream(tts: Revox, text: str, voice: Voice, options: dict[str, Any]) -> tuple[float, bool]:
     from revox.speech import write_audio
 
     seconds, cut = 0.0, False
