@@ -1,6 +1,6 @@
 """Curves of a lab build: losses over steps, from its logs.
 
-python benchmarks/lab_curves.py benchmarks/results/2026-11-21-lab-build-2
+python benchmarks/lab_curves.py benchmarks/results/2026-11-21-lab-build-3
 """
 
 from __future__ import annotations
