@@ -82,7 +82,7 @@ def show_command(name: Name, checkpoint: Checkpoint, as_json: AsJson = False) ->
     record.pop("name")
     for key, value in {**record, **_flat(provenance)}.items():
         if value is not None:
-            console.print(f"{key:22}{value}", markup=False, soft_wrap=True)
+            console.print(f"{key:21} {value}", markup=False, soft_wrap=True)
     if not provenance:
         console.print("no record of how it was made (a preset of the release has none)")
 
