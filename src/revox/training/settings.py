@@ -112,10 +112,14 @@ def read_settings(path: Path | None, **overrides: Any) -> EncoderTraining:
 
     Raises TrainingError, with the entry's name, on a file that cannot be read or a value that will not do.
     """
-    import yaml
-
     given: dict[str, Any] = {}
     if path is not None:
+        try:
+            import yaml
+        except ImportError:
+            raise TrainingError(
+                "a config needs PyYAML: install it with `pip install 'revox[train]'`"
+            ) from None
         try:
             found = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
