@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from revox.checkpoint import voice_journal
@@ -540,6 +541,17 @@ def test_a_full_disk_is_the_systems_own_sentence_and_changes_nothing(folder, mak
     assert {path: data for path, data in files(folder).items() if ".revox" not in str(path)} == before
 
 
+@pytest.mark.parametrize(
+    "codes", [torch.full((37, 22), 30_000, dtype=torch.int16), torch.zeros(3, 22, dtype=torch.int16)]
+)
+def test_kept_codes_that_this_model_does_not_have_are_not_believed(folder, codes):
+    # A preset's are then found again from its rows, as for any without kept codes.
+    rows = load_voice(folder, "it_male").rows
+    codes = codes[:, :1].expand(-1, len(rows) - 1).contiguous()
+    save_file({"codes": codes}, folder / "voice_embedding" / "it_male.codes.safetensors")
+    assert load_voice(folder, "it_male").codes is None
+
+
 def test_a_list_that_names_files_elsewhere_reads_and_deletes_nothing_there(folder, tmp_path):
     outside = tmp_path / "outside.pt"
     torch.save(torch.zeros(3, 256, dtype=torch.bfloat16), outside)
@@ -553,10 +565,11 @@ def test_a_list_that_names_files_elsewhere_reads_and_deletes_nothing_there(folde
     assert "../../outside" not in seen_by_loaders(folder)[0]
 
 
-def test_a_damaged_journal_is_named_and_nothing_is_touched(folder, make):
+@pytest.mark.parametrize("journal", ['{"operation": "add"', "[" * 100_000])
+def test_a_damaged_journal_is_named_and_nothing_is_touched(folder, make, journal):
     add_voice(folder, "ada", *make(12), RECORD)
     before = files(folder)
-    (folder / ".revox" / "journal.json").write_text('{"operation": "add"')
+    (folder / ".revox" / "journal.json").write_text(journal)
     with pytest.raises(VoiceError, match=r"journal\.json is damaged; delete it"):
         recover_journal(folder)
     assert files(folder) == before

@@ -125,6 +125,30 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(folder, monkeypatch, capsys, 
     assert len(error.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        "[" * 100_000,
+        '{"consent": 5, "created_at": [1]}',
+        '{"consent": {"statement": "[/nope]"}, "method": "[red"}',
+    ],
+)
+def test_a_record_from_anywhere_does_not_stop_the_list(folder, record):
+    (folder / "voice_embedding" / "it_male.voice.json").write_text(record)
+    shown = voice("list", folder=folder).stdout
+    assert "it_female" in shown
+    assert ("[/nope]" in shown) == ("[/nope]" in record)
+
+
+def test_a_folder_whose_name_looks_like_markup_is_shown_as_it_is(folder, tiny_preset_codes, tmp_path):
+    folder = folder.rename(tmp_path / "[red]")
+    save_file({"codes": tiny_preset_codes["hi_female"][:, :8].contiguous()}, tmp_path / "v.safetensors")
+    said = voice("add", "ada", tmp_path / "v.safetensors", "--consent", CONSENT, folder=folder).stderr
+    assert f"added to {folder}" in said
+    assert f"ada of {folder}" in voice("show", "ada", folder=folder).stdout
+    assert f"removed from {folder}" in voice("remove", "ada", folder=folder).stderr
+
+
 def test_the_next_command_says_that_it_finished_an_interrupted_one(folder):
     work = folder / ".revox"
     work.mkdir()

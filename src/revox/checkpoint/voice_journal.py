@@ -30,6 +30,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pydantic_core import from_json
+
 from revox.checkpoint.errors import VoiceError
 from revox.checkpoint.params import read_json, read_params
 from revox.checkpoint.write import replace_file, sync_folder
@@ -114,7 +116,7 @@ def _recover(folder: Path) -> str | None:
 
 def _read_journal(path: Path) -> dict[str, Any]:
     try:
-        entry = json.loads(path.read_bytes())
+        entry = from_json(path.read_bytes())
         good = entry["operation"] in ("add", "remove") and isinstance(entry["name"], str)
         if entry["operation"] == "add":
             good = good and is_file_name(entry["name"])

@@ -27,6 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import from_json
+
 from revox.checkpoint.errors import VoiceError
 from revox.checkpoint.params import read_params
 from revox.checkpoint.voice_journal import (
@@ -46,6 +48,8 @@ from revox.checkpoint.write import replace_file
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from revox.model.config import VoxtralConfig
+
 # fmt: off
 RELEASE_PRESETS = frozenset({
     "casual_female", "casual_male", "cheerful_female", "neutral_female", "neutral_male", "pt_male",
@@ -63,6 +67,7 @@ __all__ = [
     "check_voice_free",
     "check_voice_name",
     "check_writable",
+    "codes_fit",
     "export_voice",
     "find_voice",
     "list_voices",
@@ -164,8 +169,9 @@ def load_voice(folder: str | Path, name: str) -> Voice:
         if entry.problem:
             raise VoiceError(entry.problem)
         path = folder / VOICE_FOLDER / f"{name}.pt"
-        rows = read_rows(path, read_params(folder).dim)
-        return Voice(name, _read_codes(folder, name, len(rows) - 1), rows, entry.provenance)
+        config = read_params(folder).voxtral_config()
+        rows = read_rows(path, config.backbone.dim)
+        return Voice(name, _read_codes(folder, name, len(rows) - 1, config), rows, entry.provenance)
 
 
 def read_rows(path: str | Path, dim: int) -> Tensor:
@@ -295,13 +301,21 @@ def _loadable(path: Path) -> bool:
 
 def _read_provenance(folder: Path, name: str) -> dict[str, Any]:
     try:
-        record = json.loads((folder / VOICE_FOLDER / f"{name}.voice.json").read_bytes())
+        record = from_json((folder / VOICE_FOLDER / f"{name}.voice.json").read_bytes())
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
 
 
-def _read_codes(folder: Path, name: str, frames: int) -> Tensor | None:
+def codes_fit(codes: Tensor, config: VoxtralConfig) -> bool:
+    """Whether codes `[n_codebooks, frames]`, counted from 0, are all inside a model's codebooks."""
+    import torch
+
+    sizes = torch.tensor(config.codebook_rows)[:, None] - 2
+    return not bool(((codes < 0) | (codes >= sizes)).any())
+
+
+def _read_codes(folder: Path, name: str, frames: int, config: VoxtralConfig) -> Tensor | None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -315,7 +329,9 @@ def _read_codes(folder: Path, name: str, frames: int) -> Tensor | None:
             f"{path} cannot be read; delete it (decode then recovers the codes) or add the voice again"
         ) from None
     # A .pt that something else has put here since makes the codes another voice's.
-    return codes.long() if codes.ndim == 2 and codes.shape[1] == frames else None
+    if codes.shape != (config.codec.n_codebooks, frames) or not codes_fit(codes, config):
+        return None
+    return codes.long()
 
 
 def _guarded(name: str, provenance: Mapping[str, Any]) -> bool:
@@ -381,8 +397,7 @@ def add_voice(
                 f"the codes of voice {name!r} are {list(codes.shape)}, "
                 f"where [{n_codebooks}, {rows.shape[0] - 1}] was expected"
             )
-        sizes = torch.tensor(config.codebook_rows)[:, None] - 2
-        if bool((codes.cpu() < 0).any()) or bool((codes.cpu() >= sizes).any()):
+        if not codes_fit(codes.cpu(), config):
             raise VoiceError(
                 f"the codes of voice {name!r} are outside the codebooks of {folder}; make the voice again"
             )

@@ -236,5 +236,11 @@ def _summary(console: Console, cloned: ClonedVoice, folder: Path) -> None:
     console.print(f"{ended} {result.steps} steps, {result.seconds:.0f} s: loss {losses}")
     name, frames = cloned.voice.name, cloned.voice.frames
     seconds = cloned.reference.seconds
-    console.print(f"voice [bold]{name}[/] ({frames} frames, {seconds:.1f} s) is now in {folder}")
-    console.print(f'Speak with it: revox speak "..." --checkpoint {folder} --voice {name} -o out.wav')
+    from rich.markup import escape
+
+    where = escape(str(folder))
+    console.print(
+        f"voice [bold]{name}[/] ({frames} frames, {seconds:.1f} s) is now in {where}", soft_wrap=True
+    )
+    command = f'revox speak "..." --checkpoint {shlex.quote(str(folder))} --voice {name} -o out.wav'
+    console.print(f"Speak with it: {command}", markup=False, soft_wrap=True)

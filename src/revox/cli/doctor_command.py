@@ -68,10 +68,12 @@ def command(
 
 
 def _end(report: Report, markdown: Path, console: Console) -> None:
+    from rich.markup import escape
+
     from revox.doctor.findings import Verdict
 
     verdict = report.verdict.value.upper() + (" so far, stopped by hand" if report.stopped else "")
-    console.print(f"[bold]{verdict}[/]: the report is {markdown}, and doctor.json beside it")
+    console.print(f"[bold]{verdict}[/]: the report is {escape(str(markdown))}, and doctor.json beside it")
     if report.stopped:
         raise typer.Exit(130)
     if report.verdict is Verdict.FAIL:
@@ -135,7 +137,9 @@ class _Progress:
 
     def say(self, what: str) -> None:
         """What it is doing."""
-        self._status.update(f"{self._check}: {what}")
+        from rich.markup import escape
+
+        self._status.update(f"{self._check}: {escape(what)}")
 
     def found(self, finding: Finding) -> None:
         """What it found."""

@@ -164,7 +164,8 @@ def _run(
         with _Progress(console) as progress:
             report = evaluate(kind, setup, clips, jobs, progress)
     except KeyboardInterrupt:
-        console.print(f"what is done is kept in {out / 'cache'}; the same command goes on from there")
+        kept = f"what is done is kept in {out / 'cache'}; the same command goes on from there"
+        console.print(kept, markup=False)
         raise
     paths = write_report(report, out)
     _show(console, report)

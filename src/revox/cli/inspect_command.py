@@ -55,7 +55,7 @@ def _print(report: Report, console: Console) -> None:
 
     sizes = report.sizes
     weights = sum(file.bytes for file in report.files if file.name.endswith(".safetensors"))
-    console.print(f"[bold]{report.folder}[/]", soft_wrap=True, highlight=False)
+    console.print(f"[bold]{_plain(str(report.folder))}[/]", soft_wrap=True, highlight=False)
     console.print(
         f"{report.parameters / 1e6:,.1f} M parameters, {_bytes(weights)} of weights;"
         f" {sizes['sampling_rate']} Hz, {sizes['frame_rate']:g} frames a second,"

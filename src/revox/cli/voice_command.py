@@ -38,6 +38,7 @@ def list_command(checkpoint: Checkpoint, as_json: AsJson = False) -> None:
         print(json.dumps([_as_json(entry, frame_rate) for entry in entries], indent=2, ensure_ascii=False))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -46,21 +47,23 @@ def list_command(checkpoint: Checkpoint, as_json: AsJson = False) -> None:
             column, justify="right" if column in ("rows", "seconds") else "left", overflow="fold"
         )
     for entry in entries:
-        consent = entry.provenance.get("consent") or {}
+        # The record may come from anywhere: what it says is shown as it is.
+        consent = entry.provenance.get("consent")
+        agreed = consent if isinstance(consent, dict) else {}
         table.add_row(
-            entry.name,
+            escape(entry.name),
             "?" if entry.rows is None else str(entry.rows),
             "?" if entry.rows is None else f"{max(entry.rows - 1, 0) / frame_rate:.1f}",
             "kept" if entry.has_codes else "in its rows",
-            str(entry.provenance.get("method", "the release" if entry.preset else "")),
-            str(entry.provenance.get("created_at", ""))[:10],
-            str(consent.get("subject") or consent.get("statement") or ""),
+            escape(str(entry.provenance.get("method", "the release" if entry.preset else ""))),
+            escape(str(entry.provenance.get("created_at", ""))[:10]),
+            escape(str(agreed.get("subject") or agreed.get("statement") or "")),
         )
     console = Console(highlight=False)
     console.print(table)
     for entry in entries:
         if entry.problem:
-            console.print(f"[yellow]{entry.problem}[/]", soft_wrap=True)
+            console.print(entry.problem, style="yellow", markup=False, soft_wrap=True)
 
 
 @app.command("show")
@@ -77,7 +80,7 @@ def show_command(name: Name, checkpoint: Checkpoint, as_json: AsJson = False) ->
     from rich.console import Console
 
     console = Console(highlight=False)
-    console.print(f"[bold]{name}[/] of {folder}", soft_wrap=True)
+    console.print(f"{name} of {folder}", style="bold", markup=False, soft_wrap=True)
     provenance = record.pop("provenance")
     record.pop("name")
     for key, value in {**record, **_flat(provenance)}.items():
@@ -134,7 +137,8 @@ def add_command(
             codes = found.codes
     record = provenance(agreed, "added from a file", settings, source=file)
     add_voice(folder, name, rows, codes, record, overwrite=overwrite, force=force)
-    console.print(f"voice {name} added to {folder}: {rows.shape[0]} rows", soft_wrap=True)
+    said = f"voice {name} added to {folder}: {rows.shape[0]} rows"
+    console.print(said, markup=False, soft_wrap=True)
 
 
 @app.command("decode")
@@ -176,7 +180,8 @@ def decode_command(
         samples = model.audio_tokenizer.decode(codes[None])[0].numpy()
     rate = model.config.codec.sampling_rate
     clipped = write_audio(sys.stdout.buffer if out == "-" else out, Audio(samples, rate), sound)
-    console.print(f"{codes.shape[1]} frames, {len(samples) / rate:.2f} s written to {out}", soft_wrap=True)
+    said = f"{codes.shape[1]} frames, {len(samples) / rate:.2f} s written to {out}"
+    console.print(said, markup=False, soft_wrap=True)
     if clipped:
         console.print(f"[yellow]{clipped} samples were beyond full scale and were cut[/]")
 
@@ -194,7 +199,8 @@ def remove_command(
 
     folder, _ = _open(checkpoint)
     remove_voice(folder, name, force=force)
-    Console(stderr=True, highlight=False).print(f"voice {name} removed from {folder}", soft_wrap=True)
+    said = f"voice {name} removed from {folder}"
+    Console(stderr=True, highlight=False).print(said, markup=False, soft_wrap=True)
 
 
 @app.command("export")
@@ -215,9 +221,8 @@ def export_command(
 
     folder, _ = _open(checkpoint)
     export_voice(folder, name, out)
-    Console(stderr=True, highlight=False).print(
-        f"voice {name} written to {out} for {EXPORT_FORMATS[out.suffix]}", soft_wrap=True
-    )
+    said = f"voice {name} written to {out} for {EXPORT_FORMATS[out.suffix]}"
+    Console(stderr=True, highlight=False).print(said, markup=False, soft_wrap=True)
 
 
 def _open(checkpoint: str) -> tuple[Path, float]:
@@ -243,7 +248,7 @@ def _read_codes(file: Path, config: Any) -> Tensor | None:
     """The codes `[n_codebooks, frames]` of a .safetensors with a tensor `codes`; None for any other file."""
     from revox.checkpoint.errors import VoiceError
     from revox.checkpoint.tensors import open_tensors, read_header
-    from revox.checkpoint.voices import MAX_ROWS
+    from revox.checkpoint.voices import MAX_ROWS, codes_fit
 
     if file.suffix != ".safetensors" or not file.is_file() or "codes" not in read_header(file):
         return None
@@ -257,8 +262,7 @@ def _read_codes(file: Path, config: Any) -> Tensor | None:
     if codes.shape[1] >= MAX_ROWS:
         raise VoiceError(f"{file}: {codes.shape[1]:,} frames of codes are too many for a voice")
     codes = codes.long()
-    limits = [rows - 2 for rows in config.codebook_rows]
-    if any(bool(((row < 0) | (row >= limit)).any()) for row, limit in zip(codes, limits, strict=True)):
+    if not codes_fit(codes, config):
         raise VoiceError(
             f"{file}: some codes are outside this checkpoint's codebooks; it is of another model"
         )
