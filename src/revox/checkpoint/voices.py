@@ -308,11 +308,11 @@ def _read_provenance(folder: Path, name: str) -> dict[str, Any]:
 
 
 def codes_fit(codes: Tensor, config: VoxtralConfig) -> bool:
-    """Whether codes `[n_codebooks, frames]`, counted from 0, are all inside a model's codebooks."""
+    """Whether codes `[n_codebooks, frames]` are whole numbers, from 0, inside a model's codebooks."""
     import torch
 
     sizes = torch.tensor(config.codebook_rows)[:, None] - 2
-    return not bool(((codes < 0) | (codes >= sizes)).any())
+    return not codes.is_floating_point() and not bool(((codes < 0) | (codes >= sizes)).any())
 
 
 def _read_codes(folder: Path, name: str, frames: int, config: VoxtralConfig) -> Tensor | None:
