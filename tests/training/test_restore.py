@@ -150,6 +150,7 @@ def test_stopped_by_a_signal_the_command_exits_with_0_and_says_how_to_go_on(
 def test_without_speech_or_presets_the_sentence_says_so(tiny_checkpoint_copy: Path, tmp_path: Path):
     with pytest.raises(TrainingError, match="no speech is named"):
         restore_encoder(tiny_checkpoint_copy, [], tmp_path / "a", settings(), options(tmp_path))
+    assert not (tmp_path / "a").exists()
     for file in (tiny_checkpoint_copy / "voice_embedding").iterdir():
         file.unlink()
     with pytest.raises(TrainingError, match="no preset"):

@@ -81,6 +81,10 @@ def restore_encoder(
     options = options or RunOptions()
     world = World.join(options.device)
     say = options.say if world.is_main else lambda sentence: None
+    sources: list[Source] = []
+    if settings.clips:  # what can be wrong is said before anything is written or computed
+        tell = options.progress if world.is_main else None
+        sources = find_sources(data, cache=options.cache, workers=options.workers, progress=tell)
     _check_folder(out, settings, options.resume, world)
     model = load_model(checkpoint, dtype=torch.float32, parts=PARTS)
     bank = preset_codes(checkpoint, model)
@@ -108,8 +112,6 @@ def restore_encoder(
     } | options.record
     recordings, held = None, []
     if settings.clips:
-        tell = options.progress if world.is_main else None
-        sources = find_sources(data, cache=options.cache, workers=options.workers, progress=tell)
         told = report_sources(sources, refuse_below=options.refuse_below, workers=options.workers)
         for sentence in told.sentences:
             say(sentence)
