@@ -254,8 +254,9 @@ class Revox:
 
     @cached_property
     def _quick_encoder(self) -> QuickEncoder | None:
+        from revox.checkpoint.locate import user_cache
         from revox.cloning.clone import float_codec
-        from revox.cloning.quick_encoder import default_training, quick_encoder_for, user_cache
+        from revox.cloning.quick_encoder import default_training, quick_encoder_for
 
         codec = float_codec(self.model.audio_tokenizer)
         bank = self._preset_codes

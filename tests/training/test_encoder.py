@@ -18,9 +18,8 @@ from torch import Tensor
 from conftest import preset_codes, tiny_model
 from revox.checkpoint.tensors import ENCODER_PREFIXES
 from revox.model.codec import Codec
-from revox.training.encoder import EncoderTrainer, Validation
+from revox.training.encoder import EncoderTrainer, Recordings, Validation
 from revox.training.errors import TrainingError
-from revox.training.recordings import ClipsInMemory
 from revox.training.settings import EncoderTraining, read_settings
 from revox.training.world import World
 
@@ -43,6 +42,33 @@ def _one_thread():
 def clips() -> list[Tensor]:
     rng = torch.Generator().manual_seed(0)
     return [0.1 * torch.randn(20000 + 3000 * i, generator=rng) for i in range(5)]
+
+
+class ClipsInMemory:
+    """Random stretches of `clips`; every rank draws for the whole batch and takes its part."""
+
+    def __init__(self, clips: list[Tensor], samples: int, batch: int, world: World, seed: int = 0) -> None:
+        self.clips, self.samples, self.batch, self.world = clips, samples, batch, world
+        self.seed, self.drawn = seed, 0
+
+    def draw(self) -> Recordings:
+        rng = torch.Generator().manual_seed(self.seed * 1_000_003 + self.drawn)
+        self.drawn += 1
+        found, lengths = [], []
+        for _ in range(self.batch):
+            clip = self.clips[int(torch.randint(len(self.clips), (), generator=rng))]
+            start = int(torch.randint(max(1, len(clip) - self.samples + 1), (), generator=rng))
+            part = clip[start : start + self.samples]
+            lengths.append(len(part))
+            found.append(torch.nn.functional.pad(part, (0, self.samples - len(part))))
+        mine = self.world.part(self.batch)
+        return Recordings(torch.stack(found[mine]), torch.tensor(lengths[mine]))
+
+    def state(self) -> dict[str, Any]:
+        return {"drawn": self.drawn}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.drawn = int(state["drawn"])
 
 
 def trainer(folder: Path, world: World | None = None, **changes: Any) -> EncoderTrainer:
@@ -178,6 +204,8 @@ def test_settings_that_will_not_do_are_a_sentence(tmp_path: Path):
         ("weights: {mell: 1}\n", "weights.mell"),
         ("learning_rate: -1\n", "learning_rate"),
         ("weights: {speaker: 1}\n", "verifier"),
+        ("clips: 0\nweights: {semantic: 0, acoustic: 0}\n", "learn from are 0"),
+        ("weights: {mel: 0, stft: 0, waveform: 0, feature: 0}\n", "none of its losses"),
         ("- a\n- b\n", "holds no settings"),
         ("a: [\n", "cannot be read"),
     ):

@@ -23,6 +23,13 @@ FILES = (
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
+def user_cache() -> Path:
+    """Where what can be made again is kept: `$REVOX_CACHE`, or revox's folder in the user's cache."""
+    if own := os.environ.get("REVOX_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "revox"
+
+
 def locate(checkpoint: str | os.PathLike[str], revision: str | None = None) -> Path:
     """The folder of a checkpoint, fetched from the hub with progress if it is not there yet.
 

@@ -178,8 +178,9 @@ def _quick_encoder(console: Console, model: Voxtral, presets: list[Tensor]) -> Q
     """From the cache, or trained with a bar to watch."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from revox.checkpoint.locate import user_cache
     from revox.cloning.clone import float_codec
-    from revox.cloning.quick_encoder import default_training, quick_encoder_for, user_cache
+    from revox.cloning.quick_encoder import default_training, quick_encoder_for
 
     codec = float_codec(model.audio_tokenizer)
     training = default_training(codec)

@@ -58,19 +58,15 @@ def encoder_command(
 
     console = Console(stderr=True, highlight=False)
     settings = read_settings(config, steps=steps, seed=seed)
-    began, first = time.monotonic(), [0.0]
 
     def report(row: dict[str, float]) -> None:
-        step = int(row["step"])
-        if not first[0]:
-            began_at = step - settings.report_every
-            first[0] = max(1.0, float(began_at)) if began_at > 0 else 1.0
-        spent = time.monotonic() - began
-        left = spent / max(1.0, step - first[0] + 1) * (settings.steps - step)
         shown = ("mel", "semantic", "acoustic", "agreement", "perplexity", "valid_mel", "valid_agreement",
                  "valid_levels", "valid_saturated", "audio_seconds_per_second", "memory_gb")  # fmt: skip
         figures = "  ".join(f"{name} {row[name]:.4g}" for name in shown if name in row)
-        console.print(f"step {step} of {settings.steps}, {_duration(left)} left  {figures}", soft_wrap=True)
+        console.print(
+            f"step {row['step']} of {settings.steps}, {_duration(row['seconds_left'])} left  {figures}",
+            soft_wrap=True,
+        )
 
     last = [0.0]
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,13 +44,6 @@ class QuickEncoderTraining:
     blocks: int = 2
     gain_db: float = 3.0
     seed: int = 0
-
-
-def user_cache() -> Path:
-    """Where quick encoders are kept: `$REVOX_CACHE`, or revox's folder in the user's cache."""
-    if own := os.environ.get("REVOX_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "revox"
 
 
 def default_training(codec: Codec) -> QuickEncoderTraining:

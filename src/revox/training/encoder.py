@@ -13,7 +13,7 @@ import copy
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from revox.checkpoint.encoder_file import ENCODER_FILE, RECORD_KEY
 from revox.checkpoint.write import replace_file
 from revox.cloning.pairs import PairSettings, PresetPairs
 from revox.metrics.codes import codebook_use, perplexity, saturated_share
@@ -51,7 +52,6 @@ from revox.training.supervised import (
 )
 from revox.training.world import World
 
-ENCODER_FILE = "encoder.safetensors"
 _WAVEFORM_LOSSES = ("mel", "stft", "waveform", "feature", "adversarial", "speaker")
 _LATENT_LOSSES = ("reconstruction", "semantic", "acoustic", "commitment", "diversity", "distillation")
 
@@ -99,7 +99,6 @@ class Validation:
     clips: Sequence[Tensor] = ()
     sounds: Callable[[int, dict[str, Tensor]], None] | None = None
     histogram: Callable[[int, Tensor], None] | None = None
-    about: dict[str, Any] = field(default_factory=dict)
 
 
 class EncoderTrainer(Run):
@@ -156,7 +155,7 @@ class EncoderTrainer(Run):
             lr=settings.learning_rate, betas=settings.betas,
         )  # fmt: skip
         rate, judged = config.sampling_rate, settings.discriminator
-        self.objective = SpectralObjective(rate, settings.resolutions, each_clip=True).to(self.device)
+        self.objective = SpectralObjective(rate, settings.resolutions).to(self.device)
         self.views = SpectralObjective(rate, tuple((n, 4) for n in judged.n_ffts)).to(self.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
@@ -198,19 +197,26 @@ class EncoderTrainer(Run):
             latents = self.codec.encode_latents(real).transpose(1, 2)
         z = latents.detach().float().requires_grad_()
         clips = len(real) - len(codes)
+        with torch.no_grad():
+            nearest = torch.cdist(self._split(z)[0].flatten(0, 1), self.table).argmin(-1).view(z.shape[:2])
         found: dict[str, Tensor] = {}
         gradients: dict[str, Tensor] = {}
         if len(codes):
             self._pair_losses(z, clips, codes, found, gradients)
+            found["agreement"] = (nearest[clips:] == codes[:, 0]).float().mean()
         if clips:
             self._recording_losses(z, clips, real[:clips], recordings, found, gradients)
-        self._commit(z, clips, codes, found, gradients)
+        if settings.weights.commitment > 0:
+            # Towards the right row where it is known, else the nearest.
+            rows = torch.cat((nearest[:clips], codes[:, 0]))
+            self._add("commitment", commitment_loss(self._split(z)[0], rows, self.table), z, found, gradients)
         total = self.balancers["latent"].combine(gradients)
         latents.backward(total.to(latents.dtype))
         self.world.average_gradients(self.encoder)
         norm = nn.utils.clip_grad_norm_(self.encoder, settings.clip_norm)
         self.optimizer.step()
-        self._note_use(z)
+        counts = torch.bincount(nearest.flatten(), minlength=len(self.table)).float()
+        self.use = 0.95 * self.use + self.world.sum(counts).cpu()
         names = list(found)
         values = self.world.mean(torch.stack([found[name].detach().float() for name in names])).tolist()
         row = dict(zip(names, values, strict=True))
@@ -255,9 +261,6 @@ class EncoderTrainer(Run):
         self._add("semantic", loss, z, found, gradients)
         levels = self.codec.config.acoustic_codebook_size
         self._add("acoustic", acoustic_loss(acoustic, codes[:, 1:], levels), z, found, gradients)
-        with torch.no_grad():
-            nearest = torch.cdist(semantic.flatten(0, 1), self.table).argmin(-1).view(len(codes), -1)
-            found["agreement"] = (nearest == codes[:, 0]).float().mean()
 
     def _recording_losses(
         self,
@@ -350,25 +353,6 @@ class EncoderTrainer(Run):
         self.judge_optimizer.step()
         return loss
 
-    def _commit(
-        self, z: Tensor, clips: int, codes: Tensor, found: dict[str, Tensor], gradients: dict[str, Tensor]
-    ) -> None:
-        """Latents towards their rows: the right one's where it is known, else the nearest."""
-        if self.settings.weights.commitment <= 0:
-            return
-        semantic, _ = self._split(z)
-        with torch.no_grad():
-            nearest = torch.cdist(semantic.flatten(0, 1), self.table).argmin(-1).view(z.shape[:2])
-            nearest[clips:] = codes[:, 0]
-        self._add("commitment", commitment_loss(semantic, nearest, self.table), z, found, gradients)
-
-    @torch.no_grad()
-    def _note_use(self, z: Tensor) -> None:
-        semantic, _ = self._split(z.detach())
-        nearest = torch.cdist(semantic.flatten(0, 1), self.table).argmin(-1)
-        counts = torch.bincount(nearest, minlength=len(self.table)).float()
-        self.use = 0.95 * self.use + self.world.sum(counts).cpu()
-
     # Looking at it
 
     @torch.no_grad()
@@ -425,7 +409,7 @@ class EncoderTrainer(Run):
             "use": self.use,
         }
         if self.recordings is not None:
-            found["recordings"] = json.dumps(self.recordings.state())
+            found["recordings"] = json.dumps(self.world.gather(self.recordings.state()))
         if self.teachers.asr is not None:
             found["asr"] = {k: v for k, v in self.teachers.asr.named_parameters() if v.requires_grad}
         return found
@@ -440,7 +424,9 @@ class EncoderTrainer(Run):
             one.load_state_dict(state["balancers"][name])
         self.use = state["use"].cpu()
         if self.recordings is not None and "recordings" in state:
-            self.recordings.load_state(json.loads(state["recordings"]))
+            # Each rank goes on with its own: clips that could not be decoded set them apart.
+            states = json.loads(state["recordings"])
+            self.recordings.load_state(states[self.world.rank if len(states) == self.world.size else 0])
         if self.teachers.asr is not None:
             self.teachers.asr.load_state_dict(state["asr"], strict=False)
 
@@ -454,15 +440,16 @@ class EncoderTrainer(Run):
 
     def save(self) -> None:
         """The state, the encoder as it would be injected, and the last few of those; main rank only."""
+        state = self.state()  # every rank takes part in it
         if self.world.is_main:
-            super().save()
+            self.write_state(state)
             tensors = {
                 tensor_name(f"audio_tokenizer.{k}"): v.to(torch.bfloat16).cpu().contiguous()
                 for k, v in self.encoder_state().items()
             }
             about = self.about | {"steps": self.step_count, "settings": self.settings.model_dump(mode="json")}
             folder = self.state_path.parent
-            replace_file(folder / ENCODER_FILE, save(tensors, metadata={"revox": json.dumps(about)}))
+            replace_file(folder / ENCODER_FILE, save(tensors, metadata={RECORD_KEY: json.dumps(about)}))
             kept = folder / "checkpoints"
             kept.mkdir(exist_ok=True)
             mine = kept / f"encoder-{self.step_count:08d}.safetensors"

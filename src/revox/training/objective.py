@@ -27,8 +27,8 @@ class SpectralObjective(nn.Module):
     n_fft`: speech at -23 dB peaks near 4e-4 * n_fft, so the default looks 40 dB down. A lower floor spends
     the loss on silence and on the band that recordings leave empty: half of all bands lie more than 45 dB
     down. The magnitude term is the spectral convergence of Parallel WaveGAN (arXiv 1910.11480, eq. 5), which
-    weighs harmonics before noise. With `each_clip` every clip is measured against itself and counts alike,
-    and the mean of a batch is the mean of its parts.
+    weighs harmonics before noise. Every clip is measured against itself and counts alike: the mean of a
+    batch is the mean of its parts.
     """
 
     def __init__(
@@ -37,10 +37,9 @@ class SpectralObjective(nn.Module):
         resolutions: tuple[tuple[int, int], ...],
         floor: float = 4e-6,
         overlap: int = 4,
-        each_clip: bool = False,
     ) -> None:
         super().__init__()
-        self.resolutions, self.floor, self.overlap, self.each_clip = resolutions, floor, overlap, each_clip
+        self.resolutions, self.floor, self.overlap = resolutions, floor, overlap
         for n_fft, bands in resolutions:
             self.register_buffer(f"window_{n_fft}", torch.hann_window(n_fft), persistent=False)
             bank = torch.from_numpy(mel_filterbank(rate, n_fft, bands))
@@ -63,13 +62,11 @@ class SpectralObjective(nn.Module):
             bank = getattr(self, f"bank_{n}")
             log_a, log_b = ((bank @ s).clamp_min(self.floor * n).log10() for s in (size_a, size_b))
             mel.append((log_a - log_b).abs().mean())
-            over = (-2, -1) if self.each_clip else None
             # A silent clip is measured against the floor.
-            least = self.floor * n * (size_a[0].numel() ** 0.5 if self.each_clip else 1.0)
-            norm = size_a.norm(dim=over).clamp_min(max(least, 1e-5))
-            magnitude.append(((size_a - size_b).norm(dim=over) / norm).mean())
-            apart = (torch.view_as_real(a) - torch.view_as_real(b)).square().sum(-1)
-            phase.append((apart.sum(dim=over).sqrt() / norm).mean())
+            norm = size_a.norm(dim=(-2, -1)).clamp_min(self.floor * n * size_a[0].numel() ** 0.5)
+            magnitude.append(((size_a - size_b).norm(dim=(-2, -1)) / norm).mean())
+            apart = torch.view_as_real(a) - torch.view_as_real(b)
+            phase.append((torch.linalg.vector_norm(apart, dim=(-3, -2, -1)) / norm).mean())
         return SpectralTerms(*(torch.stack(t).mean() for t in (mel, magnitude, phase)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,14 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from revox.checkpoint.encoder_file import decoder_sha256
+from revox.checkpoint.encoder_file import ENCODER_FILE, decoder_sha256
 from revox.checkpoint.load import load_model
 from revox.checkpoint.params import read_params
 from revox.checkpoint.write import replace_file
-from revox.cloning.clone import preset_codes
+from revox.cloning.clone import PARTS, preset_codes
 from revox.metrics.codes import perplexity, saturated_share
 from revox.training.data import ClipSampler, Source, clip_batches, find_sources
 from revox.training.data import report as report_sources
+from revox.training.data.locate import clip_source
 from revox.training.data.stream import ClipStream
 from revox.training.data.table import ClipTable
 from revox.training.encoder import EncoderTrainer, Recordings, Teachers, Validation
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from revox.training.distill import AsrDistillation, WhisperTeacher
 
 SETTINGS_FILE = "settings.json"
-PARTS = ("mm_audio_embeddings.audio_codebook_embeddings", "audio_tokenizer")
 HELD_OUT = 12  # clips of speakers that are not trained on, to look at
 
 Say = Callable[[str], None]
@@ -90,22 +91,19 @@ def restore_encoder(
     bank = preset_codes(checkpoint, model)
     if not bank:
         raise TrainingError(f"{checkpoint} has no preset whose codes can be recovered: see `revox inspect`")
-    if settings.sentences and settings.pairs:
-        if world.is_main:
-            spoken_codes(
-                checkpoint, settings.sentences, out / "spoken.safetensors", sentences=options.sentences,
-                seed=settings.seed, device=world.device,
-                dtype=torch.float32 if world.device == "cpu" else torch.bfloat16,
-                progress=partial(options.progress, "sentences spoken with the presets"),
-            )  # fmt: skip
-        world.wait()
-        bank += spoken_codes(
-            checkpoint, settings.sentences, out / "spoken.safetensors", sentences=options.sentences,
-            seed=settings.seed, dtype=torch.float32 if world.device == "cpu" else torch.bfloat16,
-        )  # fmt: skip
-    said = sum(codes.shape[1] for codes in bank) / 12.5
-    say(f"{len(bank)} utterances of the model's own ({said:.0f} s) for pairs")
     config = read_params(checkpoint).voxtral_config().codec
+    if settings.sentences and settings.pairs:
+        spoken = partial(
+            spoken_codes, checkpoint, settings.sentences, out / "spoken.safetensors",
+            sentences=options.sentences, seed=settings.seed, device=world.device,
+            dtype=torch.float32 if world.device == "cpu" else torch.bfloat16,
+        )  # fmt: skip
+        if world.is_main:
+            spoken(progress=partial(options.progress, "sentences spoken with the presets"))
+        world.wait()
+        bank += spoken()  # from the file
+    said = sum(codes.shape[1] for codes in bank) / config.frame_rate
+    say(f"{len(bank)} utterances of the model's own ({said:.0f} s) for pairs")
     about: dict[str, Any] = {
         "decoder_sha256": decoder_sha256(checkpoint),
         "data": list(data),
@@ -142,8 +140,11 @@ def restore_encoder(
     def report(row: dict[str, float]) -> None:
         if not world.is_main:
             return
-        seconds = settings.seconds * (settings.clips + settings.pairs) * row["step"]
-        row = row | {"audio_seconds_per_second": round(seconds / max(row["seconds"], 1e-9), 2)}
+        pace = row["seconds"] / row["step"]  # seconds a step, earlier sittings included
+        row = row | {
+            "audio_seconds_per_second": round(settings.seconds * (settings.clips + settings.pairs) / pace, 2),
+            "seconds_left": round(pace * (settings.steps - row["step"])),
+        }
         if torch.cuda.is_available():
             row["memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
         if writer is not None:
@@ -165,7 +166,7 @@ def restore_encoder(
             recordings.close()
         if writer is not None:
             writer.close()
-    return out / "encoder.safetensors"
+    return out / ENCODER_FILE
 
 
 def hold_out(sources: Sequence[Source], clips: int) -> tuple[list[Source], list[Source]]:
@@ -215,10 +216,13 @@ def _first_clips(held: Sequence[Source], seconds: float, rate: int) -> list[Tens
 
     found = []
     for source in held:
-        for clip in list(source.clips)[:HELD_OUT] if not source.streamed else ():
-            if clip.key.startswith("/") or Path(clip.key).is_file():
-                samples = read_audio(Path(clip.key)).mono().at(rate).samples[: round(seconds * rate)]
-                found.append(torch.from_numpy(normalise_loudness(samples, rate).astype(np.float32)))
+        if isinstance(source.clips, ClipStream):
+            files = (data for _, data in source.clips.once())
+        else:
+            files = (clip_source(clip.key) for clip in source.clips)
+        for file in itertools.islice(files, HELD_OUT):
+            samples = read_audio(file).mono().at(rate).samples[: round(seconds * rate)]
+            found.append(torch.from_numpy(normalise_loudness(samples, rate).astype(np.float32)))
     return found
 
 

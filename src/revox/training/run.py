@@ -106,7 +106,11 @@ class Run(ABC):
 
     def save(self) -> None:
         """Write the state beside and rename."""
-        state = self.state() | {
+        self.write_state(self.state())
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        """Write `state` with what every run keeps: steps, seconds, generators."""
+        state = state | {
             "step": self.step_count,
             "seconds": self.seconds,
             "rng": self.rng.get_state(),

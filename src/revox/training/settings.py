@@ -100,6 +100,13 @@ class EncoderTraining(_Settings):
     def _sensible(self) -> EncoderTraining:
         if not self.clips and not self.pairs:
             raise ValueError("clips and pairs are both 0: there is nothing to learn from")
+        weights = self.weights
+        through_decoder = (weights.mel, weights.stft, weights.waveform, weights.feature, weights.speaker)
+        if weights.reconstruction and self.clips and not any(through_decoder):
+            raise ValueError("reconstruction counts but none of its losses: set weights.reconstruction to 0")
+        from_clips = weights.reconstruction or weights.diversity or weights.distillation
+        if not ((self.clips and from_clips) or (self.pairs and (weights.semantic or weights.acoustic))):
+            raise ValueError("all weights of what there is to learn from are 0")
         if self.weights.distillation and not self.whisper:
             raise ValueError("distillation needs a teacher: set whisper to a folder or a hub id")
         if self.weights.speaker and not self.verifier:

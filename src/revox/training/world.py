@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from revox.training.errors import TrainingError
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,12 @@ class World:
         """The world that the environment names. Joins its process group (NCCL on GPUs, gloo on CPUs)."""
         if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls(device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        from accelerate import PartialState
-
+        try:
+            from accelerate import PartialState
+        except ImportError:
+            raise TrainingError(
+                "training in several processes needs accelerate: install it with `pip install 'revox[train]'`"
+            ) from None
         state = PartialState(cpu=device == "cpu")
         return cls(state.process_index, state.num_processes, str(state.device))
 
@@ -63,6 +70,13 @@ class World:
         for p in found:
             p.grad = flat[start : start + p.numel()].view_as(p)
             start += p.numel()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's `value` (plain numbers, strings, lists, dicts), in the order of the ranks."""
+        found = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(found, value)
+        return found
 
     def any(self, here: bool) -> bool:
         """Whether it holds on any rank."""

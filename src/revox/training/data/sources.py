@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from revox.checkpoint.locate import user_cache
 from revox.checkpoint.write import replace_file
 from revox.training.data.errors import DataError
 from revox.training.data.layouts import Found, walk
@@ -39,13 +40,6 @@ class Source:
     def streamed(self) -> bool:
         """Whether its clips come one after the other only."""
         return isinstance(self.clips, ClipStream)
-
-
-def user_cache() -> Path:
-    """Where indexes are kept: `$REVOX_CACHE`, or revox's folder in the user's cache."""
-    if named := os.environ.get("REVOX_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "revox"
 
 
 def find_sources(
