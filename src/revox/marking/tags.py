@@ -1,0 +1,114 @@
+"""Tags: the record in the container's standard comment, and a hash of the sound beside it.
+
+Every container but raw PCM has a comment: INFO `ICMT` in WAV, a Vorbis comment in FLAC and Ogg, ID3v2 `COMM`
+in MP3 and before ADTS, `©cmt` in M4A. The packets of sound are copied, not coded again. A tag is not signed:
+whoever can change the sound can change the tag as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from typing import Any
+
+from revox.marking.errors import MarkError
+from revox.marking.record import SENTENCE, MarkRecord
+from revox.speech import FORMATS
+
+KEY = "comment"
+_CUSTOM_KEY = "digitalsourcetype"  # beside the comment, in the containers that take any key
+_MOST = 8192  # characters of a comment that are looked at
+
+
+def add_tags(data: bytes, format: str, record: MarkRecord, manifest: bool) -> bytes:
+    """`data`, a file of `format`, with the record in its comment; packets are copied as they are.
+
+    manifest: whether a manifest will be added too, so that its absence can be told. Raises MarkError on what
+    is no audio of that format.
+    """
+    import av
+
+    note = {**record.plain(), "manifest": manifest, "sound": sound_hash(data)}
+    comment = f"{SENTENCE} {json.dumps(note, sort_keys=True, separators=(',', ':'))}"
+    kind = FORMATS[format]
+    options = {"fflags": "+bitexact"}
+    if kind.container == "adts":
+        options["write_id3v2"] = "1"
+    tagged = io.BytesIO()
+    try:
+        with (
+            av.open(io.BytesIO(data), "r", options={"protocol_whitelist": "none"}) as source,
+            av.open(tagged, "w", format=kind.container, options=options) as target,
+        ):
+            stream = source.streams.audio[0]
+            copy = target.add_stream_from_template(stream)
+            # Ogg keeps its comments with the stream, the others with the file.
+            holder = copy if kind.container == "ogg" else target
+            holder.metadata.update({KEY: comment, _CUSTOM_KEY: record.source_type})
+            for packet in source.demux(stream):
+                if packet.dts is not None:
+                    packet.stream = copy
+                    target.mux(packet)
+    except (av.error.FFmpegError, IndexError, ValueError) as error:
+        raise MarkError(f"the audio cannot be tagged as {format} ({error}); encode it again") from None
+    return tagged.getvalue()
+
+
+def read_tags(data: bytes) -> dict[str, Any] | None:
+    """The note in a file's comment as it stands there, None without one; nothing in it is believed yet.
+
+    Raises MarkError when the data is no audio.
+    """
+    import av
+
+    try:
+        with _opened(data) as container:
+            places = [container.metadata, *(stream.metadata for stream in container.streams.audio)]
+            comments = [text for place in places for key, text in place.items() if key.lower() == KEY]
+            if not container.streams.audio:
+                raise MarkError("there is no sound in it; give an audio file")
+    except (av.error.FFmpegError, ValueError, OSError, EOFError):
+        raise MarkError("it is no audio file that can be read; give one that plays") from None
+    for comment in comments:
+        text = comment[:_MOST]
+        if text.startswith(SENTENCE):
+            return _parsed(text[len(SENTENCE) :].strip())
+    return None
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        note = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def sound_hash(data: bytes) -> str:
+    """SHA-256 of what makes the sound: codec, rate, channels, codec header and every packet, in hexadecimal.
+
+    Tags, manifests and the order of a container's parts have no share in it. Raises MarkError when the data
+    is no audio.
+    """
+    import av
+
+    digest = hashlib.sha256()
+    try:
+        with _opened(data) as container:
+            stream = container.streams.audio[0]
+            context = stream.codec_context
+            digest.update(f"{context.name} {context.sample_rate} {context.channels} ".encode())
+            digest.update(context.extradata or b"")
+            for packet in container.demux(stream):
+                digest.update(packet)
+    except (av.error.FFmpegError, IndexError, ValueError, OSError, EOFError):
+        raise MarkError("the sound cannot be read to its end; give an audio file that plays") from None
+    return digest.hexdigest()
+
+
+def _opened(data: bytes) -> Any:
+    import av
+
+    # Playlist formats could make FFmpeg open other files or addresses: no protocol is allowed.
+    return av.open(io.BytesIO(data), "r", metadata_errors="replace", options={"protocol_whitelist": "none"})
