@@ -1,0 +1,149 @@
+"""What goes wrong with a request, in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from fastapi.responses import JSONResponse
+
+log = logging.getLogger("revox.serving")
+
+KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    409: "conflict_error",
+    413: "invalid_request_error",
+    415: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+}
+"""OpenAI's words for the statuses in use (platform.openai.com/docs/guides/error-codes)."""
+
+
+class ServeError(ValueError):
+    """The server cannot be started as asked; the message is one sentence with the cause and the mend."""
+
+
+class ApiError(Exception):
+    """A request that is refused. The message is one sentence with the cause and the ways out.
+
+    `param` is the field that is to blame, `code` a short word for programs, `type` OpenAI's word for the
+    status unless another is given.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        type: str | None = None,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.type = type or KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """The answer's JSON."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """Any exception as the answer to a request.
+
+    What revox says to its users is a 400 (an unknown voice a 404). Anything else is a 500 that tells nothing
+    of the inside; it stands in the log, with its traceback.
+    """
+    from revox.checkpoint.errors import CheckpointError, VoiceError
+    from revox.cloning.errors import CloneError
+    from revox.speech.errors import AudioError
+    from revox.synthesis.errors import SpeakError
+
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, SpeakError):
+        return ApiError(400, str(error), param="input")
+    if isinstance(error, AudioError):
+        return ApiError(400, str(error), param="ref_audio", code="bad_audio")
+    if isinstance(error, CloneError):
+        return ApiError(400, str(error), param="ref_audio")
+    if isinstance(error, VoiceError):
+        return ApiError(404, str(error), param="voice", code="voice_not_found")
+    if isinstance(error, CheckpointError):
+        log.error("the checkpoint cannot be used: %s", error)
+        return ApiError(500, "the checkpoint on the server cannot be used; its log says why")
+    log.error("a request failed", exc_info=error)
+    return ApiError(500, "the server failed on this request; its log says why", code="internal_error")
+
+
+def validation_message(errors: list[Any]) -> tuple[str, str | None]:
+    """One sentence for pydantic's list of errors, and the first field that is to blame."""
+    parts, param = [], None
+    for error in errors[:5]:
+        where = ".".join(str(step) for step in error.get("loc", ()) if step not in ("body", "query", "path"))
+        param = param or where or None
+        said = str(error.get("msg", "not valid")).removeprefix("Value error, ")
+        parts.append(f"{where}: {said}" if where else said)
+    return "; ".join(parts) or "the request is not valid", param
+
+
+def answer(error: ApiError) -> JSONResponse:
+    """The error as a response."""
+    from fastapi.responses import JSONResponse
+
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Every error of `app` in OpenAI's shape: refusals, wrong types, unknown addresses, own failures."""
+    from fastapi.exceptions import RequestValidationError
+    from starlette.exceptions import HTTPException
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        errors = list(error.errors()) if isinstance(error, RequestValidationError) else []
+        message, param = validation_message(errors)
+        malformed = any(one.get("type") == "json_invalid" for one in errors)
+        return answer(ApiError(400 if malformed else 422, message, param=param))
+
+    async def http(request: Request, error: Exception) -> Response:
+        status = getattr(error, "status_code", 500)
+        message = str(getattr(error, "detail", error))
+        if status == 404:
+            message = f"there is no {request.url.path} here; /docs lists what there is"
+        elif status == 405:
+            message = f"{request.url.path} does not take {request.method}"
+        return answer(ApiError(status, message, headers=getattr(error, "headers", None)))
+
+    async def anything(request: Request, error: Exception) -> Response:
+        return answer(as_api_error(error))
+
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    for kind in _own_errors():
+        app.add_exception_handler(kind, anything)
+    app.add_exception_handler(Exception, anything)
+
+
+def _own_errors() -> tuple[type[Exception], ...]:
+    from revox.checkpoint.errors import CheckpointError
+    from revox.cloning.errors import CloneError
+    from revox.speech.errors import AudioError
+    from revox.synthesis.errors import SpeakError
+
+    return (ApiError, CheckpointError, CloneError, AudioError, SpeakError)

@@ -1,0 +1,41 @@
+"""Numbers about the server, for Prometheus; each server has its own registry."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+
+class Metrics:
+    """What /metrics shows."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "revox_requests", "Answers, by address and status.", ["path", "status"], registry=registry
+        )
+        self.speech = Counter(
+            "revox_utterances", "Utterances, by how they ended.", ["outcome"], registry=registry
+        )
+        self.speech_seconds = Counter("revox_speech_seconds", "Seconds of speech made.", registry=registry)
+        self.first_audio = Histogram(
+            "revox_first_audio_seconds",
+            "From an utterance's arrival to its first audio.",
+            buckets=(0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30),
+            registry=registry,
+        )
+        self.real_time_factor = Histogram(
+            "revox_real_time_factor",
+            "Seconds of work a second of speech, from an utterance's turn to its end.",
+            buckets=(0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 5, 10),
+            registry=registry,
+        )
+        self.active = Gauge("revox_active_streams", "Utterances being spoken.", registry=registry)
+        self.queued = Gauge("revox_queue_length", "Utterances waiting for their turn.", registry=registry)
+
+    def text(self) -> bytes:
+        """All of it in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST

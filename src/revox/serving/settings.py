@@ -1,0 +1,84 @@
+"""Everything `revox serve` can be told, validated once. The defaults are the safe choices."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from revox.serving.errors import ServeError
+
+
+class ServeSettings(BaseModel):
+    """The options of a server. Sizes are in bytes, durations in seconds.
+
+    checkpoint: the folder (or hub id) that is served. model_name: its id in /v1/models; else the folder's
+    name. voices_folder: where uploaded voices, their records and the log of removals are kept;
+    `voices_path` is what holds when none is given. allowed_folder: file:// references may be read below it
+    only (None: not at all). allow_urls: http(s) references are fetched. consent_statement: the operator's
+    own, for one-off references that come without one. clone_by: how recordings become voices ("encoder",
+    "inversion"; None: the encoder where the checkpoint has one, or else not at all). clone_seconds: the time
+    an inversion may take. api_keys: the file of hashed keys (None: everybody may ask). rate_limit: requests
+    a minute for a key that has no limit of its own (None: none). max_streams: requests that are spoken
+    together. max_queue: requests that wait for their turn; the next one is a 429. lead_frames: frames that a
+    stream may be ahead of its reader before it rests.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    checkpoint: str
+    model_name: str | None = None
+    device: str | None = None
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    voices_folder: Path | None = None
+    keep_samples: bool = False
+    max_voices: Annotated[int, Field(ge=0)] = 1000
+    allowed_folder: Path | None = None
+    allow_urls: bool = False
+    consent_statement: Annotated[str, Field(min_length=3, max_length=4000)] | None = None
+    clone_by: Literal["encoder", "inversion"] | None = None
+    clone_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0
+    api_keys: Path | None = None
+    rate_limit: Annotated[int, Field(ge=1)] | None = None
+    cors_origins: tuple[str, ...] = ()
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 16 << 20
+    max_reference_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 300.0
+    max_text_characters: Annotated[int, Field(ge=1)] = 4096
+    max_streams: Annotated[int, Field(ge=1, le=256)] = 8
+    max_queue: Annotated[int, Field(ge=0)] = 64
+    lead_frames: Annotated[int, Field(ge=1)] = 250
+    drain_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
+    marking: bool = True
+
+    @field_validator("consent_statement")
+    @classmethod
+    def _says_something(cls, value: str | None) -> str | None:
+        if value is not None and not any(character.isalpha() for character in value):
+            raise ValueError("a sentence is expected")
+        return value
+
+    @property
+    def served_name(self) -> str:
+        """The model's id in /v1/models."""
+        return self.model_name or Path(self.checkpoint).expanduser().resolve().name or "voxtral"
+
+    @property
+    def voices_path(self) -> Path:
+        """The folder of uploaded voices: the one given, or one in the user's data folder for this model."""
+        if self.voices_folder is not None:
+            return self.voices_folder.expanduser()
+        data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+        return Path(data) / "revox" / "voices" / self.served_name
+
+
+def settings_from(**options: Any) -> ServeSettings:
+    """Settings from the command line's options. Raises ServeError, one sentence, when one cannot be."""
+    try:
+        return ServeSettings(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).replace("_", "-") if first["loc"] else "the options"
+        raise ServeError(f"--{name} {first.get('input')!r} will not do: {first['msg']}") from None
