@@ -1,11 +1,13 @@
 """Cloning with the weights as released: the published recipe and ours against time, on the lab.
 
-    python benchmarks/inversion.py --data RUN/data [--clips 10] [--seeds 3]
+    python benchmarks/inversion.py --data RUN/data [--clips 5] [--seeds 3] [--part 0/2]
+    python benchmarks/inversion_report.py
 
 For each held-out clip and method, after several spans of time: the speech cloned with the codes (similarity
 to the whole recording, the recording's rank among the held-out speakers, words, ends), and the codes (mel
 distance of what they decode to; agreement with the encoder put aside). Ceiling: the true encoder's codes.
-Floor: a preset's. Every result is a line of OUT/inversion.jsonl; a run that was interrupted goes on.
+Floor: a preset's. Every result is a line of OUT/inversion.jsonl; a run that was interrupted goes on. Seconds
+are of the processor, not of the clock: the machine may be shared.
 """
 
 from __future__ import annotations
@@ -24,12 +26,13 @@ from torch import Tensor
 from inversion_recipe import recipe
 from lab_quality import long_clips
 from revox import load
+from revox.api import Revox
 from revox.checkpoint.voices import Voice
 from revox.cloning.clone import preset_codes
 from revox.cloning.invert import Guess, InversionConfig, invert
 from revox.cloning.opinion import opinion_on
 from revox.cloning.prior import CodePrior
-from revox.cloning.quick_encoder import QuickEncoderTraining, quick_encoder_for
+from revox.cloning.quick_encoder import QuickEncoder, QuickEncoderTraining, quick_encoder_for
 from revox.lab import checkpoint_folder
 from revox.lab.aside import original_codec
 from revox.lab.data import RATE, SpeechSet
@@ -40,7 +43,7 @@ from revox.metrics.spectral import mel_distance
 from revox.speech import Audio
 
 RECIPE_STEPS = [25, 50, 100, 200, 400, 800, 1600]
-OUR_STEPS = (10, 20, 40, 80, 160)
+OUR_STEPS = (10, 40, 160)
 TEXTS = (
     "see you on monday the ninth",
     "my number is four two seven one nine",
@@ -54,8 +57,41 @@ def ours(codec, target: Tensor, prior: CodePrior, guess: Guess | None, opinion, 
     """Our inversion at several lengths, each from the start (its schedule depends on its length)."""
     for steps in OUR_STEPS:
         config = InversionConfig(steps=steps, polish_rounds=round(12 * steps / 160))
+        began = time.process_time()
         found = invert(codec, target, config=config, prior=prior, guess=guess, opinion=opinion, seed=seed)
-        yield f"{name} {steps}", found.seconds, found.codes
+        yield f"{name} {steps}", time.process_time() - began, found.codes
+
+
+def methods(
+    tts: Revox,
+    bank: list[Tensor],
+    prior: CodePrior,
+    quick: QuickEncoder | None,
+    truth: Tensor,
+    target: Tensor,
+    text: str | None,
+    clip: int,
+    seed: int,
+) -> Iterator[Timed]:
+    """Codes of `target` by every method, one after another; `truth` are the true encoder's."""
+    codec = tts.model.audio_tokenizer
+    yield "true encoder", 0.0, truth
+    yield "a preset's codes", 0.0, _as_long(bank[(7 * clip + seed) % len(bank)], truth.shape[1])
+    guess = None
+    if quick is not None:
+        began = time.process_time()
+        guess = Guess(*quick.guess(target))
+        codes = guess.codes(codec.config.acoustic_codebook_size)
+        yield "quick encoder alone", time.process_time() - began, codes
+    yield from ours(codec, target, prior, None, None, seed, "inversion")
+    if guess is not None:
+        yield from ours(codec, target, prior, guess, None, seed, "quick + inversion")
+    if text is not None:
+        tokens_of = partial(tts.prompter.tokens_for_rows, text)
+        opinion = opinion_on(tts.model, tokens_of, tts.prompter.audio_token)
+        yield from ours(codec, target, prior, guess, opinion, seed, "quick + words")
+    for found in recipe(codec, target, RECIPE_STEPS, seed=seed):
+        yield f"recipe {found.steps}", found.seconds, found.codes
 
 
 def main() -> None:
@@ -63,9 +99,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--encoder", type=Path, default=Path("lab-encoder/encoder.safetensors"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/inversion"))
-    parser.add_argument("--clips", type=int, default=10)
+    parser.add_argument("--clips", type=int, default=5, help="of each kind")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--part", default="0/1", help="take only every M-th clip, from the N-th: N/M")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -112,7 +149,8 @@ def main() -> None:
             clips = long_clips(speech)
             names, voices = list(clips), [judge.embed(Audio(c, RATE)) for c in clips.values()]
             chosen = list(range(0, len(names), max(1, len(names) // arguments.clips)))[: arguments.clips]
-            for i in chosen:
+            part, parts = map(int, arguments.part.split("/"))
+            for i in chosen[part::parts]:
                 if kind == "synthetic":  # one utterance, whose text is known
                     mine = [u for u in speech.of(names[i]) if speech.utterances[u].preset is None]
                     best = max(mine[:4], key=lambda u: speech.utterances[u].samples)
@@ -122,27 +160,9 @@ def main() -> None:
                 wave = wave[: len(wave) // codec.samples_per_frame * codec.samples_per_frame]
                 target = torch.from_numpy(wave.copy())
                 truth = original.encode(target[None])[0]
-                guess = None if quick is None else Guess(*quick.guess(target))
-
-                def methods() -> Iterator[Timed]:
-                    yield "true encoder", 0.0, truth  # noqa: B023
-                    other = bank[(7 * i + seed) % len(bank)]  # noqa: B023
-                    yield "a preset's codes", 0.0, _as_long(other, truth.shape[1])  # noqa: B023
-                    if guess is not None:  # noqa: B023
-                        yield "quick encoder alone", 0.05, guess.codes(codec.config.acoustic_codebook_size)  # noqa: B023
-                    yield from ours(codec, target, prior, None, None, seed, "inversion")  # noqa: B023
-                    if guess is not None:  # noqa: B023
-                        yield from ours(codec, target, prior, guess, None, seed, "quick + inversion")  # noqa: B023
-                    if text is not None:  # noqa: B023
-                        tokens_of = partial(tts.prompter.tokens_for_rows, text)  # noqa: B023
-                        opinion = opinion_on(tts.model, tokens_of, tts.prompter.audio_token)
-                        yield from ours(codec, target, prior, guess, opinion, seed, "quick + words")  # noqa: B023
-                    for found in recipe(codec, target, RECIPE_STEPS, seed=seed):  # noqa: B023
-                        yield f"recipe {found.steps}", found.seconds, found.codes
-
                 if (kind, names[i], seed, f"recipe {RECIPE_STEPS[-1]}") in done:
                     continue
-                for method, seconds, codes in methods():
+                for method, seconds, codes in methods(tts, bank, prior, quick, truth, target, text, i, seed):
                     if (kind, names[i], seed, method) in done:
                         continue
                     row = {"kind": kind, "clip": names[i], "seed": seed, "method": method, "seconds": seconds}

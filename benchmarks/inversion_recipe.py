@@ -28,7 +28,7 @@ RATE = 0.1
 
 @dataclass(frozen=True)
 class Found:
-    """Hard codes `[37, frames]` after `steps` steps and `seconds` seconds, and the loss there."""
+    """Hard codes `[37, frames]` after `steps` steps and `seconds` of the processor, and the loss there."""
 
     codes: Tensor
     steps: int
@@ -93,7 +93,7 @@ def recipe(
     distance = _Distance(target, config.sampling_rate, speaker)
     optimizer = torch.optim.Adam([logits, acoustic], lr=RATE)
     found: list[Found] = []
-    began, spent = time.perf_counter(), 0.0
+    began, spent = time.process_time(), 0.0
 
     def hard() -> Tensor:
         levels = (torch.tanh(acoustic.detach()) * half + half).round().long()
@@ -113,7 +113,7 @@ def recipe(
         loss.backward()
         optimizer.step()
         if step in at_steps:
-            spent = time.perf_counter() - began
+            spent = time.process_time() - began
             found.append(Found(hard(), step, spent, float(loss.detach())))
             if should_stop():
                 break

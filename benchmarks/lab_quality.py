@@ -42,6 +42,12 @@ def long_clips(speech: SpeechSet, limit: float = 8.0) -> dict[str, np.ndarray]:
     return found
 
 
+def preset_sentences(speech: SpeechSet, count: int) -> list[int]:
+    """`count` utterances of the presets, spread evenly."""
+    mine = [i for i, utterance in enumerate(speech.utterances) if utterance.preset]
+    return mine[:: max(1, len(mine) // count)][:count]
+
+
 def codec_table(clips: dict[str, np.ndarray], codec, judge: SpeakerJudge) -> dict[str, float]:
     """Decoded clips beside their originals: similarity, rank among all, mel distance; and the floor."""
     originals = {k: judge.embed(Audio(v, RATE)) for k, v in clips.items()}
@@ -132,8 +138,7 @@ def main() -> None:
         print("codec, human", report["codec_human"], flush=True)
 
     recogniser = Recogniser(jsgf())
-    mine = [i for i, u in enumerate(held.utterances) if u.preset]
-    chosen = mine[:: max(1, len(mine) // arguments.sentences)][: arguments.sentences]
+    chosen = preset_sentences(held, arguments.sentences)
     texts = [held.utterances[i].text for i in chosen]
     source = [recogniser.hear(Audio(held.waveform(i), RATE)) for i in chosen]
     decoded = []

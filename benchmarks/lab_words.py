@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from lab_quality import preset_sentences
 from revox import load
 from revox.checkpoint.voices import load_voice
 from revox.lab import checkpoint_folder
@@ -53,8 +54,7 @@ def main() -> None:
     codec, tts = original_codec(folder, arguments.encoder), load(folder, device="cpu", dtype=torch.float32)
     model, recogniser = tts.model, Recogniser(jsgf())
     held = SpeechSet(arguments.data, "heldout", "synthetic")
-    mine = [i for i, u in enumerate(held.utterances) if u.preset]
-    chosen = mine[:: max(1, len(mine) // arguments.sentences)][: arguments.sentences]
+    chosen = preset_sentences(held, arguments.sentences)
     texts = [held.utterances[i].text for i in chosen]
 
     @torch.no_grad()

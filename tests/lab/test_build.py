@@ -33,6 +33,7 @@ from revox.lab.data import SpeechSet, write_set
 from revox.lab.errors import LabError
 from revox.lab.guide import GuideTraining
 from revox.lab.language_training import LanguageTraining
+from revox.lab.phone_reader import PhoneReading
 from revox.lab.phones import PHONES, nearest_cluster, phone_codebook, phone_occupancy
 from revox.lab.shards import pack
 from revox.lab.sizes import PRESETS
@@ -47,7 +48,8 @@ SETTINGS = BuildSettings(
     encoder=EncoderTraining(steps=4, batch=2, frames=4, warmup=1, decay_steps=2, save_every=2,
                             validate_every=100),
     decoder=DecoderTraining(steps=4, batch=2, frames=4, warmup=1, decay_steps=2, save_every=2,
-                            validate_every=100, discriminator_from=2, discriminator_channels=2),
+                            validate_every=100, discriminator_from=2, discriminator_channels=2, phones=1.0),
+    reader=PhoneReading(steps=2, batch=2, width=8, warmup=1, decay_steps=1, seconds=0.3),
     language=LanguageTraining(steps=3, batch=2, save_every=2, validate_every=100),
     codec_sizes={"dim": 32, "hidden_dim": 32, "head_dim": 8, "encoder_transformer_lengths_str": "1,1,1,1",
                  "decoder_transformer_lengths_str": "1,1,1,1", "semantic_codebook_size": 8},

@@ -29,6 +29,7 @@ from revox.lab.errors import LabError
 from revox.lab.frames import FrameSet, make_frames, occupancies
 from revox.lab.guide import Guide, GuideTrainer, GuideTraining
 from revox.lab.language_training import LanguageData, LanguageTrainer, LanguageTraining, PromptTokens, Spoken
+from revox.lab.phone_reader import PhoneReader, PhoneReaderTrainer, PhoneReading
 from revox.lab.phones import phone_codebook
 from revox.lab.sentences import words, written
 from revox.lab.shards import unpack
@@ -57,6 +58,7 @@ class BuildSettings:
 
     guide: GuideTraining = field(default_factory=GuideTraining)
     encoder: EncoderTraining = field(default_factory=EncoderTraining)
+    reader: PhoneReading = field(default_factory=PhoneReading)
     decoder: DecoderTraining = field(default_factory=DecoderTraining)
     language: LanguageTraining = field(default_factory=LanguageTraining)
     speech: SpeechCounts = field(default_factory=SpeechCounts)
@@ -261,9 +263,23 @@ def half_trainer(
     if half == "encoder":
         trainer = EncoderTrainer(config, settings.encoder, *common, device, autocast)
     else:
-        trainer = DecoderTrainer(config, settings.decoder, *common, device, autocast)
+        reader = trained_reader(run, settings, device, report) if settings.decoder.phones else None
+        trainer = DecoderTrainer(config, settings.decoder, *common, device, autocast, reader)
     trainer.resume()
     return trainer
+
+
+def trained_reader(run: Path, settings: BuildSettings, device: str, report: Report) -> PhoneReader:
+    """The reader of phones that the decoder is told by, trained to the end of its schedule."""
+    speech = SpeechSet(run / "data", "train", "synthetic")
+    trainer = PhoneReaderTrainer(settings.reader, speech, run / "decoder", device)
+    trainer.resume()
+    if trainer.step_count < settings.reader.steps:
+        trainer.run(
+            lambda row: report("phones", row),
+            report_every=settings.reader.report_every, validate_every=settings.reader.steps,
+        )  # fmt: skip
+    return trainer.reader
 
 
 def encoder_is_done(run: Path, settings: BuildSettings) -> bool:

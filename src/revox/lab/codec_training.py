@@ -1,10 +1,11 @@
 """The lab's decoder and encoder, each trained by itself on what the guide settled.
 
 The decoder reads the guide's codes (the paper's quantization schedule) and makes waveforms: multi-resolution
-mel, spectral convergence and complex STFT, L1 that decays, and, from a step of choice, feature matching by
-light STFT discriminators. The encoder hears waveforms and gives the guide's latents: cross-entropy over
-semantic codes, absolute error of acoustic values. In both, linear heads on the hidden states of every rate
-say the frame's spectra (deep supervision, Lee et al., arXiv 1409.5185); they are dropped afterwards.
+mel, spectral convergence and complex STFT, L1 that decays, what a frozen reader of phones finds different,
+and, from a step of choice, feature matching by light STFT discriminators. The encoder hears waveforms and
+gives the guide's latents: cross-entropy over semantic codes, absolute error of acoustic values. In both,
+linear heads on the hidden states of every rate say the frame's spectra (deep supervision, Lee et al.,
+arXiv 1409.5185); they are dropped afterwards.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch.nn import functional
 from revox.cloning.features import MEL_BANDS
 from revox.lab.coded import CodedSpeech
 from revox.lab.guide import Guide
+from revox.lab.phone_reader import PhoneReader
 from revox.model.codec import Codec, CodecTransformer
 from revox.model.config import CodecConfig
 from revox.model.layers import CausalConv1d
@@ -57,6 +59,8 @@ class DecoderTraining:
     waveform: float = 0.0
     decay: float = 0.9997
     deep: float = 1.0
+    phones: float = 0.0
+    """Of what a frozen reader of phones finds different; from the first step."""
     feature: float = 4.0
     adversarial: float = 1.0
     discriminator_channels: int = 8
@@ -271,9 +275,11 @@ class DecoderTrainer(_CodecRun):
         folder: Path,
         device: str = "cpu",
         autocast: bool = False,
+        reader: PhoneReader | None = None,
     ) -> None:
         super().__init__("decoder", config, settings, guide, synthetic, human, held, folder, device, autocast)
         self.settings = settings
+        self.reader = None if reader is None else reader.to(device).eval().requires_grad_(False)
         self._make_heads(_rates(self.codec, self.codec.decoder_blocks, 1), settings.seed)
         self.parts: list[nn.Module] = [self.codec.decoder_blocks, self.codec.output_proj, self.heads]
         self.objective = SpectralObjective(
@@ -340,6 +346,9 @@ class DecoderTrainer(_CodecRun):
         if settings.deep:
             losses["deep"] = self.heads([s.float() for s in states], features)
             loss = loss + settings.deep * losses["deep"]
+        if self.reader is not None and settings.phones:
+            losses["phones"] = self.reader.difference(real, fake)
+            loss = loss + settings.phones * losses["phones"]
         if settings.complex:
             losses["complex"] = terms.complex
             loss = loss + settings.complex * early * terms.complex

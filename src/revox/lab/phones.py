@@ -18,6 +18,14 @@ PHONES = (
 _SAME = {"axr": "er", "el": "l", "em": "m", "en": "n", "hv": "hh", "dx": "t", "nx": "n", "ux": "uw"}
 
 
+def phone_index(name: str) -> int:
+    """The place of a phone in `PHONES`. Raises KeyError for one that is not there."""
+    name = _SAME.get(name, name)
+    if name not in PHONES:
+        raise KeyError(name)
+    return PHONES.index(name)
+
+
 def phone_occupancy(phones: Sequence[tuple[str, float]], frames: int, frame_seconds: float) -> np.ndarray:
     """How much of each of `SLOTS` parts of each frame each phone fills: float32 `[frames, SLOTS * phones]`.
 
@@ -31,9 +39,7 @@ def phone_occupancy(phones: Sequence[tuple[str, float]], frames: int, frame_seco
     start = 0.0
     spans = [*phones, ("pau", max(count * slot, phones[-1][1] if phones else 0.0))]
     for name, end in spans:
-        column = PHONES.index(_SAME.get(name, name)) if _SAME.get(name, name) in PHONES else -1
-        if column < 0:
-            raise KeyError(name)
+        column = phone_index(name)
         overlap = np.minimum(edges[1:], end) - np.maximum(edges[:-1], start)
         filled[:, column] += np.clip(overlap, 0, None) / slot
         start = max(start, end)
