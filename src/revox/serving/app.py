@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import import_module
@@ -15,12 +17,14 @@ from revox.serving import bare
 from revox.serving.engine import Engine
 from revox.serving.errors import install_handlers
 from revox.serving.limits import BodyLimit
-from revox.serving.metrics import Metrics
+from revox.serving.metrics import Counted, Metrics
 from revox.serving.settings import ServeSettings
 from revox.serving.state import ServerState, admit
 
 if TYPE_CHECKING:
     from revox.api import Revox
+
+log = logging.getLogger("revox.serving")
 
 
 def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
@@ -41,6 +45,7 @@ def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
     state.references = _references(state)
     state.voices = _voices(state)
     install_handlers(app)
+    app.add_middleware(Counted, metrics=metrics)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     if settings.cors_origins:
         from starlette.middleware.cors import CORSMiddleware
@@ -65,6 +70,13 @@ def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state: ServerState = app.state.revox
+    if state.settings.marking:
+        from revox.marking import load_signer
+
+        settings = state.settings
+        state.signer = await asyncio.to_thread(load_signer, settings.sign_certificate, settings.sign_key)
+    else:
+        log.warning("marking is off: what is spoken does not say that it is synthetic")
     state.engine.start()
     try:
         yield

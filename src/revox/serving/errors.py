@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ KINDS = {
     503: "server_error",
 }
 """OpenAI's words for the statuses in use (platform.openai.com/docs/guides/error-codes)."""
+
+
+_FOLDERS = re.compile(r"(?<![\w:/.])/(?:[^\s/'\":]+/)+")
+"""Where things lie on the server is nobody's business; a file's own name stays in the message."""
 
 
 class ServeError(ValueError):
@@ -75,14 +80,15 @@ def as_api_error(error: BaseException) -> ApiError:
 
     if isinstance(error, ApiError):
         return error
+    said = _FOLDERS.sub("", str(error))
     if isinstance(error, SpeakError):
-        return ApiError(400, str(error), param="input")
+        return ApiError(400, said, param="input")
     if isinstance(error, AudioError):
-        return ApiError(400, str(error), param="ref_audio", code="bad_audio")
+        return ApiError(400, said, param="ref_audio", code="bad_audio")
     if isinstance(error, CloneError):
-        return ApiError(400, str(error), param="ref_audio")
+        return ApiError(400, said, param="ref_audio")
     if isinstance(error, VoiceError):
-        return ApiError(404, str(error), param="voice", code="voice_not_found")
+        return ApiError(404, said, param="voice", code="voice_not_found")
     if isinstance(error, CheckpointError):
         log.error("the checkpoint cannot be used: %s", error)
         return ApiError(500, "the checkpoint on the server cannot be used; its log says why")
@@ -90,15 +96,27 @@ def as_api_error(error: BaseException) -> ApiError:
     return ApiError(500, "the server failed on this request; its log says why", code="internal_error")
 
 
-def validation_message(errors: list[Any]) -> tuple[str, str | None]:
-    """One sentence for pydantic's list of errors, and the first field that is to blame."""
+def validation_error(errors: Sequence[Any]) -> ApiError:
+    """pydantic's list of errors as one: 400 for fields that would have no effect and for what is no JSON.
+
+    Wrong types and values out of range are a 422. The first field that is to blame is `param`.
+    """
     parts, param = [], None
     for error in errors[:5]:
-        where = ".".join(str(step) for step in error.get("loc", ()) if step not in ("body", "query", "path"))
-        param = param or where or None
+        steps = [str(step) for step in error.get("loc", ()) if step not in ("body", "query", "path")]
+        # The branch of a union is no part of the field's name.
+        where = ".".join(step for step in steps if step.isidentifier() or step.isdigit())
+        param = param or (steps[0] if steps and error.get("type") != "json_invalid" else None)
         said = str(error.get("msg", "not valid")).removeprefix("Value error, ")
+        if error.get("type") == "extra_forbidden":
+            said = "not known here, it would have no effect; leave it out"
+        if error.get("type") == "json_invalid":
+            where, said = "", f"the body is not JSON ({error.get('ctx', {}).get('error', said)})"
         parts.append(f"{where}: {said}" if where else said)
-    return "; ".join(parts) or "the request is not valid", param
+    kinds = {error.get("type") for error in errors}
+    useless = bool(kinds) and kinds <= {"extra_forbidden", "no_effect", "json_invalid"}
+    code = "unsupported_parameter" if useless and "json_invalid" not in kinds else None
+    return ApiError(400 if useless else 422, "; ".join(dict.fromkeys(parts)), param=param, code=code)
 
 
 def answer(error: ApiError) -> JSONResponse:
@@ -114,12 +132,10 @@ def install_handlers(app: FastAPI) -> None:
     from starlette.exceptions import HTTPException
     from starlette.requests import Request
     from starlette.responses import Response
+    from starlette.websockets import WebSocket
 
     async def invalid(request: Request, error: Exception) -> Response:
-        errors = list(error.errors()) if isinstance(error, RequestValidationError) else []
-        message, param = validation_message(errors)
-        malformed = any(one.get("type") == "json_invalid" for one in errors)
-        return answer(ApiError(400 if malformed else 422, message, param=param))
+        return answer(validation_error(error.errors() if isinstance(error, RequestValidationError) else []))
 
     async def http(request: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 500)
@@ -130,8 +146,11 @@ def install_handlers(app: FastAPI) -> None:
             message = f"{request.url.path} does not take {request.method}"
         return answer(ApiError(status, message, headers=getattr(error, "headers", None)))
 
-    async def anything(request: Request, error: Exception) -> Response:
-        return answer(as_api_error(error))
+    async def anything(connection: Any, error: Exception) -> Response:
+        told = answer(as_api_error(error))
+        if isinstance(connection, WebSocket):  # refused before it was accepted: an answer as to a request
+            await connection.send_denial_response(told)
+        return told
 
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)

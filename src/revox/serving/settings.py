@@ -23,7 +23,8 @@ class ServeSettings(BaseModel):
     an inversion may take. api_keys: the file of hashed keys (None: everybody may ask). rate_limit: requests
     a minute for a key that has no limit of its own (None: none). max_streams: requests that are spoken
     together. max_queue: requests that wait for their turn; the next one is a 429. lead_frames: frames that a
-    stream may be ahead of its reader before it rests.
+    stream may be ahead of its reader before it rests. marking: what is spoken says that it is synthetic, in
+    file and headers, signed with sign_certificate and sign_key (PEM) or a pair made here.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,9 +50,11 @@ class ServeSettings(BaseModel):
     max_text_characters: Annotated[int, Field(ge=1)] = 4096
     max_streams: Annotated[int, Field(ge=1, le=256)] = 8
     max_queue: Annotated[int, Field(ge=0)] = 64
-    lead_frames: Annotated[int, Field(ge=1)] = 250
+    lead_frames: Annotated[int, Field(ge=1)] = 1024
     drain_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
     marking: bool = True
+    sign_certificate: Path | None = None
+    sign_key: Path | None = None
 
     @field_validator("consent_statement")
     @classmethod

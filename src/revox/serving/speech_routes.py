@@ -1,5 +1,201 @@
-"""Written next."""
+"""POST /v1/audio/speech, /v1/audio/speech/stream and /v1/audio/speech/batch."""
 
-from fastapi import APIRouter
+from __future__ import annotations
 
-router = APIRouter()
+import asyncio
+import base64
+import json
+import logging
+import secrets
+from collections.abc import AsyncGenerator, Awaitable
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from revox.serving.encoding import NAMES, media_type
+from revox.serving.errors import ApiError, as_api_error
+from revox.serving.speaking import Utterance, speaker_for
+from revox.serving.speech_request import BatchRequest, SpeechRequest, batch_item
+from revox.serving.state import ServerState, asked_by, state_of
+
+router = APIRouter(prefix="/v1/audio", tags=["speech"])
+
+T = TypeVar("T")
+
+log = logging.getLogger("revox.serving")
+
+_AUDIO: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The audio; or, as events, speech.audio.delta and speech.audio.done.",
+        "content": {
+            **{media_type(name): {"schema": {"type": "string", "format": "binary"}} for name in NAMES},
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
+    }
+}
+
+
+@router.post("/speech", responses=_AUDIO, response_class=Response)
+async def speech(request: Request, body: SpeechRequest) -> Response:
+    """Speak a text: one file, or a stream (`stream`, `stream_format`)."""
+    return await _speak(request, body, body.streams)
+
+
+@router.post("/speech/stream", responses=_AUDIO, response_class=Response)
+async def speech_stream(request: Request, body: SpeechRequest) -> Response:
+    """Speak a text and send the audio while it is made; as events with stream_format sse."""
+    return await _speak(request, body, body.stream_format or "audio")
+
+
+@router.post("/speech/batch")
+async def speech_batch(request: Request, body: BatchRequest) -> JSONResponse:
+    """Speak 1 to 32 texts; an item that cannot be spoken has its error, and the others are spoken."""
+    state = state_of(request)
+    state.engine.check_room()
+    # No more at a time than are spoken together: the queue is everybody's.
+    turns = asyncio.Semaphore(state.settings.max_streams)
+
+    async def one(index: int, item: Any) -> dict[str, Any]:
+        async with turns:
+            return await _batch_result(state, asked_by(request), body, index, item)
+
+    results = await _unless_gone(
+        request, asyncio.gather(*(one(i, item) for i, item in enumerate(body.items)))
+    )
+    good = sum(result["status"] == "success" for result in results)
+    return JSONResponse(
+        {
+            "id": f"speech-batch-{secrets.token_hex(8)}",
+            "results": results,
+            "total": len(results),
+            "succeeded": good,
+            "failed": len(results) - good,
+        }
+    )
+
+
+async def _batch_result(
+    state: ServerState, who: str, batch: BatchRequest, index: int, item: Any
+) -> dict[str, Any]:
+    try:
+        asked = batch_item(batch, item)
+        speaker = await speaker_for(state, asked, who, streaming=False)
+        utterance = await speaker.utterance(asked.input, streaming=False, admitted=True)
+        audio = await utterance.whole()
+    except Exception as error:
+        return {"index": index, "status": "error", "error": as_api_error(error).message}
+    return {
+        "index": index,
+        "status": "success",
+        "audio_data": base64.b64encode(audio).decode(),
+        "media_type": media_type(asked.response_format),
+        "usage": utterance.usage.body(),
+    }
+
+
+async def _speak(request: Request, body: SpeechRequest, streams: str | None) -> Response:
+    state = state_of(request)
+    state.engine.check_room()
+
+    async def begin() -> Utterance:
+        speaker = await speaker_for(state, body, asked_by(request), streaming=streams is not None)
+        return await speaker.utterance(body.input, streaming=streams is not None)
+
+    utterance = await _unless_gone(request, begin())
+    headers = utterance.speaker.headers()
+    kind = media_type(body.response_format)
+    if streams is None:
+        data = await _unless_gone(request, utterance.whole())
+        return Response(data, media_type=kind, headers={**headers, **utterance.headers})
+    pieces = utterance.pieces()
+    # What fails before the first sound is still an answer with a status.
+    first = await _unless_gone(request, anext(pieces))
+    if streams == "audio":
+        return Streamed(_after(first, pieces), utterance, kind, headers)
+    return Streamed(_events(first, pieces, utterance), utterance, "text/event-stream", headers)
+
+
+async def _after(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    yield first
+    async for data in rest:
+        yield data
+
+
+async def _events(
+    first: bytes, rest: AsyncGenerator[bytes, None], utterance: Utterance
+) -> AsyncGenerator[bytes, None]:
+    """OpenAI's speech.audio events (platform.openai.com/docs/api-reference/audio), as by vllm-omni."""
+    format = utterance.speaker.manner.response_format
+    try:
+        async for data in _after(first, rest):
+            audio = base64.b64encode(data).decode()
+            yield _event({"type": "speech.audio.delta", "audio": audio, "response_format": format})
+    except Exception as error:
+        # The status is long sent; the stream itself tells of it.
+        told = as_api_error(error)
+        yield _event({"type": "speech.audio.error", "error": {**told.body()["error"], "partial_audio": True}})
+        return
+    yield _event({"type": "speech.audio.done", "usage": utterance.usage.body()})
+
+
+def _event(data: dict[str, Any]) -> bytes:
+    return f"event: {data['type']}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
+
+
+class Streamed(Response):
+    """Bytes as they come. Whoever hangs up is noticed at once, and the utterance's place is free."""
+
+    def __init__(
+        self, pieces: AsyncGenerator[bytes, None], utterance: Utterance, kind: str, headers: dict[str, str]
+    ) -> None:
+        self.pieces, self.utterance = pieces, utterance
+        self.status_code, self.media_type, self.background = 200, kind, None
+        self.body = b""
+        self.init_headers({**headers, "cache-control": "no-cache", "x-accel-buffering": "no"})
+        # The length is not known yet.
+        self.raw_headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send everything, unless the client goes."""
+        sending = asyncio.ensure_future(self._send(send))
+        watching = asyncio.ensure_future(_disconnect(receive))
+        try:
+            await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done() and (error := sending.exception()) is not None:
+                # The status is sent; the connection is closed without the last chunk, so the client knows.
+                log.warning("a stream broke off: %s", as_api_error(error).message)
+        finally:
+            self.utterance.stream.cancel()
+            for task in (sending, watching):
+                task.cancel()
+            await asyncio.gather(sending, watching, return_exceptions=True)
+            await self.pieces.aclose()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async for data in self.pieces:
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled when the client hangs up. The body must have been read."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnect(request.receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            # Nobody reads it; 499 is what servers log for it.
+            raise ApiError(499, "the client closed the connection", code="client_closed_request")
+        return task.result()
+    finally:
+        for one in (task, gone):
+            one.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

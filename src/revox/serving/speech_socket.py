@@ -1,5 +1,224 @@
-"""Written next."""
+"""WebSocket /v1/audio/speech/stream: text in pieces, audio out a sentence at a time.
 
-from fastapi import APIRouter
+The messages are vllm-omni 0.30's (vllm_omni/entrypoints/openai/serving_speech_stream.py): session.config,
+input.text, input.done and session.close in; audio.start, binary audio, audio.done, session.done and error
+out. Unlike there, sentences are spoken as they end unless split_granularity is "none".
+"""
 
-router = APIRouter()
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from typing import Any
+
+from fastapi import APIRouter, WebSocket
+from starlette.websockets import WebSocketDisconnect, WebSocketState
+
+from revox.serving.errors import ApiError, as_api_error
+from revox.serving.sentences import Splitter
+from revox.serving.speaking import Speaker, Utterance, speaker_for
+from revox.serving.speech_request import SessionConfig, parse
+from revox.serving.state import ServerState, asked_by, state_of
+
+router = APIRouter(prefix="/v1/audio", tags=["speech"])
+
+log = logging.getLogger("revox.serving")
+
+CONFIG_SECONDS = 10.0
+"""From the connection to session.config."""
+IDLE_SECONDS = 30.0
+"""Between a message and the next, while nothing is spoken."""
+AHEAD = 64
+"""Messages that are read while others are worked on; then the client's network waits."""
+
+
+@router.websocket("/speech/stream")
+async def speech_socket(socket: WebSocket) -> None:
+    """Text in pieces, audio out per sentence."""
+    await socket.accept()
+    await Session(socket, state_of(socket), asked_by(socket)).run()
+
+
+class Session:
+    """One connection: its settings hold for every utterance until others are sent."""
+
+    def __init__(self, socket: WebSocket, state: ServerState, asked_by: str) -> None:
+        self.socket, self.state, self.asked_by = socket, state, asked_by
+        self._inbox: asyncio.Queue[str | None] = asyncio.Queue(AHEAD)
+        self._config: SessionConfig | None = None
+        self._speaker: Speaker | None = None
+        self._splitter = Splitter("sentence")
+        self._open = False  # an utterance has begun
+        self._utterance = 0
+        self._sentence = 0
+
+    async def run(self) -> None:
+        """Serve until either side ends it."""
+        reading = asyncio.ensure_future(self._read())
+        working = asyncio.ensure_future(self._work())
+        try:
+            await asyncio.wait({reading, working}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (reading, working):
+                task.cancel()
+            ends = await asyncio.gather(reading, working, return_exceptions=True)
+            for end in ends:
+                gone = isinstance(end, WebSocketDisconnect | OSError) or not self._connected
+                if isinstance(end, Exception) and not gone:
+                    log.error("a WebSocket session failed", exc_info=end)
+            if self._connected:
+                with contextlib.suppress(RuntimeError, OSError):
+                    await self.socket.close()
+
+    @property
+    def _connected(self) -> bool:
+        return self.socket.client_state == WebSocketState.CONNECTED
+
+    async def _read(self) -> None:
+        """Put messages into the inbox until the client is gone."""
+        while True:
+            message = await self.socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            text = message.get("text")
+            await self._inbox.put(text if text is not None else "")
+
+    async def _work(self) -> None:
+        while True:
+            patience = CONFIG_SECONDS if self._config is None else IDLE_SECONDS
+            try:
+                raw = await asyncio.wait_for(self._inbox.get(), patience)
+            except asyncio.TimeoutError:
+                what = "session.config" if self._config is None else "message"
+                await self._error(ApiError(408, f"no {what} came within {patience:g} s"))
+                return
+            try:
+                if not await self._handle(raw or ""):
+                    return
+            except (WebSocketDisconnect, OSError):
+                raise
+            except Exception as error:
+                await self._error(as_api_error(error))
+                if self._config is None:
+                    return
+
+    async def _handle(self, raw: str) -> bool:
+        """One message; False ends the session. Raises ApiError on one that cannot be followed."""
+        message = _message(raw, self.state.settings.max_body_bytes)
+        kind = message.pop("type", None)
+        if kind == "session.close":
+            return False
+        if kind == "session.config":
+            await self._configure(message)
+        elif self._config is None:
+            raise ApiError(400, f"the first message is session.config, not {kind!r}", param="type")
+        elif kind == "input.text":
+            await self._text(message)
+        elif kind == "input.done":
+            await self._done()
+        else:
+            raise ApiError(
+                400,
+                f"there is no message {kind!r}; send session.config, input.text, input.done or session.close",
+                param="type",
+            )
+        return True
+
+    async def _configure(self, message: dict[str, Any]) -> None:
+        if self._open:
+            raise ApiError(409, "session.config cannot change what is being said; send input.done first")
+        config = parse(SessionConfig, message)
+        if config.stream_audio and config.response_format != "pcm":
+            raise ApiError(
+                400, "stream_audio sends raw samples; take response_format pcm", param="response_format"
+            )
+        speaker = await speaker_for(self.state, config, self.asked_by, streaming=config.stream_audio)
+        self._config, self._speaker = config, speaker
+        self._splitter = Splitter(config.split_granularity)
+
+    async def _text(self, message: dict[str, Any]) -> None:
+        text = message.get("text")
+        if not isinstance(text, str):
+            raise ApiError(422, "input.text has a text, which is a string", param="text")
+        limit = self.state.settings.max_text_characters
+        if self._splitter.pending + len(text) > limit:
+            raise ApiError(
+                400,
+                f"more than {limit:,} characters would wait for the end of a sentence; this piece is left "
+                "out: send input.done, or shorter sentences",
+                param="text",
+                code="input_too_long",
+            )
+        self._open = self._open or bool(text)
+        for sentence in self._splitter.feed(text):
+            await self._speak(sentence)
+
+    async def _done(self) -> None:
+        for sentence in self._splitter.flush():
+            await self._speak(sentence)
+        await self.socket.send_json(
+            {
+                "type": "session.done",
+                "utterance_index": self._utterance,
+                "total_sentences": self._sentence,
+            }
+        )
+        self._utterance, self._sentence, self._open = self._utterance + 1, 0, False
+
+    async def _speak(self, sentence: str) -> None:
+        assert self._config is not None
+        assert self._speaker is not None
+        streaming, format = self._config.stream_audio, self._config.response_format
+        where = {"utterance_index": self._utterance, "sentence_index": self._sentence}
+        start: dict[str, Any] = {"type": "audio.start", **where, "sentence_text": sentence, "format": format}
+        if format == "pcm":
+            start["sample_rate"] = self._config.sample_rate or self.state.tts.sampling_rate
+        record = self._speaker.record()
+        if record is not None:
+            start["mark"] = record.plain()
+        await self.socket.send_json(start)
+        sent, failed = 0, False
+        utterance: Utterance | None = None
+        try:
+            utterance = await self._speaker.utterance(sentence, streaming=streaming)
+            if streaming:
+                async for data in utterance.pieces():
+                    await self.socket.send_bytes(data)
+                    sent += len(data)
+            else:
+                data = await utterance.whole()
+                await self.socket.send_bytes(data)
+                sent = len(data)
+        except (WebSocketDisconnect, OSError):
+            raise
+        except Exception as error:
+            failed = True
+            await self._error(as_api_error(error), partial=sent > 0)
+        finally:
+            if utterance is not None:
+                utterance.stream.cancel()
+        done: dict[str, Any] = {"type": "audio.done", **where, "total_bytes": sent, "error": failed}
+        if utterance is not None and not failed:
+            done["usage"] = utterance.usage.body()
+        await self.socket.send_json(done)
+        self._sentence += 1
+
+    async def _error(self, error: ApiError, partial: bool = False) -> None:
+        told: dict[str, Any] = {"type": "error", "message": error.message, **error.body()}
+        if partial:
+            told.update(partial_audio=True, action="discard")
+        await self.socket.send_json(told)
+
+
+def _message(raw: str, limit: int) -> dict[str, Any]:
+    if len(raw) > limit:
+        raise ApiError(413, f"a message has at most {limit:,} characters", code="body_too_large")
+    try:
+        message = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise ApiError(400, "a message is a JSON object with a type, sent as text") from None
+    if not isinstance(message, dict):
+        raise ApiError(400, "a message is a JSON object with a type, sent as text")
+    return message

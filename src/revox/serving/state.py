@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 if TYPE_CHECKING:
     from revox.api import Revox
     from revox.checkpoint.voices import Voice
+    from revox.marking import Signer
     from revox.serving.engine import Engine
     from revox.serving.metrics import Metrics
     from revox.serving.settings import ServeSettings
@@ -83,6 +84,7 @@ class ServerState:
     references: ReferenceResolver = field(init=False)
     voices: VoiceStore = field(init=False)
     keys: KeyRing = field(init=False)
+    signer: Signer | None = None
     draining: bool = False
 
 

@@ -1,0 +1,180 @@
+"""`revox serve`: a checkpoint behind an OpenAI-compatible HTTP API."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import socket
+
+    from fastapi import FastAPI
+
+    from revox.serving.settings import ServeSettings
+
+
+def command(
+    checkpoint: Annotated[str, typer.Argument(help="The checkpoint's folder, or a hub id.")],
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; 0.0.0.0 is every network, for which keys are wise.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps; else the accelerator if there is one.")
+    ] = None,
+    model_name: Annotated[
+        str | None, typer.Option(help="The model's id in the API; else the folder's name.")
+    ] = None,
+    voices_folder: Annotated[
+        Path | None, typer.Option(help="Where uploaded voices are kept; else in the user's data folder.")
+    ] = None,
+    keep_samples: Annotated[
+        bool, typer.Option("--keep-samples", help="Keep the recordings of uploaded voices too.")
+    ] = False,
+    clone_by: Annotated[
+        str | None,
+        typer.Option(
+            help="encoder or inversion: how recordings become voices; else by the encoder where there is one."
+        ),
+    ] = None,
+    clone_seconds: Annotated[float, typer.Option(help="Seconds that an inversion may take.")] = 60.0,
+    consent_statement: Annotated[
+        str | None,
+        typer.Option(help="Your own statement for ref_audio that comes without consent; it is logged."),
+    ] = None,
+    allowed_folder: Annotated[
+        Path | None, typer.Option(help="file:// recordings may be read below this folder; else not at all.")
+    ] = None,
+    allow_urls: Annotated[
+        bool, typer.Option("--allow-urls", help="Fetch http(s) recordings, never from private networks.")
+    ] = False,
+    api_keys: Annotated[
+        Path | None, typer.Option(help="The file of API keys; without it everybody who can connect may ask.")
+    ] = None,
+    rate_limit: Annotated[
+        int | None, typer.Option(min=1, help="Requests a minute for a key without a limit of its own.")
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="A web origin whose pages may call the API; may be given again."),
+    ] = None,
+    max_streams: Annotated[int, typer.Option(min=1, max=256, help="Utterances spoken together.")] = 8,
+    max_queue: Annotated[int, typer.Option(min=0, help="Utterances that may wait; more are a 429.")] = 64,
+    max_text_characters: Annotated[int, typer.Option(min=1, help="The longest text of a request.")] = 4096,
+    max_reference_seconds: Annotated[float, typer.Option(help="The longest recording taken.")] = 300.0,
+    max_body_bytes: Annotated[int, typer.Option(min=1024, help="The largest body taken.")] = 16 << 20,
+    max_voices: Annotated[int, typer.Option(min=0, help="Uploaded voices kept at most.")] = 1000,
+    drain_seconds: Annotated[float, typer.Option(min=0, help="Time to finish in after SIGTERM.")] = 30.0,
+    marking: Annotated[
+        bool, typer.Option(help="Mark what is spoken as synthetic, in files and headers.")
+    ] = True,
+    sign_certificate: Annotated[
+        Path | None, typer.Option(help="Certificate chain (PEM) that signs marks; else one is made here.")
+    ] = None,
+    sign_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+) -> None:
+    """Serve CHECKPOINT over HTTP, as OpenAI's and vllm-omni's clients expect it.
+
+    Only this machine can connect unless --host says otherwise. Ctrl-C or SIGTERM lets what is being spoken
+    finish, and ends.
+    """
+    options = {name: value for name, value in locals().items() if name not in ("cors_origin", "revision")}
+    from revox.serving.errors import ServeError
+
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+        import websockets  # noqa: F401
+    except ImportError as error:
+        raise ServeError(
+            f"serving needs {error.name}, which is not installed: pip install 'revox[serve]'"
+        ) from None
+    from revox.serving.settings import settings_from
+
+    settings = settings_from(**options, cors_origins=tuple(cors_origin or ()))
+    # A port that is taken is said before gigabytes are read.
+    listener = _listen(settings)
+    import revox
+    from revox.checkpoint.locate import locate
+    from revox.serving.app import create_app
+
+    folder = locate(checkpoint, revision)
+    if settings.model_name is None:
+        settings = settings.model_copy(update={"model_name": _model_name(checkpoint, folder)})
+    tts = revox.load(folder, device=settings.device)
+    app = create_app(settings, tts)
+    _say(_greeting(settings, listener, tts))
+    _run(app, settings, listener)
+
+
+def _model_name(checkpoint: str, folder: Path) -> str:
+    """A hub id is its own name; a folder goes by its last part."""
+    return folder.resolve().name if Path(checkpoint).expanduser().exists() else checkpoint
+
+
+def _listen(settings: ServeSettings) -> socket.socket:
+    import socket
+
+    from revox.serving.errors import ServeError
+
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise ServeError(
+            f"cannot listen on {settings.host} port {settings.port} ({error.strerror or error}); "
+            "choose another --port or --host"
+        ) from None
+    return listener
+
+
+def _greeting(settings: ServeSettings, listener: socket.socket, tts: Any) -> str:
+    host, port = listener.getsockname()[:2]
+    name = f"[{host}]" if ":" in host else host
+    url = f"http://{name}:{port}"
+    lines = [
+        f"revox serves {settings.served_name!r} with {len(tts.voices())} voices on {tts.model.device.type}",
+        f"API      {url}/v1    (any api_key will do)" if settings.api_keys is None else f"API      {url}/v1",
+        f"Docs     {url}/docs",
+    ]
+    if settings.api_keys is None and host not in ("127.0.0.1", "::1"):
+        lines.append("Everybody who reaches this address may speak and clone; --api-keys FILE closes it.")
+    if not settings.marking:
+        lines.append("Marking is off: what is spoken does not say that it is synthetic.")
+    return "\n".join(lines)
+
+
+def _run(app: FastAPI, settings: ServeSettings, listener: socket.socket) -> None:
+    import logging
+
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            # From now on /ready says no, so that balancers send nobody else.
+            app.state.revox.draining = True
+            super().handle_exit(sig, frame)
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws_max_size=settings.max_body_bytes,
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+    )
+    listener.listen(128)
+    Server(config).run(sockets=[listener])
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
