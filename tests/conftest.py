@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,14 @@ def write_checkpoint(folder: Path, model: Voxtral) -> Path:
         torch.save(tensor, folder / "voice_embedding" / f"{name}.pt")
     write_tekken(folder / "tekken.json", {name: len(tensor) for name, tensor in rows.items()})
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Signing key and log of marks go to a folder of the tests, never to the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REVOX_STATE", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -100,7 +100,7 @@ def test_the_text_may_come_from_a_file_or_from_standard_input(speak, usual, tmp_
     file = tmp_path / "text.txt"
     file.write_bytes(b"\xef\xbb\xbf" + SENTENCE.encode() + b"\r\n")
     said = [
-        speak(*usual, "-o", "-", *source, stdin=stdin).stdout
+        read_audio(speak(*usual, "-o", "-", *source, stdin=stdin).stdout).samples.tobytes()
         for source, stdin in (
             ([SENTENCE], b""),
             (["--file", file], b""),

@@ -14,11 +14,15 @@ COMMANDS = {
     "doctor": ("revox.cli.doctor_command", "command", False),
     "clone": ("revox.cli.clone_command", "command", False),
     "speak": ("revox.cli.speak_command", "command", False),
+    "verify": ("revox.cli.verify_command", "command", False),
     "voice": ("revox.cli.voice_command", "app", True),
     "inject": ("revox.cli.inject_command", "command", False),
     "encoder": ("revox.cli.encoder_command", "app", True),
     "evaluate": ("revox.cli.evaluate_command", "app", True),
     "train": ("revox.cli.train_command", "app", True),
+    "deploy": ("revox.cli.deploy_command", "app", True),
+    "serve": ("revox.cli.serve_command", "command", False),
+    "keys": ("revox.cli.keys_command", "app", True),
     "lab": ("revox.cli.lab_command", "app", True),
 }
 
@@ -65,7 +69,10 @@ def user_errors() -> tuple[type[Exception], ...]:
     from revox.cloning.errors import CloneError
     from revox.evaluation.errors import EvaluationError
     from revox.lab.errors import LabError
+    from revox.marking.errors import MarkError
     from revox.metrics.errors import MetricError
+    from revox.serving.deploy_errors import DeployError
+    from revox.serving.errors import ServeError
     from revox.speech.errors import AudioError
     from revox.synthesis.errors import SpeakError
     from revox.training.errors import TrainingError
@@ -73,9 +80,12 @@ def user_errors() -> tuple[type[Exception], ...]:
     return (
         CheckpointError,
         CloneError,
+        DeployError,
         EvaluationError,
         LabError,
+        MarkError,
         MetricError,
+        ServeError,
         AudioError,
         SpeakError,
         TrainingError,

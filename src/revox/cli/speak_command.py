@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from revox.api import Revox
     from revox.checkpoint.voices import Voice
+    from revox.marking import MarkRecord, Signer
     from revox.speech import Audio
 
 
@@ -50,8 +51,25 @@ def command(
         str | None, typer.Option(help="cpu, cuda, cuda:1, mps; else the accelerator if there is one.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    no_mark: Annotated[
+        bool, typer.Option("--no-mark", help="Do not mark the file as synthetic; that is logged.")
+    ] = False,
+    signing_certificate: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="REVOX_SIGNING_CERTIFICATE",
+            help="PEM chain that signs the mark; else one made on this machine.",
+        ),
+    ] = None,
+    signing_key: Annotated[
+        Path | None, typer.Option(envvar="REVOX_SIGNING_KEY", help="Its private key, PEM without a password.")
+    ] = None,
+    log_text: Annotated[
+        bool, typer.Option("--log-text", help="Keep the text too in the log of what was spoken.")
+    ] = False,
 ) -> None:
-    """Speak TEXT in a voice of a checkpoint."""
+    """Speak TEXT in a voice of a checkpoint; the file is marked as synthetic."""
+    from revox.marking import new_record
     from revox.speech import format_for
 
     words = _text(text, file)
@@ -65,24 +83,27 @@ def command(
     # A voice that is not there is said before gigabytes are read.
     folder = locate(checkpoint, revision)
     spoken_in = load_voice(folder, voice)
+    record = new_record(_model_name(checkpoint), voice)
+    signer = None if no_mark else _signer(signing_certificate, signing_key)
     tts = revox.load(folder, device=device)
     options: dict[str, Any] = {"seed": seed, "cfg": cfg, "flow_steps": flow_steps, "max_seconds": max_seconds}
     started = time.perf_counter()
     if target is None and kind == "pcm":
         # Raw samples can be heard while they are made: `... -o - --format pcm | aplay -r 24000 -f S16_LE`.
-        seconds, cut = _write_stream(tts, words, spoken_in, options)
+        seconds, cut, digest = _write_stream(tts, words, spoken_in, options)
     else:
         with _progress() as spoken:
             audio = tts.speak(words, spoken_in, progress=spoken, **options)
-        _write(audio, target, kind)
+        digest = _write(audio, target, kind, None if no_mark else record, signer)
         seconds, cut = audio.seconds, audio.truncated
     took = time.perf_counter() - started
+    how = _log(record, kind, digest, signer, no_mark, words if log_text else None)
     if cut:
         _say(_why_cut(seconds, max_seconds))
     _say(
         f"{target or 'standard output'}: {seconds:.2f} s of speech in {took:.2f} s, real-time factor "
         f"{took / seconds:.3f} ({tts.model.device.type}, {str(tts.model.dtype).removeprefix('torch.')}), "
-        f"voice {voice}, seed {seed}"
+        f"voice {voice}, seed {seed}{how}"
     )
 
 
@@ -122,33 +143,85 @@ def _target(output: str) -> Path | None:
     return path
 
 
-def _write(audio: Audio, target: Path | None, kind: str) -> None:
-    from revox.speech import write_audio
+def _model_name(checkpoint: str) -> str:
+    """What a mark calls the model: the folder's name, not where it lies, or the hub id as it is."""
+    folder = Path(checkpoint).expanduser()
+    return (folder.resolve().name or "checkpoint")[:200] if folder.exists() else checkpoint
+
+
+def _signer(certificate: Path | None, key: Path | None) -> Signer | None:
+    """Who signs. Without the libraries, or a place to keep a key, marks are tags only, and that is said."""
+    from revox.marking import MarkError, load_signer
+
+    try:
+        signer = load_signer(certificate, key)
+    except MarkError as error:
+        if certificate is not None or key is not None:
+            raise
+        _say(f"{error}; marked by tags only")
+        return None
+    if signer is None:
+        _say("marked by tags only; what signs a manifest comes with: pip install 'revox[mark]'")
+    return signer
+
+
+def _write(
+    audio: Audio, target: Path | None, kind: str, record: MarkRecord | None, signer: Signer | None
+) -> str:
+    """Write the audio, marked unless there is no record; returns the SHA-256 of what was written."""
+    from revox.marking import mark_bytes, sha256_of, write_data
+    from revox.speech import encode_audio
 
     if audio.samples.size == 0:
         _refuse_silence()
+    data, clipped = encode_audio(audio, kind)
+    if record is not None:
+        data = mark_bytes(data, kind, record=record, signer=signer)
+    write_data(sys.stdout.buffer if target is None else target, data)
     if target is None:
-        clipped = write_audio(sys.stdout.buffer, audio, kind)
         sys.stdout.buffer.flush()
-    else:
-        clipped = write_audio(target, audio, kind)
     if clipped:
         _say(f"{clipped} samples were beyond full scale and clipped")
+    return sha256_of(data)
 
 
-def _write_stream(tts: Revox, text: str, voice: Voice, options: dict[str, Any]) -> tuple[float, bool]:
-    from revox.speech import write_audio
+def _log(
+    record: MarkRecord, kind: str, digest: str, signer: Signer | None, no_mark: bool, text: str | None
+) -> str:
+    """Log what was spoken, say what has no mark, and return what the last line says of the mark."""
+    from revox.marking import MarkError, how_marked, log_mark
 
-    seconds, cut = 0.0, False
+    how = "none" if no_mark else how_marked(kind, signer)
+    try:
+        log = log_mark(record, format=kind, sha256=digest, how=how, text=text)
+    except MarkError as error:
+        _say(f"not logged: {error}")
+        log = None
+    logged = f" ({log} has a line about it)" if log else ""
+    if no_mark:
+        _say(f"not marked as synthetic, because of --no-mark{logged}")
+    elif how == "none":
+        _say(f"raw samples have no place for a mark: say where you use them that they are synthetic{logged}")
+    return {"manifest": ", marked as synthetic", "tags": ", marked as synthetic by tags"}.get(how, "")
+
+
+def _write_stream(tts: Revox, text: str, voice: Voice, options: dict[str, Any]) -> tuple[float, bool, str]:
+    import hashlib
+
+    from revox.speech import encode_audio
+
+    seconds, cut, digest = 0.0, False, hashlib.sha256()
     with _progress() as spoken:
         for chunk in tts.stream(text, voice, **options):
-            write_audio(sys.stdout.buffer, chunk, "pcm")
+            data, _ = encode_audio(chunk, "pcm")
+            digest.update(data)
+            sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
             seconds, cut = seconds + chunk.seconds, chunk.truncated
             spoken(seconds)
     if not seconds:
         _refuse_silence()
-    return seconds, cut
+    return seconds, cut, digest.hexdigest()
 
 
 def _refuse_silence() -> None:

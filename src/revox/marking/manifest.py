@@ -67,15 +67,16 @@ def add_manifest(data: bytes, format: str, record: MarkRecord, signer: Signer) -
     return marked.getvalue()
 
 
-def read_manifest(data: bytes, media_type: str | None, trust: str | None = None) -> dict[str, Any] | None:
-    """c2pa's own report of the manifest in `data`, None when there is none; `trust` is PEM certificates.
+def read_manifest(data: bytes, media_type: str | None, trust: str = "") -> dict[str, Any] | None:
+    """c2pa's own report of the manifest in `data`, None when there is none or no container that takes one.
 
-    Raises MarkError when there is one that cannot be read.
+    media_type None lets c2pa find out. `trust` is PEM certificates of authorities that are believed. Raises
+    MarkError when there is a manifest that cannot be read.
     """
     import c2pa
 
     settings: dict[str, Any] = dict(_SETTINGS)
-    if trust is not None:
+    if trust:
         settings["trust"] = {"user_anchors": trust}
     try:
         with c2pa.Context(c2pa.Settings.from_dict(settings)) as context:
@@ -84,6 +85,8 @@ def read_manifest(data: bytes, media_type: str | None, trust: str | None = None)
                 return None
             with reader:
                 return json.loads(reader.json())
+    except c2pa.C2paError.NotSupported:
+        return None
     except c2pa.C2paError as error:
         raise MarkError(f"the manifest cannot be read ({_first_line(error)})") from None
 

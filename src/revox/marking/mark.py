@@ -25,8 +25,15 @@ class Marked:
 
     data: bytes
     clipped: int
-    manifest: bool
-    tags: bool
+    how: str
+
+
+def how_marked(format: str, signer: Signer | None) -> str:
+    """How `mark_bytes` marks a format: by "manifest" (and tags), by "tags", or "none"."""
+    name = format_for(None, format)
+    if name in UNMARKABLE:
+        return "none"
+    return "manifest" if signer is not None and name in MEDIA_TYPES else "tags"
 
 
 def mark_bytes(data: bytes, format: str, *, record: MarkRecord, signer: Signer | None) -> bytes:
@@ -37,12 +44,13 @@ def mark_bytes(data: bytes, format: str, *, record: MarkRecord, signer: Signer |
     is not audio of that format.
     """
     name = format_for(None, format)
-    if name in UNMARKABLE:
+    how = how_marked(name, signer)
+    if how == "none":
         return data
-    signed = signer is not None and name in MEDIA_TYPES
-    tagged = add_tags(data, name, record, manifest=signed)
-    # Last, since the manifest covers the tags too.
-    return add_manifest(tagged, name, record, signer) if signer is not None and signed else tagged
+    tagged = add_tags(data, name, record, manifest=how == "manifest")
+    if signer is None or how != "manifest":
+        return tagged
+    return add_manifest(tagged, name, record, signer)  # last, since it covers the tags too
 
 
 def mark_file(
@@ -61,11 +69,7 @@ def mark_file(
         data = path.read_bytes()
     except OSError as error:
         raise MarkError(f"{path} cannot be read ({error.strerror}); check the path") from None
-    marked = mark_bytes(data, name, record=record, signer=signer)
-    try:
-        replace_file(path, marked)
-    except OSError as error:
-        raise MarkError(f"{path} cannot be written ({error.strerror}); it is left as it was") from None
+    write_data(path, mark_bytes(data, name, record=record, signer=signer))
 
 
 def write_marked(
@@ -84,11 +88,22 @@ def write_marked(
     name = format_for(path, format)
     data, clipped = encode_audio(audio, name)
     data = mark_bytes(data, name, record=record, signer=signer)
-    if path is None:
-        target.write(data)  # type: ignore[union-attr]
-    elif path.exists() and not path.is_file():  # /dev/stdout, a named pipe
-        path.write_bytes(data)
-    else:
-        replace_file(path, data)
-    tags = name not in UNMARKABLE
-    return Marked(data, clipped, tags and signer is not None and name in MEDIA_TYPES, tags)
+    write_data(target, data)
+    return Marked(data, clipped, how_marked(name, signer))
+
+
+def write_data(target: str | os.PathLike[str] | BinaryIO, data: bytes) -> None:
+    """Write a whole file's bytes to a path (beside, then renamed) or a binary file. Raises MarkError."""
+    if not isinstance(target, str | os.PathLike):
+        target.write(data)
+        return
+    path = Path(target)
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # /dev/stdout, a named pipe
+            path.write_bytes(data)
+        else:
+            replace_file(path, data)
+    except FileNotFoundError:
+        raise MarkError(f"there is no folder {path.parent}; create it or choose another path") from None
+    except OSError as error:
+        raise MarkError(f"{path} cannot be written ({error.strerror}); choose another path") from None

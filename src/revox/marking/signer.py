@@ -17,8 +17,9 @@ from typing import Any
 
 from revox.marking.errors import MarkError
 
-MADE_NAME = "revox, made on the spot"
+MADE_NAME = "self-made by revox"
 _YEARS = 20  # without a time stamp a manifest is valid as long as its certificate is
+_KEPT = "signing.pem"
 _ENOUGH = "pip install 'revox[mark]'"
 
 
@@ -58,7 +59,7 @@ def load_signer(
         return _kept(Path(folder) if folder is not None else state_folder())
     if not can_sign():
         raise MarkError(f"signing needs c2pa-python and cryptography, which are not installed: {_ENOUGH}")
-    return _checked(_read(certificate), _read(key), f"{certificate} and {key}", made_here=False)
+    return _checked(read_pem(certificate), read_pem(key), f"{certificate} and {key}", made_here=False)
 
 
 def can_sign() -> bool:
@@ -71,7 +72,8 @@ def can_sign() -> bool:
     return True
 
 
-def _read(path: str | os.PathLike[str]) -> str:
+def read_pem(path: str | os.PathLike[str]) -> str:
+    """The text of a PEM file. Raises MarkError when it cannot be one."""
     path = Path(path).expanduser()
     try:
         if path.stat().st_size > 1 << 20:
@@ -125,24 +127,30 @@ def _algorithm(key: Any, what: str) -> str:
 
 def _kept(folder: Path) -> Signer:
     """The pair in one file, so that two first uses at a time cannot mix theirs: the first to link it wins."""
-    path = folder / "signing.pem"
     for _ in range(3):
-        try:
-            text = path.read_text(encoding="ascii")
-        except FileNotFoundError:
-            _make(path)
-            continue
-        except (OSError, UnicodeDecodeError) as error:
-            said = getattr(error, "strerror", None) or "no PEM"
-            raise MarkError(f"{path} cannot be read ({said}); remove it and it is made anew") from None
-        cut = text.find("-----BEGIN CERTIFICATE-----")
-        if cut < 1:
-            raise MarkError(f"{path} is damaged; remove it and it is made anew")
-        try:
-            return _checked(text[cut:], text[:cut], str(path), made_here=True)
-        except MarkError as error:
-            raise MarkError(f"{error}; remove {path} and it is made anew") from None
-    raise MarkError(f"{path} disappears as soon as it is written; check that folder")
+        if signer := kept_signer(folder):
+            return signer
+        _make(folder / _KEPT)
+    raise MarkError(f"{folder / _KEPT} disappears as soon as it is written; check that folder")
+
+
+def kept_signer(folder: Path) -> Signer | None:
+    """The made pair of `folder`, None when none was made yet. Raises MarkError when it is damaged."""
+    path = folder / _KEPT
+    try:
+        text = path.read_text(encoding="ascii")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        said = getattr(error, "strerror", None) or "no PEM"
+        raise MarkError(f"{path} cannot be read ({said}); remove it and it is made anew") from None
+    cut = text.find("-----BEGIN CERTIFICATE-----")
+    if cut < 1:
+        raise MarkError(f"{path} is damaged; remove it and it is made anew")
+    try:
+        return _checked(text[cut:], text[:cut], str(path), made_here=True)
+    except MarkError as error:
+        raise MarkError(f"{error}; remove {path} and it is made anew") from None
 
 
 def _make(path: Path) -> None:
@@ -192,7 +200,7 @@ def _made_pair() -> str:
     # The number tells one machine's pair from another's, and nothing of the machine or its user.
     number = secrets.token_hex(4)
     authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    authority_name = name(f"revox authority {number} (self-made)")
+    authority_name = name(f"revox authority {number}")
     now = datetime.now(timezone.utc).replace(microsecond=0)
     ends = now + timedelta(days=round(365.25 * _YEARS))
 
@@ -215,7 +223,7 @@ def _made_pair() -> str:
         .sign(authority_key, hashes.SHA256())
     )
     certificate = (
-        begun(name(f"revox {number} (self-made)"), key.public_key())
+        begun(name(f"revox {number}"), key.public_key())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(usage(digital_signature=True), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), critical=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from revox.marking.errors import MarkError
@@ -30,7 +31,6 @@ def add_tags(data: bytes, format: str, record: MarkRecord, manifest: bool) -> by
     import av
 
     note = {**record.plain(), "manifest": manifest, "sound": sound_hash(data)}
-    comment = f"{SENTENCE} {json.dumps(note, sort_keys=True, separators=(',', ':'))}"
     kind = FORMATS[format]
     options = {"fflags": "+bitexact"}
     if kind.container == "adts":
@@ -45,7 +45,7 @@ def add_tags(data: bytes, format: str, record: MarkRecord, manifest: bool) -> by
             copy = target.add_stream_from_template(stream)
             # Ogg keeps its comments with the stream, the others with the file.
             holder = copy if kind.container == "ogg" else target
-            holder.metadata.update({KEY: comment, _CUSTOM_KEY: record.source_type})
+            holder.metadata.update({KEY: _comment(note), _CUSTOM_KEY: record.source_type})
             for packet in source.demux(stream):
                 if packet.dts is not None:
                     packet.stream = copy
@@ -53,6 +53,15 @@ def add_tags(data: bytes, format: str, record: MarkRecord, manifest: bool) -> by
     except (av.error.FFmpegError, IndexError, ValueError) as error:
         raise MarkError(f"the audio cannot be tagged as {format} ({error}); encode it again") from None
     return tagged.getvalue()
+
+
+def stream_tags(record: MarkRecord) -> dict[str, str]:
+    """Metadata for a container written while it is spoken: the record, without a hash of the sound."""
+    return {KEY: _comment(record.plain()), _CUSTOM_KEY: record.source_type}
+
+
+def _comment(note: Mapping[str, object]) -> str:
+    return f"{SENTENCE} {json.dumps(note, sort_keys=True, separators=(',', ':'))}"
 
 
 def read_tags(data: bytes) -> dict[str, Any] | None:
@@ -98,6 +107,8 @@ def sound_hash(data: bytes) -> str:
         with _opened(data) as container:
             stream = container.streams.audio[0]
             context = stream.codec_context
+            if context is None:  # a codec that nobody knows
+                raise ValueError
             digest.update(f"{context.name} {context.sample_rate} {context.channels} ".encode())
             digest.update(context.extradata or b"")
             for packet in container.demux(stream):
