@@ -108,6 +108,8 @@ class Revox:
         consent: str,
         name: str = "clone",
         transcript: str | None = None,
+        method: str = "auto",
+        refine: int = 0,
         budget: float | None = None,
         seed: int = 0,
         quick_encoder: bool = False,
@@ -124,24 +126,33 @@ class Revox:
             transcript: what is said in the recording, if known; the search then asks the language model how
                 well the codes say it, and it is kept with the voice. The recording is then used whole, and
                 must be no longer than 30 s.
-            quick_encoder: let a first guess of the codes be made by an encoder that is trained for this
-                checkpoint, once, in the time that `QuickEncoderTraining.seconds` allows.
+            quick_encoder: let inversion's first guess of the codes be made by an encoder that is trained for
+                this checkpoint, once, in the time that `QuickEncoderTraining.seconds` allows.
+            method: "auto" takes the codes from the checkpoint's encoder, at once, where it has one, and
+                searches for them where it has none; "encoder" and "inversion" insist on one, "best" goes both
+                ways and keeps the better codes.
+            refine: steps of search that improve the encoder's codes; what is worse than they were is not
+                kept.
             budget: seconds that the search for its codes may take.
             seed: the same seed gives the same voice.
             progress: told how the search is going.
 
-        Raises AudioError on a recording that cannot be used, CloneError without consent.
+        Raises AudioError on a recording that cannot be used, CloneError without consent or for settings that
+        this checkpoint has no use for.
         """
-        from revox.cloning.clone import clone_voice
+        from revox.cloning.clone import choose_ways, clone_voice
         from revox.cloning.opinion import opinion_on
 
+        has_encoder = self.model.audio_tokenizer.has_encoder
+        ways = choose_ways(has_encoder, method, refine, budget, quick_encoder=quick_encoder)
+        searches = ways != ("encoder",)
         if isinstance(reference, Audio):
             audio, source = reference, None
         else:
             source = Path(reference)
             audio = read_audio(source)
         opinion = None
-        if transcript is not None:
+        if transcript is not None and searches:
             tokens_of = partial(self.prompter.tokens_for_rows, transcript)
             opinion = opinion_on(self.model, tokens_of, self.prompter.audio_token)
         cloned = clone_voice(
@@ -152,10 +163,12 @@ class Revox:
             encoder=self._quick_encoder if quick_encoder else None,
             consent=consent,
             name=name,
+            method=method,
+            refine_steps=refine,
             budget=budget,
             seed=seed,
             progress=progress,
-            presets=self._preset_codes,
+            presets=self._preset_codes if searches else (),
             source=source,
         )
         return cloned.voice

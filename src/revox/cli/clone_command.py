@@ -38,6 +38,17 @@ def command(
             help="What is said in CLIP (30 s at most), or @FILE: the language model is then asked as well."
         ),
     ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|encoder|inversion|best",
+            help="Where the codes come from: the checkpoint's encoder if it has one, else inversion (auto); "
+            "or both, and the better ones are kept (best).",
+        ),
+    ] = "auto",
+    refine: Annotated[
+        int, typer.Option(min=0, help="Steps of inversion that improve the encoder's codes.")
+    ] = 0,
     quick_encoder: Annotated[
         bool,
         typer.Option(
@@ -55,7 +66,7 @@ def command(
         Path | None, typer.Option(help="Also write the reference as the cloned codes sound, to this file.")
     ] = None,
 ) -> None:
-    """Clone a voice from CLIP with the weights as released, and add it to the checkpoint.
+    """Clone a voice from CLIP and add it to the checkpoint, with its encoder if it has one, or by search.
 
     Ctrl-C ends the search and keeps the best voice found so far. If it cannot be added (a full disk, a name
     taken meanwhile), its codes are written to a file that `revox voice add` takes.
@@ -76,6 +87,14 @@ def command(
     rate = read_params(folder).voxtral_config().codec.sampling_rate
     check_voice_free(folder, name, overwrite, force)
     check_writable(folder)
+    from revox.checkpoint.inspect import inspect
+    from revox.cloning.clone import choose_ways
+
+    encoder_there = inspect(folder).encoder
+    ways = choose_ways(encoder_there == "complete", method, refine, budget, steps, quick_encoder)
+    searches = ways != ("encoder",)
+    if encoder_there == "partial":
+        console.print("[yellow]a part of an encoder is in the weights, and left off: inverting[/]")
     from revox.speech import AudioError, format_for, read_audio, select_reference, write_audio
 
     if decoded is not None:
@@ -96,23 +115,24 @@ def command(
 
     check_transcript(said)
     # The whole model is read only to be asked about a transcript.
-    model = load_model(folder, dtype=torch.float32, parts=PARTS if said is None else WHOLE)
-    presets = preset_codes(folder, model)
+    asked = said is not None and searches
+    model = load_model(folder, dtype=torch.float32, parts=WHOLE if asked else PARTS)
+    presets = preset_codes(folder, model) if searches else []
     encoder = _quick_encoder(console, model, presets) if quick_encoder and presets else None
     opinion = None
-    if said is not None:
+    if asked:
         from functools import partial
 
         from revox.cloning.opinion import opinion_on
         from revox.synthesis.prompt import Prompter
 
         prompter = Prompter(folder)
-        opinion = opinion_on(model, partial(prompter.tokens_for_rows, said), prompter.audio_token)
+        opinion = opinion_on(model, partial(prompter.tokens_for_rows, said or ""), prompter.audio_token)
     with _Progress(console) as progress:
         cloned = clone_voice(
-            model, audio, consent=consent or "", name=name, budget=budget, steps=steps, seed=seed,
-            progress=progress, presets=presets, source=clip, selection=selection,
-            encoder=encoder, transcript=said, opinion=opinion,
+            model, audio, consent=consent or "", name=name, method=method, refine_steps=refine,
+            budget=budget, steps=steps, seed=seed, progress=progress, presets=presets, source=clip,
+            selection=selection, encoder=encoder, transcript=said, opinion=opinion,
         )  # fmt: skip
     voice = cloned.voice
     with _kept_if_not_added(voice, folder):
@@ -232,9 +252,22 @@ class _Progress:
 
 def _summary(console: Console, cloned: ClonedVoice, folder: Path) -> None:
     result = cloned.result
-    ended = "stopped by hand after" if result.stopped else "done after"
-    losses = f"{result.losses[0]:.4f} -> {result.loss:.4f}"
-    console.print(f"{ended} {result.steps} steps, {result.seconds:.0f} s: loss {losses}")
+    if not cloned.scores and cloned.kept == "encoder":
+        console.print(
+            f"codes from the checkpoint's encoder in {result.seconds:.1f} s: "
+            f"spectral distance {result.loss:.4f}"
+        )
+    elif result.losses and cloned.kept != "encoder":
+        ended = "stopped by hand after" if result.stopped else "done after"
+        losses = f"{result.losses[0]:.4f} -> {result.loss:.4f}"
+        console.print(f"{ended} {result.steps} steps, {result.seconds:.0f} s: loss {losses}")
+    if cloned.scores:
+        said = (
+            f"{name} {score.total:.4f} (sound {score.reconstruction:.4f}, acceptance {score.acceptance:.4f})"
+            for name, score in cloned.scores.items()
+        )
+        console.print(f"score, less is better: {', '.join(said)}")
+        console.print(f"kept: {cloned.kept}")
     name, frames = cloned.voice.name, cloned.voice.frames
     seconds = cloned.reference.seconds
     from rich.markup import escape
