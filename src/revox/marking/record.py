@@ -29,10 +29,10 @@ class MarkRecord(BaseModel):
     voice: str = Field(min_length=1, max_length=200)
     created_at: datetime
 
-    @field_validator("model", "voice", "software")
+    @field_validator("model", "voice", "software", mode="before")
     @classmethod
-    def _one_line(cls, value: str) -> str:
-        return " ".join(value.split())
+    def _one_line(cls, value: object) -> object:
+        return " ".join(value.split()) if isinstance(value, str) else value
 
     def plain(self) -> dict[str, object]:
         """The record as plain JSON values."""

@@ -1,8 +1,9 @@
 """Tags: the record in the container's standard comment, and a hash of the sound beside it.
 
-Every container but raw PCM has a comment: INFO `ICMT` in WAV, a Vorbis comment in FLAC and Ogg, ID3v2 `COMM`
-in MP3 and before ADTS, `©cmt` in M4A. The packets of sound are copied, not coded again. A tag is not signed:
-whoever can change the sound can change the tag as well.
+Every container but raw PCM has a place for a comment: INFO `ICMT` in WAV, the Vorbis comment `DESCRIPTION` in
+FLAC and Ogg, ID3v2 `TXXX` "comment" in MP3 and before ADTS, `©cmt` in M4A; FFmpeg calls them all "comment".
+The packets of sound are copied, not coded again. A tag is not signed: whoever can change the sound can change
+the tag as well.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from revox.speech import FORMATS
 KEY = "comment"
 _CUSTOM_KEY = "digitalsourcetype"  # beside the comment, in the containers that take any key
 _MOST = 8192  # characters of a comment that are looked at
+# FFmpeg's name for a container when it reads, by its name when it writes.
+_READ_AS = {"wav": "wav", "flac": "flac", "mp3": "mp3", "ogg": "ogg", "adts": "aac", "ipod": "mov"}
 
 
 def add_tags(data: bytes, format: str, record: MarkRecord, manifest: bool) -> bytes:
@@ -41,6 +44,9 @@ def add_tags(data: bytes, format: str, record: MarkRecord, manifest: bool) -> by
             av.open(io.BytesIO(data), "r", options={"protocol_whitelist": "none"}) as source,
             av.open(tagged, "w", format=kind.container, options=options) as target,
         ):
+            found = source.format.name
+            if found.split(",")[0] != _READ_AS[kind.container]:
+                raise MarkError(f"the audio is {found}, not {format}; name its own format")
             stream = source.streams.audio[0]
             copy = target.add_stream_from_template(stream)
             # Ogg keeps its comments with the stream, the others with the file.

@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import io
+import json
+import struct
+
+import av
+import c2pa
+import mutagen.flac
+import mutagen.id3
+import mutagen.mp4
+import mutagen.oggopus
+import numpy as np
+import pytest
+import soundfile
+
+from revox.marking import (
+    MarkError,
+    how_marked,
+    load_signer,
+    mark_bytes,
+    mark_file,
+    stream_tags,
+    verify_bytes,
+    write_marked,
+)
+from revox.marking.record import SYNTHETIC
+from revox.speech import FORMATS, read_audio
+
+MARKABLE = [name for name in FORMATS if name != "pcm"]
+SIGNED = ["wav", "wav-float", "flac", "mp3", "m4a"]
+
+
+def decoded(data: bytes) -> tuple[int, np.ndarray]:
+    """Rate and every sample as FFmpeg decodes them, nothing converted."""
+    with av.open(io.BytesIO(data)) as container:
+        frames = [frame.to_ndarray() for frame in container.decode(audio=0)]
+        return container.streams.audio[0].rate, np.concatenate(frames, axis=-1)
+
+
+@pytest.mark.parametrize("name", MARKABLE)
+def test_every_sample_is_unchanged(name, encoded, marked):
+    (rate, before), (same_rate, after) = decoded(encoded[name]), decoded(marked[name])
+    assert marked[name] != encoded[name]
+    assert (rate, before.dtype, before.shape) == (same_rate, after.dtype, after.shape)
+    assert before.tobytes() == after.tobytes()
+
+
+@pytest.mark.parametrize("name", ["wav", "wav-float", "flac", "mp3", "opus"])
+def test_libsndfile_reads_a_marked_file_as_it_read_the_unmarked_one(name, encoded, marked):
+    before, rate = soundfile.read(io.BytesIO(encoded[name]))
+    after, same_rate = soundfile.read(io.BytesIO(marked[name]))
+    assert rate == same_rate
+    assert before.tobytes() == after.tobytes()
+
+
+@pytest.mark.parametrize("name", SIGNED)
+def test_c2pa_reads_a_valid_manifest_that_says_what_the_record_says(name, marked, record):
+    with c2pa.Reader(FORMATS[name].media_type, io.BytesIO(marked[name])) as reader:
+        report = json.loads(reader.json())
+    assert report["validation_state"] == "Valid"
+    # Nobody vouches for a certificate made on the spot; that is the only thing that fails.
+    assert [item["code"] for item in report["validation_status"]] == ["signingCredential.untrusted"]
+    manifest = report["manifests"][report["active_manifest"]]
+    (actions,) = [a["data"]["actions"] for a in manifest["assertions"] if a["label"] == "c2pa.actions.v2"]
+    (created,) = actions
+    assert created["action"] == "c2pa.created"
+    assert (
+        created["digitalSourceType"]
+        == "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+    )
+    assert f"{created['softwareAgent']['name']} {created['softwareAgent']['version']}" == record.software
+    assert created["when"] == "2026-11-21T12:30:05Z"
+    (mark,) = [a["data"] for a in manifest["assertions"] if a["label"] == "revox.mark"]
+    assert (mark["model"], mark["voice"], mark["synthetic"]) == ("lab", "pt_male", True)
+    assert manifest["claim_generator_info"][0]["name"] == "revox"
+
+
+def _icmt(data: bytes) -> str:
+    """The comment of a RIFF file's INFO list, by walking its chunks."""
+    at = 12
+    while at < len(data):
+        name, size = struct.unpack_from("<4sI", data, at)
+        if name == b"LIST" and data[at + 8 : at + 12] == b"INFO":
+            inner = at + 12
+            while inner < at + 8 + size:
+                key, length = struct.unpack_from("<4sI", data, inner)
+                if key == b"ICMT":
+                    return data[inner + 8 : inner + 8 + length].rstrip(b"\0").decode()
+                inner += 8 + length + length % 2
+        at += 8 + size + size % 2
+    raise AssertionError("no comment")
+
+
+def _comment(name: str, data: bytes) -> str:
+    """A file's comment by mutagen."""
+    file = io.BytesIO(data)
+    if name in ("mp3", "aac"):
+        return str(mutagen.id3.ID3(file).getall("TXXX:comment")[0].text[0])
+    if name == "flac":
+        return mutagen.flac.FLAC(file)["description"][0]
+    if name == "opus":
+        return mutagen.oggopus.OggOpus(file)["description"][0]
+    if name == "m4a":
+        return mutagen.mp4.MP4(file)["\xa9cmt"][0]
+    return _icmt(data)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("name", MARKABLE)
+def test_other_readers_find_the_record_in_the_containers_comment(name, signed, encoded, marked, record):
+    data = marked[name] if signed else mark_bytes(encoded[name], name, record=record, signer=None)
+    sentence, note = _comment(name, data).split("{", 1)
+    assert sentence.strip() == "Synthetic speech, made by a machine."
+    note = json.loads("{" + note)
+    assert note["source_type"] == SYNTHETIC
+    assert (note["synthetic"], note["model"], note["voice"]) == (True, "lab", "pt_male")
+    assert note["created_at"] == "2026-11-21T12:30:05Z"
+    assert note["manifest"] is (signed and name in SIGNED)
+
+
+@pytest.mark.parametrize("name", ["mp3", "aac", "flac", "opus"])
+def test_containers_that_take_any_key_have_the_source_type_under_its_own(name, marked):
+    file = io.BytesIO(marked[name])
+    if name in ("mp3", "aac"):
+        values = [
+            str(f.text[0])
+            for f in mutagen.id3.ID3(file).getall("TXXX")
+            if f.desc.lower() == "digitalsourcetype"
+        ]
+    else:
+        reader = {"flac": mutagen.flac.FLAC, "opus": mutagen.oggopus.OggOpus}[name]
+        values = reader(file)["digitalsourcetype"]
+    assert values == [SYNTHETIC]
+
+
+def test_raw_samples_come_back_as_they_are_and_a_raw_file_is_refused(encoded, record, signer, tmp_path):
+    assert mark_bytes(encoded["pcm"], "pcm", record=record, signer=signer) == encoded["pcm"]
+    assert how_marked("pcm", signer) == "none"
+    file = tmp_path / "a.pcm"
+    file.write_bytes(encoded["pcm"])
+    with pytest.raises(MarkError, match="no place for a mark"):
+        mark_file(file, record=record, signer=signer)
+
+
+@pytest.mark.parametrize("name", MARKABLE)
+def test_marking_twice_leaves_one_mark_that_holds(name, encoded, marked, record, signer):
+    later = record.model_copy(update={"voice": "nl_male"})
+    again = mark_bytes(marked[name], name, record=later, signer=signer)
+    verdict = verify_bytes(again)
+    assert verdict.state == "marked"
+    assert "voice nl_male" in verdict.sentences[0]
+    assert again.count(b"pt_male") == 0
+    assert decoded(again)[1].tobytes() == decoded(encoded[name])[1].tobytes()
+
+
+def test_a_file_is_marked_in_its_place(encoded, record, signer, tmp_path):
+    for name, file in (("wav", "a.wav"), ("opus", "b.ogg"), ("m4a", "c.mp4")):
+        path = tmp_path / file
+        path.write_bytes(encoded[name])
+        path.chmod(0o640)
+        mark_file(path, record=record, signer=signer)
+        assert verify_bytes(path.read_bytes()).state == "marked"
+        assert path.stat().st_mode & 0o777 == 0o640
+    assert {path.name for path in tmp_path.iterdir()} == {"a.wav", "b.ogg", "c.mp4"}
+
+
+@pytest.mark.parametrize("data", [b"", b"no sound in here", b"RIFF\xff\xff\xff\xffWAVEfmt ", b"\0" * 5000])
+def test_what_is_no_audio_is_refused_and_left_as_it_was(data, record, signer, tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(data)
+    with pytest.raises(MarkError) as refused:
+        mark_file(path, record=record, signer=signer)
+    assert len(str(refused.value).splitlines()) == 1
+    assert path.read_bytes() == data
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_data_of_another_format_than_it_is_called_is_refused(encoded, record, signer):
+    for told in MARKABLE:
+        for name in MARKABLE:
+            if FORMATS[told].container != FORMATS[name].container:
+                with pytest.raises(MarkError, match="name its own format"):
+                    mark_bytes(encoded[name], told, record=record, signer=signer)
+
+
+def test_audio_is_encoded_marked_and_written_in_one_call(audio, record, signer, tmp_path):
+    file = io.BytesIO()
+    told = write_marked(file, audio, "flac", record=record, signer=signer)
+    assert (told.data, told.clipped, told.how) == (file.getvalue(), 0, "manifest")
+    np.testing.assert_allclose(read_audio(file.getvalue()).samples, audio.samples, atol=2 / 32768)
+    told = write_marked(tmp_path / "a.opus", audio, record=record, signer=signer)
+    assert (told.how, (tmp_path / "a.opus").read_bytes()) == ("tags", told.data)
+    with pytest.raises(MarkError, match="no folder"):
+        write_marked(tmp_path / "none" / "a.wav", audio, record=record, signer=signer)
+
+
+def test_without_the_libraries_marks_are_tags(encoded, record, monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "c2pa", None)  # importing it raises ImportError
+    assert load_signer(folder=tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+    data = mark_bytes(encoded["wav"], "wav", record=record, signer=None)
+    verdict = verify_bytes(data)
+    assert verdict.state == "marked"
+    assert any("pip install" in sentence for sentence in verdict.sentences)
+    with pytest.raises(MarkError, match="not installed"):
+        load_signer(tmp_path / "a.pem", tmp_path / "b.pem")
+
+
+@pytest.mark.parametrize("container", ["flac", "ogg", "mp3", "wav"])
+def test_a_stream_tagged_while_it_is_written_is_marked_and_says_that_changes_do_not_show(container, record):
+    codec, file = (
+        {"flac": "flac", "ogg": "libopus", "mp3": "libmp3lame", "wav": "pcm_s16le"}[container],
+        io.BytesIO(),
+    )
+    with av.open(file, "w", format=container) as out:
+        stream = out.add_stream(codec, rate=24000, layout="mono")
+        (stream if container == "ogg" else out).metadata.update(stream_tags(record))
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 24000), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 24000
+        for packets in (stream.encode(frame), stream.encode(None)):
+            out.mux(packets)
+    verdict = verify_bytes(file.getvalue())
+    assert verdict.state == "marked"
+    assert verdict.tag.sound is None
+    assert any("changes do not show" in sentence for sentence in verdict.sentences)
+
+
+def test_a_long_or_strange_name_of_a_voice_survives_every_container(encoded, record, signer):
+    strange = record.model_copy(update={"voice": 'é"\\{}; 声 ' + "x" * 180})
+    for name in MARKABLE:
+        verdict = verify_bytes(mark_bytes(encoded[name], name, record=strange, signer=signer))
+        assert verdict.state == "marked", name
+        assert verdict.tag.says["voice"] == strange.voice, name
