@@ -132,8 +132,8 @@ class Refined:
 def refinement(steps: int, base: InversionConfig | None = None) -> InversionConfig:
     """Settings of a search that begins at an encoder's codes and takes so many `steps`.
 
-    Smaller steps than inversion's, and on hard codes from the first: noise and big steps are for a search that
-    begins far away, and from good codes they lose in five steps what they began with. The polish is in
+    Smaller steps than inversion's, and on hard codes from the first: noise and big steps are for a search
+    that begins far away, and from good codes they lose in five steps what they began with. The polish is in
     proportion to the descent's default: who asks for a few steps wants an answer soon.
     """
     base = base or InversionConfig()
