@@ -1,0 +1,193 @@
+"""What is known of a deployment before it is judged: a command, an environment, a folder, a machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from packaging.version import InvalidVersion, Version
+
+if TYPE_CHECKING:
+    from revox.checkpoint.inspect import Report
+
+
+@dataclass(frozen=True)
+class Package:
+    """An installed distribution: version, the folder that it is in, requirements, its wheel's tags."""
+
+    version: str
+    where: str = ""
+    requires: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU's memory in bytes; on unified memory the machine's."""
+
+    name: str
+    total: int
+    free: int
+
+
+@dataclass(frozen=True)
+class SourceTree:
+    """A source folder of vllm-omni, and whether git there can say its version (a repository with tags)."""
+
+    folder: str
+    has_version: bool
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What was gathered. None, or nothing in it, means that it was not seen.
+
+    words: the command without the assignments before it. environment: the variables it would run under.
+    packages: canonical name -> every copy that its Python would find. deploy: the stage or deploy file that
+    it names, parsed; deploy_problem: why it could not be. programs: name -> path, or None if not on PATH.
+    disk_free: bytes where a download of the model would go.
+    """
+
+    words: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    packages: Mapping[str, tuple[Package, ...]] | None = None
+    python: str | None = None
+    deploy: Mapping[str, Any] | None = None
+    deploy_problem: str | None = None
+    programs: Mapping[str, str | None] = field(default_factory=dict)
+    machine: str | None = None
+    source: SourceTree | None = None
+    folder: Path | None = None
+    report: Report | None = None
+    other_model_type: str | None = None
+    gpus: tuple[Gpu, ...] = ()
+    disk_free: int | None = None
+
+    @property
+    def serve(self) -> ServeCommand | None:
+        """The command as one that serves, or None."""
+        return parse_serve(self.words)
+
+    def package(self, name: str) -> Package | None:
+        """The copy of a package that would be imported."""
+        copies = (self.packages or {}).get(name, ())
+        return copies[0] if copies else None
+
+    @property
+    def omni(self) -> tuple[int, int] | None:
+        """vllm-omni's (major, minor): the installed one's, or the image's that the command names."""
+        found = self.package("vllm-omni")
+        if found is not None:
+            return minor(found.version)
+        serve = self.serve
+        return minor(serve.image_version) if serve and serve.image_version else None
+
+
+@dataclass(frozen=True)
+class ServeCommand:
+    """A command that starts vllm's or vllm-omni's server. `flags`: name without dashes -> value, or None."""
+
+    model: str | None
+    flags: Mapping[str, str | None]
+    image: str | None = None
+    image_version: str | None = None
+    by_entrypoint: bool = False
+
+    def number(self, name: str) -> float | None:
+        """A flag's value as a finite number, or None."""
+        try:
+            value = float(self.flags.get(name) or "")
+        except ValueError:
+            return None
+        return value if math.isfinite(value) else None
+
+
+def minor(version: str) -> tuple[int, int] | None:
+    """(major, minor) of a version, or None if it is none (vllm-omni's fallback is `dev`)."""
+    try:
+        release = Version(version).release
+    except InvalidVersion:
+        return None
+    return release[0], release[1] if len(release) > 1 else 0
+
+
+_SWITCHES = frozenset(
+    (
+        "omni",
+        "trust-remote-code",
+        "enforce-eager",
+        "log-stats",
+        "headless",
+        "async-chunk",
+        "skip-mm-profiling",
+    )
+)
+
+
+def parse_serve(words: Sequence[str]) -> ServeCommand | None:
+    """The server's command in `words`, after whatever starts it (docker run, python -m, env), or None.
+
+    vllm takes underscores for dashes in flags, and `--flag=value` for `--flag value`.
+    """
+    names = [word.rsplit("/", 1)[-1] for word in words]
+    image = next((i for i, word in enumerate(words) if i and _is_image(word)), None)
+    if names[:1] not in (["docker"], ["podman"], ["nerdctl"]):
+        image = None
+    start = None
+    for i, name in enumerate(names):
+        if name in ("vllm", "vllm-omni", "vllm_omni.entrypoints.cli.main", "vllm.entrypoints.cli.main"):
+            start = i + 2 if names[i + 1 : i + 2] == ["serve"] else None
+        elif name == "vllm.entrypoints.openai.api_server":
+            start = i + 1
+        if start is not None:
+            break
+    by_entrypoint = start is None and image is not None
+    if by_entrypoint:
+        start = int(image or 0) + 1
+    if start is None:
+        return None
+    flags: dict[str, str | None] = {}
+    model = None
+    rest = list(words[start:])
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-"):
+            model = word if model is None else model
+            continue
+        name, equals, value = word.lstrip("-").partition("=")
+        name = name.replace("_", "-")
+        switch = name in _SWITCHES or name.startswith(("no-", "enable-", "disable-"))
+        if not equals:
+            takes = not switch and rest and not rest[0].startswith("--")
+            flags[name] = rest.pop(0) if takes else None
+        else:
+            flags[name] = value
+    named = words[image] if image is not None else None
+    tag = named.rsplit(":", 1)[-1].lstrip("v").split("-")[0] if named and ":" in named else None
+    of_omni = named is not None and "vllm-omni" in named
+    return ServeCommand(
+        model or flags.get("model"), flags, named, tag if of_omni else None, by_entrypoint and of_omni
+    )
+
+
+def _is_image(word: str) -> bool:
+    """`vllm/vllm-omni:v0.30.0` and the like: a repository or a tag, with vllm in the image's own name."""
+    own = word.rsplit("/", 1)[-1].split(":")[0]
+    return "vllm" in own and ("/" in word or ":" in word) and not word.startswith("-") and "=" not in word
+
+
+def stages_of(deploy: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The stages of a deploy file (`stages`) or stage file (`stage_args`), their fields on one level."""
+    listed = deploy.get("stages", deploy.get("stage_args"))
+    found = []
+    for stage in listed if isinstance(listed, list) else []:
+        if isinstance(stage, Mapping):
+            inner = [stage.get(key) for key in ("engine_args", "runtime", "engine_extras")]
+            merged = dict(stage)
+            for part in inner:
+                merged |= dict(part) if isinstance(part, Mapping) else {}
+            found.append(merged)
+    return found

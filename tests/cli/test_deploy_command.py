@@ -1,0 +1,212 @@
+"""`revox deploy` as it is typed: what it writes, prints, starts and answers with."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import revox.lab
+from revox.cli.main import main
+from revox.serving.deploy_server import ServerReport
+from revox.serving.vllm_omni import DEPLOY_NAME
+
+
+@pytest.fixture
+def revox_cli(monkeypatch, capsys, tmp_path):
+    """Runs the command line in `tmp_path` -> (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["revox", *words])
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+def test_the_command_that_is_printed_is_the_one_that_is_written(revox_cli, tmp_path):
+    folder = str(revox.lab.checkpoint_folder())
+    code, out, err = revox_cli("deploy", "vllm-omni", folder, "--gpu-memory", "0.45", "--port", "9000")
+    assert code == 0
+    words = shlex.split(out)
+    script = (tmp_path / "vllm-omni-deploy" / "serve.sh").read_text().splitlines()[-1]
+    assert shlex.split(script)[1:] == words
+    assert words[words.index("--port") + 1] == "9000"
+    deploy = yaml.safe_load(Path(words[words.index("--deploy-config") + 1]).read_text())
+    assert [stage["gpu_memory_utilization"] for stage in deploy["stages"]] == [0.4, 0.05]
+    assert "ref_audio will be refused" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["mistralai/Voxtral-4B-TTS-2603"], "local folder only"),
+        (["."], "params.json"),
+        (["LAB", "--gpu-memory", "2"], "--gpu-memory"),
+        (["LAB", "--port", "70000"], "--port"),
+        (["LAB", "--out", "a-file"], "a-file"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_exit_code_2(revox_cli, tmp_path, words, said):
+    (tmp_path / "a-file").write_text("x")
+    words = [str(revox.lab.checkpoint_folder()) if word == "LAB" else word for word in words]
+    code, out, err = revox_cli("deploy", "vllm-omni", *words)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "vllm-omni-deploy").exists()
+
+
+def fake_environment(tmp_path: Path, omni: str, vllm: str) -> Path:
+    """A bin folder whose vllm-omni notes its words, in an environment of these versions."""
+    site, programs = tmp_path / "site", tmp_path / "bin"
+    programs.mkdir()
+    for name, version in (("vllm-omni", omni), ("vllm", vllm)):
+        folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    python = programs / "python"
+    real = Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{site}" exec "{real}" -S "$@"\n')
+    python.chmod(0o755)
+    program = programs / "vllm-omni"
+    program.write_text(f"#!{python}\n")
+    program.chmod(0o755)
+    return programs
+
+
+def test_run_becomes_vllm_omni_with_those_words(revox_cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", f"{fake_environment(tmp_path, '0.30.0', '0.30.0')}:/usr/bin:/bin")
+    became = []
+    monkeypatch.setattr("os.execve", lambda *words: became.append(words))
+    code, out, _ = revox_cli(
+        "deploy", "vllm-omni", str(revox.lab.checkpoint_folder()), "--run", "--gpu", "1", "--out", "o"
+    )
+    assert code == 0
+    [(program, words, environment)] = became
+    assert program == str(tmp_path / "bin" / "vllm-omni")
+    assert ["CUDA_VISIBLE_DEVICES=1", *words] == shlex.split(out)
+    assert environment["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("omni", "vllm", "said"),
+    [("0.30.0", "0.28.0", "beside vllm-omni"), ("0.28.0", "0.28.0", "the files are for vllm-omni 0.30.0")],
+)
+def test_run_starts_nothing_with_versions_that_do_not_belong_together(
+    revox_cli, tmp_path, monkeypatch, omni, vllm, said
+):
+    monkeypatch.setenv("PATH", f"{fake_environment(tmp_path, omni, vllm)}:/usr/bin:/bin")
+    monkeypatch.setattr("os.execve", lambda *words: pytest.fail("it was started"))
+    code, _, err = revox_cli("deploy", "vllm-omni", str(revox.lab.checkpoint_folder()), "--run")
+    assert code == 2
+    assert said in err.splitlines()[-1]
+
+
+def test_run_without_vllm_omni_is_a_sentence(revox_cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    code, _, err = revox_cli("deploy", "vllm-omni", str(revox.lab.checkpoint_folder()), "--run")
+    assert code == 2
+    assert "not on PATH" in err.splitlines()[-1]
+    assert (tmp_path / "vllm-omni-deploy" / DEPLOY_NAME).exists()
+
+
+def test_check_names_the_trap_its_reason_its_mend_and_where_it_is_known_from(revox_cli):
+    code, out, _ = revox_cli("deploy", "check", "vllm serve /m --tokenizer-mode mistral")
+    assert code == 1
+    for said in ("stops it: the command has no --omni", "why: ", "mend: add --omni", "known from: "):
+        assert said in out
+
+
+def test_check_takes_a_commands_words_and_prints_json(revox_cli):
+    code, out, _ = revox_cli("deploy", "check", "--json", "--", "vllm-omni", "serve", "/m", "--omni=")
+    found = json.loads(out)
+    assert code == int(any(finding["stops"] for finding in found["findings"]))
+    assert {"trap", "seen", "mend", "why", "sources"} <= set(found["findings"][0])
+    assert found["looked_at"]["command"] == "starts a server"
+
+
+def test_check_says_what_it_did_not_see(revox_cli, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, out, _ = revox_cli("deploy", "check")
+    assert code == 0
+    assert "environment: not seen" in out
+    assert "none of the known traps was found in what was looked at" in out
+
+
+def test_check_obeys_no_terminal_codes_of_a_command(revox_cli):
+    _, out, err = revox_cli("deploy", "check", "docker run vllm/vllm-omni:\x1b[2J vllm serve '[bold]/m'")
+    assert "\x1b" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({}, 0),
+        ({"healthy": False}, 1),
+        ({"ref_audio": "failed"}, 1),
+        ({"ref_audio": "refused"}, 0),
+        ({"kind": "vllm"}, 1),
+        ({"voices": ["ada"]}, 1),
+    ],
+)
+def test_a_servers_answers_are_shown_and_decide_the_exit_code(revox_cli, monkeypatch, changes, code):
+    from revox.checkpoint.inspect import inspect
+
+    folder = revox.lab.checkpoint_folder()
+    names = [voice.name for voice in inspect(folder).voices]
+    given = {"kind": "vllm-omni", "version": "0.30.0", "healthy": True, "voices": names, "ref_audio": "works"}
+    asked = []
+
+    def examine(url: str, key: str | None, probe: bool) -> ServerReport:
+        asked.append((url, key, probe))
+        return ServerReport(url, **{**given, **changes})
+
+    monkeypatch.setattr("revox.serving.deploy_server.examine_server", examine)
+    monkeypatch.setenv("THE_KEY", "secret")
+    words = (
+        "deploy",
+        "check",
+        "http://a:1",
+        "--folder",
+        str(folder),
+        "--key-from",
+        "THE_KEY",
+        "--no-ref-audio",
+    )
+    found, out, _ = revox_cli(*words)
+    assert found == code
+    assert asked == [("http://a:1", "secret", False)]
+    assert "secret" not in out
+    if "voices" in changes:
+        assert "restart it" in out
+        assert "the folder does not list ada" in out
+
+
+def test_a_key_that_is_not_set_and_a_server_that_is_not_there_are_sentences(revox_cli):
+    code, _, err = revox_cli("deploy", "check", "http://127.0.0.1:9", "--key-from", "NO_SUCH_KEY")
+    assert (code, "NO_SUCH_KEY is not set" in err) == (2, True)
+    code, _, err = revox_cli("deploy", "check", "http://127.0.0.1:9")
+    assert (code, "is the server running there" in err) == (2, True)
+
+
+def test_notes_of_the_folder_are_told(revox_cli, tmp_path):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(revox.lab.checkpoint_folder(), folder)
+    (folder / "voice_embedding" / "ar_male.pt").rename(folder / "voice_embedding" / "stray.pt")
+    code, _, err = revox_cli("deploy", "vllm-omni", str(folder))
+    assert (code, "ar_male" in err) == (2, True)
+    shutil.copy(folder / "voice_embedding" / "stray.pt", folder / "voice_embedding" / "ar_male.pt")
+    code, _, err = revox_cli("deploy", "vllm-omni", str(folder))
+    assert (code, "note: The voice stray" in err) == (0, True)
