@@ -21,6 +21,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from revox.cloning.invert import InversionProgress
+    from revox.lab.recover_rows import Row
 
 app = typer.Typer(
     help="The lab: a small complete Voxtral to test on, and a full-size one of random weights.",
@@ -200,3 +201,82 @@ def build_command(
         device=device, autocast=autocast, report=report,
     )  # fmt: skip
     console.print(f"{out} is complete; its encoder is in {encoder}")
+
+
+@app.command("recover")
+def recover_command(
+    out: Annotated[Path, typer.Argument(help="The experiment's folder; what is there is gone on with.")],
+    data: Annotated[Path, typer.Option(help="The speech of a build: RUN/data.")],
+    encoder: Annotated[Path, typer.Option(help="The encoder put aside; only scoring opens it.")] = Path(
+        "lab-encoder/encoder.safetensors"
+    ),
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", "-c", help="Its checkpoint; the lab's by default.")
+    ] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="Names of rows, with commas between them; all by default.")
+    ] = None,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="Pairs and human speech, with one loss less or more each.")
+    ] = False,
+    seeds: Annotated[int, typer.Option(help="Each row is run with so many.")] = 3,
+    minutes: Annotated[float, typer.Option(help="Of training, for each row and seed.")] = 30.0,
+    clips: Annotated[int, typer.Option(help="Held-out speakers of each kind that are scored.")] = 20,
+    looks: Annotated[int, typer.Option(help="At what a run has learnt so far, for the curves.")] = 8,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda, for training.")] = "cpu",
+) -> None:
+    """Restore the lab's encoder by each method and score it against the one put aside: docs/recovery.md.
+    Ctrl-C loses nothing; the same command goes on."""
+    from revox.lab import checkpoint_folder
+    from revox.lab.recover import Experiment, recover
+    from revox.lab.recover_rows import GOALS_FOR, ablations, chosen_rows, row_named
+
+    if ablate:
+        base = row_named(GOALS_FOR)
+        chosen = [row_named("original"), base, *ablations(base)]
+        if rows is not None:
+            chosen = _only(chosen, rows)
+    else:
+        chosen = chosen_rows(_names(rows) if rows is not None else None)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    last = {"what": "", "quarter": -1}
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def progress(what: str, done: float, of: float) -> None:
+            if what != last["what"]:
+                bar.reset(task, description=what, total=of)
+            bar.update(task, completed=done)
+            # A log gets a line at each quarter, where a terminal has a bar.
+            quarter = int(4 * done // max(of, 1))
+            if not console.is_terminal and (what, quarter) != (last["what"], last["quarter"]):
+                console.print(f"{what}: {done:g} of {of:g}", highlight=False, soft_wrap=True)
+            last.update(what=what, quarter=quarter)
+
+        made = recover(
+            Experiment(
+                out, data, checkpoint or checkpoint_folder(), encoder, minutes, seeds, clips, looks=looks,
+                threads=threads, device=device, progress=progress,
+            ),
+            chosen,
+        )  # fmt: skip
+    text = made.read_text(encoding="utf-8")
+    begin = text.index("## Goals")
+    print(text[begin : text.index("\n## ", begin + 1)])
+    console.print(f"all tables: {made}", soft_wrap=True)
+
+
+def _names(rows: str) -> list[str]:
+    return [name.strip() for name in rows.split(",") if name.strip()]
+
+
+def _only(rows: list[Row], names: str) -> list[Row]:
+    """Those of `rows` that are named. Raises LabError for a name that is not there."""
+    from revox.lab.errors import LabError
+
+    unknown = set(_names(names)) - {row.name for row in rows}
+    if unknown:
+        known = ", ".join(row.name for row in rows)
+        raise LabError(f"there is no row {sorted(unknown)[0]!r} to ablate: the rows are {known}")
+    return [row for row in rows if row.name in _names(names)]

@@ -144,6 +144,7 @@ def restore_encoder(
         row = row | {
             "audio_seconds_per_second": round(settings.seconds * (settings.clips + settings.pairs) / pace, 2),
             "seconds_left": round(pace * (settings.steps - row["step"])),
+            "cpu_seconds": round(trainer.cpu_seconds, 2),
         }
         if torch.cuda.is_available():
             row["memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)

@@ -67,6 +67,7 @@ class Run(ABC):
         self.rng = torch.Generator().manual_seed(schedule.seed)
         self.numpy_rng = np.random.default_rng(schedule.seed)
         self.step_count, self.seconds = 0, 0.0
+        self.cpu_seconds = 0.0  # of this process, in steps: what they cost on a machine that others use too
 
     @abstractmethod
     def take_step(self) -> dict[str, float]:
@@ -86,10 +87,11 @@ class Run(ABC):
 
     def step(self) -> dict[str, float]:
         """`take_step`, counted and timed. Raises TrainingDivergedError when the loss is no number."""
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         losses = self.take_step()
         self.step_count += 1
         self.seconds += time.perf_counter() - began
+        self.cpu_seconds += time.process_time() - cpu_began
         if not math.isfinite(losses["loss"]):
             raise TrainingDivergedError(
                 f"the loss is {losses['loss']} at step {self.step_count}: lower the learning rate and go on "
@@ -113,6 +115,7 @@ class Run(ABC):
         state = state | {
             "step": self.step_count,
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
             "rng": self.rng.get_state(),
             "numpy_rng": json.dumps(self.numpy_rng.bit_generator.state),
         }
@@ -129,6 +132,7 @@ class Run(ABC):
         self.rng.set_state(state["rng"].cpu())
         self.numpy_rng.bit_generator.state = json.loads(state["numpy_rng"])
         self.step_count, self.seconds = state["step"], state["seconds"]
+        self.cpu_seconds = state.get("cpu_seconds", 0.0)
         return True
 
     def run(

@@ -1,0 +1,618 @@
+"""The recovery experiment in miniature: fences, equal time, resuming, scores, goals."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from conftest import tiny_model, write_checkpoint
+from revox.checkpoint.tensors import ENCODER_PREFIXES
+from revox.lab import recover_scores
+from revox.lab.data import write_set
+from revox.lab.errors import LabError
+from revox.lab.recover import (
+    LOG_FILE,
+    MEASURED_STEPS,
+    Experiment,
+    Log,
+    Plan,
+    _Work,
+    process_command,
+    process_environment,
+    recover,
+)
+from revox.lab.recover_guard import identity
+from revox.lab.recover_rows import GOALS_FOR, ROWS, Row, ablations, chosen_rows, parse_row, row_named
+from revox.lab.recover_tables import GOALS, curve, goals_table, write_tables
+
+TRAINING: dict[str, Any] = {
+    "clips": 1, "pairs": 1, "seconds": 0.32, "sentences": 0, "resolutions": [[256, 20]],
+    "weights": {"diversity": 0.1},
+}  # fmt: skip
+MIXED = Row(name="pairs-and-human", title="mixed", by="encoder", training=TRAINING)
+ORIGINAL = Row(name="original", title="the original", by="original")
+REFINED = Row(name="refined", title="refined", by="refinement", of="pairs-and-human", steps=2)
+RANDOM = Row(name="random", title="random", by="random")
+TEXT = "eleven"
+
+
+def _speech(seed: int, seconds: float) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    t = np.arange(int(seconds * 24000)) / 24000
+    pitch = 90 + 12 * seed
+    wave = sum(np.sin(2 * np.pi * pitch * k * t) / k for k in range(1, 12)) * (1 + np.sin(2 * np.pi * 3 * t))
+    return ((0.06 * wave + 0.003 * rng.standard_normal(len(t))) * 32767).astype(np.int16)
+
+
+def _parts(kind: str, speakers: range, text: str | None):
+    for i in speakers:
+        samples = _speech(i, 1.3)
+        who = {"speaker": f"{kind}-{i}", "sex": "F", "preset": None, "text": text, "samples": len(samples)}
+        yield samples, [who]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny checkpoint, its encoder put aside, and speech."""
+    root = tmp_path_factory.mktemp("lab")
+    checkpoint = write_checkpoint(root / "checkpoint", tiny_model(with_encoder=True))
+    tensors = load_file(checkpoint / "consolidated.safetensors")
+    aside = {name: tensor for name, tensor in tensors.items() if name.startswith(ENCODER_PREFIXES)}
+    save_file({k: v for k, v in tensors.items() if k not in aside}, checkpoint / "consolidated.safetensors")
+    (root / "aside").mkdir()
+    save_file(aside, root / "aside" / "encoder.safetensors")
+    data = root / "data"
+    data.mkdir()
+    write_set(data, "human-train", _parts("train", range(10), None))
+    write_set(data, "human-heldout", _parts("human", range(20, 23), None))
+    write_set(data, "synthetic-heldout", _parts("synthetic", range(30, 33), TEXT))
+    return {"checkpoint": checkpoint, "encoder": root / "aside" / "encoder.safetensors", "data": data}
+
+
+def experiment(lab: dict[str, Path], out: Path, **changes: Any) -> Experiment:
+    plain = Experiment(
+        out=out, minutes=0.015, seeds=1, clips=1, seconds=1.0, looks=2,
+        data=lab["data"], checkpoint=lab["checkpoint"], encoder=lab["encoder"],
+    )  # fmt: skip
+    return replace(plain, **changes)
+
+
+@pytest.fixture(scope="module")
+def done(lab: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an experiment of four rows that went through at once."""
+    out = tmp_path_factory.mktemp("done") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        in_little(patch)
+        recover(experiment(lab, out), [ORIGINAL, MIXED, REFINED, RANDOM])
+    return out
+
+
+@pytest.fixture
+def little(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_little(monkeypatch)
+
+
+def in_little(patch: pytest.MonkeyPatch) -> None:
+    """One text, and a recogniser that always hears the same: the tiny model babbles."""
+    patch.setattr(recover_scores, "TEXTS", (TEXT,))
+    patch.setattr(recover_scores.Scoring, "recogniser", Deaf())
+
+
+class Deaf:
+    def hear(self, audio: object) -> str:
+        return "seven"
+
+
+def lines_of(out: Path, what: str, row: str) -> list[dict[str, Any]]:
+    return [line for line in Log(out / LOG_FILE).lines if line["what"] == what and line["row"] == row]
+
+
+# The fences
+
+
+ATTEMPTS = """
+import json, os, subprocess, sys
+from pathlib import Path
+from revox.lab.recover_guard import confine, forbid, identity
+how, path, link = sys.argv[1:]
+import numpy, safetensors.numpy
+if how == "hook":
+    forbid([identity(path)])
+else:
+    assert confine(Path(link).parent)
+from safetensors import safe_open
+
+def rust(name):
+    with safe_open(name, framework="np") as file:
+        return list(file.keys())
+
+def other_process(name):
+    subprocess.run(["cat", name], check=True, capture_output=True)
+
+def scoring(name):
+    import revox.lab.aside
+
+attempts = {
+    "open": lambda: open(path, "rb"), "os.open": lambda: os.open(path, os.O_RDONLY),
+    "link": lambda: open(link, "rb"), "relative": lambda: open(os.path.relpath(path), "rb"),
+    "bytes": lambda: open(os.fsencode(path), "rb"), "safetensors": lambda: rust(path),
+    "safetensors.numpy": lambda: safetensors.numpy.load_file(path),
+    "numpy": lambda: numpy.fromfile(path, dtype="u1"),
+    "memmap": lambda: numpy.memmap(path), "another process": lambda: other_process(path),
+}
+if how == "hook":
+    attempts["scoring"] = lambda: scoring(path)
+found = {}
+for name, attempt in attempts.items():
+    try:
+        attempt()
+        found[name] = "read"
+    except Exception as error:
+        found[name] = type(error).__name__
+open(Path(link).parent / "own.txt", "w").write("mine")
+os.link(Path(link).parent / "own.txt", Path(link).parent / "sub" / "linked.txt")
+found["own"] = open(Path(link).parent / "sub" / "linked.txt").read()
+print(json.dumps(found))
+"""
+
+
+def attempts(how: str, encoder: Path, folder: Path) -> dict[str, str]:
+    (folder / "own" / "sub").mkdir(parents=True)
+    (folder / "own" / "link.safetensors").symlink_to(encoder)
+    (folder / "attempts.py").write_text(ATTEMPTS)
+    result = subprocess.run(
+        [sys.executable, folder / "attempts.py", how, encoder, folder / "own" / "link.safetensors"],
+        env=process_environment(1, folder), capture_output=True, text=True, cwd=folder, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_the_hook_refuses_the_encoder_put_aside_under_every_name_and_the_module_that_reads_it(
+    lab: dict[str, Path], tmp_path: Path
+):
+    found = attempts("hook", lab["encoder"], tmp_path)
+    assert found.pop("own") == "mine"
+    assert found.pop("another process") == "read"  # that is the kernel's business
+    assert set(found.values()) == {"OutOfReachError"}, found
+
+
+def test_the_kernel_refuses_it_to_this_process_and_its_children_and_leaves_its_own_files(
+    lab: dict[str, Path], tmp_path: Path
+):
+    pytest.importorskip("fcntl")
+    if not _has_landlock():
+        pytest.skip("this kernel has no Landlock")
+    found = attempts("kernel", lab["encoder"], tmp_path)
+    assert found.pop("own") == "mine"
+    assert "read" not in found.values(), found
+
+
+def _has_landlock() -> bool:
+    import ctypes
+
+    return sys.platform == "linux" and ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1) >= 2
+
+
+def test_a_restoring_process_that_tries_is_stopped_and_is_told_no_name_to_try(
+    lab: dict[str, Path], tmp_path: Path
+):
+    work = _Work(experiment(lab, tmp_path / "out"), [MIXED])
+    work.prepare()
+    task = work.task("train", work.out / "run", MIXED.settings(10, 0).model_dump(mode="json"), 0)
+    told = task.model_dump_json()
+    assert str(lab["encoder"]) not in told
+    assert str(lab["data"]) not in told
+    assert identity(lab["encoder"]) in task.forbidden
+    (work.out / "task.json").write_text(told)
+    code = TRIES.format(encoder=str(lab["encoder"]), speech=str(next(lab["data"].glob("human-heldout*.npy"))))
+    told_to_stop, keep = os.pipe()  # a pipe that stays open, as from a process that lives
+    try:
+        result = subprocess.run(
+            [sys.executable, "-c", code, work.out / "task.json"], env=process_environment(1, work.out),
+            capture_output=True, text=True, cwd=work.out, check=False, stdin=told_to_stop,
+        )  # fmt: skip
+    finally:
+        os.close(told_to_stop)
+        os.close(keep)
+    assert result.stdout.splitlines()[1:] == ["refused"] * 3
+    assert result.returncode not in (0, 3, 4)
+    assert "OutOfReachError" in result.stderr.splitlines()[-1], result.stderr
+
+
+TRIES = """
+import sys
+import revox.training.restore as restore
+from revox.lab.recover_guard import OutOfReachError
+
+def tries(*_):
+    for attempt in (lambda: open({encoder!r}, "rb"), lambda: __import__("revox.lab.aside"),
+                    lambda: open({speech!r}, "rb")):
+        try:
+            attempt()
+            print("read")
+        except OutOfReachError:
+            print("refused")
+    open({encoder!r}, "rb")
+
+restore.restore_encoder = tries
+from revox.lab.recover_process import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_restoring_hears_the_training_split_of_human_speech_and_nothing_else(done: Path):
+    speakers = {path.parent.name for path in (done / "speech").rglob("*.flac")}
+    assert speakers == {f"train-{i}" for i in range(10)}
+
+
+def test_an_encoder_that_restoring_could_read_is_refused(lab: dict[str, Path], tmp_path: Path):
+    inside = tmp_path / "out" / "encoder.safetensors"
+    inside.parent.mkdir()
+    shutil.copy(lab["encoder"], inside)
+    with pytest.raises(LabError, match="put it elsewhere"):
+        recover(experiment(lab, tmp_path / "out", encoder=inside), [MIXED])
+    with pytest.raises(LabError, match="is missing"):
+        recover(experiment(lab, tmp_path / "out", encoder=tmp_path / "none"), [MIXED])
+
+
+# Equal time
+
+
+def test_steps_fill_the_time_also_where_discriminators_begin_on_the_way():
+    assert Plan(0.5, 0.5).steps(60.0, None) == 120
+    # A quarter of the steps at 1 s, the others at 3 s: 2.5 s on average.
+    assert Plan(1.0, 3.0).steps(100.0, 0.25) == 40
+    assert Plan(1.0, 3.0).steps(100.0, 0.0) == 33
+    assert Plan(10.0, 10.0).steps(1.0, None) == 10  # a run is never empty
+
+
+def test_a_run_takes_the_steps_that_its_measured_pace_allows(done: Path):
+    [trained] = lines_of(done, "trained", MIXED.name)
+    [plan] = (done / "plans").glob("*.json")
+    pace = json.loads(plan.read_text())["before"]
+    assert trained["steps"] == max(10, int(trained["budget"] / pace))
+    assert trained["budget"] == pytest.approx(0.9)
+    assert 0 < trained["cpu_seconds"] < 60
+    settings = json.loads((_run(done) / "settings.json").read_text())
+    assert settings["steps"] == trained["steps"]
+    assert settings["decay_steps"] == round(0.5 * trained["steps"])
+    assert MEASURED_STEPS % 2 == 0
+
+
+def _run(out: Path) -> Path:
+    [run] = (out / "runs").iterdir()
+    return run
+
+
+def test_rows_at_equal_time_have_the_same_items_a_step_where_only_the_source_differs():
+    sizes = {
+        name: (row.settings(10, 0).clips + row.settings(10, 0).pairs, row.settings(10, 0).seconds)
+        for name in ("reconstruction", "pairs", "pairs-and-human")
+        for row in [row_named(name)]
+    }
+    assert set(sizes.values()) == {(10, 1.6)}
+
+
+# Resuming
+
+
+@pytest.mark.usefixtures("little")
+def test_stopped_in_the_middle_of_a_run_it_goes_on_to_the_same_encoder(
+    lab: dict[str, Path], done: Path, tmp_path: Path
+):
+    out = tmp_path / "out"
+    shutil.copytree(done / "plans", out / "plans")
+    steps = lines_of(done, "trained", MIXED.name)[0]["steps"]
+
+    def stop(what: str, at: float, of: float) -> None:
+        if what.endswith("training") and at >= 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        recover(experiment(lab, out, progress=stop), [MIXED])
+    assert not (out / LOG_FILE).exists()
+    first = _steps(out)
+    assert 3 <= first[-1] < steps
+    again = _Work(experiment(lab, out), [MIXED])
+    again.prepare()
+    again._train(MIXED, 0)
+    assert _steps(out) == list(range(1, steps + 1))  # none was taken twice
+    whole, resumed = (load_file(_run(one) / "encoder.safetensors") for one in (done, out))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def _steps(out: Path) -> list[int]:
+    text = (_run(out) / "clock.jsonl").read_text()
+    return [json.loads(line)["step"] for line in text.splitlines()]
+
+
+@pytest.mark.usefixtures("little")
+def test_what_is_there_is_not_done_again_and_a_line_cut_short_is(
+    lab: dict[str, Path], done: Path, tmp_path: Path
+):
+    out = Path(shutil.copytree(done, tmp_path / "out"))
+    before = (out / LOG_FILE).read_text().splitlines()
+    told: list[str] = []
+    rows = [ORIGINAL, MIXED, REFINED, RANDOM]
+    recover(experiment(lab, out, progress=lambda what, *_: told.append(what)), rows)
+    assert not told
+    assert (out / LOG_FILE).read_text().splitlines() == before
+    (out / LOG_FILE).write_text("\n".join(before[:-1]) + "\n" + before[-1][:40])
+    recover(experiment(lab, out), rows)
+    after = (out / LOG_FILE).read_text().splitlines()
+    assert after[-2] == before[-1][:40]
+    again, was = json.loads(after[-1]), json.loads(before[-1])
+    for line in (again, was):
+        del line["scores"]["coding_seconds"]
+    assert again == was
+
+
+def test_another_checkpoint_time_or_speech_is_another_experiment(
+    lab: dict[str, Path], done: Path, tmp_path: Path
+):
+    out = Path(shutil.copytree(done, tmp_path / "out"))
+    with pytest.raises(LabError, match="begun with other minutes"):
+        recover(experiment(lab, out, minutes=2.0), [RANDOM])
+
+
+def test_a_row_that_was_told_otherwise_has_no_results_yet(lab: dict[str, Path], done: Path):
+    work = _Work(experiment(lab, done), [MIXED])
+    other = MIXED.model_copy(update={"training": TRAINING | {"seconds": 0.4}})
+    assert work.config(MIXED) != work.config(other)
+    # A refinement's results are those of the encoder that it begins with.
+    assert work.config(REFINED) != _Work(experiment(lab, done), [other]).config(REFINED)
+
+
+def test_a_row_in_other_hands_is_left_to_them(lab: dict[str, Path], done: Path):
+    work, other = (_Work(experiment(lab, done), [MIXED, REFINED]) for _ in range(2))
+    sentence = "another process works on the row"
+    with work.mine(MIXED), pytest.raises(LabError, match=sentence), other.mine(REFINED):
+        pass
+    with other.mine(REFINED):
+        pass
+
+
+# Scores
+
+
+def test_the_original_is_its_own_ceiling_and_random_codes_are_the_floor(done: Path):
+    for kind in ("synthetic", "human"):
+        [original] = [one["scores"] for one in lines_of(done, "score", "original") if one["kind"] == kind]
+        [random] = [one["scores"] for one in lines_of(done, "score", "random") if one["kind"] == kind]
+        assert original["semantic_agreement"] == 1
+        assert original["acoustic_level_error"] == 0
+        assert original["row_cosine"] == pytest.approx(1, abs=1e-4)
+        assert random["semantic_agreement"] < 0.2
+        # Two independent uniform levels of 21 are (21^2 - 1) / (3 * 21) apart; the encoder's are not uniform.
+        assert 4 < random["acoustic_level_error"] < 9
+        assert ("word_errors" in original) == (kind == "synthetic")
+
+
+def test_a_restored_encoder_is_scored_by_its_codes_as_served(done: Path, lab: dict[str, Path]):
+    """Against an oracle: the model with these tensors in it, its own encode_as_served, by hand."""
+    from revox.model.voxtral import Voxtral, parameter_name
+
+    model = tiny_model(with_encoder=True)
+    assert isinstance(model, Voxtral)
+    restored = {parameter_name(k): v for k, v in load_file(_run(done) / "encoder.safetensors").items()}
+    wave = torch.from_numpy(_speech(30, 1.3)[: 16 * 1920].astype(np.float32) / 32768)[None]
+    codes = []
+    for state in ({}, restored):
+        model.load_state_dict(model.state_dict() | state)
+        served = model.audio_tokenizer.to(torch.bfloat16)
+        codes.append(served.encode_as_served(wave.to(torch.bfloat16))[0])
+        model = model.float()
+    [scores] = [o["scores"] for o in lines_of(done, "score", MIXED.name) if o["clip"] == "synthetic-30"]
+    assert scores["semantic"] == codes[1][0].tolist()
+    assert scores["semantic_agreement"] == pytest.approx(float((codes[0][0] == codes[1][0]).float().mean()))
+    assert scores["acoustic_level_error"] == pytest.approx(
+        float((codes[0][1:] - codes[1][1:]).abs().float().mean()), abs=1e-4
+    )
+
+
+def test_refined_codes_begin_at_the_trained_encoders(done: Path):
+    mixed = {one["clip"]: one["scores"] for one in lines_of(done, "score", MIXED.name)}
+    for line in lines_of(done, "score", REFINED.name):
+        same = np.mean(np.equal(line["scores"]["semantic"], mixed[line["clip"]]["semantic"]))
+        assert same > 0.5  # two steps do not go far
+
+
+# Tables
+
+
+def _line(row: str, kind: str, clip: str, seed: int, **scores: float) -> dict[str, Any]:
+    full = {
+        "mel": 1.0, "similarity": 0.9, "row_cosine": 0.9, "semantic_agreement": 0.5, "rank": 1, "stft": 1.0,
+        "acoustic_level_error": 1.0, "cloned_similarity": 0.8, "cloned_word_errors": 1, "cloned_words": 10,
+        "semantic": [1, 2], "coding_seconds": 0.1,
+    }  # fmt: skip
+    return {"what": "score", "row": row, "kind": kind, "clip": clip, "seed": seed, "scores": full | scores}
+
+
+def _goal_cells(tmp_path: Path, lab: dict[str, Path], **restored: float) -> dict[tuple[str, str], str]:
+    lines = []
+    for kind in ("synthetic", "human"):
+        for clip in "ab":
+            lines.append(_line("original", kind, clip, 0))
+            lines.append(_line(MIXED.name, kind, clip, 0, **restored))
+    path = write_tables(tmp_path / "t.md", [ORIGINAL, MIXED], lines, experiment(lab, tmp_path))
+    found = {}
+    for line in path.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        for goal in GOALS:
+            if cells[0] == goal.title:
+                found[goal.key, cells[1]] = cells[3]
+    assert len(found) == 2 * len(GOALS)
+    return found
+
+
+def test_a_goal_is_reached_at_its_bound_and_not_beyond(tmp_path: Path, lab: dict[str, Path]):
+    at = {"mel": 1.05, "similarity": 0.881, "row_cosine": 0.8, "semantic_agreement": 0.3,
+          "acoustic_level_error": 1.5, "cloned_similarity": 0.771, "cloned_word_errors": 1.3}  # fmt: skip
+    beyond = {"mel": 1.06, "similarity": 0.87, "row_cosine": 0.79, "semantic_agreement": 0.14,
+              "acoustic_level_error": 1.6, "cloned_similarity": 0.76, "cloned_word_errors": 1.4}  # fmt: skip
+    assert all(cell.endswith(", reached") for cell in _goal_cells(tmp_path, lab, **at).values())
+    assert all(cell.endswith("not reached") for cell in _goal_cells(tmp_path, lab, **beyond).values())
+    between = _goal_cells(tmp_path, lab, semantic_agreement=0.2)
+    assert between["semantic_agreement", "synthetic"].endswith("not reached")
+    assert between["semantic_agreement", "human"].endswith(", reached")
+
+
+def test_without_the_original_a_goal_beside_it_is_left_open():
+    table = goals_table([MIXED], {(MIXED.name, "human", "mel"): 0.5})
+    assert "0.500, no ceiling to compare with" in table
+
+
+def test_a_tables_figure_is_the_median_over_clips_of_the_mean_over_seeds(
+    tmp_path: Path, lab: dict[str, Path]
+):
+    lines = [
+        _line("original", "human", clip, seed, mel=mel)
+        for clip, values in {"a": (1.0, 3.0), "b": (5.0, 5.0), "c": (9.0, 10.0)}.items()
+        for seed, mel in enumerate(values)
+    ]
+    path = write_tables(tmp_path / "t.md", [ORIGINAL], lines, experiment(lab, tmp_path))
+    codec = path.read_text().split("## Codec: human")[1]
+    assert re.search(r"\| the original \(ceiling\) \| 5\.000 \[2\.000, 9\.500\]", codec)
+    assert "Goals" in path.read_text()
+
+
+def test_a_curve_has_a_point_for_each_look_over_its_clips_and_seeds():
+    lines = [
+        {"what": "look", "row": "x", "kind": "human", "clip": clip, "seed": seed, "step": step,
+         "seconds": 60.0 * step + 12 * seed, "scores": {"mel": mel + seed}}
+        for step, clip, mel in ((1, "a", 4.0), (1, "b", 6.0), (2, "a", 1.0), (2, "b", 2.0))
+        for seed in (0, 1)
+    ]  # fmt: skip
+    assert curve(lines, "x", "human", "mel") == pytest.approx([(1.1, 5.5), (2.1, 2.0)])
+
+
+def test_the_experiments_folder_holds_tables_of_each_kind_goals_and_curves(done: Path):
+    text = (done / "recovery.md").read_text()
+    for title in ("Codec", "Codes", "Cloning"):
+        for kind in ("synthetic", "human"):
+            assert f"## {title}: {kind} speakers" in text
+    assert "## Goals" in text
+    assert "## Time" in text
+    assert (done / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    looks = {line["step"] for line in lines_of(done, "look", MIXED.name)}
+    steps = lines_of(done, "trained", MIXED.name)[0]["steps"]
+    assert looks == {-(-steps // 2), steps}
+
+
+# The rows
+
+
+def test_every_row_of_the_issue_is_there_and_the_published_one_says_what_it_lacks():
+    rows = chosen_rows()
+    assert [row.name for row in rows] == list(ROWS)
+    assert rows[0].kind == "ceiling"
+    assert rows[-1].kind == "floor"
+    published = row_named("published")
+    settings = published.settings(1000, 0)
+    assert (settings.clips, settings.pairs, settings.seconds) == (4, 0, 4.0)
+    assert settings.betas == (0.8, 0.99)
+    assert settings.learning_rate == 3e-4
+    assert len(settings.discriminator.n_ffts) == 8
+    assert settings.discriminator.start == 300
+    assert settings.discriminator.every == 2
+    weights = settings.weights
+    assert (weights.mel, weights.waveform, weights.stft, weights.feature) == (4, 1, 1, 2)
+    assert any("Whisper" in mark for mark in published.marks)
+    only_pairs = row_named("pairs").settings(10, 0)
+    assert only_pairs.clips == 0
+    reconstruction = row_named("reconstruction").settings(10, 0)
+    assert reconstruction.pairs == 0
+    assert reconstruction.weights.commitment == reconstruction.weights.diversity == 0
+
+
+def test_an_ablation_changes_one_loss_and_nothing_else():
+    base = row_named(GOALS_FOR)
+    plain = base.settings(100, 0).model_dump()
+    seen = set()
+    for row in ablations(base):
+        changed = row.settings(100, 0).model_dump()
+        weights = {k for k in plain["weights"] if changed["weights"][k] != plain["weights"][k]}
+        others = {k for k in plain if k != "weights" and changed[k] != plain[k]}
+        assert others <= ({"verifier"} if row.name.endswith("-with-speaker") else set()), row.name
+        assert len(weights) == (2 if row.name.endswith("-no-discriminators") else 1), row.name
+        assert row.name not in seen
+        seen.add(row.name)
+    on = {name for name, weight in plain["weights"].items() if weight > 0}
+    assert {f"{GOALS_FOR}-no-{name}" for name in on} <= seen
+    assert {"semantic", "acoustic", "mel", "stft", "waveform", "feature"} <= on
+
+
+def test_discriminators_cost_time_only_where_they_judge():
+    assert row_named("pairs").discriminators_from is None
+    assert row_named("published").discriminators_from == 0.3
+    off = {row.name: row for row in ablations(row_named(GOALS_FOR))}
+    assert off[f"{GOALS_FOR}-no-discriminators"].discriminators_from is None
+    assert off[f"{GOALS_FOR}-no-reconstruction"].discriminators_from is None
+    assert off[f"{GOALS_FOR}-no-feature"].discriminators_from == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("title: a\nby: encoder", "training belongs"),
+        ("title: a\nby: encoder\ntraining: {pairs: 0, clips: 0}", "nothing to learn from"),
+        ("title: a\nby: encoder\ntraining: {steps: 5}", "follows from the time"),
+        ("title: a\nby: encoder\ntraining: {colour: 5}", "colour"),
+        ("title: a\nby: refinement\nsteps: 3", "`of` names the row"),
+        ("title: a\nby: inversion", "steps belong"),
+        ("- 1", "cannot be read"),
+        ("a: [", "cannot be read"),
+    ],
+)
+def test_a_row_that_will_not_do_is_a_sentence(text: str, sentence: str):
+    with pytest.raises(LabError, match=sentence):
+        parse_row("mine", text)
+
+
+def test_no_rows_at_all_is_a_sentence():
+    with pytest.raises(LabError, match="no row is named"):
+        chosen_rows([])
+
+
+@pytest.mark.parametrize("name", ["none", "../lists", "original.yaml", ""])
+def test_a_row_that_is_not_there_is_a_sentence_with_those_that_are(name: str):
+    with pytest.raises(LabError, match="the rows are original"):
+        row_named(name)
+
+
+def test_the_restoring_process_ends_and_saves_when_what_started_it_ends(lab: dict[str, Path], tmp_path: Path):
+    work = _Work(experiment(lab, tmp_path / "out"), [MIXED])
+    work.prepare()
+    run = work.out / "run"
+    run.mkdir()
+    settings = MIXED.settings(10**6, 0, report_every=1).model_dump(mode="json")
+    (run / "task.json").write_text(work.task("train", run, settings, 0).model_dump_json())
+    process = subprocess.Popen(
+        process_command(run / "task.json"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=process_environment(1, work.out), cwd=work.out,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdin is not None
+    for line in process.stdout:
+        if '"step"' in line:
+            process.stdin.close()  # as when its owner is killed
+            break
+    process.stdout.read()
+    assert process.wait(60) == 4
+    state = torch.load(run / "encoder-state.pt", weights_only=True)
+    assert state["step"] >= 1
