@@ -12,6 +12,9 @@ the moment the change is decided. A process killed before it has changed nothing
 finished by the next command (`recover_journal`): every step may be done again. `.revox/lock` keeps two
 writers apart.
 
+**Log.** The last step of a change adds a line to `.revox/consent.jsonl` (`revox.checkpoint.consent_log`):
+whose voice came with which consent, or that it is gone.
+
 **Links.** Files are replaced by rename, which replaces a link and not what it points to. A `voice_embedding`
 that is itself a link to a folder elsewhere is first given a folder of its own, with links to what was there.
 """
@@ -32,6 +35,7 @@ from typing import Any, BinaryIO
 
 from pydantic_core import from_json
 
+from revox.checkpoint import consent_log
 from revox.checkpoint.errors import VoiceError
 from revox.checkpoint.params import read_json, read_params
 from revox.checkpoint.write import replace_file, sync_folder
@@ -72,6 +76,11 @@ def promised_rows(folder: Path) -> dict[str, int]:
     return {name: rows for name, rows in voices.items() if isinstance(rows, int)}
 
 
+def consent_log_path(folder: Path) -> Path:
+    """Where a folder's log of consent and removals lies."""
+    return folder / _WORK / "consent.jsonl"
+
+
 def is_file_name(name: str) -> bool:
     """Whether a listed name can be a file's: params.json may come from anywhere."""
     return bool(name) and not name.startswith(".") and not set(name) & {"/", "\\", "\0"}
@@ -90,7 +99,10 @@ def stage_file(folder: Path, name: str, suffix: str, content: Content) -> None:
 
 
 def commit(folder: Path, entry: dict[str, Any]) -> None:
-    """Decide a change and make it: add (with name, rows, id, codes, unlist) or remove (with name)."""
+    """Decide a change and make it: add (with name, rows, id, codes, unlist) or remove (with name).
+
+    `event` is the line for the log.
+    """
     for path, keys in ((folder / "params.json", _PARAM_KEYS), (folder / "tekken.json", _TEKKEN_KEYS)):
         _holder(path, read_json(path), keys)  # complains now rather than half way
     replace_file(folder / _WORK / "journal.json", json.dumps(entry) + "\n")
@@ -157,6 +169,9 @@ def _apply(folder: Path, entry: Mapping[str, Any]) -> None:
             )
         _set_tekken(folder, name, entry["rows"])
         _set_param(folder, name, entry["id"])
+    if isinstance(entry.get("event"), dict):
+        consent_log.append(consent_log_path(folder), entry["event"], once=True)
+        reached("logged")
     (folder / _WORK / "journal.json").unlink()
     reached("journal deleted")
     shutil.rmtree(stage, ignore_errors=True)

@@ -29,12 +29,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json
 
+from revox.checkpoint import consent_log
 from revox.checkpoint.errors import VoiceError
 from revox.checkpoint.params import read_params
 from revox.checkpoint.voice_journal import (
     VOICE_FOLDER,
     check_writable,
     commit,
+    consent_log_path,
     is_file_name,
     listed_ids,
     promised_rows,
@@ -68,6 +70,7 @@ __all__ = [
     "check_voice_name",
     "check_writable",
     "codes_fit",
+    "consent_document",
     "export_voice",
     "find_voice",
     "list_voices",
@@ -428,6 +431,7 @@ def add_voice(
             # Same length: one rename of the .pt is the whole change.
             "unlist": promised.get(name, rows.shape[0]) != rows.shape[0]
             or (name in voices) != (name in promised),
+            "event": consent_log.event("replaced" if name in promised else "added", name, provenance),
         }
         commit(folder, entry)
 
@@ -446,9 +450,36 @@ def remove_voice(folder: str | Path, name: str, force: bool = False) -> None:
         }
         if name not in known:
             raise _unknown(folder, name, sorted(known))
-        if not force and _guarded(name, _read_provenance(folder, name) if is_file_name(name) else {}):
+        record = _read_provenance(folder, name) if is_file_name(name) else {}
+        if not force and _guarded(name, record):
             raise VoiceError(f"voice {name!r} of {folder} is a preset; say --force to remove it all the same")
-        commit(folder, {"operation": "remove", "name": name})
+        # The tombstone keeps whose voice it was and of which recording; the voice itself is gone.
+        tombstone = consent_log.event("removed", name, record)
+        commit(folder, {"operation": "remove", "name": name, "event": tombstone})
+
+
+def consent_document(folder: str | Path, name: str | None = None) -> dict[str, Any]:
+    """Everything a folder knows of consent, of one voice or of all, as one JSON.
+
+    Of each: statement, whose voice, when, the recording's hash, the method, and the log's lines; removed ones
+    have only those. Raises VoiceError for a voice that neither the folder nor its log knows, or when the log
+    cannot be read.
+    """
+    folder = Path(folder)
+    entries = [entry for entry in list_voices(folder) if entry.provenance]
+    try:
+        lines = consent_log.read(consent_log_path(folder))
+    except OSError as error:
+        raise VoiceError(
+            f"{consent_log_path(folder)} cannot be read ({error.strerror}); check its permissions"
+        ) from None
+    found = consent_log.document([(e.name, e.provenance) for e in entries], lines, folder.resolve().name)
+    if name is not None:
+        found["voices"] = [voice for voice in found["voices"] if voice["voice"] == name]
+        if not found["voices"]:
+            find_voice(folder, name)
+            raise VoiceError(f"voice {name!r} of {folder} has no record of consent: it came with the release")
+    return found
 
 
 def check_voice_free(folder: str | Path, name: str, overwrite: bool = False, force: bool = False) -> None:

@@ -68,12 +68,14 @@ def list_command(checkpoint: Checkpoint, as_json: AsJson = False) -> None:
 
 @app.command("show")
 def show_command(name: Name, checkpoint: Checkpoint, as_json: AsJson = False) -> None:
-    """Show one voice: its size, and the record of how it was made and with whose consent."""
-    from revox.checkpoint.voices import find_voice
+    """Show one voice: its size, and the record of how it was made, of what, and with whose consent."""
+    from revox.checkpoint.voices import consent_document, find_voice
 
     folder, frame_rate = _open(checkpoint)
     entry = find_voice(folder, name)
     record = _as_json(entry, frame_rate)
+    agreed = consent_document(folder, name)["voices"][0] if entry.provenance else {}
+    record["log"] = agreed.get("log", [])
     if as_json:
         print(json.dumps(record, indent=2, ensure_ascii=False))
         return
@@ -83,9 +85,13 @@ def show_command(name: Name, checkpoint: Checkpoint, as_json: AsJson = False) ->
     console.print(f"{name} of {folder}", style="bold", markup=False, soft_wrap=True)
     provenance = record.pop("provenance")
     record.pop("name")
+    log = record.pop("log")
     for key, value in {**record, **_flat(provenance)}.items():
         if value is not None:
             console.print(f"{key:21} {value}", markup=False, soft_wrap=True)
+    for line in log:
+        said = f"{line.get('at', '')} {line.get('event', '')}"
+        console.print(f"{'log':21} {said}", markup=False, soft_wrap=True)
     if not provenance:
         console.print("no record of how it was made (a preset of the release has none)")
 
@@ -203,6 +209,21 @@ def remove_command(
     Console(stderr=True, highlight=False).print(said, markup=False, soft_wrap=True)
 
 
+@app.command("consent")
+def consent_command(
+    checkpoint: Checkpoint,
+    name: Annotated[
+        str | None, typer.Argument(help="One voice, also a removed one; else all of them.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A file for the JSON.")] = None,
+) -> None:
+    """Write who agreed to what, when, of which recording and by which method, as one JSON."""
+    from revox.checkpoint.voices import consent_document
+
+    folder, _ = _open(checkpoint)
+    _write_consent(consent_document(folder, name), out)
+
+
 @app.command("export")
 def export_command(
     name: Name,
@@ -213,8 +234,13 @@ def export_command(
             "--out", "-o", help="NAME.pt for vllm-omni, .safetensors for mlx-audio, .bin for the C port."
         ),
     ],
+    consent: Annotated[
+        bool, typer.Option("--consent", help="Write its record of consent (.json) instead of its rows.")
+    ] = False,
 ) -> None:
     """Write a voice's rows for another runtime; the ending of --out says which."""
+    if consent:
+        return consent_command(checkpoint, name, out)
     from rich.console import Console
 
     from revox.checkpoint.voices import EXPORT_FORMATS, export_voice
@@ -223,6 +249,17 @@ def export_command(
     export_voice(folder, name, out)
     said = f"voice {name} written to {out} for {EXPORT_FORMATS[out.suffix]}"
     Console(stderr=True, highlight=False).print(said, markup=False, soft_wrap=True)
+
+
+def _write_consent(document: dict[str, Any], out: Path | None) -> None:
+    from revox.checkpoint.write import replace_file
+
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    if out is None:
+        print(text)
+        return
+    replace_file(out, text + "\n")
+    print(f"revox: the record of consent is in {out}", file=sys.stderr)
 
 
 def _open(checkpoint: str) -> tuple[Path, float]:

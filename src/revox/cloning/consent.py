@@ -18,15 +18,19 @@ EXAMPLE = '--consent "my own voice, recorded by me"'
 
 
 class Consent(BaseModel):
-    """A sentence saying whose voice it is and that they agreed, as given by whoever made the voice."""
+    """A sentence saying whose voice it is and that they agreed, as given by whoever made the voice.
+
+    `given_by` is the key or the part of a server that gave it; the command line has nobody to name.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     statement: str = Field(min_length=3, max_length=4000)
     subject: str | None = None
+    given_by: str | None = None
     recorded_at: datetime
 
-    @field_validator("statement", "subject", mode="before")
+    @field_validator("statement", "subject", "given_by", mode="before")
     @classmethod
     def _one_line(cls, value: Any) -> Any:
         return (" ".join(value.split()) or None) if isinstance(value, str) else value
@@ -64,11 +68,16 @@ class Provenance(BaseModel):
     consent: Consent
 
 
-def record_consent(statement: str | None, subject: str | None = None, now: datetime | None = None) -> Consent:
+def record_consent(
+    statement: str | None,
+    subject: str | None = None,
+    now: datetime | None = None,
+    given_by: str | None = None,
+) -> Consent:
     """The consent given with a request. Raises CloneError when nobody is named as having agreed."""
     try:
         return Consent.model_validate(
-            {"statement": statement, "subject": subject, "recorded_at": now or _now()}
+            {"statement": statement, "subject": subject, "given_by": given_by, "recorded_at": now or _now()}
         )
     except ValidationError:
         raise CloneError(
