@@ -17,10 +17,13 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from revox.checkpoint.errors import VoiceError
+from revox.checkpoint.inject import eject, inject
+from revox.checkpoint.inspect import inspect
 from revox.checkpoint.voices import Voice, list_voices, load_voice
 from revox.cli import clone_command, voice_command
 from revox.cloning import CloneError
 from revox.cloning.quick_encoder import QuickEncoderTraining
+from revox.lab import checkpoint_folder
 from revox.speech import Audio, AudioError, read_audio, write_audio
 
 AGREED = "my own voice, recorded by me"
@@ -271,3 +274,58 @@ def test_a_quick_encoder_that_learnt_nothing_is_left_out(
     assert result.exit_code == 0, result.exception
     assert "no better than a blind guess" in " ".join(result.output.split())
     assert not (tmp_path / "cache").exists()
+
+
+LAB_ENCODER = Path(__file__).parents[2] / "lab-encoder" / "encoder.safetensors"
+
+
+def test_an_injected_encoder_is_used_at_once_and_an_ejected_one_is_not(tmp_path: Path):
+    folder = tmp_path / "lab"
+    inject(checkpoint_folder(), LAB_ENCODER, folder)
+    speech = checkpoint_folder().parent / "examples" / "1034-121119-0000.flac"
+    named = (speech, "--checkpoint", folder, "--consent", "the reader, under CC BY", "--name")
+    assert clone(*named, "quick").exit_code == 0
+    voice = load_voice(folder, "quick")
+    assert voice.provenance["method"] == "encoder"
+    assert "steps_done" not in voice.provenance["settings"]
+    assert clone(*named, "polished", "--refine", 2).exit_code == 0
+    scores = load_voice(folder, "polished").provenance["settings"]["scores"]
+    kept = load_voice(folder, "polished").provenance["settings"]["kept"]
+    assert scores[kept]["total"] <= scores["encoder"]["total"]
+    refused = clone(*named, "other", "--budget", 5)
+    assert isinstance(refused.exception, CloneError)
+    eject(folder, None)
+    assert inspect(folder).encoder == "absent"
+    refused = clone(*named, "other", "--refine", 2)
+    assert isinstance(refused.exception, CloneError)
+    assert "no whole encoder" in str(refused.exception)
+    assert clone(*named, "other", "--method", "encoder").exit_code != 0
+
+
+@pytest.mark.usefixtures("quick_presets")
+def test_a_part_of_an_encoder_is_left_off_and_said(
+    clip: Path, tiny_checkpoint_with_encoder: Path, tmp_path: Path
+):
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(tiny_checkpoint_with_encoder, tmp_path / "partial"))
+    weights = load_file(folder / "consolidated.safetensors")
+    del weights["audio_tokenizer.encoder_blocks.6.layers.1.ffn_scale"]
+    save_file(weights, folder / "consolidated.safetensors")
+    assert isinstance(clone(clip, *options(folder), "--method", "encoder").exception, CloneError)
+    result = clone(clip, *options(folder))
+    assert result.exit_code == 0, result.exception
+    assert "a part of an encoder" in " ".join(result.output.split())
+    assert load_voice(folder, "me").provenance["method"] == "inversion"
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [(("--method", "magic"), "no method"), (("--refine", 3), "no whole encoder")],
+)
+def test_a_method_that_will_not_do_is_refused_before_the_clip_is_read(
+    tiny_checkpoint_copy: Path, given: tuple[object, ...], sentence: str
+):
+    result = clone("no such file.wav", *options(tiny_checkpoint_copy), *given)
+    assert isinstance(result.exception, CloneError)
+    assert sentence in str(result.exception)

@@ -12,7 +12,8 @@ from torch import Tensor
 from revox.checkpoint.load import load_model
 from revox.checkpoint.voices import add_voice, load_voice
 from revox.cloning import CloneError
-from revox.cloning.clone import PARTS, clone_voice, preset_codes
+from revox.cloning.clone import PARTS, choose_ways, clone_voice, preset_codes
+from revox.cloning.encode import encode
 from revox.cloning.invert import InversionConfig
 from revox.model.voxtral import Voxtral
 from revox.speech import Audio, AudioError
@@ -192,3 +193,86 @@ def test_a_recording_without_speech_or_with_values_that_are_no_numbers_is_refuse
     broken[1000] = np.nan
     with pytest.raises(CloneError, match="not numbers"):
         clone_voice(model, Audio(broken, 16000), consent=AGREED)
+
+
+@pytest.fixture(scope="module")
+def encoding(tiny_checkpoint_with_encoder: Path) -> Voxtral:
+    return load_model(tiny_checkpoint_with_encoder, dtype=torch.float32, parts=PARTS)
+
+
+@pytest.mark.parametrize(
+    ("has_encoder", "settings", "ways"),
+    [
+        (False, {}, ("inversion",)),
+        (False, {"method": "best", "steps": 3}, ("inversion",)),
+        (False, {"method": "inversion", "quick_encoder": True}, ("inversion",)),
+        (True, {}, ("encoder",)),
+        (True, {"method": "encoder", "refine_steps": 4, "budget": 1.0}, ("encoder", "refined")),
+        (True, {"method": "inversion", "steps": 3, "budget": 1.0}, ("inversion",)),
+        (True, {"method": "best", "steps": 3}, ("encoder", "inversion")),
+        (True, {"method": "best", "refine_steps": 4}, ("encoder", "refined", "inversion")),
+    ],
+)
+def test_the_method_and_what_the_checkpoint_has_decide_whose_codes_there_are(has_encoder, settings, ways):
+    assert choose_ways(has_encoder, **settings) == ways
+
+
+@pytest.mark.parametrize(
+    ("has_encoder", "settings", "sentence"),
+    [
+        (True, {"method": "magic"}, "no method 'magic'"),
+        (True, {"refine_steps": -1}, "-1 steps"),
+        (False, {"method": "encoder"}, "no whole encoder"),
+        (False, {"refine_steps": 5}, "no whole encoder: leave it out"),
+        (True, {"method": "inversion", "refine_steps": 5}, "the method is inversion: leave it out"),
+        (True, {"steps": 5}, "--steps is for inversion"),
+        (True, {"quick_encoder": True, "refine_steps": 5}, "--quick-encoder is for inversion"),
+        (True, {"budget": 5.0}, "a budget limits nothing"),
+    ],
+)
+def test_settings_that_would_be_passed_over_are_refused(has_encoder, settings, sentence):
+    with pytest.raises(CloneError, match=sentence):
+        choose_ways(has_encoder, **settings)
+
+
+def test_with_an_encoder_nothing_is_searched_for(encoding: Voxtral, monkeypatch: pytest.MonkeyPatch):
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("searched")
+
+    monkeypatch.setattr("revox.cloning.clone.invert", never)
+    monkeypatch.setattr("revox.cloning.refine.invert", never)
+    cloned = clone_voice(encoding, speechlike(3.2), consent=AGREED)
+    assert cloned.kept == "encoder"
+    assert cloned.voice.provenance["method"] == "encoder"
+    expected = encode(encoding.audio_tokenizer, torch.from_numpy(cloned.reference.samples))
+    assert torch.equal(cloned.voice.codes, expected.codes)
+    with pytest.raises(AssertionError, match="searched"):
+        clone_voice(encoding, speechlike(3.2), consent=AGREED, method="inversion")
+
+
+def test_the_record_says_what_was_compared_and_which_was_kept(encoding: Voxtral, presets: list[Tensor]):
+    cloned = clone_voice(
+        encoding, speechlike(3.2), consent=AGREED, method="best", refine_steps=3, steps=2, config=QUICK,
+        presets=presets,
+    )  # fmt: skip
+    assert set(cloned.scores) == {"encoder", "refined", "inversion"}
+    record = json.loads(json.dumps(cloned.voice.provenance))
+    settings = record["settings"]
+    totals = {name: score["total"] for name, score in settings["scores"].items()}
+    assert settings["kept"] == cloned.kept == min(totals, key=lambda name: totals[name])
+    assert record["method"] == {"refined": "encoder, refined"}.get(cloned.kept, cloned.kept)
+    assert settings["refine"] == 3
+    assert settings["steps"] == 2
+    assert settings["steps_done"] == 5
+    assert totals[cloned.kept] == pytest.approx(settings["loss"], abs=1e-5)
+
+
+def test_a_refinement_that_is_stopped_keeps_the_better_codes(encoding: Voxtral, presets: list[Tensor]):
+    cloned = clone_voice(
+        encoding, speechlike(3.2), consent=AGREED, refine_steps=40, config=QUICK, presets=presets,
+        should_stop=lambda: True,
+    )  # fmt: skip
+    settings = cloned.voice.provenance["settings"]
+    assert settings["stopped"]
+    assert settings["steps_done"] == 1
+    assert cloned.scores[cloned.kept].total <= cloned.scores["encoder"].total
