@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import wave
 from typing import Any
 
 from revox.marking.errors import MarkError
-from revox.marking.record import SENTENCE, MarkRecord
+from revox.marking.record import SENTENCE, MarkRecord, new_record
 from revox.marking.signer import Signer
 
 MEDIA_TYPES = {
@@ -89,6 +90,27 @@ def read_manifest(data: bytes, media_type: str | None, trust: str = "") -> dict[
         return None
     except c2pa.C2paError as error:
         raise MarkError(f"the manifest cannot be read ({_first_line(error)})") from None
+
+
+UNTRUSTED = "signingCredential.untrusted"
+"""c2pa's code for a certificate that nobody known vouches for; the manifest is valid all the same."""
+
+
+def trial(signer: Signer) -> str | None:
+    """Sign a silence and read it back: None when that holds, else what c2pa says against the certificate."""
+    silence = io.BytesIO()
+    with wave.open(silence, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(bytes(160))
+    record = new_record("trial", "trial")
+    try:
+        report = read_manifest(add_manifest(silence.getvalue(), "wav", record, signer), "audio/wav") or {}
+    except MarkError as error:
+        return str(error)
+    said = [item for item in report.get("validation_status", []) if item.get("code") != UNTRUSTED]
+    return str(said[0].get("explanation")) if said else None
 
 
 def _first_line(error: Exception) -> str:

@@ -59,7 +59,14 @@ def load_signer(
         return _kept(Path(folder) if folder is not None else state_folder())
     if not can_sign():
         raise MarkError(f"signing needs c2pa-python and cryptography, which are not installed: {_ENOUGH}")
-    return _checked(read_pem(certificate), read_pem(key), f"{certificate} and {key}", made_here=False)
+    what = f"{certificate} and {key}"
+    signer = _checked(read_pem(certificate), read_pem(key), what, made_here=False)
+    # Its extensions are c2pa's to judge; better now than in every file that is written.
+    from revox.marking.manifest import trial
+
+    if refused := trial(signer):
+        raise MarkError(f"{what} cannot sign a C2PA manifest ({refused}); ask for a certificate that may")
+    return signer
 
 
 def can_sign() -> bool:
@@ -139,7 +146,7 @@ def kept_signer(folder: Path) -> Signer | None:
     path = folder / _KEPT
     try:
         text = path.read_text(encoding="ascii")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeDecodeError) as error:
         said = getattr(error, "strerror", None) or "no PEM"

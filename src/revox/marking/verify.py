@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from revox.marking.errors import MarkError
-from revox.marking.manifest import RECORD_LABEL, read_manifest
+from revox.marking.manifest import RECORD_LABEL, UNTRUSTED, read_manifest
 from revox.marking.record import FORMAT, SYNTHETIC
 from revox.marking.signer import can_sign, state_folder
 from revox.marking.tags import read_tags, sound_hash
@@ -45,7 +45,6 @@ _FAILURES = {
     "signingCredential.invalid": "the signing certificate is not one that may sign manifests",
     "signingCredential.revoked": "the signing certificate was withdrawn",
 }
-_UNTRUSTED = "signingCredential.untrusted"
 _UNCHECKED = "Manifests were not looked at; what reads them comes with: pip install 'revox[mark]'"
 _NO_MARK = "There is no mark: nothing in the file says that the sound is synthetic."
 _LONGEST = 200
@@ -206,7 +205,7 @@ def _manifest(data: bytes, trust: str) -> ManifestFound | None:
         return None
     active = report.get("manifests", {}).get(report.get("active_manifest")) or {}
     results = (report.get("validation_results") or {}).get("activeManifest") or {}
-    failed = [item for item in results.get("failure", []) if item.get("code") != _UNTRUSTED]
+    failed = [item for item in results.get("failure", []) if item.get("code") != UNTRUSTED]
     state = report.get("validation_state")
     signature = active.get("signature_info") or {}
     name, organisation = (printable(signature.get(key) or "") for key in ("common_name", "issuer"))
@@ -269,8 +268,14 @@ def _authorities(trust: str | os.PathLike[str] | None) -> str:
     from revox.marking.signer import read_pem
 
     text = read_pem(trust)
-    if "-----BEGIN CERTIFICATE-----" not in text:
-        raise MarkError(f"{trust} has no PEM certificate in it; name the authority's certificate")
+    if not can_sign():
+        raise MarkError("certificates are not looked at without: pip install 'revox[mark]'")
+    from cryptography import x509
+
+    try:
+        x509.load_pem_x509_certificates(text.encode())
+    except ValueError:
+        raise MarkError(f"{trust} has no PEM certificate in it; name the authority's certificate") from None
     return text if text.endswith("\n") else text + "\n"
 
 
