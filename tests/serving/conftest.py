@@ -65,7 +65,7 @@ def serve(tts, settings):
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         try:
-            until(lambda: server.started, "the server starts")
+            _until(lambda: server.started, "the server starts")
             port = server.servers[0].sockets[0].getsockname()[1]
             yield f"http://127.0.0.1:{port}", app
         finally:
@@ -95,8 +95,13 @@ def talk(tts, settings):
     return run
 
 
-def until(condition, what, seconds=30.0):
-    """Wait for a condition, but not for ever."""
+@pytest.fixture
+def until():
+    """`until(condition, what, seconds)`: wait for a condition, but not for ever."""
+    return _until
+
+
+def _until(condition, what, seconds=30.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"within {seconds:g} s: {what}"

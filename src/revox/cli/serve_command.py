@@ -154,14 +154,17 @@ def _greeting(settings: ServeSettings, listener: socket.socket, tts: Any) -> str
 
 def _run(app: FastAPI, settings: ServeSettings, listener: socket.socket) -> None:
     import logging
+    import signal
 
     import uvicorn
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: Any) -> None:
-            # From now on /ready says no, so that balancers send nobody else.
+            # From now on /ready says no, so that balancers send nobody else. uvicorn's own handler would end
+            # the process by the signal in the end; one that has finished its work has not failed.
             app.state.revox.draining = True
-            super().handle_exit(sig, frame)
+            self.force_exit = self.should_exit and sig == signal.SIGINT
+            self.should_exit = True
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     config = uvicorn.Config(

@@ -6,16 +6,13 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from fastapi import Depends, FastAPI
 
 from revox import __version__
-from revox.serving import bare
 from revox.serving.engine import Engine
-from revox.serving.errors import install_handlers
+from revox.serving.errors import RESPONSES, install_handlers
 from revox.serving.limits import BodyLimit
 from revox.serving.metrics import Counted, Metrics
 from revox.serving.settings import ServeSettings
@@ -29,21 +26,25 @@ log = logging.getLogger("revox.serving")
 
 def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
     """The server of a loaded checkpoint. Its engine runs while the application does (its lifespan)."""
-    from revox.serving import model_routes, speech_routes, speech_socket
+    from revox.serving import model_routes, speech_routes, speech_socket, voice_routes
+    from revox.serving.keys import open_keys
+    from revox.serving.references import open_references
+    from revox.serving.voice_jobs import open_voices
 
     app = FastAPI(
         title="revox",
         version=__version__,
         description="Speech in cloned and preset voices; OpenAI's and vllm-omni's shapes.",
         lifespan=_lifespan,
+        responses=RESPONSES,
     )
     metrics = Metrics()
     engine = Engine(tts.model, settings, metrics)
     state = ServerState(settings, tts, engine, metrics)
     app.state.revox = state
-    state.keys = _keys(settings)
-    state.references = _references(state)
-    state.voices = _voices(state)
+    state.keys = open_keys(settings)
+    state.references = open_references(state)
+    state.voices = open_voices(state)
     install_handlers(app)
     app.add_middleware(Counted, metrics=metrics)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
@@ -61,9 +62,7 @@ def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
     app.include_router(model_routes.router, dependencies=guarded)
     app.include_router(speech_routes.router, dependencies=guarded)
     app.include_router(speech_socket.router, dependencies=guarded)
-    if find_spec("revox.serving.voice_routes"):
-        voice_routes = import_module("revox.serving.voice_routes")
-        app.include_router(voice_routes.router, dependencies=guarded)
+    app.include_router(voice_routes.router, dependencies=guarded)
     return app
 
 
@@ -84,25 +83,5 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         state.draining = True
         await state.engine.drain(state.settings.drain_seconds)
         await state.voices.close()
+        state.references.close()
         state.engine.close()
-
-
-# The parts that stand in modules of their own; without them a server has presets only.
-
-
-def _keys(settings: ServeSettings):
-    if find_spec("revox.serving.keys"):
-        return import_module("revox.serving.keys").open_keys(settings)
-    return bare.NoKeys()
-
-
-def _references(state: ServerState):
-    if find_spec("revox.serving.references"):
-        return import_module("revox.serving.references").open_references(state)
-    return bare.NoReferences()
-
-
-def _voices(state: ServerState):
-    if find_spec("revox.serving.voice_jobs"):
-        return import_module("revox.serving.voice_jobs").open_voices(state)
-    return bare.PresetVoices(state.tts)

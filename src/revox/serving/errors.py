@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from fastapi.responses import JSONResponse
@@ -34,6 +36,29 @@ _FOLDERS = re.compile(r"(?<![\w:/.])/(?:[^\s/'\":]+/)+")
 """Where things lie on the server is nobody's business; a file's own name stays in the message."""
 
 
+class ErrorDetail(BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """Every answer that is no success."""
+
+    error: ErrorDetail
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    422: {"model": ErrorAnswer, "description": "Wrong types, or values out of range."},
+    "4XX": {"model": ErrorAnswer, "description": "A request that is refused; the message says why."},
+    "5XX": {"model": ErrorAnswer, "description": "The server failed, stops or is not ready."},
+}
+"""Errors in the OpenAPI document, the same for every route."""
+
+
 class ServeError(ValueError):
     """The server cannot be started as asked; the message is one sentence with the cause and the mend."""
 
@@ -54,11 +79,13 @@ class ApiError(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        # What came with the request may be quoted: a lone half of a character cannot be sent back.
+        message = message.encode("utf-8", "backslashreplace").decode()
         super().__init__(message)
         self.status = status
         self.message = message
         self.type = type or KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
-        self.param = param
+        self.param = None if param is None else param.encode("utf-8", "backslashreplace").decode()[:200]
         self.code = code
         self.headers = dict(headers or {})
 

@@ -19,7 +19,7 @@ router = APIRouter(prefix="/v1", tags=["models"])
 STARTED = int(time.time())
 
 
-@open_router.get("/health")
+@open_router.get("/health", response_class=PlainTextResponse)
 async def health(request: Request) -> PlainTextResponse:
     """200 while the process works."""
     if not state_of(request).engine.running:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from revox.checkpoint.errors import VoiceError
 from revox.serving.encoding import Shape, StreamEncoder, check_rate, encode_whole
 from revox.serving.errors import ApiError
 from revox.serving.model_routes import check_model
@@ -241,9 +242,13 @@ async def speaker_for(state: ServerState, manner: Manner, asked_by: str, streami
 
 
 async def _named(state: ServerState, name: str) -> Voice:
-    # vllm-omni takes names in any case; the voices here are all lower case.
-    known = await asyncio.to_thread(state.voices.names)
-    return await asyncio.to_thread(state.voices.voice, name if name in known else name.lower())
+    try:
+        return await asyncio.to_thread(state.voices.voice, name)
+    except (ApiError, VoiceError):
+        # vllm-omni takes names in any case; the voices here are all lower case.
+        if name == name.lower():
+            raise
+        return await asyncio.to_thread(state.voices.voice, name.lower())
 
 
 def check_text(state: ServerState, text: str) -> None:

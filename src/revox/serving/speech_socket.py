@@ -69,7 +69,7 @@ class Session:
                 if isinstance(end, Exception) and not gone:
                     log.error("a WebSocket session failed", exc_info=end)
             if self._connected:
-                with contextlib.suppress(RuntimeError, OSError):
+                with contextlib.suppress(RuntimeError, OSError, WebSocketDisconnect):
                     await self.socket.close()
 
     @property
@@ -142,6 +142,8 @@ class Session:
         text = message.get("text")
         if not isinstance(text, str):
             raise ApiError(422, "input.text has a text, which is a string", param="text")
+        if not _is_unicode(text):
+            raise ApiError(400, "the text is not valid Unicode; send whole characters", param="text")
         limit = self.state.settings.max_text_characters
         if self._splitter.pending + len(text) > limit:
             raise ApiError(
@@ -210,6 +212,14 @@ class Session:
         if partial:
             told.update(partial_audio=True, action="discard")
         await self.socket.send_json(told)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _message(raw: str, limit: int) -> dict[str, Any]:

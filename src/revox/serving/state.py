@@ -36,6 +36,10 @@ class ReferenceResolver(Protocol):
         """A data URL, base64, an http(s) or file URL. Raises ApiError 400 (403, 413) on what may not be."""
         ...
 
+    def close(self) -> None:
+        """Give back what is held."""
+        ...
+
 
 class VoiceStore(Protocol):
     """Voices by name and one-off ones (`revox.serving.voice_jobs.open_voices(state)`)."""

@@ -66,6 +66,11 @@ class ContinuousBatch:
         """Those that the next step works on."""
         return self.members[: self._speaking]
 
+    @property
+    def cache_bytes(self) -> int:
+        """What the cache of keys and values takes."""
+        return 2 * self._pool.keys.nbytes
+
     @torch.inference_mode()
     def join(self, prompt: Tensor, seed: int, max_frames: int | None = None) -> Utterance:
         """Read a prompt `[time, dim]`; its utterance speaks from the next step on.

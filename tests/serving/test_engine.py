@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+import torch
+
+from revox.serving.engine import Engine
+from revox.serving.errors import ApiError
+from revox.serving.metrics import Metrics
+from revox.synthesis.batch import embed
+from revox.synthesis.generate import generate
+from revox.synthesis.stream import decode
+
+REQUESTS = [("Hello.", "neutral_male", 3), ("Good evening, doctor.", "hi_female", 0), ("ten", "pt_male", 8)]
+FRAMES = 14
+
+
+@pytest.fixture(scope="module")
+def prompts(tts):
+    return [embed(tts.model, tts.prompter, text, tts.voice(name)) for text, name, _ in REQUESTS]
+
+
+@pytest.fixture(scope="module")
+def alone(tts, prompts):
+    spoken = [
+        generate(tts.model, [prompt], [seed], max_frames=FRAMES)[0].codes
+        for prompt, (*_, seed) in zip(prompts, REQUESTS, strict=True)
+    ]
+    return [decode(tts.model.audio_tokenizer, codes).numpy() for codes in spoken]
+
+
+@pytest.fixture
+def run(tts, settings):
+    """`run(dialogue, **settings)`: `async def dialogue(engine)` with a running engine."""
+
+    def running(dialogue, **changes):
+        engine = Engine(tts.model, settings(**changes), Metrics())
+
+        async def everything():
+            engine.start()
+            try:
+                return await asyncio.wait_for(dialogue(engine), 60)
+            finally:
+                await asyncio.to_thread(engine.close)
+
+        return asyncio.run(everything())
+
+    return running
+
+
+async def _heard(stream):
+    return np.concatenate([chunk.samples async for chunk in stream])
+
+
+def _value(engine, name, **labels):
+    return engine.metrics.registry.get_sample_value(name, labels) or 0
+
+
+def test_together_and_one_after_the_other_each_gives_what_it_gives_alone(run, prompts, alone):
+    async def dialogue(engine):
+        streams = [
+            engine.submit(prompt, seed, FRAMES, streaming=i != 1)
+            for i, (prompt, (*_, seed)) in enumerate(zip(prompts, REQUESTS, strict=True))
+        ]
+        return await asyncio.gather(*map(_heard, streams))
+
+    for slots in (3, 2):
+        for heard, expected in zip(run(dialogue, max_streams=slots), alone, strict=True):
+            np.testing.assert_allclose(heard, expected, atol=1e-6)
+
+
+def test_a_stream_starts_with_five_frames_or_as_many_as_were_asked_for(run, prompts, tts):
+    async def dialogue(engine):
+        sizes = []
+        for first in (None, 2):
+            stream = engine.submit(prompts[1], 0, FRAMES, streaming=True, first_frames=first)
+            sizes.append([chunk.frames async for chunk in stream])
+        return sizes
+
+    usual, asked = run(dialogue)
+    assert usual == [5, 5, 4]
+    assert asked == [2, 3, 5, 4]
+
+
+def test_a_reader_who_takes_nothing_holds_up_nobody_and_loses_nothing(run, prompts, alone):
+    async def dialogue(engine):
+        slow = engine.submit(prompts[1], 0, FRAMES, streaming=True)
+        quick = await _heard(engine.submit(prompts[0], 3, FRAMES, streaming=True))
+        await _heard(engine.submit(prompts[0], 3, FRAMES, streaming=True))
+        ahead = slow.frames
+        return ahead, quick, await _heard(slow), slow.truncated
+
+    ahead, quick, slow, truncated = run(dialogue, lead_frames=4)
+    assert 4 < ahead < FRAMES, "it should rest before its end, one chunk after its lead"
+    np.testing.assert_allclose(quick, alone[0], atol=1e-6)
+    np.testing.assert_allclose(slow, alone[1], atol=1e-6)
+    assert truncated
+
+
+def test_a_reader_who_never_takes_anything_is_given_up(run, prompts, monkeypatch):
+    monkeypatch.setattr("revox.serving.engine.STALL_SECONDS", 0.1)
+
+    async def dialogue(engine):
+        stream = engine.submit(prompts[1], 0, FRAMES, streaming=True)
+        while not (stream.frames and not engine.active):
+            await asyncio.sleep(0.01)
+        await anext(stream)
+        with pytest.raises(ApiError) as told:
+            await _heard(stream)
+        return told.value.status
+
+    assert run(dialogue, lead_frames=2) == 408
+
+
+def test_who_cancels_gives_the_place_to_the_next(run, prompts, alone):
+    async def dialogue(engine):
+        first = engine.submit(prompts[1], 0, streaming=True)
+        waits = engine.submit(prompts[1], 0, streaming=True)
+        second = engine.submit(prompts[0], 3, FRAMES)
+        await anext(first)
+        waits.cancel()
+        first.cancel()
+        heard = await _heard(second)
+        return (
+            first.frames,
+            heard,
+            engine.active,
+            _value(engine, "revox_utterances_total", outcome="cancelled"),
+        )
+
+    frames, heard, active, cancelled = run(dialogue, max_streams=1)
+    assert frames < 60
+    np.testing.assert_allclose(heard, alone[0], atol=1e-6)
+    assert active == 0
+    assert cancelled == 2
+
+
+def test_a_full_queue_is_a_429_that_says_when_to_ask_again(run, prompts):
+    async def dialogue(engine):
+        streams = [engine.submit(prompts[0], 3, FRAMES) for _ in range(3)]
+        with pytest.raises(ApiError) as told:
+            engine.submit(prompts[0], 3, FRAMES)
+        part_of_one_let_in = engine.submit(prompts[0], 3, FRAMES, admitted=True)
+        for stream in (*streams, part_of_one_let_in):
+            assert (await _heard(stream)).size
+        engine.check_room()
+        return told.value
+
+    error = run(dialogue, max_streams=1, max_queue=2)
+    assert (error.status, error.code) == (429, "queue_full")
+    assert int(error.headers["Retry-After"]) >= 1
+
+
+@pytest.mark.parametrize("where", ["join", "step", "decode"])
+def test_a_request_that_fails_is_alone_with_it(run, prompts, alone, tts, monkeypatch, where, caplog):
+    bad = prompts[2].clone()
+    bad[-1] += 1000.0
+
+    async def dialogue(engine):
+        batch = engine._batch
+        victims = []
+        real = {"join": batch.join, "_step": batch._step, "decode": engine._decode}
+
+        def join(prompt, seed, frames):
+            if prompt is bad and where == "join":
+                raise RuntimeError("no room for this one")
+            one = real["join"](prompt, seed, frames)
+            victims.extend([one] if prompt is bad else [])
+            return one
+
+        def step(first, stop):
+            if any(one in victims and len(one.ids) == 2 for one in batch.members[first:stop]):
+                raise RuntimeError("a broken frame")
+            return real["_step"](first, stop)
+
+        def decoded(one, start):
+            if one in victims:
+                raise RuntimeError("a broken codec")
+            return real["decode"](one, start)
+
+        monkeypatch.setattr(batch, "join", join)
+        if where == "step":
+            monkeypatch.setattr(batch, "_step", step)
+        if where == "decode":
+            monkeypatch.setattr(engine, "_decode", decoded)
+        streams = [engine.submit(p, s, FRAMES) for p, s in ((prompts[0], 3), (bad, 1), (prompts[1], 0))]
+        return await asyncio.gather(*map(_heard, streams), return_exceptions=True)
+
+    first, failed, last = run(dialogue)
+    assert isinstance(failed, ApiError)
+    assert failed.status == 500
+    assert "broken" not in failed.message, "the inside is for the log"
+    assert "RuntimeError" in caplog.text
+    np.testing.assert_allclose(first, alone[0], atol=1e-6)
+    np.testing.assert_allclose(last, alone[1], atol=1e-6)
+
+
+def test_sound_that_is_no_number_fails_its_own_request_only(run, prompts, alone, monkeypatch):
+    from revox.serving import engine as module
+
+    real, calls = module.decode_after, []
+
+    def decode_after(codec, codes, start):
+        calls.append(1)
+        samples = real(codec, codes, start)
+        return samples * torch.nan if len(calls) == 1 else samples
+
+    monkeypatch.setattr(module, "decode_after", decode_after)
+
+    async def dialogue(engine):
+        with pytest.raises(ApiError, match="finite"):
+            await _heard(engine.submit(prompts[0], 3, FRAMES))
+        return await _heard(engine.submit(prompts[0], 3, FRAMES))
+
+    np.testing.assert_allclose(run(dialogue), alone[0], atol=1e-6)
+
+
+def test_a_defect_of_the_engine_itself_does_not_end_it(run, prompts, alone, monkeypatch):
+    async def dialogue(engine):
+        real, fails = engine._sweep, iter([True])
+
+        def sweep():
+            if engine._active and next(fails, False):
+                raise KeyError("a defect")
+            real()
+
+        monkeypatch.setattr(engine, "_sweep", sweep)
+        with pytest.raises(ApiError) as told:
+            await _heard(engine.submit(prompts[0], 3, FRAMES))
+        return told.value.status, await _heard(engine.submit(prompts[0], 3, FRAMES))
+
+    status, heard = run(dialogue)
+    assert status == 500
+    np.testing.assert_allclose(heard, alone[0], atol=1e-6)
+
+
+def test_whoever_still_speaks_or_waits_at_the_end_is_told(run, prompts):
+    async def dialogue(engine):
+        streams = [engine.submit(prompts[1], 0, streaming=True) for _ in range(2)]
+        await anext(streams[0])
+        await asyncio.to_thread(engine.close)
+        with pytest.raises(ApiError) as late:
+            engine.submit(prompts[1], 0)
+        heard = await asyncio.gather(*map(_heard, streams), return_exceptions=True)
+        return [error.status for error in heard] + [late.value.status]
+
+    assert run(dialogue, max_streams=1) == [503, 503, 503]
+
+
+def test_what_was_done_is_counted(run, prompts):
+    async def dialogue(engine):
+        await _heard(engine.submit(prompts[1], 0, FRAMES))
+        return (
+            _value(engine, "revox_utterances_total", outcome="cut"),
+            _value(engine, "revox_speech_seconds_total"),
+            _value(engine, "revox_first_audio_seconds_count"),
+            _value(engine, "revox_real_time_factor_count"),
+            _value(engine, "revox_active_streams"),
+        )
+
+    assert run(dialogue) == (1, pytest.approx(FRAMES / 12.5), 1, 1, 0)

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from revox.serving.settings import ServeSettings, settings_from
+
+LONG = {"input": "Good evening, doctor.", "voice": "hi_female", "seed": 0, "response_format": "pcm"}
+
+
+@pytest.mark.parametrize("asked", [{"stream_format": "audio"}, {"stream": True}, {}])
+def test_whoever_hangs_up_frees_the_place(serve, until, asked):
+    body = {**LONG, "max_new_tokens": 2000, **asked}
+    with serve(max_streams=1) as (url, app):
+        engine = app.state.revox.engine
+        client = httpx.Client(base_url=url, timeout=30)
+        if asked:
+            with client.stream("POST", "/v1/audio/speech", json=body) as answer:
+                next(answer.iter_raw())
+                assert engine.active == 1
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/v1/audio/speech", json=body, timeout=httpx.Timeout(30, read=0.3))
+        client.close()
+        until(lambda: engine.active == 0 and engine.waiting == 0, "its place is free", seconds=10)
+        again = httpx.post(f"{url}/v1/audio/speech", json={**LONG, "max_new_tokens": 2}, timeout=30)
+        assert len(again.content) == 2 * 3840
+
+
+def test_a_reader_who_does_not_read_holds_up_nobody(serve, until):
+    with serve(lead_frames=8) as (url, app):
+        engine = app.state.revox.engine
+        body = {**LONG, "max_new_tokens": 40, "stream_format": "audio"}
+        with (
+            httpx.Client(timeout=30) as slow,
+            slow.stream("POST", f"{url}/v1/audio/speech", json=body) as answer,
+        ):
+            for _ in range(2):
+                other = httpx.post(f"{url}/v1/audio/speech", json={**LONG, "max_new_tokens": 3}, timeout=30)
+                assert len(other.content) == 3 * 3840
+            assert len(answer.read()) == 40 * 3840
+        until(lambda: engine.active == 0, "nobody speaks")
+
+
+def test_a_full_queue_is_a_429_with_retry_after(serve):
+    with serve(max_streams=1, max_queue=0) as (url, _app):
+        body = {**LONG, "max_new_tokens": 2000, "stream_format": "audio"}
+        with httpx.Client(timeout=30) as client, client.stream("POST", f"{url}/v1/audio/speech", json=body):
+            refused = httpx.post(f"{url}/v1/audio/speech", json=LONG, timeout=30)
+        assert refused.status_code == 429
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        assert int(refused.headers["retry-after"]) >= 1
+
+
+def test_revox_serve_speaks_and_on_sigterm_finishes_what_it_has_begun(tiny_checkpoint, tmp_path, until):
+    command = [
+        sys.executable, "-m", "revox", "serve", str(tiny_checkpoint), "--port", "0", "--device", "cpu",
+        "--voices-folder", str(tmp_path / "voices"), "--no-marking",
+    ]  # fmt: skip
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        server = subprocess.Popen(command, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        until(lambda: "API" in log.read_text() or server.poll() is not None, "it greets", 120)
+        found = re.search(r"http://127\.0\.0\.1:\d+", log.read_text())
+        assert found, log.read_text()
+        url = found[0]
+        body = {**LONG, "max_new_tokens": 12, "stream_format": "audio"}
+        with httpx.Client(timeout=60) as client:
+            client.get(f"{url}/ready").raise_for_status()
+            with client.stream("POST", f"{url}/v1/audio/speech", json=body) as answer:
+                pieces = answer.iter_raw()
+                data = next(pieces)
+                server.send_signal(signal.SIGTERM)
+                data += b"".join(pieces)
+        assert len(data) == 12 * 3840
+        assert server.wait(60) == 0
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{url}/health")
+        assert "Traceback" not in log.read_text()
+    finally:
+        server.kill()
+
+
+def test_the_defaults_are_the_safe_choices():
+    settings = ServeSettings(checkpoint="x")
+    assert settings.host == "127.0.0.1"
+    assert not settings.allow_urls
+    assert settings.allowed_folder is None
+    assert settings.cors_origins == ()
+    assert not settings.keep_samples
+    assert settings.marking
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("port", 70000),
+        ("clone_by", "magic"),
+        ("max_streams", 0),
+        ("consent_statement", "..."),
+        ("nothing", 1),
+    ],
+)
+def test_an_option_that_cannot_be_is_a_sentence_that_names_it(option, value):
+    from revox.serving.errors import ServeError
+
+    with pytest.raises(ServeError, match=f"--{option.replace('_', '-')} "):
+        settings_from(checkpoint="x", **{option: value})
+
+
+def test_a_thread_that_is_not_there_is_told_by_health(talk):
+    async def dialogue(client, app):
+        await asyncio.to_thread(app.state.revox.engine.close)
+        answers = [await client.get(path) for path in ("/health", "/ready")]
+        return [*answers, await client.post("/v1/audio/speech", json=LONG)]
+
+    assert [answer.status_code for answer in talk(dialogue)] == [503, 503, 503]

@@ -1,0 +1,360 @@
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import wave
+
+import numpy as np
+import pytest
+
+from revox.serving.errors import ApiError
+from revox.serving.state import Reference
+from revox.speech import Audio, read_audio
+
+SAID = {"input": "Hello.", "voice": "neutral_male", "seed": 3, "max_new_tokens": 7}
+SAMPLES = 7 * 1920
+
+
+@pytest.fixture(scope="module")
+def alone(tts):
+    return tts.speak("Hello.", "neutral_male", seed=3, max_seconds=7 * 0.08).samples
+
+
+def _ask(talk, *bodies, path="/v1/audio/speech", **settings):
+    async def dialogue(client, app):
+        return [await client.post(path, json=body) for body in bodies]
+
+    answers = talk(dialogue, **settings)
+    return answers[0] if len(bodies) == 1 else answers
+
+
+def _sound(data):
+    with wave.open(io.BytesIO(data)) as file:
+        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, 24000)
+        return np.frombuffer(file.readframes(1 << 30), "<i2") / 32768
+
+
+def _events(answer):
+    blocks = [block.split("\n", 1) for block in answer.text.strip().split("\n\n")]
+    events = [json.loads(data.removeprefix("data: ")) for _, data in blocks]
+    assert [name for name, _ in blocks] == [f"event: {event['type']}" for event in events]
+    return events
+
+
+def test_the_answer_is_what_the_library_speaks_with_the_same_seed(talk, alone):
+    answer = _ask(talk, SAID)
+    assert answer.headers["content-type"] == "audio/wav"
+    np.testing.assert_allclose(_sound(answer.content), alone, atol=1 / 32768)
+
+
+def test_two_at_once_are_each_what_they_are_alone(talk, tts, alone):
+    other = {**SAID, "input": "Good evening, doctor.", "voice": "hi_female", "seed": 0}
+
+    async def dialogue(client, app):
+        return await asyncio.gather(*(client.post("/v1/audio/speech", json=body) for body in (SAID, other)))
+
+    first, second = talk(dialogue)
+    np.testing.assert_allclose(_sound(first.content), alone, atol=1 / 32768)
+    expected = tts.speak(other["input"], other["voice"], seed=0, max_seconds=7 * 0.08).samples
+    np.testing.assert_allclose(_sound(second.content), expected, atol=1 / 32768)
+
+
+def test_every_format_whole_and_streamed_decodes_to_the_same_sound(talk, tmp_path, alone):
+    formats = ("wav", "pcm", "flac", "mp3", "aac", "opus")
+    bodies = [
+        {**SAID, "response_format": name, **({"stream_format": "audio"} if streamed else {})}
+        for name in formats
+        for streamed in (False, True)
+    ]
+    for body, answer in zip(bodies, _ask(talk, *bodies), strict=True):
+        name = body["response_format"]
+        assert answer.status_code == 200, answer.text
+        if name == "pcm":
+            samples = np.frombuffer(answer.content, "<i2") / 32768
+        else:
+            path = tmp_path / f"speech.{name}"
+            path.write_bytes(answer.content)
+            samples = read_audio(path).at(24000).samples
+        if name in ("wav", "pcm", "flac"):
+            np.testing.assert_allclose(samples, alone, atol=1 / 32768)
+        else:
+            # Lossy, and with a delay of its own: the energy is there, and the length, but for a few packets.
+            assert abs(len(samples) - SAMPLES) < 3000, body
+            loud = np.sqrt(np.mean(samples**2)) / np.sqrt(np.mean(alone**2))
+            assert 0.5 < loud < 1.5, body
+
+
+def test_usage_is_counted_as_vllm_omni_counts_it(talk, tts):
+    answer = _ask(talk, SAID)
+    text = len(tts.prompter.text_tokens("Hello."))
+    expected = {"input": text, "output": 7, "total": text + 7, "input-text": text, "input-audio": 0}
+    assert {name: int(answer.headers[f"x-vllm-omni-{name}-tokens"]) for name in expected} == expected
+    assert answer.headers["x-revox-truncated"] == "true"
+
+
+@pytest.mark.parametrize("asked", [{"stream": True}, {"stream_format": "sse"}])
+def test_events_carry_the_audio_in_pieces_and_the_usage_at_the_end(talk, alone, asked):
+    answer = _ask(talk, {**SAID, "response_format": "pcm", **asked})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    *deltas, done = _events(answer)
+    assert [(d["type"], d["response_format"]) for d in deltas] == [("speech.audio.delta", "pcm")] * 2
+    pieces = [np.frombuffer(base64.b64decode(delta["audio"]), "<i2") / 32768 for delta in deltas]
+    assert [len(piece) for piece in pieces] == [5 * 1920, 2 * 1920]
+    np.testing.assert_allclose(np.concatenate(pieces), alone, atol=1 / 32768)
+    assert done["type"] == "speech.audio.done"
+    assert done["usage"]["output_tokens"] == 7
+    assert done["usage"]["total_tokens"] == done["usage"]["input_tokens"] + 7
+
+
+def test_the_chunked_endpoint_streams_without_being_asked_to(talk, alone):
+    answer = _ask(talk, {**SAID, "response_format": "pcm"}, path="/v1/audio/speech/stream")
+    assert "content-length" not in answer.headers
+    np.testing.assert_allclose(np.frombuffer(answer.content, "<i2") / 32768, alone, atol=1 / 32768)
+
+
+def test_speed_changes_the_length_whole_and_streamed_and_a_sample_rate_is_followed(talk):
+    pcm = {**SAID, "response_format": "pcm"}
+    bodies = [
+        {**pcm, "speed": 2.0},
+        {**pcm, "speed": 2.0, "stream_format": "audio"},
+        {**pcm, "speed": 0.5},
+        {**pcm, "sample_rate": 8000},
+        {**pcm, "sample_rate": 8000, "stream_format": "audio"},
+    ]
+    lengths = [len(answer.content) // 2 for answer in _ask(talk, *bodies)]
+    assert lengths[0] == lengths[1] == pytest.approx(SAMPLES / 2, rel=0.15)
+    assert lengths[2] == pytest.approx(SAMPLES * 2, rel=0.15)
+    assert lengths[3] == lengths[4] == pytest.approx(SAMPLES / 3, abs=2)
+
+
+def test_a_stream_that_fails_says_so_in_its_last_event_and_before_the_first_sound_by_its_status(
+    talk, monkeypatch
+):
+    async def dialogue(client, app):
+        engine = app.state.revox.engine
+        real, calls = engine._decode, []
+
+        def decoded(one, start):
+            calls.append(start)
+            if len(calls) > 1:
+                raise RuntimeError("secret")
+            return real(one, start)
+
+        monkeypatch.setattr(engine, "_decode", decoded)
+        body = {**SAID, "stream": True, "response_format": "pcm"}
+        return [await client.post("/v1/audio/speech", json=body) for _ in range(2)]
+
+    later, at_once = talk(dialogue)
+    delta, error = _events(later)
+    assert delta["type"] == "speech.audio.delta"
+    assert error["type"] == "speech.audio.error"
+    assert error["error"]["type"] == "server_error"
+    assert "secret" not in later.text + at_once.text
+    assert at_once.status_code == 500
+    assert at_once.json()["error"]["type"] == "server_error"
+
+
+def test_a_batch_speaks_what_it_can_and_tells_of_each_item_that_it_cannot(talk, alone):
+    items = [
+        {"input": "Hello."},
+        {"input": " "},
+        {"input": "Hello.", "voice": "nobody"},
+        {"input": "Hello.", "instructions": "whisper"},
+        "Hello.",
+        {"input": "Hello.", "stream": True},
+        {"input": "Hello.", "response_format": "pcm", "voice": "casual_male", "max_new_tokens": 2},
+    ]
+    batch = {**{k: v for k, v in SAID.items() if k != "input"}, "items": items}
+    answer = _ask(talk, batch, path="/v1/audio/speech/batch", max_streams=2, max_queue=0)
+    found = answer.json()
+    assert (found["total"], found["succeeded"], found["failed"]) == (7, 2, 5)
+    assert found["id"].startswith("speech-batch-")
+    results = found["results"]
+    assert [result["index"] for result in results] == list(range(7))
+    assert [result["status"] for result in results] == ["success", *["error"] * 5, "success"]
+    np.testing.assert_allclose(_sound(base64.b64decode(results[0]["audio_data"])), alone, atol=1 / 32768)
+    assert results[0]["usage"]["output_tokens"] == 7
+    assert results[6]["media_type"] == "audio/pcm"
+    assert len(base64.b64decode(results[6]["audio_data"])) == 2 * 2 * 1920
+    for result, word in zip(
+        results[1:6], ("empty", "nobody", "instructions", "object", "whole"), strict=True
+    ):
+        assert word in result["error"]
+        assert "audio_data" not in result
+
+
+def test_a_batch_has_1_to_32_items(talk):
+    none, many = _ask(talk, {"items": []}, {"items": [{}] * 33}, path="/v1/audio/speech/batch")
+    assert (none.status_code, many.status_code) == (422, 422)
+
+
+NO_EFFECT = [
+    ("instructions", "Speak softly."),
+    ("task_type", "VoiceDesign"),
+    ("task_type", "Base"),
+    ("language", "English"),
+    ("x_vector_only_mode", True),
+    ("speaker_embedding", [0.5]),
+    ("non_streaming_mode", False),
+    ("word_timestamps", True),
+    ("ref_audio_2", "x"),
+    ("ambient_sound", "rain"),
+    ("duration_seconds", 3.0),
+    ("extra_params", {"a": 1}),
+    ("ref_text", "Hello."),
+    ("consent", "my own voice"),
+    ("initial_codec_chunk_frames", 3),
+    ("temperature", 0.7),
+    ("user", "me"),
+]
+
+
+def test_a_field_that_would_have_no_effect_is_refused_with_its_name_and_why(talk):
+    answers = _ask(talk, *({**SAID, name: value} for name, value in NO_EFFECT))
+    for (name, _), answer in zip(NO_EFFECT, answers, strict=True):
+        error = answer.json()["error"]
+        assert answer.status_code == 400, name
+        assert (error["param"], error["code"], error["type"]) == (
+            name, "unsupported_parameter", "invalid_request_error",
+        )  # fmt: skip
+        assert name in error["message"]
+        assert len(error["message"]) > len(name) + 30, "it says why"
+
+
+def test_values_that_ask_for_nothing_are_taken(talk):
+    nothing = {
+        "instructions": "", "task_type": "CustomVoice", "language": "Auto", "x_vector_only_mode": False,
+        "speaker_embedding": None, "word_timestamps": False, "stream": False, "speed": None, "seed": None,
+        "model": "tiny", "ref_audio": None, "sample_rate": None,
+    }  # fmt: skip
+    assert _ask(talk, {**nothing, "input": "ten", "voice": "pt_male", "max_new_tokens": 1}).status_code == 200
+
+
+def test_voices_are_found_in_any_case_and_by_openais_id_and_unknown_ones_are_a_404_with_the_nearest(talk):
+    loud, by_id, speaker, unknown, missing = _ask(
+        talk,
+        {**SAID, "voice": "Neutral_MALE", "max_new_tokens": 1},
+        {**SAID, "voice": {"id": "neutral_male"}, "max_new_tokens": 1},
+        {"input": "Hello.", "speaker": "neutral_male", "max_new_tokens": 1},
+        {**SAID, "voice": "neutral_mail"},
+        {"input": "Hello."},
+    )
+    assert (loud.status_code, by_id.status_code, speaker.status_code) == (200, 200, 200)
+    assert unknown.status_code == 404
+    assert unknown.json()["error"]["code"] == "voice_not_found"
+    assert "neutral_male" in unknown.json()["error"]["message"]
+    assert "/" not in unknown.json()["error"]["message"].replace("/v1/audio/voices", ""), "no folder is named"
+    assert missing.status_code == 400
+    assert missing.json()["error"]["param"] == "voice"
+
+
+def test_texts_that_cannot_be_spoken_are_a_400(talk):
+    empty, blank, long, endless = _ask(
+        talk,
+        {**SAID, "input": ""},
+        {**SAID, "input": " \n"},
+        {**SAID, "input": "a" * 101},
+        {**SAID, "input": "\x00 \ud83d".encode("utf-16", "surrogatepass").decode("utf-16", "replace")},
+        max_text_characters=100,
+    )
+    for answer, code in ((empty, "empty_input"), (blank, "empty_input"), (long, "input_too_long")):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
+        assert answer.json()["error"]["param"] == "input"
+    assert endless.status_code in (200, 400)
+
+
+def test_another_model_is_a_404(talk):
+    answer = _ask(talk, {**SAID, "model": "tts-1"})
+    assert answer.status_code == 404
+    assert (answer.json()["error"]["param"], answer.json()["error"]["code"]) == ("model", "model_not_found")
+
+
+class _Recordings:
+    """In place of references and voices: knows one recording, and remembers what it was asked."""
+
+    def __init__(self, tts):
+        self.tts, self.asked = tts, []
+
+    async def resolve(self, ref_audio):
+        if ref_audio != "good":
+            raise ApiError(400, "no recording", param="ref_audio")
+        return Reference(b"", Audio(np.zeros(10), 24000), "data")
+
+    async def one_off(self, reference, *, consent, ref_text, asked_by):
+        self.asked.append((consent, ref_text, asked_by))
+        return self.tts.voice("neutral_male")
+
+
+def test_ref_audio_speaks_like_the_recording_and_hands_on_consent_and_transcript(
+    talk, tts, alone, monkeypatch
+):
+    said = {name: value for name, value in SAID.items() if name != "voice"}
+
+    async def dialogue(client, app):
+        state, parts = app.state.revox, _Recordings(tts)
+        monkeypatch.setattr(state.references, "resolve", parts.resolve)
+        monkeypatch.setattr(state.voices, "one_off", parts.one_off)
+        bodies = [
+            {**said, "ref_audio": "good", "consent": "mine", "ref_text": "ten", "task_type": "Base"},
+            {**said, "ref_audio": "good", "voice": ""},
+            {**said, "ref_audio": "bad"},
+            {**said, "ref_audio": "good", "voice": "neutral_male"},
+            {**said, "ref_audio": "good", "task_type": "CustomVoice"},
+        ]
+        return parts.asked, [await client.post("/v1/audio/speech", json=body) for body in bodies]
+
+    asked, (good, unnamed, bad, both, custom) = talk(dialogue)
+    np.testing.assert_allclose(_sound(good.content), alone, atol=1 / 32768)
+    assert int(good.headers["x-vllm-omni-input-audio-tokens"]) == len(tts.voice("neutral_male").rows)
+    assert asked == [("mine", "ten", "anonymous"), (None, None, "anonymous")]
+    assert [a.status_code for a in (unnamed, bad, both, custom)] == [200, 400, 400, 400]
+    assert [a.json()["error"]["param"] for a in (bad, both, custom)] == ["ref_audio", "voice", "task_type"]
+
+
+def test_what_is_spoken_is_marked_in_the_file_and_in_the_headers_unless_that_is_off(talk):
+    from revox.marking.tags import read_tags
+
+    bodies = [{**SAID, "max_new_tokens": 1}, {**SAID, "max_new_tokens": 1, "stream_format": "audio"}]
+    marked, streamed = _ask(talk, *bodies, marking=True)
+    for answer in (marked, streamed):
+        assert answer.headers["x-revox-synthetic"] == "?1"
+        assert json.loads(answer.headers["x-revox-mark"])["voice"] == "neutral_male"
+    assert read_tags(marked.content)["model"] == "tiny"
+    plain = _ask(talk, bodies[0], marking=False)
+    assert "x-revox-synthetic" not in plain.headers
+    assert read_tags(plain.content) is None
+
+
+def test_models_health_readiness_and_metrics(talk):
+    async def dialogue(client, app):
+        await client.post("/v1/audio/speech", json={**SAID, "max_new_tokens": 2})
+        paths = ("/v1/models", "/v1/models/tiny", "/v1/models/other", "/health", "/ready", "/metrics")
+        answers = [await client.get(path) for path in paths]
+        app.state.revox.draining = True
+        return [*answers, await client.get("/ready")]
+
+    models, one, other, health, ready, metrics, draining = talk(dialogue)
+    assert models.json() == {"object": "list", "data": [one.json()]}
+    assert {"id": "tiny", "object": "model"}.items() <= one.json().items()
+    assert (other.status_code, health.status_code, ready.status_code) == (404, 200, 200)
+    assert draining.status_code == 503
+    for line in (
+        'revox_requests_total{path="/v1/audio/speech",status="200"} 1.0',
+        'revox_utterances_total{outcome="cut"} 1.0',
+        "revox_first_audio_seconds_count 1.0",
+        "revox_real_time_factor_count 1.0",
+        "revox_active_streams 0.0",
+        "revox_queue_length 0.0",
+    ):
+        assert line in metrics.text.splitlines()
+
+
+def test_pages_of_other_origins_may_call_only_if_the_operator_says_so(talk):
+    async def dialogue(client, app):
+        return await client.get("/v1/models", headers={"Origin": "https://example.org"})
+
+    assert "access-control-allow-origin" not in talk(dialogue).headers
+    allowed = talk(dialogue, cors_origins=("https://example.org",))
+    assert allowed.headers["access-control-allow-origin"] == "https://example.org"

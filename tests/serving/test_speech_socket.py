@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from revox.serving.sentences import Splitter
+from revox.serving.state import admit
+
+CONFIG = {
+    "type": "session.config", "voice": "neutral_male", "seed": 3, "max_new_tokens": 6,
+    "response_format": "pcm",
+}  # fmt: skip
+
+
+@pytest.fixture
+def session(serve):
+    with serve() as (url, app), connect(url.replace("http", "ws") + "/v1/audio/speech/stream") as session:
+        yield Talker(session, app)
+
+
+class Talker:
+    def __init__(self, session, app):
+        self.session, self.app = session, app
+
+    def say(self, **message):
+        self.session.send(json.dumps(message))
+
+    def hear(self):
+        message = self.session.recv(timeout=30)
+        return message if isinstance(message, bytes) else json.loads(message)
+
+    def until_done(self):
+        heard = [self.hear()]
+        while isinstance(heard[-1], bytes) or heard[-1]["type"] != "session.done":
+            heard.append(self.hear())
+        return heard
+
+
+def _samples(tts, text, seconds=0.48):
+    samples = tts.speak(text, "neutral_male", seed=3, max_seconds=seconds).samples
+    return np.clip(np.rint(samples * 32768), -32768, 32767)
+
+
+def test_sentences_are_spoken_as_they_end_and_the_rest_when_the_utterance_is_done(session, tts):
+    session.say(**CONFIG)
+    session.say(type="input.text", text="Good ")
+    session.say(type="input.text", text="morning. How are")
+    start, sound, done = session.hear(), session.hear(), session.hear()
+    assert start == {
+        "type": "audio.start", "utterance_index": 0, "sentence_index": 0, "sentence_text": "Good morning.",
+        "format": "pcm", "sample_rate": 24000,
+    }  # fmt: skip
+    np.testing.assert_allclose(np.frombuffer(sound, "<i2"), _samples(tts, "Good morning."), atol=1)
+    assert done["total_bytes"] == len(sound)
+    assert done["error"] is False
+    assert done["usage"]["output_tokens"] == 6
+    session.say(type="input.text", text=" you")
+    session.say(type="input.done")
+    start, sound, done, end = session.until_done()
+    assert (start["sentence_text"], start["sentence_index"]) == ("How are you", 1)
+    assert end == {"type": "session.done", "utterance_index": 0, "total_sentences": 2}
+    session.say(type="input.text", text="ten")
+    session.say(type="input.done")
+    assert session.until_done()[-1] == {"type": "session.done", "utterance_index": 1, "total_sentences": 1}
+
+
+def test_streamed_audio_comes_in_pieces_that_are_the_whole(session, tts):
+    session.say(**CONFIG, stream_audio=True, split_granularity="none")
+    session.say(type="input.text", text="Good morning. How are you?")
+    session.say(type="input.done")
+    _, *sounds, _, end = session.until_done()
+    assert [len(sound) for sound in sounds] == [5 * 3840, 3840]
+    expected = _samples(tts, "Good morning. How are you?")
+    np.testing.assert_allclose(np.frombuffer(b"".join(sounds), "<i2"), expected, atol=1)
+    assert end["total_sentences"] == 1
+
+
+def test_a_config_within_an_utterance_is_refused_and_nothing_is_lost(session):
+    session.say(**CONFIG)
+    session.say(type="input.text", text="ten")
+    session.say(**{**CONFIG, "voice": "pt_male"})
+    assert session.hear()["error"]["type"] == "conflict_error"
+    session.say(type="input.done")
+    assert session.until_done()[0]["sentence_text"] == "ten"
+
+
+def test_close_ends_the_connection(session):
+    session.say(**CONFIG)
+    session.say(type="session.close")
+    with pytest.raises(ConnectionClosed):
+        session.hear()
+
+
+def test_whoever_hangs_up_while_being_spoken_to_frees_the_place(session, until):
+    engine = session.app.state.revox.engine
+    session.say(**{**CONFIG, "voice": "hi_female", "seed": 0, "max_new_tokens": 2000})
+    session.say(type="input.text", text="Good evening, doctor.")
+    session.say(type="input.done")
+    until(lambda: engine.active == 1, "it is being spoken")
+    session.session.close_socket()
+    until(lambda: engine.active == 0, "its place is free", seconds=5)
+
+
+def test_a_session_without_its_first_message_ends(serve, monkeypatch):
+    monkeypatch.setattr("revox.serving.speech_socket.CONFIG_SECONDS", 0.05)
+    with serve() as (url, _app), connect(url.replace("http", "ws") + "/v1/audio/speech/stream") as session:
+        assert "session.config" in json.loads(session.recv(timeout=10))["message"]
+        with pytest.raises(ConnectionClosed):
+            session.recv(timeout=10)
+
+
+def test_without_a_key_the_connection_is_refused_with_a_401(serve):
+    from websockets.exceptions import InvalidStatus
+
+    from revox.serving.errors import ApiError
+
+    async def refuse():
+        raise ApiError(401, "no key")
+
+    with serve() as (url, app):
+        app.dependency_overrides[admit] = refuse
+        with (
+            pytest.raises(InvalidStatus) as told,
+            connect(url.replace("http", "ws") + "/v1/audio/speech/stream"),
+        ):
+            pass
+    assert told.value.response.status_code == 401
+    assert json.loads(told.value.response.body)["error"]["message"] == "no key"
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_sentences_come_out_whatever_pieces_the_text_comes_in(size):
+    text = (
+        'Dr. Smith paid 3.50 euros at 9 p.m. today. "Really?!" she said... Yes! J. S. Bach wrote it. '
+        "今日は。元気？ नमस्ते। ok"
+    )
+    splitter = Splitter("sentence")
+    given = [
+        s for i in range(0, len(text), size) for s in splitter.feed(text[i : i + size])
+    ] + splitter.flush()
+    assert given == [
+        "Dr. Smith paid 3.50 euros at 9 p.m. today.", '"Really?!"', "she said...", "Yes!",
+        "J. S. Bach wrote it.", "今日は。", "元気？", "नमस्ते।", "ok",
+    ]  # fmt: skip
+
+
+def test_clauses_end_at_commas_but_not_within_numbers():
+    splitter = Splitter("clause")
+    assert splitter.feed("First, 1,000 of them; then: nothing ") == ["First,", "1,000 of them;", "then:"]
+    assert splitter.pending > 0
+    assert splitter.flush() == ["nothing"]
+
+
+def test_nothing_is_given_before_the_end_when_nothing_is_split():
+    splitter = Splitter("none")
+    assert splitter.feed("One. Two. ") == []
+    assert splitter.flush() == ["One. Two."]
+    assert splitter.flush() == []

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from revox.checkpoint.load import load_model
+from revox.checkpoint.voices import load_voice
+from revox.synthesis.batch import embed
+from revox.synthesis.continuous import ContinuousBatch
+from revox.synthesis.errors import SpeakError
+from revox.synthesis.generate import generate
+from revox.synthesis.prompt import Prompter
+
+FRAMES = 24
+REQUESTS = [
+    ("Hello.", "neutral_male", 3),
+    ("A rather longer text than the others, of many words.", "casual_female", 5),
+    ("ten", "pt_male", 8),
+    ("Good evening, doctor.", "hi_female", 9),
+    ("It is a quarter past nine.", "ar_male", 2**63),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint):
+    # float64, where no code hangs on a rounding: what is compared here must be equal on every machine.
+    return load_model(tiny_checkpoint, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def prompts(model, tiny_checkpoint):
+    prompter = Prompter(tiny_checkpoint)
+    return [embed(model, prompter, text, load_voice(tiny_checkpoint, name)) for text, name, _ in REQUESTS]
+
+
+SEEDS = [seed for *_, seed in REQUESTS]
+
+
+@pytest.fixture(scope="module")
+def alone(model, prompts):
+    return [
+        generate(model, [prompt], [seed], flow_steps=1, max_frames=FRAMES)[0]
+        for prompt, seed in zip(prompts, SEEDS, strict=True)
+    ]
+
+
+@pytest.fixture
+def batch(model):
+    return ContinuousBatch(model, flow_steps=1)
+
+
+def _same(one, expected):
+    ended = expected.ended
+    codes = one.codes() if one.ids else torch.zeros(37, 0, dtype=torch.long)
+    return torch.equal(codes, expected.codes) and one.ended == ended and one.cut == (not ended)
+
+
+def test_who_comes_goes_and_rests_at_any_frame_says_what_it_says_alone(batch, prompts, alone):
+    chance = random.Random(4)
+    for _ in range(2):
+        todo = chance.sample(range(len(prompts)), len(prompts))
+        spoken = {}
+        while todo or batch.members:
+            if todo and (not batch.members or chance.random() < 0.3):
+                item = todo.pop()
+                spoken[item] = batch.join(prompts[item], SEEDS[item], FRAMES)
+            if chance.random() < 0.4:
+                batch.rest(chance.choice(batch.members))
+            if chance.random() < 0.5:
+                batch.wake(chance.choice(batch.members))
+            before = {one: len(one.ids) for one in batch.members}
+            speaking = batch.speaking
+            batch.step()
+            for one in before:
+                grown = len(one.ids) - before[one]
+                assert grown == (1 if one in speaking and not one.ended else 0)
+        assert all(_same(spoken[i], expected) for i, expected in enumerate(alone))
+    assert len({expected.codes.shape[1] for expected in alone}) > 2, "they should end at different frames"
+
+
+def test_one_that_leaves_early_changes_nothing_for_the_others(batch, prompts, alone):
+    members = [batch.join(prompt, seed, FRAMES) for prompt, seed in zip(prompts, SEEDS, strict=True)]
+    for gone in (0, 3):
+        batch.step()
+        batch.leave(members[gone])
+    while batch.members:
+        batch.step()
+    for i in (1, 2, 4):
+        assert _same(members[i], alone[i])
+    assert len(members[0].ids) == 1
+    assert len(members[3].ids) == 2
+
+
+def test_a_step_that_fails_loses_no_frame(batch, model, prompts, alone, monkeypatch):
+    members = [batch.join(prompts[i], SEEDS[i], FRAMES) for i in (1, 4)]
+    real, fails = model.step, iter([True, False, True, False])
+
+    def step(ids, cache):
+        hidden = real(ids, cache)
+        if next(fails, False):
+            raise RuntimeError("out of memory")  # as late as can be: the cache is written
+        return hidden
+
+    monkeypatch.setattr(model, "step", step)
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            batch.step()
+        batch.step()
+    while batch.members:
+        batch.step()
+    assert _same(members[0], alone[1])
+    assert _same(members[1], alone[4])
+
+
+def test_each_can_be_stepped_alone(batch, prompts, alone):
+    members = [batch.join(prompts[i], SEEDS[i], FRAMES) for i in (0, 1, 2)]
+    while batch.members:
+        for one in list(batch.members):
+            batch.step_one(one)
+    assert all(_same(one, alone[i]) for i, one in enumerate(members))
+
+
+def test_a_prompt_that_cannot_join_leaves_the_others_as_they_were(batch, model, prompts, alone, monkeypatch):
+    one = batch.join(prompts[1], SEEDS[1], FRAMES)
+    batch.step()
+    with pytest.raises(SpeakError):
+        batch.join(torch.zeros(4096, model.config.backbone.dim, dtype=model.dtype), 0)
+    with pytest.raises(SpeakError):
+        batch.join(prompts[0], 2**64)
+    with monkeypatch.context() as patch:
+        patch.setattr(model.backbone, "forward", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            batch.join(prompts[0], 0)
+    assert batch.members == [one]
+    while batch.members:
+        batch.step()
+    assert _same(one, alone[1])
+
+
+def test_memory_is_given_back_when_nobody_is_left(batch, prompts):
+    one = batch.join(prompts[0], 0, 3)
+    assert batch.cache_bytes > 0
+    batch.leave(one)
+    batch.leave(one)
+    assert batch.cache_bytes == 0
+
+
+def test_the_cache_grows_past_its_first_size_and_changes_nothing(batch, model, prompts, alone, monkeypatch):
+    monkeypatch.setattr("revox.synthesis.continuous.POSITIONS", 8)
+    members = [batch.join(prompts[i], SEEDS[i], FRAMES) for i in (2, 1)]
+    while batch.members:
+        batch.step()
+    assert _same(members[0], alone[2])
+    assert _same(members[1], alone[1])
