@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from revox.checkpoint import voice_journal
+from revox.checkpoint import consent_log, voice_journal
 from revox.checkpoint.errors import CheckpointError, VoiceError
 from revox.checkpoint.voice_codes import read_table, rows_of_codes
 from revox.checkpoint.voices import (
@@ -259,6 +259,12 @@ def with_few_presets(checkpoint: Path, folder: Path) -> Path:
     return folder
 
 
+def logged(folder: Path) -> list[tuple[str, str]]:
+    """The events of the folder's log."""
+    lines = consent_log.read(voice_journal.consent_log_path(folder))
+    return [(line["event"], line["voice"]) for line in lines]
+
+
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("linked", [False, True], ids=["own folder", "linked voice folder"])
 def test_killed_at_any_step_loaders_see_whole_voices_and_the_next_command_finishes_or_rolls_back(
@@ -278,6 +284,8 @@ def test_killed_at_any_step_loaders_see_whole_voices_and_the_next_command_finish
     change(finished, make)
     old, new = seen_by_loaders(start)[1], seen_by_loaders(finished)[1]
     before, after = files(start), files(finished)
+    logged_before, logged_after = logged(start), logged(finished)
+    assert len(logged_after) == len(logged_before) + 1
 
     steps = []
     while True:
@@ -294,6 +302,7 @@ def test_killed_at_any_step_loaders_see_whole_voices_and_the_next_command_finish
         recover_journal(folder)
         decided = "journal written" in steps
         assert files(folder) == (after if decided else before), step
+        assert logged(folder) == (logged_after if decided else logged_before), step  # once, not twice
         assert recover_journal(folder) is None
         add_voice(folder, "eve", *make(7), RECORD)
         assert "eve" in seen_by_loaders(folder)[0]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import wave
+from datetime import datetime, timezone
 
 import numpy as np
 import pytest
@@ -89,6 +91,43 @@ def test_show_tells_whose_voice_it_is_how_it_was_made_and_their_consent(folder, 
     assert "no record of how it was made" in voice("show", "it_male", folder=folder).stdout
 
 
+def test_the_record_of_consent_is_one_json_with_who_when_hash_and_method_and_removal_leaves_a_tombstone(
+    folder, tiny_preset_codes, tmp_path
+):
+    clip = tmp_path / "v.safetensors"
+    save_file({"codes": tiny_preset_codes["hi_female"][:, :8].contiguous()}, clip)
+    voice("add", "ada", clip, "--consent", CONSENT, "--subject", "Ada", folder=folder)
+    voice("add", "bob", clip, "--consent", "Bob agreed", folder=folder)
+    voice("add", "bob", clip, "--consent", "Bob agreed again", "--overwrite", folder=folder)
+    voice("remove", "bob", folder=folder)
+    document = json.loads(voice("consent", folder=folder).stdout)
+    ada, bob = document["voices"]
+    sha256 = hashlib.sha256(clip.read_bytes()).hexdigest()
+    assert (ada["voice"], ada["status"], ada["sha256"]) == ("ada", "present", sha256)
+    assert (ada["consent"]["statement"], ada["consent"]["subject"]) == (CONSENT, "Ada")
+    assert ada["method"] == "added from a file"
+    when = datetime.fromisoformat(ada["consent"]["recorded_at"].replace("Z", "+00:00"))
+    assert abs((datetime.now(timezone.utc) - when).total_seconds()) < 60
+    assert (bob["voice"], bob["status"]) == ("bob", "removed")
+    assert [line["event"] for line in bob["log"]] == ["added", "replaced", "removed"]
+    assert bob["log"][-1]["consent"]["statement"] == "Bob agreed again"
+    assert bob["log"][-1]["sha256"] == sha256
+    assert not list((folder / "voice_embedding").glob("bob*"))
+    # One voice, a removed one, and as a file.
+    assert json.loads(voice("consent", "bob", folder=folder).stdout)["voices"] == [bob]
+    voice("export", "ada", "--consent", "-o", tmp_path / "ada.json", folder=folder)
+    assert json.loads((tmp_path / "ada.json").read_text())["voices"] == [ada]
+    shown = json.loads(voice("show", "ada", "--json", folder=folder).stdout)
+    assert [line["event"] for line in shown["log"]] == ["added"]
+    assert " added" in voice("show", "ada", folder=folder).stdout
+
+
+def test_a_record_that_is_gone_from_the_folder_stays_in_the_log_of_who_forced_a_preset_out(folder):
+    voice("remove", "it_male", "--force", folder=folder)
+    [gone] = json.loads(voice("consent", folder=folder).stdout)["voices"]
+    assert (gone["voice"], gone["status"]) == ("it_male", "removed")
+
+
 def test_list_shows_every_preset_with_its_rows(folder, tiny_preset_codes):
     shown = voice("list", folder=folder).stdout
     lines = {line.split()[0]: line.split()[1] for line in shown.splitlines()[1:] if line.strip()}
@@ -109,6 +148,9 @@ def test_list_shows_every_preset_with_its_rows(folder, tiny_preset_codes):
         ),
         (("remove", "it_male", "-c", "{folder}"), "is a preset"),
         (("show", "it_mal", "-c", "{folder}"), "did you mean it_male"),
+        (("consent", "it_mal", "-c", "{folder}"), "did you mean it_male"),
+        (("consent", "it_male", "-c", "{folder}"), "no record of consent"),
+        (("consent", "-c", "{folder}", "-o", "{folder}/no/where.json"), "No such file"),
         (("decode", "it_mal", "-c", "{folder}", "-o", "{folder}/x.wav"), "did you mean it_male"),
         (("decode", "it_male", "-c", "{folder}", "-o", "{folder}/x.xyz"), "xyz"),
         (("export", "it_male", "-c", "{folder}", "-o", "{folder}/x.wav"), "ending"),
