@@ -159,6 +159,7 @@ def test_check_obeys_no_terminal_codes_of_a_command(revox_cli):
         ({"ref_audio": "refused"}, 0),
         ({"kind": "vllm"}, 1),
         ({"voices": ["ada"]}, 1),
+        ({"voices": "more"}, 0),
     ],
 )
 def test_a_servers_answers_are_shown_and_decide_the_exit_code(revox_cli, monkeypatch, changes, code):
@@ -167,6 +168,8 @@ def test_a_servers_answers_are_shown_and_decide_the_exit_code(revox_cli, monkeyp
     folder = revox.lab.checkpoint_folder()
     names = [voice.name for voice in inspect(folder).voices]
     given = {"kind": "vllm-omni", "version": "0.30.0", "healthy": True, "voices": names, "ref_audio": "works"}
+    if changes.get("voices") == "more":
+        changes = {"voices": [*names, "ada"]}
     asked = []
 
     def examine(url: str, key: str | None, probe: bool) -> ServerReport:
@@ -190,8 +193,20 @@ def test_a_servers_answers_are_shown_and_decide_the_exit_code(revox_cli, monkeyp
     assert asked == [("http://a:1", "secret", False)]
     assert "secret" not in out
     if "voices" in changes:
-        assert "restart it" in out
+        assert ("restart it" in out) is bool(code)
         assert "the folder does not list ada" in out
+
+
+def test_an_address_without_its_beginning_is_no_command(revox_cli):
+    for target in ("localhost:8000", "10.0.0.1:8000/v1"):
+        code, _, err = revox_cli("deploy", "check", target)
+        assert (code, f"http://{target}" in err) == (2, True)
+
+
+def test_an_address_that_others_reach_is_said_to_need_a_key(revox_cli):
+    folder = str(revox.lab.checkpoint_folder())
+    assert "VLLM_API_KEY" in revox_cli("deploy", "vllm-omni", folder, "--host", "0.0.0.0")[2]
+    assert "VLLM_API_KEY" not in revox_cli("deploy", "vllm-omni", folder)[2]
 
 
 def test_a_key_that_is_not_set_and_a_server_that_is_not_there_are_sentences(revox_cli):

@@ -378,6 +378,11 @@ def test_commands_that_serve_are_understood(command):
     assert serve.image_version == ("0.28.0" if command.startswith("docker") else None)
 
 
+def test_a_folder_that_is_mounted_is_not_taken_for_the_image():
+    words = shlex.split("docker run -v /srv/vllm -v ./vllm:/x vllm/vllm-omni:v0.28.0 --model /m --omni")
+    assert parse_serve(words).image == "vllm/vllm-omni:v0.28.0"
+
+
 @pytest.mark.parametrize(
     "command", ["", "ls -l", "vllm bench", "pip install vllm", "docker run redis:7", "vllm"]
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,6 +58,9 @@ def vllm_omni_command(
         _say(console, "ref_audio will be refused: the folder has no encoder (cloned voices serve as presets)")
     for note in report.notes:
         _say(console, f"note: {note}", "yellow")
+    if host not in ("127.0.0.1", "::1", "localhost"):
+        open_to = "note: whoever reaches this address may use it, unless VLLM_API_KEY holds a key to ask for"
+        _say(console, open_to, "yellow")
     print(_plain(plan.shell_command()))
     if run:
         _run(plan.command(), plan.environment(), folder, console)
@@ -110,7 +114,11 @@ def check_command(
 
     console = Console(highlight=False)
     words = target or []
-    if len(words) == 1 and words[0].startswith(("http://", "https://")):
+    if len(words) == 1 and re.fullmatch(r"[\w.-]+:\d+(/\S*)?", words[0]):
+        from revox.serving.deploy_errors import DeployError
+
+        raise DeployError(f"{words[0]} lacks its beginning; a server is named as http://{words[0]}.")
+    if len(words) == 1 and words[0].lower().startswith(("http://", "https://")):
         healthy = _check_server(words[0], folder, key_from, not no_ref_audio, as_json, console)
     else:
         healthy = _check_command(words, folder, python, as_json, console)
@@ -192,27 +200,27 @@ def _check_server(
         if not key:
             raise DeployError(f"the variable {key_from} is not set; export the server's key in it.")
     report = examine_server(url, key, probe)
-    differences = _voices_apart(report, folder.expanduser()) if folder is not None else []
+    lacking, more = _voices_apart(report, folder.expanduser()) if folder is not None else ([], [])
     if as_json:
-        print(json.dumps(report.to_json() | {"voices_apart": differences}, indent=2))
+        print(json.dumps(report.to_json() | {"voices_apart": lacking + more}, indent=2))
     else:
-        _print_server(report, differences, console)
+        _print_server(report, lacking + more, console)
     speaks = report.kind in ("vllm-omni", "revox", "unknown")
-    return report.healthy and speaks and report.ref_audio != FAILED and not differences
+    return report.healthy and speaks and report.ref_audio != FAILED and not lacking
 
 
-def _voices_apart(report: ServerReport, folder: Path) -> list[str]:
-    """How the server's voices differ from a folder's."""
+def _voices_apart(report: ServerReport, folder: Path) -> tuple[list[str], list[str]]:
+    """What the server lacks of a folder's voices, and what it has more (uploads, say)."""
     from revox.checkpoint.inspect import inspect
 
     if report.voices is None:
-        return []
+        return [], []
     served = set(report.voices)
     held = {voice.name for voice in inspect(folder).voices if voice.in_params}
     apart = [f"the server does not have {name} of the folder" for name in sorted(held - served)]
     if apart:
         apart[-1] += "; it reads the voices when it starts, so restart it"
-    return apart + [f"the folder does not list {name} of the server" for name in sorted(served - held)]
+    return apart, [f"the folder does not list {name} of the server" for name in sorted(served - held)]
 
 
 def _print_server(report: ServerReport, differences: list[str], console: Console) -> None:

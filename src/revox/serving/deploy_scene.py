@@ -176,7 +176,8 @@ def parse_serve(words: Sequence[str]) -> ServeCommand | None:
 def _is_image(word: str) -> bool:
     """`vllm/vllm-omni:v0.30.0` and the like: a repository or a tag, with vllm in the image's own name."""
     own = word.rsplit("/", 1)[-1].split(":")[0]
-    return "vllm" in own and ("/" in word or ":" in word) and not word.startswith("-") and "=" not in word
+    named = "vllm" in own and ("/" in word or ":" in word)
+    return named and word[0] not in "-/.~" and "=" not in word
 
 
 def stages_of(deploy: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -231,7 +231,8 @@ def _try_ref_audio(server: Server, report: ServerReport) -> None:
     else:
         said = _plain(answer.body[:2000].decode(errors="replace"))
         refusal = answer.json()
-        message = _text(_inner(refusal, "error", "message")) or _text(_inner(refusal, "message")) or said
+        told = _inner(refusal, "error", "message") or _inner(refusal, "message")
+        message = _plain(told) if isinstance(told, str) else said
         if answer.status == 200 and len(answer.body) > 44 and answer.body[:4] == b"RIFF":
             report.ref_audio = WORKS
         elif answer.status == 200:

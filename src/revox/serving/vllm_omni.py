@@ -138,6 +138,8 @@ services:
         read_only: true
     environment:
       HF_HUB_OFFLINE: "1"
+      # Taken over if it is set: the key that requests must bring.
+      VLLM_API_KEY:
     # The two stages hand the codes over in shared memory.
     ipc: host
     security_opt:
