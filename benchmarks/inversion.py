@@ -27,6 +27,7 @@ from inversion_recipe import recipe
 from lab_quality import long_clips
 from revox import load
 from revox.api import Revox
+from revox.checkpoint.locate import user_cache
 from revox.checkpoint.voices import Voice
 from revox.cloning.clone import preset_codes
 from revox.cloning.invert import Guess, InversionConfig, invert
@@ -117,7 +118,7 @@ def main() -> None:
     bank = preset_codes(folder, tts.model)
     prior = CodePrior.from_codes(bank, codec)
     began = time.perf_counter()
-    quick = quick_encoder_for(codec, bank, QuickEncoderTraining(), arguments.out)
+    quick = quick_encoder_for(codec, bank, QuickEncoderTraining(), user_cache())
     print(
         f"quick encoder: {time.perf_counter() - began:.0f} s, worth asking: {quick is not None}", flush=True
     )

@@ -23,7 +23,7 @@ PANELS = (
         "encoder: acoustic error (levels of 20)",
     ),
     ("encoder", ("agreement", "synthetic_agreement"), "encoder: semantic codes equal to the guide's"),
-    ("decoder", ("mel",), "decoder: mel, training crops (log10)"),
+    ("decoder", ("mel", "phones"), "decoder: mel (log10) and phones, training crops"),
     ("decoder", ("synthetic_mel", "human_mel"), "decoder: mel, validation"),
     ("language", ("semantic", "valid_semantic"), "language: semantic codes (nats a frame)"),
     ("language", ("flow", "valid_flow"), "language: velocity error"),

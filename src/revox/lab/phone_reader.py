@@ -3,8 +3,8 @@
 Spectral losses weigh a frame by its energy, a listener by what is said in it. So a network learns the phones
 of the source speech (the synthesiser's own times), is frozen, and the decoder is told where it reads
 something else in decoded speech than in the original: the lab's counterpart of the recogniser from which the
-release's codec was distilled, as a perceptual loss (Johnson et al., arXiv 1603.08155). It is not the recogniser
-that judges.
+release's codec was distilled, as a perceptual loss (Johnson et al., arXiv 1603.08155). The recogniser
+that judges is another.
 """
 
 from __future__ import annotations

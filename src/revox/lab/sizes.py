@@ -91,7 +91,7 @@ def lab_params(vocab_size: int, **codec: Any) -> dict[str, Any]:
                     "dim": 256,
                     "n_layers": 3,
                     "head_dim": 64,
-                    "hidden_dim": 512,
+                    "hidden_dim": 288,
                     "n_heads": 4,
                     "n_kv_heads": 2,
                     "use_biases": False,
