@@ -20,6 +20,9 @@ from revox.speech import FORMATS
 
 KEY = "comment"
 _CUSTOM_KEY = "digitalsourcetype"  # beside the comment, in the containers that take any key
+# Playlist formats could make FFmpeg open other files or addresses: no protocol is allowed. And 16-bit WAV is
+# not looked through for other codecs in disguise, which costs ten times as much as all the rest.
+_READING = {"protocol_whitelist": "none", "max_probe_packets": "1"}
 _MOST = 8192  # characters of a comment that are looked at
 # FFmpeg's name for a container when it reads, by its name when it writes.
 _READ_AS = {"wav": "wav", "flac": "flac", "mp3": "mp3", "ogg": "ogg", "adts": "aac", "ipod": "mov"}
@@ -41,7 +44,7 @@ def add_tags(data: bytes, format: str, record: MarkRecord, manifest: bool) -> by
     tagged = io.BytesIO()
     try:
         with (
-            av.open(io.BytesIO(data), "r", options={"protocol_whitelist": "none"}) as source,
+            av.open(io.BytesIO(data), "r", options=_READING) as source,
             av.open(tagged, "w", format=kind.container, options=options) as target,
         ):
             found = source.format.name
@@ -127,5 +130,4 @@ def sound_hash(data: bytes) -> str:
 def _opened(data: bytes) -> Any:
     import av
 
-    # Playlist formats could make FFmpeg open other files or addresses: no protocol is allowed.
-    return av.open(io.BytesIO(data), "r", metadata_errors="replace", options={"protocol_whitelist": "none"})
+    return av.open(io.BytesIO(data), "r", metadata_errors="replace", options=_READING)
