@@ -348,6 +348,24 @@ def test_what_stops_the_server_comes_first():
     assert stops == sorted(stops, reverse=True)
 
 
+def test_only_what_is_imported_at_start_stops_it_when_it_is_missing():
+    def stops(**missing: str | None) -> bool:
+        found = packages(**missing)
+        found["vllm-omni"] = (replace(found["vllm-omni"][0], requires=("aenum==3.1.16", "janus>=1")),)
+        return next(f.stops for f in check(scene(packages=found)) if f.trap == "requirements")
+
+    assert stops(aenum=None)
+    assert not stops(aenum="3.1.16")
+
+
+def test_a_flag_for_both_stages_is_counted_twice_where_room_is_counted():
+    busy = (Gpu("busy", 24 * 10**9, 20 * 10**9),)
+    with_flag = check(scene(f"{SERVE} --gpu-memory-utilization 0.45", gpus=busy, deploy=deploy(0.45, 0.05)))
+    without = check(scene(gpus=busy, deploy=deploy(0.45, 0.05)))
+    assert "room" in {finding.trap for finding in with_flag}
+    assert "room" not in {finding.trap for finding in without}
+
+
 def test_memory_for_both_stages_stops_only_where_it_cannot_fit():
     def stops(value: str) -> bool:
         found = check(scene(f"{SERVE} --gpu-memory-utilization {value}", gpus=()))
