@@ -132,9 +132,9 @@ class References:
 
     def read_now(self, data: bytes, origin: str) -> Reference:
         """As `read`, in the caller's thread."""
-        if len(data) > self.max_bytes:
-            raise self._too_large()
         field = "audio_sample" if origin == "upload" else "ref_audio"
+        if len(data) > self.max_bytes:
+            raise self._too_large(field)
         try:
             audio = decode_apart(data, self.rate, self.max_seconds)
         except AudioError as error:
@@ -193,11 +193,11 @@ class References:
                 400, "ref_audio is damaged base64; encode the whole file again", param="ref_audio"
             ) from None
 
-    def _too_large(self) -> ApiError:
+    def _too_large(self, field: str = "ref_audio") -> ApiError:
         return ApiError(
             413,
             f"the recording is larger than {self.max_bytes:,} bytes; send a shorter or compressed one",
-            param="ref_audio",
+            param=field,
         )
 
     def _file(self, text: str) -> tuple[bytes, str]:

@@ -212,7 +212,9 @@ class Voices:
         self._reserved: set[str] = set()
         self._one_offs: dict[tuple[str, str | None], _OneOff] = {}
         self._done: OrderedDict[tuple[str, str | None], Voice] = OrderedDict()
+        # Two: what takes seconds never waits for what takes minutes.
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="voice")
+        self._cloning = ThreadPoolExecutor(1, thread_name_prefix="one-off")
         self._jobs: dict[str, Job] = {}
         self._queue: deque[_Work] = deque()
         self._running: _Work | None = None
@@ -249,8 +251,9 @@ class Voices:
         except (VoiceError, KeyError) as error:
             raise self._unknown(name, error) from None
         with self._lock:
-            if (self.files.records.get(name) or {}).get("id") == (record or {}).get("id"):
-                self._loaded[name] = (record["id"] if record else self._stamp(name), voice)
+            same = (self.files.records.get(name) or {}).get("id") == (record or {}).get("id")
+            if same and stamp is not None:  # of before it was read: a change meanwhile is seen the next time
+                self._loaded[name] = (stamp, voice)
                 while len(self._loaded) > KEPT_VOICES:
                     self._loaded.popitem(last=False)
         return voice
@@ -358,7 +361,7 @@ class Voices:
         """
         agreed = self._agreed(consent, subject, asked_by)
         keep = keep_sample or self._settings.keep_samples
-        self._reserve(name)
+        await self._reserve(name)
         handed_over = False
         try:
             await self._in_thread(partial(self._check_recording, reference, ref_text))
@@ -377,7 +380,10 @@ class Voices:
                 await self._in_thread(partial(self._enqueue, job, reference))
                 handed_over = True
                 return None, job
-            return await self._in_thread(partial(self._clone_now, job, reference, agreed)), None
+            cloning = self._cloning.submit(self._clone_now, job, reference, agreed)
+            handed_over = True
+            # Who hangs up meanwhile does not free the name under a cloning that goes on.
+            return await asyncio.shield(asyncio.wrap_future(cloning)), None
         except (AudioError, CloneError) as error:
             raise ApiError(400, str(error), param="audio_sample", code="bad_audio") from None
         finally:
@@ -399,11 +405,10 @@ class Voices:
 
         Raises ApiError: 400 for a name that will not do, 409 for one that is taken or for too many voices.
         """
-        try:
-            check_voice_name(name)
-        except VoiceError as error:
-            raise ApiError(400, str(error)[:400], param="name", code="bad_name") from None
-        own = self._tts.voices()
+        _check_name(name)
+        self._check_free(name, self._tts.voices())
+
+    def _check_free(self, name: str, own: list[str]) -> None:
         with self._lock:
             taken = name in self._reserved or name in self.files.records or name in own
             if taken or any(job.name == name and job.state in ACTIVE for job in self._jobs.values()):
@@ -420,9 +425,11 @@ class Voices:
                     code="too_many_voices",
                 )
 
-    def _reserve(self, name: str) -> None:
-        with self._lock:
-            self.check_name(name)
+    async def _reserve(self, name: str) -> None:
+        _check_name(name)
+        own = await self._in_thread(self._tts.voices)
+        with self._lock:  # without a pause: whoever is cancelled has reserved nothing
+            self._check_free(name, own)
             self._reserved.add(name)
 
     def _check_recording(self, reference: Reference, ref_text: str | None) -> None:
@@ -433,13 +440,17 @@ class Voices:
         select_reference(reference.audio, rate=self._tts.sampling_rate, whole=ref_text is not None)
 
     def _clone_now(self, job: Job, reference: Reference, agreed: Consent) -> dict[str, Any]:
-        self._note("asked", job)
         try:
-            voice = self._cloner(reference, name=job.name, consent=agreed, ref_text=job.ref_text)
-        except BaseException as error:
-            self._note("failed", job, error=as_api_error(error).message)
-            raise
-        return self._keep(job, voice, reference)
+            self._note("asked", job)
+            try:
+                voice = self._cloner(reference, name=job.name, consent=agreed, ref_text=job.ref_text)
+                return self._keep(job, voice, reference)
+            except BaseException as error:
+                self._note("failed", job, error=as_api_error(error).message)
+                raise
+        finally:
+            with self._lock:
+                self._reserved.discard(job.name)
 
     def _keep(self, job: Job, voice: Voice, reference: Reference) -> dict[str, Any]:
         details = {**job.details, "asked_by": job.asked_by, "frames": voice.frames, "ref_text": job.ref_text}
@@ -501,7 +512,7 @@ class Voices:
                     "only a failed job whose recording was kept can be tried again; upload the recording",
                     code="cannot_retry",
                 )
-        self._reserve(old.name)
+        await self._reserve(old.name)
         handed_over = False
         try:
             reference = await self._in_thread(partial(self._decode, data, "upload"))
@@ -557,7 +568,8 @@ class Voices:
                 if self._closing.is_set():
                     return
                 work = self._running = self._queue.popleft()
-                work.job.state, work.job.started_at = "running", time.time()
+                # The first inversion also looks up what the checkpoint's own voices are made of.
+                work.job.state, work.job.phase, work.job.started_at = "running", "preparing", time.time()
                 self._save(work.job)
             try:
                 self._make(work)
@@ -595,6 +607,7 @@ class Voices:
                 if should_stop():
                     if self._closing.is_set() and job.state == "running":
                         self._end(job, "failed", INTERRUPTED, keep=True)
+                        self._note("failed", job, error=INTERRUPTED)
                     return
                 self._keep(job, voice, work.reference)
                 job.progress = 1.0
@@ -641,7 +654,7 @@ class Voices:
             self._jobs[job.id] = job
             if job.state in ACTIVE:
                 made = self.files.records.get(job.name)
-                if made is not None and made["provenance"]["source"].get("sha256") == job.sha256:
+                if made is not None and made["provenance"].get("source", {}).get("sha256") == job.sha256:
                     self._end(job, "done", None, keep=False)  # killed between the voice and the job's end
                 else:
                     self._end(job, "failed", INTERRUPTED, keep=True)
@@ -657,6 +670,7 @@ class Voices:
         Raises ApiError 400 without consent, without a way to clone, or for a recording that will not do; 503
         when too many are being cloned.
         """
+        consent = (consent or "").strip() or None
         if consent is None and self._settings.consent_statement is None:
             raise ApiError(
                 400,
@@ -713,7 +727,7 @@ class Voices:
                     should_stop=lambda: stop.is_set() or self._closing.is_set(),
                 )
 
-            future = asyncio.wrap_future(self._pool.submit(make))
+            future = asyncio.wrap_future(self._cloning.submit(make))
             making = self._one_offs[key] = _OneOff(future, stop)
             future.add_done_callback(lambda done: self._one_off_done(key, making, done))
         making.waiting += 1
@@ -755,8 +769,16 @@ class Voices:
             self._queue.clear()
         if worker is not None:
             await asyncio.to_thread(worker.join, 30.0)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._cloning):
+            pool.shutdown(wait=False, cancel_futures=True)
         self.files.release()
 
     async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
         return await asyncio.wrap_future(self._pool.submit(work))
+
+
+def _check_name(name: str) -> None:
+    try:
+        check_voice_name(name)
+    except VoiceError as error:
+        raise ApiError(400, str(error)[:400], param="name", code="bad_name") from None

@@ -42,11 +42,14 @@ def _voices(state: ServerState) -> Voices:
 async def list_voices(request: Request) -> dict[str, Any]:
     """Every voice by name, and what is known of the uploaded ones: whose, when, of which recording."""
     voices = _voices(state_of(request))
-    names = await asyncio.to_thread(voices.names)
+    # Another thread may hold the voices while it writes to the disk: the server does not wait for it.
+    names, records, jobs = await asyncio.gather(
+        asyncio.to_thread(voices.names), asyncio.to_thread(voices.records), asyncio.to_thread(voices.jobs)
+    )
     return {
         "voices": sorted(names),
-        "uploaded_voices": [_uploaded(record) for record in voices.records()],
-        "jobs": [job for job in voices.jobs() if job["state"] in ("queued", "running")],
+        "uploaded_voices": [_uploaded(record) for record in records],
+        "jobs": [job for job in jobs if job["state"] in ("queued", "running")],
     }
 
 
@@ -79,7 +82,7 @@ async def upload_voice(
         if text is not None and len(text) > MAX_TEXT:
             raise ApiError(400, f"{key} is longer than {MAX_TEXT} characters; shorten it", param=key)
     voices = _voices(state)
-    voices.check_name(name)
+    await asyncio.to_thread(voices.check_name, name)
     data = await audio_sample.read(state.settings.max_body_bytes + 1)
     reference = await cast("References", state.references).read(data, "upload")
     kind = (audio_sample.content_type or "").partition(";")[0].strip().lower()
@@ -223,13 +226,13 @@ def _previewed(state: ServerState, voice: Any) -> tuple[bytes, dict[str, str]]:
 @router.get("/voice-jobs")
 async def list_jobs(request: Request) -> dict[str, Any]:
     """The clonings in the background, newest first."""
-    return {"object": "list", "data": _voices(state_of(request)).jobs()}
+    return {"object": "list", "data": await asyncio.to_thread(_voices(state_of(request)).jobs)}
 
 
 @router.get("/voice-jobs/{id}")
 async def show_job(request: Request, id: str) -> dict[str, Any]:
     """How a cloning stands."""
-    return _voices(state_of(request)).job(id)
+    return await asyncio.to_thread(_voices(state_of(request)).job, id)
 
 
 @router.delete("/voice-jobs/{id}")
