@@ -256,14 +256,14 @@ def curve(lines: Sequence[Line], row: str, kind: str, key: str) -> list[tuple[fl
 
 def draw_curves(path: Path, rows: Sequence[Row], lines: Sequence[Line]) -> bool:
     """Scores against minutes of training, a line a row; False when no run has been looked at yet."""
+    trained = [row for row in rows if any(curve(lines, row.name, kind, "mel") for kind in KINDS)]
+    if not trained:
+        return False
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    trained = [row for row in rows if any(curve(lines, row.name, kind, "mel") for kind in KINDS)]
-    if not trained:
-        return False
     figure, axes = plt.subplots(
         len(KINDS), len(CURVES), figsize=(3.6 * len(CURVES), 6.4), constrained_layout=True, squeeze=False
     )
