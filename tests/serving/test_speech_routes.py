@@ -358,3 +358,18 @@ def test_pages_of_other_origins_may_call_only_if_the_operator_says_so(talk):
     assert "access-control-allow-origin" not in talk(dialogue).headers
     allowed = talk(dialogue, cors_origins=("https://example.org",))
     assert allowed.headers["access-control-allow-origin"] == "https://example.org"
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("https://example.org", 403), ("null", 403), ("http://test.example.org", 403), ("http://[", 403),
+        ("http://test", 200), ("https://TEST", 200), ("https://friend.example", 200), (None, 200),
+    ],
+)  # fmt: skip
+def test_what_a_page_of_another_origin_sends_is_refused(talk, origin, status):
+    async def dialogue(client, app):
+        headers = {"Origin": origin} if origin else {}
+        return await client.post("/v1/audio/speech", json={**SAID, "max_new_tokens": 1}, headers=headers)
+
+    assert talk(dialogue, cors_origins=("https://friend.example",)).status_code == status

@@ -113,6 +113,19 @@ def test_a_session_without_its_first_message_ends(serve, monkeypatch):
             session.recv(timeout=10)
 
 
+def test_a_page_of_another_origin_may_not_connect(serve):
+    from websockets.exceptions import InvalidStatus
+
+    with serve() as (url, _app):
+        address = url.replace("http", "ws") + "/v1/audio/speech/stream"
+        with pytest.raises(InvalidStatus) as told, connect(address, origin="https://example.org"):
+            pass
+        assert told.value.response.status_code == 403
+        with connect(address, origin=url) as session:
+            session.send("{")
+            assert json.loads(session.recv(timeout=20))["type"] == "error"
+
+
 def test_without_a_key_the_connection_is_refused_with_a_401(serve):
     from websockets.exceptions import InvalidStatus
 

@@ -13,7 +13,7 @@ from fastapi import Depends, FastAPI
 from revox import __version__
 from revox.serving.engine import Engine
 from revox.serving.errors import RESPONSES, install_handlers
-from revox.serving.limits import BodyLimit
+from revox.serving.limits import BodyLimit, OriginCheck
 from revox.serving.metrics import Counted, Metrics
 from revox.serving.settings import ServeSettings
 from revox.serving.state import ServerState, admit
@@ -48,6 +48,7 @@ def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
     install_handlers(app)
     app.add_middleware(Counted, metrics=metrics)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(OriginCheck, allowed=settings.cors_origins)
     if settings.cors_origins:
         from starlette.middleware.cors import CORSMiddleware
 

@@ -159,7 +159,6 @@ def install_handlers(app: FastAPI) -> None:
     from starlette.exceptions import HTTPException
     from starlette.requests import Request
     from starlette.responses import Response
-    from starlette.websockets import WebSocket
 
     async def invalid(request: Request, error: Exception) -> Response:
         return answer(validation_error(error.errors() if isinstance(error, RequestValidationError) else []))
@@ -173,11 +172,9 @@ def install_handlers(app: FastAPI) -> None:
             message = f"{request.url.path} does not take {request.method}"
         return answer(ApiError(status, message, headers=getattr(error, "headers", None)))
 
-    async def anything(connection: Any, error: Exception) -> Response:
-        told = answer(as_api_error(error))
-        if isinstance(connection, WebSocket):  # refused before it was accepted: an answer as to a request
-            await connection.send_denial_response(told)
-        return told
+    async def anything(request: Request, error: Exception) -> Response:
+        # A WebSocket that is refused before it is accepted gets the same answer as a request.
+        return answer(as_api_error(error))
 
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)

@@ -1,8 +1,11 @@
-"""Bodies have a size that is refused before they are read."""
+"""What is refused before it is read: bodies that are too large, and what pages of other origins send."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Collection
+from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,43 +25,82 @@ class BodyLimit:
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > self.limit:
-            await self._refuse(send)
+            await _refuse(send, self._too_large)
             return
         read, started, refused = 0, False, False
 
         async def counted() -> Message:
-            nonlocal read
+            nonlocal read, refused
             message = await receive()
             if message["type"] == "http.request":
                 read += len(message.get("body", b""))
                 if read > self.limit:
+                    refused = True
                     raise _TooLargeError
             return message
 
         async def watched(message: Message) -> None:
             nonlocal started
+            if refused and not started:
+                return  # what the application makes of a body that broke off is not the answer
             started = True
             await send(message)
 
-        try:
+        with contextlib.suppress(_TooLargeError):
             await self.app(scope, counted, watched)
-        except _TooLargeError:
-            refused = True
         if refused and not started:
-            await self._refuse(send)
+            await _refuse(send, self._too_large)
 
-    async def _refuse(self, send: Send) -> None:
-        error = ApiError(
+    @property
+    def _too_large(self) -> ApiError:
+        return ApiError(
             413, f"the body is larger than {self.limit:,} bytes; send a shorter clip", code="body_too_large"
         )
-        body = json.dumps(error.body()).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
-        ]
-        await send({"type": "http.response.start", "status": 413, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+
+
+class OriginCheck:
+    """Answers 403 to what a page of another origin sends, unless the operator named that origin.
+
+    A browser lets any page post a form or open a WebSocket to this machine without asking (CORS only keeps
+    the page from reading answers), and tells of it in Origin; programs send none.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: Collection[str]) -> None:
+        self.app, self.allowed = app, frozenset(allowed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request or a WebSocket."""
+        changes = scope["type"] == "websocket" or scope.get("method") in ("POST", "PUT", "PATCH", "DELETE")
+        if scope["type"] in ("http", "websocket") and changes and not self._welcome(dict(scope["headers"])):
+            error = ApiError(
+                403,
+                "pages of another origin may not call this server; its operator can allow it (--cors-origin)",
+                code="origin_not_allowed",
+            )
+            await _refuse(send, error, "websocket." if scope["type"] == "websocket" else "")
+            return
+        await self.app(scope, receive, send)
+
+    def _welcome(self, headers: dict[bytes, bytes]) -> bool:
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        if not origin or origin in self.allowed or "*" in self.allowed:
+            return True
+        try:
+            netloc = urlsplit(origin).netloc.lower()
+        except ValueError:
+            return False
+        return netloc == headers.get(b"host", b"").decode("latin-1").lower()
+
+
+async def _refuse(send: Send, error: ApiError, kind: str = "") -> None:
+    body = json.dumps(error.body()).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+    ]
+    await send({"type": f"{kind}http.response.start", "status": error.status, "headers": headers})
+    await send({"type": f"{kind}http.response.body", "body": body})
 
 
 class _TooLargeError(Exception):

@@ -26,12 +26,17 @@ T = TypeVar("T")
 
 log = logging.getLogger("revox.serving")
 
+_EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string", "description": "JSON"}},
+}
+
 _AUDIO: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The audio; or, as events, speech.audio.delta and speech.audio.done.",
         "content": {
             **{media_type(name): {"schema": {"type": "string", "format": "binary"}} for name in NAMES},
-            "text/event-stream": {"schema": {"type": "string"}},
+            "text/event-stream": {"schema": _EVENT},
         },
     }
 }
