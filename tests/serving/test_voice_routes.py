@@ -10,6 +10,7 @@ import os
 import threading
 from datetime import datetime, timezone
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -29,7 +30,7 @@ from revox.serving.app import create_app
 from revox.serving.errors import ApiError, ServeError
 from revox.serving.keys import add_key
 from revox.serving.state import Reference
-from revox.serving.voice_jobs import Voices
+from revox.serving.voice_jobs import CloneByModel, Voices
 from revox.speech import Audio, encode_audio, read_audio
 
 CONSENT = "Ada Example, who agreed by e-mail on 2026-11-20"
@@ -429,6 +430,25 @@ def test_a_job_interrupted_by_a_stop_is_told_as_failed_and_retried_if_the_sample
 
     talk(first)
     talk(second)
+
+
+def test_a_stop_while_the_presets_are_looked_up_ends_the_search_and_keeps_no_half_of_them(tts, monkeypatch):
+    cloner = CloneByModel(tts, "inversion", 1.0)
+    looked: list[int] = []
+
+    def recover(rows, table, config):
+        looked.append(len(rows))
+        codes = torch.zeros(37, len(rows) - 1, dtype=torch.int64)
+        return SimpleNamespace(codes=codes, exact=torch.ones(len(rows) - 1, dtype=torch.bool))
+
+    monkeypatch.setattr("revox.cloning.clone.recover_codes", recover)
+    with pytest.raises(CloneError, match="stopped"):
+        cloner._preset_codes(lambda: len(looked) >= 3)
+    assert len(looked) == 3
+    assert len(cloner._preset_codes(lambda: False)) == 20
+    assert len(looked) == 23
+    cloner._preset_codes(None)
+    assert len(looked) == 23
 
 
 def test_a_server_that_was_killed_tells_its_job_as_interrupted(tts, settings):

@@ -296,17 +296,24 @@ def check_transcript(transcript: str | None) -> None:
         raise CloneError("the transcript is empty: write what is said in the recording, or leave it out")
 
 
-def preset_codes(folder: Path | str, model: Voxtral, max_frames: int = MAX_BANK_FRAMES) -> list[Tensor]:
+def preset_codes(
+    folder: Path | str,
+    model: Voxtral,
+    max_frames: int = MAX_BANK_FRAMES,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[Tensor]:
     """Codes `[37, frames]` of a checkpoint's presets, on record or recovered from their rows, in its order.
 
     Presets whose rows this checkpoint's table does not explain are left out, and so is what comes after
-    `max_frames` frames.
+    `max_frames` frames, or after `should_stop` (asked before each preset) says so.
     """
     folder = Path(folder)
     config = read_params(folder).voxtral_config()
     table = model.mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight
     found: list[Tensor] = []
     for entry in list_voices(folder):
+        if should_stop is not None and should_stop():
+            break
         if not entry.preset or entry.problem or sum(c.shape[1] for c in found) >= max_frames:
             continue
         try:

@@ -21,7 +21,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from revox.checkpoint.errors import CheckpointError, VoiceError
@@ -76,12 +76,20 @@ class CloneByModel:
 
     def __init__(self, tts: Revox, by: str, seconds: float) -> None:
         self.tts, self.by, self.seconds = tts, by, seconds
+        self._presets: list[Any] | None = None
+        self._finding = threading.Lock()
 
-    @cached_property
-    def _presets(self) -> list[Any]:
+    def _preset_codes(self, should_stop: Callable[[], bool] | None) -> list[Any]:
+        """What the checkpoint's voices are made of, found once; half of it is never kept."""
         from revox.cloning.clone import preset_codes
 
-        return preset_codes(self.tts.folder, self.tts.model)
+        with self._finding:
+            if self._presets is None:
+                found = preset_codes(self.tts.folder, self.tts.model, should_stop=should_stop)
+                if should_stop is not None and should_stop():
+                    raise CloneError("it was stopped")
+                self._presets = found
+            return self._presets
 
     def __call__(
         self,
@@ -109,7 +117,7 @@ class CloneByModel:
             name=name,
             method=self.by,
             budget=self.seconds if searches else None,
-            presets=self._presets if searches else (),
+            presets=self._preset_codes(should_stop) if searches else (),
             source=reference.data,
             transcript=ref_text,
             opinion=opinion,
@@ -617,7 +625,9 @@ class Voices:
                 if job.state != "running":
                     return
                 sentence = as_api_error(error).message
-                if isinstance(error, OSError):
+                if self._closing.is_set():
+                    sentence = INTERRUPTED
+                elif isinstance(error, OSError):
                     sentence = f"the voice could not be kept ({error.strerror or 'the disk failed'})"
                 self._end(job, "failed", sentence, keep=True)
             with contextlib.suppress(OSError):
