@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import revox
 from revox.checkpoint.load import load_model
 from revox.checkpoint.voices import add_voice, load_voice
 from revox.cloning import CloneError
@@ -276,3 +277,23 @@ def test_a_refinement_that_is_stopped_keeps_the_better_codes(encoding: Voxtral, 
     assert settings["stopped"]
     assert settings["steps_done"] == 1
     assert cloned.scores[cloned.kept].total <= cloned.scores["encoder"].total
+
+
+def test_the_library_takes_an_encoders_codes_at_once_and_refines_them_when_asked(
+    tiny_checkpoint_with_encoder: Path,
+    tiny_preset_codes: dict[str, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("revox.cloning.clone.preset_codes", lambda *_: list(tiny_preset_codes.values()))
+    tts = revox.load(tiny_checkpoint_with_encoder, device="cpu")
+    at_once = tts.clone(speechlike(3.2), consent=AGREED, transcript="hm")
+    assert at_once.provenance["method"] == "encoder"
+    assert at_once.provenance["transcript"] == "hm"
+    settings = tts.clone(speechlike(3.2), consent=AGREED, refine=1).provenance["settings"]
+    assert settings["refine"] == settings["steps_done"] == 1
+    assert set(settings["scores"]) == {"encoder", "refined"}
+    assert settings["preset_frames"] > 0
+    inverted = tts.clone(speechlike(3.2), consent=AGREED, method="inversion", budget=0.5)
+    assert inverted.provenance["method"] == "inversion"
+    with pytest.raises(CloneError, match="a budget limits nothing"):
+        tts.clone("no such file.wav", consent=AGREED, budget=5.0)
