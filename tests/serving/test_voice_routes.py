@@ -64,7 +64,9 @@ class FakeCloner:
 
             progress(InversionProgress("descent", 5, 10, 1.0, 1.0, 12.5))
         self.begun.set()
-        while not self.go.wait(0.01):
+        for _ in range(5000):  # a test that fails does not hang
+            if self.go.wait(0.01):
+                break
             if should_stop is not None and should_stop():
                 self.stopped.set()
                 break
