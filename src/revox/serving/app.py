@@ -26,7 +26,7 @@ log = logging.getLogger("revox.serving")
 
 def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
     """The server of a loaded checkpoint. Its engine runs while the application does (its lifespan)."""
-    from revox.serving import model_routes, speech_routes, speech_socket, voice_routes
+    from revox.serving import model_routes, page_routes, speech_routes, speech_socket, voice_routes
     from revox.serving.keys import open_keys
     from revox.serving.references import open_references
     from revox.serving.voice_jobs import open_voices
@@ -64,6 +64,7 @@ def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
     app.include_router(speech_routes.router, dependencies=guarded)
     app.include_router(speech_socket.router, dependencies=guarded)
     app.include_router(voice_routes.router, dependencies=guarded)
+    page_routes.mount(app)
     return app
 
 

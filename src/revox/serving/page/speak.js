@@ -1,0 +1,81 @@
+// Text to speech: played as it comes, and as a marked file.
+
+import { speech } from "./api.js";
+import { $, number, options, save, seconds, tell } from "./dom.js";
+import { speak, stop } from "./player.js";
+
+export function startSpeak(shared) {
+  const status = $("speak-status");
+
+  function fields() {
+    if (!$("text").value.trim()) {
+      $("text").focus();
+      throw new Error("There is no text; write at least one word.");
+    }
+    return {
+      input: $("text").value,
+      voice: $("speak-voice").value,
+      speed: number($("speed"), "The speed"),
+      seed: number($("seed"), "The seed", true),
+    };
+  }
+
+  async function play() {
+    tell($("speak-error"));
+    $("speak-stop").disabled = false;
+    try {
+      const asked = fields();
+      status.textContent = "Asked; waiting for the first audio.";
+      const told = await speak(asked, {
+        first: (after) => (status.textContent = `First audio after ${seconds(after)}.`),
+      });
+      const pauses = told.pauses ? ` It paused ${told.pauses} times: the server speaks slower than it is heard.` : "";
+      status.textContent =
+        `First audio after ${seconds(told.firstAudio ?? 0)}. ${seconds(told.spoken)} of speech ` +
+        `came in ${seconds(told.took)}.${pauses}`;
+    } catch (error) {
+      status.textContent = error.name === "AbortError" ? "Stopped." : "";
+      tell($("speak-error"), error);
+    } finally {
+      $("speak-stop").disabled = true;
+    }
+  }
+
+  async function download() {
+    tell($("speak-error"));
+    $("download").disabled = true;
+    try {
+      const asked = { ...fields(), response_format: $("format").value };
+      status.textContent = "The file is being spoken.";
+      const blob = await speech(asked);
+      save(blob, `${asked.voice}-${asked.seed}.${asked.response_format}`);
+      status.textContent = `The file is saved (${Math.ceil(blob.size / 1024)} kB).`;
+    } catch (error) {
+      status.textContent = "";
+      tell($("speak-error"), error);
+    } finally {
+      $("download").disabled = false;
+    }
+  }
+
+  $("speak-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    play();
+  });
+  $("speak-stop").addEventListener("click", stop);
+  $("download").addEventListener("click", download);
+  $("new-seed").addEventListener("click", () => {
+    $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0];
+    play();
+  });
+  $("format").addEventListener("change", () => {
+    $("format-hint").textContent =
+      $("format").value === "pcm"
+        ? "Raw samples (16 bit, 24 kHz, mono) have no place for a mark; take another format to pass it on."
+        : "The file is spoken again with the same seed, and marked as synthetic.";
+  });
+
+  return {
+    listed: ({ voices }) => options($("speak-voice"), voices.map((voice) => voice.name), $("speak-voice").value),
+  };
+}
