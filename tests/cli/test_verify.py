@@ -27,7 +27,8 @@ def revox(monkeypatch, capfdbinary, tiny_checkpoint):
 
     def run(command, *arguments):
         if command == "speak":
-            usual = ("--checkpoint", tiny_checkpoint, "--voice", "pt_male", "--seed", 3, "--max-seconds", 0.64)
+            usual = ("--checkpoint", tiny_checkpoint, "--voice", "pt_male", "--seed", 3)
+            usual = (*usual, "--max-seconds", 0.64)
             arguments = (SENTENCE, *usual, *arguments)
         monkeypatch.setattr(sys, "argv", ["revox", command, *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
