@@ -107,7 +107,7 @@ def _answer(name: str, other: str | None = None) -> Response:
 
 @lru_cache(maxsize=len(FILES))
 def _content(name: str) -> bytes:
-    return files("revox.serving").joinpath("page", name).read_bytes()
+    return (files("revox.serving") / "page" / name).read_bytes()
 
 
 @router.post("/similarity")
