@@ -143,6 +143,7 @@ def _greeting(settings: ServeSettings, listener: socket.socket, tts: Any) -> str
     lines = [
         f"revox serves {settings.served_name!r} with {len(tts.voices())} voices on {tts.model.device.type}",
         f"API      {url}/v1    (any api_key will do)" if settings.api_keys is None else f"API      {url}/v1",
+        f"Page     {url}/",
         f"Docs     {url}/docs",
     ]
     if settings.api_keys is None and host not in ("127.0.0.1", "::1"):
