@@ -309,6 +309,7 @@ def test_rows_at_equal_time_have_the_same_items_a_step_where_only_the_source_dif
 # Resuming
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("little")
 def test_stopped_in_the_middle_of_a_run_it_goes_on_to_the_same_encoder(
     lab: dict[str, Path], done: Path, tmp_path: Path
