@@ -57,7 +57,8 @@ def series_of(method: str) -> tuple[str, int | None]:
 
 def sooner(table: dict[str, dict[str, float]]) -> dict[str, object] | None:
     """Where the recipe is at its best by the speech cloned with it, and when each of ours first is there."""
-    recipe = {m: r for m, r in table.items() if series_of(m)[0] == "recipe"}
+    every = max(r["clips"] for r in table.values())
+    recipe = {m: r for m, r in table.items() if series_of(m)[0] == "recipe" and r["clips"] == every}
     if not recipe:
         return None
     best = max(recipe, key=lambda m: recipe[m]["similarity"])
@@ -89,7 +90,8 @@ def markdown(tables: dict[str, dict[str, dict[str, float]]]) -> str:
             cells = [f"{row[c]:.2f}" if c != "seconds" else f"{row[c]:.1f}" for c in COLUMNS]
             for c in ("first", "word_errors", "ended", "semantic_agreement"):
                 cells[COLUMNS.index(c)] = f"{100 * row[c]:.0f} %"
-            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+            name = method if row["clips"] == some["clips"] else f"{method} ({row['clips']} clips)"
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
 
@@ -107,6 +109,11 @@ def plot(tables: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    # What was tried on a few clips only cannot stand in one line with the rest.
+    tables = {
+        kind: {m: r for m, r in table.items() if r["clips"] == max(x["clips"] for x in table.values())}
+        for kind, table in tables.items()
+    }
     figure, axes = plt.subplots(
         len(FIGURES), len(tables), figsize=(5.2 * len(tables), 2.7 * len(FIGURES)), squeeze=False
     )
@@ -121,6 +128,7 @@ def plot(tables: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
                 if name in table:
                     axis.axhline(table[name][key], color=colour, linestyle="--", label=name, linewidth=1)
             axis.set_xscale("log")
+            axis.set_xlim(1.5, 100)
             axis.set_title(f"{title}, {kind}", fontsize=9)
             axis.grid(alpha=0.3)
             if row == len(FIGURES) - 1:
