@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import io
 import json
@@ -927,3 +928,32 @@ def test_a_log_that_was_torn_goes_on_in_a_line_of_its_own(tmp_path):
     os.symlink(path, tmp_path / "link.jsonl")
     with pytest.raises(OSError):
         consent_log.append(tmp_path / "link.jsonl", {"id": "4"})
+
+
+def test_requests_that_make_the_folder_at_once_do_not_take_each_other_for_another_server(
+    tts, tmp_path, monkeypatch
+):
+    files = voice_files.VoiceFiles(tmp_path / "v", tts.model)
+    opened, both = os.open, threading.Barrier(2)
+
+    def open_late(*arguments, **named):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.5)  # as far as two can come together, were nothing in between
+        return opened(*arguments, **named)
+
+    monkeypatch.setattr(voice_files.os, "open", open_late)
+    failed = []
+
+    def own():
+        try:
+            files.own()
+        except ServeError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=own) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    files.release()

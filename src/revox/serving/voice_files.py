@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,7 @@ class VoiceFiles:
         self._config = model.config
         self._of = fingerprint(model)
         self._lock: int | None = None
+        self._owning = threading.Lock()  # requests come in several threads, and a file's lock is per opening
         if folder.exists():
             self.own()
             self._restore()
@@ -73,8 +75,12 @@ class VoiceFiles:
 
     def own(self) -> None:
         """Make the folder and keep others from writing to it. Raises ServeError."""
-        if self._lock is not None:
-            return
+        with self._owning:
+            if self._lock is None:
+                self._lock = self._locked()
+
+    def _locked(self) -> int:
+        """The descriptor of the folder's locked file."""
         try:
             for folder in (self.folder, self.folder / "samples", self.folder / "jobs"):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -91,7 +97,7 @@ class VoiceFiles:
             raise ServeError(
                 f"another server keeps its voices in {self.folder}; end it, or name another --voices-folder"
             ) from None
-        self._lock = descriptor
+        return descriptor
 
     def release(self) -> None:
         """Let another server write here."""
