@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import threading
 import time
 
@@ -74,6 +75,29 @@ def serve(tts, settings):
             assert not thread.is_alive()
 
     return running
+
+
+@pytest.fixture
+def held():
+    """`with held(engine, frames) as go:` all speech stands still after so many frames, until `go.set()`."""
+
+    @contextlib.contextmanager
+    def holding(engine, frames):
+        go, step, made = threading.Event(), engine._batch.step, itertools.count()
+
+        def waiting():
+            if next(made) >= frames:
+                go.wait(60)
+            return step()
+
+        engine._batch.step = waiting
+        try:
+            yield go
+        finally:
+            go.set()
+            engine._batch.step = step
+
+    return holding
 
 
 @pytest.fixture

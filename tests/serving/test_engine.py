@@ -114,14 +114,15 @@ def test_a_reader_who_never_takes_anything_is_given_up(run, prompts, monkeypatch
     assert run(dialogue, lead_frames=2) == 408
 
 
-def test_who_cancels_gives_the_place_to_the_next(run, prompts, alone):
+def test_who_cancels_gives_the_place_to_the_next(run, held, prompts, alone):
     async def dialogue(engine):
-        first = engine.submit(prompts[1], 0, streaming=True)
-        waits = engine.submit(prompts[1], 0, streaming=True)
-        second = engine.submit(prompts[0], 3, FRAMES)
-        await anext(first)
-        waits.cancel()
-        first.cancel()
+        with held(engine, 20):
+            first = engine.submit(prompts[1], 0, streaming=True)
+            waits = engine.submit(prompts[1], 0, streaming=True)
+            second = engine.submit(prompts[0], 3, FRAMES)
+            await anext(first)
+            waits.cancel()
+            first.cancel()
         heard = await _heard(second)
         return (
             first.frames,

@@ -16,20 +16,24 @@ LONG = {"input": "Good evening, doctor.", "voice": "hi_female", "seed": 0, "resp
 
 
 @pytest.mark.parametrize("asked", [{"stream_format": "audio"}, {"stream": True}, {}])
-def test_whoever_hangs_up_frees_the_place(serve, until, asked):
+def test_whoever_hangs_up_frees_the_place(serve, held, until, asked):
     body = {**LONG, "max_new_tokens": 2000, **asked}
     with serve(max_streams=1) as (url, app):
         engine = app.state.revox.engine
-        client = httpx.Client(base_url=url, timeout=30)
-        if asked:
-            with client.stream("POST", "/v1/audio/speech", json=body) as answer:
-                next(answer.iter_raw())
-                assert engine.active == 1
-        else:
-            with pytest.raises(httpx.ReadTimeout):
-                client.post("/v1/audio/speech", json=body, timeout=httpx.Timeout(30, read=0.3))
-        client.close()
-        until(lambda: engine.active == 0 and engine.waiting == 0, "its place is free", seconds=10)
+        with held(engine, 20) as go, httpx.Client(base_url=url, timeout=30) as client:
+            if asked:
+                with client.stream("POST", "/v1/audio/speech", json=body) as answer:
+                    next(answer.iter_raw())
+                    (stream,) = engine._active
+            else:
+                with pytest.raises(httpx.ReadTimeout):
+                    client.post("/v1/audio/speech", json=body, timeout=httpx.Timeout(30, read=1.0))
+                (stream,) = engine._active
+            client.close()
+            until(lambda: stream.cancelled, "the server has noticed", seconds=10)
+            go.set()
+            until(lambda: engine.active == 0 and engine.waiting == 0, "its place is free", seconds=10)
+        assert stream.frames < 2000
         again = httpx.post(f"{url}/v1/audio/speech", json={**LONG, "max_new_tokens": 2}, timeout=30)
         assert len(again.content) == 2 * 3840
 
@@ -49,8 +53,8 @@ def test_a_reader_who_does_not_read_holds_up_nobody(serve, until):
         until(lambda: engine.active == 0, "nobody speaks")
 
 
-def test_a_full_queue_is_a_429_with_retry_after(serve):
-    with serve(max_streams=1, max_queue=0) as (url, _app):
+def test_a_full_queue_is_a_429_with_retry_after(serve, held):
+    with serve(max_streams=1, max_queue=0) as (url, app), held(app.state.revox.engine, 20):
         body = {**LONG, "max_new_tokens": 2000, "stream_format": "audio"}
         with httpx.Client(timeout=30) as client, client.stream("POST", f"{url}/v1/audio/speech", json=body):
             refused = httpx.post(f"{url}/v1/audio/speech", json=LONG, timeout=30)

@@ -95,14 +95,19 @@ def test_close_ends_the_connection(session):
         session.hear()
 
 
-def test_whoever_hangs_up_while_being_spoken_to_frees_the_place(session, until):
+def test_whoever_hangs_up_while_being_spoken_to_frees_the_place(session, held, until):
     engine = session.app.state.revox.engine
-    session.say(**{**CONFIG, "voice": "hi_female", "seed": 0, "max_new_tokens": 2000})
-    session.say(type="input.text", text="Good evening, doctor.")
-    session.say(type="input.done")
-    until(lambda: engine.active == 1, "it is being spoken")
-    session.session.close_socket()
-    until(lambda: engine.active == 0, "its place is free", seconds=5)
+    with held(engine, 20) as go:
+        session.say(**{**CONFIG, "voice": "hi_female", "seed": 0, "max_new_tokens": 2000})
+        session.say(type="input.text", text="Good evening, doctor.")
+        session.say(type="input.done")
+        until(lambda: engine.active == 1, "it is being spoken")
+        (stream,) = engine._active
+        session.session.close_socket()
+        until(lambda: stream.cancelled, "the server has noticed", seconds=10)
+        go.set()
+        until(lambda: engine.active == 0, "its place is free", seconds=10)
+    assert stream.frames < 2000
 
 
 def test_a_session_without_its_first_message_ends(serve, monkeypatch):
