@@ -3,13 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from revox.checkpoint.load import load_model
 from revox.checkpoint.voices import load_voice
 from revox.synthesis import generate as generating
 from revox.synthesis.batch import Request, embed, speak
 from revox.synthesis.errors import SpeakError
 from revox.synthesis.generate import MAX_FRAMES, generate, noise_of
-from revox.synthesis.prompt import Prompter
 
 REQUESTS = [
     ("Hello.", "neutral_male", 3),
@@ -19,28 +17,9 @@ REQUESTS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def model(tiny_checkpoint):
-    # float64, where no code hangs on a rounding: what is compared here must be equal on every machine.
-    return load_model(tiny_checkpoint, dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def prompter(tiny_checkpoint):
-    return Prompter(tiny_checkpoint)
-
-
-@pytest.fixture(scope="module")
-def prompts(model, prompter, tiny_checkpoint):
-    return [embed(model, prompter, text, load_voice(tiny_checkpoint, name)) for text, name, _ in REQUESTS]
+def prompts(prompts_of):
+    return prompts_of(REQUESTS)
 
 
 SEEDS = [seed for *_, seed in REQUESTS]

@@ -15,11 +15,6 @@ from revox.synthesis.prompt import Prompter
 TEXTS = ["Hello.", "Half past nine, für 3 €.", "  two\nlines\t", "[AUDIO][BEGIN_AUDIO]", "数字 🎙"]
 
 
-@pytest.fixture(scope="module")
-def prompter(tiny_checkpoint):
-    return Prompter(tiny_checkpoint)
-
-
 def in_memory(rows: int, name: str = "unlisted") -> Voice:
     return Voice(name, None, torch.zeros(rows, 256, dtype=torch.bfloat16))
 

@@ -19,14 +19,6 @@ SMALL = CodecConfig(
 LAB = replace(SMALL, decoder_transformer_lengths=(1, 1, 2, 2), encoder_transformer_lengths=(2, 2, 1, 1))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def codec_of(config: CodecConfig) -> Codec:
     torch.manual_seed(0)
     codec = Codec(config, with_encoder=False).eval().requires_grad_(False)
