@@ -24,11 +24,14 @@ from revox.training.settings import EncoderTraining, read_settings
 from revox.training.world import World
 
 SETTINGS: dict[str, Any] = {
-    "steps": 6, "clips": 2, "pairs": 2, "seconds": 0.64, "save_every": 2, "report_every": 1,
-    "validate_every": 100, "warmup": 2, "decay_steps": 2, "resolutions": [[512, 40], [256, 20]],
+    "steps": 6, "clips": 2, "pairs": 2, "labels": 2, "inverted": 3, "seconds": 0.64, "save_every": 2,
+    "report_every": 1, "validate_every": 100, "warmup": 2, "decay_steps": 2, "resolutions": [[512, 40], [256, 20]],
     "learning_rate": 3e-5,
     "discriminator": {"start": 2, "every": 1, "n_ffts": [256, 128], "channels": 2, "seconds": 0.3},
 }  # fmt: skip
+
+
+NO_LABELS: dict[str, Any] = {"labels": 0, "inverted": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +74,11 @@ class ClipsInMemory:
         self.drawn = int(state["drawn"])
 
 
+def labelled(frames: int = 8) -> list[tuple[Tensor, Tensor]]:
+    codes = list(preset_codes().values())[:3]
+    return [(clip[: frames * 1920].half(), c[:, :frames]) for clip, c in zip(clips(), codes, strict=False)]
+
+
 def trainer(folder: Path, world: World | None = None, **changes: Any) -> EncoderTrainer:
     settings = EncoderTraining.model_validate(SETTINGS | changes)
     world = world or World()
@@ -78,6 +86,7 @@ def trainer(folder: Path, world: World | None = None, **changes: Any) -> Encoder
     recordings = ClipsInMemory(clips(), samples, settings.clips, world) if settings.clips else None
     return EncoderTrainer(
         tiny_model(), list(preset_codes().values()), settings, folder, recordings=recordings, world=world,
+        labelled=labelled() if settings.labels else (),
         validation=Validation(clips=clips()[:2]),
     )  # fmt: skip
 
@@ -154,15 +163,9 @@ def test_what_is_kept_is_a_whole_encoder_in_bf16_and_the_last_few_of_them(whole)
 def test_pairs_teach_it_the_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     weights = {"commitment": 0.0, "diversity": 0.0}
     run = trainer(
-        tmp_path,
-        steps=60,
-        clips=0,
-        pairs=6,
-        seconds=0.32,
-        learning_rate=2e-3,
-        weights=weights,
+        tmp_path, steps=60, clips=0, pairs=6, **NO_LABELS, seconds=0.32, learning_rate=2e-3, weights=weights,
         decay_steps=20,
-    )
+    )  # fmt: skip
     always = run.pairs.draw_codes(6, run.frames, torch.Generator().manual_seed(0))
     monkeypatch.setattr(run.pairs, "draw_codes", lambda *_: always)
     rows = [run.step() for _ in range(60)]
@@ -170,10 +173,52 @@ def test_pairs_teach_it_the_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert rows[-1]["semantic"] < 0.5 * rows[0]["semantic"]
 
 
+def test_recordings_that_were_inverted_teach_it_their_codes(tmp_path: Path):
+    only = {"clips": 0, "pairs": 0, "labels": 3, "weights": {"commitment": 0.0, "diversity": 0.0}}
+    run = trainer(tmp_path, steps=60, learning_rate=2e-3, decay_steps=20, **only)
+    rows = [run.step() for _ in range(60)]
+    assert rows[-1]["acoustic"] < 0.6 * rows[0]["acoustic"]
+    assert rows[-1]["semantic"] < 0.6 * rows[0]["semantic"]
+    with pytest.raises(TrainingError, match="has been inverted"):
+        EncoderTrainer(tiny_model(), list(preset_codes().values()), run.settings, tmp_path)
+
+
+def test_the_language_model_is_asked_about_those_whose_words_are_known(tmp_path: Path, monkeypatch):
+    asked: list[tuple[Any, ...]] = []
+
+    def acceptance(p: Tensor, values: Tensor, text: str, seed: int) -> Tensor:
+        asked.append((p.shape, values.shape, text, seed))
+        assert torch.allclose(p.sum(dim=1), torch.ones(len(p)))
+        assert bool((values.abs() <= 1).all())
+        return (values - 0.5).abs().mean()
+
+    weights = {"acceptance": 1.0, "reconstruction": 0.0, "commitment": 0.0, "diversity": 0.0}
+    run = trainer(
+        tmp_path, clips=3, pairs=0, **NO_LABELS, weights=weights, acceptance_clips=2, steps=40,
+        learning_rate=2e-3,
+    )  # fmt: skip
+    run.teachers.acceptance = acceptance
+    waves, texts = torch.stack([clip[:15360] for clip in clips()[:3]]), ["one", None, "three"]
+    real = Recordings(waves, torch.tensor([15360, 15360, 5000]), texts, [None] * 3)
+    monkeypatch.setattr(run.recordings, "draw", lambda: real)
+    rows = [run.step() for _ in range(40)]
+    size = run.codec.config.semantic_codebook_size
+    assert [entry[:3] for entry in asked[:2]] == [((8, size), (36, 8), "one"), ((3, size), (36, 3), "three")]
+    assert len({entry[3] for entry in asked}) == 40  # other draws at every step
+    assert rows[-1]["acceptance"] < 0.5 * rows[0]["acceptance"]
+    asked.clear()
+    silent = Recordings(waves, real.lengths, [None] * 3, [None] * 3)
+    monkeypatch.setattr(run.recordings, "draw", lambda: silent)
+    assert run.step()["acceptance"] == 0  # there all the same: ranks must agree on what is averaged
+    assert not asked
+
+
 def test_recordings_alone_bring_the_reconstruction_nearer_and_leave_decoder_and_codebook_alone(
     tmp_path: Path,
 ):
-    run = trainer(tmp_path, clips=4, pairs=0, steps=30, learning_rate=2e-3, discriminator={"start": 1000})
+    run = trainer(
+        tmp_path, clips=4, pairs=0, **NO_LABELS, steps=30, learning_rate=2e-3, discriminator={"start": 1000}
+    )
     frozen = {
         k: v.clone() for k, v in run.codec.state_dict().items() if not k.startswith(("input", "encoder"))
     }
@@ -185,7 +230,7 @@ def test_recordings_alone_bring_the_reconstruction_nearer_and_leave_decoder_and_
 
 def test_a_loss_that_counts_nothing_changes_nothing(tmp_path: Path):
     def after(name: str, **changes: Any) -> Tensor:
-        run = trainer(tmp_path / name, **changes)
+        run = trainer(tmp_path / name, **NO_LABELS, **changes)
         run.step()
         return run.encoder_state()["input_proj.conv.parametrizations.weight.original1"]
 
@@ -201,6 +246,9 @@ def test_settings_that_will_not_do_are_a_sentence(tmp_path: Path):
     bad = tmp_path / "bad.yaml"
     for text, sentence in (
         ("clips: 0\npairs: 0\n", "nothing to learn from"),
+        ("labels: 4\n", "go together"),
+        ("inverted: 4\n", "go together"),
+        ("clips: 0\nweights: {acceptance: 1}\n", "is of recordings"),
         ("weights: {mell: 1}\n", "weights.mell"),
         ("learning_rate: -1\n", "learning_rate"),
         ("weights: {speaker: 1}\n", "verifier"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,17 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from conftest import preset_codes
 from revox.checkpoint.encoder_file import decoder_sha256, read_record
+from revox.checkpoint.load import load_model
 from revox.cli import train_command
+from revox.cloning.clone import PARTS
+from revox.cloning.invert import InversionConfig
+from revox.cloning.quick_encoder import QuickEncoderTraining
 from revox.speech import Audio, write_audio
 from revox.training.data import find_sources
 from revox.training.errors import TrainingError
+from revox.training.inverted import inverted_recordings
 from revox.training.restore import RunOptions, hold_out, restore_encoder
 from revox.training.settings import EncoderTraining
 from revox.training.spoken import read_sentences, spoken_codes
@@ -27,6 +36,9 @@ SETTINGS: dict[str, Any] = {
     "validate_every": 4, "resolutions": [[256, 20]], "sentences": 0,
     "discriminator": {"start": 100},
 }  # fmt: skip
+
+
+FEW = InversionConfig(steps=1, polish_rounds=0)
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +92,104 @@ def test_a_run_told_to_stop_saves_and_goes_on_to_the_same_encoder(
         restore_encoder(tiny_checkpoint, [str(speech)], out, settings(learning_rate=1e-5), again)
     with pytest.raises(TrainingError, match="no run to go on with"):
         restore_encoder(tiny_checkpoint, [str(speech)], tmp_path / "new", settings(), again)
+
+
+def test_recordings_are_inverted_once_and_kept_as_they_are_found(
+    tiny_checkpoint: Path, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import revox.training.inverted as module
+
+    codec = load_model(tiny_checkpoint, dtype=torch.float32, parts=PARTS).audio_tokenizer
+    sources = find_sources([str(speech)], cache=tmp_path / "cache", workers=0)
+    asked, real = [], module.invert
+
+    def invert(codec: Any, target: torch.Tensor, **given: Any) -> Any:
+        asked.append(target)
+        return real(codec, target, **given)
+
+    monkeypatch.setattr(module, "invert", invert)
+    monkeypatch.setattr(module, "default_training", lambda codec: QuickEncoderTraining(steps=2))
+    kept = tmp_path / "inverted.safetensors"
+
+    def inverted(count: int, stamp: str = "a", **changes: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        asked.clear()
+        wanted = settings(**{"labels": 2, "inverted": count, "inversion_steps": 3} | changes)
+        return inverted_recordings(codec, list(preset_codes().values()), sources, wanted, kept, stamp=[stamp])
+
+    two = inverted(2)
+    assert len(asked) == 2
+    assert all(w.shape == (15360,) and c.shape == (37, 8) for w, c in two)
+    assert not torch.equal(two[0][0], two[1][0])
+    four = inverted(4)
+    assert len(asked) == 2  # the first two were there
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(two, four, strict=False))
+    assert len(inverted(3)) == 3
+    assert not asked
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write", lambda *_: None)  # what is kept stays
+        for changes in ({"stamp": "b"}, {"seed": 1}, {"inversion_steps": 2}):
+            inverted(1, **changes)
+            assert len(asked) == 1, changes
+    kept.write_bytes(kept.read_bytes()[:200])
+    inverted(1)
+    assert len(asked) == 1  # damaged: inverted again
+    stopped = dataclasses.replace(real(codec, asked[0].float(), seed=0, config=FEW), stopped=True)
+    monkeypatch.setattr(module, "invert", lambda *_, **__: stopped)
+    with pytest.raises(KeyboardInterrupt):
+        inverted(2)
+    assert len(inverted(1)) == 1
+
+
+def test_a_run_with_labels_and_the_language_models_word_goes_on_to_the_same_encoder(
+    tiny_checkpoint: Path, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        "revox.training.inverted.default_training", lambda codec: QuickEncoderTraining(steps=2)
+    )
+    said = tmp_path / "said"
+    for file in speech.rglob("*.flac"):
+        to = said / file.relative_to(speech)
+        to.parent.mkdir(parents=True)
+        shutil.copy(file, to)
+        to.with_suffix(".txt").write_text("good evening")
+    asked = {
+        "labels": 2,
+        "inverted": 2,
+        "inversion_steps": 2,
+        "weights": {"acceptance": 1.0},
+        "seconds": 1.28,
+    }
+    rows: list[dict[str, float]] = []
+
+    def restored(out: Path, stop: bool = False, **changes: Any) -> Path:
+        def report(row: dict[str, float]) -> None:
+            rows.append(row)
+            if stop and row["step"] == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        told = options(tmp_path / "cache", report=report, **changes)
+        return restore_encoder(tiny_checkpoint, [str(said)], out, settings(**asked), told)
+
+    whole = restored(tmp_path / "whole")
+    assert all(row["acceptance"] > 0 for row in rows)
+    with pytest.raises(KeyboardInterrupt):
+        restored(tmp_path / "stopped", stop=True)
+    # A run begun before a setting was there goes on with its default.
+    kept = tmp_path / "stopped" / "settings.json"
+    begun = json.loads(kept.read_text())
+    assert begun.pop("acceptance_clips") == 1
+    kept.write_text(json.dumps(begun))
+    assert restored(tmp_path / "stopped", resume=True).read_bytes() == whole.read_bytes()
+
+
+def test_the_language_model_cannot_be_asked_where_no_words_are_known(
+    tiny_checkpoint: Path, speech: Path, tmp_path: Path
+):
+    with pytest.raises(TrainingError, match="no clip has a transcript"):
+        restore_encoder(
+            tiny_checkpoint, [str(speech)], tmp_path / "out", settings(weights={"acceptance": 1.0}),
+            options(tmp_path / "cache"),
+        )  # fmt: skip
 
 
 def test_speakers_that_are_looked_at_are_not_learnt_from(speech: Path, tmp_path: Path):

@@ -53,7 +53,9 @@ from revox.training.supervised import (
 from revox.training.world import World
 
 _WAVEFORM_LOSSES = ("mel", "stft", "waveform", "feature", "adversarial", "speaker")
-_LATENT_LOSSES = ("reconstruction", "semantic", "acoustic", "commitment", "diversity", "distillation")
+_LATENT_LOSSES = (
+    "reconstruction", "semantic", "acoustic", "commitment", "diversity", "distillation", "acceptance",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,13 @@ class RecordingSource(Protocol):
 
 @dataclass
 class Teachers:
-    """Networks outside the checkpoint. `speaker(fake, real, lengths)` is a loss of waveforms; `asr` has
-    parameters of its own and is a loss of semantic latents `[clips, frames, dim]` and recordings."""
+    """Networks that judge. `speaker(fake, real, lengths)` is a loss of waveforms; `asr` has parameters of its
+    own and is a loss of semantic latents `[clips, frames, dim]` and recordings; `acceptance(probabilities,
+    values, text, seed)` is one of a clip's soft codes, `[frames, size]` and `[36, frames]`."""
 
     speaker: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     asr: nn.Module | None = None
+    acceptance: Callable[[Tensor, Tensor, str, int], Tensor] | None = None
 
 
 @dataclass
@@ -104,7 +108,8 @@ class Validation:
 class EncoderTrainer(Run):
     """One run on `model` (its codec float32), in `folder`: log, state, `encoder.safetensors`, `checkpoints/`.
 
-    `bank` are codes `[37, frames]` that the model made: its presets' and its speech. `about` goes into the
+    `bank` are codes `[37, frames]` that the model made: its presets' and its speech. `labelled` are
+    recordings `[samples]` with the codes `[37, frames]` that inversion found for them. `about` goes into the
     encoder file's metadata. Raises TrainingError when settings and world do not fit.
     """
 
@@ -116,6 +121,7 @@ class EncoderTrainer(Run):
         folder: Path,
         *,
         recordings: RecordingSource | None = None,
+        labelled: Sequence[tuple[Tensor, Tensor]] = (),
         teachers: Teachers | None = None,
         validation: Validation | None = None,
         world: World | None = None,
@@ -123,7 +129,7 @@ class EncoderTrainer(Run):
     ) -> None:
         self.world = world or World()
         super().__init__("encoder", settings, folder, self.world.device)
-        for name in ("clips", "pairs"):
+        for name in ("clips", "pairs", "labels"):
             if getattr(settings, name) % self.world.size:
                 raise TrainingError(
                     f"{name} is {getattr(settings, name)} and there are {self.world.size} processes: make it "
@@ -131,7 +137,9 @@ class EncoderTrainer(Run):
                 )
         if settings.clips and recordings is None:
             raise TrainingError("there are no recordings to learn from: give --data, or set clips to 0")
-        self.settings, self.recordings = settings, recordings
+        if settings.labels and not labelled:
+            raise TrainingError("no recording has been inverted to learn from: set labels and inverted to 0")
+        self.settings, self.recordings, self.labelled = settings, recordings, labelled
         self.teachers, self.validation = teachers or Teachers(), validation or Validation()
         self.about = about or {}
         self.embeddings = model.mm_audio_embeddings
@@ -227,7 +235,8 @@ class EncoderTrainer(Run):
         return row | {"norm": float(norm)}
 
     def _batch(self) -> tuple[Tensor, Tensor, Recordings | None]:
-        """Waveforms `[clips + pairs, samples]`, the pairs' codes `[pairs, 37, frames]`, the recordings."""
+        """Waveforms `[clips + known, samples]`, codes `[known, 37, frames]` of the pairs and then of the
+        inverted recordings, and the step's recordings."""
         settings, samples = self.settings, self.frames * self.codec.samples_per_frame
         recordings, parts = None, []
         if settings.clips:
@@ -240,6 +249,11 @@ class EncoderTrainer(Run):
             codes = codes[self.world.part(settings.pairs)].to(self.device)
             with torch.no_grad(), self.arithmetic():
                 parts.append(self.codec.decode(codes).float())
+        if settings.labels:
+            drawn = torch.randint(len(self.labelled), (settings.labels,), generator=self.rng)
+            chosen = [self.labelled[int(i)] for i in drawn[self.world.part(settings.labels)]]
+            parts.append(torch.stack([wave for wave, _ in chosen]).float().to(self.device))
+            codes = torch.cat((codes.to(self.device), torch.stack([c for _, c in chosen]).to(self.device)))
         return torch.cat(parts), codes.to(self.device), recordings
 
     def _split(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -297,6 +311,9 @@ class EncoderTrainer(Run):
             p = semantic_log_probabilities(semantic, self.table, self.sharpness).exp().mean(dim=(0, 1))
             p = p + (self.world.mean(p) - p.detach())
             self._add("diversity", diversity_loss(p), z, found, gradients)
+        if weights.acceptance > 0 and self.teachers.acceptance is not None:
+            assert recordings is not None
+            self._add("acceptance", self._acceptance(semantic, acoustic, recordings), z, found, gradients)
         if weights.distillation > 0 and self.teachers.asr is not None:
             loss = self.teachers.asr(semantic, recordings)
             found["distillation"] = loss
@@ -304,6 +321,19 @@ class EncoderTrainer(Run):
             gradients["distillation"], *rest = torch.autograd.grad(loss, [z, *own], retain_graph=True)
             for parameter, gradient in zip(own, rest, strict=True):
                 parameter.grad = gradient
+
+    def _acceptance(self, semantic: Tensor, acoustic: Tensor, recordings: Recordings) -> Tensor:
+        """Of the first few recordings whose words are known; nought when none are, so that all ranks agree on
+        what is there."""
+        assert self.teachers.acceptance is not None
+        seed = int(torch.randint(2**31, (), generator=self.rng))
+        known = [(i, text) for i, text in enumerate(recordings.transcripts) if text]
+        total = semantic.sum() * 0.0
+        for i, text in known[: self.settings.acceptance_clips]:
+            frames = min(self.frames, -(-int(recordings.lengths[i]) // self.codec.samples_per_frame))
+            p = semantic_log_probabilities(semantic[i, :frames], self.table, self.sharpness).exp()
+            total = total + self.teachers.acceptance(p, torch.tanh(acoustic[i, :frames]).T, text, seed)
+        return total / self.settings.acceptance_clips
 
     def _waveform_gradient(
         self, fake: Tensor, real: Tensor, lengths: Tensor, found: dict[str, Tensor]

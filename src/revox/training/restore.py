@@ -21,6 +21,7 @@ from revox.checkpoint.params import read_params
 from revox.checkpoint.write import replace_file
 from revox.cloning.clone import PARTS, preset_codes
 from revox.metrics.codes import perplexity, saturated_share
+from revox.model.config import CodecConfig
 from revox.training.data import ClipSampler, Source, clip_batches, find_sources
 from revox.training.data import report as report_sources
 from revox.training.data.locate import clip_source
@@ -28,6 +29,7 @@ from revox.training.data.stream import ClipStream
 from revox.training.data.table import ClipTable
 from revox.training.encoder import EncoderTrainer, Recordings, Teachers, Validation
 from revox.training.errors import TrainingError
+from revox.training.inverted import inverted_recordings
 from revox.training.recordings import StreamedRecordings
 from revox.training.settings import EncoderTraining
 from revox.training.spoken import SENTENCES, spoken_codes
@@ -83,7 +85,7 @@ def restore_encoder(
     world = World.join(options.device)
     say = options.say if world.is_main else lambda sentence: None
     sources: list[Source] = []
-    if settings.clips:  # what can be wrong is said before anything is written or computed
+    if settings.clips or settings.labels:  # what can be wrong is said before anything is written or computed
         tell = options.progress if world.is_main else None
         sources = find_sources(data, cache=options.cache, workers=options.workers, progress=tell)
     _check_folder(out, settings, options.resume, world)
@@ -109,7 +111,8 @@ def restore_encoder(
         "data": list(data),
     } | options.record
     recordings, held = None, []
-    if settings.clips:
+    train: list[Source] = []
+    if sources:
         told = report_sources(sources, refuse_below=options.refuse_below, workers=options.workers)
         for sentence in told.sentences:
             say(sentence)
@@ -118,9 +121,21 @@ def restore_encoder(
             train, held = told.kept, find_sources(options.validation, cache=options.cache)
         else:
             train, held = hold_out(told.kept, HELD_OUT)
+    if settings.clips:
         recordings = StreamedRecordings(
             partial(_batches, train, settings, config.sampling_rate, world, options.workers)
         )
+    teachers = _teachers(settings, config, world.device, checkpoint, train)
+    labelled: list[tuple[Tensor, Tensor]] = []
+    if settings.labels:
+        invert = partial(
+            inverted_recordings, model.audio_tokenizer, bank, train, settings, out / "inverted.safetensors",
+            stamp=[about["decoder_sha256"], *data], device=world.device,
+        )  # fmt: skip
+        if world.is_main:
+            invert(progress=options.progress)
+        world.wait()
+        labelled = invert()  # from the file
     clips = _first_clips(held, settings.seconds, config.sampling_rate)
     writer = _writer(out) if options.tensorboard and world.is_main else None
     validation = Validation(clips=clips)
@@ -129,8 +144,7 @@ def restore_encoder(
         validation.histogram = lambda step, use: writer.add_histogram("semantic codes", _spread(use), step)
     trainer = EncoderTrainer(
         model, bank, settings, out, recordings=recordings, world=world, about=about,
-        teachers=_teachers(settings, config.sampling_rate, config.semantic_dim, world.device),
-        validation=validation,
+        teachers=teachers, labelled=labelled, validation=validation,
     )  # fmt: skip
     if options.resume:
         trainer.resume()
@@ -140,9 +154,10 @@ def restore_encoder(
     def report(row: dict[str, float]) -> None:
         if not world.is_main:
             return
+        items = settings.clips + settings.pairs + settings.labels
         pace = row["seconds"] / row["step"]  # seconds a step, earlier sittings included
         row = row | {
-            "audio_seconds_per_second": round(settings.seconds * (settings.clips + settings.pairs) / pace, 2),
+            "audio_seconds_per_second": round(settings.seconds * items / pace, 2),
             "seconds_left": round(pace * (settings.steps - row["step"])),
             "cpu_seconds": round(trainer.cpu_seconds, 2),
         }
@@ -233,7 +248,10 @@ def _check_folder(out: Path, settings: EncoderTraining, resume: bool, world: Wor
     if kept.is_file():
         if not resume:
             raise TrainingError(f"{out} holds a run already: go on with --resume, or name another folder")
-        before = json.loads(kept.read_text())
+        try:  # a setting that came later has its default
+            before = EncoderTraining.model_validate_json(kept.read_bytes()).model_dump(mode="json")
+        except ValueError:
+            raise TrainingError(f"{kept} cannot be read: start a new run in another folder") from None
         other = [name for name in asked if before.get(name) != asked[name]]
         free = {"steps", "decay_steps", "save_every", "report_every", "validate_every", "keep"}
         if set(other) - free:
@@ -278,15 +296,27 @@ class Distiller(nn.Module):
         return loss
 
 
-def _teachers(settings: EncoderTraining, rate: int, semantic_dim: int, device: str) -> Teachers:
+def _teachers(
+    settings: EncoderTraining, config: CodecConfig, device: str, checkpoint: Path, train: Sequence[Source]
+) -> Teachers:
+    rate = config.sampling_rate
     found = Teachers()
+    if settings.weights.acceptance:
+        from revox.training.acceptance import accepting
+
+        if not any(isinstance(s.clips, ClipStream) or any(c.transcript for c in s.clips) for s in train):
+            raise TrainingError(
+                "the acceptance loss needs to know what is said, and no clip has a transcript: set "
+                "weights.acceptance to 0, or give speech with transcripts"
+            )
+        found.acceptance = accepting(checkpoint, device)
     if settings.weights.distillation and settings.whisper:
         from revox.training.distill import AsrDistillation, WhisperTeacher
 
         teacher = WhisperTeacher.load(settings.whisper, device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            found.asr = Distiller(teacher, AsrDistillation(semantic_dim, teacher.width), rate)
+            found.asr = Distiller(teacher, AsrDistillation(config.semantic_dim, teacher.width), rate)
     if settings.weights.speaker and settings.verifier:
         from revox.training.speaker import SpeakerLoss
 

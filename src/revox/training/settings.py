@@ -22,7 +22,8 @@ class Weights(_Settings):
 
     Of the reconstruction, among themselves: `mel`, `stft`, `waveform`, `feature`, `adversarial`, `speaker`.
     Of the latents, beside `reconstruction` as a whole: `semantic` and `acoustic` (pairs), `commitment`,
-    `diversity`, `distillation`.
+    `diversity`, `distillation`, `acceptance` (what the language model thinks of a recording's codes, where
+    its transcript is known).
     """
 
     mel: Weight = 4.0
@@ -37,6 +38,7 @@ class Weights(_Settings):
     commitment: Weight = 0.1
     diversity: Weight = 0.1
     distillation: Weight = 0.0
+    acceptance: Weight = 0.0
 
 
 class Pairs(_Settings):
@@ -62,7 +64,8 @@ class Discriminator(_Settings):
 
 
 class EncoderTraining(_Settings):
-    """One run. `clips` (recordings) and `pairs` are items a step over all processes, `seconds` their length.
+    """One run. `clips` (recordings), `pairs` and `labels` (recordings inverted beforehand) are items a step
+    over all processes, `seconds` their length.
 
     `stages` of the method are weights and counts: pairs only (clips 0), recordings only (pairs 0), both.
     """
@@ -70,6 +73,7 @@ class EncoderTraining(_Settings):
     steps: Count = 100_000
     clips: int = Field(default=8, ge=0)
     pairs: int = Field(default=8, ge=0)
+    labels: int = Field(default=0, ge=0)
     seconds: float = Field(default=4.0, gt=0.2, le=60)
     learning_rate: float = Field(default=3e-4, gt=0)
     warmup: Count = 500
@@ -86,6 +90,12 @@ class EncoderTraining(_Settings):
     resolutions: tuple[tuple[Count, Count], ...] = ((2048, 160), (1024, 100), (512, 60), (256, 30), (128, 15))
     sentences: int = Field(default=64, ge=0)
     """Spoken with the presets before the first step, for pairs of what the model itself says."""
+    inverted: int = Field(default=0, ge=0)
+    """Recordings whose codes inversion finds before the first step, for `labels`."""
+    inversion_steps: Count = 160
+    """For each of them."""
+    acceptance_clips: Count = 1
+    """Recordings a step, of each process, that the language model is asked about."""
     whisper: str | None = None
     verifier: str | None = None
     autocast: bool | None = None
@@ -98,17 +108,22 @@ class EncoderTraining(_Settings):
 
     @model_validator(mode="after")
     def _sensible(self) -> EncoderTraining:
-        if not self.clips and not self.pairs:
+        if not self.clips and not self.pairs and not self.labels:
             raise ValueError("clips and pairs are both 0: there is nothing to learn from")
+        if bool(self.labels) != bool(self.inverted):
+            raise ValueError("labels (items a step) and inverted (recordings beforehand) go together")
         weights = self.weights
         through_decoder = (weights.mel, weights.stft, weights.waveform, weights.feature, weights.speaker)
         if weights.reconstruction and self.clips and not any(through_decoder):
             raise ValueError("reconstruction counts but none of its losses: set weights.reconstruction to 0")
-        from_clips = weights.reconstruction or weights.diversity or weights.distillation
-        if not ((self.clips and from_clips) or (self.pairs and (weights.semantic or weights.acoustic))):
+        from_clips = weights.reconstruction or weights.diversity or weights.distillation or weights.acceptance
+        known = self.pairs or self.labels
+        if not ((self.clips and from_clips) or (known and (weights.semantic or weights.acoustic))):
             raise ValueError("all weights of what there is to learn from are 0")
         if self.weights.distillation and not self.whisper:
             raise ValueError("distillation needs a teacher: set whisper to a folder or a hub id")
+        if weights.acceptance and not self.clips:
+            raise ValueError("the acceptance loss is of recordings: set clips above 0")
         if self.weights.speaker and not self.verifier:
             raise ValueError("the speaker loss needs a network: set verifier to a folder or a hub id")
         return self

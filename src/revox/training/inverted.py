@@ -1,0 +1,94 @@
+"""Recordings whose codes inversion found: pairs of real speech, for an encoder to learn from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from revox.checkpoint.write import replace_file
+from revox.cloning.clone import float_codec
+from revox.cloning.invert import Guess, InversionConfig, invert
+from revox.cloning.prior import CodePrior
+from revox.cloning.quick_encoder import default_training, quick_encoder_for
+from revox.model.codec import Codec
+from revox.training.data import ClipSampler, Source, clip_batches
+from revox.training.settings import EncoderTraining
+
+Progress = Callable[[str, int, int | None], None]
+
+
+def inverted_recordings(
+    codec: Codec,
+    bank: Sequence[Tensor],
+    sources: Sequence[Source],
+    settings: EncoderTraining,
+    kept: Path,
+    *,
+    stamp: Sequence[str],
+    device: str = "cpu",
+    progress: Progress = lambda what, done, of: None,
+) -> list[tuple[Tensor, Tensor]]:
+    """`settings.inverted` clips of `sources`, float16 `[samples]`, each with its codes `[37, frames]`.
+
+    A search starts where the quick encoder, trained on pairs of this decoder, guesses, and stays near the
+    codes of `bank`: codes that only sound right would teach the encoder what the language model never says.
+    Each is kept in the file `kept` as it is found, and taken from there where `stamp`, clips and settings are
+    the same. KeyboardInterrupt ends it and is raised again.
+    """
+    asked = (settings.seconds, settings.inversion_steps, settings.seed)
+    digest = hashlib.sha256(json.dumps([*stamp, *map(str, asked)]).encode()).hexdigest()
+    found = _read(kept, digest)
+    if len(found) >= settings.inverted:
+        return found[: settings.inverted]
+    codec = float_codec(codec).to(device)
+    quick = quick_encoder_for(
+        codec, list(bank), default_training(codec), kept.parent,
+        lambda step, steps, losses: progress("quick encoder for inversion", step, steps),
+    )  # fmt: skip
+    prior, rate = CodePrior.from_codes(bank, codec), codec.config.sampling_rate
+    frames = max(1, round(settings.seconds * rate / codec.samples_per_frame))
+    sampler = ClipSampler(sources, seed=settings.seed + 1)
+    with clip_batches(sampler, seconds=settings.seconds, rate=rate, batch=1, workers=0) as clips:
+        for i, clip in zip(range(settings.inverted), clips, strict=False):
+            if i < len(found):
+                continue
+            samples = clip.waveforms[0][: frames * codec.samples_per_frame]
+            samples = torch.nn.functional.pad(samples, (0, frames * codec.samples_per_frame - len(samples)))
+            guess = None if quick is None else Guess(*quick.guess(samples.to(device)))
+            config = InversionConfig(steps=settings.inversion_steps)
+            result = invert(codec, samples.to(device), config=config, prior=prior, guess=guess, seed=i)
+            if result.stopped:
+                raise KeyboardInterrupt
+            found.append((samples.half().cpu(), result.codes.cpu()))
+            if (i + 1) % 8 == 0 or i + 1 == settings.inverted:
+                _write(kept, digest, found)
+            progress("recordings inverted", i + 1, settings.inverted)
+    return found
+
+
+def _write(path: Path, stamp: str, found: Sequence[tuple[Tensor, Tensor]]) -> None:
+    tensors = {}
+    for i, (samples, codes) in enumerate(found):
+        tensors[f"{i:06d}.samples"] = samples.contiguous()
+        tensors[f"{i:06d}.codes"] = codes.to(torch.int16).contiguous()
+    replace_file(path, save(tensors, metadata={"stamp": stamp}))
+
+
+def _read(path: Path, stamp: str) -> list[tuple[Tensor, Tensor]]:
+    if not path.is_file():
+        return []
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("stamp") != stamp:
+                return []
+            names = sorted({name.split(".")[0] for name in file.keys()})  # noqa: SIM118
+            return [(file.get_tensor(f"{n}.samples"), file.get_tensor(f"{n}.codes").long()) for n in names]
+    except (SafetensorError, OSError):
+        return []  # damaged: inverted again
