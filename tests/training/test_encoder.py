@@ -25,8 +25,8 @@ from revox.training.world import World
 
 SETTINGS: dict[str, Any] = {
     "steps": 6, "clips": 2, "pairs": 2, "labels": 2, "inverted": 3, "seconds": 0.64, "save_every": 2,
-    "report_every": 1, "validate_every": 100, "warmup": 2, "decay_steps": 2, "resolutions": [[512, 40], [256, 20]],
-    "learning_rate": 3e-5,
+    "report_every": 1, "validate_every": 100, "warmup": 2, "decay_steps": 2, "learning_rate": 3e-5,
+    "resolutions": [[512, 40], [256, 20]],
     "discriminator": {"start": 2, "every": 1, "n_ffts": [256, 128], "channels": 2, "seconds": 0.3},
 }  # fmt: skip
 
