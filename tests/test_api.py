@@ -15,13 +15,7 @@ from revox.speech import Audio
 from revox.synthesis.errors import SpeakError
 from revox.synthesis.generate import noise_of
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -26,15 +26,9 @@ from revox.cloning.quick_encoder import QuickEncoderTraining
 from revox.lab import checkpoint_folder
 from revox.speech import Audio, AudioError, read_audio, write_audio
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 AGREED = "my own voice, recorded by me"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

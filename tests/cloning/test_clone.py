@@ -20,16 +20,10 @@ from revox.model.voxtral import Voxtral
 from revox.speech import Audio, AudioError
 from revox.speech.loudness import loudness
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUICK = InversionConfig(polish_rounds=1, scales=((1024, 160),))
 AGREED = "my own voice, recorded by me"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def speechlike(seconds: float, rate: int = 16000, quiet: float = 1.0) -> Audio:

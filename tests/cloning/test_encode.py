@@ -18,15 +18,9 @@ from revox.cloning.encode import encode, served
 from revox.model.voxtral import Voxtral
 from revox.speech import Audio
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 AGREED = "a made-up voice"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -23,16 +23,10 @@ from revox.cloning.quick_encoder import (
 from revox.lab import checkpoint_folder
 from revox.model.codec import Codec
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STILL = PairSettings(mixed=0.0, shift=0.0, shake=0.0, strange=0.0)
 SHORT = QuickEncoderTraining(steps=60, batch=4, frames=8, width=48, blocks=1, warmup=5)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

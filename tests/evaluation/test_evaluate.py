@@ -25,11 +25,8 @@ from revox.synthesis.errors import SpeakError
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _no_subject_is_kept(one_thread):
     yield
-    torch.set_num_threads(threads)
     open_subject.cache_clear()
 
 
