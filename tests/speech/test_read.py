@@ -212,6 +212,78 @@ def test_streamed_blocks_joined_equal_the_whole():
     np.testing.assert_allclose(joined[:n], whole[:n], atol=1e-5)
 
 
+def encoded(codec, samples, rate, header=True):
+    """MP3 or 24-bit FLAC, whose frames each say their rate and channels, so that several files' can be
+    joined."""
+    file = io.BytesIO()
+    layout, form = {1: "mono", 2: "stereo"}[samples.shape[0]], {"mp3": "fltp", "flac": "s32"}[codec]
+    with av.open(file, "w", format=codec) as out:
+        stream = out.add_stream(codec, rate=rate, layout=layout, format=form)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout=layout)
+        frame.sample_rate = rate
+        for piece in av.AudioResampler(form, layout, rate, frame_size=stream.frame_size).resample(frame):
+            out.mux(stream.encode(piece))
+        out.mux(stream.encode(None))
+    data, at, last = file.getvalue(), 4, codec != "flac"
+    while not header and not last:  # RFC 9639, section 8: blocks of metadata, then frames
+        last, at = bool(data[at] & 128), at + 4 + int.from_bytes(data[at + 1 : at + 4], "big")
+    return data if header or codec != "flac" else data[at:]
+
+
+def off_a_sine(samples, rate, hz):
+    """What a least-squares sine of that frequency leaves, as a share of the whole."""
+    at = 2 * np.pi * hz * np.arange(len(samples)) / rate
+    basis = np.stack([np.sin(at), np.cos(at)], axis=1)
+    rest = samples - basis @ np.linalg.lstsq(basis, samples, rcond=None)[0]
+    return math.sqrt(np.mean(rest**2) / np.mean(samples**2))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [((48000, 1), (44100, 1)), ((44100, 2), (22050, 1)), ((8000, 1), (48000, 2))]
+)
+def test_a_sound_whose_rate_or_channels_change_midway_goes_on_without_a_break(first, second, tmp_path):
+    data = b"".join(
+        encoded("mp3", np.repeat(tone(rate, 2.0)[None], channels, 0), rate)
+        for rate, channels in (first, second)
+    )
+    (tmp_path / "joined.mp3").write_bytes(data)
+    heard = {
+        "whole": read_audio(data),
+        "streamed": Audio(np.concatenate([b.samples for b in stream_audio(data, 16000)]), 16000),
+        "span": read_span(tmp_path / "joined.mp3", 0.0, 60.0),
+    }
+    for name, audio in heard.items():
+        assert audio.seconds == pytest.approx(4.0, abs=0.2), name  # an encoder adds up to a tenth of a second
+        assert audio.rate == (16000 if name == "streamed" else first[0])
+        for start, end in ((0.2, 1.9), (2.3, 3.9)):
+            part = audio.samples[round(start * audio.rate) : round(end * audio.rate)]
+            assert off_a_sine(part, audio.rate, 440.0) < 1e-3, (name, start)
+    if first[1] != second[1]:
+        with pytest.raises(AudioError, match="changes its number of channels"):
+            read_audio(data, mono=False)
+
+
+def test_a_rate_that_no_recording_has_is_refused_midway_too(tmp_path):
+    data = encoded("flac", tone(48000, 1.0)[None], 48000) + encoded(
+        "flac", tone(20, 400.0, hz=1.0)[None], 20, header=False
+    )
+    (tmp_path / "joined.flac").write_bytes(data)
+    for read in (read_audio, lambda source: read_span(source, 0.0, 60.0)):
+        with pytest.raises(AudioError, match="claims a sample rate of 20 Hz"):
+            read(tmp_path / "joined.flac")
+
+
+def test_a_low_rate_after_a_high_one_is_read_in_bounded_memory():
+    data = encoded("flac", tone(600_000, 0.1)[None], 600_000)
+    data += encoded("flac", tone(1000, 1000.0, hz=1.0)[None], 1000, header=False)
+    tracemalloc.start()
+    audio = read_audio(data, max_seconds=2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert audio.truncated
+    assert peak < 40e6  # two seconds at 600 kHz are 5 MB; a frame of 4.6 s becomes 11 MB, all of it 2.4 GB
+
+
 def test_samples_that_are_not_numbers_are_read_as_silence():
     x = tone(seconds=0.1)
     data = bytearray(encode_audio(Audio(x, 24000), "wav-float")[0])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -100,7 +101,8 @@ def stream_audio(
     size = max(1, round(block_seconds * rate))
     pending: list[np.ndarray] = []
     held = 0
-    for piece in _resampled(_decode(source, mono, max_seconds), rate):
+    blocks = ((block.rate, block.samples) for block in _decode(source, mono, max_seconds))
+    for piece in _resampled(blocks, rate):
         pending.append(piece)
         held += piece.shape[-1]
         if held >= size:
@@ -113,19 +115,31 @@ def stream_audio(
         yield Audio(np.concatenate(pending, axis=-1), rate)
 
 
-def _resampled(blocks: Iterator[Audio], rate: int) -> Iterator[np.ndarray]:
+def _resampled(pieces: Iterable[tuple[int, np.ndarray]], rate: int) -> Iterator[np.ndarray]:
+    """Pieces (their rate, samples `[n]` or `[channels, n]`) at `rate`: as one sound as long as theirs stays.
+
+    Piece by piece would break the sound at every joint. At most a second of a piece is held at a time.
+    """
     import soxr
 
-    stream = None
+    own = rate
+    stream: soxr.ResampleStream | None = None
     empty: np.ndarray | None = None
-    for block in blocks:
-        if block.rate == rate:
-            yield block.samples
+    for given, samples in pieces:
+        if given != own:
+            if stream is not None:
+                yield np.ascontiguousarray(stream.resample_chunk(empty, last=True).T)
+            own, stream = given, None
+        if own == rate:
+            yield samples
             continue
         if stream is None:
-            stream = soxr.ResampleStream(block.rate, rate, block.channels, dtype="float32", quality="HQ")
-            empty = np.ascontiguousarray(block.samples[..., :0].T)
-        yield np.ascontiguousarray(stream.resample_chunk(np.ascontiguousarray(block.samples.T)).T)
+            channels = 1 if samples.ndim == 1 else samples.shape[0]
+            stream = soxr.ResampleStream(own, rate, channels, dtype="float32", quality="HQ")
+            empty = np.ascontiguousarray(samples[..., :0].T)
+        for start in range(0, samples.shape[-1], own):
+            second = np.ascontiguousarray(samples[..., start : start + own].T)
+            yield np.ascontiguousarray(stream.resample_chunk(second).T)
     if stream is not None:
         yield np.ascontiguousarray(stream.resample_chunk(empty, last=True).T)
 
@@ -204,22 +218,16 @@ def _check_rate(name: str, rate: int) -> None:
 
 
 def _blocks(name: str, container: Any, stream: Any, mono: bool, max_seconds: float | None) -> Iterator[Audio]:
+    pieces = _pieces(name, container, stream, mono)
+    first = next(pieces, None)
+    if first is None:
+        raise AudioError(f"{name} holds no audio samples; record or copy it again.")
+    rate = first[0]
+    limit = None if max_seconds is None else max(1, round(max_seconds * rate))
     pending: list[np.ndarray] = []
     held = given = 0
-    rate = channels = 0
-    limit: int | None = None
-    for frame in _frames(name, container, stream):
-        samples = _samples(frame)
-        if not rate:
-            rate, channels = frame.sample_rate, samples.shape[0]
-            _check_rate(name, rate)
-            limit = None if max_seconds is None else max(1, round(max_seconds * rate))
-        if mono:
-            samples = samples.mean(axis=0, keepdims=True)
-        elif samples.shape[0] != channels:
-            raise AudioError(f"{name} changes its number of channels midway; read it as mono.")
-        if frame.sample_rate != rate:  # chained streams may change it: keep to the first
-            samples = resample(samples, frame.sample_rate, rate)
+    # Chained streams, and concatenated ones, may change the rate: all is given at the first.
+    for samples in _resampled(itertools.chain([first], pieces), rate):
         if limit is not None and given + held + samples.shape[1] > limit:
             pending.append(samples[:, : limit - given - held])
             yield _block(pending, rate, mono, truncated=True)
@@ -231,8 +239,21 @@ def _blocks(name: str, container: Any, stream: Any, mono: bool, max_seconds: flo
             given, held, pending = given + held, 0, []
     if held:
         yield _block(pending, rate, mono)
-    elif not given:
-        raise AudioError(f"{name} holds no audio samples; record or copy it again.")
+
+
+def _pieces(name: str, container: Any, stream: Any, mono: bool) -> Iterator[tuple[int, np.ndarray]]:
+    """The rate and samples `[channels, n]`, n > 0, of each frame."""
+    channels = 0
+    for frame in _frames(name, container, stream):
+        _check_rate(name, frame.sample_rate)
+        samples = _samples(frame)
+        channels = channels or samples.shape[0]
+        if mono:
+            samples = samples.mean(axis=0, keepdims=True)
+        elif samples.shape[0] != channels:
+            raise AudioError(f"{name} changes its number of channels midway; read it as mono.")
+        if samples.shape[1]:
+            yield frame.sample_rate, samples
 
 
 def _span(name: str, container: Any, stream: Any, start: float, seconds: float, sought: bool) -> Audio | None:
@@ -243,9 +264,9 @@ def _span(name: str, container: Any, stream: Any, start: float, seconds: float, 
     runs: list[tuple[Any, list[np.ndarray]]] = []  # frames of one format: the first, and the samples of all
     rate = position = first = wanted = lead = held = 0
     for frame in _frames(name, container, stream):
+        _check_rate(name, frame.sample_rate)
         if not rate:
             rate = frame.sample_rate
-            _check_rate(name, rate)
             first, wanted = round(start * rate), max(1, round(seconds * rate))
             if sought:
                 if frame.pts is None:
