@@ -11,16 +11,22 @@ import os
 import resource
 import socket
 import socketserver
+import ssl
 import subprocess
 import sys
 import threading
 import time
 import wave
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from revox.serving.decode_apart import decode_apart
 from revox.serving.errors import ApiError, ServeError
@@ -523,6 +529,94 @@ def test_a_host_that_trickles_is_cut_off_in_time(host, where):
     assert "longer than 0.5 s" in refusal(lambda: host.fetch("http://a.example/", seconds=0.5), 400)
     assert time.monotonic() - began < 5
     gone.set()
+
+
+def certified(name: str, folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """What a host of that name shows, and what whoever believes it has."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    called = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(timezone.utc)
+    usage = dict.fromkeys(
+        ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "crl_sign",
+         "encipher_only", "decipher_only"), False,
+    )  # fmt: skip
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(called)
+        .issuer_name(called)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.KeyUsage(digital_signature=True, key_cert_sign=True, **usage), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    public = made.public_bytes(pem)
+    plain = serialization.NoEncryption()
+    (folder / "both.pem").write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain) + public
+    )
+    shows = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    shows.load_cert_chain(folder / "both.pem")
+    return shows, ssl.create_default_context(cadata=public.decode())
+
+
+def test_an_https_host_must_prove_its_name_to_an_authority_that_is_believed(host, tmp_path):
+    shows, believes = certified("a.example", tmp_path)
+    host.server.socket = shows.wrap_socket(host.server.socket, server_side=True)
+    host.answers["/"] = said(wav())
+
+    def get(url: str, tls: ssl.SSLContext | None) -> bytes:
+        return fetch(
+            url, max_bytes=1 << 20, seconds=10.0, lookup=host.lookup, connect=host.connect, tls=tls
+        ).data
+
+    assert get("https://a.example/", believes) == wav()
+    assert host.connected == [(PUBLIC, 443)]
+    refusal(lambda: get("https://b.example/", believes), 400)  # the certificate of another name
+    refusal(lambda: get("https://a.example/", None), 400)  # of an authority that nobody here knows
+    assert len(host.asked) == 1
+    host.answers["/"] = said(status="302 Found", Location="http://b.example/2")
+    assert "from https to http" in refusal(lambda: get("https://a.example/", believes), 400)
+
+
+def test_a_host_that_is_slow_to_prove_its_name_and_trickles_then_is_cut_off_in_time(host, tmp_path):
+    shows, believes = certified("a.example", tmp_path)
+    gone = threading.Event()
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            plain, _ = server.accept()
+            gone.wait(0.4)
+            with shows.wrap_socket(plain, server_side=True) as held:
+                held.recv(4096)
+                held.sendall(said(Content_Length="500000"))
+                while not gone.wait(0.05):
+                    held.sendall(b"a")
+
+    def connect(address: str, port: int, timeout: float) -> socket.socket:
+        gone.wait(0.4)  # so the deadline comes during the handshake
+        return socket.create_connection(server.getsockname(), timeout=timeout)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    over = threading.Timer(10.0, gone.set)
+    over.start()
+    try:
+        with pytest.raises(ApiError, match=r"longer than 0\.6 s"):
+            fetch("https://a.example/", max_bytes=1 << 20, seconds=0.6, lookup=host.lookup, connect=connect,
+                  tls=believes)  # fmt: skip
+        assert not gone.is_set()  # nobody else ended it
+    finally:
+        over.cancel()
+        gone.set()
+        server.close()
+        thread.join(5)
 
 
 def test_a_name_that_is_not_answered_for_is_given_up_in_time(host):

@@ -214,11 +214,16 @@ def _connected(
             raise _not_public()
         if target.scheme == "https":
             context = tls or ssl.create_default_context()
+            held.settimeout(max(0.001, deadline - time.monotonic()))  # of the whole handshake, not a step
             held = context.wrap_socket(held, server_hostname=target.host)
+            if late.is_set():  # what was cut is the socket that the handshake was begun on
+                raise TimeoutError
         connection.sock = held
         yield connection
     except (ApiError, OSError, http.client.HTTPException, ValueError) as error:
-        if late.is_set():  # a cut connection reads as its end, and what came by then as all there was
+        if (
+            late.is_set() or time.monotonic() >= deadline
+        ):  # a cut connection reads as its end, and what came by then as all there was
             raise _failed(f"it took longer than {seconds:g} s") from None
         if isinstance(error, ApiError):
             raise
