@@ -297,11 +297,13 @@ def test_odd_answers_everywhere_neither_break_it_nor_get_ref_audio_sent(kind):
 
 
 def drip(first: bytes, piece: bytes) -> Callable[[BaseHTTPRequestHandler, Fake], None]:
-    """Sends `first`, then `piece` again and again with pauses, until the test is over."""
+    """Sends `first`, then `piece` again and again with pauses, for 5 s or until the test is over."""
 
     def send(handler: BaseHTTPRequestHandler, fake: Fake) -> None:
         handler.wfile.write(first)
-        while not fake.done.wait(0.02):
+        for _ in range(250):
+            if fake.done.wait(0.02):
+                break
             handler.wfile.write(piece)
             handler.wfile.flush()
 
@@ -325,6 +327,28 @@ def test_a_server_that_drips_is_given_up_when_the_time_is_over(first, piece):
         pytest.raises(DeployError, match="did not answer"),
     ):
         Server(url).ask("/health", seconds=0.3)
+
+
+def test_time_that_is_over_before_the_connection_stands_is_over(monkeypatch):
+    class Over(threading.Timer):
+        def start(self) -> None:
+            self.function()
+
+    monkeypatch.setattr("revox.serving.deploy_server.threading.Timer", Over)
+    with serving(omni()) as (url, fake), pytest.raises(DeployError, match="did not answer"):
+        Server(url).ask("/health")
+    assert fake.asked == []
+
+
+def test_the_time_that_speaking_takes_is_not_the_time_for_a_question(monkeypatch):
+    monkeypatch.setattr("revox.serving.deploy_server.ASK_SECONDS", 1.0)
+
+    def speech(handler: BaseHTTPRequestHandler, fake: Fake) -> tuple[int, Any]:
+        fake.done.wait(1.5)
+        return 200, WAV
+
+    with serving(omni(speech=speech)) as (url, _):
+        assert examine_server(url).ref_audio == WORKS
 
 
 def test_a_huge_answer_is_read_to_its_bound_and_not_believed():

@@ -127,14 +127,17 @@ _SWITCHES = frozenset(
 )
 
 
+_ENGINES = frozenset(("docker", "podman", "nerdctl"))
+
+
 def parse_serve(words: Sequence[str]) -> ServeCommand | None:
-    """The server's command in `words`, after whatever starts it (docker run, python -m, env), or None.
+    """The server's command in `words`, after whatever starts it (sudo, docker run, python -m), or None.
 
     vllm takes underscores for dashes in flags, and `--flag=value` for `--flag value`.
     """
     names = [word.rsplit("/", 1)[-1] for word in words]
     image = next((i for i, word in enumerate(words) if i and _is_image(word)), None)
-    if names[:1] not in (["docker"], ["podman"], ["nerdctl"]):
+    if image is not None and not _ENGINES & set(names[:image]):
         image = None
     start = None
     for i, name in enumerate(names):

@@ -129,6 +129,9 @@ class Server:
             connection.sock.settimeout(seconds)
             # Kept, since the connection lets go of it where the answer is the last one.
             held.append(connection.sock)
+            # Where several addresses were tried the time may be over, and nothing was held to be shut.
+            if late.is_set():
+                raise TimeoutError
             sent = None if body is None else json.dumps(body).encode()
             headers = {**self._headers, **({"Content-Type": "application/json"} if sent is not None else {})}
             verb = "GET" if sent is None else "POST"
@@ -172,7 +175,7 @@ def examine_server(url: str, key: str | None = None, probe: bool = True) -> Serv
     if report.kind == "revox":
         report.version = _text(_inner(document, "info", "version"))
     else:
-        report.version = _text((_json(server, "/version", report) or {}).get("version"))
+        report.version = _text(_json(server, "/version", report).get("version"))
     listed = _json(server, "/v1/audio/voices", report)
     if "voices" in listed:
         report.voices = _names(listed, "voices", "name")

@@ -201,7 +201,7 @@ class Deployment:
     @property
     def fractions(self) -> tuple[float, float]:
         """The shares of stage 0 and stage 1, rounded down so that they never sum to more than was given."""
-        whole = round(self.gpu_memory * 1e4 + 1e-6)
+        whole = math.floor(self.gpu_memory * 1e4 + 1e-6)
         codec = max(1, whole * SPLIT[1] // sum(SPLIT))
         return (whole - codec) / 1e4, codec / 1e4
 
