@@ -8,12 +8,21 @@ import torch
 from torch import Tensor
 
 from conftest import TINY
-from revox.cloning.invert import InversionConfig, InversionProgress, _Search, decoder_reach, invert
+from revox.cloning.invert import (
+    Guess,
+    InversionConfig,
+    InversionProgress,
+    _Search,
+    decoder_reach,
+    invert,
+)
 from revox.cloning.objective import SpectralTarget
 from revox.cloning.prior import CodePrior, _cheapest_path, starting_codes
 from revox.metrics.spectral import mel_distance
 from revox.model.codec import Codec
 from revox.model.config import CodecConfig
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = CodecConfig(
     semantic_codebook_size=64, semantic_dim=8, dim=24, hidden_dim=32, head_dim=6, n_heads=4, n_kv_heads=4,
@@ -21,14 +30,6 @@ SMALL = CodecConfig(
 )  # fmt: skip
 RATE = SMALL.sampling_rate
 SHORT = InversionConfig(steps=24, polish_rounds=3, prior_weight=0.0, scales=((512, 80), (1024, 160)))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -290,3 +291,17 @@ def test_noisy_steps_round_half_dither_a_quarter_and_pass_a_quarter(codec: Codec
     assert 0.8 / 21 < off[dithered].max() <= 1 / 21 + 1e-6
     hard = (given[:dim] - sure[:dim]).abs().amax(dim=0) < 1e-6
     assert 0.42 < hard.float().mean() < 0.58
+
+
+def test_a_guess_costs_nats_and_deviations_and_no_code_more_than_six_nats():
+    sure = torch.tensor([[0.0, -8.0], [-1.0, -0.5]])
+    guess = Guess(sure, torch.tensor([[0.0, 0.5], [-1.0, 1.0]]))
+    values = torch.tensor([[0.1, 0.5], [-1.0, 0.6]])  # 21 levels lie 0.1 apart: off by 0.5 and 2 deviations
+    strayed = 0.5 * (0.5**2 + 2**2) / 4
+    for codes, nats in (((0, 0), 0.0 + 1.0), ((1, 1), 6.0 + 0.5)):
+        expected = pytest.approx(nats / 2 / 2 + strayed, rel=1e-5)
+        hard = torch.tensor(codes)
+        assert float(guess.cost_of_codes(hard[None], values[None], 21)[0]) == expected
+        assert float(guess.cost(torch.eye(2)[hard], values, 21)) == expected
+    half = float(guess.cost(torch.full((2, 2), 0.5), values, 21))
+    assert half == pytest.approx((3.0 + 0.75) / 2 / 2 + strayed, rel=1e-5)

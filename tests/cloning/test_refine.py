@@ -20,17 +20,11 @@ from revox.lab.aside import original_codec
 from revox.model.codec import Codec
 from revox.speech import normalise_loudness, read_audio
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUICK = InversionConfig(scales=((512, 80), (1024, 160)))
 LAB_ENCODER = Path(__file__).parents[2] / "lab-encoder" / "encoder.safetensors"
 CLIP = "1034-121119-0000.flac"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -339,9 +339,7 @@ def _settings(
     if budget is not None:
         config = dataclasses.replace(config, seconds=budget / max(1, searches))
     if steps is not None:
-        # Who asks for a few steps wants an answer soon: the polish is cut short in proportion.
-        rounds = round(config.polish_rounds * min(1.0, steps / config.steps))
-        config = dataclasses.replace(config, steps=steps, polish_rounds=rounds)
+        config = config.taking(steps)
     return config
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ DESCENT_SHARE = 0.8  # of a budget in seconds; the rest is for the polish
 POLISH_STRETCH = 6  # frames
 POLISH_CANDIDATES = 4
 NEIGHBOURS = 16  # semantic codes tried in place of one
+LIKELIHOOD_FLOOR = -6.0  # nats a code costs at most: a guess may be wrong by being too sure
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,12 @@ class InversionConfig:
     chunk_frames: int = 375
     """A longer clip is taken in pieces of this many frames, each heard after the end of the one before."""
 
+    def taking(self, steps: int) -> InversionConfig:
+        """The same with so many `steps`. Who asks for a few wants an answer soon: the polish is cut short in
+        proportion."""
+        rounds = round(self.polish_rounds * min(1.0, steps / self.steps)) if self.steps else 0
+        return replace(self, steps=steps, polish_rounds=rounds)
+
 
 class Guess(NamedTuple):
     """An encoder's first word: log probabilities of semantic codes `[frames, size]`, acoustic values in
@@ -70,8 +77,31 @@ class Guess(NamedTuple):
         acoustic = (self.values * half + half).round().clamp(0, levels - 1).long()
         return torch.cat((self.log_probabilities.argmax(dim=1)[None], acoustic))
 
+    def cost(self, probabilities: Tensor, values: Tensor, levels: int) -> Tensor:
+        """How far soft codes lie from the guess, a scalar: nats a semantic code (`probabilities` `[frames,
+        size]`), spread over a frame's codes, and squared deviations of two of the `levels` an acoustic value
+        (`values` `[36, frames]`)."""
+        surprise = -(probabilities * self.log_probabilities.clamp_min(LIKELIHOOD_FLOOR)).sum(dim=1).mean()
+        return surprise / values.shape[0] + self._strayed(values, levels)
+
+    def cost_of_codes(self, semantic: Tensor, values: Tensor, levels: int) -> Tensor:
+        """The same `[batch]` of hard codes: `semantic` `[batch, frames]`, `values` `[batch, 36, frames]`."""
+        likelihood = self.log_probabilities.clamp_min(LIKELIHOOD_FLOOR)
+        surprise = -likelihood.gather(1, semantic.T).mean(dim=0)
+        return surprise / values.shape[1] + self._strayed(values, levels)
+
+    def _strayed(self, values: Tensor, levels: int) -> Tensor:
+        step = 2 / (levels - 1)
+        return 0.5 * ((values - self.values) / (2 * step)).square().mean(dim=(-2, -1))
+
 
 Opinion = Callable[[Tensor, Tensor], Tensor]
+
+
+def opinion_of_codes(opinion: Opinion, codec: Codec, codes: Tensor) -> float:
+    """An opinion of hard `codes` `[37, frames]`, which are soft ones that are certain."""
+    certain = functional.one_hot(codes[0], codec.config.semantic_codebook_size).float()
+    return float(opinion(certain, codec.quantizer.acoustic_codebook.decode(codes[None, 1:])[0]))
 
 
 @dataclass(frozen=True)
@@ -301,8 +331,8 @@ class _Search:
         if self.prior is not None:
             cost = cost + self.config.prior_weight * self.prior.cost_of_codes(codes[:, 0], values)
         if self.guess is not None:
-            surprise = -self._likelihood().gather(1, codes[:, 0].T).mean(dim=0)
-            cost = cost + self.config.guess_weight * (surprise / values.shape[1] + self._strayed(values))
+            far = self.guess.cost_of_codes(codes[:, 0], values, self.top_level + 1)
+            cost = cost + self.config.guess_weight * far
         return cost
 
     @torch.no_grad()
@@ -310,20 +340,7 @@ class _Search:
         """What the language model says of hard `codes` `[37, frames]`, weighted."""
         if self.opinion is None:
             return 0.0
-        certain = functional.one_hot(codes[0], len(self.table)).float()
-        values = self.codec.quantizer.acoustic_codebook.decode(codes[None, 1:])[0]
-        return self.config.opinion_weight * float(self.opinion(certain, values))
-
-    def _likelihood(self) -> Tensor:
-        # A guess may be wrong by being too sure: no code costs more than 6 nats.
-        assert self.guess is not None
-        return self.guess.log_probabilities.clamp_min(-6.0)
-
-    def _strayed(self, values: Tensor) -> Tensor:
-        """Squared distance from the guess, in deviations of two levels: `[...]` of `values` `[..., 36,
-        frames]`."""
-        assert self.guess is not None
-        return 0.5 * ((values - self.guess.values) / (2 * self.level_step)).square().mean(dim=(-2, -1))
+        return self.config.opinion_weight * opinion_of_codes(self.opinion, self.codec, codes)
 
     def _asks(self) -> bool:
         return self.step % self.config.opinion_every == 0
@@ -334,9 +351,8 @@ class _Search:
         if self.prior is not None:
             cost = cost + self.config.prior_weight * self.prior.cost(relaxed.probabilities, relaxed.values)
         if self.guess is not None:
-            surprise = -(relaxed.probabilities * self._likelihood()).sum(dim=1).mean()
-            near = surprise / relaxed.values.shape[0] + self._strayed(relaxed.values)
-            cost = cost + self.config.guess_weight * near
+            far = self.guess.cost(relaxed.probabilities, relaxed.values, self.top_level + 1)
+            cost = cost + self.config.guess_weight * far
         if self.opinion is not None and self._asks():
             cost = cost + self.config.opinion_weight * self.opinion(relaxed.probabilities, relaxed.values)
         return cost

@@ -21,17 +21,23 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from revox.cloning.encode import Encoded
-from revox.cloning.invert import Guess, InversionConfig, InversionProgress, InversionResult, Opinion, invert
+from revox.cloning.invert import (
+    Guess,
+    InversionConfig,
+    InversionProgress,
+    InversionResult,
+    Opinion,
+    invert,
+    opinion_of_codes,
+)
 from revox.cloning.objective import SpectralTarget
 from revox.cloning.prior import CodePrior
 from revox.model.codec import Codec
 from revox.training.supervised import semantic_log_probabilities, sharpness_of
 
 RATE = 0.1  # of a refinement's steps, for both kinds of codes (`InversionConfig`)
-LIKELIHOOD_FLOOR = -6.0  # nats: an encoder may be wrong by being too sure (as in the search)
 
 
 @dataclass(frozen=True)
@@ -101,15 +107,11 @@ class Scorer:
             cost = self.prior.cost_of_codes(codes[None, 0], values[None])[0]
             parts["presets"] = config.prior_weight * float(cost)
         if self.guess is not None:
-            likelihood = self.guess.log_probabilities.clamp_min(LIKELIHOOD_FLOOR)
-            surprise = -likelihood.gather(1, codes[0, :, None]).mean()
-            step = 2 / (self.codec.config.acoustic_codebook_size - 1)
-            strayed = 0.5 * ((values - self.guess.values) / (2 * step)).square().mean()
-            parts["encoder"] = config.guess_weight * float(surprise / len(values) + strayed)
+            levels = self.codec.config.acoustic_codebook_size
+            far = self.guess.cost_of_codes(codes[None, 0], values[None], levels)[0]
+            parts["encoder"] = config.guess_weight * float(far)
         if self.opinion is not None:
-            size = self.codec.config.semantic_codebook_size
-            certain = functional.one_hot(codes[0], size).float()
-            parts["opinion"] = config.opinion_weight * float(self.opinion(certain, values))
+            parts["opinion"] = config.opinion_weight * opinion_of_codes(self.opinion, self.codec, codes)
         return Score(**parts)
 
     def best_of(self, candidates: Mapping[str, Tensor]) -> tuple[str, dict[str, Score]]:
@@ -133,14 +135,10 @@ def refinement(steps: int, base: InversionConfig | None = None) -> InversionConf
     """Settings of a search that begins at an encoder's codes and takes so many `steps`.
 
     Smaller steps than inversion's, and on hard codes from the first: noise and big steps are for a search
-    that begins far away, and from good codes they lose in five steps what they began with. The polish is in
-    proportion to the descent's default: who asks for a few steps wants an answer soon.
+    that begins far away, and from good codes they lose in five steps what they began with.
     """
-    base = base or InversionConfig()
-    rounds = round(base.polish_rounds * min(1.0, steps / InversionConfig.steps))
-    return dataclasses.replace(
-        base, steps=steps, polish_rounds=rounds, soft_share=0.0, acoustic_rate=RATE, semantic_rate=RATE
-    )
+    settings = (base or InversionConfig()).taking(steps)
+    return dataclasses.replace(settings, soft_share=0.0, acoustic_rate=RATE, semantic_rate=RATE)
 
 
 def guess_of(codec: Codec, encoded: Encoded) -> Guess:
