@@ -30,20 +30,14 @@ from revox.lab import checkpoint_folder
 from revox.lab.tokenizer import write_tekken
 from revox.speech import Audio, read_audio
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LAB = checkpoint_folder()
 EXAMPLES = LAB.parent / "examples"
 VOICES = ["casual_female", "neutral_male"]
 WEIGHTS = "consolidated.safetensors"
 
 Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -428,6 +422,21 @@ def test_the_encoder_check_tells_an_untrained_encoder(tiny_checkpoint_with_encod
     finding = clone_checks.encoder(patient(tiny_checkpoint_with_encoder, ["pt_male", "pt_female"]))
     assert finding.verdict is Verdict.FAIL
     assert "unrelated" in finding.sentence
+
+
+def test_the_encoder_check_judges_the_codes_that_serving_takes(
+    tiny_checkpoint_with_encoder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    judged: list[Tensor] = []
+    monkeypatch.setattr(clone_checks, "semantic_agreement", lambda codes, _: float(judged.append(codes) or 0))
+    examined = patient(tiny_checkpoint_with_encoder, ["hi_female", "pt_female"])
+    clone_checks.encoder(examined)
+    sound = torch.from_numpy(examined.decoded("hi_female").samples)[None]
+    codec = examined.model.model.audio_tokenizer
+    with torch.inference_mode():
+        loaded, served = codec.encode(sound)[0], codec.bfloat16().encode_as_served(sound)[0]
+    assert torch.equal(judged[0], served)
+    assert not torch.equal(loaded, served)
 
 
 @pytest.mark.slow

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from revox.cloning.clone import float_codec
+from revox.cloning.encode import encode, served
 from revox.cloning.invert import InversionConfig, InversionProgress, invert
 from revox.cloning.prior import CodePrior
 from revox.doctor.findings import NO_RANGE, Figure, Finding, Value, Verdict
@@ -22,12 +24,8 @@ def clone(patient: Patient) -> Finding:
     name = "cloning by inversion"
     if patient.quick:
         return Finding(name, Verdict.SKIPPED, "Left out by --quick.")
-    import copy
-
     voice = patient.pair()[0]
-    codec = patient.model.model.audio_tokenizer
-    if codec.output_proj.conv.weight.dtype != torch.float32:
-        codec = copy.deepcopy(codec).float().requires_grad_(False)
+    codec = float_codec(patient.model.model.audio_tokenizer)
     truth = patient.recovered(voice).codes[:, :CLONED_FRAMES]
     samples = patient.decoded(voice).samples[: truth.shape[1] * codec.samples_per_frame]
     # Its own codes must not be among those that the search starts from.
@@ -86,15 +84,15 @@ def encoder(patient: Patient) -> Finding:
     codec = model.audio_tokenizer
     if not codec.has_encoder:
         return Finding(name, Verdict.SKIPPED, "There is no (whole) encoder in this checkpoint.")
+    codec = served(codec)
     rows: list[dict[str, Value]] = []
     voices = patient.names[: 1 if patient.quick else ENCODED_VOICES]
     mean_row = torch.cat([patient.voice(voice).rows[:-1].float() for voice in patient.names]).mean(0)
     for voice in voices:
         patient.say(f"{voice}: encoding")
         truth, sound = patient.recovered(voice).codes, patient.decoded(voice)
-        samples = torch.from_numpy(sound.samples)[None].to(model.device, codec.output_proj.conv.weight.dtype)
+        codes = encode(codec, torch.from_numpy(sound.samples)).codes.cpu()
         with torch.inference_mode():
-            codes = codec.encode(samples)[0].cpu()
             made = model.mm_audio_embeddings.voice_rows(codes.to(model.device)).float().cpu()
         rows.append(
             {
