@@ -34,6 +34,7 @@ class Metrics:
             registry=registry,
         )
         self.active = Gauge("revox_active_streams", "Utterances being spoken.", registry=registry)
+        self.tasks = Gauge("revox_tasks", "Tasks of the event loop.", registry=registry)
         self.queued = Gauge("revox_queue_length", "Utterances waiting for their turn.", registry=registry)
 
     def text(self) -> bytes:

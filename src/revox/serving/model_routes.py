@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -39,7 +40,9 @@ async def ready(request: Request) -> JSONResponse:
 @open_router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Numbers in Prometheus' text format."""
-    return Response(state_of(request).metrics.text(), media_type=CONTENT_TYPE)
+    shown = state_of(request).metrics
+    shown.tasks.set(len(asyncio.all_tasks()))
+    return Response(shown.text(), media_type=CONTENT_TYPE)
 
 
 @router.get("/models")
