@@ -138,6 +138,27 @@ def test_who_cancels_gives_the_place_to_the_next(run, held, prompts, alone):
     assert cancelled == 2
 
 
+def test_who_hangs_up_while_waiting_leaves_the_queue_to_others_at_once(run, held, prompts):
+    async def dialogue(engine):
+        with held(engine, 5) as go:
+            speaks = engine.submit(prompts[1], 0, streaming=True)
+            await anext(speaks)
+            waits = engine.submit(prompts[0], 3, FRAMES)
+            with pytest.raises(ApiError):
+                engine.check_room()
+            waits.cancel()
+            go.set()
+            while engine.waiting:
+                await asyncio.sleep(0.005)
+            assert engine.active == 1, "its place is taken as before"
+            engine.check_room()
+            assert _value(engine, "revox_queue_length") == 0
+            assert _value(engine, "revox_utterances_total", outcome="cancelled") == 1
+            speaks.cancel()
+
+    run(dialogue, max_streams=1, max_queue=1)
+
+
 def test_a_full_queue_is_a_429_that_says_when_to_ask_again(run, prompts):
     async def dialogue(engine):
         streams = [engine.submit(prompts[0], 3, FRAMES) for _ in range(3)]
@@ -235,6 +256,33 @@ def test_a_defect_of_the_engine_itself_does_not_end_it(run, prompts, alone, monk
     status, heard = run(dialogue)
     assert status == 500
     np.testing.assert_allclose(heard, alone[0], atol=1e-6)
+
+
+def test_when_even_giving_up_fails_everybody_is_told_and_the_next_is_spoken(run, prompts, alone, monkeypatch):
+    async def dialogue(engine):
+        batch = engine._batch
+
+        def broken(*_):
+            raise RuntimeError("no memory")
+
+        for name in ("step", "step_one", "leave"):
+            monkeypatch.setattr(batch, name, broken)
+        with pytest.raises(ApiError) as told:
+            await _heard(engine.submit(prompts[0], 3, FRAMES))
+        assert told.value.status == 500
+        return await _heard(engine.submit(prompts[0], 3, FRAMES))
+
+    np.testing.assert_allclose(run(dialogue), alone[0], atol=1e-6)
+
+
+def test_nobody_waits_for_a_thread_that_has_ended(run, prompts):
+    async def dialogue(engine):
+        await asyncio.to_thread(engine.close)
+        with pytest.raises(ApiError) as told:
+            engine.submit(prompts[0], 3, FRAMES, admitted=True)
+        return told.value.status
+
+    assert run(dialogue) == 503
 
 
 def test_whoever_still_speaks_or_waits_at_the_end_is_told(run, prompts):

@@ -176,6 +176,30 @@ def test_a_prompt_that_cannot_join_leaves_the_others_as_they_were(batch, model, 
     assert _same(one, alone[1])
 
 
+def test_memory_that_runs_out_between_keys_and_values_mixes_up_nobody(batch, prompts, alone, monkeypatch):
+    one = batch.join(prompts[1], SEEDS[1], FRAMES)
+    batch.step()
+    batch.rest(one)
+    real = torch.Tensor.clone
+
+    def clone(tensor, *more, **options):
+        if tensor.untyped_storage().data_ptr() == batch._pool.values.untyped_storage().data_ptr():
+            raise RuntimeError("out of memory")
+        return real(tensor, *more, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "clone", clone)
+        with pytest.raises(RuntimeError):
+            batch.join(prompts[4], SEEDS[4], FRAMES)
+    assert batch.members == [one]
+    other = batch.join(prompts[4], SEEDS[4], FRAMES)
+    batch.wake(one)
+    while batch.members:
+        batch.step()
+    assert _same(one, alone[1])
+    assert _same(other, alone[4])
+
+
 def test_memory_is_given_back_when_nobody_is_left(batch, prompts):
     one = batch.join(prompts[0], 0, 3)
     assert batch.cache_bytes > 0

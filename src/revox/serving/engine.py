@@ -115,9 +115,10 @@ class Engine:
         self._batch = ContinuousBatch(model)
         self._waiting: deque[Stream] = deque()
         self._active: list[Stream] = []
-        self._lock = threading.Lock()  # guards _waiting
+        self._lock = threading.Lock()  # guards _waiting and _over
         self._wake = threading.Event()
         self._closing = False
+        self._over = True  # nobody will take what is put into _waiting
         self._thread: threading.Thread | None = None
         self._seconds = 5.0  # what an utterance took lately
 
@@ -138,7 +139,7 @@ class Engine:
 
     def start(self) -> None:
         """Start the thread."""
-        self._closing = False
+        self._closing = self._over = False
         self._thread = threading.Thread(target=self._run, name="revox-engine", daemon=True)
         self._thread.start()
 
@@ -158,7 +159,7 @@ class Engine:
     def check_room(self) -> None:
         """Raise ApiError 429 when the queue is full, 503 when nothing is spoken any more."""
         if self._closing or not self.running:
-            raise ApiError(503, "the server is stopping or not ready; ask again later", code="not_ready")
+            raise _not_ready()
         settings = self.settings
         if len(self._waiting) + len(self._active) >= settings.max_streams + settings.max_queue:
             again = max(1, math.ceil(self._seconds * len(self._waiting) / settings.max_streams))
@@ -184,13 +185,15 @@ class Engine:
 
         streaming: audio in chunks as soon as may be (the first after `first_frames`, 5 by default), not in
         long pieces. admitted: part of a request that has been let in; the queue's limit does not hold.
-        Raises ApiError as `check_room` does.
+        Raises ApiError as `check_room` does; 503 even when admitted.
         """
         if not admitted:
             self.check_room()
         ends = _ends(first_frames) if streaming else count(PIECE, PIECE)
         stream = Stream(prompt, seed, max_frames, ends, self._wake)
         with self._lock:
+            if self._over:
+                raise _not_ready()
             self._waiting.append(stream)
         self.metrics.queued.set(len(self._waiting))
         self._wake.set()
@@ -199,20 +202,30 @@ class Engine:
     # What follows runs in the engine's thread.
 
     def _run(self) -> None:
-        while not self._closing:
-            try:
-                if not self._round():
-                    self._wake.wait(timeout=1.0)
-                    self._wake.clear()
-            except Exception as error:  # a defect of the engine itself: everybody is told, and it goes on
-                for stream in list(self._active):
-                    self._finish(stream, as_api_error(error))
-        stopping = ApiError(503, "the server stops; ask again later", code="stopping")
-        with self._lock:
-            left = [*self._active, *self._waiting]
-            self._waiting.clear()
-        for stream in left:
-            self._finish(stream, stopping)
+        try:
+            while not self._closing:
+                try:
+                    if not self._round():
+                        self._wake.wait(timeout=1.0)
+                        self._wake.clear()
+                except Exception as error:  # a defect of the engine itself: everybody is told, and it goes on
+                    self._start_over(as_api_error(error))
+        finally:
+            # However the thread ends: nobody waits for what never comes.
+            with self._lock:
+                self._over = True
+                left = [*self._active, *self._waiting]
+                self._waiting.clear()
+            for stream in left:
+                stream.utterance = None
+                self._finish(stream, ApiError(503, "the server stops; ask again later", code="stopping"))
+
+    def _start_over(self, error: ApiError) -> None:
+        """Tell everybody who has a place, and begin with an empty batch: what is in this one is not known."""
+        for stream in list(self._active):
+            stream.utterance = None
+            self._finish(stream, error)
+        self._batch = ContinuousBatch(self.model)
 
     def _round(self) -> bool:
         """One frame of everybody; False when there is nothing to do before somebody asks or takes."""
@@ -241,6 +254,13 @@ class Engine:
 
     def _sweep(self) -> None:
         """Let go of those nobody listens to; let those rest who are far ahead, and wake who are not."""
+        with self._lock:
+            gone = [stream for stream in self._waiting if stream.cancelled]
+            for stream in gone:
+                self._waiting.remove(stream)
+        for stream in gone:
+            self._finish(stream, None, "cancelled")
+            self.metrics.queued.set(len(self._waiting))
         lead = self.settings.lead_frames
         for stream in list(self._active):
             resting = stream.utterance not in self._batch.speaking
@@ -264,9 +284,6 @@ class Engine:
             self.metrics.queued.set(len(self._waiting))
             if stream is None:
                 return
-            if stream.cancelled:
-                self.metrics.speech.labels("cancelled").inc()
-                continue
             stream.started_at = time.monotonic()
             try:
                 stream.utterance = self._batch.join(stream.prompt, stream.seed, stream.max_frames)
@@ -332,6 +349,10 @@ class Engine:
             self._seconds += 0.2 * (took - self._seconds)
         stream.utterance = None
         stream.put(error)
+
+
+def _not_ready() -> ApiError:
+    return ApiError(503, "the server is stopping or not ready; ask again later", code="not_ready")
 
 
 def _ends(first: int | None) -> Iterator[int]:

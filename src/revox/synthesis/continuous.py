@@ -90,7 +90,11 @@ class ContinuousBatch:
         hidden = self.model.backbone(prompt[None], window)[:, -1]
         self._hidden = torch.cat((self._hidden[:slot], hidden))
         self.members.append(one)
-        self._swap(slot, self._speaking)
+        try:
+            self._swap(slot, self._speaking)
+        except BaseException:
+            self.members.pop()
+            raise
         self._speaking += 1
         return one
 
@@ -212,7 +216,8 @@ class _Pool:
 
     def swap(self, a: int, b: int, positions: int) -> None:
         """Exchange two slots, of which so many positions count."""
-        for part in (self.keys, self.values):
-            kept = part[:, a, :positions].clone()
+        # Both are kept before either is written: there may be no memory for the second.
+        kept = [part[:, a, :positions].clone() for part in (self.keys, self.values)]
+        for part, old in zip((self.keys, self.values), kept, strict=True):
             part[:, a, :positions] = part[:, b, :positions]
-            part[:, b, :positions] = kept
+            part[:, b, :positions] = old
