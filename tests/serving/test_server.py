@@ -110,6 +110,8 @@ def test_the_defaults_are_the_safe_choices():
         ("clone_by", "magic"),
         ("max_streams", 0),
         ("consent_statement", "..."),
+        ("model_name", "../../etc"),
+        ("model_name", "/etc"),
         ("nothing", 1),
     ],
 )
@@ -118,6 +120,44 @@ def test_an_option_that_cannot_be_is_a_sentence_that_names_it(option, value):
 
     with pytest.raises(ServeError, match=f"--{option.replace('_', '-')} "):
         settings_from(checkpoint="x", **{option: value})
+
+
+@pytest.mark.parametrize("origin", ["https://a.example/", "a.example", "https://a b", ""])
+def test_an_origin_that_no_browser_sends_is_refused(origin):
+    from revox.serving.errors import ServeError
+
+    with pytest.raises(ServeError, match=r"--cors-origin .* an origin is expected"):
+        settings_from(checkpoint="x", cors_origins=("https://good.example", origin))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--host", "a" * 70], "cannot listen on"),
+        (["--port", "0", "--api-keys", "nowhere.json"], "nowhere.json cannot be read"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_sentence_before_the_checkpoint_is_read(
+    options, said, capsys, monkeypatch
+):
+    from revox.cli.main import main
+
+    monkeypatch.setattr(sys, "argv", ["revox", "serve", "no/such/checkpoint", *options])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert "checkpoint" not in told
+
+
+def test_a_certificate_that_cannot_sign_ends_the_start_with_a_sentence(tts, settings, tmp_path):
+    from revox.marking.errors import MarkError
+    from revox.serving.app import create_app
+
+    chosen = settings(marking=True, sign_certificate=tmp_path / "none.pem", sign_key=tmp_path / "none.key")
+    with pytest.raises(MarkError, match=r"none\.pem"):
+        create_app(chosen, tts)
 
 
 def test_a_thread_that_is_not_there_is_told_by_health(talk):

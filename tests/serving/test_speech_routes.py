@@ -9,12 +9,15 @@ import wave
 import numpy as np
 import pytest
 
+from revox.marking import verify_bytes
 from revox.serving.errors import ApiError
+from revox.serving.keys import add_key
 from revox.serving.state import Reference
 from revox.speech import Audio, read_audio
 
 SAID = {"input": "Hello.", "voice": "neutral_male", "seed": 3, "max_new_tokens": 7}
 SAMPLES = 7 * 1920
+FORMATS = ("wav", "pcm", "flac", "mp3", "aac", "opus")
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +65,9 @@ def test_two_at_once_are_each_what_they_are_alone(talk, tts, alone):
 
 
 def test_every_format_whole_and_streamed_decodes_to_the_same_sound(talk, tmp_path, alone):
-    formats = ("wav", "pcm", "flac", "mp3", "aac", "opus")
     bodies = [
         {**SAID, "response_format": name, **({"stream_format": "audio"} if streamed else {})}
-        for name in formats
+        for name in FORMATS
         for streamed in (False, True)
     ]
     for body, answer in zip(bodies, _ask(talk, *bodies), strict=True):
@@ -325,6 +327,57 @@ def test_what_is_spoken_is_marked_in_the_file_and_in_the_headers_unless_that_is_
     plain = _ask(talk, bodies[0], marking=False)
     assert "x-revox-synthetic" not in plain.headers
     assert read_tags(plain.content) is None
+
+
+def test_every_format_carries_its_mark_whole_and_in_a_batch_and_every_stream_in_its_headers(talk):
+    bodies = [{**SAID, "max_new_tokens": 1, "response_format": name} for name in FORMATS]
+    streams = [{**body, "stream_format": kind} for body in bodies for kind in ("audio", "sse")]
+
+    async def dialogue(client, app):
+        batch = await client.post("/v1/audio/speech/batch", json={"items": bodies})
+        path = "/v1/audio/speech"
+        return batch, [await client.post(path, json=body) for body in (*bodies, *streams)]
+
+    batch, answers = talk(dialogue, marking=True)
+    files = [base64.b64decode(result["audio_data"]) for result in batch.json()["results"]]
+    for name, whole, item in zip(FORMATS, answers, files, strict=False):
+        if name != "pcm":  # raw samples have no place for it
+            assert verify_bytes(whole.content).state == "marked", name
+            assert verify_bytes(item).state == "marked", name
+    for answer in answers:
+        assert answer.headers["x-revox-synthetic"] == "?1"
+        assert json.loads(answer.headers["x-revox-mark"])["voice"] == "neutral_male"
+
+
+def test_whoever_may_not_ask_sends_nothing(talk, tmp_path):
+    keys = tmp_path / "keys.json"
+    key = add_key(keys, "ada", rate_limit=1)
+    sent = []
+
+    async def endless():
+        while True:
+            sent.append(1)
+            yield b"x" * (1 << 16)
+
+    async def dialogue(client, app):
+        answers = []
+        for path in ("/v1/audio/voices", "/v1/audio/speech", "/v1/audio/similarity", "/v1/nothing"):
+            kind = {"content-type": "multipart/form-data; boundary=x"}
+            answers.append(await client.post(path, content=endless(), headers=kind))
+        known = {"authorization": f"Bearer {key}"}
+        good = await client.get("/v1/models", headers=known)
+        often = await client.post("/v1/audio/voices", content=endless(), headers=known)
+        return answers, good, often, await client.get("/metrics")
+
+    answers, good, often, metrics = talk(dialogue, api_keys=keys)
+    assert sent == []
+    for answer in answers:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert answer.headers["www-authenticate"] == "Bearer"
+    assert good.status_code == 200
+    assert (often.status_code, often.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert int(often.headers["retry-after"]) >= 1
+    assert 'revox_requests_total{path="other",status="401"} 4.0' in metrics.text, "refusals are counted"
 
 
 def test_models_health_readiness_and_metrics(talk):

@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from revox.marking import verify_bytes
+from revox.serving.keys import add_key
 from revox.serving.sentences import Splitter
-from revox.serving.state import admit
 
 CONFIG = {
     "type": "session.config", "voice": "neutral_male", "seed": 3, "max_new_tokens": 6,
@@ -119,8 +120,6 @@ def test_a_session_without_its_first_message_ends(serve, monkeypatch):
 
 
 def test_a_page_of_another_origin_may_not_connect(serve):
-    from websockets.exceptions import InvalidStatus
-
     with serve() as (url, _app):
         address = url.replace("http", "ws") + "/v1/audio/speech/stream"
         with pytest.raises(InvalidStatus) as told, connect(address, origin="https://example.org"):
@@ -131,23 +130,36 @@ def test_a_page_of_another_origin_may_not_connect(serve):
             assert json.loads(session.recv(timeout=20))["type"] == "error"
 
 
-def test_without_a_key_the_connection_is_refused_with_a_401(serve):
-    from websockets.exceptions import InvalidStatus
-
-    from revox.serving.errors import ApiError
-
-    async def refuse():
-        raise ApiError(401, "no key")
-
-    with serve() as (url, app):
-        app.dependency_overrides[admit] = refuse
-        with (
-            pytest.raises(InvalidStatus) as told,
-            connect(url.replace("http", "ws") + "/v1/audio/speech/stream"),
-        ):
+def test_without_a_key_the_connection_is_refused_with_a_401(serve, tmp_path):
+    keys = tmp_path / "keys.json"
+    key = add_key(keys, "ada")
+    with serve(api_keys=keys) as (url, _app):
+        address = url.replace("http", "ws") + "/v1/audio/speech/stream"
+        with pytest.raises(InvalidStatus) as told, connect(address):
             pass
+        with connect(address, additional_headers={"Authorization": f"Bearer {key}"}) as session:
+            session.send("{")
+            assert json.loads(session.recv(timeout=20))["type"] == "error"
     assert told.value.response.status_code == 401
-    assert json.loads(told.value.response.body)["error"]["message"] == "no key"
+    assert told.value.response.headers["www-authenticate"] == "Bearer"
+    assert json.loads(told.value.response.body)["error"]["code"] == "invalid_api_key"
+
+
+def test_what_is_sent_in_pieces_is_marked_too(serve):
+    with (
+        serve(marking=True) as (url, app),
+        connect(url.replace("http", "ws") + "/v1/audio/speech/stream") as session,
+    ):
+        talker = Talker(session, app)
+        for format in ("pcm", "flac"):
+            talker.say(**{**CONFIG, "response_format": format, "max_new_tokens": 1})
+            talker.say(type="input.text", text="ten")
+            talker.say(type="input.done")
+            start, sound, *_ = talker.until_done()
+            assert start["mark"]["voice"] == "neutral_male"
+            assert start["mark"]["model"] == "tiny"
+            if format != "pcm":
+                assert verify_bytes(sound).state == "marked"
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])

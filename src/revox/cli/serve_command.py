@@ -88,17 +88,20 @@ def command(
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
         import websockets  # noqa: F401
     except ImportError as error:
         raise ServeError(
             f"serving needs {error.name}, which is not installed: pip install 'revox[serve]'"
         ) from None
+    from revox.serving.keys import open_keys
     from revox.serving.settings import settings_from
 
     settings = settings_from(**options, cors_origins=tuple(cors_origin or ()))
-    # A port that is taken is said before gigabytes are read.
+    # A port that is taken, or a file of keys that is none, is said before gigabytes are read.
     listener = _listen(settings)
+    open_keys(settings)
     import revox
     from revox.checkpoint.locate import locate
     from revox.serving.app import create_app
@@ -128,10 +131,10 @@ def _listen(settings: ServeSettings) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host can be so
+        why = getattr(error, "strerror", None) or error
         raise ServeError(
-            f"cannot listen on {settings.host} port {settings.port} ({error.strerror or error}); "
-            "choose another --port or --host"
+            f"cannot listen on {settings.host} port {settings.port} ({why}); choose another --port or --host"
         ) from None
     return listener
 

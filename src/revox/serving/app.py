@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 
 from revox import __version__
 from revox.serving.engine import Engine
 from revox.serving.errors import RESPONSES, install_handlers
-from revox.serving.limits import BodyLimit, OriginCheck
+from revox.serving.limits import BodyLimit, KeyCheck, OriginCheck
 from revox.serving.metrics import Counted, Metrics
 from revox.serving.settings import ServeSettings
-from revox.serving.state import ServerState, admit
+from revox.serving.state import ServerState
 
 if TYPE_CHECKING:
     from revox.api import Revox
@@ -25,7 +24,10 @@ log = logging.getLogger("revox.serving")
 
 
 def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
-    """The server of a loaded checkpoint. Its engine runs while the application does (its lifespan)."""
+    """The server of a loaded checkpoint. Its engine runs while the application does (its lifespan).
+
+    Raises ServeError or MarkError when files that the settings name cannot be used.
+    """
     from revox.serving import model_routes, page_routes, speech_routes, speech_socket, voice_routes
     from revox.serving.keys import open_keys
     from revox.serving.references import open_references
@@ -45,9 +47,14 @@ def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
     state.keys = open_keys(settings)
     state.references = open_references(state)
     state.voices = open_voices(state)
+    if settings.marking:
+        from revox.marking import load_signer
+
+        state.signer = load_signer(settings.sign_certificate, settings.sign_key)
     install_handlers(app)
-    app.add_middleware(Counted, metrics=metrics)
+    # The last one added is asked first.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(KeyCheck, keys=state.keys)
     app.add_middleware(OriginCheck, allowed=settings.cors_origins)
     if settings.cors_origins:
         from starlette.middleware.cors import CORSMiddleware
@@ -58,12 +65,12 @@ def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["authorization", "content-type"],
         )
+    app.add_middleware(Counted, metrics=metrics)
     app.include_router(model_routes.open_router)
-    guarded = [Depends(admit)]
-    app.include_router(model_routes.router, dependencies=guarded)
-    app.include_router(speech_routes.router, dependencies=guarded)
-    app.include_router(speech_socket.router, dependencies=guarded)
-    app.include_router(voice_routes.router, dependencies=guarded)
+    app.include_router(model_routes.router)
+    app.include_router(speech_routes.router)
+    app.include_router(speech_socket.router)
+    app.include_router(voice_routes.router)
     page_routes.mount(app)
     return app
 
@@ -71,12 +78,7 @@ def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state: ServerState = app.state.revox
-    if state.settings.marking:
-        from revox.marking import load_signer
-
-        settings = state.settings
-        state.signer = await asyncio.to_thread(load_signer, settings.sign_certificate, settings.sign_key)
-    else:
+    if not state.settings.marking:
         log.warning("marking is off: what is spoken does not say that it is synthetic")
     state.engine.start()
     try:

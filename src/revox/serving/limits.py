@@ -1,15 +1,19 @@
-"""What is refused before it is read: bodies that are too large, and what pages of other origins send."""
+"""What is refused before it is read: bodies too large, pages of other origins, whoever may not ask."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from revox.serving.errors import ApiError
+
+if TYPE_CHECKING:
+    from revox.serving.state import KeyRing
 
 
 class BodyLimit:
@@ -77,7 +81,7 @@ class OriginCheck:
                 "pages of another origin may not call this server; its operator can allow it (--cors-origin)",
                 code="origin_not_allowed",
             )
-            await _refuse(send, error, "websocket." if scope["type"] == "websocket" else "")
+            await _refuse(send, error, scope["type"])
             return
         await self.app(scope, receive, send)
 
@@ -92,15 +96,39 @@ class OriginCheck:
         return netloc == headers.get(b"host", b"").decode("latin-1").lower()
 
 
-async def _refuse(send: Send, error: ApiError, kind: str = "") -> None:
+class KeyCheck:
+    """Answers 401 or 429 to requests and WebSockets below /v1/ whose key may not ask, or not so often.
+
+    Here and not in the routes, which would read and take apart a whole upload first.
+    """
+
+    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+        self.app, self.keys = app, keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request or a WebSocket; `revox.serving.state.asked_by` tells who was let in."""
+        if scope["type"] in ("http", "websocket") and scope["path"].startswith("/v1/"):
+            given = dict(scope["headers"]).get(b"authorization")
+            try:
+                name = self.keys.admit(None if given is None else given.decode("latin-1"))
+            except ApiError as error:
+                await _refuse(send, error, scope["type"])
+                return
+            scope.setdefault("state", {})["asked_by"] = name
+        await self.app(scope, receive, send)
+
+
+async def _refuse(send: Send, error: ApiError, kind: str = "http") -> None:
     body = json.dumps(error.body()).encode()
+    prefix = "websocket." if kind == "websocket" else ""
     headers = [
+        *((name.lower().encode(), value.encode()) for name, value in error.headers.items()),
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),
     ]
-    await send({"type": f"{kind}http.response.start", "status": error.status, "headers": headers})
-    await send({"type": f"{kind}http.response.body", "body": body})
+    await send({"type": f"{prefix}http.response.start", "status": error.status, "headers": headers})
+    await send({"type": f"{prefix}http.response.body", "body": body})
 
 
 class _TooLargeError(Exception):

@@ -14,12 +14,12 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from fastapi import APIRouter, Depends, FastAPI, File, Request, UploadFile
+from fastapi import APIRouter, FastAPI, File, Request, UploadFile
 from fastapi.responses import Response
 
 from revox.metrics.errors import MetricError
 from revox.serving.errors import ApiError
-from revox.serving.state import admit, state_of
+from revox.serving.state import state_of
 
 if TYPE_CHECKING:
     from revox.metrics.speaker import SpeakerJudge
@@ -50,7 +50,7 @@ def mount(app: FastAPI) -> None:
     """Add the page and its endpoint to a server."""
     app.state.listener = Listener()
     app.include_router(open_router)
-    app.include_router(router, dependencies=[Depends(admit)])
+    app.include_router(router)
 
 
 def policy(other: str | None = None) -> str:

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from revox.serving.errors import ServeError
+
+_MODEL_NAME = re.compile(r"[\w:-][\w.:-]*(?:/[\w:-][\w.:-]*)*")
+_ORIGIN = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^/\s]+")
+
+
+def _origin(value: str) -> str:
+    # Browsers send it exactly so; anything else would never match.
+    if value != "*" and not _ORIGIN.fullmatch(value):
+        raise ValueError("an origin is expected, as https://example.org or http://127.0.0.1:8001")
+    return value.lower()
 
 
 class ServeSettings(BaseModel):
@@ -44,7 +55,7 @@ class ServeSettings(BaseModel):
     clone_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0
     api_keys: Path | None = None
     rate_limit: Annotated[int, Field(ge=1)] | None = None
-    cors_origins: tuple[str, ...] = ()
+    cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = ()
     max_body_bytes: Annotated[int, Field(ge=1024)] = 16 << 20
     max_reference_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 300.0
     max_text_characters: Annotated[int, Field(ge=1)] = 4096
@@ -61,6 +72,14 @@ class ServeSettings(BaseModel):
     def _says_something(cls, value: str | None) -> str | None:
         if value is not None and not any(character.isalpha() for character in value):
             raise ValueError("a sentence is expected")
+        return value
+
+    @field_validator("model_name")
+    @classmethod
+    def _names_a_model(cls, value: str | None) -> str | None:
+        # The voices' folder is named after it.
+        if value is not None and not _MODEL_NAME.fullmatch(value):
+            raise ValueError("letters, digits, _, -, . and : are expected, and / between parts")
         return value
 
     @property
@@ -84,4 +103,6 @@ def settings_from(**options: Any) -> ServeSettings:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]).replace("_", "-") if first["loc"] else "the options"
-        raise ServeError(f"--{name} {first.get('input')!r} will not do: {first['msg']}") from None
+        name = name.replace("cors-origins", "cors-origin")  # the option is given once for each
+        said = first["msg"].removeprefix("Value error, ")
+        raise ServeError(f"--{name} {first.get('input')!r} will not do: {said}") from None

@@ -97,13 +97,6 @@ def state_of(connection: HTTPConnection) -> ServerState:
     return cast(ServerState, connection.app.state.revox)
 
 
-async def admit(connection: HTTPConnection) -> str:
-    """Dependency of every /v1 route, requests and WebSockets: the name of the key that asks."""
-    name = state_of(connection).keys.admit(connection.headers.get("authorization"))
-    connection.state.asked_by = name
-    return name
-
-
 def asked_by(connection: HTTPConnection) -> str:
-    """The name of the key that asks, for logs."""
+    """The name of the key that asks, for logs; `revox.serving.limits.KeyCheck` has let it in."""
     return cast(Any, connection.state).asked_by
