@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -367,6 +368,73 @@ def test_a_failed_job_says_why_frees_its_name_and_is_logged(talk, tmp_path):
     talk(dialogue)
     events = [kind for kind, _ in log_of(tmp_path / "voices")]
     assert events == ["asked", "failed", "asked", "failed", "asked", "added"]
+
+
+@pytest.mark.parametrize("full", ["voice", "log"])
+def test_a_disk_that_is_full_leaves_neither_half_a_voice_nor_its_recording(talk, tmp_path, monkeypatch, full):
+    real_file, real_line = voice_files.replace_file, consent_log.append
+    no_space = OSError(errno.ENOSPC, "No space left on device")
+
+    def replace_file(path, content):
+        if full == "voice" and Path(path).suffix == ".safetensors":
+            raise no_space
+        real_file(path, content)
+
+    def append(path, line, once=False):
+        if full == "log" and line["event"] == "added":
+            raise no_space
+        real_line(path, line, once)
+
+    async def dialogue(client, app):
+        faked(app)
+        with monkeypatch.context() as patch:
+            patch.setattr(voice_files, "replace_file", replace_file)
+            patch.setattr(consent_log, "append", append)
+            answer = await client.post("/v1/audio/voices", **form(keep_sample="true"))
+            job = await ended(client, answer.json()["job"])
+        assert (job["state"], job["can_retry"]) == ("failed", True)
+        assert "could not be kept (No space left" in job["error"]
+        refused(await client.get("/v1/audio/voices/ada"), 404)
+        assert not list((tmp_path / "voices").glob("*.safetensors"))
+        assert not list((tmp_path / "voices" / "samples").iterdir())
+        again = await client.post(f"/v1/audio/voice-jobs/{job['id']}/retry")
+        assert (await ended(client, again.json()))["state"] == "done"
+        assert (await client.get("/v1/audio/voices/ada/sample")).content == CLIP
+
+    talk(dialogue)
+    assert log_of(tmp_path / "voices") == [
+        ("asked", "ada"), ("failed", "ada"), ("asked", "ada"), ("added", "ada")
+    ]  # fmt: skip
+
+
+def test_a_recording_that_was_not_to_be_kept_is_not_given_out_though_one_lies_there(talk, tmp_path):
+    async def dialogue(client, app):
+        faked(app)
+        assert not (await uploaded(client))["sample_kept"]
+        assert not list((tmp_path / "voices" / "samples").iterdir())
+        (tmp_path / "voices" / "samples" / "ada").write_bytes(SECOND)
+        refused(await client.get("/v1/audio/voices/ada/sample"), 404)
+
+    talk(dialogue)
+
+
+def test_a_recording_of_a_job_that_a_kill_kept_from_beginning_is_gone_after_the_next_start(
+    tts, tmp_path, monkeypatch
+):
+    def kill(reached: str) -> None:
+        if reached == "job's sample":
+            raise Killed
+
+    files = voice_files.VoiceFiles(tmp_path / "v", tts.model)
+    files.save_job({"id": "whole", "created_at": 1}, CLIP)
+    monkeypatch.setattr(voice_files, "reached", kill)
+    with pytest.raises(Killed):
+        files.save_job({"id": "half", "created_at": 1}, CLIP)
+    (tmp_path / "v" / "jobs" / ".half.json.1-2.tmp").write_bytes(b"{")
+    files.release()
+    assert files.has_job_sample("half")
+    voice_files.VoiceFiles(tmp_path / "v", tts.model).release()
+    assert sorted(path.name for path in (tmp_path / "v" / "jobs").iterdir()) == ["whole.json", "whole.sample"]
 
 
 @pytest.mark.parametrize("how", ["job", "voice"])

@@ -133,6 +133,10 @@ class VoiceFiles:
         for sample in (self.folder / "samples").iterdir():
             if not self._path(sample.name).exists():
                 sample.unlink(missing_ok=True)
+        jobs = self.folder / "jobs"
+        for path in (*jobs.glob(".*.tmp"), *jobs.glob("*.sample")):  # killed while a job was put down
+            if path.suffix == ".tmp" or not path.with_suffix(".json").exists():
+                path.unlink(missing_ok=True)
 
     def _read_record(self, path: Path) -> dict[str, Any] | None:
         from revox.checkpoint.tensors import read_metadata
@@ -158,7 +162,10 @@ class VoiceFiles:
     def save(
         self, name: str, voice: Voice, details: Mapping[str, Any], sample: bytes | None
     ) -> dict[str, Any]:
-        """Put a voice down for good, with its record, and its recording if kept. Returns the record."""
+        """Put a voice down for good, with its record, and its recording if kept. Returns the record.
+
+        Raises OSError when the disk does not take all of it; then nothing of it is left.
+        """
         import torch
         from safetensors.torch import save
 
@@ -175,14 +182,20 @@ class VoiceFiles:
         tensors = {"rows": voice.rows.detach().to("cpu", torch.bfloat16).contiguous()}
         if voice.codes is not None:
             tensors["codes"] = voice.codes.cpu().to(torch.int16).contiguous()
-        if sample is not None:
-            replace_file(self._sample(name), sample)
-            reached("sample")
-        replace_file(self._path(name), save(tensors, {"revox": json.dumps(record)}))
-        reached("voice")
+        try:
+            if sample is not None:
+                replace_file(self._sample(name), sample)
+                reached("sample")
+            replace_file(self._path(name), save(tensors, {"revox": json.dumps(record)}))
+            reached("voice")
+            consent_log.append(self.log_path, self._added(record), once=True)
+            reached("logged")
+        except Exception:
+            # A disk that is full: no recording stays without its voice, and no voice that the log knows not.
+            with contextlib.suppress(OSError):
+                self._unlink(name)
+            raise
         self.records[name] = record
-        consent_log.append(self.log_path, self._added(record), once=True)
-        reached("logged")
         return record
 
     def load(self, name: str) -> Voice:
@@ -215,6 +228,8 @@ class VoiceFiles:
 
     def sample(self, name: str) -> bytes | None:
         """The recording as it came, if it was kept."""
+        if not self.records.get(name, {}).get("sample_kept"):
+            return None
         try:
             return self._sample(name).read_bytes()
         except OSError:
@@ -266,6 +281,7 @@ class VoiceFiles:
         self.own()
         if sample is not None:
             replace_file(self.folder / "jobs" / f"{job['id']}.sample", sample)
+            reached("job's sample")
         replace_file(self.folder / "jobs" / f"{job['id']}.json", json.dumps(dict(job), indent=1))
 
     def jobs(self) -> list[dict[str, Any]]:
@@ -277,6 +293,10 @@ class VoiceFiles:
                 if job["id"] == path.stem and isinstance(job["created_at"], int | float):
                     found.append(job)
         return sorted(found, key=lambda job: job["created_at"])
+
+    def has_job_sample(self, job: str) -> bool:
+        """Whether a job's recording was kept."""
+        return (self.folder / "jobs" / f"{job}.sample").is_file()
 
     def job_sample(self, job: str) -> bytes | None:
         """A job's recording, if it was kept."""

@@ -312,7 +312,7 @@ class Voices:
                 self.files.drop_job(job.id)
 
     def _stamp(self, name: str) -> Any:
-        # Only of names that were loaded before, so nothing a stranger writes becomes a path.
+        # What a stranger writes becomes a path only if it can name a voice.
         if name not in self._loaded:
             try:
                 check_voice_name(name)
@@ -489,7 +489,7 @@ class Voices:
         with self._lock:
             order = [work.job.id for work in self._queue]
             waiting = order.index(job.id) + (self._running is not None) if job.id in order else None
-            can_retry = job.state == "failed" and self.files.job_sample(job.id) is not None
+            can_retry = job.state == "failed" and self.files.has_job_sample(job.id)
             return job.shown(waiting, can_retry)
 
     def cancel(self, id: str, by: str) -> dict[str, Any]:
