@@ -24,6 +24,7 @@ from revox.cli import clone_command, voice_command
 from revox.cloning import CloneError
 from revox.cloning.quick_encoder import QuickEncoderTraining
 from revox.lab import checkpoint_folder
+from revox.marking import verify_file
 from revox.speech import Audio, AudioError, read_audio, write_audio
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -78,6 +79,9 @@ def test_clone_adds_a_voice_and_says_what_it_used(clip: Path, tiny_checkpoint_co
     assert voice.provenance["consent"]["statement"] == AGREED
     assert voice.provenance["source"]["file"] == "me.flac"
     assert read_audio(heard).seconds == pytest.approx(voice.frames * 0.08)
+    verdict = verify_file(heard)
+    assert verdict.state == "marked"
+    assert "voice me" in verdict.sentences[0]
 
 
 @pytest.mark.usefixtures("quick_presets")

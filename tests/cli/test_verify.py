@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import json
 import sys
@@ -7,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from revox.cli import main
+from revox.cli import doctor_command, main
 from revox.marking import verify_bytes
-from revox.speech import read_audio
+from revox.speech import Audio, read_audio
 
 SENTENCE = "ten to five"
 
@@ -166,3 +168,43 @@ def test_without_the_libraries_speech_is_marked_by_tags_and_that_is_said_once(re
     assert "revox[mark]" in said
     monkeypatch.delitem(sys.modules, "c2pa")
     assert verify_bytes((tmp_path / "a.wav").read_bytes()).tag.manifest is False
+
+
+def test_what_a_voice_decodes_to_is_marked_like_speech_wherever_it_goes(
+    tiny_checkpoint, tmp_path, state, monkeypatch, capfdbinary
+):
+    monkeypatch.setattr(main, "COMMANDS", {"voice": main.COMMANDS["voice"]})
+    heard = {}
+    for name in ("it.wav", "it.opus", "-"):
+        out = name if name == "-" else str(tmp_path / name)
+        arguments = ["voice", "decode", "it_male", "-c", str(tiny_checkpoint), "-o", out]
+        monkeypatch.setattr(sys, "argv", ["revox", *arguments])
+        capfdbinary.readouterr()
+        with contextlib.suppress(SystemExit):
+            main.main()
+        piped = capfdbinary.readouterr().out
+        heard[name] = piped if name == "-" else (tmp_path / name).read_bytes()
+    lines = logged(state)
+    for (name, data), line in zip(heard.items(), lines, strict=True):
+        verdict = verify_bytes(data)
+        assert verdict.state == "marked", name
+        assert "voice it_male" in verdict.sentences[0]
+        assert (line["voice"], line["model"]) == ("it_male", tiny_checkpoint.name)
+        assert line["sha256"] == hashlib.sha256(data).hexdigest()
+        assert line["mark"] == ("tags" if name == "it.opus" else "manifest")
+
+
+def test_the_doctors_sounds_are_marked(tiny_checkpoint, tmp_path, state):
+    class Patient:
+        def sounds(self):
+            sound = Audio(np.full(2400, 0.1, np.float32), 24000)
+            return {"decoded": {"pt_male": sound}, "spoken": {"it_male": sound, "quiet": Audio([], 24000)}}
+
+    doctor_command._write_sounds(Patient(), tmp_path / "sounds", str(tiny_checkpoint))
+    files = sorted((tmp_path / "sounds").iterdir())
+    assert [file.name for file in files] == ["it_male.spoken.wav", "pt_male.decoded.wav"]
+    for file in files:
+        verdict = verify_bytes(file.read_bytes())
+        assert verdict.state == "marked"
+        assert verdict.manifest.says["voice"] == file.name.partition(".")[0]
+    assert len(logged(state)) == 2

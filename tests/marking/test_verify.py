@@ -13,7 +13,7 @@ import c2pa
 import numpy as np
 import pytest
 
-from revox.marking import MarkError, load_signer, mark_bytes, verify_bytes, verify_file
+from revox.marking import MarkError, load_signer, manifest, mark_bytes, verify_bytes, verify_file
 from revox.marking.tags import add_tags
 from revox.speech import FORMATS, Audio, encode_audio
 
@@ -217,7 +217,9 @@ def test_a_signed_text_cannot_move_the_cursor_or_fill_the_screen(encoded, signer
         assert len(sentence) < 500
 
 
-def test_nothing_is_fetched_whatever_a_file_asks_for(encoded, signer, state):
+@pytest.fixture
+def elsewhere():
+    """An address of a manifest, and what was asked for there."""
     asked = []
 
     class Asked(BaseHTTPRequestHandler):
@@ -230,18 +232,37 @@ def test_nothing_is_fetched_whatever_a_file_asks_for(encoded, signer, state):
 
     server = HTTPServer(("127.0.0.1", 0), Asked)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        address = f"http://127.0.0.1:{server.server_port}/manifest.c2pa"
-        created = {"action": "c2pa.created", "digitalSourceType": COMPOSITE}
-        data = signed_by_hand(encoded["mp3"], signer, [created], remote=address, kind="audio/mpeg")
-        assert address.encode() in data
-        assert verify_bytes(data).state != "marked"
-        with pytest.raises(c2pa.C2paError):  # with c2pa's own settings it does ask
-            c2pa.Reader("audio/mpeg", io.BytesIO(data))
-        assert asked == ["/manifest.c2pa"]
-    finally:
-        server.shutdown()
-        server.server_close()
+    yield f"http://127.0.0.1:{server.server_port}/manifest.c2pa", asked
+    server.shutdown()
+    server.server_close()
+
+
+def with_a_manifest_at(address, encoded, signer):
+    created = {"action": "c2pa.created", "digitalSourceType": COMPOSITE}
+    return signed_by_hand(encoded["mp3"], signer, [created], remote=address, kind="audio/mpeg")
+
+
+def test_nothing_is_fetched_whatever_a_file_asks_for(encoded, signer, state, elsewhere):
+    address, asked = elsewhere
+    data = with_a_manifest_at(address, encoded, signer)
+    assert address.encode() in data
+    assert verify_bytes(data).state != "marked"
+    with pytest.raises(c2pa.C2paError):  # with c2pa's own settings it does ask
+        c2pa.Reader("audio/mpeg", io.BytesIO(data))
+    assert asked == ["/manifest.c2pa"]
+
+
+@pytest.mark.parametrize(
+    ("section", "setting", "opened"),
+    [("core", "allowed_network_hosts", ["127.0.0.1"]), ("verify", "remote_manifest_fetch", True)],
+)
+def test_each_of_the_two_locks_alone_keeps_a_manifest_elsewhere_from_being_fetched(
+    section, setting, opened, encoded, signer, state, elsewhere, monkeypatch
+):
+    monkeypatch.setitem(manifest._SETTINGS[section], setting, opened)
+    address, asked = elsewhere
+    assert verify_bytes(with_a_manifest_at(address, encoded, signer)).state != "marked"
+    assert asked == []
 
 
 @pytest.mark.parametrize("name", MARKABLE)

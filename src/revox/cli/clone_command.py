@@ -63,7 +63,8 @@ def command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a voice of that name.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace even a preset.")] = False,
     decoded: Annotated[
-        Path | None, typer.Option(help="Also write the reference as the cloned codes sound, to this file.")
+        Path | None,
+        typer.Option(help="Also write how the reference sounds through the codes, marked, to this file."),
     ] = None,
 ) -> None:
     """Clone a voice from CLIP and add it to the checkpoint, with its encoder if it has one, or by search.
@@ -95,7 +96,7 @@ def command(
     searches = ways != ("encoder",)
     if encoder_there == "partial":
         console.print("[yellow]a part of an encoder is in the weights, and left off: inverting[/]")
-    from revox.speech import AudioError, format_for, read_audio, select_reference, write_audio
+    from revox.speech import AudioError, format_for, read_audio, select_reference
 
     if decoded is not None:
         format_for(decoded)
@@ -138,7 +139,9 @@ def command(
     with _kept_if_not_added(voice, folder):
         add_voice(folder, name, voice.rows, voice.codes, voice.provenance, overwrite, force)
     if decoded is not None:
-        write_audio(decoded, cloned.decoded)
+        from revox.cli.marked import who_signs, write_synthetic
+
+        write_synthetic(decoded, cloned.decoded, checkpoint, name, who_signs())
     _summary(console, cloned, folder)
 
 

@@ -25,7 +25,7 @@ def command(
         str, typer.Option(help="Who hears the words: none, pocketsphinx, or whisper:FOLDER_OR_HUB_ID.")
     ] = "none",
     sounds: Annotated[
-        bool, typer.Option("--sounds", help="Also write what each voice decodes to and says, as .wav.")
+        bool, typer.Option("--sounds", help="Also write what each voice decodes to and says, as marked .wav.")
     ] = False,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, mps; else the accelerator if there is one.")
@@ -63,7 +63,7 @@ def command(
         )  # fmt: skip
     markdown, _ = write_report(report, target, [folder, target])
     if sounds and kept:
-        _write_sounds(kept[0], target / "sounds")
+        _write_sounds(kept[0], target / "sounds", checkpoint)
     _end(report, markdown, console)
 
 
@@ -102,14 +102,15 @@ def _target(out: Path | None) -> Path:
     return target
 
 
-def _write_sounds(patient: Patient, folder: Path) -> None:
-    from revox.speech import write_audio
+def _write_sounds(patient: Patient, folder: Path, checkpoint: str) -> None:
+    from revox.cli.marked import who_signs, write_synthetic
 
     folder.mkdir(parents=True, exist_ok=True)
+    signer = who_signs()
     for kind, sounds in patient.sounds().items():
         for name, audio in sounds.items():
             if audio.samples.size:
-                write_audio(folder / f"{name}.{kind}.wav", audio)
+                write_synthetic(folder / f"{name}.{kind}.wav", audio, checkpoint, name, signer)
 
 
 _STYLES = {"pass": "green", "warn": "yellow", "fail": "red", "skipped": "dim"}

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from revox.cli.marked import log_written, model_name, say, who_signs, write_sound
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from revox.api import Revox
     from revox.checkpoint.voices import Voice
-    from revox.marking import MarkRecord, Signer
-    from revox.speech import Audio
 
 
 def command(
@@ -83,8 +83,8 @@ def command(
     # A voice that is not there is said before gigabytes are read.
     folder = locate(checkpoint, revision)
     spoken_in = load_voice(folder, voice)
-    record = new_record(_model_name(checkpoint), voice)
-    signer = None if no_mark else _signer(signing_certificate, signing_key)
+    record = new_record(model_name(checkpoint), voice)
+    signer = None if no_mark else who_signs(signing_certificate, signing_key)
     tts = revox.load(folder, device=device)
     options: dict[str, Any] = {"seed": seed, "cfg": cfg, "flow_steps": flow_steps, "max_seconds": max_seconds}
     started = time.perf_counter()
@@ -94,13 +94,15 @@ def command(
     else:
         with _progress() as spoken:
             audio = tts.speak(words, spoken_in, progress=spoken, **options)
-        digest = _write(audio, target, kind, None if no_mark else record, signer)
+        if audio.samples.size == 0:
+            _refuse_silence()
+        digest = write_sound(audio, target, kind, None if no_mark else record, signer)
         seconds, cut = audio.seconds, audio.truncated
     took = time.perf_counter() - started
-    how = _log(record, kind, digest, signer, no_mark, words if log_text else None)
+    how = log_written(record, kind, digest, signer, no_mark, words if log_text else None)
     if cut:
-        _say(_why_cut(seconds, max_seconds))
-    _say(
+        say(_why_cut(seconds, max_seconds))
+    say(
         f"{target or 'standard output'}: {seconds:.2f} s of speech in {took:.2f} s, real-time factor "
         f"{took / seconds:.3f} ({tts.model.device.type}, {str(tts.model.dtype).removeprefix('torch.')}), "
         f"voice {voice}, seed {seed}{how}"
@@ -141,68 +143,6 @@ def _target(output: str) -> Path | None:
     if not path.parent.is_dir():
         raise SpeakError(f"there is no folder {path.parent}; create it or choose another path")
     return path
-
-
-def _model_name(checkpoint: str) -> str:
-    """What a mark calls the model: the folder's name, not where it lies, or the hub id as it is."""
-    folder = Path(checkpoint).expanduser()
-    return (folder.resolve().name or "checkpoint")[:200] if folder.exists() else checkpoint
-
-
-def _signer(certificate: Path | None, key: Path | None) -> Signer | None:
-    """Who signs. Without the libraries, or a place to keep a key, marks are tags only, and that is said."""
-    from revox.marking import MarkError, load_signer
-
-    try:
-        signer = load_signer(certificate, key)
-    except MarkError as error:
-        if certificate is not None or key is not None:
-            raise
-        _say(f"{error}; marked by tags only")
-        return None
-    if signer is None:
-        _say("marked by tags only; what signs a manifest comes with: pip install 'revox[mark]'")
-    return signer
-
-
-def _write(
-    audio: Audio, target: Path | None, kind: str, record: MarkRecord | None, signer: Signer | None
-) -> str:
-    """Write the audio, marked unless there is no record; returns the SHA-256 of what was written."""
-    from revox.marking import mark_bytes, sha256_of, write_data
-    from revox.speech import encode_audio
-
-    if audio.samples.size == 0:
-        _refuse_silence()
-    data, clipped = encode_audio(audio, kind)
-    if record is not None:
-        data = mark_bytes(data, kind, record=record, signer=signer)
-    write_data(sys.stdout.buffer if target is None else target, data)
-    if target is None:
-        sys.stdout.buffer.flush()
-    if clipped:
-        _say(f"{clipped} samples were beyond full scale and clipped")
-    return sha256_of(data)
-
-
-def _log(
-    record: MarkRecord, kind: str, digest: str, signer: Signer | None, no_mark: bool, text: str | None
-) -> str:
-    """Log what was spoken, say what has no mark, and return what the last line says of the mark."""
-    from revox.marking import MarkError, how_marked, log_mark
-
-    how = "none" if no_mark else how_marked(kind, signer)
-    try:
-        log = log_mark(record, format=kind, sha256=digest, how=how, text=text)
-    except MarkError as error:
-        _say(f"not logged: {error}")
-        log = None
-    logged = f" ({log} has a line about it)" if log else ""
-    if no_mark:
-        _say(f"not marked as synthetic, because of --no-mark{logged}")
-    elif how == "none":
-        _say(f"raw samples have no place for a mark: say where you use them that they are synthetic{logged}")
-    return {"manifest": ", marked as synthetic", "tags": ", marked as synthetic by tags"}.get(how, "")
 
 
 def _write_stream(tts: Revox, text: str, voice: Voice, options: dict[str, Any]) -> tuple[float, bool, str]:
@@ -249,7 +189,3 @@ def _progress() -> Iterator[Callable[[float], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("speaking", total=None)
         yield lambda seconds: bar.update(task, completed=seconds)
-
-
-def _say(sentence: str) -> None:
-    print(sentence, file=sys.stderr)

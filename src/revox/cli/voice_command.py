@@ -159,12 +159,16 @@ def decode_command(
         bool, typer.Option("--recover", help="From its rows, even if codes are kept.")
     ] = False,
 ) -> None:
-    """Write what a voice was made from, as its codes sound; a preset's codes are found from its rows."""
+    """Write what a voice was made from, as its codes sound; a preset's codes are found from its rows.
+
+    The file is marked as synthetic.
+    """
     from rich.console import Console
 
     from revox.checkpoint.params import read_params
     from revox.checkpoint.voices import load_voice
-    from revox.speech import Audio, format_for, write_audio
+    from revox.cli.marked import who_signs, write_synthetic
+    from revox.speech import Audio, format_for
 
     sound = "wav" if out == "-" and audio_format is None else format_for(out, audio_format)
     folder, _ = _open(checkpoint)
@@ -185,11 +189,10 @@ def decode_command(
         model = load_model(folder, dtype=torch.float32, parts=("audio_tokenizer",))
         samples = model.audio_tokenizer.decode(codes[None])[0].numpy()
     rate = model.config.codec.sampling_rate
-    clipped = write_audio(sys.stdout.buffer if out == "-" else out, Audio(samples, rate), sound)
+    target = None if out == "-" else Path(out)
+    write_synthetic(target, Audio(samples, rate), checkpoint, name, who_signs(), sound)
     said = f"{codes.shape[1]} frames, {len(samples) / rate:.2f} s written to {out}"
     console.print(said, markup=False, soft_wrap=True)
-    if clipped:
-        console.print(f"[yellow]{clipped} samples were beyond full scale and were cut[/]")
 
 
 @app.command("remove")

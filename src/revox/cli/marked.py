@@ -1,0 +1,104 @@
+"""The sound files that commands write: marked as synthetic, and a line in the log of marks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from revox.marking import MarkRecord, Signer
+    from revox.speech import Audio
+
+
+def write_synthetic(
+    target: Path | None,
+    audio: Audio,
+    checkpoint: str,
+    voice: str,
+    signer: Signer | None,
+    format: str | None = None,
+) -> None:
+    """Write what a checkpoint spoke or decoded in a voice, marked and logged as what `revox speak` writes.
+
+    target: None is standard output. format: a name of `revox.speech.FORMATS`; else the path's ending tells.
+    signer: see `who_signs`. Raises AudioError and MarkError, each with a sentence.
+    """
+    from revox.marking import new_record
+    from revox.speech import format_for
+
+    record, kind = new_record(model_name(checkpoint), voice[:200]), format_for(target, format)
+    log_written(record, kind, write_sound(audio, target, kind, record, signer), signer)
+
+
+def model_name(checkpoint: str) -> str:
+    """What a mark calls the model: the folder's name, not where it lies, or the hub id as it is."""
+    folder = Path(checkpoint).expanduser()
+    return (folder.resolve().name or "checkpoint")[:200] if folder.exists() else checkpoint
+
+
+def who_signs(certificate: Path | None = None, key: Path | None = None) -> Signer | None:
+    """Who signs. Without the libraries, or a place to keep a key, marks are tags only, and that is said."""
+    from revox.marking import MarkError, load_signer
+
+    try:
+        signer = load_signer(certificate, key)
+    except MarkError as error:
+        if certificate is not None or key is not None:
+            raise
+        say(f"{error}; marked by tags only")
+        return None
+    if signer is None:
+        say("marked by tags only; what signs a manifest comes with: pip install 'revox[mark]'")
+    return signer
+
+
+def write_sound(
+    audio: Audio, target: Path | None, kind: str, record: MarkRecord | None, signer: Signer | None
+) -> str:
+    """Write the audio to a path or (None) standard output, marked unless there is no record.
+
+    Returns the SHA-256 of what was written. Raises AudioError and MarkError.
+    """
+    from revox.marking import mark_bytes, sha256_of, write_data
+    from revox.speech import encode_audio
+
+    data, clipped = encode_audio(audio, kind)
+    if record is not None:
+        data = mark_bytes(data, kind, record=record, signer=signer)
+    write_data(sys.stdout.buffer if target is None else target, data)
+    if target is None:
+        sys.stdout.buffer.flush()
+    if clipped:
+        say(f"{clipped} samples were beyond full scale and clipped")
+    return sha256_of(data)
+
+
+def log_written(
+    record: MarkRecord,
+    kind: str,
+    digest: str,
+    signer: Signer | None,
+    no_mark: bool = False,
+    text: str | None = None,
+) -> str:
+    """Log what was written, say what has no mark, and return what a last line says of the mark."""
+    from revox.marking import MarkError, how_marked, log_mark
+
+    how = "none" if no_mark else how_marked(kind, signer)
+    try:
+        log = log_mark(record, format=kind, sha256=digest, how=how, text=text)
+    except MarkError as error:
+        say(f"not logged: {error}")
+        log = None
+    logged = f" ({log} has a line about it)" if log else ""
+    if no_mark:
+        say(f"not marked as synthetic, because of --no-mark{logged}")
+    elif how == "none":
+        say(f"raw samples have no place for a mark: say where you use them that they are synthetic{logged}")
+    return {"manifest": ", marked as synthetic", "tags": ", marked as synthetic by tags"}.get(how, "")
+
+
+def say(sentence: str) -> None:
+    """A line on standard error."""
+    print(sentence, file=sys.stderr)
