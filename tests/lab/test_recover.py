@@ -10,16 +10,21 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
-from conftest import tiny_model, write_checkpoint
+from conftest import preset_codes, tiny_model, write_checkpoint
 from revox.checkpoint.tensors import ENCODER_PREFIXES
-from revox.lab import recover_scores
+from revox.cli import lab_command
+from revox.cloning.encode import encode
+from revox.cloning.invert import InversionConfig, invert
+from revox.lab import recover_scores, recover_tables
 from revox.lab.data import write_set
 from revox.lab.errors import LabError
 from revox.lab.recover import (
@@ -28,6 +33,7 @@ from revox.lab.recover import (
     Experiment,
     Log,
     Plan,
+    _clock,
     _Work,
     process_command,
     process_environment,
@@ -45,6 +51,7 @@ MIXED = Row(name="pairs-and-human", title="mixed", by="encoder", training=TRAINI
 ORIGINAL = Row(name="original", title="the original", by="original")
 REFINED = Row(name="refined", title="refined", by="refinement", of="pairs-and-human", steps=2)
 RANDOM = Row(name="random", title="random", by="random")
+FOUR = [ORIGINAL, RANDOM, MIXED, REFINED]  # curves, which take long to draw, are there from the third on
 TEXT = "eleven"
 
 
@@ -95,7 +102,7 @@ def done(lab: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path
     out = tmp_path_factory.mktemp("done") / "out"
     with pytest.MonkeyPatch.context() as patch:
         in_little(patch)
-        recover(experiment(lab, out), [ORIGINAL, MIXED, REFINED, RANDOM])
+        recover(experiment(lab, out), FOUR)
     return out
 
 
@@ -108,6 +115,14 @@ def in_little(patch: pytest.MonkeyPatch) -> None:
     """One text, and a recogniser that always hears the same: the tiny model babbles."""
     patch.setattr(recover_scores, "TEXTS", (TEXT,))
     patch.setattr(recover_scores.Scoring, "recogniser", Deaf())
+    # At hand, so that they need not be recovered from their rows each time.
+    patch.setattr(recover_scores, "preset_codes", lambda *_: list(preset_codes().values()))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No curves: `done` has some."""
+    monkeypatch.setattr(recover_tables, "draw_curves", lambda *_: True)
 
 
 class Deaf:
@@ -158,6 +173,8 @@ found = {}
 for name, attempt in attempts.items():
     try:
         attempt()
+        found[name] = "read"
+    except TypeError:  # bf16, which numpy does not know: so it was read
         found[name] = "read"
     except Exception as error:
         found[name] = type(error).__name__
@@ -253,8 +270,12 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_restoring_hears_the_training_split_of_human_speech_and_nothing_else(done: Path):
-    speakers = {path.parent.name for path in (done / "speech").rglob("*.flac")}
+def test_restoring_hears_the_training_split_of_human_speech_and_nothing_else(
+    lab: dict[str, Path], tmp_path: Path
+):
+    work = _Work(experiment(lab, tmp_path / "out"), [MIXED])
+    work.prepare()
+    speakers = {path.parent.name for path in work.speech.rglob("*.flac")}
     assert speakers == {f"train-{i}" for i in range(10)}
 
 
@@ -295,6 +316,65 @@ def test_a_run_takes_the_steps_that_its_measured_pace_allows(done: Path):
 def _run(out: Path) -> Path:
     [run] = (out / "runs").iterdir()
     return run
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any], int]]:
+    """What the restoring process would be told: title, settings, seed. It answers with a clock in which a
+    step takes 0.5 s, with discriminators 2 s, of CPU time (others pass ten times as fast), and the first few
+    far longer; and the sentences that it said are its seed's."""
+    heard: list[tuple[str, dict[str, Any], int]] = []
+
+    def work(self: _Work, title: str, folder: Path, settings: dict[str, Any], seed: int, what: str = "train"):
+        heard.append((title, settings, seed))
+        folder.mkdir(parents=True, exist_ok=True)
+        start, time, lines = settings["discriminator"]["start"], 0.0, []
+        for step in range(1, settings["steps"] + 1):
+            time += (0.5 if step <= start else 2.0) + (30.0 if step <= 4 else 0.0)
+            lines.append(json.dumps({"step": step, "cpu_seconds": time, "seconds": 10 * time}))
+        (folder / "clock.jsonl").write_text("\n".join(lines))
+        if not (folder / "spoken.safetensors").exists():
+            (folder / "spoken.safetensors").write_text(f"said by {title}")
+        return {"done": True, "confined": True}
+
+    monkeypatch.setattr(_Work, "_work", work)
+    return heard
+
+
+def test_each_row_and_seed_gets_the_steps_of_its_own_pace_its_own_seed_and_the_seeds_sentences(
+    lab: dict[str, Path], tmp_path: Path, asked: list[tuple[str, dict[str, Any], int]]
+):
+    judged = Row(
+        name="published", title="judged", by="encoder", training=TRAINING, schedule={"discriminators": 0.5}
+    )
+    work = _Work(experiment(lab, tmp_path / "out", minutes=1.0), [judged, MIXED])
+    work.prepare()
+    for row in (judged, MIXED):
+        for seed in (0, 1):
+            work._train(row, seed)
+    # Half of the steps at 0.5 s and half at 2 s are 48 in a minute, all at 0.5 s 120; each is timed once.
+    assert work._plan(judged) == Plan(0.5, 2.0)
+    assert work._plan(MIXED) == Plan(0.5, 0.5)
+    runs = [
+        (settings["steps"], settings["seed"], seed) for title, settings, seed in asked if "train" in title
+    ]
+    assert runs == [(48, 0, 0), (48, 1, 1), (120, 0, 0), (120, 1, 1)]
+    assert [title for title, *_ in asked if "timing" in title] == ["judged: timing a step"] * 2 + [
+        "mixed: timing a step"
+    ]
+    for line in work.log.lines:
+        said = (work._run(judged, line["seed"]).parent / work._run(MIXED, line["seed"])).name
+        assert line["budget"] == 60.0
+        spoken = (work.out / "runs" / said / "spoken.safetensors").read_text()
+        assert spoken == f"said by judged, seed {line['seed']}: training"  # the same for all rows of a seed
+
+
+def test_steps_that_a_killed_run_took_twice_count_once(tmp_path: Path):
+    steps = [(1, 1.0), (2, 2.0), (3, 3.0), (2, 2.5), (3, 3.5)]  # killed after 3, saved at 1
+    lines = [json.dumps({"step": step, "cpu_seconds": at, "seconds": 9 * at}) for step, at in steps]
+    (tmp_path / "clock.jsonl").write_text("\n".join([*lines, '{"step": 4, "cpu']))
+    assert [_clock(tmp_path, "cpu_seconds")(step) for step in (0, 1, 2, 3)] == [0.0, 1.0, 2.5, 3.5]
+    assert _clock(tmp_path, "seconds")(3) == 31.5
 
 
 def test_rows_at_equal_time_have_the_same_items_a_step_where_only_the_source_differs():
@@ -341,25 +421,40 @@ def _steps(out: Path) -> list[int]:
     return [json.loads(line)["step"] for line in text.splitlines()]
 
 
-@pytest.mark.usefixtures("little")
+@pytest.mark.usefixtures("little", "undrawn")
 def test_what_is_there_is_not_done_again_and_a_line_cut_short_is(
     lab: dict[str, Path], done: Path, tmp_path: Path
 ):
     out = Path(shutil.copytree(done, tmp_path / "out"))
     before = (out / LOG_FILE).read_text().splitlines()
     told: list[str] = []
-    rows = [ORIGINAL, MIXED, REFINED, RANDOM]
-    recover(experiment(lab, out, progress=lambda what, *_: told.append(what)), rows)
+    recover(experiment(lab, out, progress=lambda what, *_: told.append(what)), FOUR)
     assert not told
     assert (out / LOG_FILE).read_text().splitlines() == before
     (out / LOG_FILE).write_text("\n".join(before[:-1]) + "\n" + before[-1][:40])
-    recover(experiment(lab, out), rows)
+    recover(experiment(lab, out), FOUR)
     after = (out / LOG_FILE).read_text().splitlines()
     assert after[-2] == before[-1][:40]
     again, was = json.loads(after[-1]), json.loads(before[-1])
     for line in (again, was):
         del line["scores"]["coding_seconds"]
     assert again == was
+
+
+def test_a_line_that_a_full_disk_cut_short_is_told_and_spoils_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    log = Log(tmp_path / LOG_FILE)
+    line = {"what": "score", "row": "original", "clip": "a"}
+    write = os.write
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda file, text: write(file, text[:10]))
+        with pytest.raises(OSError, match="No space left"):
+            log.add(line)
+    assert log.find(line) is None
+    again = Log(tmp_path / LOG_FILE)
+    again.add(line)
+    assert Log(tmp_path / LOG_FILE).lines == [line]
 
 
 def test_another_checkpoint_time_or_speech_is_another_experiment(
@@ -387,7 +482,71 @@ def test_a_row_in_other_hands_is_left_to_them(lab: dict[str, Path], done: Path):
         pass
 
 
+@pytest.mark.usefixtures("little", "undrawn")
+def test_lines_of_another_setting_seed_or_clip_stay_out_of_the_tables(
+    lab: dict[str, Path], done: Path, tmp_path: Path
+):
+    out = Path(shutil.copytree(done, tmp_path / "out"))
+    log = Log(out / LOG_FILE)
+    line = next(one for one in log.lines if one["what"] == "score" and one["row"] == "original")
+    for change in ({"config": "another"}, {"seed": 1}, {"clip": "nobody"}):
+        log.add(line | change | {"scores": line["scores"] | {"mel": 99.0}})
+    before = (out / "recovery.md").read_text()
+    work = _Work(experiment(lab, out), FOUR)
+    work.prepare()
+    work.write_tables()
+    assert (out / "recovery.md").read_text() == before
+
+
 # Scores
+
+
+@pytest.fixture(scope="module")
+def scoring(lab: dict[str, Path]) -> recover_scores.Scoring:
+    with pytest.MonkeyPatch.context() as patch:
+        in_little(patch)
+        return recover_scores.Scoring(lab["checkpoint"], lab["encoder"], lab["data"], 1.0)
+
+
+def test_inversion_is_the_search_from_afar_and_random_codes_are_each_seeds_and_clips_own(
+    scoring: recover_scores.Scoring,
+):
+    row = Row(name="inversion", title="inversion", by="inversion", steps=3)
+    found = scoring.codes(row, "human", 0, 5)
+    # As `revox clone --steps 3` has it: the polish cut short in proportion.
+    config = InversionConfig(steps=3, polish_rounds=0)
+    plain = invert(
+        scoring.original, scoring.clips["human"][0].samples, config=config, prior=scoring.prior, seed=5
+    )
+    assert torch.equal(found, plain.codes)
+    drawn = [scoring.codes(RANDOM, "human", i, seed) for i in (0, 1) for seed in (0, 1)]
+    assert all(codes.shape == found.shape for codes in drawn)
+    assert len({tuple(codes.flatten().tolist()) for codes in drawn}) == 4
+
+
+def test_the_time_of_the_original_is_that_of_encoding_also_where_its_codes_are_known(
+    scoring: recover_scores.Scoring, monkeypatch: pytest.MonkeyPatch
+):
+    known = scoring.truth("human", 0)
+    encoded = []
+
+    def counted(*arguments: Any) -> Any:
+        encoded.append(arguments)
+        return encode(*arguments)
+
+    monkeypatch.setattr(recover_scores, "encode", counted)
+    assert torch.equal(scoring.codes(ORIGINAL, "human", 0, 0), known)
+    assert len(encoded) == 1
+
+
+@pytest.mark.parametrize("clips", [1, 3, 5, 10, 20, 40])
+def test_a_look_is_at_clips_that_are_scored(lab: dict[str, Path], tmp_path: Path, clips: int):
+    work = _Work(experiment(lab, tmp_path / "out", clips=clips), [MIXED])
+    work.__dict__["scoring"] = SimpleNamespace(clips={"synthetic": range(21), "human": range(38)})
+    scored, looked = work._places(), work._places(4)
+    assert len(scored) == min(clips, 21) + min(clips, 38)
+    assert len(looked) == 2 * min(clips, 4)
+    assert set(looked) <= set(scored)
 
 
 def test_the_original_is_its_own_ceiling_and_random_codes_are_the_floor(done: Path):
@@ -588,6 +747,26 @@ def test_a_row_that_will_not_do_is_a_sentence(text: str, sentence: str):
 def test_no_rows_at_all_is_a_sentence():
     with pytest.raises(LabError, match="no row is named"):
         chosen_rows([])
+
+
+@pytest.mark.parametrize(
+    ("named", "sentence"),
+    [
+        ([], "begun with other minutes"),  # which is looked at after the rows
+        (["--rows", "original, pairs-and-human-no-mel"], "begun with other minutes"),
+        (["--rows", "pairs"], "no row 'pairs' to ablate: the rows are original, pairs-and-human, "),
+        (["--rows", ","], "no row is named: the rows are original, pairs-and-human, "),
+    ],
+)
+def test_an_ablation_takes_the_rows_that_are_named(
+    lab: dict[str, Path], tmp_path: Path, named: list[str], sentence: str
+):
+    _Work(experiment(lab, tmp_path / "out"), [MIXED]).prepare()
+    places = ["--data", lab["data"], "--encoder", lab["encoder"], "--checkpoint", lab["checkpoint"]]
+    asked = ["recover", tmp_path / "out", *places, "--ablate", *named]
+    result = CliRunner().invoke(lab_command.app, [str(argument) for argument in asked])
+    assert isinstance(result.exception, LabError)
+    assert re.search(sentence, str(result.exception))
 
 
 @pytest.mark.parametrize("name", ["none", "../lists", "original.yaml", ""])

@@ -275,8 +275,9 @@ def _only(rows: list[Row], names: str) -> list[Row]:
     """Those of `rows` that are named. Raises LabError for a name that is not there."""
     from revox.lab.errors import LabError
 
-    unknown = set(_names(names)) - {row.name for row in rows}
-    if unknown:
-        known = ", ".join(row.name for row in rows)
-        raise LabError(f"there is no row {sorted(unknown)[0]!r} to ablate: the rows are {known}")
-    return [row for row in rows if row.name in _names(names)]
+    wanted, known = _names(names), [row.name for row in rows]
+    unknown = sorted(set(wanted) - set(known))
+    if unknown or not wanted:
+        wrong = f"there is no row {unknown[0]!r} to ablate" if unknown else "no row is named"
+        raise LabError(f"{wrong}: the rows are {', '.join(known)}")
+    return [row for row in rows if row.name in wanted]

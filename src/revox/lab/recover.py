@@ -9,6 +9,7 @@ OUT/recover.jsonl; what was stopped goes on from there, in the middle of a train
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib.util
@@ -132,7 +133,9 @@ class Log:
         """Keep a line; in one write, so that several processes may share the file."""
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, (json.dumps(line) + "\n").encode())
+            text = (json.dumps(line) + "\n").encode()
+            if os.write(descriptor, text) < len(text):  # the disk is full; what follows would join it
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         finally:
             os.close(descriptor)
         self._take(line)
@@ -156,8 +159,8 @@ def recover(experiment: Experiment, rows: Sequence[Row]) -> Path:
             for row in rows:
                 with work.mine(row):
                     work.row(row, seed)
-                work.write_tables()
-        return work.write_tables()
+                made = work.write_tables()
+        return made
 
 
 @contextlib.contextmanager
@@ -346,8 +349,12 @@ class _Work:
     def _places(self, most: int | None = None) -> list[tuple[str, int]]:
         from revox.lab.recover_scores import evenly
 
-        count = min(self.experiment.clips, most or self.experiment.clips)
-        return [(kind, i) for kind in KINDS for i in evenly(count, len(self.scoring.clips[kind]))]
+        found = []
+        for kind in KINDS:
+            scored = evenly(self.experiment.clips, len(self.scoring.clips[kind]))
+            # Looks are at some of these, so that curves stand beside the original's scores of the same clips.
+            found += [(kind, scored[j]) for j in evenly(most or len(scored), len(scored))]
+        return found
 
     def _key(self, what: str, row: Row, seed: int, **more: Any) -> Line:
         return {"what": what, "row": row.name, "config": self.config(row), "seed": seed, **more}

@@ -19,9 +19,9 @@ from revox.api import load
 from revox.checkpoint.voices import Voice
 from revox.cloning.clone import preset_codes
 from revox.cloning.encode import encode, served
-from revox.cloning.invert import InversionResult, invert
+from revox.cloning.invert import InversionConfig, InversionResult, invert
 from revox.cloning.prior import CodePrior
-from revox.cloning.refine import refine, refinement
+from revox.cloning.refine import refine
 from revox.evaluation.subject import random_codes
 from revox.evaluation.tables import rank
 from revox.lab.aside import original_codec
@@ -130,12 +130,14 @@ class Scoring:
         """The codes `[37, frames]` that a row finds for a clip; `codec` is the restored one where it has
         one (`restored`)."""
         target = self.clips[kind][i].samples
-        if row.by == "original":
-            return self.truth(kind, i)
+        if row.by == "original":  # not `truth`, which may be at hand: what encoding takes is measured
+            return encode(self._served, target).codes
         if row.by == "random":
-            return random_codes(self.original, self.truth(kind, i).shape[1], 1000 * seed + i)
+            return random_codes(
+                self.original, len(target) // self.original.samples_per_frame, 1000 * seed + i
+            )
         if row.by == "inversion":
-            config = refinement(row.steps or 0)
+            config = InversionConfig().taking(row.steps or 0)
             result = invert(self.original, target, config=config, prior=self.prior, seed=seed)
             return _whole(result, result.codes)
         assert codec is not None
