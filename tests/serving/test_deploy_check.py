@@ -135,6 +135,15 @@ def test_deploy_files_that_cannot_be_read_are_said(tmp_path, text, said):
     assert not Path("owned").exists()
 
 
+def test_a_pipe_in_place_of_a_deploy_file_is_not_waited_for(tmp_path, monkeypatch):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    opened = "revox.serving.deploy_check.open"
+    monkeypatch.setattr(opened, lambda *_: pytest.fail("it would wait"), raising=False)
+    scene = gather(f"vllm serve /m --deploy-config={pipe}", environment={"PATH": ""})
+    assert scene.deploy_problem == f"{pipe} is not a file"
+
+
 def test_a_deploy_file_is_read_and_a_missing_value_is_said(tmp_path):
     path = tmp_path / "d.yaml"
     path.write_text("stages:\n  - stage_id: 0\n")

@@ -8,6 +8,7 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.metadata
+import os
 import shlex
 import shutil
 import subprocess
@@ -332,6 +333,29 @@ def test_links_that_a_container_would_not_see_are_said(tmp_path):
     with pytest.raises(DeployError, match="cp -rL"):
         Deployment(folder, tmp_path / "out").write()
     assert not (tmp_path / "out").exists()
+
+
+def test_links_of_a_snapshot_to_outside_of_its_repository_are_said(tmp_path):
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "elsewhere").write_text("{}")
+    (snapshot / "params.json").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DeployError, match="cp -rL"):
+        mount_of(snapshot)
+
+
+def test_a_link_or_a_pipe_of_somebody_else_is_not_written_through_nor_waited_for(tmp_path, monkeypatch):
+    opened = "revox.serving.vllm_omni.open"
+    monkeypatch.setattr(opened, lambda *_, **__: pytest.fail("a pipe would wait"), raising=False)
+    plan = deployment(tmp_path)
+    for make in (os.mkfifo, lambda path: path.symlink_to(tmp_path / "nowhere"), Path.mkdir):
+        plan.out.mkdir()
+        make(plan.out / SCRIPT_NAME)
+        with pytest.raises(DeployError, match="not of `revox deploy vllm-omni`"):
+            plan.write()
+        assert [path.name for path in plan.out.iterdir()] == [SCRIPT_NAME]
+        subprocess.run(["rm", "-r", plan.out], check=True)
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_files_of_somebody_else_are_left_alone_and_own_ones_replaced(tmp_path):

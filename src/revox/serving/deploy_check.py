@@ -178,6 +178,9 @@ def _deploy_file(flags: Mapping[str, str | None]) -> tuple[dict[str, Any] | None
     import yaml
 
     try:
+        # Opening a pipe would wait for whoever writes to it.
+        if path.exists() and not path.is_file():
+            return None, f"{path} is not a file"
         with open(path, "rb") as file:
             text = file.read(MAX_DEPLOY_BYTES + 1)
         if len(text) > MAX_DEPLOY_BYTES:

@@ -366,6 +366,9 @@ def _plain(word: str) -> str:
 
 
 def _is_ours(path: Path) -> bool:
+    # Opening a pipe would wait for whoever writes to it.
+    if not path.is_file():
+        return False
     try:
         with open(path, encoding="utf-8") as file:
             return MARK in file.read(400)
