@@ -17,7 +17,7 @@ ONE_THREAD := OMP_NUM_THREADS=1
 
 help:
 	@echo "make demo    clone the voice of a bundled clip and speak with it; the result is in demo-output/"
-	@echo "make test    style, types, import rules and all tests"
+	@echo "make test    style, types, import rules and all tests but the slow ones"
 	@echo "make lint    style, types and import rules only"
 	@echo "make format  put the style right"
 	@echo "make venv    only set up $(VENV), with everything for development"
