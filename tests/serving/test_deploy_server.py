@@ -16,10 +16,12 @@ import pytest
 
 from revox.serving.deploy_errors import DeployError
 from revox.serving.deploy_server import (
+    ASK_SECONDS,
     FAILED,
     MAX_BYTES,
     NOT_SENT,
     REFUSED,
+    SPEAK_SECONDS,
     WORKS,
     Server,
     examine_server,
@@ -186,15 +188,18 @@ def test_a_sick_server_and_one_that_shall_not_be_probed_are_not_sent_ref_audio()
         assert fake.spoken == []
 
 
-def test_a_server_that_dies_of_it_all_the_same_is_said_to_have_died():
+@pytest.mark.parametrize("after", [503, None], ids=["sick", "gone"])
+def test_a_server_that_dies_of_it_all_the_same_is_said_to_have_died(after):
     dead = threading.Event()
 
     def speech(handler: BaseHTTPRequestHandler, fake: Fake) -> tuple[int, Any]:
         dead.set()
         return 500, {"error": {"message": "EngineDeadError"}}
 
-    def health(handler: BaseHTTPRequestHandler, fake: Fake) -> tuple[int, Any]:
-        return (503 if dead.is_set() else 200), b""
+    def health(handler: BaseHTTPRequestHandler, fake: Fake) -> tuple[int, Any] | None:
+        if not dead.is_set():
+            return 200, b""
+        return None if after is None else (after, b"")
 
     with serving(omni(speech=speech, **{"/health": health})) as (url, _):
         report = examine_server(url)
@@ -230,6 +235,7 @@ def test_a_web_server_that_is_none_of_them_is_unknown():
     with serving({}) as (url, fake):
         report = examine_server(url)
     assert (report.kind, report.healthy, report.ref_audio) == ("unknown", False, NOT_SENT)
+    assert report.ref_audio_said == "it is not known what the server would do with it"
     assert fake.spoken == []
 
 
@@ -340,15 +346,33 @@ def test_time_that_is_over_before_the_connection_stands_is_over(monkeypatch):
     assert fake.asked == []
 
 
-def test_the_time_that_speaking_takes_is_not_the_time_for_a_question(monkeypatch):
-    monkeypatch.setattr("revox.serving.deploy_server.ASK_SECONDS", 1.0)
+def test_speaking_is_given_minutes_and_a_question_seconds(monkeypatch):
+    given: dict[str, set[float]] = {}
+    ask = Server.ask
 
-    def speech(handler: BaseHTTPRequestHandler, fake: Fake) -> tuple[int, Any]:
-        fake.done.wait(1.5)
-        return 200, WAV
+    def asked(self: Server, path: str, body: Any = None, seconds: float = ASK_SECONDS) -> Any:
+        given.setdefault(path, set()).add(seconds)
+        return ask(self, path, body, seconds)
 
-    with serving(omni(speech=speech)) as (url, _):
-        assert examine_server(url).ref_audio == WORKS
+    monkeypatch.setattr(Server, "ask", asked)
+    with serving(omni()) as (url, _):
+        examine_server(url)
+    assert given.pop("/v1/audio/speech") == {SPEAK_SECONDS}
+    assert set.union(*given.values()) == {ASK_SECONDS}
+    assert ASK_SECONDS <= 30 < SPEAK_SECONDS <= 300
+
+
+def test_an_address_where_nobody_picks_up_is_given_up(monkeypatch):
+    waited = []
+
+    def connect(address: Any, timeout: float | None, *_: object) -> None:
+        waited.append(timeout)
+        raise TimeoutError
+
+    monkeypatch.setattr("socket.create_connection", connect)
+    with pytest.raises(DeployError, match="did not answer within"):
+        Server("http://a").ask("/health", seconds=100)
+    assert waited == [ASK_SECONDS]
 
 
 def test_a_huge_answer_is_read_to_its_bound_and_not_believed():
