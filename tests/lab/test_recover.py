@@ -465,6 +465,15 @@ def test_another_checkpoint_time_or_speech_is_another_experiment(
         recover(experiment(lab, out, minutes=2.0), [RANDOM])
 
 
+@pytest.mark.parametrize("text", ["", "{", "1", "[1]", "null"])
+def test_a_folder_that_does_not_say_what_it_was_begun_with_is_refused(
+    lab: dict[str, Path], tmp_path: Path, text: str
+):
+    (tmp_path / "begun.json").write_text(text)
+    with pytest.raises(LabError, match="is damaged"):
+        recover(experiment(lab, tmp_path), [RANDOM])
+
+
 def test_a_row_that_was_told_otherwise_has_no_results_yet(lab: dict[str, Path], done: Path):
     work = _Work(experiment(lab, done), [MIXED])
     other = MIXED.model_copy(update={"training": TRAINING | {"seconds": 0.4}})

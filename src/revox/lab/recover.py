@@ -267,7 +267,10 @@ class _Work:
         }
         kept = self.out / BEGUN_FILE
         if kept.is_file():
-            before = json.loads(kept.read_text())
+            try:
+                before = dict(json.loads(kept.read_text()))
+            except (ValueError, TypeError):
+                raise LabError(f"{kept} is damaged: name another folder") from None
             other = [name for name in now if before.get(name) != now[name]]
             if other:
                 raise LabError(
