@@ -42,6 +42,17 @@ def long_clips(speech: SpeechSet, limit: float = 8.0) -> dict[str, np.ndarray]:
     return found
 
 
+def lab_arguments(description: str | None) -> argparse.ArgumentParser:
+    """Where a lab build's speech, the checkpoint and its encoder lie; how many sentences; where to write."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path, default=None)
+    parser.add_argument("--encoder", type=Path, default=Path("lab-encoder/encoder.safetensors"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--sentences", type=int, default=60)
+    return parser
+
+
 def preset_sentences(speech: SpeechSet, count: int) -> list[int]:
     """`count` utterances of the presets, spread evenly."""
     mine = [i for i, utterance in enumerate(speech.utterances) if utterance.preset]
@@ -115,13 +126,7 @@ def cloning_table(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--checkpoint", type=Path, default=None)
-    parser.add_argument("--encoder", type=Path, default=Path("lab-encoder/encoder.safetensors"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--sentences", type=int, default=60)
-    arguments = parser.parse_args()
+    arguments = lab_arguments(__doc__).parse_args()
     torch.set_num_threads(1)
     folder = arguments.checkpoint or checkpoint_folder()
     codec = original_codec(folder, arguments.encoder)

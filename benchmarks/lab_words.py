@@ -9,15 +9,13 @@ the rows say what costs words.
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
 import platform
-from pathlib import Path
 
 import torch
 
-from lab_quality import preset_sentences
+from lab_quality import lab_arguments, preset_sentences
 from revox import load
 from revox.checkpoint.voices import load_voice
 from revox.lab import checkpoint_folder
@@ -41,12 +39,7 @@ ROWS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--checkpoint", type=Path, default=None)
-    parser.add_argument("--encoder", type=Path, default=Path("lab-encoder/encoder.safetensors"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--sentences", type=int, default=60)
+    parser = lab_arguments(__doc__)
     parser.add_argument("--cfg", type=float, nargs="+", default=[DEFAULT_CFG, 2 * DEFAULT_CFG])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
