@@ -88,6 +88,8 @@ def fake_environment(tmp_path: Path, omni: str, vllm: str) -> Path:
 
 def test_run_becomes_vllm_omni_with_those_words(revox_cli, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{fake_environment(tmp_path, '0.30.0', '0.30.0')}:/usr/bin:/bin")
+    # What was named wins over what the shell has.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     became = []
     monkeypatch.setattr("os.execve", lambda *words: became.append(words))
     code, out, _ = revox_cli(
@@ -192,9 +194,33 @@ def test_a_servers_answers_are_shown_and_decide_the_exit_code(revox_cli, monkeyp
     assert found == code
     assert asked == [("http://a:1", "secret", False)]
     assert "secret" not in out
+    assert revox_cli(*words, "--json")[0] == code
     if "voices" in changes:
         assert ("restart it" in out) is bool(code)
         assert "the folder does not list ada" in out
+
+
+def test_a_servers_report_as_json_tells_voices_that_the_folder_does_not_list(revox_cli, monkeypatch):
+    def examine(url: str, key: str | None, probe: bool) -> ServerReport:
+        return ServerReport(url, "vllm-omni", "0.30.0", True, voices=["ada"])
+
+    monkeypatch.setattr("revox.serving.deploy_server.examine_server", examine)
+    _, out, _ = revox_cli(
+        "deploy", "check", "http://a:1", "--json", "--folder", str(revox.lab.checkpoint_folder())
+    )
+    said = json.loads(out)
+    assert (said["kind"], said["version"], said["voices"]) == ("vllm-omni", "0.30.0", ["ada"])
+    assert "the server does not have ar_male of the folder" in said["voices_apart"]
+    assert "the folder does not list ada of the server" in said["voices_apart"]
+
+
+def test_check_looks_into_the_folder_and_the_python_that_were_named(revox_cli, tmp_path):
+    python = fake_environment(tmp_path, "0.28.0", "0.28.0") / "python"
+    folder = str(revox.lab.checkpoint_folder())
+    _, out, _ = revox_cli("deploy", "check", "--folder", folder, "--python", str(python))
+    assert f"folder: {folder}" in out
+    assert "vllm-omni 0.28.0, vllm 0.28.0" in out
+    assert "[ref-audio]" in out
 
 
 def test_an_address_without_its_beginning_is_no_command(revox_cli):

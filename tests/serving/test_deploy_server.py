@@ -208,6 +208,17 @@ def test_a_server_that_dies_of_it_all_the_same_is_said_to_have_died(after):
     assert any("is not since" in note for note in report.notes)
 
 
+@pytest.mark.parametrize("status", [400, 500])
+@pytest.mark.parametrize("body", [b"\x1b[2Jno\n" + b"x" * 5000, {"message": "\x1b[2Jno\n" + "x" * 5000}])
+def test_what_a_server_says_of_ref_audio_is_one_short_line_that_no_terminal_obeys(status, body):
+    with serving(omni(speech=(status, body))) as (url, _):
+        report = examine_server(url)
+    assert report.ref_audio == (REFUSED if status == 400 else FAILED)
+    assert report.ref_audio_said.startswith(f"{status}: [2Jno x")
+    assert report.ref_audio_said.isprintable()
+    assert len(report.ref_audio_said) < 520
+
+
 @pytest.mark.parametrize("answer", [(200, b""), (200, {"ok": True}), (200, b"RIFF"), (502, b"bad gateway")])
 def test_an_answer_that_is_no_sound_is_no_success(answer):
     with serving(omni(speech=answer)) as (url, _):
