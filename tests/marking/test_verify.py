@@ -252,15 +252,16 @@ def test_nothing_is_fetched_whatever_a_file_asks_for(encoded, signer, state, els
     assert asked == ["/manifest.c2pa"]
 
 
-@pytest.mark.parametrize(
-    ("section", "setting", "opened"),
-    [("core", "allowed_network_hosts", ["127.0.0.1"]), ("verify", "remote_manifest_fetch", True)],
-)
+@pytest.mark.parametrize("open_one", ["hosts", "fetching"])
 def test_each_of_the_two_locks_alone_keeps_a_manifest_elsewhere_from_being_fetched(
-    section, setting, opened, encoded, signer, state, elsewhere, monkeypatch
+    open_one, encoded, signer, state, elsewhere, monkeypatch
 ):
-    monkeypatch.setitem(manifest._SETTINGS[section], setting, opened)
     address, asked = elsewhere
+    if open_one == "hosts":
+        host = address.removeprefix("http://").partition("/")[0]
+        monkeypatch.setitem(manifest._SETTINGS["core"], "allowed_network_hosts", [host])
+    else:
+        monkeypatch.setitem(manifest._SETTINGS["verify"], "remote_manifest_fetch", True)
     assert verify_bytes(with_a_manifest_at(address, encoded, signer)).state != "marked"
     assert asked == []
 
