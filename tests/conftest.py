@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -16,6 +17,7 @@ from torch import Tensor
 from revox.lab.tokenizer import minimal_vocab_size, write_tekken
 from revox.model.config import AcousticConfig, BackboneConfig, CodecConfig, VoxtralConfig
 from revox.model.voxtral import Voxtral, tensor_name
+from revox.speech import Audio, write_audio
 
 TINY = VoxtralConfig(
     # 256 wide, so that a voice's codes can be found again from its rows.
@@ -110,6 +112,16 @@ def write_checkpoint(folder: Path, model: Voxtral) -> Path:
     for name, tensor in rows.items():
         torch.save(tensor, folder / "voice_embedding" / f"{name}.pt")
     write_tekken(folder / "tekken.json", {name: len(tensor) for name, tensor in rows.items()})
+    return folder
+
+
+def write_speakers(folder: Path, rate: int) -> Path:
+    """What training takes for speech: folders of twenty speakers, a swelling hum of 1 s each."""
+    for i in range(20):
+        t = np.arange(rate) / rate
+        wave = 0.1 * np.sin(2 * np.pi * (100 + 10 * i) * t) * (1 + np.sin(2 * np.pi * 3 * t))
+        (folder / f"speaker{i:02d}").mkdir()
+        write_audio(folder / f"speaker{i:02d}" / "a.flac", Audio(wave.astype(np.float32), rate))
     return folder
 
 

@@ -12,11 +12,8 @@ from revox.synthesis.prompt import Prompter
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _everywhere_here(one_thread):
+    """One thread in every file of this room."""
 
 
 @pytest.fixture(scope="module")

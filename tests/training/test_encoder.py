@@ -23,6 +23,8 @@ from revox.training.errors import TrainingError
 from revox.training.settings import EncoderTraining, read_settings
 from revox.training.world import World
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SETTINGS: dict[str, Any] = {
     "steps": 6, "clips": 2, "pairs": 2, "labels": 2, "inverted": 3, "seconds": 0.64, "save_every": 2,
     "report_every": 1, "validate_every": 100, "warmup": 2, "decay_steps": 2, "learning_rate": 3e-5,
@@ -32,14 +34,6 @@ SETTINGS: dict[str, Any] = {
 
 
 NO_LABELS: dict[str, Any] = {"labels": 0, "inverted": 0}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def clips() -> list[Tensor]:

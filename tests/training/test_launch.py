@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
+from conftest import write_speakers
 from revox.checkpoint.encoder_file import read_record
-from revox.speech import Audio, write_audio
 
 pytestmark = pytest.mark.slow  # seven processes that each import torch: most of a minute of one core
 PATIENCE = 240.0  # seconds, on a machine with other work
@@ -35,13 +34,7 @@ SETTINGS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty speakers of one clip each, all longer than what is cut from them."""
-    folder = tmp_path_factory.mktemp("speech")
-    for i in range(20):
-        t = np.arange(24000) / 24000
-        wave = 0.1 * np.sin(2 * np.pi * (100 + 10 * i) * t) * (1 + np.sin(2 * np.pi * 3 * t))
-        (folder / f"speaker{i:02d}").mkdir()
-        write_audio(folder / f"speaker{i:02d}" / "a.flac", Audio(wave.astype(np.float32), 24000))
-    return folder
+    return write_speakers(tmp_path_factory.mktemp("speech"), 24000)
 
 
 @pytest.fixture

@@ -10,20 +10,18 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import typer
 from typer.testing import CliRunner
 
-from conftest import preset_codes
+from conftest import preset_codes, write_speakers
 from revox.checkpoint.encoder_file import decoder_sha256, read_record
 from revox.checkpoint.load import load_model
 from revox.cli import train_command
 from revox.cloning.clone import PARTS
 from revox.cloning.invert import InversionConfig
 from revox.cloning.quick_encoder import QuickEncoderTraining
-from revox.speech import Audio, write_audio
 from revox.training.data import find_sources
 from revox.training.errors import TrainingError
 from revox.training.inverted import inverted_recordings
@@ -44,13 +42,7 @@ FEW = InversionConfig(steps=1, polish_rounds=0)
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty speakers of one clip each, 16 kHz."""
-    folder = tmp_path_factory.mktemp("speech")
-    for i in range(20):
-        t = np.arange(16000) / 16000
-        wave = 0.1 * np.sin(2 * np.pi * (100 + 10 * i) * t) * (1 + np.sin(2 * np.pi * 3 * t))
-        (folder / f"speaker{i:02d}").mkdir()
-        write_audio(folder / f"speaker{i:02d}" / "a.flac", Audio(wave.astype(np.float32), 16000))
-    return folder
+    return write_speakers(tmp_path_factory.mktemp("speech"), 16000)
 
 
 def options(cache: Path, **changes: Any) -> RunOptions:
