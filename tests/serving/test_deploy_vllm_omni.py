@@ -244,6 +244,10 @@ def test_the_compose_files_command_is_taken_too(omni, tmp_path):
     assert (parsed.model_tag, parsed.deploy_config) == ("/model", f"/deploy/{DEPLOY_NAME}")
     assert (parsed.host, parsed.port) == ("0.0.0.0", 8000)
     assert service["entrypoint"] == ["vllm-omni"]
+    asked = service["healthcheck"]["test"]
+    assert asked[:3] == ["CMD", "python3", "-c"]
+    assert f"http://127.0.0.1:{parsed.port}/health" in asked[3]
+    compile(asked[3], "healthcheck", "exec")
     assert service["ports"] == ["127.0.0.1:9001:8000"]
     assert service["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"] == ["3"]
     assert all(volume["read_only"] for volume in service["volumes"])
