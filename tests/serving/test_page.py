@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import re
 import shutil
+import statistics
 import tempfile
 import threading
 import wave
@@ -20,6 +24,8 @@ from revox.cloning.errors import CloneError
 from revox.cloning.invert import InversionProgress
 from revox.lab import checkpoint_folder
 from revox.marking import verify_bytes
+from revox.metrics.spectral import mel_spectrogram
+from revox.serving.keys import add_key
 from revox.speech import read_audio
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -324,3 +330,338 @@ def test_a_file_is_cloned_with_consent_and_shown_beside_its_result(serve, tab):
         page.get_by_role("button", name="Delete en_female_ada").click()
         page.get_by_text("en_female_ada is deleted.").wait_for()
         assert httpx.get(f"{url}/v1/audio/voices").json()["uploaded_voices"] == []
+
+
+@pytest.mark.slow
+def test_what_strangers_wrote_is_text_and_never_html(serve, tab):
+    hostile = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>&amp;"
+    with serve() as (url, app):
+        cloner = FakeCloner(app, "inversion")
+        cloner.error = hostile
+        cloner.go.set()
+        listed = httpx.get(f"{url}/v1/audio/voices").json()
+        listed["voices"] += [hostile, "ada"]
+        about = {"name": "ada", "consent": hostile, "speaker_description": hostile, "method": hostile}
+        listed["uploaded_voices"] = [about, {**about, "name": hostile}]
+        card = {"object": "list", "data": [{"id": hostile}]}
+        tab.page.route(
+            "**/v1/audio/voices",
+            lambda route: route.fulfill(json=listed) if route.request.method == "GET" else route.continue_(),
+        )
+        tab.page.route("**/v1/models", lambda route: route.fulfill(json=card))
+        error = {"error": {"message": hostile, "code": None}}
+        tab.page.route("**/v1/audio/speech", lambda route: route.fulfill(status=400, json=error))
+        page = tab.open(url)
+        page.locator(".voice").first.wait_for()
+        assert page.locator("#model").inner_text() == hostile
+        assert page.locator(".voice").filter(has_text=hostile).count() == 2
+        page.get_by_role("button", name="Play ada").click()
+        page.locator("#audition-error").filter(has_text=hostile).wait_for()
+        page.get_by_role("link", name="Compare").click()
+        page.locator("#voice-a").select_option(hostile)
+        kept = {
+            "rating_a": 5,
+            "rating_b": 1,
+            "voice_a": hostile,
+            "voice_b": "b",
+            "server_a": "",
+            "server_b": "",
+        }
+        page.evaluate(
+            "kept => localStorage.setItem('revox-ratings', kept)", json.dumps([kept, "noise", None])
+        )
+        page.get_by_role("link", name="Clone").click()
+        page.locator("#file").set_input_files(CLIP)
+        page.locator("#agreed").check()
+        page.locator("#consent").fill(hostile + CONSENT)
+        page.locator("#name").fill("bob")
+        page.get_by_role("button", name="Clone", exact=True).click()
+        page.locator(".job .error").filter(has_text=hostile).wait_for()
+        page.reload()
+        page.locator("#tables th").filter(has_text=hostile).wait_for(state="attached")
+        assert page.locator("main img, main script, main iframe").count() == 0
+        assert page.evaluate("window.hacked") is None
+        # The browser itself refuses HTML, should the page ever try.
+        blocked = page.evaluate(
+            "() => { try { document.body.innerHTML = '<b>x</b>' } catch (e) { return e.name } }"
+        )
+        assert blocked == "TypeError"
+        tab.may_complain = True  # of the pretended 400 and the refused HTML
+
+
+def test_a_blind_comparison_hides_its_order_and_counts_every_rating(serve, tab):
+    with serve() as (url, _app):
+        page = tab.open(f"{url}/#compare")
+        page.locator("#voice-a option").first.wait_for(state="attached")
+        page.locator("#voice-a").select_option("it_male")
+        page.locator("#voice-b").select_option("it_male")
+        page.get_by_role("button", name="Start").click()
+        assert "A and B are the same" in page.locator("#setup-error").inner_text()
+        page.locator("#voice-b").select_option("fr_female")
+        page.locator("#phrases").fill("ten\n\nnine")
+        lengths = {
+            (phrase, voice): read_audio(api(url, input=phrase, voice=voice)).seconds
+            for phrase in ("ten", "nine")
+            for voice in ("it_male", "fr_female")
+        }
+        asked = []
+        page.on(
+            "request",
+            lambda request: (
+                asked.append(request.post_data_json) if request.url.endswith("/v1/audio/speech") else None
+            ),
+        )
+        page.get_by_role("button", name="Start").click()
+        given = []
+        for pair in range(2):
+            page.get_by_text("Listen to both, and rate each.").wait_for()
+            shown = page.locator("#trial").inner_text() + page.locator("#trial").inner_html()
+            assert not re.search(r"it_male|fr_female", shown)
+            assert not page.locator("#results").is_visible()
+            if pair == 0:
+                page.locator("#next").click()
+                assert "Listen to the first too." in page.locator("#trial-error").inner_text()
+            first, second = (hear_player(page, f"{which}-audio") for which in ("first", "second"))
+            phrase = page.locator("#trial-phrase").inner_text().strip("“”")
+            order = [body["voice"] for body in asked[-2:]]
+            assert first == pytest.approx(lengths[phrase, order[0]], abs=0.02)
+            assert second == pytest.approx(lengths[phrase, order[1]], abs=0.02)
+            ratings = (4 + pair, 2 - pair)
+            page.get_by_label(f"First: {ratings[0]} of 5").check()
+            if pair == 0:
+                page.locator("#next").click()
+                assert "Rate the second too" in page.locator("#trial-error").inner_text()
+            page.get_by_label(f"Second: {ratings[1]} of 5").check()
+            given.append((phrase, dict(zip(order, ratings, strict=True)), order[0]))
+            page.locator("#next").click()
+        page.locator("#tables tbody tr").first.wait_for()
+        _, data = tab.saved(page.get_by_role("button", name="Save as CSV"))
+        rows = list(csv.DictReader(io.StringIO(data.decode())))
+        assert sorted(row["first"] for row in rows) == ["A", "B"]
+        for row, (phrase, rated, first) in zip(rows, given, strict=True):
+            assert (row["phrase"], row["voice_a"], row["voice_b"]) == (phrase, "it_male", "fr_female")
+            assert (int(row["rating_a"]), int(row["rating_b"])) == (rated["it_male"], rated["fr_female"])
+            assert first == (row["voice_a"] if row["first"] == "A" else row["voice_b"])
+        table = page.locator("#tables tbody tr").evaluate_all(
+            "all => all.map(r => [...r.cells].map(c => c.innerText))"
+        )
+        for (name, n, mean, *counts), voice in zip(table, ("it_male", "fr_female"), strict=True):
+            rated = [one[1][voice] for one in given]
+            assert (name, n, mean) == (voice, "2", f"{statistics.mean(rated):.2f}")
+            assert [int(c) for c in counts] == [rated.count(r) for r in range(1, 6)]
+        page.reload()  # they are kept
+        page.locator("#tables tbody tr").first.wait_for()
+        page.get_by_role("button", name="Delete results").click()
+        page.get_by_text("Nothing is rated yet.").wait_for()
+        assert page.evaluate("localStorage.getItem('revox-ratings')") == "[]"
+
+
+@pytest.mark.slow
+def test_orders_are_balanced_sums_are_right_and_no_cell_is_a_formula(serve, tab):
+    with serve() as (url, _app):
+        page = tab.open(url)
+        plans = page.evaluate(
+            """async () => {
+              const { plan } = await import("/page/trials.js");
+              const phrases = (n) => [...Array(n).keys()].map(String);
+              return [1, 2, 3, 8].flatMap((n) => Array.from({ length: 60 }, () => plan(phrases(n), 3)));
+            }"""
+        )
+        for trials in plans:
+            firsts = [trial["first"] for trial in trials]
+            assert abs(firsts.count("a") - firsts.count("b")) == len(firsts) % 2
+            assert all(
+                len([t for t in trials if t["phrase"] == p]) == 3 for p in {t["phrase"] for t in trials}
+            )
+        # Chance alone leaves all 60 on one side once in 2^59.
+        assert {trials[0]["first"] for trials in plans[60:120]} == {"a", "b"}
+        phrases = ['=HYPERLINK("http://a")', '@x, "quoted"\nline', "-1+2", "plain"]
+        rows = [
+            {
+                "phrase": p,
+                "voice_a": "a",
+                "voice_b": "b",
+                "server_a": "",
+                "server_b": "http://b:1",
+                "rating_a": 1 + i,
+                "rating_b": 5 - i,
+                "seed": -3,
+                "first": "A",
+                "time": "t",
+            }
+            for i, p in enumerate(phrases)
+        ]
+        text, [pair] = page.evaluate(
+            """async (rows) => {
+              const { csv, summary } = await import("/page/trials.js");
+              return [csv(rows), summary(rows)];
+            }""",
+            rows,
+        )
+        read = list(csv.DictReader(io.StringIO(text, newline="")))
+        assert [row["phrase"] for row in read] == [f"'{p}" for p in phrases[:3]] + ["plain"]
+        assert {row["seed"] for row in read} == {"-3"}
+        assert pair["b"]["name"] == "b at http://b:1"
+        assert pair["a"]["mean"] == statistics.mean(range(1, 5))
+        assert pair["better"] == {"a": 1, "b": 2, "same": 1}
+
+
+@pytest.mark.slow
+def test_two_servers_are_compared_when_the_second_allows_it(serve, tab, tmp_path):
+    with (
+        serve() as (url, _app),
+        serve(cors_origins=(url,), voices_folder=tmp_path / "other") as (other, _),
+    ):
+        page = tab.open(f"{url}/?with={other}#compare", other)
+        page.locator("#voice-b option[value=de_male]").wait_for(state="attached")
+        page.locator("#voice-a").select_option("de_male")
+        page.locator("#voice-b").select_option("de_male")
+        page.locator("#phrases").fill("ten")
+        page.get_by_role("button", name="Start").click()
+        page.get_by_text("Listen to both, and rate each.").wait_for()
+        assert sum(one == f"{other}/v1/audio/speech" for one in tab.asked) >= 1
+        expected = read_audio(api(other, input="ten", voice="de_male")).seconds
+        for which in ("first", "second"):
+            assert hear_player(page, f"{which}-audio") == pytest.approx(expected, abs=0.02)
+
+
+def test_a_key_is_asked_for_kept_in_the_tab_and_sent(serve, tab, tmp_path):
+    keys = tmp_path / "keys.json"
+    key = add_key(keys, "ada")
+    with serve(api_keys=keys) as (url, _app):
+        page = tab.open(url)
+        field = page.get_by_label("API key", exact=True)
+        field.wait_for()
+        why = page.locator("#key-why")
+        refused = httpx.get(f"{url}/v1/models").json()["error"]["message"]
+        assert why.inner_text() == refused
+        field.fill("wrong")
+        field.press("Enter")
+        wrong = httpx.get(f"{url}/v1/models", headers={"authorization": "Bearer wrong"}).json()["error"][
+            "message"
+        ]
+        why.filter(has_text=wrong).wait_for()
+        field.fill(key)
+        field.press("Enter")
+        page.locator(".voice").first.wait_for()
+        assert not page.locator("#key-form").is_visible()
+        stored = "[sessionStorage.getItem('revox-key'), JSON.stringify(localStorage), document.cookie]"
+        assert page.evaluate(stored) == [
+            key, "{}", "",
+        ]  # fmt: skip
+        assert not any(key in asked for asked in tab.asked)
+        tab.complaints = [text for text in tab.complaints if "401" not in text]
+
+
+@pytest.mark.slow
+def test_everything_is_reached_and_done_with_the_keyboard(serve, tab):
+    with serve() as (url, _app):
+        page = tab.open(url)
+        page.locator(".voice").first.wait_for()
+        focused = """() => {
+          const one = document.activeElement;
+          const style = getComputedStyle(one);
+          const label = one.labels?.[0]?.innerText ?? one.getAttribute("aria-label") ?? one.innerText;
+          const box = one.getBoundingClientRect();
+          return { name: label.trim().split("\\n")[0], tag: one.tagName,
+            outlined: style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2,
+            seen: box.right > 0 && box.bottom > 0 && box.top < innerHeight && box.width > 0 };
+        }"""
+
+        def tab_to(name, limit=40):
+            passed = []
+            for _ in range(limit):
+                page.keyboard.press("Tab")
+                at = page.evaluate(focused)
+                assert at["name"], at
+                assert at["outlined"], at
+                assert at["seen"], at
+                passed.append(at["name"])
+                if at["name"] == name:
+                    return passed
+            raise AssertionError(f"{name!r} is not reached: {passed}")
+
+        assert tab_to("Play ar_male") == [
+            "Skip to the content", "Voices", "Clone", "Speak", "Compare",
+            "Phrase", "Language", "Sex", "Kind", "Play all", "Play ar_male",
+        ]  # fmt: skip
+        page.route("**/v1/audio/speech", lambda route: None)  # never answered
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="Stop ar_male").wait_for()
+        page.keyboard.press("Enter")  # the same button, which stops now
+        page.get_by_text("ar_male: stopped").wait_for()
+        page.unroute("**/v1/audio/speech")
+        tab_to("Speak with ar_male")
+        page.keyboard.press("Enter")
+        page.locator("#speak").wait_for()
+        assert page.evaluate("document.activeElement.id") == "speak-title"
+        assert page.locator("#speak-voice").input_value() == "ar_male"
+        tab_to("Text")
+        page.keyboard.press("Control+A")
+        page.keyboard.type("ten")
+        tab_to("Speak")
+        page.keyboard.press("Enter")
+        page.locator("#speak-status").filter(has_text="of speech came in").wait_for()
+        assert loudness(tab.heard()) > 0.001
+        for part in ("clone", "compare"):
+            page.goto(f"{url}/#{part}")
+            page.locator(f"#{part}").wait_for()
+            assert page.evaluate("document.activeElement.id") == f"{part}-title"
+            reached = tab_to("Clone" if part == "clone" else "Start")
+            assert ("Record" if part == "clone" else "Times each") in reached
+        assert page.locator("[role=status]").count() >= 5
+        named = page.locator("input, select, textarea").evaluate_all(
+            "all => all.filter(one => !one.labels?.length).map(one => one.id)"
+        )
+        assert named == []
+
+
+def test_a_phone_shows_all_of_it_without_scrolling_sideways(serve, tab):
+    long = "a" * 64
+    with serve() as (url, _app):
+        listed = httpx.get(f"{url}/v1/audio/voices").json()
+        listed["voices"].append(long)
+        listed["uploaded_voices"] = [{"name": long, "consent": "x" * 300}]
+        tab.page.route("**/v1/audio/voices", lambda route: route.fulfill(json=listed))
+        tab.page.set_viewport_size(PHONE)
+        page = tab.open(url)
+        page.locator(".voice").first.wait_for()
+        colours = []
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            colours.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        assert len(set(colours)) == 2
+        kept = {"rating_a": 5, "rating_b": 1, "voice_a": long, "voice_b": "b", "server_a": "", "server_b": ""}
+        page.evaluate("kept => localStorage.setItem('revox-ratings', kept)", json.dumps([kept]))
+        page.reload()
+        page.locator(".voice").first.wait_for()
+        for part in ("Voices", "Clone", "Speak", "Compare"):
+            page.get_by_role("link", name=part).click()
+            page.evaluate(
+                "document.querySelectorAll('main [hidden]:not(section)').forEach(one => one.hidden = false)"
+            )
+            page.evaluate("document.querySelectorAll('details').forEach(one => (one.open = true))")
+            page.locator("#result").evaluate("one => (one.hidden = false)")
+            assert no_wider(page), part
+            outside = page.locator("main *").evaluate_all(
+                """all => all.filter(one => !one.closest('.scroll'))
+                     .filter(one => one.getBoundingClientRect().right > innerWidth + 1)
+                     .map(one => one.outerHTML.slice(0, 80))"""
+            )
+            assert outside == [], part
+
+
+@pytest.mark.slow
+def test_pictures_are_the_mel_spectrograms_that_revox_measures_with(serve, tab):
+    samples = 0.3 * np.random.default_rng(0).standard_normal(3000).astype(np.float32)
+    with serve() as (url, _app):
+        page = tab.open(url)
+        found = page.evaluate(
+            """async (samples) => {
+              const { melSpectrogram } = await import("/page/sound.js");
+              return melSpectrogram(Float32Array.from(samples));
+            }""",
+            samples.tolist(),
+        )
+    expected = mel_spectrogram(torch.from_numpy(samples), 24000, 1024, 240, 96)
+    np.testing.assert_allclose(np.asarray(found).T, expected.numpy(), rtol=1e-3, atol=1e-5)

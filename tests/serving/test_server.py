@@ -53,6 +53,27 @@ def test_a_reader_who_does_not_read_holds_up_nobody(serve, until):
         until(lambda: engine.active == 0, "nobody speaks")
 
 
+def test_a_raw_stream_that_fails_half_way_is_no_complete_answer(serve, monkeypatch):
+    with serve() as (url, app):
+        engine = app.state.revox.engine
+        real = engine._decode
+
+        def decoded(one, start):
+            if start:
+                raise RuntimeError("a broken codec")
+            return real(one, start)
+
+        monkeypatch.setattr(engine, "_decode", decoded)
+        body = {**LONG, "max_new_tokens": 12, "stream_format": "audio"}
+        with (
+            httpx.Client(timeout=30) as client,
+            client.stream("POST", f"{url}/v1/audio/speech", json=body) as answer,
+        ):
+            assert answer.status_code == 200
+            with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
+                answer.read()
+
+
 def test_a_full_queue_is_a_429_with_retry_after(serve, held):
     with serve(max_streams=1, max_queue=0) as (url, app), held(app.state.revox.engine, 20):
         body = {**LONG, "max_new_tokens": 2000, "stream_format": "audio"}
