@@ -29,10 +29,11 @@ from revox.cloning.errors import CloneError
 from revox.lab import checkpoint_folder
 from revox.serving import voice_files
 from revox.serving.app import create_app
+from revox.serving.cloner import CloneByModel
 from revox.serving.errors import ApiError, ServeError
 from revox.serving.keys import add_key
 from revox.serving.state import Reference
-from revox.serving.voice_jobs import CloneByModel, Voices
+from revox.serving.voice_jobs import Voices
 from revox.speech import Audio, encode_audio, read_audio
 
 CONSENT = "Ada Example, who agreed by e-mail on 2026-11-20"

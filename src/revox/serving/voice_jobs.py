@@ -22,13 +22,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from revox.checkpoint.errors import CheckpointError, VoiceError
 from revox.checkpoint.voice_journal import VOICE_FOLDER
 from revox.checkpoint.voices import Voice, check_voice_name
 from revox.cloning.consent import Consent, provenance, record_consent, source_of
 from revox.cloning.errors import CloneError
+from revox.serving.cloner import CloneByModel
 from revox.serving.errors import ApiError, ServeError, as_api_error
 from revox.serving.voice_files import VoiceFiles
 from revox.speech import AudioError, select_reference
@@ -50,83 +51,6 @@ INTERRUPTED = "the server was stopped before the voice was made"
 
 log = logging.getLogger("revox.serving")
 _Result = TypeVar("_Result")
-
-
-class Cloner(Protocol):
-    """A recording to a voice."""
-
-    by: str
-
-    def __call__(
-        self,
-        reference: Reference,
-        *,
-        name: str,
-        consent: Consent,
-        ref_text: str | None,
-        progress: Callable[[InversionProgress], None] | None = None,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> Voice:
-        """The voice, with its provenance. Raises AudioError or CloneError."""
-        ...
-
-
-class CloneByModel:
-    """By the served model: its encoder (`by` "encoder") or inversion in so many seconds."""
-
-    def __init__(self, tts: Revox, by: str, seconds: float) -> None:
-        self.tts, self.by, self.seconds = tts, by, seconds
-        self._presets: list[Any] | None = None
-        self._finding = threading.Lock()
-
-    def _preset_codes(self, should_stop: Callable[[], bool] | None) -> list[Any]:
-        """What the checkpoint's voices are made of, found once; half of it is never kept."""
-        from revox.cloning.clone import preset_codes
-
-        with self._finding:
-            if self._presets is None:
-                found = preset_codes(self.tts.folder, self.tts.model, should_stop=should_stop)
-                if should_stop is not None and should_stop():
-                    raise CloneError("it was stopped")
-                self._presets = found
-            return self._presets
-
-    def __call__(
-        self,
-        reference: Reference,
-        *,
-        name: str,
-        consent: Consent,
-        ref_text: str | None,
-        progress: Callable[[InversionProgress], None] | None = None,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> Voice:
-        """See `Cloner`."""
-        from revox.cloning.clone import clone_voice
-        from revox.cloning.opinion import opinion_on
-
-        searches = self.by == "inversion"
-        opinion = None
-        if ref_text is not None and searches:
-            tokens_of = partial(self.tts.prompter.tokens_for_rows, ref_text)
-            opinion = opinion_on(self.tts.model, tokens_of, self.tts.prompter.audio_token)
-        cloned = clone_voice(
-            self.tts.model,
-            reference.audio,
-            consent=consent.statement,
-            name=name,
-            method=self.by,
-            budget=self.seconds if searches else None,
-            presets=self._preset_codes(should_stop) if searches else (),
-            source=reference.data,
-            transcript=ref_text,
-            opinion=opinion,
-            progress=progress,
-            should_stop=should_stop,
-        )
-        voice = cloned.voice
-        record = voice.provenance | {"consent": consent.model_dump(mode="json", exclude_none=True)}
-        return Voice(name, voice.codes, voice.rows, record)
 
 
 @dataclass
@@ -212,7 +136,7 @@ class Voices:
         self._settings = settings
         self._tts = tts
         self._decode = decode
-        self._cloner: Cloner = CloneByModel(tts, by, settings.clone_seconds)
+        self._cloner = CloneByModel(tts, by, settings.clone_seconds)
         self._one_off_allowed = has_encoder or settings.clone_by == "inversion"
         self._lock = threading.RLock()
         self.files = VoiceFiles(settings.voices_path, tts.model)
