@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,15 @@ def test_an_environment_that_cannot_be_asked_is_not_judged(environment, tmp_path
     for wrong in ("/no/such/python", str(programs / "python"), "/bin/true"):
         with pytest.raises(DeployError, match="bin/python"):
             gather("vllm-omni serve /m", python=wrong, environment=variables(programs))
+
+
+def test_an_environment_that_does_not_answer_is_given_up(environment, monkeypatch):
+    _, programs = environment
+    (programs / "python").write_text("#!/bin/sh\nexec sleep 20\n")
+    monkeypatch.setattr("revox.serving.deploy_check.ASKING_SECONDS", 0.2)
+    begun = time.monotonic()
+    assert gather("vllm-omni serve /m --omni", environment=variables(programs)).packages is None
+    assert time.monotonic() - begun < 15
 
 
 def test_inside_a_container_nothing_of_this_machines_environment_counts(environment):
