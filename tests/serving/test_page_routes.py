@@ -56,7 +56,7 @@ def test_what_the_page_names_is_part_of_it_and_nothing_comes_from_another_host()
         text = PAGE.joinpath(name).read_text()
         loaded = re.findall(r'(?:src|href)="([^"#]*)"', text) + re.findall(r"url\(([^)]*)\)", text)
         for target in loaded:
-            assert target == "/openapi.json" or target.removeprefix("/page/") in FILES, (name, target)
+            assert target == "/docs" or target.removeprefix("/page/") in FILES, (name, target)
         for target in re.findall(r'from "([^"]*)"', text):
             assert target.removeprefix("./") in FILES, (name, target)
         if name.endswith(".js"):
@@ -200,3 +200,19 @@ def test_no_more_recordings_wait_for_the_judge_than_may(talk, monkeypatch):
         assert (await client.post("/v1/audio/similarity", **both(clip, clip))).status_code == 200
 
     talk(dialogue)
+
+
+def test_the_documentation_lists_every_address_and_loads_nothing_from_elsewhere(talk):
+    async def dialogue(client, app):
+        style = await client.get("/page/style.css")
+        assert style.status_code == 200
+        return await client.get("/docs"), (await client.get("/openapi.json")).json()
+
+    answer, described = talk(dialogue)
+    assert 'href="/page/style.css"' in answer.text
+    assert answer.status_code == 200
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    listed = re.findall(r"<dt><code>([A-Z]+) ([^<]+)</code>", answer.text)
+    assert sorted(listed) == sorted((m.upper(), path) for path, ms in described["paths"].items() for m in ms)
+    assert ("POST", "/v1/audio/speech") in listed
+    assert not re.search(r"(src|href)=.?(https?:)?//", answer.text)

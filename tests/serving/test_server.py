@@ -18,8 +18,12 @@ LONG = {"input": "Good evening, doctor.", "voice": "hi_female", "seed": 0, "resp
 @pytest.mark.parametrize("asked", [{"stream_format": "audio"}, {"stream": True}, {}])
 def test_whoever_hangs_up_frees_the_place(serve, held, until, asked):
     body = {**LONG, "max_new_tokens": 2000, **asked}
+
+    def tasks():
+        return re.findall(r"^revox_tasks (\S+)$", httpx.get(f"{url}/metrics").text, re.MULTILINE)
+
     with serve(max_streams=1) as (url, app):
-        engine = app.state.revox.engine
+        engine, before = app.state.revox.engine, tasks()
         with held(engine, 20) as go, httpx.Client(base_url=url, timeout=30) as client:
             if asked:
                 with client.stream("POST", "/v1/audio/speech", json=body) as answer:
@@ -34,6 +38,7 @@ def test_whoever_hangs_up_frees_the_place(serve, held, until, asked):
             go.set()
             until(lambda: engine.active == 0 and engine.waiting == 0, "its place is free", seconds=10)
         assert stream.frames < 2000
+        until(lambda: tasks() == before, "no task is left of it", seconds=10)
         again = httpx.post(f"{url}/v1/audio/speech", json={**LONG, "max_new_tokens": 2}, timeout=30)
         assert len(again.content) == 2 * 3840
 

@@ -39,6 +39,9 @@ def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
         description="Speech in cloned and preset voices; OpenAI's and vllm-omni's shapes.",
         lifespan=_lifespan,
         responses=RESPONSES,
+        # FastAPI's own pages load their scripts from another host; /docs is one of ours.
+        docs_url=None,
+        redoc_url=None,
     )
     metrics = Metrics()
     engine = Engine(tts.model, settings, metrics)

@@ -96,8 +96,8 @@ class Stream:
 
     @property
     def stalled(self) -> float:
-        """Seconds since somebody took something."""
-        return time.monotonic() - self._taken_at
+        """Seconds since somebody took something, or since it was its turn."""
+        return time.monotonic() - max(self._taken_at, self.started_at)
 
     def put(self, item: Chunk | ApiError | None) -> None:
         """Hand over, from the engine's thread: a chunk, a failure, or the end (None)."""

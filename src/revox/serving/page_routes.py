@@ -11,6 +11,7 @@ import asyncio
 import re
 from dataclasses import replace
 from functools import lru_cache
+from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -92,7 +93,31 @@ async def page_file(name: str) -> Response:
     return _answer(name)
 
 
+@open_router.get("/docs")
+async def docs(request: Request) -> Response:
+    """What can be asked; all about it is in /openapi.json."""
+    paths: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
+    rows = [
+        f"<dt><code>{escape(method.upper())} {escape(path)}</code></dt>"
+        f"<dd>{escape(told.get('description') or told.get('summary', ''))}</dd>"
+        for path, methods in sorted(paths.items())
+        for method, told in methods.items()
+    ]
+    text = (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>revox: API</title>'
+        '<meta name="viewport" content="width=device-width"><link rel="stylesheet" href="/page/style.css">'
+        "<main><h1>API</h1><p>Fields, types and answers are in <a href='/openapi.json'>/openapi.json</a>, "
+        "for any OpenAPI client; <code>/v1/audio/speech/stream</code> is a WebSocket too. The page is at "
+        f"<a href='/'>/</a>.</p><dl>{''.join(rows)}</dl></main></html>"
+    )
+    return _guarded(text.encode(), FILES["index.html"])
+
+
 def _answer(name: str, other: str | None = None) -> Response:
+    return _guarded(_content(name), FILES[name], other)
+
+
+def _guarded(content: bytes, kind: str, other: str | None = None) -> Response:
     headers = {
         "Content-Security-Policy": policy(other),
         "X-Content-Type-Options": "nosniff",
@@ -102,7 +127,7 @@ def _answer(name: str, other: str | None = None) -> Response:
         "Cross-Origin-Opener-Policy": "same-origin",
         "Cache-Control": "no-cache",
     }
-    return Response(_content(name), media_type=FILES[name], headers=headers)
+    return Response(content, media_type=kind, headers=headers)
 
 
 @lru_cache(maxsize=len(FILES))

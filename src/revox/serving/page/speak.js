@@ -72,7 +72,7 @@ export function startSpeak(shared) {
     $("format-hint").textContent =
       $("format").value === "pcm"
         ? "Raw samples (16 bit, 24 kHz, mono) have no place for a mark; take another format to pass it on."
-        : "The file is spoken again with the same seed, and marked as synthetic.";
+        : "The file is spoken again with the same seed, and marked as synthetic (unless the operator turned that off).";
   });
 
   return {
