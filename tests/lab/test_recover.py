@@ -603,7 +603,7 @@ def test_refined_codes_begin_at_the_trained_encoders(done: Path):
 # Tables
 
 
-def _line(row: str, kind: str, clip: str, seed: int, **scores: float) -> dict[str, Any]:
+def _line(row: str, kind: str, clip: str, seed: int, **scores: Any) -> dict[str, Any]:
     full = {
         "mel": 1.0, "similarity": 0.9, "row_cosine": 0.9, "semantic_agreement": 0.5, "rank": 1, "stft": 1.0,
         "acoustic_level_error": 1.0, "cloned_similarity": 0.8, "cloned_word_errors": 1, "cloned_words": 10,
@@ -658,6 +658,15 @@ def test_a_tables_figure_is_the_median_over_clips_of_the_mean_over_seeds(
     codec = path.read_text().split("## Codec: human")[1]
     assert re.search(r"\| the original \(ceiling\) \| 5\.000 \[2\.000, 9\.500\]", codec)
     assert "Goals" in path.read_text()
+
+
+def test_the_table_says_what_the_commonest_code_alone_would_get_right(tmp_path: Path, lab: dict[str, Path]):
+    said = {"a": [7, 7, 7, 1], "b": [7, 2, 3, 4], "c": [7, 7, 5, 6]}
+    lines = [_line("original", "human", clip, 0, semantic=codes) for clip, codes in said.items()]
+    lines += [_line(MIXED.name, "human", clip, 0, semantic=[9] * 4) for clip in said]
+    path = write_tables(tmp_path / "t.md", [ORIGINAL, MIXED], lines, experiment(lab, tmp_path))
+    codes_table = path.read_text().split("## Codes: human")[1].split("##")[0]
+    assert "every frame would have 0.500 of them right" in codes_table
 
 
 def test_a_curve_has_a_point_for_each_look_over_its_clips_and_seeds():

@@ -168,9 +168,24 @@ def _tables(rows: Sequence[Row], lines: Sequence[Line]) -> tuple[list[Table], Fi
                     "Beside the codes that the original encoder gives. Codes in use and perplexity are of "
                     "all clips of a seed together, and grow with their number."
                 )
+                truth = [
+                    scores for row in rows if row.by == "original" for scores in _of(lines, row.name, kind)
+                ]
+                if truth:
+                    table.notes.append(
+                        "Who said the original's commonest semantic code for every frame would have "
+                        f"{_commonest(truth):.3f} of them right."
+                    )
             if table.rows:
                 tables.append(table)
     return tables, figures
+
+
+def _commonest(clips: Sequence[Sequence[dict[str, Any]]]) -> float:
+    """The share of frames, median over clips, that have the code which is the commonest of all."""
+    codes, count = np.unique(np.concatenate([one[0]["semantic"] for one in clips]), return_counts=True)
+    usual = codes[count.argmax()]
+    return float(np.median([np.mean(np.array(one[0]["semantic"]) == usual) for one in clips]))
 
 
 def _use(clips: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, float]]:
