@@ -158,13 +158,25 @@ def test_pairs_teach_it_the_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     weights = {"commitment": 0.0, "diversity": 0.0}
     run = trainer(
         tmp_path, steps=60, clips=0, pairs=6, **NO_LABELS, seconds=0.32, learning_rate=2e-3, weights=weights,
-        decay_steps=20,
+        pair={"phases": 0}, decay_steps=20,
     )  # fmt: skip
     always = run.pairs.draw_codes(6, run.frames, torch.Generator().manual_seed(0))
     monkeypatch.setattr(run.pairs, "draw_codes", lambda *_: always)
     rows = [run.step() for _ in range(60)]
     assert rows[-1]["acoustic"] < 0.5 * rows[0]["acoustic"]
     assert rows[-1]["semantic"] < 0.5 * rows[0]["semantic"]
+
+
+def test_pairs_are_heard_in_other_phases_than_the_decoders_unless_told_otherwise(tmp_path: Path):
+    off = {"clips": 0, **NO_LABELS}
+    plain = trainer(tmp_path / "plain", **off, pair={"phases": 0})
+    heard, codes, _ = plain._batch()
+    torch.testing.assert_close(heard, plain.codec.decode(codes))
+    turned, codes, _ = trainer(tmp_path / "turned", **off)._batch()
+    decoded = plain.codec.decode(codes)
+    assert float(torch.nn.functional.cosine_similarity(turned, decoded).abs().max()) < 0.5
+    # Not so all-pass at the ends of such short items.
+    torch.testing.assert_close(turned.square().mean(1), decoded.square().mean(1), rtol=0.1, atol=0)
 
 
 def test_recordings_that_were_inverted_teach_it_their_codes(tmp_path: Path):

@@ -39,6 +39,7 @@ from revox.training.discriminator import (
 from revox.training.errors import TrainingError
 from revox.training.initial import initialise
 from revox.training.objective import SpectralObjective
+from revox.training.phases import draw_turns, turn_phases
 from revox.training.quantize import acoustic_draws, quantize_drawn, quantize_semantic
 from revox.training.run import Run
 from revox.training.settings import EncoderTraining
@@ -148,7 +149,9 @@ class EncoderTrainer(Run):
         self.frames = max(1, round(settings.seconds * config.sampling_rate / self.codec.samples_per_frame))
         self.table = self.codec.quantizer.semantic_codebook.embedding.detach()
         self.sharpness = sharpness_of(self.table)
-        self.pairs = PresetPairs(self.codec, bank, PairSettings(**settings.pair.model_dump()))
+        self.pairs = PresetPairs(
+            self.codec, bank, PairSettings(**settings.pair.model_dump(exclude={"phases"}))
+        )
         self.encoder = [*self.codec.input_proj.parameters(), *self.codec.encoder_blocks.parameters()]
         if self.teachers.asr is not None:
             self.teachers.asr.to(self.device)
@@ -248,7 +251,12 @@ class EncoderTrainer(Run):
             codes = self.pairs.draw_codes(settings.pairs, self.frames, self.rng)
             codes = codes[self.world.part(settings.pairs)].to(self.device)
             with torch.no_grad(), self.arithmetic():
-                parts.append(self.codec.decode(codes).float())
+                made = self.codec.decode(codes).float()
+            if settings.pair.phases:
+                rate = self.codec.config.sampling_rate
+                turns = draw_turns(settings.pairs, rate, settings.pair.phases, self.rng)
+                made = turn_phases(made, rate, turns[self.world.part(settings.pairs)])
+            parts.append(made)
         if settings.labels:
             drawn = torch.randint(len(self.labelled), (settings.labels,), generator=self.rng)
             chosen = [self.labelled[int(i)] for i in drawn[self.world.part(settings.labels)]]

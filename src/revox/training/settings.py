@@ -42,7 +42,8 @@ class Weights(_Settings):
 
 
 class Pairs(_Settings):
-    """Pairs of codes and audio that the model makes; see `revox.cloning.pairs.PairSettings`."""
+    """Pairs of codes and audio that the model makes; see `revox.cloning.pairs.PairSettings`. `phases`: how
+    far the audio's phases are turned, in milliseconds of delay (`revox.training.phases`); 0: not at all."""
 
     shortest: Count = 4
     longest: Count = 24
@@ -50,6 +51,7 @@ class Pairs(_Settings):
     shift: Weight = 0.4
     shake: Weight = 0.15
     strange: float = Field(default=0.05, ge=0, le=1)
+    phases: float = Field(default=2.5, ge=0, le=10)
 
 
 class Discriminator(_Settings):
