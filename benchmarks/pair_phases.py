@@ -84,7 +84,7 @@ def main() -> None:
                     "decay_steps": max(1, asked.steps // 2),
                     "weights": {"diversity": 0},
                     "pair": {"phases": phases},
-                }  # fmt: skip
+                }
             )
             trainer = EncoderTrainer(model, bank, settings, Path(folder) / f"{phases}")
             began, last = time.process_time(), []
