@@ -140,7 +140,7 @@ def test_who_cancels_gives_the_place_to_the_next(run, held, prompts, alone):
 
 def test_who_hangs_up_while_waiting_leaves_the_queue_to_others_at_once(run, held, prompts):
     async def dialogue(engine):
-        with held(engine, 5) as go:
+        with held(engine, 8), held(engine, 5) as go:
             speaks = engine.submit(prompts[1], 0, streaming=True)
             await anext(speaks)
             waits = engine.submit(prompts[0], 3, FRAMES)
