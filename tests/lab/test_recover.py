@@ -40,7 +40,16 @@ from revox.lab.recover import (
     recover,
 )
 from revox.lab.recover_guard import identity
-from revox.lab.recover_rows import GOALS_FOR, ROWS, Row, ablations, chosen_rows, parse_row, row_named
+from revox.lab.recover_rows import (
+    GOALS_FOR,
+    ROWS,
+    Row,
+    Schedule,
+    ablations,
+    chosen_rows,
+    parse_row,
+    row_named,
+)
 from revox.lab.recover_tables import GOALS, curve, goals_table, write_tables
 
 TRAINING: dict[str, Any] = {
@@ -718,6 +727,9 @@ def test_every_row_of_the_issue_is_there_and_the_published_one_says_what_it_lack
     assert reconstruction.weights.commitment == reconstruction.weights.diversity == 0
 
 
+JUDGED = row_named(GOALS_FOR).model_copy(update={"name": "judged", "schedule": Schedule(discriminators=0.5)})
+
+
 def test_an_ablation_changes_one_loss_and_nothing_else():
     base = row_named(GOALS_FOR)
     plain = base.settings(100, 0).model_dump()
@@ -726,22 +738,37 @@ def test_an_ablation_changes_one_loss_and_nothing_else():
         changed = row.settings(100, 0).model_dump()
         weights = {k for k in plain["weights"] if changed["weights"][k] != plain["weights"][k]}
         others = {k for k in plain if k != "weights" and changed[k] != plain[k]}
-        assert others <= ({"verifier"} if row.name.endswith("-with-speaker") else set()), row.name
-        assert len(weights) == (2 if row.name.endswith("-no-discriminators") else 1), row.name
+        beside = {
+            "with-speaker": {"verifier"},
+            "with-discriminators": {"discriminator"},
+            "no-phases": {"pair"},
+        }
+        which = row.name.removeprefix(f"{GOALS_FOR}-")
+        assert others == beside.get(which, set()), row.name
+        assert len(weights) == {"with-discriminators": 2, "no-phases": 0}.get(which, 1), row.name
         assert row.name not in seen
         seen.add(row.name)
     on = {name for name, weight in plain["weights"].items() if weight > 0}
     assert {f"{GOALS_FOR}-no-{name}" for name in on} <= seen
-    assert {"semantic", "acoustic", "mel", "stft", "waveform", "feature"} <= on
+    assert {"semantic", "acoustic", "mel", "stft", "waveform"} <= on
+    assert {f"{GOALS_FOR}-{which}" for which in ("with-discriminators", "with-speaker", "no-phases")} <= seen
+    # A row that has discriminators loses both their losses together, too.
+    judged = {row.name: row.settings(100, 0).weights for row in ablations(JUDGED)}
+    none = judged["judged-no-discriminators"]
+    assert none.feature == none.adversarial == 0
+    assert "judged-with-discriminators" not in judged
 
 
 def test_discriminators_cost_time_only_where_they_judge():
     assert row_named("pairs").discriminators_from is None
     assert row_named("published").discriminators_from == 0.3
-    off = {row.name: row for row in ablations(row_named(GOALS_FOR))}
-    assert off[f"{GOALS_FOR}-no-discriminators"].discriminators_from is None
-    assert off[f"{GOALS_FOR}-no-reconstruction"].discriminators_from is None
-    assert off[f"{GOALS_FOR}-no-feature"].discriminators_from == 0.5
+    off = {row.name: row for row in ablations(JUDGED)}
+    assert off["judged-no-discriminators"].discriminators_from is None
+    assert off["judged-no-reconstruction"].discriminators_from is None
+    assert off["judged-no-feature"].discriminators_from == 0.5
+    on = {row.name: row for row in ablations(row_named(GOALS_FOR))}
+    assert on[f"{GOALS_FOR}-with-discriminators"].discriminators_from == 0.5
+    assert on[f"{GOALS_FOR}-no-mel"].discriminators_from is None
 
 
 @pytest.mark.parametrize(

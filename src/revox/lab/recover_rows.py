@@ -23,6 +23,7 @@ GOALS_FOR = "pairs-and-human"
 OWN_VERIFIER = "own"
 """In a row's `verifier`: the small network trained on the speech that restoring may hear."""
 
+LIGHT_DISCRIMINATORS = {"n_ffts": [1024, 512, 256], "channels": 8, "every": 2}
 SPEAKER_WEIGHT = 3.0  # the published recipe's
 _OF_THE_EXPERIMENT = ("steps", "seed", "warmup", "decay_steps", "save_every", "keep", "report_every",
                       "validate_every", "autocast", "whisper")  # fmt: skip
@@ -144,10 +145,12 @@ def chosen_rows(names: Sequence[str] | None = None) -> list[Row]:
 def ablations(base: Row) -> list[Row]:
     """`base` with one loss less, or one more, each: the same otherwise, at the same time.
 
-    A loss that is on is switched off; of those that are off, the speaker's is switched on with the project's
-    own small network. Whisper's weights cannot be had here.
+    A loss that is on is switched off; of those that are off, the discriminators' are switched on, light ones
+    from half the time on, and the speaker's with the project's own small network. Whisper's weights cannot be
+    had here. Pairs are also heard in the decoder's own phases.
     """
-    weights = base.settings(10, 0).weights
+    settings = base.settings(10, 0)
+    weights = settings.weights
     rows = []
     for loss in Weights.model_fields:
         if getattr(weights, loss) > 0:
@@ -155,6 +158,19 @@ def ablations(base: Row) -> list[Row]:
     if weights.feature > 0 and weights.adversarial > 0:
         both = {"feature": 0.0, "adversarial": 0.0}
         rows.append(_changed(base, "no-discriminators", "without discriminators at all", both))
+    elif not weights.feature and not weights.adversarial:
+        changed = _changed(
+            base,
+            "with-discriminators",
+            "with light discriminators",
+            {},
+            discriminator=dict(LIGHT_DISCRIMINATORS),
+        )
+        schedule = base.schedule.model_copy(update={"discriminators": 0.5})
+        rows.append(changed.model_copy(update={"schedule": schedule}))
+    if settings.pairs and settings.pair.phases:
+        own = {**base.training.get("pair", {}), "phases": 0.0}
+        rows.append(_changed(base, "no-phases", "in the decoder's own phases", {}, pair=own))
     if not weights.speaker:
         rows.append(
             _changed(
