@@ -342,7 +342,8 @@ def plot(rows: list[dict[str, Any]], memory: list[Any], path: Path) -> None:
     b.set(xlabel="clients", ylabel="seconds of speech a second", ylim=(0, None))
     if memory:
         c.plot([t / 60 for t, _ in memory], [mb for _, mb in memory])
-    c.set(xlabel="minutes", ylabel="server's memory, MB", ylim=(0, None))
+    top = 1.2 * max((mb for _, mb in memory), default=1.0)
+    c.set(xlabel="minutes", ylabel="server's memory, MB", ylim=(0, top))
     figure.savefig(path, dpi=110)
 
 
