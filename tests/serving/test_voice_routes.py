@@ -696,9 +696,15 @@ def test_voices_of_another_checkpoint_are_not_offered(tts, settings, monkeypatch
     voices.files.save("ada", Voice("ada", cloner.codes(), rows, record), {"created_at": 1}, None)
     asyncio.run(voices.close())
     monkeypatch.setattr(voice_files, "fingerprint", lambda model: "another")
+    kept = (settings().voices_path / "ada.safetensors").read_bytes()
     again = Voices(settings(), tts)
     assert again.records() == []
+    # An upload of that name would write over it.
+    with pytest.raises(ApiError, match="not a voice of this checkpoint") as told:
+        again.check_name("ada")
+    assert told.value.status == 409
     asyncio.run(again.close())
+    assert (settings().voices_path / "ada.safetensors").read_bytes() == kept
 
 
 def test_a_voices_file_holds_rows_codes_and_record_for_other_programs(tts, tmp_path):

@@ -221,9 +221,8 @@ def _connected(
         connection.sock = held
         yield connection
     except (ApiError, OSError, http.client.HTTPException, ValueError) as error:
-        if (
-            late.is_set() or time.monotonic() >= deadline
-        ):  # a cut connection reads as its end, and what came by then as all there was
+        # A cut connection reads as its end, and what came by then as all there was.
+        if late.is_set() or time.monotonic() >= deadline:
             raise _failed(f"it took longer than {seconds:g} s") from None
         if isinstance(error, ApiError):
             raise

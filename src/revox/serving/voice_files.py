@@ -198,6 +198,10 @@ class VoiceFiles:
         self.records[name] = record
         return record
 
+    def in_the_way(self, name: str) -> bool:
+        """Whether a file that is not offered (damaged, or another checkpoint's) has that name's place."""
+        return name not in self.records and self._path(name).exists()
+
     def load(self, name: str) -> Voice:
         """A voice as it was saved. Raises VoiceError when its file is gone or damaged."""
         from safetensors import SafetensorError

@@ -350,6 +350,14 @@ class Voices:
                     param="name",
                     code="voice_exists",
                 )
+            if self.files.in_the_way(name):
+                raise ApiError(
+                    409,
+                    f"a file of the name {name!r} lies with this server's voices and is not a voice of this "
+                    "checkpoint; choose another name",
+                    param="name",
+                    code="voice_exists",
+                )
             if len(self.files.records) + len(self._reserved) >= self._settings.max_voices:
                 raise ApiError(
                     409,
