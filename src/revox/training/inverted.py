@@ -8,17 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from revox.checkpoint.write import replace_file
 from revox.cloning.clone import float_codec
 from revox.cloning.invert import Guess, InversionConfig, invert
 from revox.cloning.prior import CodePrior
 from revox.cloning.quick_encoder import default_training, quick_encoder_for
 from revox.model.codec import Codec
 from revox.training.data import ClipSampler, Source, clip_batches
+from revox.training.kept import read_kept, write_kept
 from revox.training.settings import EncoderTraining
 
 Progress = Callable[[str, int, int | None], None]
@@ -62,7 +60,7 @@ def inverted_recordings(
             samples = clip.waveforms[0][: frames * codec.samples_per_frame]
             samples = torch.nn.functional.pad(samples, (0, frames * codec.samples_per_frame - len(samples)))
             guess = None if quick is None else Guess(*quick.guess(samples.to(device)))
-            config = InversionConfig(steps=settings.inversion_steps)
+            config = InversionConfig().taking(settings.inversion_steps)
             result = invert(codec, samples.to(device), config=config, prior=prior, guess=guess, seed=i)
             if result.stopped:
                 raise KeyboardInterrupt
@@ -76,19 +74,12 @@ def inverted_recordings(
 def _write(path: Path, stamp: str, found: Sequence[tuple[Tensor, Tensor]]) -> None:
     tensors = {}
     for i, (samples, codes) in enumerate(found):
-        tensors[f"{i:06d}.samples"] = samples.contiguous()
-        tensors[f"{i:06d}.codes"] = codes.to(torch.int16).contiguous()
-    replace_file(path, save(tensors, metadata={"stamp": stamp}))
+        tensors[f"{i:06d}.samples"] = samples
+        tensors[f"{i:06d}.codes"] = codes.to(torch.int16)
+    write_kept(path, stamp, tensors)
 
 
 def _read(path: Path, stamp: str) -> list[tuple[Tensor, Tensor]]:
-    if not path.is_file():
-        return []
-    try:
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("stamp") != stamp:
-                return []
-            names = sorted({name.split(".")[0] for name in file.keys()})  # noqa: SIM118
-            return [(file.get_tensor(f"{n}.samples"), file.get_tensor(f"{n}.codes").long()) for n in names]
-    except (SafetensorError, OSError):
-        return []  # damaged: inverted again
+    kept = read_kept(path, stamp)
+    names = sorted(name.removesuffix(".codes") for name in kept if name.endswith(".codes"))
+    return [(kept[f"{name}.samples"], kept[f"{name}.codes"].long()) for name in names]

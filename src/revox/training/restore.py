@@ -88,6 +88,11 @@ def restore_encoder(
     if settings.clips or settings.labels:  # what can be wrong is said before anything is written or computed
         tell = options.progress if world.is_main else None
         sources = find_sources(data, cache=options.cache, workers=options.workers, progress=tell)
+        if settings.weights.acceptance and not any(map(_has_words, sources)):
+            raise TrainingError(
+                "the acceptance loss needs to know what is said, and no clip has a transcript: set "
+                "weights.acceptance to 0, or give speech with transcripts"
+            )
     _check_folder(out, settings, options.resume, world)
     model = load_model(checkpoint, dtype=torch.float32, parts=PARTS)
     bank = preset_codes(checkpoint, model)
@@ -125,7 +130,7 @@ def restore_encoder(
         recordings = StreamedRecordings(
             partial(_batches, train, settings, config.sampling_rate, world, options.workers)
         )
-    teachers = _teachers(settings, config, world.device, checkpoint, train)
+    teachers = _teachers(settings, config, world.device, checkpoint)
     labelled: list[tuple[Tensor, Tensor]] = []
     if settings.labels:
         invert = partial(
@@ -183,6 +188,11 @@ def restore_encoder(
         if writer is not None:
             writer.close()
     return out / ENCODER_FILE
+
+
+def _has_words(source: Source) -> bool:
+    """Whether some clip's words are known; of a stream that is not known before it is read."""
+    return isinstance(source.clips, ClipStream) or any(clip.transcript for clip in source.clips)
 
 
 def hold_out(sources: Sequence[Source], clips: int) -> tuple[list[Source], list[Source]]:
@@ -296,19 +306,12 @@ class Distiller(nn.Module):
         return loss
 
 
-def _teachers(
-    settings: EncoderTraining, config: CodecConfig, device: str, checkpoint: Path, train: Sequence[Source]
-) -> Teachers:
+def _teachers(settings: EncoderTraining, config: CodecConfig, device: str, checkpoint: Path) -> Teachers:
     rate = config.sampling_rate
     found = Teachers()
     if settings.weights.acceptance:
         from revox.training.acceptance import accepting
 
-        if not any(isinstance(s.clips, ClipStream) or any(c.transcript for c in s.clips) for s in train):
-            raise TrainingError(
-                "the acceptance loss needs to know what is said, and no clip has a transcript: set "
-                "weights.acceptance to 0, or give speech with transcripts"
-            )
         found.acceptance = accepting(checkpoint, device)
     if settings.weights.distillation and settings.whisper:
         from revox.training.distill import AsrDistillation, WhisperTeacher

@@ -111,7 +111,7 @@ class EncoderTraining(_Settings):
     @model_validator(mode="after")
     def _sensible(self) -> EncoderTraining:
         if not self.clips and not self.pairs and not self.labels:
-            raise ValueError("clips and pairs are both 0: there is nothing to learn from")
+            raise ValueError("clips, pairs and labels are all 0: there is nothing to learn from")
         if bool(self.labels) != bool(self.inverted):
             raise ValueError("labels (items a step) and inverted (recordings beforehand) go together")
         weights = self.weights

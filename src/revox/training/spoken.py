@@ -7,18 +7,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from revox.checkpoint.load import load_model
 from revox.checkpoint.tensors import WEIGHTS
 from revox.checkpoint.voices import list_voices, load_voice
-from revox.checkpoint.write import replace_file
 from revox.synthesis.batch import embed
 from revox.synthesis.generate import generate
 from revox.synthesis.prompt import Prompter
 from revox.training.errors import TrainingError
+from revox.training.kept import read_kept, write_kept
 
 AT_ONCE = 8
 MAX_FRAMES = 250  # 20 s: a sentence that does not end by then is babble
@@ -79,7 +77,7 @@ def spoken_codes(
     digest = hashlib.sha256((folder / "params.json").read_bytes())
     digest.update(repr(((folder / WEIGHTS).stat().st_size, tuple(sentences), seed, voices)).encode())
     stamp = digest.hexdigest()
-    found = _read(kept, stamp)
+    found = [codes.long() for _, codes in sorted(read_kept(kept, stamp).items())]
     if len(found) >= count:
         return [codes for codes in found[:count] if codes.shape[1]]
     model, prompter = load_model(folder, device=device, dtype=dtype), Prompter(folder)
@@ -94,19 +92,6 @@ def spoken_codes(
         ]  # fmt: skip
         spoken = generate(model, prompts, [seed + i for i in which], max_frames=MAX_FRAMES)
         found += [one.codes.cpu() if one.ended else one.codes[:, :0].cpu() for one in spoken]
-        tensors = {f"{i:06d}": codes.to(torch.int16).contiguous() for i, codes in enumerate(found)}
-        replace_file(kept, save(tensors, metadata={"stamp": stamp}))
+        write_kept(kept, stamp, {f"{i:06d}": codes.to(torch.int16) for i, codes in enumerate(found)})
         progress(len(found), count)
     return [codes for codes in found if codes.shape[1]]
-
-
-def _read(path: Path, stamp: str) -> list[Tensor]:
-    if not path.is_file():
-        return []
-    try:
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("stamp") != stamp:
-                return []
-            return [file.get_tensor(name).long() for name in sorted(file.keys())]
-    except (SafetensorError, OSError):
-        return []  # damaged: spoken again
