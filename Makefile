@@ -46,6 +46,7 @@ format: $(TEST_READY)
 venv: $(TEST_READY)
 
 $(DEMO_READY): pyproject.toml constraints.txt
+	@echo "revox: voice cloning for Voxtral-4B-TTS-2603, tried here on a small model that comes with it"
 	@echo "Setting up $(VENV) (once; one to ten minutes, by the network)"
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { \
 	  echo "$(PYTHON) is `$(PYTHON) --version 2>&1`; revox needs Python 3.10 to 3.13." \
