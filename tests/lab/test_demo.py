@@ -14,6 +14,7 @@ from revox.checkpoint.voices import load_voice
 from revox.lab.demo import EXAMPLES, OTHERS, REFERENCE, SENTENCES, Stages, run_demo
 from revox.lab.errors import LabError
 from revox.lab.sentences import split_of
+from revox.marking import verify_file
 from revox.metrics import speaker
 from revox.speech import read_audio
 
@@ -54,6 +55,12 @@ def test_it_leaves_three_sounds_a_picture_and_the_figures(shown):
         assert audio.seconds > 0.1
     assert (out / "mel.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((out / "summary.json").read_text()) == summary
+
+
+def test_what_it_made_is_marked_as_synthetic_and_the_recording_is_not(shown):
+    out, _ = shown
+    verdicts = {name: verify_file(out / f"{name}.wav").state for name in ("reference", "decoded", "speech")}
+    assert verdicts == {"reference": "unmarked", "decoded": "marked", "speech": "marked"}
 
 
 def test_the_decoded_clip_is_as_long_as_the_reference_and_made_by_the_voice_that_was_added(shown):

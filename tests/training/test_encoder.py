@@ -189,6 +189,14 @@ def test_recordings_that_were_inverted_teach_it_their_codes(tmp_path: Path):
         EncoderTrainer(tiny_model(), list(preset_codes().values()), run.settings, tmp_path)
 
 
+def test_pairs_and_inverted_recordings_stand_beside_their_own_codes(tmp_path: Path):
+    heard, codes, _ = trainer(tmp_path, clips=0, pair={"phases": 0})._batch()
+    assert len(heard) == len(codes) == 4
+    torch.testing.assert_close(heard[:2], trainer(tmp_path).codec.decode(codes[:2]))
+    for wave, its in zip(heard[2:], codes[2:], strict=True):
+        assert any(torch.equal(wave, w.float()) and torch.equal(its, c) for w, c in labelled())
+
+
 def test_the_language_model_is_asked_about_those_whose_words_are_known(tmp_path: Path, monkeypatch):
     asked: list[tuple[Any, ...]] = []
 

@@ -60,7 +60,7 @@ class DecoderTraining:
     decay: float = 0.9997
     deep: float = 1.0
     phones: float = 0.0
-    """Of what a frozen reader of phones finds different; from the first step."""
+    """Of what a frozen reader of phones finds different in synthetic speech; from the first step."""
     feature: float = 4.0
     adversarial: float = 1.0
     discriminator_channels: int = 8
@@ -232,8 +232,9 @@ class _CodecRun(Run):
         self.heads.load_state_dict(state["heads"])
         self.optimizer.load_state_dict(state["optimizer"])
 
-    def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Waveforms, codes, values, standardised features (see `CodedSpeech.batch`)."""
+    def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+        """Waveforms, codes, values, standardised features (see `CodedSpeech.batch`), synthetic speech first;
+        and how many of them are synthetic."""
         humans = int(self.numpy_rng.binomial(self.size, self.human_share)) if self.human else 0
         parts = []
         if humans < self.size:
@@ -243,7 +244,7 @@ class _CodecRun(Run):
         waves, codes, values, features = (
             torch.from_numpy(np.concatenate(arrays)).to(self.device) for arrays in zip(*parts, strict=True)
         )
-        return waves, codes, values, self.guide.standard(features)
+        return waves, codes, values, self.guide.standard(features), self.size - humans
 
     def update(self, loss: Tensor, modules: list[nn.Module]) -> float:
         """One step of the optimizer; gives the gradient's norm."""
@@ -330,7 +331,7 @@ class DecoderTrainer(_CodecRun):
     def take_step(self) -> dict[str, float]:
         """One update of the decoder and, when due, of the discriminators; gives the losses."""
         settings = self.settings
-        real, codes, values, features = self.batch()
+        real, codes, values, features, synthetic = self.batch()
         rows = self.guide.rows[codes]
         heard = quantize_acoustic(values, self.codec.config.acoustic_codebook_size, self.rng)
         with self.arithmetic(), states_of(self.codec.decoder_blocks) as states:
@@ -347,7 +348,10 @@ class DecoderTrainer(_CodecRun):
             losses["deep"] = self.heads([s.float() for s in states], features)
             loss = loss + settings.deep * losses["deep"]
         if self.reader is not None and settings.phones:
-            losses["phones"] = self.reader.difference(real, fake)
+            # In human speech it hears phones that nobody said; telling the decoder of those cost likeness.
+            told = slice(0, synthetic)
+            none = real.new_zeros(())
+            losses["phones"] = self.reader.difference(real[told], fake[told]) if synthetic else none
             loss = loss + settings.phones * losses["phones"]
         if settings.complex:
             losses["complex"] = terms.complex
@@ -435,7 +439,7 @@ class EncoderTrainer(_CodecRun):
     def take_step(self) -> dict[str, float]:
         """One update; gives the losses."""
         settings = self.settings
-        losses = self.losses(*self.batch())
+        losses = self.losses(*self.batch()[:4])
         loss = (
             settings.semantic * losses["semantic"]
             + settings.acoustic * losses["acoustic"]

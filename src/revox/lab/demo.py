@@ -92,6 +92,7 @@ def _run(out: Path, folder: Path, steps: int | None, seed: int, stages: Stages) 
     from revox.checkpoint.voices import add_voice
     from revox.cloning.clone import clone_voice, preset_codes
     from revox.evaluation.mel_picture import mel_picture
+    from revox.marking import MarkError, load_signer, new_record, write_marked
     from revox.speech import Audio, read_audio, write_audio
 
     began = time.perf_counter()
@@ -116,7 +117,13 @@ def _run(out: Path, folder: Path, steps: int | None, seed: int, stages: Stages) 
     )
     add_voice(folder, VOICE, cloned.voice.rows, cloned.voice.codes, cloned.voice.provenance)
     write_audio(out / "reference.wav", cloned.reference)
-    write_audio(out / "decoded.wav", cloned.decoded)
+    try:
+        signer = load_signer()
+    except MarkError as error:
+        stages.say(f"{error}; marked by tags only")
+        signer = None
+    record = new_record("revox lab", VOICE)
+    write_marked(out / "decoded.wav", cloned.decoded, record=record, signer=signer)
     seconds["clone"] = time.perf_counter() - began
 
     began = time.perf_counter()
@@ -129,7 +136,7 @@ def _run(out: Path, folder: Path, steps: int | None, seed: int, stages: Stages) 
     pause = np.zeros(round(PAUSE_SECONDS * tts.sampling_rate), dtype=np.float32)
     pieces = [piece for audio in spoken for piece in (audio.samples, pause)][:-1]
     speech = Audio(np.concatenate(pieces), tts.sampling_rate)
-    write_audio(out / "speech.wav", speech)
+    write_marked(out / "speech.wav", speech, record=new_record("revox lab", VOICE), signer=signer)
 
     began = time.perf_counter()
     stages.say("comparing the speakers, drawing the spectrograms")
