@@ -9,6 +9,7 @@ import torch
 from revox.serving.engine import Engine
 from revox.serving.errors import ApiError
 from revox.serving.metrics import Metrics
+from revox.serving.pace import Pace
 from revox.synthesis.batch import embed
 from revox.synthesis.generate import generate
 from revox.synthesis.stream import decode
@@ -79,9 +80,70 @@ def test_a_stream_starts_with_five_frames_or_as_many_as_were_asked_for(run, prom
             sizes.append([chunk.frames async for chunk in stream])
         return sizes
 
-    usual, asked = run(dialogue)
+    usual, asked = run(dialogue, keep_pace=False)
     assert usual == [5, 5, 4]
     assert asked == [2, 3, 5, 4]
+
+
+class _Fixed(Pace):
+    """A machine that speaks two in time, and whose players are always about to run dry."""
+
+    def holds(self, streams):
+        return streams <= 2
+
+    def soon_dry(self, handed, since, streams):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("streaming", "keep_pace", "most"),
+    [(True, True, 2), (False, True, 3), (True, False, 3)],
+    ids=["listened to", "whole files", "told not to"],
+)
+def test_no_more_are_spoken_at_once_than_are_heard_in_time(run, prompts, alone, streaming, keep_pace, most):
+    async def dialogue(engine):
+        engine._pace = _Fixed(0.08)
+        together, step = [], engine._batch.step
+        engine._batch.step = lambda: together.append(engine._batch.count_speaking) or step()
+        asked = [(prompt, seed) for prompt, (*_, seed) in zip(prompts, REQUESTS, strict=True)]
+        streams = [engine.submit(prompt, seed, FRAMES, streaming=streaming) for prompt, seed in asked]
+        return await asyncio.gather(*map(_heard, streams)), max(together)
+
+    heard, found = run(dialogue, keep_pace=keep_pace)
+    assert found == most
+    for one, expected in zip(heard, alone, strict=True):
+        np.testing.assert_allclose(one, expected, atol=1e-6)
+
+
+def test_one_listener_is_enough_for_whole_files_to_wait(run, prompts):
+    async def dialogue(engine):
+        engine._pace = _Fixed(0.08)
+        together, step = [], engine._batch.step
+        engine._batch.step = lambda: together.append(engine._batch.count_speaking) or step()
+        streams = [engine.submit(prompts[0], 3, FRAMES, streaming=i == 0) for i in range(3)]
+        await asyncio.gather(*map(_heard, streams))
+        return max(together)
+
+    assert run(dialogue) == 2
+
+
+@pytest.mark.parametrize(("keep_pace", "sizes"), [(True, [5] + [1] * 9), (False, [5, 5, 4])])
+def test_a_stream_is_handed_over_before_its_player_runs_dry(run, prompts, alone, keep_pace, sizes):
+    async def dialogue(engine):
+        engine._pace = _Fixed(0.08)
+        return [chunk async for chunk in engine.submit(prompts[1], 0, FRAMES, streaming=True)]
+
+    chunks = run(dialogue, keep_pace=keep_pace)
+    assert [chunk.frames for chunk in chunks] == sizes
+    np.testing.assert_allclose(np.concatenate([c.samples for c in chunks]), alone[1], atol=1e-6)
+
+
+def test_what_rounds_take_is_observed(run, prompts):
+    async def dialogue(engine):
+        await _heard(engine.submit(prompts[1], 0, FRAMES, streaming=True))
+        return engine._pace.expected(1)
+
+    assert 0 < run(dialogue) < 60
 
 
 def test_a_reader_who_takes_nothing_holds_up_nobody_and_loses_nothing(run, prompts, alone):
@@ -148,11 +210,10 @@ def test_who_hangs_up_while_waiting_leaves_the_queue_to_others_at_once(run, held
                 engine.check_room()
             waits.cancel()
             go.set()
-            while engine.waiting:
+            while _value(engine, "revox_queue_length"):
                 await asyncio.sleep(0.005)
             assert engine.active == 1, "its place is taken as before"
             engine.check_room()
-            assert _value(engine, "revox_queue_length") == 0
             assert _value(engine, "revox_utterances_total", outcome="cancelled") == 1
             speaks.cancel()
 

@@ -62,6 +62,9 @@ def command(
         typer.Option(help="A web origin whose pages may call the API; may be given again."),
     ] = None,
     max_streams: Annotated[int, typer.Option(min=1, max=256, help="Utterances spoken together.")] = 8,
+    keep_pace: Annotated[
+        bool, typer.Option(help="Fewer together where the machine would speak so many slower than heard.")
+    ] = True,
     max_queue: Annotated[int, typer.Option(min=0, help="Utterances that may wait; more are a 429.")] = 64,
     max_text_characters: Annotated[int, typer.Option(min=1, help="The longest text of a request.")] = 4096,
     max_reference_seconds: Annotated[float, typer.Option(help="The longest recording taken.")] = 300.0,

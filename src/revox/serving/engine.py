@@ -1,7 +1,8 @@
 """The thread that owns the model: it speaks all requests together and hands their audio to asyncio.
 
 A request joins and leaves between two frames. A reader that is slow costs the others nothing: its utterance
-rests once it is far enough ahead. A request that fails is told so, alone.
+rests once it is far enough ahead. A request that fails is told so, alone. While somebody listens as it is
+spoken, no more are spoken at once than the machine speaks in real time (`revox.serving.pace`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor
 from revox.model.voxtral import Voxtral
 from revox.serving.errors import ApiError, as_api_error
 from revox.serving.metrics import Metrics
+from revox.serving.pace import Pace
 from revox.synthesis.continuous import ContinuousBatch, Utterance
 from revox.synthesis.stream import PIECE, chunk_ends, decode_after
 
@@ -52,9 +54,16 @@ class Stream:
     """
 
     def __init__(
-        self, prompt: Tensor, seed: int, max_frames: int | None, ends: Iterator[int], wake: threading.Event
+        self,
+        prompt: Tensor,
+        seed: int,
+        max_frames: int | None,
+        ends: Iterator[int],
+        wake: threading.Event,
+        live: bool = False,
     ) -> None:
         self.prompt, self.seed, self.max_frames, self.ends = prompt, seed, max_frames, ends
+        self.live = live
         self.frames = 0
         self.truncated = False
         self.cancelled = False
@@ -69,6 +78,7 @@ class Stream:
         self.end = next(ends)
         self.decoded = 0
         self.started_at = 0.0
+        self.first_at = 0.0
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
         return self
@@ -113,6 +123,7 @@ class Engine:
     def __init__(self, model: Voxtral, settings: ServeSettings, metrics: Metrics) -> None:
         self.model, self.settings, self.metrics = model, settings, metrics
         self._batch = ContinuousBatch(model)
+        self._pace = Pace(1 / model.config.codec.frame_rate)
         self._waiting: deque[Stream] = deque()
         self._active: list[Stream] = []
         self._lock = threading.Lock()  # guards _waiting and _over
@@ -183,14 +194,15 @@ class Engine:
     ) -> Stream:
         """Speak a prompt `[time, dim]` (`revox.synthesis.batch.embed`) when it is its turn.
 
-        streaming: audio in chunks as soon as may be (the first after `first_frames`, 5 by default), not in
-        long pieces. admitted: part of a request that has been let in; the queue's limit does not hold.
+        streaming: audio in chunks as soon as may be (the first after `first_frames`, 5 by default), sooner
+        where a player would run dry, not in long pieces. admitted: part of a request that has been let in;
+        the queue's limit does not hold.
         Raises ApiError as `check_room` does; 503 even when admitted.
         """
         if not admitted:
             self.check_room()
         ends = _ends(first_frames) if streaming else count(PIECE, PIECE)
-        stream = Stream(prompt, seed, max_frames, ends, self._wake)
+        stream = Stream(prompt, seed, max_frames, ends, self._wake, live=streaming)
         with self._lock:
             if self._over:
                 raise _not_ready()
@@ -229,8 +241,9 @@ class Engine:
 
     def _round(self) -> bool:
         """One frame of everybody; False when there is nothing to do before somebody asks or takes."""
+        began = time.monotonic()
         self._sweep()
-        self._admit()
+        joined = self._admit()
         speaking = [stream for stream in self._active if stream.utterance in self._batch.speaking]
         if not speaking:
             return False
@@ -242,6 +255,8 @@ class Engine:
         for stream in speaking:
             if stream.utterance is not None:
                 self._hand_over(stream)
+        if not joined:
+            self._pace.observe(len(speaking), time.monotonic() - began)
         return True
 
     def _each_alone(self, speaking: list[Stream]) -> None:
@@ -276,14 +291,17 @@ class Engine:
             elif stream.utterance is not None and resting and stream.ahead <= lead:
                 self._batch.wake(stream.utterance)
 
-    def _admit(self) -> None:
-        """Let the next one in; one a frame, for reading a prompt makes the others wait."""
+    def _admit(self) -> bool:
+        """Let the next one in, and say whether there was one; one a frame, for reading a prompt makes the
+        others wait."""
+        joined = False
         while len(self._active) < self.settings.max_streams:
             with self._lock:
-                stream = self._waiting.popleft() if self._waiting else None
+                stream = self._waiting.popleft() if self._waiting and self._keeps_pace() else None
             self.metrics.queued.set(len(self._waiting))
             if stream is None:
-                return
+                break
+            joined = True
             stream.started_at = time.monotonic()
             try:
                 stream.utterance = self._batch.join(stream.prompt, stream.seed, stream.max_frames)
@@ -293,7 +311,24 @@ class Engine:
             self._active.append(stream)
             self.metrics.active.set(len(self._active))
             if len(self._active) > 1:
-                return
+                break
+        return joined
+
+    def _keeps_pace(self) -> bool:
+        """Whether the first who waits can join without anybody's player running dry."""
+        live = self._waiting[0].live or any(stream.live for stream in self._active)
+        return not (live and self._active and self.settings.keep_pace) or self._pace.holds(
+            self._batch.count_speaking + 1
+        )
+
+    def _is_due(self, stream: Stream, made: int) -> bool:
+        if made >= stream.end:
+            return True
+        if not (stream.live and stream.decoded and self.settings.keep_pace):
+            return False
+        seconds = self._pace.frame_seconds
+        since = time.monotonic() - stream.first_at
+        return self._pace.soon_dry(stream.decoded * seconds, since, self._batch.count_speaking)
 
     def _hand_over(self, stream: Stream) -> None:
         """Decode and hand over what is due of a stream that has just spoken."""
@@ -302,10 +337,11 @@ class Engine:
         made = len(one.ids)
         stream.frames = made
         try:
-            if made > stream.decoded and (one.done or made >= stream.end):
+            if made > stream.decoded and (one.done or self._is_due(stream, made)):
                 samples = self._decode(one, stream.decoded)
                 if stream.decoded == 0:
-                    self.metrics.first_audio.observe(time.monotonic() - stream.asked_at)
+                    stream.first_at = time.monotonic()
+                    self.metrics.first_audio.observe(stream.first_at - stream.asked_at)
                 stream.put(Chunk(samples, made - stream.decoded))
                 stream.decoded = made
                 while stream.end <= made:

@@ -33,9 +33,11 @@ class ServeSettings(BaseModel):
     "inversion"; None: the encoder where the checkpoint has one, or else not at all). clone_seconds: the time
     an inversion may take. api_keys: the file of hashed keys (None: everybody may ask). rate_limit: requests
     a minute for a key that has no limit of its own (None: none). max_streams: requests that are spoken
-    together. max_queue: requests that wait for their turn; the next one is a 429. lead_frames: frames that a
-    stream may be ahead of its reader before it rests. marking: what is spoken says that it is synthetic, in
-    file and headers, signed with sign_certificate and sign_key (PEM) or a pair made here.
+    together. keep_pace: fewer while somebody listens to a stream, where the machine would speak so many
+    slower than they are heard. max_queue: requests that wait for their turn; the next one is a 429.
+    lead_frames: frames that a stream may be ahead of its reader before it rests. marking: what is spoken says
+    that it is synthetic, in file and headers, signed with sign_certificate and sign_key (PEM) or a pair made
+    here.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,6 +62,7 @@ class ServeSettings(BaseModel):
     max_reference_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 300.0
     max_text_characters: Annotated[int, Field(ge=1)] = 4096
     max_streams: Annotated[int, Field(ge=1, le=256)] = 8
+    keep_pace: bool = True
     max_queue: Annotated[int, Field(ge=0)] = 64
     lead_frames: Annotated[int, Field(ge=1)] = 1024
     drain_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0

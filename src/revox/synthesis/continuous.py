@@ -67,6 +67,11 @@ class ContinuousBatch:
         return self.members[: self._speaking]
 
     @property
+    def count_speaking(self) -> int:
+        """How many they are."""
+        return self._speaking
+
+    @property
     def cache_bytes(self) -> int:
         """What the cache of keys and values takes."""
         return 2 * self._pool.keys.nbytes
