@@ -246,10 +246,10 @@ def test_a_request_that_fails_is_alone_with_it(run, prompts, alone, tts, monkeyp
         victims = []
         real = {"join": batch.join, "_step": batch._step, "decode": engine._decode}
 
-        def join(prompt, seed, frames):
+        def join(prompt, *rest):
             if prompt is bad and where == "join":
                 raise RuntimeError("no room for this one")
-            one = real["join"](prompt, seed, frames)
+            one = real["join"](prompt, *rest)
             victims.extend([one] if prompt is bad else [])
             return one
 

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import base64
+import io
 
+import httpx
 import numpy as np
 import openai
 import pytest
+
+from revox.serving.keys import add_key
+from revox.speech import read_audio
 
 SAID = {"model": "tiny", "voice": "neutral_male", "input": "Hello."}
 EXTRA = {"seed": 3, "max_new_tokens": 6}
@@ -59,3 +64,28 @@ def test_the_openai_package_lists_models_and_raises_its_own_errors(client):
         client.audio.speech.create(**SAID, speed=9.0)
     with pytest.raises(openai.NotFoundError):
         client.audio.speech.create(**{**SAID, "model": "tts-1"})
+
+
+def test_open_webui_finds_its_lists_and_speaks(serve, spoken):
+    # The requests of open_webui/routers/audio, 0.12.4; its own base address is what differs.
+    with serve() as (url, _app), httpx.Client(base_url=f"{url}/v1/open-webui") as client:
+        models = client.get("/audio/models").raise_for_status().json().get("models", [])
+        assert [(model["id"], model["name"]) for model in models] == [("tiny", "tiny")]
+        voices = client.get("/audio/voices").raise_for_status().json().get("voices", [])
+        named = {voice["id"]: voice["name"] for voice in voices}
+        assert named["neutral_male"] == "neutral_male"
+        assert sorted(named) == httpx.get(f"{url}/v1/audio/voices").json()["voices"]
+        payload = {"input": "Hello.", "voice": "neutral_male", "model": "tiny", **EXTRA}
+        answer = client.post("/audio/speech", json=payload, headers={"Authorization": "Bearer any"})
+        assert answer.headers["content-type"].startswith("audio/")
+        assert read_audio(io.BytesIO(answer.content)).seconds == pytest.approx(len(spoken) / 24000)
+
+
+def test_open_webuis_paths_ask_for_keys_too(serve, tmp_path):
+    add_key(tmp_path / "keys.json", "somebody")
+    with (
+        serve(api_keys=tmp_path / "keys.json") as (url, _app),
+        httpx.Client(base_url=f"{url}/v1/open-webui/audio") as client,
+    ):
+        assert client.get("/voices").status_code == 401
+        assert client.post("/speech", json={"input": "Hello.", "voice": "neutral_male"}).status_code == 401

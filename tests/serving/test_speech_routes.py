@@ -225,6 +225,23 @@ def test_a_field_that_would_have_no_effect_is_refused_with_its_name_and_why(talk
         assert len(error["message"]) > len(name) + 30, "it says why"
 
 
+def test_the_scale_of_guidance_is_taken_as_vllm_omnis_demo_sends_it(talk, tts):
+    said = {**SAID, "response_format": "pcm", "max_new_tokens": 4}
+    usual, more, too_much, none = _ask(
+        talk,
+        said,
+        {**said, "extra_params": {"cfg_alpha": 3.0}},
+        {**said, "extra_params": {"cfg_alpha": 11}},
+        {**said, "extra_params": {}},
+    )
+    expected = tts.speak(SAID["input"], SAID["voice"], seed=3, cfg=3.0, max_seconds=0.32).samples
+    found = np.frombuffer(more.content, "<i2")
+    np.testing.assert_allclose(found, np.clip(np.rint(expected * 32768), -32768, 32767), atol=1)
+    assert more.content != usual.content
+    assert none.content == usual.content
+    assert too_much.status_code == 422
+
+
 def test_values_that_ask_for_nothing_are_taken(talk):
     nothing = {
         "instructions": "", "task_type": "CustomVoice", "language": "Auto", "x_vector_only_mode": False,

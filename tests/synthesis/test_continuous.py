@@ -89,6 +89,25 @@ def test_who_comes_goes_and_rests_at_any_frame_says_what_it_says_alone(batch, pr
     assert len({expected.codes.shape[1] for expected in alone}) > 2, "they should end at different frames"
 
 
+def test_each_is_guided_as_it_was_asked_to_be(model, batch, prompts):
+    asked = [1.2, 3.0, 0.5]
+    together = [
+        batch.join(prompt, seed, FRAMES, alpha)
+        for prompt, seed, alpha in zip(prompts, SEEDS, asked, strict=False)
+    ]
+    while batch.members:
+        batch.step()
+    spoken = [
+        generate(model, [prompt], [seed], cfg_alpha=alpha, flow_steps=1, max_frames=FRAMES)[0]
+        for prompt, seed, alpha in zip(prompts, SEEDS, asked, strict=False)
+    ]
+    assert all(_same(one, expected) for one, expected in zip(together, spoken, strict=True))
+    usual = generate(model, [prompts[1]], [SEEDS[1]], flow_steps=1, max_frames=FRAMES)[0]
+    assert not _same(together[1], usual)
+    with pytest.raises(SpeakError, match="cfg"):
+        batch.join(prompts[0], 0, FRAMES, 11.0)
+
+
 def test_the_labs_own_voices_say_in_float32_what_each_says_alone_whoever_comes_rests_and_goes(lab):
     # Sums in another order could turn a tie of rounding, from there on all of that utterance. None was met in
     # 24 such utterances (550 frames of 37 codes, seven Euler steps each), so equality is asked for.

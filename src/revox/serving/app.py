@@ -28,7 +28,14 @@ def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
 
     Raises ServeError or MarkError when files that the settings name cannot be used.
     """
-    from revox.serving import model_routes, page_routes, speech_routes, speech_socket, voice_routes
+    from revox.serving import (
+        model_routes,
+        open_webui,
+        page_routes,
+        speech_routes,
+        speech_socket,
+        voice_routes,
+    )
     from revox.serving.keys import open_keys
     from revox.serving.references import open_references
     from revox.serving.voice_jobs import open_voices
@@ -74,6 +81,7 @@ def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
     app.include_router(speech_routes.router)
     app.include_router(speech_socket.router)
     app.include_router(voice_routes.router)
+    app.include_router(open_webui.router)
     page_routes.mount(app)
     return app
 

@@ -27,6 +27,7 @@ from revox.serving.errors import ApiError, as_api_error
 from revox.serving.metrics import Metrics
 from revox.serving.pace import Pace
 from revox.synthesis.continuous import ContinuousBatch, Utterance
+from revox.synthesis.generate import DEFAULT_CFG
 from revox.synthesis.stream import PIECE, chunk_ends, decode_after
 
 if TYPE_CHECKING:
@@ -61,9 +62,10 @@ class Stream:
         ends: Iterator[int],
         wake: threading.Event,
         live: bool = False,
+        cfg_alpha: float = DEFAULT_CFG,
     ) -> None:
         self.prompt, self.seed, self.max_frames, self.ends = prompt, seed, max_frames, ends
-        self.live = live
+        self.live, self.cfg_alpha = live, cfg_alpha
         self.frames = 0
         self.truncated = False
         self.cancelled = False
@@ -191,18 +193,19 @@ class Engine:
         streaming: bool = False,
         first_frames: int | None = None,
         admitted: bool = False,
+        cfg_alpha: float = DEFAULT_CFG,
     ) -> Stream:
         """Speak a prompt `[time, dim]` (`revox.synthesis.batch.embed`) when it is its turn.
 
         streaming: audio in chunks as soon as may be (the first after `first_frames`, 5 by default), sooner
         where a player would run dry, not in long pieces. admitted: part of a request that has been let in;
-        the queue's limit does not hold.
+        the queue's limit does not hold. cfg_alpha: the scale of guidance.
         Raises ApiError as `check_room` does; 503 even when admitted.
         """
         if not admitted:
             self.check_room()
         ends = _ends(first_frames) if streaming else count(PIECE, PIECE)
-        stream = Stream(prompt, seed, max_frames, ends, self._wake, live=streaming)
+        stream = Stream(prompt, seed, max_frames, ends, self._wake, streaming, cfg_alpha)
         with self._lock:
             if self._over:
                 raise _not_ready()
@@ -304,7 +307,9 @@ class Engine:
             joined = True
             stream.started_at = time.monotonic()
             try:
-                stream.utterance = self._batch.join(stream.prompt, stream.seed, stream.max_frames)
+                stream.utterance = self._batch.join(
+                    stream.prompt, stream.seed, stream.max_frames, stream.cfg_alpha
+                )
             except Exception as error:
                 self._finish(stream, as_api_error(error))
                 continue

@@ -115,6 +115,7 @@ class Speaker:
             streaming=streaming,
             first_frames=self.manner.initial_codec_chunk_frames,
             admitted=admitted,
+            cfg_alpha=self.manner.cfg_alpha,
         )
         return Utterance(self, stream, tokens)
 

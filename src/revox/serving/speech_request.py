@@ -13,7 +13,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from revox.serving.errors import ApiError, validation_error
-from revox.synthesis.generate import MAX_FRAMES
+from revox.synthesis.generate import CFG_RANGE, DEFAULT_CFG, MAX_FRAMES
 
 NO_EFFECT = "no_effect"
 """The type of pydantic's error for a field that would change nothing; it is a 400."""
@@ -49,6 +49,19 @@ class VoiceId(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     id: str
+
+
+class ExtraParams(BaseModel):
+    """What vllm-omni takes for this model beside its fields (its voxtral_tts.py, `_extract_cfg_alpha`)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    cfg_alpha: float | None = Field(
+        default=None,
+        ge=CFG_RANGE[0],
+        le=CFG_RANGE[1],
+        description="How much the speech is held to text and voice: the scale of guidance, 1.2 by default.",
+    )
 
 
 class Manner(BaseModel):
@@ -115,7 +128,13 @@ class Manner(BaseModel):
         None,
         _without_effect("this model decides how long it speaks; use speed, or max_new_tokens as a limit"),
     ] = None
-    extra_params: Annotated[None, _without_effect("this model takes no extra_params; leave them out")] = None
+    extra_params: ExtraParams | None = Field(default=None, description="As vllm-omni takes them.")
+
+    @property
+    def cfg_alpha(self) -> float:
+        """The scale of guidance."""
+        asked = self.extra_params.cfg_alpha if self.extra_params is not None else None
+        return DEFAULT_CFG if asked is None else asked
 
     @property
     def voice_name(self) -> str | None:

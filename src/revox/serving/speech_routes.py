@@ -31,7 +31,7 @@ _EVENT = {
     "properties": {"event": {"type": "string"}, "data": {"type": "string", "description": "JSON"}},
 }
 
-_AUDIO: dict[int | str, dict[str, Any]] = {
+AUDIO: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The audio; or, as events, speech.audio.delta and speech.audio.done.",
         "content": {
@@ -42,13 +42,13 @@ _AUDIO: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("/speech", responses=_AUDIO, response_class=Response)
+@router.post("/speech", responses=AUDIO, response_class=Response)
 async def speech(request: Request, body: SpeechRequest) -> Response:
     """Speak a text: one file, or a stream (`stream`, `stream_format`)."""
     return await _speak(request, body, body.streams)
 
 
-@router.post("/speech/stream", responses=_AUDIO, response_class=Response)
+@router.post("/speech/stream", responses=AUDIO, response_class=Response)
 async def speech_stream(request: Request, body: SpeechRequest) -> Response:
     """Speak a text and send the audio while it is made; as events with stream_format sse."""
     return await _speak(request, body, body.stream_format or "audio")

@@ -25,12 +25,14 @@ POSITIONS = 256
 class Utterance:
     """One that takes part: its frames so far (ids `[37]` each, without the end frame), and how it ended.
 
-    `ended`: the model ended by itself; `cut`: its room was used up. `room` is in frames.
+    `ended`: the model ended by itself; `cut`: its room was used up. `room` is in frames, `cfg_alpha` the
+    scale of its guidance.
     """
 
     room: int
     length: int
     noise: Tensor
+    cfg_alpha: float = DEFAULT_CFG
     ids: list[Tensor] = field(default_factory=list)
     ended: bool = False
     cut: bool = False
@@ -53,9 +55,9 @@ class ContinuousBatch:
     it can then be tried again, or for one alone (`step_one`): no frame is lost by it.
     """
 
-    def __init__(self, model: Voxtral, cfg_alpha: float = DEFAULT_CFG, flow_steps: int | None = None) -> None:
-        check_settings(cfg_alpha, flow_steps, 0)
-        self.model, self.cfg_alpha, self.flow_steps = model, cfg_alpha, flow_steps
+    def __init__(self, model: Voxtral, flow_steps: int | None = None) -> None:
+        check_settings(DEFAULT_CFG, flow_steps, 0)
+        self.model, self.flow_steps = model, flow_steps
         self.members: list[Utterance] = []
         self._speaking = 0
         self._pool = _Pool(model.config.backbone, model.dtype, model.device)
@@ -77,18 +79,20 @@ class ContinuousBatch:
         return 2 * self._pool.keys.nbytes
 
     @torch.inference_mode()
-    def join(self, prompt: Tensor, seed: int, max_frames: int | None = None) -> Utterance:
+    def join(
+        self, prompt: Tensor, seed: int, max_frames: int | None = None, cfg_alpha: float = DEFAULT_CFG
+    ) -> Utterance:
         """Read a prompt `[time, dim]`; its utterance speaks from the next step on.
 
         Raises SpeakError when a setting is out of range or the prompt leaves no room to speak. Whatever is
         raised, the others are as they were.
         """
-        check_settings(self.cfg_alpha, self.flow_steps, seed, max_frames)
+        check_settings(cfg_alpha, self.flow_steps, seed, max_frames)
         room = room_for_speech(len(prompt), max_frames)
         if room < 1:
             raise SpeakError(f"a prompt of {len(prompt)} positions leaves none of {MAX_POSITIONS} for speech")
         noise = noise_of(seed, self.model.config.codec.acoustic_dim)[:room]
-        one = Utterance(room, len(prompt), noise.to(self.model.device, self.model.dtype))
+        one = Utterance(room, len(prompt), noise.to(self.model.device, self.model.dtype), cfg_alpha)
         slot = len(self.members)
         self._pool.make_room(slot + 1, len(prompt) + 1)
         window = self._pool.window(slot, slot + 1, [0])
@@ -151,9 +155,8 @@ class ContinuousBatch:
         if not spoke:
             return []
         noise = torch.stack([one.noise[len(one.ids)] for one in spoke])
-        ids = self.model.acoustic_transformer.frame(
-            self._hidden[first:stop], noise, self.cfg_alpha, self.flow_steps
-        )
+        alphas = torch.tensor([one.cfg_alpha for one in spoke], device=noise.device)
+        ids = self.model.acoustic_transformer.frame(self._hidden[first:stop], noise, alphas, self.flow_steps)
         ended = [code == END_AUDIO_ID for code in ids[:, 0].tolist()]
         # Whoever goes on is fed its frame before anything is written down: a failure leaves all as it was.
         stays = [not end and len(one.ids) + 1 < one.room for one, end in zip(spoke, ended, strict=True)]
