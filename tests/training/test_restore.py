@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from conftest import preset_codes, write_speakers
 from revox.checkpoint.encoder_file import decoder_sha256, read_record
 from revox.checkpoint.load import load_model
+from revox.checkpoint.voices import Voice
 from revox.cli import train_command
 from revox.cloning.clone import PARTS
 from revox.cloning.invert import InversionConfig
@@ -27,7 +29,7 @@ from revox.training.errors import TrainingError
 from revox.training.inverted import inverted_recordings
 from revox.training.restore import RunOptions, hold_out, restore_encoder
 from revox.training.settings import EncoderTraining
-from revox.training.spoken import read_sentences, spoken_codes
+from revox.training.spoken import read_sentences, spoken_codes, stranger
 
 SETTINGS: dict[str, Any] = {
     "steps": 4, "clips": 2, "pairs": 2, "seconds": 0.64, "save_every": 2, "report_every": 1,
@@ -223,6 +225,58 @@ def test_what_the_presets_say_is_kept_and_taken_up_where_it_stopped(
     assert told == [2]  # damaged: spoken again
     spoken(2, seed=1)
     assert told == [2]  # another seed
+
+
+def test_each_sentence_is_another_and_some_are_said_by_strangers(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    said: list[tuple[str, str, torch.Tensor]] = []
+
+    def embed(model: Any, prompter: Any, text: str, voice: Voice) -> torch.Tensor:
+        said.append((text, voice.name, voice.rows))
+        return torch.zeros(1, 1)
+
+    def generate(model: Any, prompts: list[torch.Tensor], seeds: list[int], max_frames: int) -> list[Any]:
+        return [SimpleNamespace(codes=torch.zeros(37, 2, dtype=torch.long), ended=True) for _ in prompts]
+
+    monkeypatch.setattr("revox.training.spoken.embed", embed)
+    monkeypatch.setattr("revox.training.spoken.generate", generate)
+
+    def spoken(count: int, strangers: float, name: str = "a") -> list[tuple[str, str, torch.Tensor]]:
+        said.clear()
+        texts = [f"sentence {i}" for i in range(24)]
+        spoken_codes(tiny_checkpoint, count, tmp_path / name, sentences=texts, strangers=strangers)
+        return list(said)
+
+    presets = spoken(24, 0.0)
+    assert len({text for text, *_ in presets}) == 24
+    assert len({name for _, name, _ in presets}) == 20
+    strangers = spoken(30, 1.0)
+    assert {name for _, name, _ in strangers} == {"stranger"}
+    assert len({float(rows.float().sum()) for *_, rows in strangers}) == 30
+    pairs = [(text, float(rows.float().sum())) for text, _, rows in strangers]
+    assert len(set(pairs)) == 30, "when the sentences are over, others say them"
+    some = spoken(30, 0.5)
+    assert 5 < sum(name == "stranger" for _, name, _ in some) < 25
+    half = spoken(16, 0.5, "b") + spoken(30, 0.5, "b")
+    assert [(text, name) for text, name, _ in half] == [(text, name) for text, name, _ in some]
+
+
+def test_a_stranger_keeps_what_is_said_and_stands_between_and_beside_the_presets(tiny_checkpoint: Path):
+    rng = torch.Generator().manual_seed(0)
+    presets = [torch.randint(0, 21, (37, 12), generator=rng) for _ in range(3)]
+    made = [stranger(presets, 21, rng) for _ in range(40)]
+    for codes in made:
+        (one,) = [p for p in presets if torch.equal(p[0], codes[0])]
+        assert int(codes.min()) >= 0
+        assert int(codes[1:].max()) <= 20
+        moved = (codes[1:] - one[1:]).float()
+        assert float(moved.abs().max()) > 0
+        inside = (codes[1:] > 0) & (codes[1:] < 20)  # what is not cut off is moved alike in all frames
+        spread = moved.masked_fill(~inside, torch.nan)
+        for row in spread:
+            assert len(row[~row.isnan()].unique()) <= 2  # halves are rounded to either side
+    assert len({tuple(codes.flatten().tolist()) for codes in made}) == 40
 
 
 def test_texts_that_are_empty_or_missing_are_a_sentence(tmp_path: Path):

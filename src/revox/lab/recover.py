@@ -410,7 +410,7 @@ class _Work:
             row, steps, seed, report_every=every, save_every=-(-steps // experiment.looks),
             validate_every=every * max(1, REPORTS // 4), keep=experiment.looks + 1,
         )  # fmt: skip
-        shared = self.out / "spoken" / f"{settings.sentences}-{seed}.safetensors"
+        shared = self.out / "spoken" / f"{settings.sentences}-{settings.strangers:g}-{seed}.safetensors"
         spoken = run / "spoken.safetensors"
         run.mkdir(parents=True, exist_ok=True)
         if shared.is_file() and not spoken.is_file():

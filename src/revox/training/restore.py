@@ -102,11 +102,12 @@ def restore_encoder(
     if settings.sentences and settings.pairs:
         spoken = partial(
             spoken_codes, checkpoint, settings.sentences, out / "spoken.safetensors",
+            strangers=settings.strangers,
             sentences=options.sentences, seed=settings.seed, device=world.device,
             dtype=torch.float32 if world.device == "cpu" else torch.bfloat16,
         )  # fmt: skip
         if world.is_main:
-            spoken(progress=partial(options.progress, "sentences spoken with the presets"))
+            spoken(progress=partial(options.progress, "sentences spoken by the model"))
         world.wait()
         bank += spoken()  # from the file
     said = sum(codes.shape[1] for codes in bank) / config.frame_rate

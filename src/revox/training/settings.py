@@ -42,15 +42,16 @@ class Weights(_Settings):
 
 
 class Pairs(_Settings):
-    """Pairs of codes and audio that the model makes; see `revox.cloning.pairs.PairSettings`. `phases`: how
+    """Pairs of codes and audio that the model makes; see `revox.cloning.pairs.PairSettings`. Little is changed
+    in what it says: of codes that nobody would say, the sound tells less (docs/recovery.md). `phases`: how
     far the audio's phases are turned, in milliseconds of delay (`revox.training.phases`); 0: not at all."""
 
-    shortest: Count = 4
-    longest: Count = 24
-    mixed: float = Field(default=0.3, ge=0, le=1)
-    shift: Weight = 0.4
-    shake: Weight = 0.15
-    strange: float = Field(default=0.05, ge=0, le=1)
+    shortest: Count = 16
+    longest: Count = 64
+    mixed: float = Field(default=0.0, ge=0, le=1)
+    shift: Weight = 0.15
+    shake: Weight = 0.05
+    strange: float = Field(default=0.0, ge=0, le=1)
     phases: float = Field(default=2.5, ge=0, le=10)
 
 
@@ -91,7 +92,9 @@ class EncoderTraining(_Settings):
     discriminator: Discriminator = Field(default_factory=Discriminator)
     resolutions: tuple[tuple[Count, Count], ...] = ((2048, 160), (1024, 100), (512, 60), (256, 30), (128, 15))
     sentences: int = Field(default=64, ge=0)
-    """Spoken with the presets before the first step, for pairs of what the model itself says."""
+    """Spoken by the model before the first step, for pairs of what it says."""
+    strangers: float = Field(default=0.7, ge=0, le=1)
+    """Share of the sentences in voices between and beside the presets'."""
     inverted: int = Field(default=0, ge=0)
     """Recordings whose codes inversion finds before the first step, for `labels`."""
     inversion_steps: Count = 160

@@ -1,4 +1,9 @@
-"""What the model itself says, as codes: pairs whose right answer is the language model's own."""
+"""What the model itself says, as codes: pairs whose right answer is the language model's own.
+
+Codes that nobody would say are poor questions: the sound that a decoder makes of them tells little of them,
+and what is learnt is noise. So most of what an encoder learns from is speech of the model, of many sentences
+and in many voices: the presets', and voices between and beside theirs.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,8 @@ from torch import Tensor
 
 from revox.checkpoint.load import load_model
 from revox.checkpoint.tensors import WEIGHTS
-from revox.checkpoint.voices import list_voices, load_voice
+from revox.checkpoint.voices import Voice, list_voices, load_voice
+from revox.cloning.clone import preset_codes
 from revox.synthesis.batch import embed
 from revox.synthesis.generate import generate
 from revox.synthesis.prompt import Prompter
@@ -19,6 +25,7 @@ from revox.training.errors import TrainingError
 from revox.training.kept import read_kept, write_kept
 
 AT_ONCE = 8
+BESIDE = 0.6  # deviations that a stranger's acoustic values stand beside those between two presets
 MAX_FRAMES = 250  # 20 s: a sentence that does not end by then is babble
 
 SENTENCES = (
@@ -55,41 +62,64 @@ def read_sentences(path: Path) -> list[str]:
     return found
 
 
+def stranger(presets: Sequence[Tensor], levels: int, rng: torch.Generator) -> Tensor:
+    """Codes `[37, frames]` of a voice that is none of `presets`, codes `[37, frames]` of so many `levels`.
+
+    One of them, its acoustic values moved for the whole of it: towards another's mean by any share of the
+    way, and by `BESIDE` of each codebook's deviation over the presets.
+    """
+    one, other = (presets[int(torch.randint(len(presets), (), generator=rng))] for _ in range(2))
+    own, target = one[1:].float(), other[1:].float().mean(dim=1)
+    deviation = torch.cat([p[1:] for p in presets], dim=1).float().std(dim=1, correction=0).clamp_min(0.5)
+    share = float(torch.rand((), generator=rng))
+    shift = share * (target - own.mean(dim=1))
+    shift = shift + BESIDE * torch.randn(len(own), generator=rng) * deviation
+    moved = (own + shift[:, None]).round().clamp(0, levels - 1).long()
+    return torch.cat((one[:1], moved))
+
+
 def spoken_codes(
     folder: Path,
     count: int,
     kept: Path,
     *,
+    strangers: float = 0.0,
     sentences: Sequence[str] = SENTENCES,
     seed: int = 0,
     device: str = "cpu",
     dtype: torch.dtype = torch.bfloat16,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Tensor]:
-    """Codes `[37, frames]` of `count` sentences, said by the presets of the checkpoint `folder` in turn.
+    """Codes `[37, frames]` of `count` sentences, said by the presets of the checkpoint `folder` in turn, or,
+    a share `strangers` of them, in a voice of its own each (`stranger`). No two voices say the same sentence
+    before there are no more sentences.
 
     They are kept in the file `kept` after every few, and taken from there where they were made of the same
-    checkpoint, sentences and seed. What did not end by itself is left out.
+    checkpoint, sentences, strangers and seed. What did not end by itself is left out.
     """
     voices = [entry.name for entry in list_voices(folder) if entry.preset and not entry.problem]
     if not voices:
         raise TrainingError(f"{folder} has no preset that could speak: set sentences to 0, or mend it")
     digest = hashlib.sha256((folder / "params.json").read_bytes())
-    digest.update(repr(((folder / WEIGHTS).stat().st_size, tuple(sentences), seed, voices)).encode())
+    told = ((folder / WEIGHTS).stat().st_size, tuple(sentences), seed, voices, strangers)
+    digest.update(repr(told).encode())
     stamp = digest.hexdigest()
     found = [codes.long() for _, codes in sorted(read_kept(kept, stamp).items())]
     if len(found) >= count:
         return [codes for codes in found[:count] if codes.shape[1]]
     model, prompter = load_model(folder, device=device, dtype=dtype), Prompter(folder)
+    presets = preset_codes(folder, model) if strangers else []
+
+    def speaker(i: int) -> Voice:
+        rng = torch.Generator().manual_seed(seed * 1_000_003 + i)
+        if presets and float(torch.rand((), generator=rng)) < strangers:
+            codes = stranger(presets, model.config.codec.acoustic_codebook_size, rng)
+            return Voice("stranger", codes, model.mm_audio_embeddings.voice_rows(codes.to(model.device)))
+        return load_voice(folder, voices[(i + i // len(sentences)) % len(voices)])
+
     for start in range(len(found), count, AT_ONCE):
         which = range(start, min(start + AT_ONCE, count))
-        prompts = [
-            embed(
-                model, prompter, sentences[(i // len(voices)) % len(sentences)],
-                load_voice(folder, voices[i % len(voices)]),
-            )
-            for i in which
-        ]  # fmt: skip
+        prompts = [embed(model, prompter, sentences[i % len(sentences)], speaker(i)) for i in which]
         spoken = generate(model, prompts, [seed + i for i in which], max_frames=MAX_FRAMES)
         found += [one.codes.cpu() if one.ended else one.codes[:, :0].cpu() for one in spoken]
         write_kept(kept, stamp, {f"{i:06d}": codes.to(torch.int16) for i, codes in enumerate(found)})
