@@ -28,7 +28,7 @@ from revox.serving.metrics import Metrics
 from revox.serving.pace import Pace
 from revox.synthesis.continuous import ContinuousBatch, Utterance
 from revox.synthesis.generate import DEFAULT_CFG
-from revox.synthesis.stream import PIECE, chunk_ends, decode_after
+from revox.synthesis.stream import FIRST_ENDS, PIECE, chunk_ends, decode_after
 
 if TYPE_CHECKING:
     from revox.serving.settings import ServeSettings
@@ -329,7 +329,9 @@ class Engine:
     def _is_due(self, stream: Stream, made: int) -> bool:
         if made >= stream.end:
             return True
-        if not (stream.live and stream.decoded and self.settings.keep_pace):
+        # No smaller pieces than at the start: each is decoded with its context, which costs as much again.
+        enough = stream.decoded > 0 and made - stream.decoded >= FIRST_ENDS[0]
+        if not (stream.live and enough and self.settings.keep_pace):
             return False
         seconds = self._pace.frame_seconds
         since = time.monotonic() - stream.first_at

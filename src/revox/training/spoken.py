@@ -24,7 +24,7 @@ from revox.synthesis.prompt import Prompter
 from revox.training.errors import TrainingError
 from revox.training.kept import read_kept, write_kept
 
-AT_ONCE = 8
+AT_ONCE = 32
 BESIDE = 0.6  # deviations that a stranger's acoustic values stand beside those between two presets
 MAX_FRAMES = 250  # 20 s: a sentence that does not end by then is babble
 
