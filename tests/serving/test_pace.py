@@ -51,6 +51,15 @@ def test_an_average_follows_what_happens_lately(pace):
     assert pace((1, 0.01), (1, 0.02)).expected(1) == pytest.approx(0.011)
 
 
+def test_reading_a_prompt_counts_among_other_rounds_and_tells_nothing_alone(pace):
+    known = pace()
+    known.observe(1, 0.5, joined=True)
+    assert known.expected(1) is None
+    known.observe(1, 0.02)
+    known.observe(1, 0.12, joined=True)
+    assert known.expected(1) == pytest.approx(0.03)
+
+
 def test_one_more_is_tried_while_there_is_time_left(pace):
     assert pace((4, 0.067)).holds(5)
     assert not pace((1, 0.02), (4, 0.069)).holds(5)

@@ -258,8 +258,7 @@ class Engine:
         for stream in speaking:
             if stream.utterance is not None:
                 self._hand_over(stream)
-        if not joined:
-            self._pace.observe(len(speaking), time.monotonic() - began)
+        self._pace.observe(len(speaking), time.monotonic() - began, joined)
         return True
 
     def _each_alone(self, speaking: list[Stream]) -> None:

@@ -28,8 +28,11 @@ class Pace:
         self.frame_seconds, self.clock = frame_seconds, clock
         self._rounds: dict[int, tuple[float, float]] = {}  # streams: average, when it was last seen
 
-    def observe(self, streams: int, seconds: float) -> None:
-        """A round of so many streams took so long."""
+    def observe(self, streams: int, seconds: float, joined: bool = False) -> None:
+        """A round of so many streams took so long; where somebody `joined` in it, a prompt was read too, which
+        counts among other rounds, and tells nothing alone."""
+        if joined and streams not in self._rounds:
+            return
         before, _ = self._rounds.get(streams, (seconds, 0.0))
         self._rounds[streams] = (before + WEIGHT * (seconds - before), self.clock())
 
