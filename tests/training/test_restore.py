@@ -27,7 +27,7 @@ from revox.cloning.quick_encoder import QuickEncoderTraining
 from revox.training.data import find_sources
 from revox.training.errors import TrainingError
 from revox.training.inverted import inverted_recordings
-from revox.training.restore import RunOptions, hold_out, restore_encoder
+from revox.training.restore import RunOptions, hold_out, restore_encoder, texts_of
 from revox.training.settings import EncoderTraining
 from revox.training.spoken import read_sentences, spoken_codes, stranger
 
@@ -277,6 +277,18 @@ def test_a_stranger_keeps_what_is_said_and_stands_between_and_beside_the_presets
         for row in spread:
             assert len(row[~row.isnan()].unique()) <= 2  # halves are rounded to either side
     assert len({tuple(codes.flatten().tolist()) for codes in made}) == 40
+
+
+def test_what_is_said_in_the_data_is_what_the_model_says(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    speakers = write_speakers(tmp_path / "data", 16000)
+    said = ["HELLO THERE", "Hello there", "abc", "x" * 201, "Good evening, doctor.", " ten past two "]
+    for clip, text in zip(sorted(speakers.rglob("*.flac")), said, strict=False):
+        clip.with_suffix(".txt").write_text(text)
+    found = texts_of(find_sources([str(speakers)]))
+    assert sorted(found) == ["Good evening, doctor.", "Hello there", "ten past two"]
+    assert texts_of(find_sources([str(speakers)]), 2) == found[:2]
+    assert texts_of([]) == []
 
 
 def test_texts_that_are_empty_or_missing_are_a_sentence(tmp_path: Path):

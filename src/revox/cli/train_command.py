@@ -34,7 +34,9 @@ def encoder_command(
     validation: Annotated[
         list[str] | None, typer.Option(help="Speech to look at and not to learn from (else some speakers).")
     ] = None,
-    texts: Annotated[Path | None, typer.Option(help="Sentences for the presets to say, one a line.")] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="Sentences for the model to say, one a line; else the data's own.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps in all, in place of the config's.")] = None,
     seed: Annotated[int | None, typer.Option(help="In place of the config's.")] = None,
     refuse_below: Annotated[
@@ -54,7 +56,7 @@ def encoder_command(
     from revox.checkpoint.locate import locate
     from revox.training.restore import RunOptions, restore_encoder
     from revox.training.settings import read_settings
-    from revox.training.spoken import SENTENCES, read_sentences
+    from revox.training.spoken import read_sentences
 
     console = Console(stderr=True, highlight=False)
     settings = read_settings(config, steps=steps, seed=seed)
@@ -78,7 +80,7 @@ def encoder_command(
 
     options = RunOptions(
         validation=validation or (), refuse_below=refuse_below, workers=workers, device=device, resume=resume,
-        sentences=read_sentences(texts) if texts else SENTENCES, say=console.print, progress=progress,
+        sentences=read_sentences(texts) if texts else (), say=console.print, progress=progress,
         report=report,
     )  # fmt: skip
     try:

@@ -29,7 +29,7 @@ class Pace:
         self._rounds: dict[int, tuple[float, float]] = {}  # streams: average, when it was last seen
 
     def observe(self, streams: int, seconds: float, joined: bool = False) -> None:
-        """A round of so many streams took so long; where somebody `joined` in it, a prompt was read too, which
+        """A round of so many streams took so long. Where somebody `joined` in it, a prompt was read too: it
         counts among other rounds, and tells nothing alone."""
         if joined and streams not in self._rounds:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -50,13 +51,14 @@ Progress = Callable[[str, int, int | None], None]
 class RunOptions:
     """What is not a setting of the method: where things are, and who is told what.
 
+    `sentences` are what the model says for pairs; without any, what is said in the data.
     `say` receives sentences, `progress` (what, done, of) of longer preparations, `report` a row of figures
     every so many steps. Only the main process tells.
     """
 
     validation: Sequence[str] = ()
     refuse_below: int | None = None
-    sentences: Sequence[str] = SENTENCES
+    sentences: Sequence[str] = ()
     workers: int = 2
     device: str | None = None
     resume: bool = False
@@ -103,7 +105,8 @@ def restore_encoder(
         spoken = partial(
             spoken_codes, checkpoint, settings.sentences, out / "spoken.safetensors",
             strangers=settings.strangers,
-            sentences=options.sentences, seed=settings.seed, device=world.device,
+            sentences=options.sentences or texts_of(sources) or SENTENCES,
+            seed=settings.seed, device=world.device,
             dtype=torch.float32 if world.device == "cpu" else torch.bfloat16,
         )  # fmt: skip
         if world.is_main:
@@ -194,6 +197,21 @@ def restore_encoder(
 def _has_words(source: Source) -> bool:
     """Whether some clip's words are known; of a stream that is not known before it is read."""
     return isinstance(source.clips, ClipStream) or any(clip.transcript for clip in source.clips)
+
+
+def texts_of(sources: Sequence[Source], most: int = 20_000) -> list[str]:
+    """What is said in the clips, each sentence once, in an order of its own; of streams it is not known yet.
+
+    Only those of 4 to 200 characters: what is longer takes long to say, and what is shorter says little.
+    """
+    found = {
+        text.capitalize() if text.isupper() else text
+        for source in sources
+        if not isinstance(source.clips, ClipStream)
+        for clip in source.clips
+        if (text := (clip.transcript or "").strip()) and 4 <= len(text) <= 200
+    }
+    return sorted(found, key=lambda text: hashlib.sha256(text.encode()).digest())[:most]
 
 
 def hold_out(sources: Sequence[Source], clips: int) -> tuple[list[Source], list[Source]]:

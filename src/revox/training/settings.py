@@ -94,7 +94,7 @@ class EncoderTraining(_Settings):
     pair: Pairs = Field(default_factory=Pairs)
     discriminator: Discriminator = Field(default_factory=Discriminator)
     resolutions: tuple[tuple[Count, Count], ...] = ((2048, 160), (1024, 100), (512, 60), (256, 30), (128, 15))
-    sentences: int = Field(default=64, ge=0)
+    sentences: int = Field(default=512, ge=0)
     """Spoken by the model before the first step, for pairs of what it says."""
     strangers: float = Field(default=0.7, ge=0, le=1)
     """Share of the sentences in voices between and beside the presets'."""
