@@ -386,13 +386,13 @@ def test_steps_that_a_killed_run_took_twice_count_once(tmp_path: Path):
     assert _clock(tmp_path, "seconds")(3) == 31.5
 
 
-def test_rows_at_equal_time_have_the_same_items_a_step_where_only_the_source_differs():
-    sizes = {
-        name: (row.settings(10, 0).clips + row.settings(10, 0).pairs, row.settings(10, 0).seconds)
-        for name in ("reconstruction", "pairs", "pairs-and-human")
-        for row in [row_named(name)]
-    }
-    assert set(sizes.values()) == {(10, 1.6)}
+def test_rows_at_equal_time_hear_stretches_of_one_length_and_those_with_pairs_as_many_of_them():
+    told = {name: row_named(name).settings(10, 0) for name in ("reconstruction", "pairs", "pairs-and-human")}
+    assert {settings.seconds for settings in told.values()} == {1.6}
+    pairs, both = told["pairs"], told["pairs-and-human"]
+    assert pairs.pairs == both.pairs
+    assert pairs.pair == both.pair
+    assert (pairs.sentences, pairs.strangers) == (both.sentences, both.strangers)
 
 
 # Resuming
