@@ -291,6 +291,27 @@ def test_what_is_said_in_the_data_is_what_the_model_says(tmp_path: Path):
     assert texts_of([]) == []
 
 
+def test_pairs_are_spoken_from_the_datas_words_and_from_texts_where_they_are_given(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "data").mkdir()
+    speech = write_speakers(tmp_path / "data", 16000)
+    next(speech.rglob("*.flac")).with_suffix(".txt").write_text("Ten past two.")
+    told: list[dict[str, Any]] = []
+
+    def spoken(folder: Path, count: int, kept: Path, **given: Any) -> list[torch.Tensor]:
+        told.append(given)
+        return []
+
+    monkeypatch.setattr("revox.training.restore.spoken_codes", spoken)
+    few = settings(steps=1, sentences=3, strangers=0.25)
+    restore_encoder(tiny_checkpoint, [str(speech)], tmp_path / "a", few, options(tmp_path / "cache"))
+    given = options(tmp_path / "cache", sentences=("Mine.",))
+    restore_encoder(tiny_checkpoint, [str(speech)], tmp_path / "b", few, given)
+    assert [tuple(one["sentences"]) for one in told] == [("Ten past two.",)] * 2 + [("Mine.",)] * 2
+    assert {one["strangers"] for one in told} == {0.25}
+
+
 def test_texts_that_are_empty_or_missing_are_a_sentence(tmp_path: Path):
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(TrainingError, match="one sentence a line"):
