@@ -333,6 +333,28 @@ def test_a_file_is_cloned_with_consent_and_shown_beside_its_result(serve, tab):
 
 
 @pytest.mark.slow
+def test_a_voice_is_cloned_from_the_microphone(serve, tab):
+    with serve() as (url, app):
+        cloner = FakeCloner(app, "encoder")
+        cloner.go.set()
+        page = tab.open(f"{url}/#clone")
+        page.locator(".voice").first.wait_for(state="attached")
+        page.get_by_role("button", name="Record").click()
+        # The browser's stand-in for a microphone beeps once a second: 3 s of speech need some more.
+        page.get_by_role("button", name=re.compile(r"Stop recording \((8|9|1\d)")).wait_for(timeout=60_000)
+        page.get_by_role("button", name="Stop recording").click()
+        page.get_by_text("Recorded. Listen to it").wait_for()
+        page.locator("#agreed").check()
+        page.locator("#consent").fill(CONSENT)
+        page.locator("#name").fill("ada")
+        page.locator("#result-text").evaluate("field => field.value = 'ten'")
+        page.get_by_role("button", name="Clone", exact=True).click()
+        page.locator("#result-mel[aria-label]").wait_for()
+        recorded = cloner.reference.audio
+        assert recorded.seconds > 3
+        assert loudness(recorded.samples) > 0.01
+
+
 def test_what_strangers_wrote_is_text_and_never_html(serve, tab):
     hostile = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>&amp;"
     with serve() as (url, app):
