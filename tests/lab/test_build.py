@@ -195,6 +195,34 @@ def test_the_encoder_learns_what_the_guide_says(built: Path):
     assert np.mean([trainer.step()["loss"] for _ in range(5)]) < 0.95 * first
 
 
+def test_the_decoder_is_told_of_phones_in_synthetic_speech_only(built: Path, monkeypatch):
+    params = read_params(built / "run" / "folder")
+    settings = replace(SETTINGS, decoder=replace(SETTINGS.decoder, steps=40))
+    trainer = half_trainer("decoder", built / "run", params, settings, "cpu", False, _quiet)
+    trainer.human, trainer.human_share = trainer.synthetic, 0.5  # who takes the place of human speech
+    batch, drawn, told = trainer.batch, [], []
+
+    def watched():
+        drawn.append(batch())
+        return drawn[-1]
+
+    def difference(real, fake):
+        told.append((real, fake.shape))
+        return fake.square().mean()
+
+    monkeypatch.setattr(trainer, "batch", watched)
+    monkeypatch.setattr(trainer.reader, "difference", difference)
+    rows = [trainer.take_step() for _ in range(8)]
+    counts = [one[4] for one in drawn]
+    assert min(counts) < max(counts), "some of it should be human"
+    expected = [one[0][: one[4]] for one in drawn if one[4]]
+    assert len(told) == len(expected)
+    for (real, fake_shape), synthetic in zip(told, expected, strict=True):
+        assert torch.equal(real, synthetic)
+        assert fake_shape == synthetic.shape
+    assert all(row["phones"] == 0 for row, count in zip(rows, counts, strict=True) if not count)
+
+
 def test_a_stage_asked_for_before_its_predecessor_says_which_one_is_missing(tmp_path: Path):
     _speech(tmp_path / "run" / "data")
     with pytest.raises(LabError, match="guide"):
