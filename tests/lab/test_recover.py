@@ -386,13 +386,15 @@ def test_steps_that_a_killed_run_took_twice_count_once(tmp_path: Path):
     assert _clock(tmp_path, "seconds")(3) == 31.5
 
 
-def test_rows_at_equal_time_hear_stretches_of_one_length_and_those_with_pairs_as_many_of_them():
+def test_rows_at_equal_time_hear_as_many_stretches_a_step_of_one_length():
     told = {name: row_named(name).settings(10, 0) for name in ("reconstruction", "pairs", "pairs-and-human")}
     assert {settings.seconds for settings in told.values()} == {1.6}
     pairs, both = told["pairs"], told["pairs-and-human"]
     assert pairs.pairs == both.pairs
     assert pairs.pair == both.pair
     assert (pairs.sentences, pairs.strangers) == (both.sentences, both.strangers)
+    assert told["reconstruction"].clips == both.clips + both.pairs
+    assert len({row_named(name).schedule for name in told}) == 1
 
 
 # Resuming
