@@ -21,7 +21,7 @@ def spoken(monkeypatch):
     monkeypatch.setattr(data, "synthetic_speakers", lambda: chosen)
     said = []
 
-    def synthesise(speaker, text, rate):
+    def synthesise(speaker, text, rate, flite):
         said.append((speaker.name, text))
         return Said(np.full(100 + len(text), 0.25, np.float32), (("pau", 0.1),))
 

@@ -131,21 +131,39 @@ def pack_command(
         int | None, typer.Option(help="At most so many sentences of a speaker without a preset.")
     ] = None,
     bit_rate: Annotated[int, typer.Option(help="Of the Opus in the shards, bits a second.")] = 20_000,
+    flite: Annotated[
+        bool,
+        typer.Option(
+            "--flite",
+            help="Pack the synthesiser in place of what it said: smaller, and nothing is lost to Opus.",
+        ),
+    ] = False,
 ) -> None:
     """Pack a build's speech into RUN/shards, small enough to carry; a build with shards unpacks them."""
+    from revox.lab.data import KINDS
+    from revox.lab.flite import carry_flite
     from revox.lab.shards import pack
 
+    shards = run / "shards"
+    carried = carry_flite(shards / "flite") if flite else 0  # first: what is missing is said before the work
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("packing", total=None)
         size = pack(
             run / "data",
-            run / "shards",
+            shards,
             bit_rate=bit_rate,
             most=most,
+            kinds=("human",) if flite else KINDS,
             progress=lambda what, done, of: progress.update(task, description=what, completed=done, total=of),
         )
-    console.print(f"{run / 'shards'}: {size / 1e6:.1f} MB")
+    console.print(f"{shards}: {(size + carried) / 1e6:.1f} MB")
+    if flite:
+        console.print(
+            f"the synthesiser is {carried / 1e6:.1f} MB of it; over there: revox lab build ... --flite "
+            f"{shards / 'flite'}",
+            soft_wrap=True,
+        )
 
 
 @app.command("build")
@@ -173,6 +191,10 @@ def build_command(
         bool, typer.Option(help="Compute in bf16 (for a GPU; most CPUs are slower with it).")
     ] = False,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 takes all.")] = 0,
+    flite: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a synthesiser from `revox lab pack --flite`; else the installed one."),
+    ] = None,
 ) -> None:
     """Build the lab checkpoint, encoder put aside: speech, guide, encoder, decoder, language model, folder.
     Ctrl-C loses nothing."""
@@ -198,7 +220,7 @@ def build_command(
 
     build(
         run, out, librispeech, settings, encoder_out=encoder, stages=tuple(stage) if stage else STAGES,
-        device=device, autocast=autocast, report=report,
+        device=device, autocast=autocast, flite=flite, report=report,
     )  # fmt: skip
     console.print(f"{out} is complete; its encoder is in {encoder}")
 

@@ -105,18 +105,20 @@ def build(
     stages: tuple[str, ...] = STAGES,
     device: str = "cpu",
     autocast: bool = False,
+    flite: Path | None = None,
     report: Report = lambda stage, row: None,
 ) -> None:
     """Build the lab checkpoint in `out`, working in `run`; the encoder goes to the file `encoder_out`.
 
-    `librispeech` is a folder of human clips (None: synthetic speech only). A stage that is interrupted goes
+    `librispeech` is a folder of human clips (None: synthetic speech only), `flite` one of a carried
+    synthesiser (None: the installed one). A stage that is interrupted goes
     on from its last state when called again; a stage that is complete is not repeated. Decoder and language
     model learn from the encoder's codes once it is done, before that from the guide's. Raises LabError when
     an earlier stage is missing.
     """
     run.mkdir(parents=True, exist_ok=True)
     if "speech" in stages:
-        make_speech(run, librispeech, settings, report)
+        make_speech(run, librispeech, settings, report, flite)
     work = run / "folder"
     params = write_params(work, settings)
     if "guide" in stages:
@@ -131,15 +133,26 @@ def build(
         replace_file(run / "settings.json", json.dumps(asdict(settings), indent=1))
 
 
-def make_speech(run: Path, librispeech: Path | None, settings: BuildSettings, report: Report) -> None:
-    """The lab's speech in `run/data`: from `run/shards` where `revox lab pack` made some, else made anew."""
+def make_speech(
+    run: Path,
+    librispeech: Path | None,
+    settings: BuildSettings,
+    report: Report,
+    flite: Path | None = None,
+) -> None:
+    """The lab's speech in `run/data`: from `run/shards` where `revox lab pack` made some, else made anew.
+
+    Shards that hold human speech only are joined by synthetic speech made here.
+    """
 
     def progress(what: str, done: int, of: int) -> None:
         report("speech", {what: done, "of": of})
 
     if any((run / "shards").glob("*.shard")):
         unpack(run / "shards", run / "data", progress=progress)
-        return
+        if any((run / "shards").glob("synthetic-*.shard")):
+            return
+        librispeech = None
     prepare(
         run / "data",
         librispeech,
@@ -149,6 +162,7 @@ def make_speech(run: Path, librispeech: Path | None, settings: BuildSettings, re
         per_preset=settings.speech.per_preset,
         per_check=settings.speech.per_check,
         workers=os.cpu_count() or 1,
+        flite=flite,
     )
 
 

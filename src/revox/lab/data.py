@@ -19,6 +19,7 @@ from typing import TypeVar
 import numpy as np
 
 from revox.lab.errors import LabError
+from revox.lab.flite import Flite, find_flite
 from revox.lab.sentences import SPLITS, sentences
 from revox.lab.speakers import Speaker, find_human_clips, synthetic_speakers
 from revox.lab.synthesise import level, synthesise, trim
@@ -132,7 +133,7 @@ def _synthetic_plan(split: str, counts: dict[str, int]) -> Iterator[tuple[Speake
 
 
 def _speaker_part(
-    folder: Path, speaker: Speaker, split: str, count: int, seed: int
+    folder: Path, speaker: Speaker, split: str, count: int, seed: int, flite: Flite | None
 ) -> tuple[np.ndarray, list[dict]]:
     """A speaker's samples and utterances, continued from what an earlier run left in `folder`."""
     path = folder / f"{split}-{speaker.name}.npz"
@@ -146,7 +147,7 @@ def _speaker_part(
                 pieces.append(part["samples"])
     missing = planned_texts(speaker, split, count, seed)[len(index) :]
     for text in missing:
-        said = synthesise(speaker, text, RATE)
+        said = synthesise(speaker, text, RATE, flite)
         pieces.append(_to_int16(said.samples))
         index.append({"text": text, "samples": len(said.samples), "phones": said.phones})
     samples = np.concatenate(pieces)
@@ -226,6 +227,7 @@ def prepare(
     seed: int = 0,
     splits: tuple[str, ...] = SPLITS,
     workers: int = 1,
+    flite: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, float]:
     """Make the lab's speech in `out_dir`; returns the seconds in each set ("synthetic-train", ...).
@@ -233,17 +235,22 @@ def prepare(
     librispeech: the folder of the human clips listed in lists/librispeech.csv, or None to leave them out.
     per_speaker, per_preset: training sentences of each synthetic speaker and of each preset. per_check:
     sentences of each validation and held-out speaker, and of each preset in those splits. workers: speakers
-    synthesised at the same time.
+    synthesised at the same time. flite: the folder of a carried synthesiser, in place of the installed one.
     progress(what, done, of) is called as it goes. What an interrupted run made is kept and continued.
     Raises LabError if a synthesiser or a clip is missing.
     """
     folder = Path(out_dir)
+    speaks = find_flite(flite) if flite else None
     (folder / "parts").mkdir(parents=True, exist_ok=True)
     counts = {"preset": per_preset, "speaker": per_speaker, "check": per_check, "preset_check": per_check}
 
     def synthetic(split: str) -> Iterator[tuple[np.ndarray, list[dict]]]:
         plan = list(_synthetic_plan(split, counts))
-        made = _in_order(lambda of: _speaker_part(folder / "parts", of[0], split, of[1], seed), plan, workers)
+
+        def make(of: tuple[Speaker, int]) -> tuple[np.ndarray, list[dict]]:
+            return _speaker_part(folder / "parts", of[0], split, of[1], seed, speaks)
+
+        made = _in_order(make, plan, workers)
         for done, ((speaker, _), (samples, index)) in enumerate(zip(plan, made, strict=True)):
             who = {"speaker": speaker.name, "sex": speaker.sex, "preset": speaker.preset}
             yield samples, [{**who, **one} for one in index]

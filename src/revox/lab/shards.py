@@ -119,17 +119,19 @@ def pack(
     per_shard: int = 500,
     splits: tuple[str, ...] = SPLITS,
     most: int | None = None,
+    kinds: tuple[str, ...] = KINDS,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> int:
     """Pack the sets that `lab.data.prepare` made into `shard_dir`; returns the bytes of all shards.
 
+    kinds: what is packed; synthetic speech can be spoken again where it is needed (`revox.lab.flite`).
     most: at most so many utterances of a speaker without a preset (the presets' are all packed).
     Shards that are already there are kept as they are (delete them to pack anew).
     """
     shard_dir = Path(shard_dir)
     shard_dir.mkdir(parents=True, exist_ok=True)
     total = 0
-    for kind in KINDS:
+    for kind in kinds:
         for split in splits:
             if not (Path(data_dir) / f"{kind}-{split}.json").is_file():
                 continue

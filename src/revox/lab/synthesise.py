@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from dataclasses import dataclass
 
 import numpy as np
 import soxr
 
 from revox.lab.errors import LabError
+from revox.lab.flite import Flite, find_flite
 from revox.lab.speakers import Speaker
 
 LEVEL_DB = -23.0  # root mean square of the active parts, in dB below full scale
@@ -24,14 +23,14 @@ def _wav_samples(data: bytes) -> tuple[np.ndarray, int]:
     return np.frombuffer(body, "<i2").astype(np.float32) / 32768, rate
 
 
-def _command(speaker: Speaker, text: str) -> list[str]:
+def _arguments(speaker: Speaker, text: str) -> list[str]:
     # Raising all frequencies by resampling also hastens speech, so it is asked to be slower by as much.
     settings = {
         "duration_stretch": speaker.speed * speaker.formants,
         "f0_shift": speaker.pitch / speaker.formants,
     }
     options = [part for name, value in settings.items() for part in ("--setf", f"{name}={value:.3f}")]
-    return ["flite", "-voice", speaker.voice, *options, "-psdur", "-t", text, "-o", "/dev/stderr"]
+    return ["-voice", speaker.voice, *options, "-psdur", "-t", text, "-o", "/dev/stderr"]
 
 
 def active_span(samples: np.ndarray, rate: int, margin: float = MARGIN_SECONDS) -> tuple[int, int]:
@@ -86,18 +85,14 @@ class Said:
     phones: tuple[tuple[str, float], ...]
 
 
-def synthesise(speaker: Speaker, text: str, rate: int = 24000) -> Said:
-    """`text` spoken by `speaker` at `rate` Hz, levelled to -23 dB, its ends trimmed.
+def synthesise(speaker: Speaker, text: str, rate: int = 24000, flite: Flite | None = None) -> Said:
+    """`text` spoken by `speaker` at `rate` Hz, levelled to -23 dB, its ends trimmed; by the installed `flite`
+    if none is given.
 
     Always the same for the same arguments and version of the synthesiser. The phones' times are flite's own.
     Raises LabError if flite is missing or makes no sound.
     """
-    if shutil.which("flite") is None:
-        raise LabError(
-            "flite is not installed: install it with your system's packages (Debian and Ubuntu: apt install "
-            "flite; macOS: brew install flite)"
-        )
-    done = subprocess.run(_command(speaker, text), capture_output=True)
+    done = (flite or find_flite()).run(_arguments(speaker, text))
     samples, source_rate = _wav_samples(done.stderr)
     if done.returncode or not len(samples):
         said = done.stderr[:200].decode(errors="replace").strip()
