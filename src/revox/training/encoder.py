@@ -415,8 +415,8 @@ class EncoderTrainer(Run):
             codes = served.encode_as_served(clip[None].to(torch.bfloat16))
             decoded = self.codec.decode(codes)[0, : len(clip)]
             distances.append(mel_distance(decoded[None], clip[None], self.codec.config.sampling_rate))
-            norms.append(float(self.embeddings.voice_rows(codes[0])[:-1].float().norm(dim=-1).mean()))
-            said.append(codes[0].cpu())
+            said.append(codes[0].cpu())  # where the table is
+            norms.append(float(self.embeddings.voice_rows(said[-1])[:-1].float().norm(dim=-1).mean()))
             if i < 4:
                 sounds |= {f"{i}-original": clip.cpu(), f"{i}-decoded": decoded.cpu()}
         if said:

@@ -1,0 +1,330 @@
+"""Everything that computes, on a device that is not the CPU: it runs, and gives what it gives there."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import revox
+from conftest import preset_codes, write_speakers
+from devices.second_device import NAME, There, by_copy, loaded_there, register
+from lab.test_build import SETTINGS as MINIATURE
+from lab.test_build import _speech as write_lab_speech
+from revox.checkpoint.tensors import WEIGHTS
+from revox.cloning.clone import ClonedVoice, clone_voice
+from revox.cloning.encode import encode, served
+from revox.cloning.invert import InversionConfig
+from revox.cloning.opinion import opinion_on
+from revox.cloning.prior import CodePrior
+from revox.cloning.quick_encoder import QuickEncoderTraining, train_quick_encoder
+from revox.cloning.refine import refine
+from revox.lab import checkpoint_folder
+from revox.lab.aside import original_codec
+from revox.lab.build import build
+from revox.metrics.acceptance import acceptance
+from revox.serving.engine import Engine
+from revox.serving.metrics import Metrics
+from revox.serving.settings import ServeSettings
+from revox.speech import read_audio
+from revox.synthesis.batch import embed
+from revox.synthesis.generate import generate
+from revox.synthesis.stream import decode
+from revox.training.restore import RunOptions, restore_encoder
+from revox.training.settings import EncoderTraining
+from revox.training.speaker import train_verifier
+from training.test_distill import save_whisper
+
+EXAMPLES = checkpoint_folder().parent / "examples"
+ENCODER = Path(__file__).parents[2] / "lab-encoder" / "encoder.safetensors"
+
+pytestmark = pytest.mark.usefixtures("second", "one_thread")
+
+
+@pytest.fixture
+def second(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    register()
+    monkeypatch.setattr(torch, "tensor", by_copy(torch.tensor))
+    monkeypatch.setattr(torch, "as_tensor", by_copy(torch.as_tensor))
+    monkeypatch.setattr(torch, "load", loaded_there(torch.load))
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(
+        True
+    )  # other than a GPU's, these are of another class
+    yield NAME
+    torch.__future__.set_swap_module_params_on_conversion(before)
+
+
+# The device itself
+
+
+def test_it_refuses_what_a_gpu_refuses_and_computes_what_the_cpu_does(second: str):
+    here = torch.randn(3, 4)
+    there = here.to(second)
+    assert isinstance(there, There)
+    assert there.device.type == second
+    assert torch.equal((there @ there.T).cpu(), here @ here.T)
+    assert there[torch.tensor([2, 0])].shape == (2, 4)
+    assert (there * torch.tensor(2.0)).sum().item() == pytest.approx(2 * float(here.sum()), rel=1e-6)
+    with pytest.raises(RuntimeError, match="same device"):
+        there + here
+    with pytest.raises(RuntimeError, match="same device"):
+        here.index_select(0, torch.tensor([1], device=second))
+    with pytest.raises(RuntimeError, match="same device"):
+        here[torch.tensor([1], device=second)]
+    with pytest.raises((RuntimeError, TypeError)):
+        there.numpy()
+    with pytest.raises(RuntimeError, match="generator of the CPU"):
+        torch.randn(3, device=second, generator=torch.Generator())
+    assert not torch.accelerator.is_available()
+
+
+def test_gradients_optimisers_and_bf16_work_there_as_here(second: str):
+    torch.manual_seed(0)
+    here = torch.nn.Linear(4, 5)
+    there = torch.nn.Linear(4, 5)
+    there.load_state_dict(here.state_dict())
+    there = there.to(second)
+    data = torch.randn(7, 4)
+    for layer, given in ((here, data), (there, data.to(second))):
+        optimiser = torch.optim.AdamW(layer.parameters(), lr=0.1)
+        for _ in range(3):
+            optimiser.zero_grad()
+            layer(given).square().mean().backward()
+            optimiser.step()
+    assert isinstance(there.weight, There)
+    assert torch.equal(there.weight.detach().cpu(), here.weight.detach())
+    for device in ("cpu", second):
+        with torch.autocast(device, torch.bfloat16):
+            assert here.to(device)(data.to(device)).dtype == torch.bfloat16
+
+
+# Speaking and cloning
+
+
+@pytest.fixture(scope="module")
+def here() -> revox.Revox:
+    return revox.load(checkpoint_folder(), device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture
+def there(second: str) -> revox.Revox:
+    return revox.load(checkpoint_folder(), device=second, dtype=torch.float32)
+
+
+def test_it_speaks_there_what_it_speaks_here(here: revox.Revox, there: revox.Revox):
+    voice = here.voices()[0]
+    assert isinstance(next(there.model.parameters()), There)
+    one = here.synthesise("seven o'clock", voice, seed=3, max_seconds=1)
+    two = there.synthesise("seven o'clock", voice, seed=3, max_seconds=1)
+    assert torch.equal(one.codes, two.codes.cpu())
+    np.testing.assert_array_equal(one.audio.samples, two.audio.samples)
+    chunks = list(there.stream("seven o'clock", voice, seed=3, max_seconds=1))
+    assert sum(len(chunk.samples) for chunk in chunks) == len(one.audio.samples)
+
+
+def test_several_speak_there_together_what_each_does_alone(there: revox.Revox, here: revox.Revox):
+    said = ("ten past nine", "see you on monday")
+
+    def spoken(tts: revox.Revox) -> list[torch.Tensor]:
+        prompts = [embed(tts.model, tts.prompter, text, tts.voice(tts.voices()[0])) for text in said]
+        return [one.codes.cpu() for one in generate(tts.model, prompts, [1, 2], max_frames=8)]
+
+    for one, two in zip(spoken(here), spoken(there), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_server_streams_there(there: revox.Revox, here: revox.Revox, tmp_path: Path):
+    prompt = embed(there.model, there.prompter, "ten past nine", there.voice(there.voices()[0]))
+
+    async def heard() -> np.ndarray:
+        settings = ServeSettings(checkpoint=str(checkpoint_folder()), voices_folder=tmp_path, marking=False)
+        engine = Engine(there.model, settings, Metrics())
+        engine.start()
+        try:
+            stream = engine.submit(prompt, 5, 8, streaming=True)
+            return np.concatenate([chunk.samples async for chunk in stream])
+        finally:
+            await asyncio.to_thread(engine.close)
+
+    sound = asyncio.run(heard())
+    codes = generate(
+        here.model,
+        [embed(here.model, here.prompter, "ten past nine", here.voice(here.voices()[0]))],
+        [5],
+        max_frames=8,
+    )[0].codes
+    np.testing.assert_allclose(sound, decode(here.model.audio_tokenizer, codes).numpy(), atol=1e-4)
+
+
+def test_it_clones_there_by_inversion(there: revox.Revox, here: revox.Revox):
+    clip = read_audio(next(EXAMPLES.glob("*.flac")))
+    clip = dataclasses.replace(clip, samples=clip.samples[: 3 * clip.rate // 2])
+
+    def cloned(tts: revox.Revox) -> ClonedVoice:
+        opinion = opinion_on(
+            tts.model, partial(tts.prompter.tokens_for_rows, "ten past nine"), tts.prompter.audio_token
+        )
+        return clone_voice(
+            tts.model, clip, consent="nobody's voice", steps=2, presets=tts._preset_codes[:2],
+            opinion=opinion, config=InversionConfig(polish_rounds=1), min_seconds=1,
+            transcript="ten past nine",
+        )  # fmt: skip
+
+    one, two = cloned(here), cloned(there)
+    for tensor in (two.voice.codes, two.voice.rows):
+        assert not isinstance(tensor, There)
+    assert torch.equal(one.voice.codes, two.voice.codes)
+    assert torch.equal(one.voice.rows, two.voice.rows)
+
+
+def test_it_encodes_and_refines_there(second: str, here: revox.Revox):
+    clip = torch.from_numpy(
+        here.speak("ten past nine", here.voices()[1], seed=1, max_seconds=2).samples.copy()
+    )
+    found = []
+    for device in ("cpu", second):
+        codec = original_codec(checkpoint_folder(), ENCODER).to(device)
+        encoded = encode(served(codec), clip)
+        refined = refine(codec, clip, encoded, 2, prior=CodePrior.from_codes(here._preset_codes, codec))
+        found.append((encoded.codes.cpu(), refined.codes.cpu()))
+        quick = train_quick_encoder(codec, here._preset_codes, QuickEncoderTraining(steps=2))
+        assert quick.guess(clip.to(device))[1].device.type == device
+    # Autocast lists other operations for other devices: not every rounding is the same.
+    assert (found[0][0] == found[1][0]).float().mean() > 0.9
+    assert found[1][1].shape == found[0][1].shape
+
+
+def test_it_judges_acceptance_there(there: revox.Revox, here: revox.Revox):
+    def found(tts: revox.Revox) -> tuple[float, float]:
+        voice = here.voice(here.voices()[0])
+        prompt = embed(tts.model, tts.prompter, "ten past nine", voice)
+        codes = here.synthesise("ten past nine", voice, seed=3, max_seconds=1).codes
+        judged = acceptance(tts.model, prompt, codes)
+        return float(judged.semantic_nll), float(judged.flow_error)
+
+    assert found(there) == pytest.approx(found(here), rel=1e-5)
+
+
+# Training
+
+
+TRAINING: dict[str, Any] = {
+    "steps": 1, "clips": 1, "pairs": 1, "labels": 1, "inverted": 1, "inversion_steps": 1, "seconds": 1.28,
+    "save_every": 1, "report_every": 1, "validate_every": 1, "resolutions": [[256, 20]], "sentences": 0,
+    "weights": {"speaker": 1.0, "distillation": 1.0}, "pair": {"mixed": 0.5},
+    "discriminator": {"start": 0, "n_ffts": [256], "channels": 4, "every": 1},
+}  # fmt: skip
+TIMED = {"audio_seconds_per_second", "seconds_left", "memory_gb", "seconds", "cpu_seconds"}
+
+
+@pytest.fixture
+def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Speech with its words, and a run that makes little beforehand."""
+    monkeypatch.setattr(
+        "revox.training.inverted.default_training", lambda codec: QuickEncoderTraining(steps=1)
+    )
+    monkeypatch.setattr(
+        "revox.training.restore.preset_codes", lambda *_, **__: list(preset_codes().values())[:3]
+    )
+    monkeypatch.setattr("revox.training.restore.HELD_OUT", 2)
+    (tmp_path / "said").mkdir()
+    speech = write_speakers(tmp_path / "said", 16000)
+    for file in list(speech.rglob("*.flac")):
+        file.with_suffix(".txt").write_text("good evening")
+    return speech
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_encoder_learns_there_what_it_learns_here(
+    second: str, tiny_checkpoint: Path, said: Path, tmp_path: Path, autocast: bool
+):
+    people = [(str(i), np.random.default_rng(i).normal(size=16000).astype(np.float32)) for i in range(4)]
+    train_verifier(people, 24000, steps=1, batch=4).save(tmp_path / "verifier.safetensors")
+    (tmp_path / "whisper").mkdir()
+    whisper = save_whisper(tmp_path / "whisper")
+    settings = EncoderTraining.model_validate(
+        TRAINING
+        | {"verifier": str(tmp_path / "verifier.safetensors"), "whisper": str(whisper), "autocast": autocast}
+    )
+    rows: dict[str, list[dict[str, float]]] = {"cpu": [], second: []}
+    for device, told in rows.items():
+        options = RunOptions(
+            workers=0, device=device, cache=tmp_path / "cache", tensorboard=False, report=told.append
+        )
+        restore_encoder(tiny_checkpoint, [str(said)], tmp_path / device, settings, options)
+        options = dataclasses.replace(options, resume=True)
+        more = settings.model_copy(update={"steps": 2})
+        restore_encoder(tiny_checkpoint, [str(said)], tmp_path / device, more, options)
+    assert len(rows["cpu"]) == 2
+    for here, there in zip(rows["cpu"], rows[second], strict=True):
+        assert here.keys() - TIMED == there.keys() - TIMED
+        assert {"speaker", "distillation", "semantic", "acoustic", "mel", "feature"} <= here.keys()
+        for name in here.keys() - TIMED:
+            # Autocast lists other operations for other devices: not every rounding is the same.
+            if autocast:
+                assert np.isfinite(there[name]), name
+            else:  # what is validated is in bf16, where autocast has other lists
+                near = 0.05 if name.startswith("valid") else 1e-4
+                assert there[name] == pytest.approx(here[name], rel=near, abs=1e-5), name
+
+
+def test_the_language_model_speaks_for_pairs_and_judges_there(
+    second: str, tiny_checkpoint: Path, said: Path, tmp_path: Path
+):
+    told: list[dict[str, float]] = []
+    settings = EncoderTraining.model_validate(
+        TRAINING
+        | {"sentences": 1, "strangers": 1.0, "labels": 0, "inverted": 0, "weights": {"acceptance": 1.0}}
+    )
+    options = RunOptions(
+        workers=0, device=second, cache=tmp_path / "cache", tensorboard=False, report=told.append
+    )
+    encoder = restore_encoder(tiny_checkpoint, [str(said)], tmp_path / "out", settings, options)
+    assert told[0]["acceptance"] > 0
+    assert all(not isinstance(tensor, There) for tensor in load_file(encoder).values())
+
+
+def test_the_lab_is_built_there_as_here(second: str, tmp_path: Path):
+    write_lab_speech(tmp_path / "data")
+    often = {
+        name: dataclasses.replace(getattr(MINIATURE, name), report_every=1)
+        for name in ("guide", "encoder", "decoder", "language")
+    }
+    settings = dataclasses.replace(MINIATURE, **often)
+    rows: dict[str, list[tuple[str, dict[str, float]]]] = {}
+
+    def made(device: str, autocast: bool) -> Path:
+        name = f"{device}-{autocast}"
+        shutil.copytree(tmp_path / "data", tmp_path / name / "run" / "data")
+        rows[name] = []
+        build(
+            tmp_path / name / "run", tmp_path / name / "made", None, settings, device=device,
+            autocast=autocast, encoder_out=tmp_path / name / "aside.safetensors",
+            stages=("guide", "encoder", "decoder", "language", "folder"),
+            report=lambda stage, row: rows[name].append((stage, row)),
+        )  # fmt: skip
+        return tmp_path / name / "made"
+
+    here, there, low = made("cpu", False), made(second, False), made(second, True)
+    expected, found = (load_file(folder / WEIGHTS) for folder in (here, there))
+    assert expected.keys() == found.keys()
+    steps = 0
+    for (stage, one), (same, two) in zip(rows["cpu-False"], rows[f"{second}-False"], strict=True):
+        assert stage == same
+        assert one.keys() - TIMED == two.keys() - TIMED
+        if "loss" in one:  # the more steps, the further apart: Adam takes small differences for large ones
+            steps += 1
+            near = 1e-5 if (stage, one["step"]) == ("guide", 1) else 0.05
+            assert two["loss"] == pytest.approx(one["loss"], rel=near), stage
+    assert steps >= 12
+    assert revox.load(low, device="cpu").voices()
