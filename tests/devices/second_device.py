@@ -1,9 +1,9 @@
 """A second device that is none, to find what would fail on a GPU.
 
 Its tensors say `device='second:0'`. Their values lie in host memory and are computed there, so results must
-be those of the CPU; but they refuse what a GPU's refuse: an operation with a tensor of the CPU (numbers without
-a dimension and indices excepted), a generator of the CPU, and becoming a numpy array. Built with torch's own
-means for backends in Python (`torch.utils.backend_registration`, `torch.library.Library.fallback`).
+be those of the CPU; but they refuse what a GPU's refuse: an operation with a tensor of the CPU (numbers
+without a dimension and indices excepted), a generator of the CPU, and becoming a numpy array. Built with
+torch's own means for backends in Python (`torch.utils.backend_registration`, `Library.fallback`).
 """
 
 from __future__ import annotations
@@ -52,8 +52,11 @@ class There(torch.Tensor):
     def tolist(self) -> Any:
         return self.held.tolist()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> There:
-        return There(self.held.detach().clone()).requires_grad_(self.requires_grad)
+    def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
+        copied = There(self.held.detach().clone())
+        if isinstance(self, torch.nn.Parameter):
+            return torch.nn.Parameter(copied, self.requires_grad)
+        return copied.requires_grad_(self.requires_grad)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.held.__reduce_ex__(protocol)  # in a file it is a tensor like others

@@ -28,6 +28,11 @@ from revox.cloning.opinion import opinion_on
 from revox.cloning.prior import CodePrior
 from revox.cloning.quick_encoder import QuickEncoderTraining, train_quick_encoder
 from revox.cloning.refine import refine
+from revox.doctor.examine import examine
+from revox.doctor.findings import Verdict
+from revox.evaluation.clips import find_clips
+from revox.evaluation.evaluate import evaluate
+from revox.evaluation.subject import Setup, open_subject
 from revox.lab import checkpoint_folder
 from revox.lab.aside import original_codec
 from revox.lab.build import build
@@ -35,7 +40,7 @@ from revox.metrics.acceptance import acceptance
 from revox.serving.engine import Engine
 from revox.serving.metrics import Metrics
 from revox.serving.settings import ServeSettings
-from revox.speech import read_audio
+from revox.speech import Audio, read_audio, write_audio
 from revox.synthesis.batch import embed
 from revox.synthesis.generate import generate
 from revox.synthesis.stream import decode
@@ -56,12 +61,10 @@ def second(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(torch, "tensor", by_copy(torch.tensor))
     monkeypatch.setattr(torch, "as_tensor", by_copy(torch.as_tensor))
     monkeypatch.setattr(torch, "load", loaded_there(torch.load))
-    before = torch.__future__.get_swap_module_params_on_conversion()
-    torch.__future__.set_swap_module_params_on_conversion(
-        True
-    )  # other than a GPU's, these are of another class
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)  # they become tensors of another class
     yield NAME
-    torch.__future__.set_swap_module_params_on_conversion(before)
+    torch.__future__.set_overwrite_module_params_on_conversion(before)
 
 
 # The device itself
@@ -213,6 +216,52 @@ def test_it_judges_acceptance_there(there: revox.Revox, here: revox.Revox):
         return float(judged.semantic_nll), float(judged.flow_error)
 
     assert found(there) == pytest.approx(found(here), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "codec",
+        pytest.param("cloning", marks=pytest.mark.slow),
+        pytest.param("acceptance", marks=pytest.mark.slow),
+    ],
+)
+def test_it_is_evaluated_there(
+    second: str, tiny_checkpoint: Path, tiny_checkpoint_with_encoder: Path, tmp_path: Path, kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.setattr("revox.cloning.clone.preset_codes", lambda *_: list(preset_codes().values())[:2])
+    monkeypatch.setattr("revox.evaluation.acceptance_table.MAX_PRESETS", 1)
+    (tmp_path / "clips").mkdir()
+    for i, name in enumerate(("a", "b")):
+        write_audio(tmp_path / "clips" / f"{name}.wav", _hum(110 + 50 * i))
+    (tmp_path / "said.txt").write_text("a good day\nb good morning\n")
+    by = {"by": "inversion", "steps": 1} if kind == "cloning" else {}
+    folder = tiny_checkpoint if by else tiny_checkpoint_with_encoder
+    setup = Setup(folder, tmp_path / "out", seeds=1, texts=("Good day.",), device=second, **by)
+    try:
+        report = evaluate(kind, setup, find_clips(tmp_path / "clips", transcripts=tmp_path / "said.txt"))
+    finally:
+        open_subject.cache_clear()
+    assert not report.left_out
+    figures = [value for table in report.tables for row in table.rows for value in row.cells.values()]
+    assert figures
+
+
+def _hum(pitch: float) -> Audio:
+    t = np.arange(round(1.2 * 24000)) / 24000
+    sound = sum(np.sin(2 * np.pi * pitch * k * t) / k for k in range(1, 9))
+    return Audio((0.1 * sound * np.clip(0.5 + np.sin(2 * np.pi * 3 * t), 0, None)).astype(np.float32), 24000)
+
+
+@pytest.mark.slow
+def test_the_doctor_examines_it_there(second: str):
+    report = examine(checkpoint_folder(), voices=["casual_male"], quick=True, device=second)
+    found = {finding.name: finding for finding in report.findings}
+    wrong = [finding.sentence for finding in found.values() if finding.verdict is Verdict.FAIL]
+    assert not wrong
+    assert found["speaking"].verdict is not Verdict.SKIPPED
+    assert found["speed"].verdict is not Verdict.SKIPPED
 
 
 # Training
