@@ -221,7 +221,8 @@ def make_trainer(options: argparse.Namespace, folder: Path) -> EncoderTrainer:
     settings = EncoderTraining.model_validate(
         {
             "clips": options.clips, "pairs": options.pairs, "seconds": options.seconds, "warmup": 1,
-            "autocast": options.dtype == "bf16", "weights": {"speaker": 3.0}, "verifier": "in memory",
+            "autocast": options.dtype == "bf16", "compile": options.compile,
+            "weights": {"speaker": 3.0}, "verifier": "in memory",
             "discriminator": {"start": 0, "channels": options.channels, "every": options.every},
         }
     )  # fmt: skip
@@ -236,9 +237,6 @@ def make_trainer(options: argparse.Namespace, folder: Path) -> EncoderTrainer:
     )  # fmt: skip
     if options.channels_last:
         trainer.judges.to(memory_format=torch.channels_last)
-    if options.compile:
-        for name in ("encode_latents", "decode_latents"):
-            setattr(trainer.codec, name, torch.compile(getattr(trainer.codec, name), dynamic=False))
     return trainer
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -254,6 +255,45 @@ def test_a_loss_that_counts_nothing_changes_nothing(tmp_path: Path):
     beside = after("beside", weights=off)  # recordings are there and count nothing
     # Adam's first step is the gradient's sign: where that is nearly nought, rounding decides.
     assert ((alone - beside).abs() > 1e-6).float().mean() < 0.01
+
+
+def test_a_compiled_codec_learns_the_same_and_is_looked_at_as_it_is_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    compiled: list[str] = []
+
+    def compile(function: Any, **_: Any) -> Any:
+        def call(*given: Any) -> Any:
+            compiled.append(function.__name__)
+            return function(*given)
+
+        return call
+
+    plain = rows_of(trainer(tmp_path / "plain"))
+    monkeypatch.setattr(torch, "compile", compile)
+    run = trainer(tmp_path / "compiled", compile=True)
+    fast = rows_of(run)
+    steps = SETTINGS["steps"]
+    assert compiled.count("encode_latents") == steps
+    assert compiled.count("decode_latents") == 2 * steps  # pairs and recordings
+    for one, two in zip(plain, fast, strict=True):
+        for name in one.keys() - {"seconds"}:
+            assert two[name] == one[name], name
+    compiled.clear()
+    trainer(tmp_path / "off").step()
+    assert not compiled
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++")
+def test_torch_compiles_it(tmp_path: Path):
+    few = {"steps": 2, "discriminator": {"start": 100}}
+    plain, fast = (
+        rows_of(trainer(tmp_path / name, compile=name == "fast", **few)) for name in ("plain", "fast")
+    )
+    for one, two in zip(plain, fast, strict=True):
+        for name in ("mel", "stft", "semantic", "acoustic", "norm"):
+            assert two[name] == pytest.approx(one[name], rel=1e-3), name
 
 
 def test_settings_that_will_not_do_are_a_sentence(tmp_path: Path):

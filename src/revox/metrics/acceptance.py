@@ -199,7 +199,7 @@ class PresetRows:
     """
 
     def __init__(self, rows: Sequence[Tensor], end: bool = True) -> None:
-        voices = [(r[:-1] if end else r).detach().double().cpu() for r in rows]
+        voices = [(r[:-1] if end else r).detach().cpu().double() for r in rows]
         voices = [v for v in voices if len(v)]
         if len(voices) < 2:
             raise MetricError(
@@ -229,7 +229,7 @@ class PresetRows:
 
 
 def _row_figures(rows: Tensor, voices: Sequence[Tensor]) -> dict[str, float]:
-    own = rows.detach().double().cpu()
+    own = rows.detach().cpu().double()
     if own.dim() != 2 or not len(own) or own.shape[1] != voices[0].shape[1]:
         raise MetricError(
             f"rows {list(rows.shape)} cannot be judged; give [N, {voices[0].shape[1]}], one row or more"

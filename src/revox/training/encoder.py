@@ -145,6 +145,12 @@ class EncoderTrainer(Run):
         self.about = about or {}
         self.embeddings = model.mm_audio_embeddings
         self.codec = self._fresh_codec(model.audio_tokenizer).to(self.device)
+        # Not in the codec's own place: a copy of it would go on computing with the original.
+        self._encode_latents: Callable[[Tensor], Tensor] = self.codec.encode_latents
+        self._decode_latents: Callable[[Tensor], Tensor] = self.codec.decode_latents
+        if settings.compile:
+            self._encode_latents = torch.compile(self._encode_latents, dynamic=False)
+            self._decode_latents = torch.compile(self._decode_latents, dynamic=False)
         config = self.codec.config
         self.frames = max(1, round(settings.seconds * config.sampling_rate / self.codec.samples_per_frame))
         self.table = self.codec.quantizer.semantic_codebook.embedding.detach()
@@ -205,7 +211,7 @@ class EncoderTrainer(Run):
         self.optimizer.zero_grad(set_to_none=True)
         real, codes, recordings = self._batch()
         with self.arithmetic():
-            latents = self.codec.encode_latents(real).transpose(1, 2)
+            latents = self._encode_latents(real).transpose(1, 2)
         z = latents.detach().float().requires_grad_()
         clips = len(real) - len(codes)
         with torch.no_grad():
@@ -251,7 +257,7 @@ class EncoderTrainer(Run):
             codes = self.pairs.draw_codes(settings.pairs, self.frames, self.rng)
             codes = codes[self.world.part(settings.pairs)].to(self.device)
             with torch.no_grad(), self.arithmetic():
-                made = self.codec.decode(codes).float()
+                made = self._decode_latents(self.codec.quantizer.decode(codes)).float()
             if settings.pair.phases:
                 rate = self.codec.config.sampling_rate
                 turns = draw_turns(settings.pairs, rate, settings.pair.phases, self.rng)
@@ -310,7 +316,7 @@ class EncoderTrainer(Run):
                 dim=-1,
             )
             with self.arithmetic():
-                fake = self.codec.decode_latents(heard.transpose(1, 2))
+                fake = self._decode_latents(heard.transpose(1, 2))
             assert recordings is not None
             gradient = self._waveform_gradient(fake.detach().float(), real, recordings.lengths, found)
             found["reconstruction"] = torch.stack([found[k] for k in ("mel", "stft")]).sum()

@@ -282,7 +282,7 @@ def _check_folder(out: Path, settings: EncoderTraining, resume: bool, world: Wor
         except ValueError:
             raise TrainingError(f"{kept} cannot be read: start a new run in another folder") from None
         other = [name for name in asked if before.get(name) != asked[name]]
-        free = {"steps", "decay_steps", "save_every", "report_every", "validate_every", "keep"}
+        free = {"steps", "decay_steps", "save_every", "report_every", "validate_every", "keep", "compile"}
         if set(other) - free:
             name = sorted(set(other) - free)[0]
             raise TrainingError(

@@ -108,6 +108,9 @@ class EncoderTraining(_Settings):
     verifier: str | None = None
     autocast: bool | None = None
     """bf16 arithmetic; None: on a GPU."""
+    compile: bool = False
+    """Compile the codec (torch.compile): steps are shorter on a GPU, after minutes for the first. Needs a C++
+    compiler."""
     seed: int = 0
     save_every: Count = 1000
     keep: Count = 3
