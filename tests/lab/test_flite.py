@@ -100,6 +100,10 @@ def test_a_packed_synthesiser_makes_the_same_speech_over_there(tmp_path, monkeyp
     shards = sorted(path.name for path in (here / "shards").iterdir())
     assert shards == ["flite", "human-train-0000.shard"]
 
+    (here / "shards" / "synthetic-train-0000.shard").touch()
+    assert isinstance(CliRunner().invoke(app, ["pack", str(here), "--flite"]).exception, LabError)
+    (here / "shards" / "synthetic-train-0000.shard").unlink()
+
     there = tmp_path / "there"
     shutil.copytree(here / "shards", there / "shards")
     monkeypatch.setenv("PATH", "")

@@ -141,10 +141,13 @@ def pack_command(
 ) -> None:
     """Pack a build's speech into RUN/shards, small enough to carry; a build with shards unpacks them."""
     from revox.lab.data import KINDS
+    from revox.lab.errors import LabError
     from revox.lab.flite import carry_flite
     from revox.lab.shards import pack
 
     shards = run / "shards"
+    if flite and any(shards.glob("synthetic-*.shard")):
+        raise LabError(f"{shards} holds synthetic speech already: remove it, or leave --flite out")
     carried = carry_flite(shards / "flite") if flite else 0  # first: what is missing is said before the work
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
