@@ -222,7 +222,8 @@ def make_trainer(options: argparse.Namespace, folder: Path) -> EncoderTrainer:
         {
             "clips": options.clips, "pairs": options.pairs, "seconds": options.seconds, "warmup": 1,
             "autocast": options.dtype == "bf16", "compile": options.compile,
-            "weights": {"speaker": 3.0}, "verifier": "in memory",
+            "weights": {"speaker": 3.0, "waveform": 1.0, "feature": 2.0, "adversarial": 1.0},
+            "verifier": "in memory",
             "discriminator": {"start": 0, "channels": options.channels, "every": options.every},
         }
     )  # fmt: skip

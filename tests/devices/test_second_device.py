@@ -270,7 +270,9 @@ def test_the_doctor_examines_it_there(second: str):
 TRAINING: dict[str, Any] = {
     "steps": 1, "clips": 1, "pairs": 1, "labels": 1, "inverted": 1, "inversion_steps": 1, "seconds": 1.28,
     "save_every": 1, "report_every": 1, "validate_every": 1, "resolutions": [[256, 20]], "sentences": 0,
-    "weights": {"speaker": 1.0, "distillation": 1.0}, "pair": {"mixed": 0.5},
+    "weights": {
+        "speaker": 1.0, "distillation": 1.0, "waveform": 1.0, "feature": 2.0, "adversarial": 1.0
+    }, "pair": {"mixed": 0.5},
     "discriminator": {"start": 0, "n_ffts": [256], "channels": 4, "every": 1},
 }  # fmt: skip
 TIMED = {"audio_seconds_per_second", "seconds_left", "memory_gb", "seconds", "cpu_seconds"}

@@ -41,6 +41,7 @@ from revox.lab.recover import (
 )
 from revox.lab.recover_guard import identity
 from revox.lab.recover_rows import (
+    DISCRIMINATOR_WEIGHTS,
     GOALS_FOR,
     ROWS,
     Row,
@@ -354,7 +355,11 @@ def test_each_row_and_seed_gets_the_steps_of_its_own_pace_its_own_seed_and_the_s
     lab: dict[str, Path], tmp_path: Path, asked: list[tuple[str, dict[str, Any], int]]
 ):
     judged = Row(
-        name="published", title="judged", by="encoder", training=TRAINING, schedule={"discriminators": 0.5}
+        name="published",
+        title="judged",
+        by="encoder",
+        schedule={"discriminators": 0.5},
+        training=TRAINING | {"weights": DISCRIMINATOR_WEIGHTS},
     )
     work = _Work(experiment(lab, tmp_path / "out", minutes=1.0), [judged, MIXED])
     work.prepare()
@@ -729,7 +734,14 @@ def test_every_row_of_the_issue_is_there_and_the_published_one_says_what_it_lack
     assert reconstruction.weights.commitment == reconstruction.weights.diversity == 0
 
 
-JUDGED = row_named(GOALS_FOR).model_copy(update={"name": "judged", "schedule": Schedule(discriminators=0.5)})
+BASE = row_named(GOALS_FOR)
+JUDGED = BASE.model_copy(
+    update={
+        "name": "judged",
+        "schedule": Schedule(discriminators=0.5),
+        "training": BASE.training | {"weights": BASE.training["weights"] | DISCRIMINATOR_WEIGHTS},
+    }
+)
 
 
 def test_an_ablation_changes_one_loss_and_nothing_else():

@@ -30,6 +30,7 @@ SETTINGS: dict[str, Any] = {
     "steps": 6, "clips": 2, "pairs": 2, "labels": 2, "inverted": 3, "seconds": 0.64, "save_every": 2,
     "report_every": 1, "validate_every": 100, "warmup": 2, "decay_steps": 2, "learning_rate": 3e-5,
     "resolutions": [[512, 40], [256, 20]],
+    "weights": {"waveform": 1.0, "feature": 2.0, "adversarial": 1.0},
     "discriminator": {"start": 2, "every": 1, "n_ffts": [256, 128], "channels": 2, "seconds": 0.3},
 }  # fmt: skip
 

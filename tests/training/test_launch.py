@@ -27,6 +27,7 @@ LAUNCH = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "
 SETTINGS: dict[str, Any] = {
     "clips": 2, "pairs": 2, "seconds": 0.64, "save_every": 1000, "report_every": 1, "validate_every": 1000,
     "resolutions": [[256, 20]], "sentences": 0, "decay_steps": 1, "warmup": 2,
+    "weights": {"waveform": 1.0, "feature": 2.0, "adversarial": 1.0},
     "discriminator": {"start": 1, "n_ffts": [256], "channels": 4, "every": 1, "seconds": 0.3},
 }  # fmt: skip
 

@@ -23,6 +23,7 @@ GOALS_FOR = "pairs-and-human"
 OWN_VERIFIER = "own"
 """In a row's `verifier`: the small network trained on the speech that restoring may hear."""
 
+DISCRIMINATOR_WEIGHTS = {"feature": 2.0, "adversarial": 1.0}
 LIGHT_DISCRIMINATORS = {"n_ffts": [1024, 512, 256], "channels": 8, "every": 2}
 SPEAKER_WEIGHT = 3.0  # the published recipe's
 _OF_THE_EXPERIMENT = ("steps", "seed", "warmup", "decay_steps", "save_every", "keep", "report_every",
@@ -163,7 +164,7 @@ def ablations(base: Row) -> list[Row]:
             base,
             "with-discriminators",
             "with light discriminators",
-            {},
+            DISCRIMINATOR_WEIGHTS,
             discriminator=dict(LIGHT_DISCRIMINATORS),
         )
         schedule = base.schedule.model_copy(update={"discriminators": 0.5})

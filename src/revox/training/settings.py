@@ -24,13 +24,16 @@ class Weights(_Settings):
     Of the latents, beside `reconstruction` as a whole: `semantic` and `acoustic` (pairs), `commitment`,
     `diversity`, `distillation`, `acceptance` (what the language model thinks of a recording's codes, where
     its transcript is known).
+
+    What is 0 was not worth its cost in the lab at equal time (docs/recovery.md), or needs something: a
+    network, transcripts.
     """
 
     mel: Weight = 4.0
     stft: Weight = 1.0
-    waveform: Weight = 1.0
-    feature: Weight = 2.0
-    adversarial: Weight = 1.0
+    waveform: Weight = 0.0
+    feature: Weight = 0.0
+    adversarial: Weight = 0.0
     speaker: Weight = 0.0
     reconstruction: Weight = 1.0
     semantic: Weight = 1.0
