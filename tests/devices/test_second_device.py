@@ -54,10 +54,11 @@ ENCODER = Path(__file__).parents[2] / "lab-encoder" / "encoder.safetensors"
 
 pytestmark = pytest.mark.usefixtures("second", "one_thread")
 
+register()  # before the first gradient of this process, at which torch counts its devices
+
 
 @pytest.fixture
 def second(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    register()
     monkeypatch.setattr(torch, "tensor", by_copy(torch.tensor))
     monkeypatch.setattr(torch, "as_tensor", by_copy(torch.as_tensor))
     monkeypatch.setattr(torch, "load", loaded_there(torch.load))
