@@ -84,6 +84,14 @@ def test_a_carried_synthesiser_says_the_same_where_none_is_installed(tmp_path, m
         assert there.phones == one.phones
 
 
+def test_nothing_is_packed_of_a_folder_without_speech(tmp_path):
+    for flags in ([], ["--flite"]):
+        failed = CliRunner().invoke(app, ["pack", str(tmp_path), *flags]).exception
+        assert isinstance(failed, LabError)
+        assert "holds no speech: make it with `revox lab build --stage speech`" in str(failed)
+    assert not list(tmp_path.iterdir())
+
+
 @installed
 def test_a_packed_synthesiser_makes_the_same_speech_over_there(tmp_path, monkeypatch):
     chosen = [next(s for s in synthetic_speakers() if s.split == split) for split in ("train", "heldout")]
@@ -109,7 +117,10 @@ def test_a_packed_synthesiser_makes_the_same_speech_over_there(tmp_path, monkeyp
     monkeypatch.setenv("PATH", "")
     settings = BuildSettings(speech=SpeechCounts(**counts))
     monkeypatch.setattr(build, "prepare", lambda *a, **k: data.prepare(*a, **k, splits=("train",)))
-    build.make_speech(there, None, settings, lambda stage, row: None, there / "shards" / "flite")
+    # The human clips are those of the shards, wherever others may lie.
+    build.make_speech(
+        there, tmp_path / "others", settings, lambda stage, row: None, there / "shards" / "flite"
+    )
     made, again = (SpeechSet(one / "data", "train", "synthetic") for one in (here, there))
     assert [u.text for u in made.utterances] == [u.text for u in again.utterances]
     assert len(made) == 2 * len({u.speaker for u in made.utterances}) > 0

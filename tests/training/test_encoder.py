@@ -285,6 +285,19 @@ def test_a_compiled_codec_learns_the_same_and_is_looked_at_as_it_is_then(
     assert not compiled
 
 
+def test_without_a_compiler_a_sentence_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from torch._inductor import config
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    torch._dynamo.reset()
+    run = trainer(tmp_path / "run", compile=True)
+    with (
+        config.patch({"cpp.cxx": (None, str(tmp_path / "no-compiler"))}),
+        pytest.raises(TrainingError, match=r"compiled here \(.*no-compiler.*set compile to false"),
+    ):
+        run.step()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++")
 def test_torch_compiles_it(tmp_path: Path):

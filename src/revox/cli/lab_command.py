@@ -143,9 +143,10 @@ def pack_command(
     from revox.lab.data import KINDS
     from revox.lab.errors import LabError
     from revox.lab.flite import carry_flite
-    from revox.lab.shards import pack
+    from revox.lab.shards import pack, require_speech
 
     shards = run / "shards"
+    require_speech(run / "data")
     if flite and any(shards.glob("synthetic-*.shard")):
         raise LabError(f"{shards} holds synthetic speech already: remove it, or leave --flite out")
     carried = carry_flite(shards / "flite") if flite else 0  # first: what is missing is said before the work

@@ -111,6 +111,12 @@ def write_shard(path: str | Path, utterances: list[tuple[dict, bytes]]) -> None:
     os.replace(beside, path)
 
 
+def require_speech(data_dir: str | Path) -> None:
+    """Raises LabError if `lab.data.prepare` made no set in `data_dir`."""
+    if not any((Path(data_dir) / f"{k}-{s}.json").is_file() for k in KINDS for s in SPLITS):
+        raise LabError(f"{data_dir} holds no speech: make it with `revox lab build --stage speech`")
+
+
 def pack(
     data_dir: str | Path,
     shard_dir: str | Path,
@@ -126,8 +132,10 @@ def pack(
 
     kinds: what is packed; synthetic speech can be spoken again where it is needed (`revox.lab.flite`).
     most: at most so many utterances of a speaker without a preset (the presets' are all packed).
-    Shards that are already there are kept as they are (delete them to pack anew).
+    Shards that are already there are kept as they are (delete them to pack anew). Raises LabError where
+    there is no speech.
     """
+    require_speech(data_dir)
     shard_dir = Path(shard_dir)
     shard_dir.mkdir(parents=True, exist_ok=True)
     total = 0

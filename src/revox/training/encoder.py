@@ -106,6 +106,25 @@ class Validation:
     histogram: Callable[[int, Tensor], None] | None = None
 
 
+def _compiled(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    from torch._dynamo.exc import TorchDynamoException
+
+    fast = torch.compile(function, dynamic=False)
+
+    def call(given: Tensor) -> Tensor:
+        try:
+            made: Tensor = fast(given)
+        except TorchDynamoException as error:
+            reason = str(getattr(error, "inner_exception", error)).splitlines()[0]
+            raise TrainingError(
+                f"the codec cannot be compiled here ({reason}): set compile to false, or install what it "
+                "needs"
+            ) from error
+        return made
+
+    return call
+
+
 class EncoderTrainer(Run):
     """One run on `model` (its codec float32), in `folder`: log, state, `encoder.safetensors`, `checkpoints/`.
 
@@ -149,8 +168,8 @@ class EncoderTrainer(Run):
         self._encode_latents: Callable[[Tensor], Tensor] = self.codec.encode_latents
         self._decode_latents: Callable[[Tensor], Tensor] = self.codec.decode_latents
         if settings.compile:
-            self._encode_latents = torch.compile(self._encode_latents, dynamic=False)
-            self._decode_latents = torch.compile(self._decode_latents, dynamic=False)
+            self._encode_latents = _compiled(self._encode_latents)
+            self._decode_latents = _compiled(self._decode_latents)
         config = self.codec.config
         self.frames = max(1, round(settings.seconds * config.sampling_rate / self.codec.samples_per_frame))
         self.table = self.codec.quantizer.semantic_codebook.embedding.detach()
