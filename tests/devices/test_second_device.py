@@ -204,8 +204,8 @@ def test_it_encodes_and_refines_there(second: str, here: revox.Revox):
         quick = train_quick_encoder(codec, here._preset_codes, QuickEncoderTraining(steps=2))
         assert quick.guess(clip.to(device))[1].device.type == device
     # Autocast lists other operations for other devices: not every rounding is the same.
-    assert (found[0][0] == found[1][0]).float().mean() > 0.9
-    assert found[1][1].shape == found[0][1].shape
+    for one, two in zip(*found, strict=True):
+        assert (one == two).float().mean() > 0.9
 
 
 def test_it_judges_acceptance_there(there: revox.Revox, here: revox.Revox):
@@ -239,14 +239,25 @@ def test_it_is_evaluated_there(
     (tmp_path / "said.txt").write_text("a good day\nb good morning\n")
     by = {"by": "inversion", "steps": 1} if kind == "cloning" else {}
     folder = tiny_checkpoint if by else tiny_checkpoint_with_encoder
-    setup = Setup(folder, tmp_path / "out", seeds=1, texts=("Good day.",), device=second, **by)
-    try:
-        report = evaluate(kind, setup, find_clips(tmp_path / "clips", transcripts=tmp_path / "said.txt"))
-    finally:
-        open_subject.cache_clear()
-    assert not report.left_out
-    figures = [value for table in report.tables for row in table.rows for value in row.cells.values()]
-    assert figures
+    figures = []
+    for device in ("cpu", second):
+        setup = Setup(folder, tmp_path / device, seeds=1, texts=("Good day.",), device=device, **by)
+        try:
+            report = evaluate(kind, setup, find_clips(tmp_path / "clips", transcripts=tmp_path / "said.txt"))
+        finally:
+            open_subject.cache_clear()
+        assert not report.left_out
+        figures.append(
+            {
+                (table.title, row.name, name): cell.value
+                for table in report.tables
+                for row in table.rows
+                for name, cell in row.cells.items()
+            }
+        )
+    here, there = figures
+    assert len(here) > 20
+    assert there == pytest.approx(here, rel=1e-3, abs=1e-6)
 
 
 def _hum(pitch: float) -> Audio:
@@ -322,28 +333,30 @@ def test_the_encoder_learns_there_what_it_learns_here(
         assert here.keys() - TIMED == there.keys() - TIMED
         assert {"speaker", "distillation", "semantic", "acoustic", "mel", "feature"} <= here.keys()
         for name in here.keys() - TIMED:
-            # Autocast lists other operations for other devices: not every rounding is the same.
-            if autocast:
-                assert np.isfinite(there[name]), name
-            else:  # what is validated is in bf16, where autocast has other lists
-                near = 0.05 if name.startswith("valid") else 1e-4
-                assert there[name] == pytest.approx(here[name], rel=near, abs=1e-5), name
+            # Autocast lists other operations for other devices: not every rounding is the same. What is
+            # validated is in bf16 always.
+            near = 0.05 if autocast or name.startswith("valid") else 1e-4
+            assert there[name] == pytest.approx(here[name], rel=near, abs=1e-5), name
 
 
 def test_the_language_model_speaks_for_pairs_and_judges_there(
     second: str, tiny_checkpoint: Path, said: Path, tmp_path: Path
 ):
-    told: list[dict[str, float]] = []
     settings = EncoderTraining.model_validate(
         TRAINING
         | {"sentences": 1, "strangers": 1.0, "labels": 0, "inverted": 0, "weights": {"acceptance": 1.0}}
     )
-    options = RunOptions(
-        workers=0, device=second, cache=tmp_path / "cache", tensorboard=False, report=told.append
-    )
-    encoder = restore_encoder(tiny_checkpoint, [str(said)], tmp_path / "out", settings, options)
-    assert told[0]["acceptance"] > 0
-    assert all(not isinstance(tensor, There) for tensor in load_file(encoder).values())
+    rows = {}
+    for device in ("cpu", second):
+        told: list[dict[str, float]] = []
+        options = RunOptions(
+            workers=0, device=device, cache=tmp_path / "cache", tensorboard=False, report=told.append
+        )
+        restore_encoder(tiny_checkpoint, [str(said)], tmp_path / device, settings, options)
+        (rows[device],) = told
+    assert rows["cpu"]["acceptance"] > 0
+    for name in ("acceptance", "semantic", "acoustic"):
+        assert rows[second][name] == pytest.approx(rows["cpu"][name], rel=0.05), name
 
 
 def test_the_lab_is_built_there_as_here(second: str, tmp_path: Path):

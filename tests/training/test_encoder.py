@@ -285,6 +285,21 @@ def test_a_compiled_codec_learns_the_same_and_is_looked_at_as_it_is_then(
     assert not compiled
 
 
+def test_discriminators_and_the_waveform_count_only_where_they_are_asked_for(tmp_path: Path):
+    early = {"start": 0, "every": 1, "n_ffts": [256], "channels": 2, "seconds": 0.3}
+
+    def learnt(name: str, **weights: float) -> tuple[dict[str, float], Tensor]:
+        run = trainer(tmp_path / name, weights=weights, discriminator=early, **NO_LABELS)
+        return run.step(), torch.cat([p.detach().flatten() for p in run.encoder])
+
+    row, plain = learnt("default")
+    assert "mel" in row
+    assert not {"discriminator", "feature", "adversarial"} & row.keys()
+    assert torch.equal(plain, learnt("none", waveform=0.0, feature=0.0, adversarial=0.0)[1])
+    assert not torch.equal(plain, learnt("waveform", waveform=1.0)[1])
+    assert "discriminator" in learnt("feature", feature=1.0)[0]
+
+
 def test_without_a_compiler_a_sentence_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from torch._inductor import config
 

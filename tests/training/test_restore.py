@@ -75,6 +75,7 @@ def test_a_run_told_to_stop_saves_and_goes_on_to_the_same_encoder(
     again = options(tmp_path / "cache", resume=True, say=said.append)
     resumed = restore_encoder(tiny_checkpoint, [str(speech)], out, settings(), again)
     assert "going on from step 2" in said
+    assert any("but there are none: weights.feature and" in sentence for sentence in said)
     assert resumed.read_bytes() == whole.read_bytes()
     record = read_record(whole)
     assert record["decoder_sha256"] == decoder_sha256(tiny_checkpoint)
@@ -84,6 +85,10 @@ def test_a_run_told_to_stop_saves_and_goes_on_to_the_same_encoder(
         restore_encoder(tiny_checkpoint, [str(speech)], out, settings(), options(tmp_path / "cache"))
     with pytest.raises(TrainingError, match="another learning_rate"):
         restore_encoder(tiny_checkpoint, [str(speech)], out, settings(learning_rate=1e-5), again)
+    faster = settings(compile=True, steps=4)
+    assert (
+        restore_encoder(tiny_checkpoint, [str(speech)], out, faster, again) == resumed
+    )  # the steps are done
     with pytest.raises(TrainingError, match="no run to go on with"):
         restore_encoder(tiny_checkpoint, [str(speech)], tmp_path / "new", settings(), again)
 

@@ -363,7 +363,8 @@ def trained_codec(run: Path, params: Params, halves: tuple[str, ...] = ("encoder
         path = run / half / f"{half}-state.pt"
         if not path.is_file():
             raise LabError(f"{path} is missing: run the stage `{half}` first")
-        state = torch.load(path, map_location="cpu", weights_only=True)["codec"]
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        state = kept.get("averaged", kept["codec"])
         own = {k: v for k, v in state.items() if k.startswith((*_PARTS[half], "quantizer."))}
         codec.load_state_dict(own, strict=False)
     return codec.to(torch.bfloat16).float().eval().requires_grad_(False)

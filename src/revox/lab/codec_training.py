@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from revox.cloning.features import MEL_BANDS
 from revox.lab.coded import CodedSpeech
@@ -61,6 +62,9 @@ class DecoderTraining:
     deep: float = 1.0
     phones: float = 0.0
     """Of what a frozen reader of phones finds different in synthetic speech; from the first step."""
+    average: float = 0.0
+    """Decay of an exponential moving average of the decoder's weights, which is then what is validated and
+    shipped; 0 for none. It begins where a run is taken up that had none."""
     feature: float = 4.0
     adversarial: float = 1.0
     discriminator_channels: int = 8
@@ -290,6 +294,9 @@ class DecoderTrainer(_CodecRun):
         self.optimizer = torch.optim.AdamW(
             groups, lr=settings.learning_rate, betas=settings.betas, foreach=True
         )
+        self.averaged: AveragedModel | None = None
+        if settings.average:
+            self.averaged = AveragedModel(self.codec, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
         self.judges: Discriminators | None = None
         if settings.discriminator_from < settings.steps:
             with torch.random.fork_rng(devices=[]):
@@ -301,16 +308,21 @@ class DecoderTrainer(_CodecRun):
             )
 
     def state(self) -> dict[str, Any]:
-        """As the base's, with the discriminators where there are some."""
+        """As the base's, with the average and the discriminators where there are some."""
         state = super().state()
+        if self.averaged is not None:
+            state["averaged"] = self.averaged.module.state_dict()
         if self.judges is not None:
             state["judges"] = self.judges.state_dict()
             state["judge_optimizer"] = self.judge_optimizer.state_dict()
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up what `state` gave; discriminators begin afresh where the state has none."""
+        """Take up what `state` gave; average and discriminators begin afresh where the state has none."""
         super().load_state(state)
+        if self.averaged is not None:
+            self.averaged.module.load_state_dict(state.get("averaged", state["codec"]))
+            self.averaged.n_averaged.fill_(1)
         if self.judges is not None and "judges" in state:
             self.judges.load_state_dict(state["judges"])
             self.judge_optimizer.load_state_dict(state["judge_optimizer"])
@@ -375,11 +387,16 @@ class DecoderTrainer(_CodecRun):
             losses["feature"] = feature_matching_loss(judged_real, judged_fake)
             losses["adversarial"] = adversarial_loss(judged_fake)
             loss = loss + settings.feature * losses["feature"] + settings.adversarial * losses["adversarial"]
-        return _floats(losses, loss, self.update(loss, self.parts))
+        norm = self.update(loss, self.parts)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.codec)
+        return _floats(losses, loss, norm)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mel distance of validation stretches decoded from the guide's hard codes."""
+        """Mel distance of validation stretches decoded from the guide's hard codes, by the average if one is
+        kept."""
+        codec: Codec = self.codec if self.averaged is None else self.averaged.module
         row: dict[str, float] = {}
         objective = SpectralObjective(self.codec.config.sampling_rate, ((1024, 100),)).to(self.device)
         half = (self.codec.config.acoustic_codebook_size - 1) / 2
@@ -387,7 +404,7 @@ class DecoderTrainer(_CodecRun):
             waves, codes, values, _ = coded.batch(12, 40, np.random.default_rng(1))
             levels = (torch.from_numpy(values) * half + half).round().long()
             whole = torch.cat((torch.from_numpy(codes)[:, None], levels.transpose(1, 2)), dim=1)
-            fake = self.codec.decode(whole.to(self.device)).float()
+            fake = codec.decode(whole.to(self.device)).float()
             real = torch.from_numpy(waves).to(self.device)
             terms = objective(objective.spectra(real), objective.spectra(fake))
             row |= {f"{kind}_mel": round(float(terms.mel), 4)}

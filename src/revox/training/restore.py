@@ -96,6 +96,12 @@ def restore_encoder(
                 "weights.acceptance to 0, or give speech with transcripts"
             )
     _check_folder(out, settings, options.resume, world)
+    weights = settings.weights
+    if "discriminator" in settings.model_fields_set and not (weights.feature or weights.adversarial):
+        say(
+            "the config says how discriminators are built, but there are none: weights.feature and "
+            "weights.adversarial are 0"
+        )
     model = load_model(checkpoint, dtype=torch.float32, parts=PARTS)
     bank = preset_codes(checkpoint, model)
     if not bank:
