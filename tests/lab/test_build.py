@@ -48,7 +48,8 @@ SETTINGS = BuildSettings(
     encoder=EncoderTraining(steps=4, batch=2, frames=4, warmup=1, decay_steps=2, save_every=2,
                             validate_every=100),
     decoder=DecoderTraining(steps=4, batch=2, frames=4, warmup=1, decay_steps=2, save_every=2,
-                            validate_every=100, discriminator_from=2, discriminator_channels=2, phones=1.0),
+                            validate_every=100, discriminator_from=2, discriminator_channels=2, phones=1.0,
+                            average=0.5),
     reader=PhoneReading(steps=2, batch=2, width=8, warmup=1, decay_steps=1, seconds=0.3),
     language=LanguageTraining(steps=3, batch=2, save_every=2, validate_every=100),
     codec_sizes={"dim": 32, "hidden_dim": 32, "head_dim": 8, "encoder_transformer_lengths_str": "1,1,1,1",
@@ -153,6 +154,33 @@ def test_an_interrupted_run_goes_on_with_the_losses_of_an_uninterrupted_one(
     assert second.step_count == 2
     found += [second.step()["loss"] for _ in range(2)]
     assert found == pytest.approx(expected, rel=1e-5)
+    if stage == "decoder":
+        kept = (one.averaged.module.state_dict() for one in (whole, second))
+        for one, two in zip(*(state.values() for state in kept), strict=True):
+            assert torch.allclose(one, two, atol=1e-5)
+
+
+def test_what_is_looked_at_and_shipped_is_the_average_of_the_decoders_weights(built: Path):
+    params = read_params(built / "run" / "folder")
+    settings = replace(SETTINGS, decoder=replace(SETTINGS.decoder, steps=8))
+    trainer = half_trainer("decoder", built / "run", params, settings, "cpu", False, _quiet)
+    name = "decoder_blocks.1.layers.0.attention.wq.weight"
+    expected = trainer.averaged.module.state_dict()[name].clone()
+    for _ in range(2):
+        trainer.take_step()
+        expected = 0.5 * expected + 0.5 * trainer.codec.state_dict()[name]
+        assert torch.allclose(trainer.averaged.module.state_dict()[name], expected, atol=1e-6)
+    state = torch.load(built / "run" / "decoder" / "decoder-state.pt", weights_only=True)
+    shipped = trained_codec(built / "run", params).state_dict()[name]
+    assert not torch.equal(state["codec"][name], state["averaged"][name])
+    assert torch.equal(shipped, state["averaged"][name].bfloat16().float())
+    looked = trainer.validate()
+    with torch.no_grad():
+        trainer.codec.output_proj.conv.parametrizations.weight.original0.mul_(2)
+    assert trainer.validate() == looked
+    without = replace(settings, decoder=replace(settings.decoder, average=0.0))
+    plain = half_trainer("decoder", built / "run", params, without, "cpu", False, _quiet)
+    assert plain.averaged is None
 
 
 def test_a_finished_stage_is_not_repeated(built: Path):

@@ -396,7 +396,7 @@ class DecoderTrainer(_CodecRun):
     def validate(self) -> dict[str, float]:
         """Mel distance of validation stretches decoded from the guide's hard codes, by the average if one is
         kept."""
-        codec: Codec = self.codec if self.averaged is None else self.averaged.module
+        codec = self.codec if self.averaged is None else cast(Codec, self.averaged.module)
         row: dict[str, float] = {}
         objective = SpectralObjective(self.codec.config.sampling_rate, ((1024, 100),)).to(self.device)
         half = (self.codec.config.acoustic_codebook_size - 1) / 2
