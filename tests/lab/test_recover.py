@@ -752,20 +752,23 @@ def test_an_ablation_changes_one_loss_and_nothing_else():
         changed = row.settings(100, 0).model_dump()
         weights = {k for k in plain["weights"] if changed["weights"][k] != plain["weights"][k]}
         others = {k for k in plain if k != "weights" and changed[k] != plain[k]}
-        beside = {
+        settings = {
             "with-speaker": {"verifier"},
             "with-discriminators": {"discriminator"},
             "no-phases": {"pair"},
+            "with-labels": {"labels", "inverted", "inversion_steps"},
         }
         which = row.name.removeprefix(f"{GOALS_FOR}-")
-        assert others == beside.get(which, set()), row.name
-        assert len(weights) == {"with-discriminators": 2, "no-phases": 0}.get(which, 1), row.name
+        assert others == settings.get(which, set()), row.name
+        alone = {"with-discriminators": 2, "no-phases": 0, "with-labels": 0}
+        assert len(weights) == alone.get(which, 1), row.name
         assert row.name not in seen
         seen.add(row.name)
     on = {name for name, weight in plain["weights"].items() if weight > 0}
     assert {f"{GOALS_FOR}-no-{name}" for name in on} <= seen
     assert {"semantic", "acoustic", "mel", "stft", "waveform"} <= on
-    assert {f"{GOALS_FOR}-{which}" for which in ("with-discriminators", "with-speaker", "no-phases")} <= seen
+    beside = ("with-discriminators", "with-speaker", "no-phases", "with-labels")
+    assert {f"{GOALS_FOR}-{which}" for which in beside} <= seen
     # A row that has discriminators loses both their losses together, too.
     judged = {row.name: row.settings(100, 0).weights for row in ablations(JUDGED)}
     none = judged["judged-no-discriminators"]
