@@ -756,18 +756,19 @@ def test_an_ablation_changes_one_loss_and_nothing_else():
             "with-speaker": {"verifier"},
             "with-discriminators": {"discriminator"},
             "no-phases": {"pair"},
+            "with-average": {"average"},
             "with-labels": {"labels", "inverted", "inversion_steps"},
         }
         which = row.name.removeprefix(f"{GOALS_FOR}-")
         assert others == settings.get(which, set()), row.name
-        alone = {"with-discriminators": 2, "no-phases": 0, "with-labels": 0}
+        alone = {"with-discriminators": 2, "no-phases": 0, "with-average": 0, "with-labels": 0}
         assert len(weights) == alone.get(which, 1), row.name
         assert row.name not in seen
         seen.add(row.name)
     on = {name for name, weight in plain["weights"].items() if weight > 0}
     assert {f"{GOALS_FOR}-no-{name}" for name in on} <= seen
     assert {"semantic", "acoustic", "mel", "stft", "waveform"} <= on
-    beside = ("with-discriminators", "with-speaker", "no-phases", "with-labels")
+    beside = ("with-discriminators", "with-speaker", "no-phases", "with-average", "with-labels")
     assert {f"{GOALS_FOR}-{which}" for which in beside} <= seen
     # A row that has discriminators loses both their losses together, too.
     judged = {row.name: row.settings(100, 0).weights for row in ablations(JUDGED)}

@@ -112,6 +112,37 @@ def test_an_interrupted_run_goes_on_step_by_step_as_the_uninterrupted_one(whole,
         assert {k: v for k, v in row.items() if k != "seconds"} == same
 
 
+def test_what_is_kept_and_looked_at_is_the_average_and_goes_on_exactly(tmp_path: Path):
+    name = "input_proj.conv.parametrizations.weight.original1"
+    plain, run = trainer(tmp_path / "plain"), trainer(tmp_path / "run", average=0.3)
+    expected = None
+    for n in range(4):
+        assert plain.step()["loss"] == run.step()["loss"]  # what is learnt is not touched by it
+        now = run.codec.state_dict()[name]
+        share = min(0.3, (1 + n) / (10 + n))
+        expected = now.clone() if expected is None else share * expected + (1 - share) * now
+    assert torch.allclose(run.encoder_state()[name], expected, atol=1e-7)
+    assert not torch.equal(run.encoder_state()[name], plain.encoder_state()[name])
+    assert run.encoder_state().keys() == plain.encoder_state().keys()
+    run.save()
+    with safe_open(tmp_path / "run" / "encoder.safetensors", "pt") as file:
+        kept = file.get_tensor(f"audio_tokenizer.{name}")
+    assert torch.equal(kept, expected.bfloat16())
+
+    again = trainer(tmp_path / "run", average=0.3)
+    assert again.resume()
+    for one in (run, again):
+        one.step()
+    for key, value in run.encoder_state().items():
+        assert torch.equal(value, again.encoder_state()[key]), key
+
+    looked = again.validate()
+    with torch.no_grad():
+        for p in again.encoder:
+            p.zero_()
+    assert again.validate() == looked
+
+
 def test_two_processes_get_the_losses_of_one(whole, tmp_path: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -364,7 +364,8 @@ def trained_codec(run: Path, params: Params, halves: tuple[str, ...] = ("encoder
         if not path.is_file():
             raise LabError(f"{path} is missing: run the stage `{half}` first")
         kept = torch.load(path, map_location="cpu", weights_only=True)
-        state = kept.get("averaged", kept["codec"])
+        averaged = {k.removeprefix("module."): v for k, v in kept.get("averaged", {}).items()}
+        state = kept["codec"] | averaged
         own = {k: v for k, v in state.items() if k.startswith((*_PARTS[half], "quantizer."))}
         codec.load_state_dict(own, strict=False)
     return codec.to(torch.bfloat16).float().eval().requires_grad_(False)

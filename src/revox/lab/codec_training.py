@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from revox.cloning.features import MEL_BANDS
 from revox.lab.coded import CodedSpeech
@@ -29,6 +29,7 @@ from revox.lab.phone_reader import PhoneReader
 from revox.model.codec import Codec, CodecTransformer
 from revox.model.config import CodecConfig
 from revox.model.layers import CausalConv1d
+from revox.training.average import moving_average
 from revox.training.discriminator import (
     Discriminators,
     adversarial_loss,
@@ -63,7 +64,7 @@ class DecoderTraining:
     phones: float = 0.0
     """Of what a frozen reader of phones finds different in synthetic speech; from the first step."""
     average: float = 0.0
-    """Decay of an exponential moving average of the decoder's weights, which is then what is validated and
+    """Decay of the average of the decoder's weights (`revox.training.average`) that is then validated and
     shipped; 0 for none. It begins where a run is taken up that had none."""
     feature: float = 4.0
     adversarial: float = 1.0
@@ -296,7 +297,7 @@ class DecoderTrainer(_CodecRun):
         )
         self.averaged: AveragedModel | None = None
         if settings.average:
-            self.averaged = AveragedModel(self.codec, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
+            self.averaged = moving_average(self.codec, settings.average)
         self.judges: Discriminators | None = None
         if settings.discriminator_from < settings.steps:
             with torch.random.fork_rng(devices=[]):
@@ -311,7 +312,7 @@ class DecoderTrainer(_CodecRun):
         """As the base's, with the average and the discriminators where there are some."""
         state = super().state()
         if self.averaged is not None:
-            state["averaged"] = self.averaged.module.state_dict()
+            state["averaged"] = self.averaged.state_dict()
         if self.judges is not None:
             state["judges"] = self.judges.state_dict()
             state["judge_optimizer"] = self.judge_optimizer.state_dict()
@@ -320,9 +321,8 @@ class DecoderTrainer(_CodecRun):
     def load_state(self, state: dict[str, Any]) -> None:
         """Take up what `state` gave; average and discriminators begin afresh where the state has none."""
         super().load_state(state)
-        if self.averaged is not None:
-            self.averaged.module.load_state_dict(state.get("averaged", state["codec"]))
-            self.averaged.n_averaged.fill_(1)
+        if self.averaged is not None and "averaged" in state:
+            self.averaged.load_state_dict(state["averaged"])
         if self.judges is not None and "judges" in state:
             self.judges.load_state_dict(state["judges"])
             self.judge_optimizer.load_state_dict(state["judge_optimizer"])

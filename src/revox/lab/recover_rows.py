@@ -26,6 +26,7 @@ OWN_VERIFIER = "own"
 DISCRIMINATOR_WEIGHTS = {"feature": 2.0, "adversarial": 1.0}
 LIGHT_DISCRIMINATORS = {"n_ffts": [1024, 512, 256], "channels": 8, "every": 2}
 SPEAKER_WEIGHT = 3.0  # the published recipe's
+AVERAGE = 0.99
 LABELS = {"labels": 2, "inverted": 48, "inversion_steps": 80}
 _OF_THE_EXPERIMENT = ("steps", "seed", "warmup", "decay_steps", "save_every", "keep", "report_every",
                       "validate_every", "autocast", "whisper")  # fmt: skip
@@ -150,7 +151,7 @@ def ablations(base: Row) -> list[Row]:
     A loss that is on is switched off; of those that are off, the discriminators' are switched on, light ones
     from half the time on, and the speaker's with the project's own small network. Whisper's weights cannot be
     had here. Pairs are also heard in the decoder's own phases, and recordings whose codes inversion found
-    beforehand are learnt from as if those were the right ones.
+    beforehand are learnt from as if those were the right ones; and what is kept is an average of the weights.
     """
     settings = base.settings(10, 0)
     weights = settings.weights
@@ -181,6 +182,8 @@ def ablations(base: Row) -> list[Row]:
                 {"speaker": SPEAKER_WEIGHT}, verifier=OWN_VERIFIER,
             )
         )  # fmt: skip
+    if not settings.average:
+        rows.append(_changed(base, "with-average", "keeping the weights' average", {}, average=AVERAGE))
     if settings.clips and not settings.labels:
         rows.append(_changed(base, "with-labels", "with recordings inverted beforehand", {}, **LABELS))
     return rows

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from revox.checkpoint.encoder_file import ENCODER_FILE, RECORD_KEY
 from revox.checkpoint.write import replace_file
@@ -29,6 +30,7 @@ from revox.metrics.codes import codebook_use, perplexity, saturated_share
 from revox.metrics.spectral import mel_distance
 from revox.model.codec import Codec
 from revox.model.voxtral import Voxtral, tensor_name
+from revox.training.average import moving_average
 from revox.training.balance import GradientBalancer
 from revox.training.discriminator import (
     Discriminators,
@@ -106,6 +108,11 @@ class Validation:
     histogram: Callable[[int, Tensor], None] | None = None
 
 
+def _encoder_of(codec: Codec) -> nn.ModuleDict:
+    """Its encoder, with the codec's names."""
+    return nn.ModuleDict({"input_proj": codec.input_proj, "encoder_blocks": codec.encoder_blocks})
+
+
 def _compiled(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     from torch._dynamo.exc import TorchDynamoException
 
@@ -177,6 +184,9 @@ class EncoderTrainer(Run):
         self.pairs = PresetPairs(
             self.codec, bank, PairSettings(**settings.pair.model_dump(exclude={"phases"}))
         )
+        self.averaged: AveragedModel | None = None
+        if settings.average:
+            self.averaged = moving_average(_encoder_of(self.codec), settings.average)
         self.encoder = [*self.codec.input_proj.parameters(), *self.codec.encoder_blocks.parameters()]
         if self.teachers.asr is not None:
             self.teachers.asr.to(self.device)
@@ -251,6 +261,8 @@ class EncoderTrainer(Run):
         self.world.average_gradients(self.encoder)
         norm = nn.utils.clip_grad_norm_(self.encoder, settings.clip_norm)
         self.optimizer.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(_encoder_of(self.codec))
         counts = torch.bincount(nearest.flatten(), minlength=len(self.table)).float()
         self.use = 0.95 * self.use + self.world.sum(counts).cpu()
         names = list(found)
@@ -423,7 +435,9 @@ class EncoderTrainer(Run):
         """Codes as serving would give them: of decoded presets (the right ones are known), and of clips."""
         if not self.world.is_main:
             return {}
-        served = copy.deepcopy(self.codec).to(torch.bfloat16).eval()
+        served = copy.deepcopy(self.codec)
+        served.load_state_dict(self.encoder_state(), strict=False)
+        served = served.to(torch.bfloat16).eval()
         levels = self.codec.config.acoustic_codebook_size
         agreement, error = [], []
         for codes in self.pairs.bank[:20]:
@@ -464,13 +478,15 @@ class EncoderTrainer(Run):
     def state(self) -> dict[str, Any]:
         """Encoder, discriminators, teachers' own weights, optimizers, averages, and where the data stands."""
         found = {
-            "encoder": self.encoder_state(),
+            "encoder": _encoder_of(self.codec).state_dict(),
             "judges": self.judges.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "judge_optimizer": self.judge_optimizer.state_dict(),
             "balancers": {name: one.state_dict() for name, one in self.balancers.items()},
             "use": self.use,
         }
+        if self.averaged is not None:
+            found["averaged"] = self.averaged.state_dict()
         if self.recordings is not None:
             found["recordings"] = json.dumps(self.world.gather(self.recordings.state()))
         if self.teachers.asr is not None:
@@ -486,6 +502,8 @@ class EncoderTrainer(Run):
         for name, one in self.balancers.items():
             one.load_state_dict(state["balancers"][name])
         self.use = state["use"].cpu()
+        if self.averaged is not None and "averaged" in state:  # where it begins later, with the next step
+            self.averaged.load_state_dict(state["averaged"])
         if self.recordings is not None and "recordings" in state:
             # Each rank goes on with its own: clips that could not be decoded set them apart.
             states = json.loads(state["recordings"])
@@ -494,12 +512,11 @@ class EncoderTrainer(Run):
             self.teachers.asr.load_state_dict(state["asr"], strict=False)
 
     def encoder_state(self) -> dict[str, Tensor]:
-        """The encoder's 114 tensors, float32, by their names in the codec."""
-        return {
-            k: v.detach()
-            for k, v in self.codec.state_dict().items()
-            if k.startswith(("input_proj.", "encoder_"))
-        }
+        """The encoder's 114 tensors, float32, by their names in the codec; of the average if one is kept."""
+        kept: nn.Module = _encoder_of(self.codec)
+        if self.averaged is not None and self.averaged.n_averaged > 0:
+            kept = self.averaged.module
+        return {k: v.detach() for k, v in kept.state_dict().items()}
 
     def save(self) -> None:
         """The state, the encoder as it would be injected, and the last few of those; main rank only."""

@@ -90,6 +90,9 @@ class EncoderTraining(_Settings):
     betas: tuple[float, float] = (0.8, 0.99)
     weight_decay: Weight = 0.01
     clip_norm: float = Field(default=1.0, gt=0)
+    average: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of an average of the encoder's weights (`revox.training.average`), which is then looked at and
+    kept in their place; 0 for none."""
     decay: float = Field(default=0.9999, gt=0, le=1)
     """Of the `waveform` and `stft` weights, a step (the paper's gamma)."""
     balance: bool = True
