@@ -408,6 +408,23 @@ def test_a_disk_that_is_full_leaves_neither_half_a_voice_nor_its_recording(talk,
     ]  # fmt: skip
 
 
+def test_an_upload_that_finds_the_disk_full_is_a_507_and_nothing_is_asked_for(talk, tmp_path, monkeypatch):
+    def append(path, line, once=False):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def dialogue(client, app):
+        faked(app)
+        with monkeypatch.context() as patch:
+            patch.setattr(consent_log, "append", append)
+            answer = await client.post("/v1/audio/voices", **form())
+        assert "disk is full: nothing was kept" in refused(answer, 507)
+        assert answer.json()["error"]["code"] == "disk_full"
+        assert await uploaded(client)
+
+    talk(dialogue)
+    assert log_of(tmp_path / "voices") == [("asked", "ada"), ("added", "ada")]
+
+
 def test_a_recording_that_was_not_to_be_kept_is_not_given_out_though_one_lies_there(talk, tmp_path):
     async def dialogue(client, app):
         faked(app)

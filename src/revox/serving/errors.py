@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -97,8 +98,8 @@ class ApiError(Exception):
 def as_api_error(error: BaseException) -> ApiError:
     """Any exception as the answer to a request.
 
-    What revox says to its users is a 400 (an unknown voice a 404). Anything else is a 500 that tells nothing
-    of the inside; it stands in the log, with its traceback.
+    What revox says to its users is a 400 (an unknown voice a 404), a disk without room a 507. Anything else
+    is a 500 that tells nothing of the inside; it stands in the log, with its traceback.
     """
     from revox.checkpoint.errors import CheckpointError, VoiceError
     from revox.cloning.errors import CloneError
@@ -120,6 +121,8 @@ def as_api_error(error: BaseException) -> ApiError:
         log.error("the checkpoint cannot be used: %s", error)
         return ApiError(500, "the checkpoint on the server cannot be used; its log says why")
     log.error("a request failed", exc_info=error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ApiError(507, "the server's disk is full: nothing was kept", code="disk_full")
     return ApiError(500, "the server failed on this request; its log says why", code="internal_error")
 
 
@@ -178,7 +181,7 @@ def install_handlers(app: FastAPI) -> None:
 
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-    for kind in _own_errors():
+    for kind in (*_own_errors(), OSError):
         app.add_exception_handler(kind, anything)
     app.add_exception_handler(Exception, anything)
 
