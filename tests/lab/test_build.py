@@ -46,12 +46,12 @@ SETTINGS = BuildSettings(
     guide=GuideTraining(steps=4, batch=4, frames=6, width=16, blocks=1, warmup=1, decay_steps=2, save_every=2,
                         validate_every=100),
     encoder=EncoderTraining(steps=4, batch=2, frames=4, warmup=1, decay_steps=2, save_every=2,
-                            validate_every=100),
+                            validate_every=100, average=0.5),
     decoder=DecoderTraining(steps=4, batch=2, frames=4, warmup=1, decay_steps=2, save_every=2,
                             validate_every=100, discriminator_from=2, discriminator_channels=2, phones=1.0,
                             average=0.5),
     reader=PhoneReading(steps=2, batch=2, width=8, warmup=1, decay_steps=1, seconds=0.3),
-    language=LanguageTraining(steps=3, batch=2, save_every=2, validate_every=100),
+    language=LanguageTraining(steps=3, batch=2, save_every=2, validate_every=100, average=0.5),
     codec_sizes={"dim": 32, "hidden_dim": 32, "head_dim": 8, "encoder_transformer_lengths_str": "1,1,1,1",
                  "decoder_transformer_lengths_str": "1,1,1,1", "semantic_codebook_size": 8},
     preset_frames=10,
@@ -154,34 +154,51 @@ def test_an_interrupted_run_goes_on_with_the_losses_of_an_uninterrupted_one(
     assert second.step_count == 2
     found += [second.step()["loss"] for _ in range(2)]
     assert found == pytest.approx(expected, rel=1e-5)
-    if stage == "decoder":
+    if stage != "guide":
         kept = (one.averaged.module.state_dict() for one in (whole, second))
         for one, two in zip(*(state.values() for state in kept), strict=True):
             assert torch.allclose(one, two, atol=1e-5)
 
 
-def test_what_is_looked_at_and_shipped_is_the_average_of_the_decoders_weights(built: Path):
+@pytest.mark.parametrize("stage", ["encoder", "decoder"])
+def test_what_is_looked_at_and_shipped_is_the_average_of_the_weights(built: Path, stage: str):
     params = read_params(built / "run" / "folder")
-    settings = replace(SETTINGS, decoder=replace(SETTINGS.decoder, steps=8))
-    trainer = half_trainer("decoder", built / "run", params, settings, "cpu", False, _quiet)
-    name = "decoder_blocks.1.layers.0.attention.wq.weight"
-    expected = trainer.averaged.module.state_dict()[name].clone()
+    settings = replace(
+        SETTINGS, decoder=replace(SETTINGS.decoder, steps=8), encoder=replace(SETTINGS.encoder, steps=8)
+    )
+    trainer = half_trainer(stage, built / "run", params, settings, "cpu", False, _quiet)
+    names = trainer.codec.state_dict()
+    name = next(k for k in names if k.startswith(stage) and k.endswith("layers.0.attention.wq.weight"))
+    expected = trainer.shipped.state_dict()[name].clone()
     for n in range(2):
         trainer.take_step()
         share = min(0.5, (5 + n) / (14 + n))  # the build took four steps before
         expected = share * expected + (1 - share) * trainer.codec.state_dict()[name]
-        assert torch.allclose(trainer.averaged.module.state_dict()[name], expected, atol=1e-6)
-    state = torch.load(built / "run" / "decoder" / "decoder-state.pt", weights_only=True)
+        assert torch.allclose(trainer.shipped.state_dict()[name], expected, atol=1e-6)
+    state = torch.load(built / "run" / stage / f"{stage}-state.pt", weights_only=True)
     shipped = trained_codec(built / "run", params).state_dict()[name]
     assert not torch.equal(state["codec"][name], state["averaged"][f"module.{name}"])
     assert torch.equal(shipped, state["averaged"][f"module.{name}"].bfloat16().float())
     looked = trainer.validate()
     with torch.no_grad():
-        trainer.codec.output_proj.conv.parametrizations.weight.original0.mul_(2)
+        for p in trainer.codec.parameters():
+            p.mul_(2)
     assert trainer.validate() == looked
-    without = replace(settings, decoder=replace(settings.decoder, average=0.0))
-    plain = half_trainer("decoder", built / "run", params, without, "cpu", False, _quiet)
-    assert plain.averaged is None
+    without = replace(
+        settings,
+        decoder=replace(settings.decoder, average=0.0),
+        encoder=replace(settings.encoder, average=0.0),
+    )
+    plain = half_trainer(stage, built / "run", params, without, "cpu", False, _quiet)
+    assert plain.shipped is plain.codec
+
+
+def test_the_shipped_model_speaks_with_the_average_of_its_weights(built: Path):
+    state = torch.load(built / "run" / "language" / "language-state.pt", weights_only=True)
+    name = next(k for k in state["model"] if k.endswith("layers.0.attention.wq.weight"))
+    expected = state["averaged"][f"module.{name}"]
+    assert not torch.equal(state["model"][name], expected)
+    assert torch.equal(load_model(built / "checkpoint").state_dict()[name], expected.bfloat16())
 
 
 def test_a_finished_stage_is_not_repeated(built: Path):

@@ -350,6 +350,12 @@ def train_half(
     )
 
 
+def _averaged(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The average among what a run kept, by the module's own names; nothing where it kept none."""
+    found = state.get("averaged", {}).items()
+    return {k.removeprefix("module."): v for k, v in found if k.startswith("module.")}
+
+
 _PARTS = {"encoder": ("input_proj.", "encoder_blocks."), "decoder": ("decoder_blocks.", "output_proj.")}
 
 
@@ -364,8 +370,7 @@ def trained_codec(run: Path, params: Params, halves: tuple[str, ...] = ("encoder
         if not path.is_file():
             raise LabError(f"{path} is missing: run the stage `{half}` first")
         kept = torch.load(path, map_location="cpu", weights_only=True)
-        averaged = {k.removeprefix("module."): v for k, v in kept.get("averaged", {}).items()}
-        state = kept["codec"] | averaged
+        state = kept["codec"] | _averaged(kept)
         own = {k: v for k, v in state.items() if k.startswith((*_PARTS[half], "quantizer."))}
         codec.load_state_dict(own, strict=False)
     return codec.to(torch.bfloat16).float().eval().requires_grad_(False)
@@ -497,7 +502,8 @@ def assemble(
     if not path.is_file():
         raise LabError(f"{path} is missing: run the stage `language` first")
     state = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"], strict=False)
+    spoken = {k: v for k, v in _averaged(state).items() if not k.startswith("audio_tokenizer.")}
+    model.load_state_dict(state["model"] | spoken, strict=False)
     model = model.to(torch.bfloat16)
     tensors = {tensor_name(k): v.contiguous() for k, v in model.state_dict().items()}
     encoder = {k: v for k, v in tensors.items() if k.startswith(ENCODER_PREFIXES)}

@@ -64,8 +64,8 @@ class DecoderTraining:
     phones: float = 0.0
     """Of what a frozen reader of phones finds different in synthetic speech; from the first step."""
     average: float = 0.0
-    """Decay of the average of the decoder's weights (`revox.training.average`) that is then validated and
-    shipped; 0 for none. It begins where a run is taken up that had none."""
+    """Decay of the average of the weights (`revox.training.average`) that is then validated and shipped; 0
+    for none. It begins where a run is taken up that had none."""
     feature: float = 4.0
     adversarial: float = 1.0
     discriminator_channels: int = 8
@@ -98,6 +98,9 @@ class EncoderTraining:
     semantic: float = 0.3
     acoustic: float = 1.0
     deep: float = 1.0
+    average: float = 0.0
+    """Decay of the average of the weights (`revox.training.average`) that is then validated and shipped; 0
+    for none. It begins where a run is taken up that had none."""
     seed: int = 0
     save_every: int = 500
     report_every: int = 100
@@ -190,6 +193,7 @@ class _CodecRun(Run):
     codec: Codec
     heads: Heads
     optimizer: torch.optim.Optimizer
+    averaged: AveragedModel | None
 
     def __init__(
         self,
@@ -208,7 +212,7 @@ class _CodecRun(Run):
         self.autocast = autocast
         self.synthetic, self.human, self.held, self.guide = synthetic, human, held, guide.to(device).eval()
         self.size, self.human_share, self.frames = settings.batch, settings.human_share, settings.frames
-        self.codec = seeded_codec(config, guide, settings.seed)
+        self.codec, self.average = seeded_codec(config, guide, settings.seed), settings.average
         self.mel_size = config.patches_per_frame * MEL_BANDS
 
     def arithmetic(self) -> torch.autocast:
@@ -222,20 +226,31 @@ class _CodecRun(Run):
             heads = Heads(config.dim, rates, config.patches_per_frame, self.mel_size, len(self.guide.mean))
         self.heads = heads.to(self.device)
         self.codec.to(self.device)
+        self.averaged = moving_average(self.codec, self.average) if self.average else None
+
+    @property
+    def shipped(self) -> Codec:
+        """The codec that is validated and shipped: the average where one is kept."""
+        return self.codec if self.averaged is None else cast(Codec, self.averaged.module)
 
     def state(self) -> dict[str, Any]:
-        """Codec, heads and optimizer."""
-        return {
+        """Codec, its average where one is kept, heads and optimizer."""
+        state = {
             "codec": self.codec.state_dict(),
             "heads": self.heads.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
+        if self.averaged is not None:
+            state["averaged"] = self.averaged.state_dict()
+        return state
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up what `state` gave."""
+        """Take up what `state` gave; an average begins afresh where the state has none."""
         self.codec.load_state_dict(state["codec"])
         self.heads.load_state_dict(state["heads"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.averaged is not None and "averaged" in state:
+            self.averaged.load_state_dict(state["averaged"])
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
         """Waveforms, codes, values, standardised features (see `CodedSpeech.batch`), synthetic speech first;
@@ -260,6 +275,8 @@ class _CodecRun(Run):
         parameters = [p for m in modules for p in m.parameters() if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, 5.0, foreach=True)
         self.optimizer.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.codec)
         return float(norm)
 
 
@@ -295,9 +312,6 @@ class DecoderTrainer(_CodecRun):
         self.optimizer = torch.optim.AdamW(
             groups, lr=settings.learning_rate, betas=settings.betas, foreach=True
         )
-        self.averaged: AveragedModel | None = None
-        if settings.average:
-            self.averaged = moving_average(self.codec, settings.average)
         self.judges: Discriminators | None = None
         if settings.discriminator_from < settings.steps:
             with torch.random.fork_rng(devices=[]):
@@ -309,20 +323,16 @@ class DecoderTrainer(_CodecRun):
             )
 
     def state(self) -> dict[str, Any]:
-        """As the base's, with the average and the discriminators where there are some."""
+        """As the base's, with the discriminators where there are some."""
         state = super().state()
-        if self.averaged is not None:
-            state["averaged"] = self.averaged.state_dict()
         if self.judges is not None:
             state["judges"] = self.judges.state_dict()
             state["judge_optimizer"] = self.judge_optimizer.state_dict()
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up what `state` gave; average and discriminators begin afresh where the state has none."""
+        """Take up what `state` gave; discriminators begin afresh where the state has none."""
         super().load_state(state)
-        if self.averaged is not None and "averaged" in state:
-            self.averaged.load_state_dict(state["averaged"])
         if self.judges is not None and "judges" in state:
             self.judges.load_state_dict(state["judges"])
             self.judge_optimizer.load_state_dict(state["judge_optimizer"])
@@ -387,16 +397,11 @@ class DecoderTrainer(_CodecRun):
             losses["feature"] = feature_matching_loss(judged_real, judged_fake)
             losses["adversarial"] = adversarial_loss(judged_fake)
             loss = loss + settings.feature * losses["feature"] + settings.adversarial * losses["adversarial"]
-        norm = self.update(loss, self.parts)
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.codec)
-        return _floats(losses, loss, norm)
+        return _floats(losses, loss, self.update(loss, self.parts))
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mel distance of validation stretches decoded from the guide's hard codes, by the average if one is
-        kept."""
-        codec = self.codec if self.averaged is None else cast(Codec, self.averaged.module)
+        """Mel distance of validation stretches decoded from the guide's hard codes."""
         row: dict[str, float] = {}
         objective = SpectralObjective(self.codec.config.sampling_rate, ((1024, 100),)).to(self.device)
         half = (self.codec.config.acoustic_codebook_size - 1) / 2
@@ -404,7 +409,7 @@ class DecoderTrainer(_CodecRun):
             waves, codes, values, _ = coded.batch(12, 40, np.random.default_rng(1))
             levels = (torch.from_numpy(values) * half + half).round().long()
             whole = torch.cat((torch.from_numpy(codes)[:, None], levels.transpose(1, 2)), dim=1)
-            fake = codec.decode(whole.to(self.device)).float()
+            fake = self.shipped.decode(whole.to(self.device)).float()
             real = torch.from_numpy(waves).to(self.device)
             terms = objective(objective.spectra(real), objective.spectra(fake))
             row |= {f"{kind}_mel": round(float(terms.mel), 4)}
@@ -437,11 +442,13 @@ class EncoderTrainer(_CodecRun):
             groups, lr=settings.learning_rate, betas=settings.betas, foreach=True
         )
 
-    def losses(self, waves: Tensor, codes: Tensor, values: Tensor, features: Tensor) -> dict[str, Tensor]:
-        """`semantic` cross-entropy (nats), `acoustic` mean level error (of 20), `deep`, and the shares of
-        equal codes."""
-        with self.arithmetic(), states_of(self.codec.encoder_blocks) as states:
-            latents = self.codec.encode_latents(waves).transpose(1, 2)
+    def losses(
+        self, codec: Codec, waves: Tensor, codes: Tensor, values: Tensor, features: Tensor
+    ) -> dict[str, Tensor]:
+        """Of `codec`: `semantic` cross-entropy (nats), `acoustic` mean level error (of 20), `deep`, and the
+        share of equal codes."""
+        with self.arithmetic(), states_of(codec.encoder_blocks) as states:
+            latents = codec.encode_latents(waves).transpose(1, 2)
         split = self.codec.config.semantic_dim
         logits = self.guide.semantic_logits(latents[..., :split].float())
         error = torch.tanh(latents[..., split:].float()) - values
@@ -456,7 +463,7 @@ class EncoderTrainer(_CodecRun):
     def take_step(self) -> dict[str, float]:
         """One update; gives the losses."""
         settings = self.settings
-        losses = self.losses(*self.batch()[:4])
+        losses = self.losses(self.codec, *self.batch()[:4])
         loss = (
             settings.semantic * losses["semantic"]
             + settings.acoustic * losses["acoustic"]
@@ -471,6 +478,6 @@ class EncoderTrainer(_CodecRun):
         for kind, coded in self.held.items():
             arrays = coded.batch(12, 40, np.random.default_rng(1))
             waves, codes, values, features = (torch.from_numpy(a).to(self.device) for a in arrays)
-            losses = self.losses(waves, codes, values, self.guide.standard(features))
+            losses = self.losses(self.shipped, waves, codes, values, self.guide.standard(features))
             row |= {f"{kind}_{k}": round(float(v), 4) for k, v in losses.items()}
         return row

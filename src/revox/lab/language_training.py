@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from revox.model.config import END_AUDIO_ID, N_SPECIAL_CODES, VoxtralConfig
 from revox.model.voxtral import Voxtral
+from revox.training.average import moving_average
 from revox.training.run import Run
 
 
@@ -44,6 +45,9 @@ class LanguageTraining:
     own_steps: int = 4
     token_noise: float = 0.05
     preset_share: float = 0.3
+    average: float = 0.0
+    """Decay of the average of the weights (`revox.training.average`) that is then validated and shipped; 0
+    for none. It begins where a run is taken up that had none."""
     seed: int = 0
     save_every: int = 500
     report_every: int = 50
@@ -326,15 +330,23 @@ class LanguageTrainer(Run):
             foreach=True,
         )
 
+        self.averaged = moving_average(self.model, settings.average) if settings.average else None
+
     def state(self) -> dict[str, Any]:
-        """Backbone, acoustic transformer, tables, and the optimizer; the codec is not trained here."""
+        """Backbone, acoustic transformer, tables, their average where one is kept, and the optimizer; the
+        codec is not trained here."""
         own = {k: v for k, v in self.model.state_dict().items() if not k.startswith("audio_tokenizer.")}
-        return {"model": own, "optimizer": self.optimizer.state_dict()}
+        state = {"model": own, "optimizer": self.optimizer.state_dict()}
+        if self.averaged is not None:
+            state["averaged"] = self.averaged.state_dict()
+        return state
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take up what `state` gave."""
         self.model.load_state_dict(state["model"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.averaged is not None and "averaged" in state:
+            self.averaged.load_state_dict(state["averaged"])
 
     def take_step(self) -> dict[str, float]:
         """One update; gives the losses."""
@@ -349,6 +361,8 @@ class LanguageTrainer(Run):
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=True)
         self.optimizer.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
         return {k: float(v.detach()) for k, v in losses.items()} | {
             "norm": float(norm),
             "loss": float(loss.detach()),
@@ -356,15 +370,16 @@ class LanguageTrainer(Run):
 
     @torch.no_grad()
     def validate(self, size: int = 64) -> dict[str, float]:
-        """Losses on fixed draws from `held`."""
+        """Losses on fixed draws from `held`, of the average where one is kept."""
         if self.held is None or not self.held.utterances:
             return {}
+        model = self.model if self.averaged is None else cast(Voxtral, self.averaged.module)
         numpy_rng, rng = np.random.default_rng(1), torch.Generator().manual_seed(1)
         items = self.held.batch(size, numpy_rng)
         sums: dict[str, list[float]] = {}
         for i in range(0, size, 16):
             found = language_losses(
-                self.model, items[i : i + 16], self.data.tokens.audio, self.settings, rng, training=False
+                model, items[i : i + 16], self.data.tokens.audio, self.settings, rng, training=False
             )
             for key, value in found.items():
                 sums.setdefault(f"valid_{key}", []).append(float(value))
