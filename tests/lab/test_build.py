@@ -10,7 +10,7 @@ import torch
 
 from revox.checkpoint.load import load_model
 from revox.checkpoint.params import read_params
-from revox.checkpoint.tensors import expected_tensors, read_header
+from revox.checkpoint.tensors import WEIGHTS, expected_tensors, read_header
 from revox.checkpoint.voice_codes import recover_codes
 from revox.checkpoint.voices import load_voice
 from revox.cloning.features import SpectralFeatures
@@ -28,6 +28,7 @@ from revox.lab.build import (
     trained_guide,
     write_params,
 )
+from revox.lab.carried import carry_state
 from revox.lab.codec_training import DecoderTraining, EncoderTraining
 from revox.lab.data import SpeechSet, write_set
 from revox.lab.errors import LabError
@@ -199,6 +200,21 @@ def test_the_shipped_model_speaks_with_the_average_of_its_weights(built: Path):
     expected = state["averaged"][f"module.{name}"]
     assert not torch.equal(state["model"][name], expected)
     assert torch.equal(load_model(built / "checkpoint").state_dict()[name], expected.bfloat16())
+
+
+def test_a_build_goes_on_elsewhere_from_what_was_carried(built: Path, tmp_path: Path):
+    made = carry_state(built / "run", tmp_path / "run" / "state")
+    assert max(path.stat().st_size for path in made) < 16e6
+    _speech(tmp_path / "run" / "data")
+    build(
+        tmp_path / "run", tmp_path / "checkpoint", None, SETTINGS,
+        encoder_out=tmp_path / "encoder.safetensors",
+        stages=("guide", "encoder", "decoder", "language", "folder"),
+        report=lambda stage, row: None if stage == "frames" else pytest.fail(f"{stage} trained"),
+    )  # fmt: skip
+    for name in (WEIGHTS, "params.json", f"voice_embedding/{PRESETS[0]}.pt"):
+        there, here = (folder / "checkpoint" / name for folder in (tmp_path, built))
+        assert there.read_bytes() == here.read_bytes()
 
 
 def test_a_finished_stage_is_not_repeated(built: Path):

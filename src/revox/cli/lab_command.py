@@ -170,6 +170,30 @@ def pack_command(
         )
 
 
+@app.command("state")
+def state_command(
+    run: Annotated[Path, typer.Argument(help="The folder of a build, finished or not.")],
+    out: Annotated[Path | None, typer.Option(help="Where to put it; RUN/state by default.")] = None,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="guide, encoder, decoder, language; all by default.")
+    ] = None,
+) -> None:
+    """Put what a build has learnt so far into files under 16 MB, to carry; a build goes on from RUN/state."""
+    from revox.lab.carried import STAGES_WITH_STATE, carry_state
+    from revox.lab.errors import LabError
+
+    unknown = set(stage or ()) - set(STAGES_WITH_STATE)
+    if unknown:
+        raise LabError(f"{sorted(unknown)[0]!r} has no state: the stages are {', '.join(STAGES_WITH_STATE)}")
+    folder = out or run / "state"
+    made = carry_state(run, folder, stage or STAGES_WITH_STATE)
+    sizes = [path.stat().st_size for path in made]
+    console.print(
+        f"{folder}: {len(made)} files, {sum(sizes) / 1e6:.1f} MB, the largest {max(sizes) / 1e6:.1f} MB",
+        soft_wrap=True,
+    )
+
+
 @app.command("build")
 def build_command(
     out: Annotated[Path, typer.Argument(help="The checkpoint folder to make.")],

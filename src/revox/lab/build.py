@@ -22,6 +22,7 @@ from revox.checkpoint.params import Params, read_params
 from revox.checkpoint.tensors import ENCODER_PREFIXES, write_safetensors_stream
 from revox.checkpoint.write import replace_file
 from revox.cloning.features import SpectralFeatures
+from revox.lab.carried import take_up_state
 from revox.lab.codec_training import DecoderTrainer, DecoderTraining, EncoderTrainer, EncoderTraining
 from revox.lab.coded import CodedSpeech, code_speech
 from revox.lab.data import KINDS, RATE, SpeechSet, prepare
@@ -112,11 +113,13 @@ def build(
 
     `librispeech` is a folder of human clips (None: synthetic speech only), `flite` one of a carried
     synthesiser (None: the installed one). A stage that is interrupted goes
-    on from its last state when called again; a stage that is complete is not repeated. Decoder and language
+    on from its last state when called again, or from the one that `revox lab state` put into `run/state`; a
+    stage that is complete is not repeated. Decoder and language
     model learn from the encoder's codes once it is done, before that from the guide's. Raises LabError when
     an earlier stage is missing.
     """
     run.mkdir(parents=True, exist_ok=True)
+    take_up_state(run / "state", run)
     if "speech" in stages:
         make_speech(run, librispeech, settings, report, flite)
     work = run / "folder"
