@@ -217,6 +217,17 @@ def test_a_build_goes_on_elsewhere_from_what_was_carried(built: Path, tmp_path: 
         assert there.read_bytes() == here.read_bytes()
 
 
+def test_a_state_holds_its_own_half_and_one_without_it_is_refused(built: Path):
+    params = read_params(built / "run" / "folder")
+    trainer = half_trainer("decoder", built / "run", params, SETTINGS, "cpu", False, _quiet)
+    state = trainer.state()
+    for name in (*state["codec"], *state["averaged"]):
+        assert not name.removeprefix("module.").startswith(("encoder_blocks.", "input_proj."))
+    name = next(name for name in state["codec"] if name.startswith("decoder_blocks."))
+    with pytest.raises(LabError, match=f"lacks {name}"):
+        trainer.load_state(state | {"codec": {k: v for k, v in state["codec"].items() if k != name}})
+
+
 def test_a_finished_stage_is_not_repeated(built: Path):
     def fail(stage: str, row: dict[str, float]) -> None:
         pytest.fail("it trained")

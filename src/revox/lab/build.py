@@ -23,7 +23,13 @@ from revox.checkpoint.tensors import ENCODER_PREFIXES, write_safetensors_stream
 from revox.checkpoint.write import replace_file
 from revox.cloning.features import SpectralFeatures
 from revox.lab.carried import take_up_state
-from revox.lab.codec_training import DecoderTrainer, DecoderTraining, EncoderTrainer, EncoderTraining
+from revox.lab.codec_training import (
+    HALVES,
+    DecoderTrainer,
+    DecoderTraining,
+    EncoderTrainer,
+    EncoderTraining,
+)
 from revox.lab.coded import CodedSpeech, code_speech
 from revox.lab.data import KINDS, RATE, SpeechSet, prepare
 from revox.lab.errors import LabError
@@ -359,9 +365,6 @@ def _averaged(state: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {k.removeprefix("module."): v for k, v in found if k.startswith("module.")}
 
 
-_PARTS = {"encoder": ("input_proj.", "encoder_blocks."), "decoder": ("decoder_blocks.", "output_proj.")}
-
-
 def trained_codec(run: Path, params: Params, halves: tuple[str, ...] = ("encoder", "decoder")) -> Codec:
     """The trained codec, on the CPU, in bf16's values (what the shipped file will hold).
 
@@ -374,7 +377,7 @@ def trained_codec(run: Path, params: Params, halves: tuple[str, ...] = ("encoder
             raise LabError(f"{path} is missing: run the stage `{half}` first")
         kept = torch.load(path, map_location="cpu", weights_only=True)
         state = kept["codec"] | _averaged(kept)
-        own = {k: v for k, v in state.items() if k.startswith((*_PARTS[half], "quantizer."))}
+        own = {k: v for k, v in state.items() if k.startswith((*HALVES[half], "quantizer."))}
         codec.load_state_dict(own, strict=False)
     return codec.to(torch.bfloat16).float().eval().requires_grad_(False)
 

@@ -24,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from revox.cloning.features import MEL_BANDS
 from revox.lab.coded import CodedSpeech
+from revox.lab.errors import LabError
 from revox.lab.guide import Guide
 from revox.lab.phone_reader import PhoneReader
 from revox.model.codec import Codec, CodecTransformer
@@ -40,6 +41,9 @@ from revox.training.initial import initialise
 from revox.training.objective import SpectralObjective
 from revox.training.quantize import quantize_acoustic
 from revox.training.run import Run
+
+HALVES = {"encoder": ("input_proj.", "encoder_blocks."), "decoder": ("decoder_blocks.", "output_proj.")}
+"""Beginnings of the names of each half's parameters in the codec."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +213,7 @@ class _CodecRun(Run):
         autocast: bool,
     ) -> None:
         super().__init__(name, settings, folder, device)
-        self.autocast = autocast
+        self.name, self.autocast = name, autocast
         self.synthetic, self.human, self.held, self.guide = synthetic, human, held, guide.to(device).eval()
         self.size, self.human_share, self.frames = settings.batch, settings.human_share, settings.frames
         self.codec, self.average = seeded_codec(config, guide, settings.seed), settings.average
@@ -234,23 +238,34 @@ class _CodecRun(Run):
         return self.codec if self.averaged is None else cast(Codec, self.averaged.module)
 
     def state(self) -> dict[str, Any]:
-        """Codec, its average where one is kept, heads and optimizer."""
-        state = {
-            "codec": self.codec.state_dict(),
+        """The half of the codec that learns, its average where one is kept, heads and optimizer."""
+        state: dict[str, Any] = {
+            "codec": self._own(self.codec.state_dict()),
             "heads": self.heads.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
         if self.averaged is not None:
-            state["averaged"] = self.averaged.state_dict()
+            state["averaged"] = self._own(self.averaged.state_dict())
         return state
+
+    def _own(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        # The other half is as it was seeded.
+        other = next(names for half, names in HALVES.items() if half != self.name)
+        return {k: v for k, v in tensors.items() if not k.removeprefix("module.").startswith(other)}
+
+    def _load_own(self, module: nn.Module, tensors: dict[str, Tensor]) -> None:
+        lacking = self._own(module.state_dict()).keys() - tensors.keys()
+        if lacking:
+            raise LabError(f"{self.state_path} lacks {sorted(lacking)[0]}: it is of another build")
+        module.load_state_dict(tensors, strict=False)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take up what `state` gave; an average begins afresh where the state has none."""
-        self.codec.load_state_dict(state["codec"])
+        self._load_own(self.codec, state["codec"])
         self.heads.load_state_dict(state["heads"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.averaged is not None and "averaged" in state:
-            self.averaged.load_state_dict(state["averaged"])
+            self._load_own(self.averaged, state["averaged"])
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
         """Waveforms, codes, values, standardised features (see `CodedSpeech.batch`), synthetic speech first;
