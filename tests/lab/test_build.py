@@ -42,6 +42,7 @@ from revox.model.codec import Codec
 from revox.model.config import CodecConfig
 from revox.training.initial import initialise, oscillators
 from revox.training.quantize import quantize_acoustic
+from revox.training.run import Run
 
 SETTINGS = BuildSettings(
     guide=GuideTraining(steps=4, batch=4, frames=6, width=16, blocks=1, warmup=1, decay_steps=2, save_every=2,
@@ -202,7 +203,8 @@ def test_the_shipped_model_speaks_with_the_average_of_its_weights(built: Path):
     assert torch.equal(load_model(built / "checkpoint").state_dict()[name], expected.bfloat16())
 
 
-def test_a_build_goes_on_elsewhere_from_what_was_carried(built: Path, tmp_path: Path):
+def test_a_build_goes_on_elsewhere_from_what_was_carried(built: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(Run, "step", lambda self: pytest.fail(f"{self.log_path.stem} took a step"))
     made = carry_state(built / "run", tmp_path / "run" / "state")
     assert max(path.stat().st_size for path in made) < 16e6
     _speech(tmp_path / "run" / "data")
@@ -210,7 +212,6 @@ def test_a_build_goes_on_elsewhere_from_what_was_carried(built: Path, tmp_path: 
         tmp_path / "run", tmp_path / "checkpoint", None, SETTINGS,
         encoder_out=tmp_path / "encoder.safetensors",
         stages=("guide", "encoder", "decoder", "language", "folder"),
-        report=lambda stage, row: None if stage == "frames" else pytest.fail(f"{stage} trained"),
     )  # fmt: skip
     for name in (WEIGHTS, "params.json", f"voice_embedding/{PRESETS[0]}.pt"):
         there, here = (folder / "checkpoint" / name for folder in (tmp_path, built))
@@ -228,14 +229,15 @@ def test_a_state_holds_its_own_half_and_one_without_it_is_refused(built: Path):
         trainer.load_state(state | {"codec": {k: v for k, v in state["codec"].items() if k != name}})
 
 
-def test_a_finished_stage_is_not_repeated(built: Path):
-    def fail(stage: str, row: dict[str, float]) -> None:
-        pytest.fail("it trained")
-
+def test_a_finished_stage_is_not_repeated(built: Path, monkeypatch):
+    monkeypatch.setattr(Run, "step", lambda self: pytest.fail(f"{self.log_path.stem} took a step"))
     params = read_params(built / "run" / "folder")
-    train_guide(built / "run", params, SETTINGS, "cpu", fail)
+    train_guide(built / "run", params, SETTINGS, "cpu", _quiet)
     for half in ("encoder", "decoder"):
-        train_half(half, built / "run", params, SETTINGS, "cpu", False, fail)
+        train_half(half, built / "run", params, SETTINGS, "cpu", False, _quiet)
+    longer = replace(SETTINGS, encoder=replace(SETTINGS.encoder, steps=5))
+    with pytest.raises(pytest.fail.Exception, match="encoder-log took a step"):
+        train_half("encoder", built / "run", params, longer, "cpu", False, _quiet)
 
 
 def test_encoder_and_decoder_share_the_guides_codebook(built: Path):

@@ -181,7 +181,7 @@ def install_handlers(app: FastAPI) -> None:
 
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-    for kind in (*_own_errors(), OSError):
+    for kind in _own_errors():
         app.add_exception_handler(kind, anything)
     app.add_exception_handler(Exception, anything)
 
