@@ -118,14 +118,14 @@ def build(
     """Build the lab checkpoint in `out`, working in `run`; the encoder goes to the file `encoder_out`.
 
     `librispeech` is a folder of human clips (None: synthetic speech only), `flite` one of a carried
-    synthesiser (None: the installed one). A stage that is interrupted goes
-    on from its last state when called again, or from the one that `revox lab state` put into `run/state`; a
-    stage that is complete is not repeated. Decoder and language
-    model learn from the encoder's codes once it is done, before that from the guide's. Raises LabError when
-    an earlier stage is missing.
+    synthesiser (None: the installed one). A stage that is interrupted goes on from its last state when called
+    again, or from the one that `revox lab state` put into `run/state`; a stage that is complete is not
+    repeated. Decoder and language model learn from the encoder's codes once it is done, before that from the
+    guide's. Raises LabError when an earlier stage is missing.
     """
     run.mkdir(parents=True, exist_ok=True)
-    take_up_state(run / "state", run)
+    for stage in take_up_state(run / "state", run):
+        report(stage, {"carried states taken up": 1})
     if "speech" in stages:
         make_speech(run, librispeech, settings, report, flite)
     work = run / "folder"

@@ -11,8 +11,8 @@ from torch.optim.swa_utils import AveragedModel
 def moving_average(module: nn.Module, decay: float) -> AveragedModel:
     """A copy of `module` that follows it at each `update_parameters(module)`, an exponential moving average.
 
-    The `n`-th update keeps min(`decay`, (1 + n) / (10 + n)) of what it was, so that where a run began is soon
-    forgotten. Buffers are the copy's own.
+    The first update copies; the `n`-th after it keeps min(`decay`, (1 + n) / (10 + n)) of what was there, so
+    that where a run began is soon forgotten. Buffers are the module's as they are.
     """
 
     def update(kept: Sequence[Tensor], now: Sequence[Tensor], updates: Tensor | int) -> None:

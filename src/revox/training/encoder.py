@@ -502,7 +502,7 @@ class EncoderTrainer(Run):
         for name, one in self.balancers.items():
             one.load_state_dict(state["balancers"][name])
         self.use = state["use"].cpu()
-        if self.averaged is not None and "averaged" in state:  # where it begins later, with the next step
+        if self.averaged is not None and "averaged" in state:  # else it begins with the next step
             self.averaged.load_state_dict(state["averaged"])
         if self.recordings is not None and "recordings" in state:
             # Each rank goes on with its own: clips that could not be decoded set them apart.
