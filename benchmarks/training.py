@@ -162,16 +162,15 @@ def timed_parts(trainer: EncoderTrainer, watch: Stopwatch) -> Iterator[None]:
             in_waveform[0] = False
 
     time_it(trainer, "_batch", PARTS[0])
-    time_it(trainer.codec, "decode", "decoder forward, pairs")
-    time_it(trainer.codec, "encode_latents", "encoder forward")
-    of_decoder = trainer.codec.decode_latents
+    # As the trainer calls them, compiled or not; what the codec's own methods are is of no account to it.
+    time_it(trainer, "_encode_latents", "encoder forward")
+    of_decoder = trainer._decode_latents
 
-    def decode_latents(*arguments: Any) -> Tensor:
-        inside = bool(watch.open) and len(watch.open) > 1  # of the pairs: counted there
-        with watch.part("decoder forward, pairs" if inside else "decoder forward"):
-            return of_decoder(*arguments)
+    def decode_latents(latents: Tensor) -> Tensor:
+        with watch.part("decoder forward" if torch.is_grad_enabled() else "decoder forward, pairs"):
+            return of_decoder(latents)
 
-    put(trainer.codec, "decode_latents", decode_latents)
+    put(trainer, "_decode_latents", decode_latents)
     put(trainer, "_waveform_gradient", waveform_gradient)
     time_it(trainer.objective, "spectra", "spectral losses forward")
     time_it(trainer.objective, "forward", "spectral losses forward")
@@ -276,6 +275,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 with timed.part(OTHER):
                     trainer.step()
         whole = sum(timed.seconds.values())
+        lost = [name for name in PARTS if name not in timed.seconds]
+        if lost:
+            raise SystemExit(
+                f"never timed: {', '.join(lost)} (give more --steps, or the trainer has changed)"
+            )
     heard = options.seconds * (options.clips + options.pairs)
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),

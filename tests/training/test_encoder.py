@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import socket
 import subprocess
@@ -329,6 +330,19 @@ def test_discriminators_and_the_waveform_count_only_where_they_are_asked_for(tmp
     assert torch.equal(plain, learnt("none", waveform=0.0, feature=0.0, adversarial=0.0)[1])
     assert not torch.equal(plain, learnt("waveform", waveform=1.0)[1])
     assert "discriminator" in learnt("feature", feature=1.0)[0]
+
+
+def test_the_benchmark_times_every_part_of_a_step(tmp_path: Path):
+    """Its parts hang on the trainer's own functions; one that goes by another name would count as nothing."""
+    benchmark = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "training.py"))
+    run = trainer(tmp_path, discriminator=SETTINGS["discriminator"] | {"start": 0})
+    watch = benchmark["Stopwatch"]("cpu")
+    with benchmark["timed_parts"](run, watch), watch.part(benchmark["OTHER"]):
+        run.step()
+    of_speaker_loss = {"speaker loss forward", "speaker loss backward"}  # there is none here
+    assert set(benchmark["PARTS"]) - of_speaker_loss == {
+        part for part, took in watch.seconds.items() if took > 0
+    }
 
 
 def test_without_a_compiler_a_sentence_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
