@@ -6,8 +6,8 @@ can be judged by their words; Resemblyzer then says who sounds like whom.
 
 from __future__ import annotations
 
+import argparse
 import itertools
-import sys
 from multiprocessing import Pool
 from pathlib import Path
 
@@ -59,4 +59,8 @@ def main(out: Path, count: int = 440, seed: int = 3) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path)
+    main(parser.parse_args().out)

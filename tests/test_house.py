@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -84,6 +85,26 @@ def test_every_command_has_a_help_of_one_sentence_or_more(name):
     for key, command in _commands().items():
         if key.split()[1] == name:
             assert (command.help or "").strip().endswith((".", ".)")), key
+
+
+def test_every_benchmark_tells_its_options():
+    """Nothing else runs them in the tests, so what they import must at least be there."""
+    folder = ROOT / "benchmarks"
+    scripts = [path.name for path in sorted(folder.glob("*.py")) if "__main__" in path.read_text()]
+    code = f"""
+import contextlib, io, json, runpy, sys
+sys.path.insert(0, {str(folder)!r})
+said = {{}}
+for name in {scripts!r}:
+    sys.argv, out = [name, "--help"], io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        runpy.run_path({str(folder)!r} + "/" + name, run_name="__main__")
+    said[name] = out.getvalue()
+print(json.dumps(said))
+"""
+    said = json.loads(_in_a_fresh_python(code))
+    assert scripts
+    assert [name for name in scripts if not said[name].startswith("usage:")] == []
 
 
 def test_importing_revox_takes_under_a_second_and_nothing_heavy():
