@@ -150,6 +150,14 @@ def test_an_option_that_cannot_be_is_a_sentence_that_names_it(option, value):
         settings_from(checkpoint="x", **{option: value})
 
 
+@pytest.mark.parametrize("host", ["https://a.example", "a.example:8000", "a b", ""])
+def test_a_name_with_anything_beside_it_is_refused(host):
+    from revox.serving.errors import ServeError
+
+    with pytest.raises(ServeError, match=r"--allow-host .* a name alone is expected"):
+        settings_from(checkpoint="x", allowed_hosts=("tts.example.org", host))
+
+
 @pytest.mark.parametrize("origin", ["https://a.example/", "a.example", "https://a b", ""])
 def test_an_origin_that_no_browser_sends_is_refused(origin):
     from revox.serving.errors import ServeError

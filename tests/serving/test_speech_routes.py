@@ -443,3 +443,31 @@ def test_what_a_page_of_another_origin_sends_is_refused(talk, origin, status):
         return await client.post("/v1/audio/speech", json={**SAID, "max_new_tokens": 1}, headers=headers)
 
     assert talk(dialogue, cors_origins=("https://friend.example",)).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil.example", 403), ("evil.example:8000", 403), ("127.0.0.1.evil.example", 403), ("[", 403),
+        ("evil.localhost.example.", 403), ("test", 200), ("localhost:8000", 200), ("127.0.0.1:8000", 200),
+        ("[::1]:8000", 200), ("revox.default.svc.cluster.local", 200), ("host.docker.internal", 200),
+        ("TTS.example.org.", 200), ("", 200),
+    ],
+)  # fmt: skip
+def test_a_name_that_was_led_to_this_machine_reaches_nothing(talk, host, status):
+    async def dialogue(client, app):
+        return [await client.get(path, headers={"Host": host}) for path in ("/v1/models", "/")]
+
+    for answer in talk(dialogue, allowed_hosts=("tts.example.org",)):
+        assert answer.status_code == status
+        assert status == 200 or "--allow-host" in answer.json()["error"]["message"]
+
+
+def test_names_are_not_asked_for_where_keys_are_or_where_every_page_may_call(talk, tmp_path):
+    async def dialogue(client, app):
+        return await client.get("/v1/models", headers={"Host": "tts.example.org"})
+
+    keys = tmp_path / "keys.json"
+    add_key(keys, "ada")
+    assert talk(dialogue, api_keys=keys).status_code == 401
+    assert talk(dialogue, cors_origins=("*",)).status_code == 200

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import socket
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -128,6 +130,16 @@ def test_a_page_of_another_origin_may_not_connect(serve):
         with connect(address, origin=url) as session:
             session.send("{")
             assert json.loads(session.recv(timeout=20))["type"] == "error"
+
+
+def test_a_name_that_was_led_to_this_machine_may_not_connect(serve):
+    with serve() as (url, _app):
+        there = socket.create_connection((urlsplit(url).hostname, urlsplit(url).port))
+        address = "ws://evil.example/v1/audio/speech/stream"
+        with pytest.raises(InvalidStatus) as told, connect(address, sock=there, origin="http://evil.example"):
+            pass
+        assert told.value.response.status_code == 403
+        assert b"--allow-host" in told.value.response.body
 
 
 def test_without_a_key_the_connection_is_refused_with_a_401(serve, tmp_path):

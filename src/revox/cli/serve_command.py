@@ -61,6 +61,10 @@ def command(
         list[str] | None,
         typer.Option(help="A web origin whose pages may call the API; may be given again."),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name by which it may be called, as tts.example.org; may be given again."),
+    ] = None,
     max_streams: Annotated[int, typer.Option(min=1, max=256, help="Utterances spoken together.")] = 8,
     keep_pace: Annotated[
         bool, typer.Option(help="Fewer together where the machine would speak so many slower than heard.")
@@ -85,7 +89,12 @@ def command(
     Only this machine can connect unless --host says otherwise. Ctrl-C or SIGTERM lets what is being spoken
     finish, and ends.
     """
-    options = {name: value for name, value in locals().items() if name not in ("cors_origin", "revision")}
+    several = {"cors_origins": tuple(cors_origin or ()), "allowed_hosts": tuple(allow_host or ())}
+    options = {
+        name: value
+        for name, value in locals().items()
+        if name not in ("cors_origin", "allow_host", "several", "revision")
+    }
     from revox.serving.errors import ServeError
 
     try:
@@ -101,7 +110,7 @@ def command(
     from revox.serving.keys import open_keys
     from revox.serving.settings import settings_from
 
-    settings = settings_from(**options, cors_origins=tuple(cors_origin or ()))
+    settings = settings_from(**options, **several)
     # A port that is taken, or a file of keys that is none, is said before gigabytes are read.
     listener = _listen(settings)
     open_keys(settings)

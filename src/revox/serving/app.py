@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from revox import __version__
 from revox.serving.engine import Engine
 from revox.serving.errors import RESPONSES, install_handlers
-from revox.serving.limits import BodyLimit, KeyCheck, OriginCheck
+from revox.serving.limits import BodyLimit, HostCheck, KeyCheck, OriginCheck
 from revox.serving.metrics import Counted, Metrics
 from revox.serving.settings import ServeSettings
 from revox.serving.state import ServerState
@@ -75,6 +75,8 @@ def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["authorization", "content-type"],
         )
+    if settings.api_keys is None and "*" not in settings.cors_origins:
+        app.add_middleware(HostCheck, allowed=settings.allowed_hosts)
     app.add_middleware(Counted, metrics=metrics)
     app.include_router(model_routes.open_router)
     app.include_router(model_routes.router)

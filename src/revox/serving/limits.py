@@ -1,8 +1,10 @@
-"""What is refused before it is read: bodies too large, pages of other origins, whoever may not ask."""
+"""What is refused before it is read: bodies too large, pages of other origins, other names, whoever may not
+ask."""
 
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 from collections.abc import Collection
 from typing import TYPE_CHECKING
@@ -94,6 +96,47 @@ class OriginCheck:
         except ValueError:
             return False
         return netloc == headers.get(b"host", b"").decode("latin-1").lower()
+
+
+class HostCheck:
+    """Answers 403 to what was sent to a name that is not this server's.
+
+    A page can have its own name lead to this machine (DNS rebinding); to the browser the server is then of
+    the page's own origin. Addresses, names without a dot and those below `PRIVATE` cannot be had for that:
+    public name servers lead them nowhere. `allowed` are the operator's own names.
+    """
+
+    PRIVATE = ("localhost", "local", "internal", "lan", "home.arpa")
+
+    def __init__(self, app: ASGIApp, allowed: Collection[str]) -> None:
+        self.app, self.allowed = app, frozenset(allowed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request or a WebSocket."""
+        if scope["type"] in ("http", "websocket"):
+            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+            if not self._ours(host):
+                error = ApiError(
+                    403,
+                    f"this server does not go by the name {host[:100]!r}; its operator can allow it "
+                    "(--allow-host)",
+                    code="host_not_allowed",
+                )
+                await _refuse(send, error, scope["type"])
+                return
+        await self.app(scope, receive, send)
+
+    def _ours(self, host: str) -> bool:
+        try:
+            name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+        except ValueError:
+            return False
+        if name in self.allowed or "." not in name:
+            return True
+        with contextlib.suppress(ValueError):
+            ipaddress.ip_address(name)
+            return True
+        return name.endswith(tuple(f".{one}" for one in self.PRIVATE))
 
 
 class KeyCheck:

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from revox.serving.errors import ServeError
 
 _MODEL_NAME = re.compile(r"[\w:-][\w.:-]*(?:/[\w:-][\w.:-]*)*")
+_HOST = re.compile(r"[a-zA-Z0-9_-]+(?:\.[a-zA-Z0-9_-]+)*")
 _ORIGIN = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^/\s]+")
 
 
@@ -22,22 +23,29 @@ def _origin(value: str) -> str:
     return value.lower()
 
 
+def _host(value: str) -> str:
+    if not _HOST.fullmatch(value):
+        raise ValueError("a name alone is expected, as tts.example.org")
+    return value.lower()
+
+
 class ServeSettings(BaseModel):
     """The options of a server. Sizes are in bytes, durations in seconds.
 
     checkpoint: the folder (or hub id) that is served. model_name: its id in /v1/models; else the folder's
-    name. voices_folder: where uploaded voices, their records and the log of removals are kept;
-    `voices_path` is what holds when none is given. allowed_folder: file:// references may be read below it
-    only (None: not at all). allow_urls: http(s) references are fetched. consent_statement: the operator's
-    own, for one-off references that come without one. clone_by: how recordings become voices ("encoder",
-    "inversion"; None: the encoder where the checkpoint has one, or else not at all). clone_seconds: the time
-    an inversion may take. api_keys: the file of hashed keys (None: everybody may ask). rate_limit: requests
-    a minute for a key that has no limit of its own (None: none). max_streams: requests that are spoken
-    together. keep_pace: fewer while somebody listens to a stream, where the machine would speak so many
-    slower than they are heard. max_queue: requests that wait for their turn; the next one is a 429.
-    lead_frames: frames that a stream may be ahead of its reader before it rests. marking: what is spoken says
-    that it is synthetic, in file and headers, signed with sign_certificate and sign_key (PEM) or a pair made
-    here.
+    name. voices_folder: where uploaded voices, their records and the log of removals are kept; `voices_path`
+    is what holds when none is given. allowed_folder: file:// references may be read below it only (None: not
+    at all). allow_urls: http(s) references are fetched. consent_statement: the operator's own, for one-off
+    references that come without one. clone_by: how recordings become voices ("encoder", "inversion"; None:
+    the encoder where the checkpoint has one, or else not at all). clone_seconds: the time an inversion may
+    take. api_keys: the file of hashed keys (None: everybody may ask). rate_limit: requests a minute for a key
+    that has no limit of its own (None: none). allowed_hosts: names by which this server may be called,
+    besides addresses and names that lead nowhere outside (asked only where there are no keys). max_streams:
+    requests that are spoken together. keep_pace: fewer while somebody listens to a stream, where the machine
+    would speak so many slower than they are heard. max_queue: requests that wait for their turn; the next one
+    is a 429. lead_frames: frames that a stream may be ahead of its reader before it rests. marking: what is
+    spoken says that it is synthetic, in file and headers, signed with sign_certificate and sign_key (PEM) or
+    a pair made here.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,6 +66,7 @@ class ServeSettings(BaseModel):
     api_keys: Path | None = None
     rate_limit: Annotated[int, Field(ge=1)] | None = None
     cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = ()
+    allowed_hosts: tuple[Annotated[str, AfterValidator(_host)], ...] = ()
     max_body_bytes: Annotated[int, Field(ge=1024)] = 16 << 20
     max_reference_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 300.0
     max_text_characters: Annotated[int, Field(ge=1)] = 4096
@@ -106,6 +115,7 @@ def settings_from(**options: Any) -> ServeSettings:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]).replace("_", "-") if first["loc"] else "the options"
-        name = name.replace("cors-origins", "cors-origin")  # the option is given once for each
+        # These options are given once for each.
+        name = {"cors-origins": "cors-origin", "allowed-hosts": "allow-host"}.get(name, name)
         said = first["msg"].removeprefix("Value error, ")
         raise ServeError(f"--{name} {first.get('input')!r} will not do: {said}") from None
