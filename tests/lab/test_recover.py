@@ -523,6 +523,23 @@ def test_lines_of_another_setting_seed_or_clip_stay_out_of_the_tables(
     assert (out / "recovery.md").read_text() == before
 
 
+@pytest.mark.usefixtures("little", "undrawn")
+def test_the_tables_hold_what_other_commands_ran_in_the_folder(
+    lab: dict[str, Path], done: Path, tmp_path: Path
+):
+    out = Path(shutil.copytree(done, tmp_path / "out"))
+    work = _Work(experiment(lab, out), FOUR)
+    work.prepare()
+    inverted, published = row_named("inversion"), row_named("published")
+    for line in lines_of(out, "score", RANDOM.name):
+        work.log.add(line | {"row": inverted.name, "config": work.config(inverted)})
+        work.log.add(line | {"row": published.name, "config": "another"})
+    text = work.write_tables().read_text()
+    places = [text.index(f"| {row.title}") for row in (ORIGINAL, MIXED, REFINED, inverted, RANDOM)]
+    assert places == sorted(places)
+    assert published.title not in text
+
+
 # Scores
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -91,6 +93,21 @@ def test_a_run_told_to_stop_saves_and_goes_on_to_the_same_encoder(
     )  # the steps are done
     with pytest.raises(TrainingError, match="no run to go on with"):
         restore_encoder(tiny_checkpoint, [str(speech)], tmp_path / "new", settings(), again)
+
+
+def test_steps_too_short_to_be_told_have_a_pace_all_the_same(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ticks = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: 0.01 * next(ticks), process_time=time.process_time)
+    monkeypatch.setattr("revox.training.run.time", clock)
+    rows: list[dict[str, float]] = []
+    restore_encoder(
+        tiny_checkpoint, [], tmp_path / "out", settings(clips=0, steps=2),
+        options(tmp_path, report=rows.append),
+    )  # fmt: skip
+    assert rows[0]["seconds"] == 0.0
+    assert rows[0]["audio_seconds_per_second"] == pytest.approx(2 * 0.64 / 0.01)
 
 
 def test_recordings_are_inverted_once_and_kept_as_they_are_found(

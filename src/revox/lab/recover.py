@@ -36,7 +36,7 @@ from revox.lab.data import KINDS, RATE, SpeechSet
 from revox.lab.errors import LabError
 from revox.lab.recover_guard import identity, readable_roots
 from revox.lab.recover_process import CLOCK_FILE, REFUSED, STOPPED, Task
-from revox.lab.recover_rows import OWN_VERIFIER, Row, row_named
+from revox.lab.recover_rows import OWN_VERIFIER, Row, in_order, known_rows, row_named
 from revox.lab.sentences import sentences
 from revox.training.settings import EncoderTraining
 
@@ -527,11 +527,16 @@ class _Work:
         )  # fmt: skip
 
     def write_tables(self) -> Path:
-        """OUT/recovery.md and its pictures, of what there is so far."""
+        """OUT/recovery.md and its pictures, of what there is so far: of other rows too, which other commands
+        ran here."""
         from revox.lab.recover_tables import write_tables
 
         self.log = Log(self.out / LOG_FILE)
-        configs = {row.name: self.config(row) for row in self.rows}
+        asked = {row.name for row in self.rows}
+        scored = {(line["row"], line["config"]) for line in self.log.lines if line["what"] == "score"}
+        others = [row for row in known_rows() if row.name not in asked]
+        rows = in_order([*self.rows, *(one for one in others if (one.name, self.config(one)) in scored)])
+        configs = {row.name: self.config(row) for row in rows}
         clips = {(kind, self.scoring.clips[kind][i].speaker) for kind, i in self._places()}
         lines = [
             line
@@ -540,7 +545,7 @@ class _Work:
             and line.get("seed", 0) < self.experiment.seeds
             and (line["what"] != "score" or (line["kind"], line["clip"]) in clips)
         ]
-        return write_tables(self.out / TABLES_FILE, self.rows, lines, self.experiment)
+        return write_tables(self.out / TABLES_FILE, rows, lines, self.experiment)
 
 
 def process_command(task: Path) -> list[str]:

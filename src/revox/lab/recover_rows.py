@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import Any, Literal
 
@@ -141,8 +141,17 @@ def chosen_rows(names: Sequence[str] | None = None) -> list[Row]:
     wanted = list(ROWS if names is None else dict.fromkeys(names))
     if not wanted:
         raise LabError(f"no row is named: the rows are {', '.join(ROWS)}")
-    rows = [row_named(name) for name in wanted]
+    return in_order(row_named(name) for name in wanted)
+
+
+def in_order(rows: Iterable[Row]) -> list[Row]:
+    """Rows as the tables have them, ablations last."""
     return sorted(rows, key=lambda row: ROWS.index(row.name) if row.name in ROWS else len(ROWS))
+
+
+def known_rows() -> list[Row]:
+    """Every row there is, ablations too."""
+    return [*chosen_rows(), *ablations(row_named(GOALS_FOR))]
 
 
 def ablations(base: Row) -> list[Row]:

@@ -170,7 +170,8 @@ def restore_encoder(
         if not world.is_main:
             return
         items = settings.clips + settings.pairs + settings.labels
-        pace = row["seconds"] / row["step"]  # seconds a step, earlier sittings included
+        # Seconds a step, earlier sittings included; the row's own are rounded, to 0 on a fast machine.
+        pace = trainer.seconds / trainer.step_count
         row = row | {
             "audio_seconds_per_second": round(settings.seconds * items / pace, 2),
             "seconds_left": round(pace * (settings.steps - row["step"])),
