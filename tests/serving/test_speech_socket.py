@@ -113,6 +113,36 @@ def test_whoever_hangs_up_while_being_spoken_to_frees_the_place(session, held, u
     assert stream.frames < 2000
 
 
+def test_tokens_sent_far_faster_than_they_are_spoken_keep_nobody_from_noticing_who_hangs_up(
+    session, held, until
+):
+    engine = session.app.state.revox.engine
+    with held(engine, 20) as go:
+        session.say(**{**CONFIG, "voice": "hi_female", "seed": 0, "max_new_tokens": 2000})
+        session.say(type="input.text", text="Good evening, doctor. ")
+        for _ in range(400):
+            session.say(type="input.text", text="ten ")
+        until(lambda: engine.active == 1, "it is being spoken")
+        (stream,) = engine._active
+        assert session.session.ping().wait(10)
+        session.session.close_socket()
+        until(lambda: stream.cancelled, "the server has noticed", seconds=10)
+        go.set()
+        until(lambda: engine.active == 0, "its place is free", seconds=10)
+
+
+def test_what_is_too_far_ahead_waits_in_the_network_and_is_spoken_all_the_same(session, monkeypatch):
+    monkeypatch.setattr("revox.serving.speech_socket.AHEAD", 200)
+    session.say(**CONFIG)
+    for _ in range(30):
+        session.say(type="input.text", text="ten ")
+    session.say(type="input.text", text="x" * 500 + ".")
+    session.say(type="input.done")
+    start, *_, end = session.until_done()
+    assert start["sentence_text"] == "ten " * 30 + "x" * 500 + "."
+    assert end["total_sentences"] == 1
+
+
 def test_a_session_without_its_first_message_ends(serve, monkeypatch):
     monkeypatch.setattr("revox.serving.speech_socket.CONFIG_SECONDS", 0.05)
     with serve() as (url, _app), connect(url.replace("http", "ws") + "/v1/audio/speech/stream") as session:

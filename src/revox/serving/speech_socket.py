@@ -30,8 +30,10 @@ CONFIG_SECONDS = 10.0
 """From the connection to session.config."""
 IDLE_SECONDS = 30.0
 """Between a message and the next, while nothing is spoken."""
-AHEAD = 64
-"""Messages that are read while others are worked on; then the client's network waits."""
+AHEAD = 1 << 20
+"""Bytes of messages that are read while others are worked on; then the client's network waits. A language
+model sends its tokens one by one, far faster than they are spoken, and what is not read answers no ping."""
+EACH = 64  # bytes that a message counts beside its text
 
 
 @router.websocket("/speech/stream")
@@ -46,7 +48,8 @@ class Session:
 
     def __init__(self, socket: WebSocket, state: ServerState, asked_by: str) -> None:
         self.socket, self.state, self.asked_by = socket, state, asked_by
-        self._inbox: asyncio.Queue[str | None] = asyncio.Queue(AHEAD)
+        self._inbox: asyncio.Queue[str] = asyncio.Queue()
+        self._ahead, self._room = 0, asyncio.Event()
         self._config: SessionConfig | None = None
         self._speaker: Speaker | None = None
         self._splitter = Splitter("sentence")
@@ -82,8 +85,12 @@ class Session:
             message = await self.socket.receive()
             if message["type"] == "websocket.disconnect":
                 return
-            text = message.get("text")
-            await self._inbox.put(text if text is not None else "")
+            text = message.get("text") or ""
+            self._ahead += len(text) + EACH
+            self._inbox.put_nowait(text)
+            while self._ahead > AHEAD:
+                self._room.clear()
+                await self._room.wait()
 
     async def _work(self) -> None:
         while True:
@@ -94,8 +101,10 @@ class Session:
                 what = "session.config" if self._config is None else "message"
                 await self._error(ApiError(408, f"no {what} came within {patience:g} s"))
                 return
+            self._ahead -= len(raw) + EACH
+            self._room.set()
             try:
-                if not await self._handle(raw or ""):
+                if not await self._handle(raw):
                     return
             except (WebSocketDisconnect, OSError):
                 raise
