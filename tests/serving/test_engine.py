@@ -88,10 +88,13 @@ def test_a_stream_starts_with_five_frames_or_as_many_as_were_asked_for(run, prom
 class _Fixed(Pace):
     """A machine that speaks two in time, and whose players are always about to run dry."""
 
-    def holds(self, streams):
-        return streams <= 2
+    handed = ()
+
+    def holds(self, streams, speed):
+        return streams <= 2 / speed
 
     def soon_dry(self, handed, since, streams):
+        self.handed += (handed,)
         return True
 
 
@@ -137,6 +140,20 @@ def test_a_stream_is_handed_over_before_its_player_runs_dry(run, prompts, keep_p
     whole, chunks = run(dialogue, keep_pace=keep_pace)
     assert [chunk.frames for chunk in chunks] == sizes
     np.testing.assert_allclose(np.concatenate([c.samples for c in chunks]), whole, atol=1e-6)
+
+
+def test_who_listens_at_double_speed_is_spoken_to_alone_and_hears_half_as_long(run, prompts):
+    async def dialogue(engine):
+        engine._pace = _Fixed(0.08)
+        together, step = [], engine._batch.step
+        engine._batch.step = lambda: together.append(engine._batch.count_speaking) or step()
+        asked = [engine.submit(prompts[1], 0, 34, streaming=i == 0, speed=2.0 - i) for i in range(2)]
+        await asyncio.gather(*map(_heard, asked))
+        return together, engine._pace.handed
+
+    together, handed = run(dialogue)
+    assert together == [1] * 68
+    assert set(handed) == {25 * 0.08 / 2}
 
 
 def test_what_rounds_take_is_observed(run, prompts):

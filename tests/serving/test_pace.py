@@ -63,6 +63,8 @@ def test_reading_a_prompt_counts_among_other_rounds_and_tells_nothing_alone(pace
 def test_one_more_is_tried_while_there_is_time_left(pace):
     assert pace((4, 0.067)).holds(5)
     assert not pace((1, 0.02), (4, 0.069)).holds(5)
+    assert pace((1, 0.02), (4, 0.033)).holds(5, speed=2.0)
+    assert not pace((1, 0.02), (4, 0.035)).holds(5, speed=2.0)
 
 
 def test_what_was_too_many_is_not_tried_again_for_a_while(pace, clock):

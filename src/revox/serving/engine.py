@@ -63,9 +63,10 @@ class Stream:
         wake: threading.Event,
         live: bool = False,
         cfg_alpha: float = DEFAULT_CFG,
+        speed: float = 1.0,
     ) -> None:
         self.prompt, self.seed, self.max_frames, self.ends = prompt, seed, max_frames, ends
-        self.live, self.cfg_alpha = live, cfg_alpha
+        self.live, self.cfg_alpha, self.speed = live, cfg_alpha, speed
         self.frames = 0
         self.truncated = False
         self.cancelled = False
@@ -194,18 +195,20 @@ class Engine:
         first_frames: int | None = None,
         admitted: bool = False,
         cfg_alpha: float = DEFAULT_CFG,
+        speed: float = 1.0,
     ) -> Stream:
         """Speak a prompt `[time, dim]` (`revox.synthesis.batch.embed`) when it is its turn.
 
         streaming: audio in chunks as soon as may be (the first after `first_frames`, 5 by default), sooner
         where a player would run dry, not in long pieces. admitted: part of a request that has been let in;
-        the queue's limit does not hold. cfg_alpha: the scale of guidance.
+        the queue's limit does not hold. cfg_alpha: the scale of guidance. speed: at which what is made is
+        heard.
         Raises ApiError as `check_room` does; 503 even when admitted.
         """
         if not admitted:
             self.check_room()
         ends = _ends(first_frames) if streaming else count(PIECE, PIECE)
-        stream = Stream(prompt, seed, max_frames, ends, self._wake, streaming, cfg_alpha)
+        stream = Stream(prompt, seed, max_frames, ends, self._wake, streaming, cfg_alpha, speed)
         with self._lock:
             if self._over:
                 raise _not_ready()
@@ -320,9 +323,9 @@ class Engine:
 
     def _keeps_pace(self) -> bool:
         """Whether the first who waits can join without anybody's player running dry."""
-        live = self._waiting[0].live or any(stream.live for stream in self._active)
-        return not (live and self._active and self.settings.keep_pace) or self._pace.holds(
-            self._batch.count_speaking + 1
+        heard = [stream.speed for stream in (self._waiting[0], *self._active) if stream.live]
+        return not (heard and self._active and self.settings.keep_pace) or self._pace.holds(
+            self._batch.count_speaking + 1, max(heard)
         )
 
     def _is_due(self, stream: Stream, made: int) -> bool:
@@ -332,7 +335,7 @@ class Engine:
         enough = stream.decoded > 0 and made - stream.decoded >= FIRST_ENDS[0]
         if not (stream.live and enough and self.settings.keep_pace):
             return False
-        seconds = self._pace.frame_seconds
+        seconds = self._pace.frame_seconds / stream.speed
         since = time.monotonic() - stream.first_at
         return self._pace.soon_dry(stream.decoded * seconds, since, self._batch.count_speaking)
 

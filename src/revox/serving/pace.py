@@ -42,14 +42,14 @@ class Pace:
         seen = max((n for n in self._rounds if n <= streams), default=None)
         return None if seen is None else self._rounds[seen][0]
 
-    def holds(self, streams: int) -> bool:
+    def holds(self, streams: int, speed: float = 1.0) -> bool:
         """Whether so many may be spoken at once: one less are spoken in time, and so many were not too slow
-        within the last `REMEMBERED` seconds.
+        within the last `REMEMBERED` seconds. `speed`: of the one who is heard fastest.
 
         True where nothing is known yet, and where nobody is spoken in time however few they are: then more at
         once are done sooner.
         """
-        in_time = STEADY * self.frame_seconds
+        in_time = STEADY * self.frame_seconds / speed
         if all(seconds > in_time for seconds, _ in self._rounds.values()):
             return True
         seconds, seen = self._rounds.get(streams, (0.0, 0.0))

@@ -116,6 +116,7 @@ class Speaker:
             first_frames=self.manner.initial_codec_chunk_frames,
             admitted=admitted,
             cfg_alpha=self.manner.cfg_alpha,
+            speed=self.manner.speed or 1.0,
         )
         return Utterance(self, stream, tokens)
 
