@@ -456,9 +456,12 @@ def test_what_a_page_of_another_origin_sends_is_refused(talk, origin, status):
 )  # fmt: skip
 def test_a_name_that_was_led_to_this_machine_reaches_nothing(talk, host, status):
     async def dialogue(client, app):
-        return [await client.get(path, headers={"Host": host}) for path in ("/v1/models", "/")]
+        paths = ("/health", "/metrics", "/v1/models", "/")
+        return [await client.get(path, headers={"Host": host}) for path in paths]
 
-    for answer in talk(dialogue, allowed_hosts=("tts.example.org",)):
+    *watched, models, page = talk(dialogue, allowed_hosts=("tts.example.org",))
+    assert [answer.status_code for answer in watched] == [200, 200]
+    for answer in (models, page):
         assert answer.status_code == status
         assert status == 200 or "--allow-host" in answer.json()["error"]["message"]
 

@@ -103,17 +103,19 @@ class HostCheck:
 
     A page can have its own name lead to this machine (DNS rebinding); to the browser the server is then of
     the page's own origin. Addresses, names without a dot and those below `PRIVATE` cannot be had for that:
-    public name servers lead them nowhere. `allowed` are the operator's own names.
+    public name servers lead them nowhere. `allowed` are the operator's own names. Whoever watches over the
+    server may call it as he likes.
     """
 
-    PRIVATE = ("localhost", "local", "internal", "lan", "home.arpa")
+    PRIVATE = ("localhost", "local", "internal", "lan", "home.arpa", "svc")
+    WATCHED = ("/health", "/ready", "/metrics")
 
     def __init__(self, app: ASGIApp, allowed: Collection[str]) -> None:
         self.app, self.allowed = app, frozenset(allowed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request or a WebSocket."""
-        if scope["type"] in ("http", "websocket"):
+        if scope["type"] in ("http", "websocket") and scope["path"] not in self.WATCHED:
             host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
             if not self._ours(host):
                 error = ApiError(
