@@ -66,7 +66,9 @@ class DecoderTraining:
     decay: float = 0.9997
     deep: float = 1.0
     phones: float = 0.0
-    """Of what a frozen reader of phones finds different in synthetic speech; from the first step."""
+    """Of what a frozen reader of phones finds different in synthetic speech."""
+    phones_from: int = 0
+    """The step from which it counts. Before there is a voice its gradient drowns those of the spectra."""
     average: float = 0.0
     """Decay of the average of the weights (`revox.training.average`) that is then validated and shipped; 0
     for none. It begins where a run is taken up that had none."""
@@ -384,7 +386,7 @@ class DecoderTrainer(_CodecRun):
         if settings.deep:
             losses["deep"] = self.heads([s.float() for s in states], features)
             loss = loss + settings.deep * losses["deep"]
-        if self.reader is not None and settings.phones:
+        if self.reader is not None and settings.phones and self.step_count >= settings.phones_from:
             # In human speech it hears phones that nobody said; telling the decoder of those cost likeness.
             told = slice(0, synthetic)
             none = real.new_zeros(())
