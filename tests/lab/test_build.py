@@ -298,6 +298,15 @@ def test_the_decoder_is_told_of_phones_in_synthetic_speech_only(built: Path, mon
     assert all(row["phones"] == 0 for row, count in zip(rows, counts, strict=True) if not count)
 
 
+def test_the_decoder_is_told_of_phones_from_a_step_of_choice(built: Path):
+    params = read_params(built / "run" / "folder")
+    begun = torch.load(built / "run" / "decoder" / "decoder-state.pt", weights_only=True)["step"]
+    decoder = replace(SETTINGS.decoder, steps=begun + 4, phones_from=begun + 2)
+    settings = replace(SETTINGS, decoder=decoder)
+    trainer = half_trainer("decoder", built / "run", params, settings, "cpu", False, _quiet)
+    assert ["phones" in trainer.step() for _ in range(4)] == [False, False, True, True]
+
+
 def test_a_stage_asked_for_before_its_predecessor_says_which_one_is_missing(tmp_path: Path):
     _speech(tmp_path / "run" / "data")
     with pytest.raises(LabError, match="guide"):
