@@ -95,6 +95,7 @@ def test_revox_serve_speaks_and_on_sigterm_finishes_what_it_has_begun(tiny_check
     command = [
         sys.executable, "-m", "revox", "serve", str(tiny_checkpoint), "--port", "0", "--device", "cpu",
         "--voices-folder", str(tmp_path / "voices"), "--no-marking",
+        "--allow-host", "tts.example.org", "--allow-host", "speech.example.org",
     ]  # fmt: skip
     log = tmp_path / "log"
     with log.open("wb") as file:
@@ -107,6 +108,11 @@ def test_revox_serve_speaks_and_on_sigterm_finishes_what_it_has_begun(tiny_check
         body = {**LONG, "max_new_tokens": 12, "stream_format": "audio"}
         with httpx.Client(timeout=60) as client:
             client.get(f"{url}/ready").raise_for_status()
+            named = {
+                host: client.get(f"{url}/v1/models", headers={"Host": f"{host}.example.org"}).status_code
+                for host in ("tts", "speech", "evil")
+            }
+            assert named == {"tts": 200, "speech": 200, "evil": 403}
             with client.stream("POST", f"{url}/v1/audio/speech", json=body) as answer:
                 pieces = answer.iter_raw()
                 data = next(pieces)

@@ -31,9 +31,10 @@ CONFIG_SECONDS = 10.0
 IDLE_SECONDS = 30.0
 """Between a message and the next, while nothing is spoken."""
 AHEAD = 1 << 20
-"""Bytes of messages that are read while others are worked on; then the client's network waits. A language
-model sends its tokens one by one, far faster than they are spoken, and what is not read answers no ping."""
-EACH = 64  # bytes that a message counts beside its text
+"""Characters of messages that are read while others are worked on; then the client's network waits. A
+language model sends its tokens one by one, far faster than they are spoken, and what is not read answers no
+ping."""
+EACH = 64  # that a message counts beside its own: empty ones take room too
 
 
 @router.websocket("/speech/stream")
