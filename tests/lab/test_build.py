@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from revox.checkpoint.tensors import WEIGHTS, expected_tensors, read_header
 from revox.checkpoint.voice_codes import recover_codes
 from revox.checkpoint.voices import load_voice
 from revox.cloning.features import SpectralFeatures
+from revox.lab import language_training
 from revox.lab.build import (
     BuildSettings,
     build,
@@ -21,6 +23,7 @@ from revox.lab.build import (
     frame_sets,
     guide_trainer,
     half_trainer,
+    language_data,
     make_speech,
     train_guide,
     train_half,
@@ -33,7 +36,7 @@ from revox.lab.codec_training import DecoderTraining, EncoderTraining
 from revox.lab.data import SpeechSet, write_set
 from revox.lab.errors import LabError
 from revox.lab.guide import GuideTraining
-from revox.lab.language_training import LanguageTraining
+from revox.lab.language_training import LanguageTrainer, LanguageTraining
 from revox.lab.phone_reader import PhoneReading
 from revox.lab.phones import PHONES, nearest_cluster, phone_codebook, phone_occupancy
 from revox.lab.shards import pack
@@ -305,6 +308,28 @@ def test_the_decoder_is_told_of_phones_from_a_step_of_choice(built: Path):
     settings = replace(SETTINGS, decoder=decoder)
     trainer = half_trainer("decoder", built / "run", params, settings, "cpu", False, _quiet)
     assert ["phones" in trainer.step() for _ in range(4)] == [False, False, True, True]
+
+
+def test_the_language_model_reads_its_own_past_from_a_step_of_choice(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    params = read_params(built / "run" / "folder")
+    language = replace(SETTINGS.language, steps=4, own_share=1.0, own_from=2)
+    settings = replace(SETTINGS, language=language)
+    data, held = language_data(built / "run", built / "run" / "folder", params, settings, _quiet)
+    trainer = LanguageTrainer(params.voxtral_config(), language, data, held, tmp_path)
+    read: list[int] = []
+    own = language_training._own_words
+
+    def noted(*args: Any) -> list[torch.Tensor]:
+        if args[3]:
+            read.append(trainer.step_count)
+        return own(*args)
+
+    monkeypatch.setattr(language_training, "_own_words", noted)
+    for _ in range(4):
+        trainer.step()
+    assert read == [2, 3]
 
 
 def test_a_stage_asked_for_before_its_predecessor_says_which_one_is_missing(tmp_path: Path):

@@ -9,7 +9,7 @@ learnt (Tang et al., arXiv 2502.12154): so small a model needs more than the 1.2
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,6 +42,8 @@ class LanguageTraining:
     flow_draws: int = 3
     guidance: float = 0.5
     own_share: float = 0.5
+    own_from: int = 0
+    """The step from which the model reads its own past; until then a step costs a third less."""
     own_steps: int = 4
     token_noise: float = 0.05
     preset_share: float = 0.3
@@ -354,8 +356,9 @@ class LanguageTrainer(Run):
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         items = self.data.batch(settings.batch, self.numpy_rng)
+        reading = settings if self.step_count >= settings.own_from else replace(settings, own_share=0.0)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.autocast):
-            losses = language_losses(self.model, items, self.data.tokens.audio, settings, self.rng)
+            losses = language_losses(self.model, items, self.data.tokens.audio, reading, self.rng)
         loss = losses["semantic"] + settings.flow * losses["flow"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
