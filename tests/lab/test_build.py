@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from revox import load
 from revox.checkpoint.load import load_model
 from revox.checkpoint.params import read_params
 from revox.checkpoint.tensors import WEIGHTS, expected_tensors, read_header
@@ -409,6 +410,24 @@ def test_a_build_of_another_codebook_is_told_to_use_a_folder_of_its_own(built: P
     params = write_params(tmp_path / "folder", replace(SETTINGS, codec_sizes=sizes))
     with pytest.raises(LabError, match="folder of its own"):
         frame_sets(built / "run", params, _quiet)
+
+
+def test_a_language_model_of_another_width_is_built_and_speaks(built: Path, tmp_path: Path):
+    settings = replace(SETTINGS, language_width=128)
+    run = tmp_path / "run"
+    run.mkdir()
+    for part in ("data", "guide", "encoder", "decoder"):
+        (run / part).symlink_to(built / "run" / part)
+    aside = tmp_path / "aside" / "encoder.safetensors"
+    stages = ("language", "folder")
+    build(run, tmp_path / "out", None, settings, encoder_out=aside, stages=stages)
+    assert read_params(tmp_path / "out").voxtral_config().backbone.dim == 128
+    shapes = {n: e.shape for n, e in read_header(tmp_path / "out" / WEIGHTS).items()}
+    assert shapes["layers.0.attention.wq.weight"] == (128, 128)
+    said = load(tmp_path / "out", device="cpu").speak("ten past nine", PRESETS[0], max_seconds=0.4)
+    assert len(said.samples)
+    with pytest.raises(LabError, match="multiple of 128"):
+        write_params(tmp_path / "other", replace(SETTINGS, language_width=192))
 
 
 def test_phones_fill_the_parts_of_a_frame_by_their_share_of_time():

@@ -131,6 +131,23 @@ def test_speed_changes_the_length_whole_and_streamed_and_a_sample_rate_is_follow
     assert lengths[3] == lengths[4] == pytest.approx(SAMPLES / 3, abs=2)
 
 
+def test_the_engine_is_told_at_what_speed_its_frames_are_heard(talk, monkeypatch):
+    async def dialogue(client, app):
+        engine, told = app.state.revox.engine, []
+        submit = engine.submit
+
+        def noted(*args, **named):
+            told.append(named["speed"])
+            return submit(*args, **named)
+
+        monkeypatch.setattr(engine, "submit", noted)
+        for body in ({**SAID, "speed": 1.5, "stream_format": "audio"}, {**SAID, "speed": 0.5}, SAID):
+            assert (await client.post("/v1/audio/speech", json=body)).status_code == 200
+        return told
+
+    assert talk(dialogue) == [1.5, 0.5, 1.0]
+
+
 def test_a_stream_that_fails_says_so_in_its_last_event_and_before_the_first_sound_by_its_status(
     talk, monkeypatch
 ):

@@ -70,6 +70,7 @@ class BuildSettings:
     language: LanguageTraining = field(default_factory=LanguageTraining)
     speech: SpeechCounts = field(default_factory=SpeechCounts)
     codec_sizes: dict[str, Any] = field(default_factory=dict)
+    language_width: int = 256
     preset_frames: int = 56
     seed: int = 0
 
@@ -85,7 +86,7 @@ def domain_pieces() -> list[str]:
 def write_params(folder: Path, settings: BuildSettings) -> Params:
     """The lab's params.json and tekken.json (the presets' rows not yet known) in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    params = lab_params(minimal_vocab_size(domain_pieces()), **settings.codec_sizes)
+    params = lab_params(minimal_vocab_size(domain_pieces()), settings.language_width, **settings.codec_sizes)
     replace_file(folder / "params.json", json.dumps(params, indent=1))
     _write_tokenizer(folder, dict.fromkeys(PRESETS, settings.preset_frames + 1), params)
     return read_params(folder)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from revox.lab.errors import LabError
+
 PRESETS = (
     "casual_female", "casual_male", "cheerful_female", "neutral_female", "neutral_male", "pt_male",
     "pt_female", "nl_male", "nl_female", "it_male", "it_female", "fr_male", "fr_female", "es_male",
@@ -13,9 +15,15 @@ PRESETS = (
 """The release's presets, in the order of their ids."""
 
 
-def lab_params(vocab_size: int, **codec: Any) -> dict[str, Any]:
-    """The lab's params.json. `codec` overrides entries of `audio_tokenizer_args` (the miniature build of the
-    tests)."""
+def lab_params(vocab_size: int, language_width: int = 256, **codec: Any) -> dict[str, Any]:
+    """The lab's params.json. `language_width` is that of backbone and acoustic transformer; feed-forward
+    layers and heads grow with it. `codec` overrides entries of `audio_tokenizer_args` (the miniature build of
+    the tests). Raises LabError for a width that does not divide into heads."""
+    if language_width < 128 or language_width % 128:
+        raise LabError(
+            f"language_width is {language_width}: a multiple of 128 is needed, two heads for each key"
+        )
+    heads = language_width // 64
     tokenizer_args = {
         "channels": 1,
         "sampling_rate": 24000,
@@ -56,12 +64,12 @@ def lab_params(vocab_size: int, **codec: Any) -> dict[str, Any]:
     frame_rate = rate / (tokenizer_args["pretransform_patch_size"] * stride)
     n_acoustic = tokenizer_args["acoustic_dim"]
     return {
-        "dim": 256,
+        "dim": language_width,
         "n_layers": 4,
         "head_dim": 64,
-        "hidden_dim": 512,
-        "n_heads": 4,
-        "n_kv_heads": 2,
+        "hidden_dim": 2 * language_width,
+        "n_heads": heads,
+        "n_kv_heads": heads // 2,
         "rope_theta": 1e6,
         "norm_eps": 1e-5,
         "vocab_size": vocab_size,
@@ -87,13 +95,13 @@ def lab_params(vocab_size: int, **codec: Any) -> dict[str, Any]:
                 "begin_audio_token_id": 25,
                 "input_embedding_concat_type": "sum",
                 "acoustic_transformer_args": {
-                    "input_dim": 256,
-                    "dim": 256,
+                    "input_dim": language_width,
+                    "dim": language_width,
                     "n_layers": 3,
                     "head_dim": 64,
-                    "hidden_dim": 288,
-                    "n_heads": 4,
-                    "n_kv_heads": 2,
+                    "hidden_dim": language_width * 9 // 8,
+                    "n_heads": heads,
+                    "n_kv_heads": heads // 2,
                     "use_biases": False,
                     "rope_theta": 10000.0,
                     "sigma": 1e-5,
