@@ -1,7 +1,8 @@
 """A miniature build: every stage, resumed, to a folder in the release's format."""
 
+import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from revox.lab.build import (
     BuildSettings,
     build,
     coder,
+    encoded,
     frame_sets,
     guide_trainer,
     half_trainer,
@@ -40,6 +42,7 @@ from revox.lab.guide import GuideTraining
 from revox.lab.language_training import LanguageTrainer, LanguageTraining
 from revox.lab.phone_reader import PhoneReading
 from revox.lab.phones import PHONES, nearest_cluster, phone_codebook, phone_occupancy
+from revox.lab.settings import read_settings
 from revox.lab.shards import pack
 from revox.lab.sizes import PRESETS
 from revox.model.codec import Codec
@@ -48,6 +51,7 @@ from revox.training.initial import initialise, oscillators
 from revox.training.quantize import quantize_acoustic
 from revox.training.run import Run
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SETTINGS = BuildSettings(
     guide=GuideTraining(steps=4, batch=4, frames=6, width=16, blocks=1, warmup=1, decay_steps=2, save_every=2,
                         validate_every=100),
@@ -397,7 +401,7 @@ def test_what_is_to_be_spoken_is_coded_by_the_encoder_once_it_is_done_and_by_the
     by = coder(built / "run", params, longer)
     assert by.name == "guide"
     wave = SpeechSet(built / "run" / "data", "train", "synthetic").waveform(0)
-    codes = by.codes(wave)
+    (codes,) = by.codes([wave])
     assert codes.shape == (37, -(-len(wave) // 1920))
     frames = frame_sets(built / "run", params, _quiet)["synthetic", "train"]
     guide = trained_guide(built / "run", params, SETTINGS)
@@ -405,11 +409,63 @@ def test_what_is_to_be_spoken_is_coded_by_the_encoder_once_it_is_done_and_by_the
     assert (torch.from_numpy(codes[0].astype(np.int64)) == semantic[0]).float().mean() > 0.8
 
 
+def test_utterances_coded_together_have_the_codes_that_each_has_alone(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rng = np.random.default_rng(0)
+    tones = [_tone(rng, seconds) for seconds in (0.9, 0.31, 0.72, 0.05, 0.4)]
+    index = [
+        {"speaker": "ada", "sex": "F", "preset": None, "text": str(i), "samples": len(t)}
+        for i, t in enumerate(tones)
+    ]
+    (tmp_path / "data").mkdir()
+    write_set(tmp_path / "data", "synthetic-train", iter([(np.concatenate(tones), index)]))
+    speech = SpeechSet(tmp_path / "data", "train", "synthetic")
+    by = coder(built / "run", read_params(built / "run" / "folder"), SETTINGS)
+    alone = [by.codes([speech.waveform(i)])[0] for i in range(len(tones))]
+    assert [codes.shape[1] for codes in alone] == [-(-len(tone) // 1920) for tone in tones]
+    monkeypatch.setattr("revox.lab.build.CODED_AT_ONCE", 3)
+    for _ in range(2):  # made, then read again
+        together = encoded(tmp_path, by, "synthetic", "train", _quiet)
+        for one, other in zip(alone, together, strict=True):
+            assert np.array_equal(one, other)
+        by = replace(by, codes=lambda waves: pytest.fail("they are kept"))
+
+
 def test_a_build_of_another_codebook_is_told_to_use_a_folder_of_its_own(built: Path, tmp_path: Path):
     sizes = {**SETTINGS.codec_sizes, "semantic_codebook_size": 16}
     params = write_params(tmp_path / "folder", replace(SETTINGS, codec_sizes=sizes))
     with pytest.raises(LabError, match="folder of its own"):
         frame_sets(built / "run", params, _quiet)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ('{"language": {"own_form": 3}}', "language.own_form: there is no setting"),
+        ('{"languagewidth": 128}', "languagewidth: there is no setting"),
+        ('{"language": {"steps": "many"}}', "language.steps: "),
+        ("[]", "object"),
+        ("{", "JSON"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_wrong_setting_is_named(tmp_path: Path, written: str | None, said: str):
+    path = tmp_path / "settings.json"
+    if written is not None:
+        path.write_text(written)
+    with pytest.raises(LabError, match=said):
+        read_settings(path)
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("lab-build*.json")), ids=lambda path: path.stem)
+def test_the_settings_that_are_kept_say_what_they_mean(path: Path):
+    settings, given = asdict(read_settings(path)), json.loads(path.read_text())
+    for stage in ("guide", "encoder", "decoder", "language"):
+        assert {
+            k: v for k, v in given[stage].items() if json.loads(json.dumps(settings[stage][k])) != v
+        } == {}
+        assert settings[stage]["warmup"] + settings[stage]["decay_steps"] < settings[stage]["steps"]
 
 
 def test_a_language_model_of_another_width_is_built_and_speaks(built: Path, tmp_path: Path):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -45,6 +45,9 @@ from revox.lab.tokenizer import minimal_vocab_size, word_pieces, write_tekken
 from revox.model.codec import Codec
 from revox.model.voxtral import Voxtral, tensor_name
 
+CODED_AT_ONCE = 32
+"""Utterances, sorted by length so that little of a batch is padding."""
+
 STAGES = ("speech", "guide", "encoder", "decoder", "language", "folder")
 
 Report = Callable[[str, dict[str, float]], None]
@@ -62,6 +65,8 @@ class SpeechCounts:
 @dataclass(frozen=True)
 class BuildSettings:
     """Everything a build depends on besides the speech itself."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     guide: GuideTraining = field(default_factory=GuideTraining)
     encoder: EncoderTraining = field(default_factory=EncoderTraining)
@@ -267,7 +272,7 @@ def half_trainer(
     config = params.voxtral_config().codec
     # The decoder learns from the codes that it will be given, the encoder's; beside an encoder that is still
     # learning, from what that one is to learn.
-    by = coder(run, params, settings) if half == "decoder" else None
+    by = coder(run, params, settings, device) if half == "decoder" else None
     levels = (config.acoustic_codebook_size - 1) / 2
     coded: dict[tuple[str, str], CodedSpeech] = {}
     for (kind, split), frames in frame_sets(run, params, report).items():
@@ -275,7 +280,7 @@ def half_trainer(
         if by is None or by.name == "guide":
             coded[kind, split] = code_speech(
                 guide, speech, frames, config.samples_per_frame, run / "guide" / f"codes-{kind}-{split}.npz",
-                partial(_report_done, report, f"codes of {kind} {split}"),
+                device, partial(_report_done, report, f"codes of {kind} {split}"),
             )  # fmt: skip
         else:
             codes = np.concatenate(encoded(run, by, kind, split, report), axis=1)
@@ -322,20 +327,25 @@ class Coder:
 
     name: str
     stamp: str
-    codes: Callable[[np.ndarray], np.ndarray]
-    """int16 `[37, frames]` of samples `[n]`."""
+    codes: Callable[[list[np.ndarray]], list[np.ndarray]]
+    """int16 `[37, frames]` of each of several waveforms `[samples]`."""
 
 
-def coder(run: Path, params: Params, settings: BuildSettings) -> Coder:
+def coder(run: Path, params: Params, settings: BuildSettings, device: str = "cpu") -> Coder:
     """The encoder where it has been trained to its end, else the guide."""
     if encoder_is_done(run, settings):
         codec = trained_codec(run, params, ("encoder",))
         weights = sum(float(p.double().sum()) for p in codec.encoder_blocks.parameters())
-        return Coder("encoder", f"{weights:.9e}", partial(encode_speech, codec))
+        return Coder("encoder", f"{weights:.9e}", partial(encode_speech, codec.to(device)))
     guide = trained_guide(run, params, settings)
     spectra = SpectralFeatures(params.voxtral_config().codec)
     weights = sum(float(p.double().sum()) for p in guide.parameters())
-    return Coder("guide", f"{weights:.9e}", lambda wave: guide_codes(guide, spectra(torch.from_numpy(wave))))
+    guide.to(device)
+
+    def of_guide(waves: list[np.ndarray]) -> list[np.ndarray]:
+        return [guide_codes(guide, spectra(torch.from_numpy(wave)).to(device)) for wave in waves]
+
+    return Coder("guide", f"{weights:.9e}", of_guide)
 
 
 def encoded(run: Path, by: Coder, kind: str, split: str, report: Report) -> list[np.ndarray]:
@@ -384,9 +394,14 @@ def trained_codec(run: Path, params: Params, halves: tuple[str, ...] = ("encoder
 
 
 @torch.no_grad()
-def encode_speech(codec: Codec, waveform: np.ndarray) -> np.ndarray:
-    """Codes int16 `[37, frames]` of `waveform` `[samples]`."""
-    return codec.encode(torch.from_numpy(waveform)[None])[0].numpy().astype(np.int16)
+def encode_speech(codec: Codec, waves: list[np.ndarray]) -> list[np.ndarray]:
+    """Codes int16 `[37, frames]` of each of `waves` `[samples]`, all in one batch."""
+    device = codec.output_proj.conv.weight.device
+    lengths = torch.tensor([len(wave) for wave in waves])
+    batch = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(wave) for wave in waves], batch_first=True)
+    codes = codec.encode(batch.to(device), lengths.to(device)).cpu().numpy().astype(np.int16)
+    frames = -(-lengths // codec.samples_per_frame)
+    return [one[:, :n] for one, n in zip(codes, frames.tolist(), strict=True)]
 
 
 @torch.no_grad()
@@ -395,7 +410,7 @@ def guide_codes(guide: Guide, features: torch.Tensor) -> np.ndarray:
     semantic, acoustic = guide.encode(features[None])
     half = (guide.levels - 1) / 2
     levels = (torch.tanh(acoustic[0]) * half + half).round()
-    return torch.cat((semantic, levels.T)).numpy().astype(np.int16)
+    return torch.cat((semantic, levels.T)).cpu().numpy().astype(np.int16)
 
 
 def preset_waveforms(speech: SpeechSet, seconds: float) -> dict[str, np.ndarray]:
@@ -411,17 +426,15 @@ def preset_waveforms(speech: SpeechSet, seconds: float) -> dict[str, np.ndarray]
 
 
 def language_data(
-    run: Path, folder: Path, params: Params, settings: BuildSettings, report: Report
+    run: Path, folder: Path, params: Params, settings: BuildSettings, report: Report, device: str = "cpu"
 ) -> tuple[LanguageData, LanguageData]:
     """Training and validation utterances as codes (kept in `run`), with the presets' references and the
     prompt's ids."""
-    by = coder(run, params, settings)
+    by = coder(run, params, settings, device)
     tokenizer = _Tokenizer(folder)
     seconds = settings.preset_frames / params.voxtral_config().codec.frame_rate
-    references = {
-        name: by.codes(w)
-        for name, w in preset_waveforms(SpeechSet(run / "data", "train", "synthetic"), seconds).items()
-    }
+    waves = preset_waveforms(SpeechSet(run / "data", "train", "synthetic"), seconds)
+    references = dict(zip(waves, by.codes(list(waves.values())), strict=True))
     made = []
     for split in ("train", "validation"):
         speech = SpeechSet(run / "data", split, "synthetic")
@@ -442,11 +455,14 @@ def _cached_codes(
         with np.load(cache) as kept:
             if str(kept["stamp"]) == stamp:
                 return np.split(kept["codes"], kept["ends"][:-1], axis=1)
-    codes = []
-    for i in range(len(speech)):
-        codes.append(by.codes(speech.waveform(i)))
-        if i % 500 == 499:
-            progress(i + 1, len(speech))
+    found: dict[int, np.ndarray] = {}
+    shortest_first = sorted(range(len(speech)), key=lambda i: speech.utterances[i].samples)
+    for start in range(0, len(speech), CODED_AT_ONCE):
+        chosen = shortest_first[start : start + CODED_AT_ONCE]
+        found.update(zip(chosen, by.codes([speech.waveform(i) for i in chosen]), strict=True))
+        if start // 500 != (start + len(chosen)) // 500:
+            progress(len(found), len(speech))
+    codes = [found[i] for i in range(len(speech))]
     cache.parent.mkdir(parents=True, exist_ok=True)
     ends = np.cumsum([c.shape[1] for c in codes])
     beside = cache.with_suffix(".partial.npz")
@@ -485,7 +501,7 @@ def train_language(
     report: Report,
 ) -> None:
     """Train backbone and acoustic transformer on the codec's codes to the end of their schedule."""
-    data, held = language_data(run, folder, params, settings, report)
+    data, held = language_data(run, folder, params, settings, report, device)
     trainer = LanguageTrainer(
         params.voxtral_config(), settings.language, data, held, run / "language", device, autocast
     )
@@ -522,7 +538,7 @@ def assemble(
     seconds = settings.preset_frames / params.voxtral_config().codec.frame_rate
     rows = {}
     for name, samples in preset_waveforms(SpeechSet(run / "data", "train", "synthetic"), seconds).items():
-        codes = torch.from_numpy(encode_speech(codec, samples).astype(np.int64))
+        codes = torch.from_numpy(encode_speech(codec, [samples])[0].astype(np.int64))
         voice = model.mm_audio_embeddings.voice_rows(codes)
         replace_file(out / "voice_embedding" / f"{name}.pt", partial(torch.save, voice.detach().clone()))
         rows[name] = len(voice)

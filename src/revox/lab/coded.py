@@ -54,6 +54,7 @@ def code_speech(
     frames: FrameSet,
     per_frame: int,
     cache: Path,
+    device: str = "cpu",
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> CodedSpeech:
     """The guide's codes of every utterance, kept in `cache` (.npz) for this guide and this speech."""
@@ -64,12 +65,12 @@ def code_speech(
             if str(kept["stamp"]) == stamp:
                 return CodedSpeech(speech, frames, kept["codes"], kept["values"], per_frame)
     codes, values = [], []
-    guide.eval()
+    guide.to(device).eval()
     for i, (start, end) in enumerate(zip(frames.starts, frames.ends, strict=True)):
         x = torch.from_numpy(frames.features[start:end].astype(np.float32))[None]
-        semantic, acoustic = guide.encode(x)
-        codes.append(semantic[0].numpy().astype(np.int16))
-        values.append(torch.tanh(acoustic[0]).numpy().astype(np.float16))
+        semantic, acoustic = guide.encode(x.to(device))
+        codes.append(semantic[0].cpu().numpy().astype(np.int16))
+        values.append(torch.tanh(acoustic[0]).cpu().numpy().astype(np.float16))
         if i % 500 == 499:
             progress(i + 1, len(speech))
     cache.parent.mkdir(parents=True, exist_ok=True)

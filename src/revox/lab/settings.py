@@ -11,8 +11,8 @@ from revox.lab.errors import LabError
 
 
 def read_settings(path: Path) -> BuildSettings:
-    """Settings of a build; what the file leaves out keeps its default. Raises LabError naming the wrong
-    entry."""
+    """Settings of a build; what the file leaves out keeps its default. Raises LabError naming an
+    entry that is wrong or unknown."""
     try:
         return TypeAdapter(BuildSettings).validate_json(path.read_bytes())
     except OSError as error:
@@ -20,4 +20,6 @@ def read_settings(path: Path) -> BuildSettings:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise LabError(f"{path}: {place}: {first['msg']}") from error
+        unknown = first["type"] == "unexpected_keyword_argument"
+        wrong = "there is no setting of this name" if unknown else first["msg"]
+        raise LabError(f"{path}: {place}: {wrong}") from error
