@@ -482,6 +482,8 @@ def test_a_language_model_of_another_width_is_built_and_speaks(built: Path, tmp_
     assert shapes["layers.0.attention.wq.weight"] == (128, 128)
     said = load(tmp_path / "out", device="cpu").speak("ten past nine", PRESETS[0], max_seconds=0.4)
     assert len(said.samples)
+    with pytest.raises(LabError, match="of its own"):
+        build(run, tmp_path / "out", None, SETTINGS, encoder_out=aside, stages=stages)
     with pytest.raises(LabError, match="multiple of 128"):
         write_params(tmp_path / "other", replace(SETTINGS, language_width=192))
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from revox.training.errors import TrainingDivergedError
+from revox.training.errors import TrainingDivergedError, TrainingError
 from revox.training.run import Run
 
 
@@ -90,3 +90,32 @@ def test_the_learning_rate_warms_up_stays_and_falls_to_a_hundredth(tmp_path: Pat
     for run.step_count in range(9):
         rates.append(run.learning_rate())
     assert rates == pytest.approx([0.5, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0.01])
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda whole: whole[: len(whole) // 2], lambda whole: b"", lambda whole: b"no state at all"]
+)
+def test_a_state_that_cannot_be_read_is_a_sentence_and_stays(tmp_path: Path, damage):
+    Walk(tmp_path).save()
+    path = tmp_path / "walk-state.pt"
+    path.write_bytes(damage(path.read_bytes()))
+    damaged = path.read_bytes()
+    with pytest.raises(TrainingError, match=r"walk-state\.pt cannot be read"):
+        Walk(tmp_path).resume()
+    assert path.read_bytes() == damaged
+
+
+def test_a_state_of_another_network_is_a_sentence(tmp_path: Path):
+    class Wide(Walk):
+        def load_state(self, state: dict[str, Any]) -> None:
+            torch.nn.Linear(3, 3).load_state_dict({"weight": state["place"]})
+
+    class Elsewhere(Walk):
+        def load_state(self, state: dict[str, Any]) -> None:
+            raise torch.OutOfMemoryError("full")
+
+    Walk(tmp_path).save()
+    with pytest.raises(TrainingError, match="other sizes or parts"):
+        Wide(tmp_path).resume()
+    with pytest.raises(torch.OutOfMemoryError):
+        Elsewhere(tmp_path).resume()

@@ -89,10 +89,17 @@ def domain_pieces() -> list[str]:
 
 
 def write_params(folder: Path, settings: BuildSettings) -> Params:
-    """The lab's params.json and tekken.json (the presets' rows not yet known) in `folder`."""
+    """The lab's params.json and tekken.json (the presets' rows not yet known) in `folder`. Raises LabError
+    where they were of other sizes: what has been learnt would not fit."""
     folder.mkdir(parents=True, exist_ok=True)
     params = lab_params(minimal_vocab_size(domain_pieces()), settings.language_width, **settings.codec_sizes)
-    replace_file(folder / "params.json", json.dumps(params, indent=1))
+    path = folder / "params.json"
+    if path.is_file() and json.loads(path.read_bytes()) != params:
+        raise LabError(
+            f"{path} is of other sizes (language_width, codec_sizes) or another version: give this build a "
+            "folder of its own"
+        )
+    replace_file(path, json.dumps(params, indent=1))
     _write_tokenizer(folder, dict.fromkeys(PRESETS, settings.preset_frames + 1), params)
     return read_params(folder)
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import pickle
 import signal
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from revox.training.errors import TrainingDivergedError
+from revox.training.errors import TrainingDivergedError, TrainingError
 
 
 class Schedule(Protocol):
@@ -124,11 +125,25 @@ class Run(ABC):
         os.replace(beside, self.state_path)
 
     def resume(self) -> bool:
-        """Go on from the saved state; False when there is none."""
+        """Go on from the saved state; False when there is none. Raises TrainingError for one that cannot be
+        read, or is of another network."""
         if not self.state_path.is_file():
             return False
-        state = torch.load(self.state_path, map_location=self.device, weights_only=True)
-        self.load_state(state)
+        try:
+            state = torch.load(self.state_path, map_location=self.device, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise TrainingError(
+                f"{self.state_path} cannot be read: begin again without it, or put back a copy"
+            ) from error
+        try:
+            self.load_state(state)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, KeyError) as error:
+            raise TrainingError(
+                f"{self.state_path} is of a network of other sizes or parts: go on with the settings that it "
+                "was begun with, or in another folder"
+            ) from error
         self.rng.set_state(state["rng"].cpu())
         self.numpy_rng.bit_generator.state = json.loads(state["numpy_rng"])
         self.step_count, self.seconds = state["step"], state["seconds"]
