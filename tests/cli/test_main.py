@@ -79,3 +79,26 @@ def test_serving_without_its_extra_names_what_is_missing_and_what_brings_it(monk
     assert ended.value.code == 2
     assert f"needs {library}," in said
     assert "pip install 'revox[serve]'" in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "encoder", "--checkpoint", "c", "--data", "d", "--out", "o"),
+        ("lab", "build", "o", "--run", "r", "--encoder", "e"),
+        ("lab", "recover", "o", "--data", "d"),
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+@pytest.mark.parametrize("device", ["cuda:99", "cudda"])
+def test_a_device_that_is_not_there_is_said_before_anything_is_done(
+    monkeypatch, capsys, tmp_path, arguments, device
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["revox", *arguments, "--device", device])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert f"device '{device}' is not available" in said
+    assert list(tmp_path.iterdir()) == []

@@ -228,6 +228,7 @@ def build_command(
     Ctrl-C loses nothing."""
     import torch
 
+    from revox.api import find_device
     from revox.lab.build import STAGES, BuildSettings, build
     from revox.lab.errors import LabError
     from revox.lab.settings import read_settings
@@ -235,6 +236,7 @@ def build_command(
     unknown = set(stage or ()) - set(STAGES)
     if unknown:
         raise LabError(f"there is no stage {sorted(unknown)[0]!r}: the stages are {', '.join(STAGES)}")
+    find_device(device)
     if threads:
         torch.set_num_threads(threads)
     settings = read_settings(config) if config else BuildSettings()
@@ -278,10 +280,12 @@ def recover_command(
 ) -> None:
     """Restore the lab's encoder by each method and score it against the one put aside: docs/recovery.md.
     Ctrl-C loses nothing; the same command goes on."""
+    from revox.api import find_device
     from revox.lab import checkpoint_folder
     from revox.lab.recover import Experiment, recover
     from revox.lab.recover_rows import GOALS_FOR, ablations, chosen_rows, row_named
 
+    find_device(device)
     if ablate:
         base = row_named(GOALS_FOR)
         chosen = [row_named("original"), base, *ablations(base)]

@@ -53,12 +53,15 @@ def encoder_command(
     """
     from rich.console import Console
 
+    from revox.api import find_device
     from revox.checkpoint.locate import locate
     from revox.training.restore import RunOptions, restore_encoder
     from revox.training.settings import read_settings
     from revox.training.spoken import read_sentences
 
     console = Console(stderr=True, highlight=False)
+    if device is not None:
+        find_device(device)
     settings = read_settings(config, steps=steps, seed=seed)
 
     def report(row: dict[str, float]) -> None:

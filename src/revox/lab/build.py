@@ -6,6 +6,7 @@ the language model needs the encoder.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -94,7 +95,10 @@ def write_params(folder: Path, settings: BuildSettings) -> Params:
     folder.mkdir(parents=True, exist_ok=True)
     params = lab_params(minimal_vocab_size(domain_pieces()), settings.language_width, **settings.codec_sizes)
     path = folder / "params.json"
-    if path.is_file() and json.loads(path.read_bytes()) != params:
+    before = None
+    with contextlib.suppress(OSError, ValueError):  # one that cannot be read is written again
+        before = json.loads(path.read_bytes())
+    if before not in (None, params):
         raise LabError(
             f"{path} is of other sizes (language_width, codec_sizes) or another version: give this build a "
             "folder of its own"
