@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from revox import load
 from revox.checkpoint.load import load_model
@@ -16,6 +17,7 @@ from revox.checkpoint.params import read_params
 from revox.checkpoint.tensors import WEIGHTS, expected_tensors, read_header
 from revox.checkpoint.voice_codes import recover_codes
 from revox.checkpoint.voices import load_voice
+from revox.cli.lab_command import app
 from revox.cloning.features import SpectralFeatures
 from revox.lab import language_training
 from revox.lab.build import (
@@ -335,6 +337,22 @@ def test_the_language_model_reads_its_own_past_from_a_step_of_choice(
     for _ in range(4):
         trainer.step()
     assert read == [2, 3]
+
+
+def test_the_command_says_that_a_folder_is_complete_only_where_it_has_made_one(built: Path, tmp_path: Path):
+    config = tmp_path / "settings.json"
+    config.write_text(json.dumps(asdict(SETTINGS)))
+    shutil.copytree(built / "run", tmp_path / "run")
+    out = tmp_path / "out"
+    common = ["build", str(out), "--run", str(tmp_path / "run"), "--encoder", str(tmp_path / "e.safetensors"),
+              "--config", str(config)]  # fmt: skip
+    done = CliRunner().invoke(app, [*common, "--stage", "guide"])
+    assert done.exit_code == 0
+    assert "done: guide" in done.output
+    assert not out.exists()
+    made = CliRunner().invoke(app, [*common, "--stage", "folder"])
+    assert "is complete" in made.output.replace("\n", " ")
+    assert (out / WEIGHTS).is_file()
 
 
 def test_a_stage_asked_for_before_its_predecessor_says_which_one_is_missing(tmp_path: Path):

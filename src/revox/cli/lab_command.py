@@ -248,11 +248,15 @@ def build_command(
         )
         console.print(f"[dim]{time.monotonic() - began:7.0f} s[/dim]  {name}  {values}", highlight=False)
 
+    stages = tuple(stage) if stage else STAGES
     build(
-        run, out, librispeech, settings, encoder_out=encoder, stages=tuple(stage) if stage else STAGES,
-        device=device, autocast=autocast, flite=flite, report=report,
+        run, out, librispeech, settings, encoder_out=encoder, stages=stages, device=device,
+        autocast=autocast, flite=flite, report=report,
     )  # fmt: skip
-    console.print(f"{out} is complete; its encoder is in {encoder}")
+    if "folder" in stages:
+        console.print(f"{out} is complete; its encoder is in {encoder}")
+    else:
+        console.print(f"done: {', '.join(stages)}; the stage `folder` makes {out}")
 
 
 @app.command("recover")
