@@ -1,6 +1,6 @@
 """How good does the lab's language model become with time and with size? States of its runs, side by side.
 
-    python benchmarks/lab_language.py RUN --out DIR 5000=STATE 10000=STATE ... wider=OTHER/language-state.pt
+    python benchmarks/lab_language.py RUN --out DIR "5,000 of first=STATE" ... wider=OTHER/language-state.pt
     python benchmarks/lab_language.py RUN --out DIR --plot
 
 RUN is a build with a finished codec; a STATE is any `language-state.pt` that learnt from its codes, at
@@ -80,37 +80,29 @@ def judged(folder: Path, encoder: Path, data: Path, sentences: int) -> tuple[dic
 
 
 def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
-    """Words wrong and clones first, over minutes of one core and over parameters of the language model."""
-    states = [row for label, row in rows.items() if label != CODEC]
-    widths = sorted({row["width"] for row in states})
-    figure, axes = plt.subplots(2, 2, figsize=(10, 7), constrained_layout=True)
-    for column, (key, title) in enumerate(
-        (("cpu_minutes", "minutes of one core"), ("million_parameters", "parameters (millions)"))
+    """Words wrong and clones first over minutes of one core; "STEP of RUN" is a point on RUN's line."""
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for label, row in rows.items():
+        if label != CODEC:
+            lines.setdefault(label.rpartition(" of ")[2], []).append(row)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
+    for axis, score, name, aim in (
+        (axes[0], "words_wrong", "words wrong, presets", 0.2),
+        (axes[1], "clones_first", "clones that rank first of 20", 14),
     ):
-        for line, (score, name) in enumerate(
-            (("words_wrong", "words wrong, 20 presets"), ("clones_first", "clones first of 20"))
-        ):
-            axis = axes[line][column]
-            for width in widths:
-                points = sorted(
-                    (row[key], row[score], row["label"]) for row in states if row["width"] == width
-                )
-                axis.plot([p[0] for p in points], [p[1] for p in points], "o", label=f"width {width}")
-                if key == "cpu_minutes":
-                    for x, y, label in points:
-                        axis.annotate(label, (x, y), fontsize=7, xytext=(4, 4), textcoords="offset points")
-            if score == "words_wrong":
-                axis.axhline(0.2, ls="--", color="gray", label="aim")
-                if CODEC in rows:
-                    axis.axhline(rows[CODEC]["words_wrong"], ls=":", color="gray", label="through the codec")
-                axis.set_ylim(0, None)
-            else:
-                axis.axhline(14, ls="--", color="gray", label="aim")
-                axis.set_ylim(0, 20.5)
-            axis.set_xlabel(title)
-            axis.set_ylabel(name)
-            axis.legend(fontsize=7)
-            axis.grid(alpha=0.3)
+        for label, points in lines.items():
+            points.sort(key=lambda row: row["cpu_minutes"])
+            shown = f"{label} (width {points[0]['width']})"
+            axis.plot([r["cpu_minutes"] for r in points], [r[score] for r in points], "o-", label=shown)
+        axis.axhline(aim, ls="--", color="gray", label="aim")
+        if score == "words_wrong" and CODEC in rows:
+            axis.axhline(rows[CODEC][score], ls=":", color="gray", label="true speech through the codec")
+        axis.set_ylim(0, None if score == "words_wrong" else 20.5)
+        axis.set_xlim(0, None)
+        axis.set_xlabel("minutes of one core")
+        axis.set_ylabel(name)
+        axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
     figure.savefig(path, dpi=80)
     plt.close(figure)
 

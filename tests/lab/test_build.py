@@ -351,7 +351,7 @@ def test_the_command_says_that_a_folder_is_complete_only_where_it_has_made_one(b
     assert "done: guide" in done.output
     assert not out.exists()
     made = CliRunner().invoke(app, [*common, "--stage", "folder"])
-    assert "is complete" in made.output.replace("\n", " ")
+    assert f"{out} is complete" in made.output
     assert (out / WEIGHTS).is_file()
 
 

@@ -254,9 +254,9 @@ def build_command(
         autocast=autocast, flite=flite, report=report,
     )  # fmt: skip
     if "folder" in stages:
-        console.print(f"{out} is complete; its encoder is in {encoder}")
+        console.print(f"{out} is complete; its encoder is in {encoder}", soft_wrap=True)
     else:
-        console.print(f"done: {', '.join(stages)}; the stage `folder` makes {out}")
+        console.print(f"done: {', '.join(stages)}; the stage `folder` makes {out}", soft_wrap=True)
 
 
 @app.command("recover")
