@@ -30,7 +30,7 @@ class LanguageTraining:
 
     steps: int = 6000
     batch: int = 16
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     warmup: int = 200
     decay_steps: int = 3000
     betas: tuple[float, float] = (0.9, 0.95)
