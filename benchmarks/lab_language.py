@@ -37,9 +37,8 @@ from revox.speech import Audio
 CODEC = "the codec"
 
 
-def folder_of(run: Path, state: Path, kept: dict[str, Any], made: Path) -> Path:
+def folder_of(run: Path, state: Path, width: int, made: Path) -> Path:
     """A checkpoint folder in `made` with the codec of `run` and the language model of `state`."""
-    width = kept["model"]["mm_audio_embeddings.tok_embeddings.weight"].shape[1]
     settings = replace(read_settings(run / "settings.json"), language_width=width)
     for part in ("data", "encoder", "decoder"):
         (made / part).symlink_to((run / part).resolve())
@@ -126,20 +125,20 @@ def main() -> None:
     for label, _, name in (one.partition("=") for one in asked.states):
         state = Path(name)
         kept = torch.load(state, map_location="cpu", weights_only=True)
+        width = kept["model"]["mm_audio_embeddings.tok_embeddings.weight"].shape[1]
         with tempfile.TemporaryDirectory() as temporary:
             made = Path(temporary)
-            folder = folder_of(asked.run, state, kept, made)
+            folder = folder_of(asked.run, state, width, made)
             found, codec = judged(
                 folder, made / "aside" / "encoder.safetensors", asked.run / "data", asked.sentences
             )
-        weights = {k: v for k, v in kept["model"].items()}
         rows[CODEC] = {"label": CODEC, **codec}
         rows[label] = {
             "label": label,
             "step": kept["step"],
             "cpu_minutes": round(kept["cpu_seconds"] / 60, 1),
-            "width": weights["mm_audio_embeddings.tok_embeddings.weight"].shape[1],
-            "million_parameters": round(sum(v.numel() for v in weights.values()) / 1e6, 2),
+            "width": width,
+            "million_parameters": round(sum(v.numel() for v in kept["model"].values()) / 1e6, 2),
             **found,
         }
         print(rows[label], rows[CODEC], flush=True)

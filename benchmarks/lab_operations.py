@@ -1,0 +1,82 @@
+"""How many kernels would one training step of each stage start on a GPU? Counted on the CPU.
+
+    python benchmarks/lab_operations.py RUN --config benchmarks/lab-build.json
+
+RUN is a finished build. Counted are the operations that a step dispatches, forward, backward and update,
+without views and allocations: at the lab's sizes a GPU spends its time on starting them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from revox.checkpoint.params import read_params
+from revox.lab.build import frame_sets, guide_trainer, half_trainer, language_data
+from revox.lab.language_training import LanguageTrainer
+from revox.lab.settings import read_settings
+from revox.training.run import Run
+
+STAGES = ("guide", "encoder", "decoder", "language")
+
+
+class Counter(TorchDispatchMode):
+    """Counts operations that write memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returns = [value.alias_info for value in op._schema.returns]
+        view = bool(returns) and returns[0] is not None and not returns[0].is_write
+        if not view and not op.__name__.startswith(("detach", "empty", "_local")):
+            self.count += 1
+        return op(*args, **(kwargs or {}))
+
+
+def trainer(stage: str, run: Path, config: Path, fresh: Path) -> Run:
+    """The run of `stage`, at its first step, in `fresh`, with the speech and codes of `run`."""
+    settings, params = read_settings(config), read_params(run / "folder")
+
+    def quiet(stage: str, row: dict[str, float]) -> None:
+        pass
+
+    if stage == "language":
+        data, held = language_data(run, run / "folder", params, settings, quiet)
+        return LanguageTrainer(params.voxtral_config(), settings.language, data, held, fresh, autocast=True)
+    for part in ("data", "guide", "encoder", "decoder"):
+        (fresh / part).mkdir()
+        for file in (run / part).iterdir():
+            if file.name != f"{stage}-state.pt":
+                (fresh / part / file.name).symlink_to(file.resolve())
+    if stage == "guide":
+        return guide_trainer(fresh, params, settings, "cpu", frame_sets(fresh, params, quiet))
+    return half_trainer(stage, fresh, params, settings, "cpu", True, quiet)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--config", type=Path, required=True)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    for stage in STAGES:
+        with tempfile.TemporaryDirectory() as fresh:
+            one = trainer(stage, asked.run, asked.config, Path(fresh))
+            one.step()
+            one.step_count = one.schedule.steps - 1  # where every loss counts
+            with Counter() as counted:
+                one.take_step()
+            print(f"{stage}: {counted.count} operations a step", flush=True)
+
+
+if __name__ == "__main__":
+    main()
