@@ -49,6 +49,7 @@ from revox.lab.shards import pack
 from revox.lab.sizes import PRESETS
 from revox.model.codec import Codec
 from revox.model.config import CodecConfig
+from revox.training.errors import TrainingError
 from revox.training.initial import initialise, oscillators
 from revox.training.quantize import quantize_acoustic
 from revox.training.run import Run
@@ -362,6 +363,53 @@ def test_a_stage_asked_for_before_its_predecessor_says_which_one_is_missing(tmp_
             tmp_path / "run", tmp_path / "out", None, SETTINGS,
             encoder_out=tmp_path / "aside" / "encoder.safetensors", stages=("language",),
         )  # fmt: skip
+
+
+def test_a_stage_whose_speech_is_gone_is_told_to_make_it(built: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(built / "run", run)
+    (run / "data" / "synthetic-train.json").unlink()
+    for stage in ("guide", "encoder", "decoder"):
+        with pytest.raises(LabError, match="no synthetic speech: run the stage `speech` first"):
+            build(
+                tmp_path / "run",
+                tmp_path / "out",
+                None,
+                SETTINGS,
+                encoder_out=tmp_path / "e",
+                stages=(stage,),
+            )
+
+
+@pytest.mark.parametrize(
+    ("gone", "asked"),
+    [("guide", "encoder"), ("guide", "decoder"), ("encoder", "decoder"), ("encoder", "language"),
+     ("encoder", "folder"), ("decoder", "folder"), ("language", "folder")],
+)  # fmt: skip
+def test_a_stage_whose_predecessors_state_cannot_be_used_says_which(
+    built: Path, tmp_path: Path, gone: str, asked: str
+):
+    shutil.copytree(built / "run", tmp_path / "run")
+    path = tmp_path / "run" / gone / f"{gone}-state.pt"
+    whole = path.read_bytes()
+
+    def ask() -> None:
+        out = tmp_path / "out"
+        build(tmp_path / "run", out, None, SETTINGS, encoder_out=tmp_path / "e", stages=(asked,))
+
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(TrainingError, match=rf"{gone}-state\.pt cannot be read"):
+        ask()
+    torch.save({"weights": torch.zeros(2)}, path)
+    with pytest.raises(LabError, match=rf"{gone}-state\.pt is of a network of other sizes or parts"):
+        ask()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_guide_of_another_width_is_a_sentence(built: Path):
+    other = replace(SETTINGS, guide=replace(SETTINGS.guide, width=24))
+    with pytest.raises(LabError, match="other sizes or parts"):
+        trained_guide(built / "run", read_params(built / "checkpoint"), other)
 
 
 def test_a_build_takes_its_speech_from_shards_where_there_are_some(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,3 +120,22 @@ def test_a_state_of_another_network_is_a_sentence(tmp_path: Path):
         Wide(tmp_path).resume()
     with pytest.raises(torch.OutOfMemoryError):
         Elsewhere(tmp_path).resume()
+
+
+@pytest.mark.parametrize("room", [0.0, 0.5, 0.99])
+def test_a_state_that_cannot_be_written_is_the_systems_sentence_and_the_one_before_stays(
+    tmp_path: Path, room: float
+):
+    run = Walk(tmp_path)
+    run.save()
+    before = (tmp_path / "walk-state.pt").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(len(before) * room), hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            run.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.filename == str(tmp_path / "walk-state.pt")
+    assert (tmp_path / "walk-state.pt").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["walk-state.pt"]

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import io
 import json
 import pickle
 import pickletools
@@ -45,7 +44,7 @@ from revox.checkpoint.voice_journal import (
     stage_file,
     writing,
 )
-from revox.checkpoint.write import replace_file
+from revox.checkpoint.write import pt_bytes, replace_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -418,9 +417,7 @@ def add_voice(
             stage_file(folder, name, ".codes.safetensors", save({"codes": stored_codes}))
         stage_file(folder, name, ".voice.json", record)
         stored = rows.detach().cpu().to(torch.bfloat16).clone(memory_format=torch.contiguous_format)
-        whole = io.BytesIO()  # torch tells a full disk in words of its own, a file says it as an OSError
-        torch.save(stored, whole)
-        stage_file(folder, name, ".pt", whole.getvalue())
+        stage_file(folder, name, ".pt", pt_bytes(stored))
         voices = listed_ids(folder)
         entry = {
             "operation": "add",
@@ -528,8 +525,8 @@ def export_voice(folder: str | Path, name: str, out: str | Path) -> Path:
     import torch
 
     out = Path(out)
-    writers: dict[str, Callable[[Tensor], bytes | Callable[..., None]]] = {
-        ".pt": lambda rows: lambda file: torch.save(rows, file),
+    writers: dict[str, Callable[[Tensor], bytes]] = {
+        ".pt": pt_bytes,
         ".safetensors": _as_safetensors,
         ".bin": lambda rows: rows.view(torch.int16).numpy().astype("<i2").tobytes(),
     }

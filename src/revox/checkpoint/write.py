@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import secrets
 from collections.abc import Callable
@@ -39,6 +40,16 @@ def replace_file(path: str | os.PathLike[str], content: bytes | str | Callable[[
             beside.unlink()
         raise
     sync_folder(path.parent)
+
+
+def pt_bytes(value: object) -> bytes:
+    """What `torch.save` writes of `value`, to be put into a file, which tells a full disk as an OSError
+    (torch in words of its own)."""
+    import torch
+
+    whole = io.BytesIO()
+    torch.save(value, whole)
+    return whole.getvalue()
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

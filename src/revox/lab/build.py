@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 
 from revox.checkpoint.params import Params, read_params
 from revox.checkpoint.tensors import ENCODER_PREFIXES, write_safetensors_stream
-from revox.checkpoint.write import replace_file
+from revox.checkpoint.write import pt_bytes, replace_file
 from revox.cloning.features import SpectralFeatures
 from revox.lab.carried import take_up_state
 from revox.lab.codec_training import (
@@ -45,6 +45,7 @@ from revox.lab.sizes import PRESETS, lab_params
 from revox.lab.tokenizer import minimal_vocab_size, word_pieces, write_tekken
 from revox.model.codec import Codec
 from revox.model.voxtral import Voxtral, tensor_name
+from revox.training.run import read_state
 
 CODED_AT_ONCE = 32
 """Utterances, sorted by length so that little of a batch is padding."""
@@ -220,9 +221,9 @@ def _phone_book(run: Path, params: Params) -> dict[str, np.ndarray]:
     """Clusters of phones and codebook rows, made once."""
     path = run / "guide" / "phones.npz"
     config = params.voxtral_config().codec
+    if not (run / "data" / "synthetic-train.json").is_file():
+        raise LabError(f"{run / 'data'} holds no synthetic speech: run the stage `speech` first")
     if not path.is_file():
-        if "synthetic" not in _speech_sets(run, "train"):
-            raise LabError(f"{run / 'data'} holds no synthetic speech: run the stage `speech` first")
         known = occupancies(SpeechSet(run / "data", "train", "synthetic"), config.samples_per_frame, RATE)
         if any(one is None for one in known):
             raise LabError(f"the speech in {run / 'data'} has no phones: remove it and run `speech` again")
@@ -263,15 +264,30 @@ def train_guide(run: Path, params: Params, settings: BuildSettings, device: str,
     )
 
 
+@contextlib.contextmanager
+def _learnt(run: Path, stage: str, *, mmap: bool = False) -> Iterator[dict[str, Any]]:
+    """The state of `stage`, for a body that takes it up. Raises LabError where there is none, or one of
+    another network; TrainingError where it cannot be read."""
+    path = run / stage / f"{stage}-state.pt"
+    if not path.is_file():
+        raise LabError(f"{path} is missing: run the stage `{stage}` first")
+    state = read_state(path, mmap=mmap)
+    try:
+        yield state
+    except (RuntimeError, KeyError) as error:
+        raise LabError(
+            f"{path} is of a network of other sizes or parts: go on with the settings that it was begun "
+            "with, or give this build a folder of its own"
+        ) from error
+
+
 def trained_guide(run: Path, params: Params, settings: BuildSettings) -> Guide:
     """The guide as it was left, on the CPU."""
-    path = run / "guide" / "guide-state.pt"
-    if not path.is_file():
-        raise LabError(f"{path} is missing: run the stage `guide` first")
-    state = torch.load(path, map_location="cpu", weights_only=True)["guide"]
-    config = params.voxtral_config().codec
-    guide = Guide(config, len(state["mean"]), settings.guide.width, settings.guide.blocks)
-    guide.load_state_dict(state)
+    with _learnt(run, "guide") as kept:
+        state = kept["guide"]
+        config = params.voxtral_config().codec
+        guide = Guide(config, len(state["mean"]), settings.guide.width, settings.guide.blocks)
+        guide.load_state_dict(state)
     return guide.eval().requires_grad_(False)
 
 
@@ -324,11 +340,10 @@ def trained_reader(run: Path, settings: BuildSettings, device: str, report: Repo
 
 def encoder_is_done(run: Path, settings: BuildSettings) -> bool:
     """Whether the encoder has been trained to the end of its schedule."""
-    path = run / "encoder" / "encoder-state.pt"
-    if not path.is_file():
+    if not (run / "encoder" / "encoder-state.pt").is_file():
         return False
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return bool(state["step"] >= settings.encoder.steps)
+    with _learnt(run, "encoder", mmap=True) as kept:
+        return bool(kept["step"] >= settings.encoder.steps)
 
 
 @dataclass(frozen=True)
@@ -394,13 +409,10 @@ def trained_codec(run: Path, params: Params, halves: tuple[str, ...] = ("encoder
     """
     codec = Codec(params.voxtral_config().codec, with_encoder=True)
     for half in halves:
-        path = run / half / f"{half}-state.pt"
-        if not path.is_file():
-            raise LabError(f"{path} is missing: run the stage `{half}` first")
-        kept = torch.load(path, map_location="cpu", weights_only=True)
-        state = kept["codec"] | _averaged(kept)
-        own = {k: v for k, v in state.items() if k.startswith((*HALVES[half], "quantizer."))}
-        codec.load_state_dict(own, strict=False)
+        with _learnt(run, half) as kept:
+            state = kept["codec"] | _averaged(kept)
+            own = {k: v for k, v in state.items() if k.startswith((*HALVES[half], "quantizer."))}
+            codec.load_state_dict(own, strict=False)
     return codec.to(torch.bfloat16).float().eval().requires_grad_(False)
 
 
@@ -532,12 +544,9 @@ def assemble(
     codec = trained_codec(run, params)
     model = Voxtral(params.voxtral_config(), with_encoder=True)
     model.audio_tokenizer.load_state_dict(codec.state_dict())
-    path = run / "language" / "language-state.pt"
-    if not path.is_file():
-        raise LabError(f"{path} is missing: run the stage `language` first")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    spoken = {k: v for k, v in _averaged(state).items() if not k.startswith("audio_tokenizer.")}
-    model.load_state_dict(state["model"] | spoken, strict=False)
+    with _learnt(run, "language") as kept:
+        spoken = {k: v for k, v in _averaged(kept).items() if not k.startswith("audio_tokenizer.")}
+        model.load_state_dict(kept["model"] | spoken, strict=False)
     model = model.to(torch.bfloat16)
     tensors = {tensor_name(k): v.contiguous() for k, v in model.state_dict().items()}
     encoder = {k: v for k, v in tensors.items() if k.startswith(ENCODER_PREFIXES)}
@@ -551,7 +560,7 @@ def assemble(
     for name, samples in preset_waveforms(SpeechSet(run / "data", "train", "synthetic"), seconds).items():
         codes = torch.from_numpy(encode_speech(codec, [samples])[0].astype(np.int64))
         voice = model.mm_audio_embeddings.voice_rows(codes)
-        replace_file(out / "voice_embedding" / f"{name}.pt", partial(torch.save, voice.detach().clone()))
+        replace_file(out / "voice_embedding" / f"{name}.pt", pt_bytes(voice.detach().clone()))
         rows[name] = len(voice)
     raw = json.loads((work / "params.json").read_text())
     replace_file(out / "params.json", json.dumps(raw, indent=1))

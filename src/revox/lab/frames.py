@@ -92,19 +92,19 @@ def make_frames(
                 return FrameSet(speech, np.load(path, mmap_mode="r"), kept["labels"], per_frame)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".partial.npy")
-    features = np.lib.format.open_memmap(beside, "w+", np.float16, (total, spectra.size))
     labels = np.full(total, -1, np.int16)
     done = 0
-    for i, occupancy in enumerate(occupancies(speech, per_frame, rate)):
-        rows = spectra(torch.from_numpy(speech.waveform(i))).numpy()
-        features[done : done + len(rows)] = rows
-        if occupancy is not None:
-            labels[done : done + len(rows)] = nearest_cluster(occupancy, centroids)
-        done += len(rows)
-        if i % 200 == 199:
-            progress(i + 1, len(speech))
-    features.flush()
-    del features
+    with beside.open("wb") as file:  # written, not mapped: a full disk would end a process that maps it
+        header = {"descr": "<f2", "fortran_order": False, "shape": (total, spectra.size)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for i, occupancy in enumerate(occupancies(speech, per_frame, rate)):
+            rows = spectra(torch.from_numpy(speech.waveform(i))).numpy().astype("<f2")
+            file.write(rows.tobytes())
+            if occupancy is not None:
+                labels[done : done + len(rows)] = nearest_cluster(occupancy, centroids)
+            done += len(rows)
+            if i % 200 == 199:
+                progress(i + 1, len(speech))
     os.replace(beside, path)
     labels_beside = path.with_suffix(".labels.partial.npz")
     np.savez(labels_beside, labels=labels, stamp=stamp)

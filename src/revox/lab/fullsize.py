@@ -6,7 +6,6 @@ voices of the release's lengths whose rows are sums over its own embedding table
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import shutil
@@ -21,7 +20,7 @@ import numpy as np
 
 from revox.checkpoint.params import Params
 from revox.checkpoint.tensors import WEIGHTS, TensorSpec, expected_tensors, write_safetensors_stream
-from revox.checkpoint.write import replace_file
+from revox.checkpoint.write import pt_bytes, replace_file
 from revox.lab.errors import LabError
 from revox.model.config import END_AUDIO_ID, N_SPECIAL_CODES, VoxtralConfig
 
@@ -313,9 +312,7 @@ def _embedding_table(spec: TensorSpec, config: VoxtralConfig, seed: int) -> np.n
 def _write_voice(path: Path, rows: np.ndarray) -> None:
     import torch
 
-    content = io.BytesIO()
-    torch.save(torch.from_numpy(rows).view(torch.bfloat16), content)
-    replace_file(path, content.getvalue())
+    replace_file(path, pt_bytes(torch.from_numpy(rows).view(torch.bfloat16)))
 
 
 def _to_bf16(values: np.ndarray) -> np.ndarray:

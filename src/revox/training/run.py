@@ -55,6 +55,19 @@ class Schedule(Protocol):
         ...
 
 
+def read_state(path: Path, device: str = "cpu", *, mmap: bool = False) -> dict[str, Any]:
+    """What a run kept in its state file `path`. Raises TrainingError where it cannot be read."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
+        if not isinstance(state, dict):
+            raise EOFError(f"a {type(state).__name__}")
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise TrainingError(f"{path} cannot be read: begin again without it, or put back a copy") from error
+    return state
+
+
 class Run(ABC):
     """Steps, a log and resumable state in `folder`, as `NAME-state.pt` and `NAME-log.jsonl`.
 
@@ -112,7 +125,8 @@ class Run(ABC):
         self.write_state(self.state())
 
     def write_state(self, state: dict[str, Any]) -> None:
-        """Write `state` with what every run keeps: steps, seconds, generators."""
+        """Write `state` with what every run keeps: steps, seconds, generators. Raises OSError; then the state
+        before it is still there."""
         state = state | {
             "step": self.step_count,
             "seconds": self.seconds,
@@ -121,7 +135,19 @@ class Run(ABC):
             "numpy_rng": json.dumps(self.numpy_rng.bit_generator.state),
         }
         beside = self.state_path.with_suffix(".partial")
-        torch.save(state, beside)
+        try:
+            with beside.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+            # what failed first: torch's own error, in closing its archive, comes over the system's
+            first = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(first, OSError):
+                raise
+            raise OSError(first.errno, first.strerror, str(self.state_path)) from error
         os.replace(beside, self.state_path)
 
     def resume(self) -> bool:
@@ -129,12 +155,7 @@ class Run(ABC):
         read, or is of another network."""
         if not self.state_path.is_file():
             return False
-        try:
-            state = torch.load(self.state_path, map_location=self.device, weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise TrainingError(
-                f"{self.state_path} cannot be read: begin again without it, or put back a copy"
-            ) from error
+        state = read_state(self.state_path, self.device)
         try:
             self.load_state(state)
         except torch.OutOfMemoryError:
