@@ -1,6 +1,7 @@
 """A miniature build: every stage, resumed, to a folder in the release's format."""
 
 import json
+import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -354,6 +355,26 @@ def test_the_command_says_that_a_folder_is_complete_only_where_it_has_made_one(b
     made = CliRunner().invoke(app, [*common, "--stage", "folder"])
     assert f"{out} is complete" in made.output
     assert (out / WEIGHTS).is_file()
+
+
+def test_the_command_says_how_long_a_stage_still_takes(built: Path, tmp_path: Path):
+    config = tmp_path / "settings.json"
+    stages = {"guide": 4, "encoder": 4, "decoder": 4, "language": 3}
+    often: Any = {name: replace(getattr(SETTINGS, name), report_every=1) for name in (*stages, "reader")}
+    config.write_text(json.dumps(asdict(replace(SETTINGS, **often))))
+    shutil.copytree(built / "run", tmp_path / "run")
+    for stage in stages:
+        (tmp_path / "run" / stage / f"{stage}-state.pt").unlink()
+    (tmp_path / "run" / "decoder" / "phones-state.pt").unlink()
+    said = CliRunner().invoke(
+        app,
+        ["build", str(tmp_path / "out"), "--run", str(tmp_path / "run"), "--encoder", str(tmp_path / "e"),
+         "--config", str(config), *(part for stage in stages for part in ("--stage", stage))],
+    ).output  # fmt: skip
+    for stage, steps in {**stages, "phones": 2}.items():
+        of = re.findall(rf"{stage}  (\d+) min to {steps} steps  step (\d+)", said)
+        assert [int(step) for _, step in of] == list(range(1, steps + 1)), said
+        assert of[-1][0] == "0"
 
 
 def test_a_stage_asked_for_before_its_predecessor_says_which_one_is_missing(tmp_path: Path):

@@ -246,6 +246,10 @@ def build_command(
         values = "  ".join(
             f"{k} {v:g}" if isinstance(v, (int, float)) else f"{k} {v}" for k, v in row.items()
         )
+        if "step" in row:
+            steps = getattr(settings, {"phones": "reader"}.get(name, name)).steps
+            left = (steps - row["step"]) * row["seconds"] / row["step"]
+            values = f"{left / 60:.0f} min to {steps} steps  {values}"
         console.print(f"[dim]{time.monotonic() - began:7.0f} s[/dim]  {name}  {values}", highlight=False)
 
     stages = tuple(stage) if stage else STAGES
