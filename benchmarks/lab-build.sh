@@ -1,0 +1,30 @@
+#!/bin/bash
+# The lab's build on two cores: benchmarks/lab-build.sh RUN LIBRISPEECH
+#
+# Decoder and language model learn side by side, a core each, from the codes of the finished encoder; the folder
+# is RUN/out, the encoder is put aside in RUN/aside. Ctrl-C or a lost machine loses nothing: the same command goes
+# on. --autocast makes the language model's steps shorter on processors with bf16 instructions, longer on others:
+# AUTOCAST=--no-autocast for these.
+set -euo pipefail
+run=$1 librispeech=$2 config=${CONFIG:-$(dirname "$0")/lab-build.json}
+export OMP_NUM_THREADS=1
+
+build() {
+    revox lab build "$run/out" --run "$run" --encoder "$run/aside/encoder.safetensors" \
+        --librispeech "$librispeech" --config "$config" "$@"
+}
+
+build --stage speech
+build --stage guide --stage encoder --threads 1
+build --stage language --threads 1 "${AUTOCAST:---autocast}" &
+language=$!
+trap 'kill -TERM $language 2>/dev/null || true; wait' EXIT
+# The codes that both learn from are made once, by the language model's command; the last of them are these.
+until compgen -G "$run/encoder/language-codes-*-validation.npz" >/dev/null; do
+    kill -0 $language
+    sleep 1
+done
+build --stage decoder --threads 1
+wait $language
+trap - EXIT
+build --stage folder --threads 1
