@@ -6,7 +6,7 @@
 # on. --autocast makes the language model's steps shorter on processors with bf16 instructions, longer on others:
 # AUTOCAST=--no-autocast for these. With DEVICE=cuda CONFIG=benchmarks/lab-build-gpu.json both learn on one GPU.
 set -euo pipefail
-run=$1 librispeech=$2 config=${CONFIG:-$(dirname "$0")/lab-build.json}
+run=${1:?RUN LIBRISPEECH} librispeech=${2:?RUN LIBRISPEECH} config=${CONFIG:-$(dirname "$0")/lab-build.json}
 device=${DEVICE:-cpu} autocast=${AUTOCAST:---autocast}
 if [ "$device" = cpu ]; then codec=--no-autocast; else codec=$autocast; fi
 export OMP_NUM_THREADS=1

@@ -647,6 +647,22 @@ def test_exports_hold_the_same_rows_as_the_pt(folder, make, tmp_path):
     assert data[8 + length :] == (tmp_path / "ada.bin").read_bytes()
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".bin", ".safetensors"])
+def test_an_export_that_cannot_be_written_is_the_systems_sentence_and_leaves_nothing(
+    folder, tmp_path, suffix
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            export_voice(folder, "it_male", out / f"voice{suffix}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(out.iterdir())
+
+
 def test_an_export_without_a_known_ending_is_refused_with_the_endings(folder, tmp_path):
     with pytest.raises(
         VoiceError, match=r"\.pt \(vllm-omni\).*\.safetensors \(mlx-audio\).*\.bin \(the C port\)"

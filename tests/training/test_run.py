@@ -85,6 +85,12 @@ def test_reports_are_lines_of_the_log_with_means_and_validation_when_due(tmp_pat
     assert [json.loads(line) for line in run.log_path.read_text().splitlines()] == reported
 
 
+def test_the_time_left_is_at_the_pace_of_the_steps_taken(tmp_path: Path):
+    run = Walk(tmp_path)
+    run.step_count, run.seconds = 2, 9.0
+    assert run.seconds_left() == round(4.5 * (run.schedule.steps - 2))
+
+
 def test_the_learning_rate_warms_up_stays_and_falls_to_a_hundredth(tmp_path: Path):
     run = Walk(tmp_path)
     rates = []

@@ -19,6 +19,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from revox.cli.duration import duration
+
 if TYPE_CHECKING:
     from revox.cloning.invert import InversionProgress
     from revox.lab.recover_rows import Row
@@ -243,13 +245,13 @@ def build_command(
     began = time.monotonic()
 
     def report(name: str, row: dict[str, float]) -> None:
+        row = dict(row)
+        if "seconds_left" in row:
+            of, left = row.pop("of"), duration(row.pop("seconds_left"))
+            name = f"{name}  step {row.pop('step')} of {of}, {left} left"
         values = "  ".join(
             f"{k} {v:g}" if isinstance(v, (int, float)) else f"{k} {v}" for k, v in row.items()
         )
-        if "step" in row:
-            steps = getattr(settings, {"phones": "reader"}.get(name, name)).steps
-            left = (steps - row["step"]) * row["seconds"] / row["step"]
-            values = f"{left / 60:.0f} min to {steps} steps  {values}"
         console.print(f"[dim]{time.monotonic() - began:7.0f} s[/dim]  {name}  {values}", highlight=False)
 
     stages = tuple(stage) if stage else STAGES

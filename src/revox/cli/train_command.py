@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from revox.cli.duration import duration
+
 app = typer.Typer(help="Train what the release leaves out.", no_args_is_help=True)
 
 
@@ -69,7 +71,7 @@ def encoder_command(
                  "valid_levels", "valid_saturated", "audio_seconds_per_second", "memory_gb")  # fmt: skip
         figures = "  ".join(f"{name} {row[name]:.4g}" for name in shown if name in row)
         console.print(
-            f"step {row['step']} of {settings.steps}, {_duration(row['seconds_left'])} left  {figures}",
+            f"step {row['step']} of {settings.steps}, {duration(row['seconds_left'])} left  {figures}",
             soft_wrap=True,
         )
 
@@ -95,9 +97,3 @@ def encoder_command(
         )
         raise typer.Exit(0) from None
     console.print(f"the encoder is {made}; try it: revox inject --checkpoint {checkpoint} --encoder {out}")
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, seconds = divmod(rest, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"

@@ -45,7 +45,7 @@ from revox.lab.sizes import PRESETS, lab_params
 from revox.lab.tokenizer import minimal_vocab_size, word_pieces, write_tekken
 from revox.model.codec import Codec
 from revox.model.voxtral import Voxtral, tensor_name
-from revox.training.run import read_state
+from revox.training.run import Run, kept_state
 
 CODED_AT_ONCE = 32
 """Utterances, sorted by length so that little of a batch is padding."""
@@ -217,6 +217,13 @@ def _report_done(report: Report, what: str, done: int, of: int) -> None:
     report("frames", {what: done, "of": of})
 
 
+def _reports(report: Report, stage: str, trainer: Run) -> Callable[[dict[str, float]], None]:
+    """A run's reports as the build's: with how many steps there are, and how long they still take."""
+    return lambda row: report(
+        stage, row | {"of": trainer.schedule.steps, "seconds_left": trainer.seconds_left()}
+    )
+
+
 def _phone_book(run: Path, params: Params) -> dict[str, np.ndarray]:
     """Clusters of phones and codebook rows, made once."""
     path = run / "guide" / "phones.npz"
@@ -257,7 +264,7 @@ def train_guide(run: Path, params: Params, settings: BuildSettings, device: str,
     """Settle what the codes mean."""
     trainer = guide_trainer(run, params, settings, device, frame_sets(run, params, report))
     trainer.run(
-        lambda row: report("guide", row),
+        _reports(report, "guide", trainer),
         trainer.validate,
         report_every=settings.guide.report_every,
         validate_every=settings.guide.validate_every,
@@ -266,19 +273,13 @@ def train_guide(run: Path, params: Params, settings: BuildSettings, device: str,
 
 @contextlib.contextmanager
 def _learnt(run: Path, stage: str, *, mmap: bool = False) -> Iterator[dict[str, Any]]:
-    """The state of `stage`, for a body that takes it up. Raises LabError where there is none, or one of
-    another network; TrainingError where it cannot be read."""
+    """The state of `stage`, for a body that takes it up. Raises LabError where there is none, TrainingError
+    where it is of no use."""
     path = run / stage / f"{stage}-state.pt"
     if not path.is_file():
         raise LabError(f"{path} is missing: run the stage `{stage}` first")
-    state = read_state(path, mmap=mmap)
-    try:
+    with kept_state(path, mmap=mmap) as state:
         yield state
-    except (RuntimeError, KeyError) as error:
-        raise LabError(
-            f"{path} is of a network of other sizes or parts: go on with the settings that it was begun "
-            "with, or give this build a folder of its own"
-        ) from error
 
 
 def trained_guide(run: Path, params: Params, settings: BuildSettings) -> Guide:
@@ -332,7 +333,7 @@ def trained_reader(run: Path, settings: BuildSettings, device: str, report: Repo
     trainer.resume()
     if trainer.step_count < settings.reader.steps:
         trainer.run(
-            lambda row: report("phones", row),
+            _reports(report, "reader", trainer),
             report_every=settings.reader.report_every, validate_every=settings.reader.steps,
         )  # fmt: skip
     return trainer.reader
@@ -389,7 +390,7 @@ def train_half(
     """Train the codec's "encoder" or "decoder" to the end of its schedule."""
     trainer = half_trainer(half, run, params, settings, device, autocast, report)
     trainer.run(
-        lambda row: report(half, row),
+        _reports(report, half, trainer),
         trainer.validate,
         report_every=trainer.settings.report_every,
         validate_every=trainer.settings.validate_every,
@@ -530,7 +531,7 @@ def train_language(
     )
     trainer.resume()
     trainer.run(
-        lambda row: report("language", row),
+        _reports(report, "language", trainer),
         trainer.validate,
         report_every=settings.language.report_every,
         validate_every=settings.language.validate_every,

@@ -174,7 +174,7 @@ def restore_encoder(
         pace = trainer.seconds / trainer.step_count
         row = row | {
             "audio_seconds_per_second": round(settings.seconds * items / pace, 2),
-            "seconds_left": round(pace * (settings.steps - row["step"])),
+            "seconds_left": trainer.seconds_left(),
             "cpu_seconds": round(trainer.cpu_seconds, 2),
         }
         if torch.cuda.is_available():

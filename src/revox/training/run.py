@@ -55,8 +55,12 @@ class Schedule(Protocol):
         ...
 
 
-def read_state(path: Path, device: str = "cpu", *, mmap: bool = False) -> dict[str, Any]:
-    """What a run kept in its state file `path`. Raises TrainingError where it cannot be read."""
+@contextlib.contextmanager
+def kept_state(path: Path, device: str = "cpu", *, mmap: bool = False) -> Iterator[dict[str, Any]]:
+    """What a run kept in its state file `path`, for a body that takes it up.
+
+    Raises TrainingError for one that cannot be read, or is of another network.
+    """
     try:
         state = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
         if not isinstance(state, dict):
@@ -65,7 +69,15 @@ def read_state(path: Path, device: str = "cpu", *, mmap: bool = False) -> dict[s
         raise
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise TrainingError(f"{path} cannot be read: begin again without it, or put back a copy") from error
-    return state
+    try:
+        yield state
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, KeyError) as error:
+        raise TrainingError(
+            f"{path} is of a network of other sizes or parts: go on with the settings that it was begun "
+            "with, or in another folder"
+        ) from error
 
 
 class Run(ABC):
@@ -113,6 +125,11 @@ class Run(ABC):
             )
         return losses
 
+    def seconds_left(self) -> int:
+        """For the steps still to take, at the pace of those taken, earlier sittings included."""
+        # not from a row of the log: its seconds are rounded, to 0 on a fast machine
+        return round(self.seconds / self.step_count * (self.schedule.steps - self.step_count))
+
     def learning_rate(self) -> float:
         """Warm-up, constant, then linear to a hundredth over the last `decay_steps`."""
         schedule = self.schedule
@@ -155,20 +172,12 @@ class Run(ABC):
         read, or is of another network."""
         if not self.state_path.is_file():
             return False
-        state = read_state(self.state_path, self.device)
-        try:
+        with kept_state(self.state_path, self.device) as state:
             self.load_state(state)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, KeyError) as error:
-            raise TrainingError(
-                f"{self.state_path} is of a network of other sizes or parts: go on with the settings that it "
-                "was begun with, or in another folder"
-            ) from error
-        self.rng.set_state(state["rng"].cpu())
-        self.numpy_rng.bit_generator.state = json.loads(state["numpy_rng"])
-        self.step_count, self.seconds = state["step"], state["seconds"]
-        self.cpu_seconds = state.get("cpu_seconds", 0.0)
+            self.rng.set_state(state["rng"].cpu())
+            self.numpy_rng.bit_generator.state = json.loads(state["numpy_rng"])
+            self.step_count, self.seconds = state["step"], state["seconds"]
+            self.cpu_seconds = state.get("cpu_seconds", 0.0)
         return True
 
     def run(
