@@ -17,6 +17,7 @@ from torch import Tensor
 
 from revox.checkpoint import CheckpointError, check_checkpoint
 from revox.checkpoint.inspect import Report, inspect
+from revox.checkpoint.load import load_model
 from revox.checkpoint.params import Params
 from revox.checkpoint.tensors import expected_tensors
 
@@ -119,13 +120,13 @@ def test_unknown_tensors_are_reported_and_the_computed_one_is_not(folder: Path) 
     assert any("vllm-omni refuses to start" in note for note in report.notes)
 
 
-def test_scales_beside_unquantized_weights_are_unknown_tensors(folder: Path) -> None:
+def test_a_scale_beside_a_bf16_weight_makes_the_folder_unreadable(folder: Path) -> None:
     report = inspect(
-        rewrite(folder, lambda tensors: tensors | {"layers.0.attention.wq.scales": torch.ones(2)})
+        rewrite(folder, lambda tensors: tensors | {"layers.0.attention.wq.weight_scale": torch.ones(2)})
     )
-    assert report.quantization is None
-    assert report.unknown == ["layers.0.attention.wq.scales"]
-    assert capability(report, "preset speech")
+    assert report.quantization is not None
+    assert "weight_scale" in report.unreadable
+    assert not capability(report, "preset speech")
 
 
 def test_other_float_types_are_a_note(folder: Path) -> None:
@@ -198,7 +199,10 @@ def test_quantized_community_variants_are_reported_and_not_refused(
     assert report.component("backbone").quantized == 14  # 7 matrices in each of 2 layers
     assert report.component("backbone").found == report.component("backbone").expected
     assert not capability(report, "preset speech")
-    assert any("quantized" in note for note in report.notes)
+    assert report.unreadable in report.notes
+    with pytest.raises(CheckpointError) as refusal:
+        load_model(folder)
+    assert str(refusal.value) == report.unreadable
 
 
 def test_a_converted_folder_with_config_json_alone_is_reported(folder: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.params import MODEL_TYPE, Params, read_json, read_params
+from revox.checkpoint.readable import is_companion, quantization, unreadable
 from revox.checkpoint.tensors import (
     COMPONENTS,
     DTYPE_BITS,
@@ -90,7 +90,11 @@ class Runtime:
 
 @dataclass
 class Report:
-    """All that the headers say. `problems` are what the folder must be mended for; `notes` are not."""
+    """All that the headers say.
+
+    `problems` must be fixed before the folder can be used; `notes` need not. `unreadable` is the sentence
+    with which `revox.checkpoint.load` refuses the weights, None if it reads them.
+    """
 
     folder: str
     parameters: int
@@ -100,6 +104,7 @@ class Report:
     components: list[Component]
     encoder: str
     quantization: str | None
+    unreadable: str | None
     unknown: list[str]
     mismatched: list[Mismatch]
     voices: list[ListedVoice]
@@ -131,24 +136,23 @@ def inspect(folder: str | Path) -> Report:
     config = params.voxtral_config()
     tensors = read_folder_header(folder)
     expected = expected_tensors(params)
-    quantization = _quantization(tensors)
-    components, mismatched = _compare(expected, tensors, quantization is not None)
+    quantized = quantization(tensors)
+    components, mismatched = _compare(expected, tensors, quantized is not None)
     unknown = sorted(
         name
         for name in tensors
-        if name not in expected and name not in IGNORED and not (quantization and _is_companion(name))
+        if name not in expected and name not in IGNORED and not (quantized and is_companion(name))
     )
     encoder = _encoder_state(next(c for c in components if c.name == "codec_encoder"))
     if encoder != "absent":
         _injection_note(folder, notes)
     with reading(folder):
         voices = _voices(folder, params, notes, problems)
-    variant = quantization is not None or converted
+    variant = quantized is not None or converted
     _tensor_findings(folder, components, mismatched, unknown, encoder, variant, expected, notes, problems)
-    if quantization is not None:
-        notes.append(
-            f"The weights are quantized ({quantization}); revox and vllm-omni read bf16, f16 and f32 weights."
-        )
+    why_unreadable = unreadable(tensors, expected)
+    if why_unreadable and quantized:
+        notes.append(why_unreadable)
 
     core = (
         not variant
@@ -164,7 +168,8 @@ def inspect(folder: str | Path) -> Report:
         files=_files(folder),
         components=components,
         encoder=encoder,
-        quantization=quantization,
+        quantization=quantized,
+        unreadable=why_unreadable,
         unknown=unknown,
         mismatched=mismatched,
         voices=voices,
@@ -198,47 +203,6 @@ def _params(folder: Path, notes: list[str]) -> tuple[Params, bool]:
             )
             return read_params(folder, "config.json"), True
     return read_params(folder), False
-
-
-# What quantizers leave beside, or in place of, a weight.
-_COMPANIONS = re.compile(
-    r"(?:\.(?:scales|biases|qweight|qzeros|g_idx|SCB|absmax|quant_map|nested_absmax|nested_quant_map|zero_point|"
-    r"weight_packed|weight_shape|weight_zero_point|input_scale|weight_global_scale)"
-    r"|\.?weight_scale(?:_inv|_2)?|\.quant_state\..*)$"
-)
-
-
-def _is_companion(name: str) -> bool:
-    return _COMPANIONS.search(name) is not None
-
-
-def _quantization(tensors: dict[str, TensorHeader]) -> str | None:
-    """How the weights are quantized, in words, or None."""
-    signs = {match[0].lstrip(".") for name in tensors if (match := _COMPANIONS.search(name)) is not None}
-    types: dict[str, int] = {}
-    for name, entry in tensors.items():
-        if entry.dtype not in FLOAT_DTYPES and entry.dtype != "F64" and not _is_companion(name):
-            types[entry.dtype] = types.get(entry.dtype, 0) + 1
-    packed = signs & {"qweight", "weight_packed"} or (signs and types)
-    if not packed and not any(dtype.startswith(("F8", "F6", "F4")) for dtype in types):
-        # A lone integer tensor where a weight should be is a mistake, and lone scales are unknown tensors.
-        return None
-    if {"scales"} <= signs and "U32" in types:
-        kind = "MLX groups"
-    elif "qweight" in signs:
-        kind = "GPTQ or AWQ"
-    elif signs & {"SCB", "absmax"}:
-        kind = "bitsandbytes"
-    elif any(dtype.startswith("F8") for dtype in types):
-        kind = "FP8"
-    elif "I8" in types:
-        kind = "INT8 with scales"
-    else:
-        kind = "unknown kind"
-    listed = [f"{count} tensors in {dtype}" for dtype, count in sorted(types.items())]
-    return ", ".join(
-        [kind, *listed, *(f"*.{sign}" if "." not in sign else sign for sign in sorted(signs)[:4])]
-    )
 
 
 def _compare(

@@ -10,7 +10,8 @@ from torch import nn
 
 from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.params import read_params
-from revox.checkpoint.tensors import ENCODER_PREFIXES, WEIGHTS, open_tensors
+from revox.checkpoint.readable import unreadable
+from revox.checkpoint.tensors import ENCODER_PREFIXES, WEIGHTS, expected_tensors, open_tensors, read_header
 from revox.model.voxtral import Voxtral, parameter_name, tensor_name
 
 PARTS = ("mm_audio_embeddings", "backbone", "acoustic_transformer", "audio_tokenizer")
@@ -27,12 +28,18 @@ def load_model(
     `parts` names the top-level modules to load (of `PARTS`); the others stay on the meta device, without
     memory. `dtype` is that of the floating-point weights (None: as stored). Tensors that the model does not
     know are left alone.
-    Raises CheckpointError when a tensor is missing, has another shape, or the file cannot be read.
+    Raises CheckpointError when a tensor is missing, has another shape, is not plain floating point (quantized
+    weights: the sentence is `revox inspect`'s), or the file cannot be read.
     """
     folder = Path(folder)
     config = read_params(folder).voxtral_config()
     path = folder / WEIGHTS
     wanted = tuple(f"{part}." for part in parts)
+    header = {
+        name: entry for name, entry in read_header(path).items() if parameter_name(name).startswith(wanted)
+    }
+    if why := unreadable(header, expected_tensors(config)):
+        raise CheckpointError(why)
     with open_tensors(path) as file:
         names = {parameter_name(name): name for name in file.keys()}  # noqa: SIM118 - not a mapping
         with torch.device("meta"):
@@ -54,12 +61,6 @@ def load_model(
                 found, wanted_shape = list(tensor.shape), list(parameter.shape)
                 raise CheckpointError(
                     f"{path}: {names[name]} has shape {found}, params.json asks for {wanted_shape}"
-                )
-            if not tensor.is_floating_point():
-                kind = str(tensor.dtype).removeprefix("torch.")
-                raise CheckpointError(
-                    f"{path}: {names[name]} holds {kind}, where floating-point weights are expected: "
-                    "download the file again, or take an unquantized checkpoint"
                 )
             if dtype is not None:
                 tensor = tensor.to(dtype)

@@ -52,7 +52,9 @@ def inventory(patient: Patient) -> Finding:
             "tekken.json or the release gives the other. Rename them back, or copy both again."
         )
         return Finding(name, Verdict.FAIL, sentence, tuple(figures), tuple(rows))
-    if missing and not report.quantization:
+    if report.unreadable:
+        return Finding(name, Verdict.FAIL, report.unreadable, tuple(figures), tuple(rows))
+    if missing:
         half = (
             "half-loaded codec: "
             if any(m.startswith(("codec_decoder", "quantizer")) for m in missing)

@@ -1,0 +1,69 @@
+"""Can the weights be read as they are? One answer for the loader, the inspection and the doctor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from revox.checkpoint.tensors import FLOAT_DTYPES, TensorHeader, TensorSpec
+
+# What quantizers store beside a weight, or in its place.
+_COMPANIONS = re.compile(
+    r"(?:\.(?:scales|biases|qweight|qzeros|g_idx|SCB|absmax|quant_map|nested_absmax|nested_quant_map|zero_point|"
+    r"weight_packed|weight_shape|weight_zero_point|input_scale|weight_global_scale|qscale_weight|qscale_act)"
+    r"|\.?weight_scale(?:_inv|_2)?|\.quant_state\..*)$"
+)
+
+
+def is_companion(name: str) -> bool:
+    """Whether a tensor of this name belongs to a quantized weight: a scale, a zero point, a packed form."""
+    return _COMPANIONS.search(name) is not None
+
+
+def quantization(tensors: Mapping[str, TensorHeader]) -> str | None:
+    """How the weights are quantized, in words, or None if they are not."""
+    suffixes = {match[0].lstrip(".") for name in tensors if (match := _COMPANIONS.search(name))}
+    types: dict[str, int] = {}
+    for name, entry in tensors.items():
+        if entry.dtype not in FLOAT_DTYPES and entry.dtype != "F64" and not is_companion(name):
+            types[entry.dtype] = types.get(entry.dtype, 0) + 1
+    if not suffixes and not any(dtype.startswith(("F8", "F6", "F4")) for dtype in types):
+        return None  # an integer tensor without scales is a mistake, not a quantized weight
+    if "scales" in suffixes and "U32" in types:
+        kind = "MLX groups"
+    elif "qweight" in suffixes:
+        kind = "GPTQ or AWQ"
+    elif suffixes & {"SCB", "absmax"}:
+        kind = "bitsandbytes"
+    elif any(dtype.startswith("F8") for dtype in types):
+        kind = "FP8"
+    elif "I8" in types:
+        kind = "INT8 with scales"
+    else:
+        kind = "unknown kind"
+    listed = [f"{count} tensors in {dtype}" for dtype, count in sorted(types.items())]
+    named = [f"*.{suffix}" if "." not in suffix else suffix for suffix in sorted(suffixes)[:4]]
+    return ", ".join([kind, *listed, *named])
+
+
+def unreadable(tensors: Mapping[str, TensorHeader], expected: Mapping[str, TensorSpec]) -> str | None:
+    """Why revox would not read the right values from these tensors: a sentence, or None if it would.
+
+    Read rightly are plain BF16, F16 and F32 tensors. A scale beside a weight changes what the weight means,
+    whatever the weight's own type is.
+    """
+    kind = quantization(tensors)
+    if kind is not None:
+        return (
+            f"The weights are quantized ({kind}); revox reads BF16, F16 and F32 weights: take the checkpoint "
+            "as released, or convert it back."
+        )
+    for name, spec in expected.items():
+        if name in tensors and tensors[name].dtype not in FLOAT_DTYPES:
+            found = tensors[name]
+            return (
+                f"{found.file}: tensor {name} is {found.dtype} {list(found.shape)}, where params.json asks "
+                f"for {spec.dtype} {list(spec.shape)}; copy or download the file again, or take the "
+                "params.json that belongs to it."
+            )
+    return None
