@@ -126,8 +126,8 @@ def main() -> None:
     recogniser = Recogniser(jsgf())
 
     def score(codes: Tensor, target: Tensor, truth: Tensor, voices: list, own: int, seed: int) -> dict:
-        rows = tts.model.mm_audio_embeddings.voice_rows(codes)
-        voice = Voice(name="clone", codes=codes, rows=rows, provenance={})
+        rows = tts.model.mm_audio_embeddings.voice_embedding(codes)
+        voice = Voice(name="clone", codes=codes, embedding=rows, provenance={})
         said = [tts.speak(text, voice, seed=seed, max_seconds=6.0) for text in TEXTS]
         whole = Audio(np.concatenate([s.samples for s in said]), RATE)
         embedded = judge.embed(whole) if len(whole.samples) > RATE else None

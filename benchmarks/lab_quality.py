@@ -103,7 +103,10 @@ def cloning_table(
             again = codec.decode(codes[None])[0].numpy()
         ceilings.append(judge.similarity(Audio(again, RATE), embedded[i]))
         voice = Voice(
-            name="clone", codes=codes, rows=tts.model.mm_audio_embeddings.voice_rows(codes), provenance={}
+            name="clone",
+            codes=codes,
+            rows=tts.model.mm_audio_embeddings.voice_embedding(codes),
+            provenance={},
         )
         parts = [tts.speak(t, voice, seed=s, max_seconds=6.0) for s, t in enumerate(texts)]
         heard += [recogniser.hear(part) for part in parts]

@@ -54,7 +54,7 @@ def main() -> None:
     def hear(which: int, parts: tuple[bool, bool, bool, bool], cfg: float) -> str:
         utterance = held.utterances[which]
         truth = codec.encode(torch.from_numpy(held.waveform(which))[None])[0] + N_SPECIAL_CODES
-        rows = load_voice(folder, utterance.preset).rows.to(model.dtype)
+        rows = load_voice(folder, utterance.preset).embedding.to(model.dtype)
         tokens = torch.tensor(tts.prompter.tokens_for_rows(utterance.text, len(rows)))
         prompt = model.embed_prompt(tokens, tts.prompter.audio_token, rows)
         frames = truth.shape[1]

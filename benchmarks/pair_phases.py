@@ -65,7 +65,7 @@ def main() -> None:
     clips = {kind: recordings(asked.data, kind, original.samples_per_frame) for kind in KINDS}
     right = {kind: [encode(served(original), clip).codes for clip in clips[kind]] for kind in KINDS}
     presets = preset_codes(checkpoint, model)
-    mean = torch.cat([model.mm_audio_embeddings.voice_rows(c)[:-1].float() for c in presets]).mean(dim=0)
+    mean = torch.cat([model.mm_audio_embeddings.voice_embedding(c)[:-1].float() for c in presets]).mean(dim=0)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         bank = presets + spoken_codes(
@@ -103,7 +103,9 @@ def main() -> None:
                 found = []
                 for clip, truth in zip(clips[kind], right[kind], strict=True):
                     codes = encode(codec, clip).codes
-                    own, true = (model.mm_audio_embeddings.voice_rows(c)[:-1].float() for c in (codes, truth))
+                    own, true = (
+                        model.mm_audio_embeddings.voice_embedding(c)[:-1].float() for c in (codes, truth)
+                    )
                     with torch.no_grad():
                         decoded = original.decode(codes[None])[0][: len(clip)]
                     found.append(

@@ -108,7 +108,7 @@ def write_checkpoint(folder: Path, model: Voxtral) -> Path:
     save_file(state, folder / "consolidated.safetensors")
     (folder / "params.json").write_text(json.dumps(tiny_params(), indent=1))
     (folder / "voice_embedding").mkdir()
-    rows = {name: model.mm_audio_embeddings.voice_rows(codes) for name, codes in preset_codes().items()}
+    rows = {name: model.mm_audio_embeddings.voice_embedding(codes) for name, codes in preset_codes().items()}
     for name, tensor in rows.items():
         torch.save(tensor, folder / "voice_embedding" / f"{name}.pt")
     write_tekken(folder / "tekken.json", {name: len(tensor) for name, tensor in rows.items()})

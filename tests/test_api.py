@@ -25,8 +25,8 @@ def tts(tiny_checkpoint):
 
 def test_speaking_is_the_prompt_the_models_own_frame_loop_and_the_codecs_decoder(tts):
     voice = tts.voice("pt_male")
-    tokens = [1, 25, *[24] * len(voice.rows), 36, *[1000 + byte for byte in b"ten to five"], 35, 25]
-    prompt = tts.model.embed_prompt(torch.tensor(tokens), 24, voice.rows)
+    tokens = [1, 25, *[24] * len(voice.embedding), 36, *[1000 + byte for byte in b"ten to five"], 35, 25]
+    prompt = tts.model.embed_prompt(torch.tensor(tokens), 24, voice.embedding)
     codes = tts.model.speak(prompt, noise_of(0, 36)[:25])
     expected = tts.model.audio_tokenizer.decode(codes[None])[0].numpy()
     audio = tts.speak("ten to five", "pt_male", seed=0, max_seconds=2.0)
@@ -44,7 +44,7 @@ def test_a_stream_laid_end_to_end_is_what_speak_gives(tts):
 
 def test_a_voice_in_memory_speaks_as_the_same_rows_in_the_folder_do(tts):
     listed = tts.voice("neutral_female")
-    unlisted = Voice("somebody", None, listed.rows)
+    unlisted = Voice("somebody", None, listed.embedding)
     said = [tts.synthesise("Hello.", v, seed=2, max_seconds=1.0).codes for v in (listed, unlisted)]
     assert torch.equal(*said)
 
@@ -90,8 +90,8 @@ def test_cloning_gives_a_voice_that_can_be_spoken_with(tts, tiny_preset_codes, m
         Audio(0.2 * buzz, 16000), consent="a made-up voice", name="made_up", transcript="hm", budget=1.0
     )
     assert voice.name == "made_up"
-    assert voice.codes.shape == (37, len(voice.rows) - 1)
-    assert torch.equal(voice.rows, tts.model.mm_audio_embeddings.voice_rows(voice.codes).bfloat16())
+    assert voice.codes.shape == (37, len(voice.embedding) - 1)
+    assert torch.equal(voice.embedding, tts.model.mm_audio_embeddings.voice_embedding(voice.codes).bfloat16())
     assert voice.provenance["transcript"] == "hm"
     assert "a made-up voice" in str(voice.provenance)
     assert tts.speak("Hello.", voice, seed=2, max_seconds=0.4).seconds > 0

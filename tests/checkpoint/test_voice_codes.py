@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from revox.checkpoint.errors import VoiceError
-from revox.checkpoint.voice_codes import recover_codes, rows_of_codes
+from revox.checkpoint.voice_codes import embedding_of_codes, recover_codes
 from revox.model.config import AcousticConfig, BackboneConfig, CodecConfig, VoxtralConfig
 from revox.model.embedding import Embeddings
 
@@ -62,7 +62,7 @@ def random_codes(config: VoxtralConfig, frames: int, seed: int) -> Tensor:
 )
 def test_every_code_is_found_at_the_labs_sizes(table, frames):
     codes = random_codes(LAB, frames, seed=frames)
-    found = recover_codes(rows_of_codes(codes, table, LAB), table, LAB)
+    found = recover_codes(embedding_of_codes(codes, table, LAB), table, LAB)
     assert torch.equal(found.codes, codes)
     assert found.ended
     assert found.exact.all()
@@ -73,27 +73,27 @@ def test_every_code_is_found_at_the_labs_sizes(table, frames):
 @pytest.mark.parametrize("make_table", [random_table, smooth_table], ids=["random rows", "smooth rows"])
 def test_every_code_is_found_at_the_releases_sizes(make_table):
     table, codes = make_table(RELEASE, 5), random_codes(RELEASE, 6, seed=6)
-    found = recover_codes(rows_of_codes(codes, table, RELEASE), table, RELEASE)
+    found = recover_codes(embedding_of_codes(codes, table, RELEASE), table, RELEASE)
     assert torch.equal(found.codes, codes)
     assert found.exact.all()
 
 
-def test_rows_of_codes_are_those_of_the_models_embedding():
+def test_embedding_of_codes_is_that_of_the_models_embedding():
     embeddings = Embeddings(LAB).bfloat16().requires_grad_(False)
     codes = random_codes(LAB, 9, seed=0)
     table = embeddings.audio_codebook_embeddings.embeddings.weight
-    assert torch.equal(rows_of_codes(codes, table, LAB), embeddings.voice_rows(codes))
+    assert torch.equal(embedding_of_codes(codes, table, LAB), embeddings.voice_embedding(codes))
 
 
 def test_rows_without_the_end_frame_lose_no_frame():
     table, codes = random_table(LAB, 7), random_codes(LAB, 12, seed=7)
-    found = recover_codes(rows_of_codes(codes, table, LAB)[:-1], table, LAB)
+    found = recover_codes(embedding_of_codes(codes, table, LAB)[:-1], table, LAB)
     assert torch.equal(found.codes, codes)
     assert not found.ended
 
 
 def test_rows_of_another_model_are_reported_as_not_explained():
-    rows = rows_of_codes(random_codes(LAB, 5, seed=8), random_table(LAB, 8), LAB)
+    rows = embedding_of_codes(random_codes(LAB, 5, seed=8), random_table(LAB, 8), LAB)
     found = recover_codes(rows, random_table(LAB, 9), LAB)
     assert not found.exact.any()
     assert not found.ended

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from revox.checkpoint import consent_log, voice_journal
 from revox.checkpoint.errors import CheckpointError, VoiceError
-from revox.checkpoint.voice_codes import read_table, rows_of_codes
+from revox.checkpoint.voice_codes import embedding_of_codes, read_table
 from revox.checkpoint.voices import (
     RELEASE_PRESETS,
     add_voice,
@@ -33,7 +33,7 @@ from revox.checkpoint.voices import (
     find_voice,
     list_voices,
     load_voice,
-    read_rows,
+    read_embedding,
     recover_journal,
     remove_voice,
     rows_in_header,
@@ -54,7 +54,7 @@ def make(tiny_checkpoint, tiny_config, tiny_preset_codes):
 
     def voice(frames: int, preset: str = "hi_female") -> tuple[Tensor, Tensor]:
         codes = tiny_preset_codes[preset][:, :frames]
-        return rows_of_codes(codes, table, tiny_config), codes
+        return embedding_of_codes(codes, table, tiny_config), codes
 
     return voice
 
@@ -96,7 +96,7 @@ def test_an_added_voice_loads_with_its_codes_rows_and_record_and_the_presets_sta
     rows, codes = make(12)
     add_voice(folder, "ada", rows, codes, RECORD)
     voice = load_voice(folder, "ada")
-    assert torch.equal(voice.rows, rows)
+    assert torch.equal(voice.embedding, rows)
     assert torch.equal(voice.codes, codes)
     assert voice.codes.dtype == torch.int64
     assert voice.provenance == RECORD
@@ -114,11 +114,11 @@ def test_an_overwritten_voice_is_the_new_one_whether_or_not_its_length_changes(f
         rows, codes = make(frames, "hi_male")
         add_voice(folder, "ada", rows, codes if frames != 5 else None, RECORD | {"n": frames}, overwrite=True)
         voice = load_voice(folder, "ada")
-        assert torch.equal(voice.rows, rows)
+        assert torch.equal(voice.embedding, rows)
         assert torch.equal(voice.codes, codes) if frames != 5 else voice.codes is None
         assert voice.provenance["n"] == frames
         assert torch.equal(seen_by_loaders(folder)[1]["ada"], rows)
-    assert torch.equal(load_voice(folder, "bob").rows, make(11, "ar_male")[0])
+    assert torch.equal(load_voice(folder, "bob").embedding, make(11, "ar_male")[0])
 
 
 def test_adding_and_removing_leaves_every_other_byte_of_the_folder_as_it_was(folder, make):
@@ -321,7 +321,7 @@ def test_a_killed_recovery_is_recovered_too(folder, make):
         seen_by_loaders(folder)
         if name is None:
             break
-    assert torch.equal(load_voice(folder, "bob").rows, make(21)[0])
+    assert torch.equal(load_voice(folder, "bob").embedding, make(21)[0])
 
 
 def test_whoever_asks_for_a_voice_next_finishes_a_killed_change(folder, make):
@@ -329,7 +329,7 @@ def test_whoever_asks_for_a_voice_next_finishes_a_killed_change(folder, make):
     steps = [killed_at(step, overwrite_longer, folder, make) for step in (4,)]
     assert steps == ["params.json without"]
     assert "bob" not in seen_by_loaders(folder)[0]
-    assert torch.equal(load_voice(folder, "bob").rows, make(21)[0])
+    assert torch.equal(load_voice(folder, "bob").embedding, make(21)[0])
 
 
 def test_a_folder_that_only_others_may_write_is_still_read(folder, make):
@@ -339,7 +339,7 @@ def test_a_folder_that_only_others_may_write_is_still_read(folder, make):
     (folder / ".revox" / "lock").mkdir()  # as good as no permission, also for root
     with pytest.raises(VoiceError, match="cannot be written"):
         recover_journal(folder)
-    assert torch.equal(load_voice(folder, "bob").rows, make(10)[0])
+    assert torch.equal(load_voice(folder, "bob").embedding, make(10)[0])
 
 
 def test_two_writers_wait_for_each_other(folder, make, monkeypatch):
@@ -526,7 +526,7 @@ def test_a_small_file_that_claims_a_million_rows_is_refused_before_they_are_laid
     path = tmp_path / "many.pt"
     torch.save(torch.zeros(1, 256, dtype=torch.bfloat16).expand(10**9, 256), path)
     with pytest.raises(VoiceError, match=r"many\.pt holds 1,000,000,000 rows, where at most 4,096"):
-        read_rows(path, 256)
+        read_embedding(path, 256)
 
 
 def test_a_folder_that_cannot_be_written_is_known_before_there_is_anything_to_write(folder):
@@ -560,7 +560,7 @@ def test_a_full_disk_is_the_systems_own_sentence_and_changes_nothing(folder, mak
 )
 def test_kept_codes_that_this_model_does_not_have_are_not_believed(folder, codes):
     # A preset's are then found again from its rows, as for any without kept codes.
-    rows = load_voice(folder, "it_male").rows
+    rows = load_voice(folder, "it_male").embedding
     codes = codes.expand(-1, len(rows) - 1).contiguous()
     save_file({"codes": codes}, folder / "voice_embedding" / "it_male.codes.safetensors")
     assert load_voice(folder, "it_male").codes is None

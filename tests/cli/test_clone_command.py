@@ -120,7 +120,7 @@ def test_what_was_found_outlasts_a_voice_that_cannot_be_added_and_can_be_added_l
     assert CliRunner().invoke(voice_command.app, command[2:]).exit_code == 0
     voice = load_voice(tiny_checkpoint_copy, "me")
     assert torch.equal(voice.codes, held[0].codes)
-    assert torch.equal(voice.rows, held[0].rows)
+    assert torch.equal(voice.embedding, held[0].embedding)
     assert voice.provenance["consent"]["statement"] == AGREED
     assert voice.provenance["settings"]["made"] == held[0].provenance
 

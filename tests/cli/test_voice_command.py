@@ -71,7 +71,7 @@ def test_a_voice_added_from_codes_keeps_them_and_one_added_from_its_export_finds
         voice("add", f"ada-{ending}", tmp_path / f"ada.{ending}", "--consent", CONSENT, folder=folder)
         again = load_voice(folder, f"ada-{ending}")
         assert torch.equal(again.codes, codes)
-        assert torch.equal(again.rows, load_voice(folder, "ada").rows)
+        assert torch.equal(again.embedding, load_voice(folder, "ada").embedding)
     voice("remove", "ada-bin", folder=folder)
     names = [entry["name"] for entry in json.loads(voice("list", "--json", folder=folder).stdout)]
     assert names[20:] == ["ada", "ada-pt", "ada-safetensors"]

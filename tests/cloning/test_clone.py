@@ -75,9 +75,9 @@ def test_a_clone_is_whole_frames_of_the_chosen_stretch_and_its_rows_are_the_sums
     # The rows are those that the release's own table gives, in bf16.
     served = load_model(tiny_checkpoint, dtype=torch.bfloat16, parts=["mm_audio_embeddings"])
     with torch.no_grad():
-        rows = served.mm_audio_embeddings.voice_rows(cloned.voice.codes)
-    assert cloned.voice.rows.dtype == torch.bfloat16
-    assert torch.equal(cloned.voice.rows, rows)
+        rows = served.mm_audio_embeddings.voice_embedding(cloned.voice.codes)
+    assert cloned.voice.embedding.dtype == torch.bfloat16
+    assert torch.equal(cloned.voice.embedding, rows)
     with torch.no_grad():
         again = model.audio_tokenizer.decode(cloned.voice.codes[None])[0]
     assert np.allclose(cloned.decoded.samples, again.numpy(), atol=1e-6)
@@ -90,9 +90,9 @@ def test_a_clone_can_be_added_and_is_loaded_as_it_was(
         model, speechlike(3.4), consent=AGREED, name="me", steps=1, config=QUICK, presets=presets
     )
     voice = cloned.voice
-    add_voice(tiny_checkpoint_copy, voice.name, voice.rows, voice.codes, voice.provenance)
+    add_voice(tiny_checkpoint_copy, voice.name, voice.embedding, voice.codes, voice.provenance)
     loaded = load_voice(tiny_checkpoint_copy, "me")
-    assert torch.equal(loaded.rows, voice.rows)
+    assert torch.equal(loaded.embedding, voice.embedding)
     assert loaded.codes is not None
     assert voice.codes is not None
     assert torch.equal(loaded.codes, voice.codes)
@@ -139,7 +139,7 @@ def test_weights_in_bf16_are_inverted_in_float32_and_left_as_they_were(
 ):
     served = load_model(tiny_checkpoint, dtype=torch.bfloat16, parts=PARTS)
     cloned = clone_voice(served, speechlike(3.2), consent=AGREED, steps=2, config=QUICK, presets=presets)
-    assert cloned.voice.rows.dtype == torch.bfloat16
+    assert cloned.voice.embedding.dtype == torch.bfloat16
     assert served.audio_tokenizer.output_proj.conv.weight.dtype == torch.bfloat16
     # The release is bf16: float32 copies of its weights are the same numbers.
     exact = load_model(tiny_checkpoint, dtype=torch.float32, parts=PARTS)

@@ -62,7 +62,7 @@ def test_codes_are_rows_of_vllm_omni_whatever_type_the_weights_were_loaded_in(
         bf16 = load_model(tiny_checkpoint_with_encoder)
         for model in (bf16, exact):
             codes = encode(model.audio_tokenizer, clip).codes
-            assert torch.equal(bf16.mm_audio_embeddings.voice_rows(codes), expected)
+            assert torch.equal(bf16.mm_audio_embeddings.voice_embedding(codes), expected)
     assert exact.audio_tokenizer.output_proj.conv.weight.dtype == torch.float32  # it was copied
 
 
@@ -74,7 +74,7 @@ def test_a_clone_has_the_rows_that_vllm_omni_gives_its_reference(theirs: nn.Modu
     assert cloned.reference.seconds > 6.5  # the whole stretch, in one piece
     with torch.no_grad():
         expected = theirs.encode_waveforms([torch.from_numpy(cloned.reference.samples)])[0]
-    assert torch.equal(cloned.voice.rows, expected)
+    assert torch.equal(cloned.voice.embedding, expected)
 
 
 def test_latents_are_what_the_codes_were_rounded_from(exact: Voxtral):

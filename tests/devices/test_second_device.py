@@ -185,10 +185,10 @@ def test_it_clones_there_by_inversion(there: revox.Revox, here: revox.Revox):
         )  # fmt: skip
 
     one, two = cloned(here), cloned(there)
-    for tensor in (two.voice.codes, two.voice.rows):
+    for tensor in (two.voice.codes, two.voice.embedding):
         assert not isinstance(tensor, There)
     assert torch.equal(one.voice.codes, two.voice.codes)
-    assert torch.equal(one.voice.rows, two.voice.rows)
+    assert torch.equal(one.voice.embedding, two.voice.embedding)
 
 
 def test_it_encodes_and_refines_there(second: str, here: revox.Revox):

@@ -277,7 +277,7 @@ def test_rows_of_another_checkpoint_are_named(lab_copy: Path):
     rows = torch.load(path).detach().clone()
     rows[:7] = torch.randn(7, rows.shape[1]).to(torch.bfloat16)
     torch.save(rows, path)
-    finding = voice_checks.voice_rows(patient(lab_copy))
+    finding = voice_checks.voice_embedding(patient(lab_copy))
     assert finding.verdict is Verdict.FAIL
     assert "neutral_male" in finding.sentence
     assert "casual_female" not in finding.sentence

@@ -125,9 +125,9 @@ def test_a_presets_rows_are_the_sum_of_its_own_codes_under_the_encoder_put_aside
     model = load_model(folder)
     voice = load_voice(folder, PRESETS[3])
     recovered = recover_codes(
-        voice.rows, model.mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight, model.config
+        voice.embedding, model.mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight, model.config
     )
-    assert torch.equal(model.mm_audio_embeddings.voice_rows(recovered.codes), voice.rows)
+    assert torch.equal(model.mm_audio_embeddings.voice_embedding(recovered.codes), voice.embedding)
 
 
 def test_the_built_model_speaks(built: Path):

@@ -13,7 +13,7 @@ from revox.metrics.acceptance import (
     semantic_variety,
     soft_acceptance,
     soft_rows,
-    soft_voice_rows,
+    soft_voice_embedding,
 )
 from revox.metrics.errors import MetricError
 
@@ -37,7 +37,7 @@ def prompt_of(model, rows):
 
 @pytest.fixture(scope="module")
 def prompt(model):
-    return prompt_of(model, model.mm_audio_embeddings.voice_rows(preset_codes()["neutral_male"]))
+    return prompt_of(model, model.mm_audio_embeddings.voice_embedding(preset_codes()["neutral_male"]))
 
 
 def one_hot(codes):
@@ -100,8 +100,8 @@ def test_hard_codes_given_softly_score_the_same(model, prompt, codes):
     torch.testing.assert_close(soft.semantic, hard.semantic, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(soft.flow, hard.flow, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(
-        soft_voice_rows(model, one_hot(codes), values(codes)),
-        model.mm_audio_embeddings.voice_rows(codes),
+        soft_voice_embedding(model, one_hot(codes), values(codes)),
+        model.mm_audio_embeddings.voice_embedding(codes),
         atol=1e-5,
         rtol=0,
     )
@@ -142,7 +142,7 @@ def test_gradients_reach_both_inputs_at_every_frame_and_are_finite(model, codes)
     levels = values(codes)
     levels[0, 0], levels[1, 0] = -1.0, 1.0
     levels.requires_grad_()
-    prompt = prompt_of(model, soft_voice_rows(model, logits.softmax(-1), levels))
+    prompt = prompt_of(model, soft_voice_embedding(model, logits.softmax(-1), levels))
     score = soft_acceptance(model, prompt, logits.softmax(-1), levels)
     (score.semantic_nll + score.flow_error).backward()
     for gradient, frame in ((logits.grad, 1), (levels.grad, 0)):
@@ -208,7 +208,7 @@ def test_figures_of_rows_by_hand():
 
 
 def test_a_preset_among_presets_looks_like_one_and_noise_does_not(model):
-    presets = [model.mm_audio_embeddings.voice_rows(c) for c in preset_codes().values()]
+    presets = [model.mm_audio_embeddings.voice_embedding(c) for c in preset_codes().values()]
     rows = PresetRows(presets)
     usual = [figures["spread_mismatch"] for figures in rows.score_presets()]
     assert len(usual) == 20

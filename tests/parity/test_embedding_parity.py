@@ -36,6 +36,6 @@ def test_the_reference_path_in_float32_is_the_oracles_from_clip_to_rows(small: P
     end = torch.zeros(1, 37, 1, dtype=torch.long)
     end[0, 0] = 1
     theirs = small.their_codec.encode_tokens([torch.cat((ids, end), dim=-1)])[0]
-    ours = small.embeddings.voice_rows(small.codec.encode(clip[None])[0])
+    ours = small.embeddings.voice_embedding(small.codec.encode(clip[None])[0])
     assert ours.shape == (-(-samples // 1920) + 1, small.config.backbone.dim)
     assert relative_error(ours, theirs) < 1e-5

@@ -85,6 +85,6 @@ def test_it_gives_the_rows_that_revox_gives_with_the_folder(theirs: nn.Module, i
     clip = speechlike(samples, seed=samples)
     expected = theirs.encode_waveforms([clip])[0]
     model = load_model(injected)
-    ours = model.mm_audio_embeddings.voice_rows(model.audio_tokenizer.encode_as_served(clip[None])[0])
+    ours = model.mm_audio_embeddings.voice_embedding(model.audio_tokenizer.encode_as_served(clip[None])[0])
     assert ours.dtype == expected.dtype == torch.bfloat16
     assert torch.equal(ours, expected)

@@ -30,7 +30,7 @@ def test_rows_of_a_clip_are_identical_to_the_served_reference_path(served: Pair,
     clip = speechlike(samples, seed=samples)
     served.their_codec._encoder_loaded = True
     theirs = served.their_codec.encode_waveforms([clip])[0]
-    ours = served.embeddings.voice_rows(served.codec.encode_as_served(clip[None])[0])
+    ours = served.embeddings.voice_embedding(served.codec.encode_as_served(clip[None])[0])
     assert ours.dtype == torch.bfloat16
     assert torch.equal(ours, theirs)
 

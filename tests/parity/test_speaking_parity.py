@@ -140,7 +140,7 @@ def test_speech_in_a_batch_is_what_the_published_parts_say_one_at_a_time(talker,
     requests = [("Seven.", 9, 4), ("Half past nine, for 3.", 14, 5), ("x", 2, 6), ("On and on.", 5, 7)]
     prompts, expected = [], []
     for text, frames, seed in requests:
-        rows = model.mm_audio_embeddings.voice_rows(random_codes(pair.config, 1, frames, seed)[0])
+        rows = model.mm_audio_embeddings.voice_embedding(random_codes(pair.config, 1, frames, seed)[0])
         tokens = torch.tensor(prompter.tokens_for_rows(text, len(rows)))
         prompts.append(model.embed_prompt(tokens, AUDIO, rows))
         expected.append(their_speech(pair, backbone, tokens, rows, noise_of(seed, 36)[:limit]))

@@ -15,7 +15,7 @@ from mistral_common.protocol.speech.request import SpeechRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from oracle import Oracle
 
-from revox.checkpoint.voice_codes import read_table, rows_of_codes
+from revox.checkpoint.voice_codes import embedding_of_codes, read_table
 from revox.checkpoint.voices import add_voice, remove_voice
 
 RECORD = {"method": "test", "consent": {"statement": "a synthetic voice"}}
@@ -25,7 +25,7 @@ RECORD = {"method": "test", "consent": {"statement": "a synthetic voice"}}
 def with_ada(tiny_checkpoint_copy, tiny_config, tiny_preset_codes):
     """The tiny checkpoint with a voice `ada` of 17 frames, and its rows."""
     codes = tiny_preset_codes["hi_female"][:, :17]
-    rows = rows_of_codes(codes, read_table(tiny_checkpoint_copy), tiny_config)
+    rows = embedding_of_codes(codes, read_table(tiny_checkpoint_copy), tiny_config)
     add_voice(tiny_checkpoint_copy, "ada", rows, codes, RECORD)
     return tiny_checkpoint_copy, rows
 

@@ -176,7 +176,7 @@ class FakeCloner:
         generator = torch.Generator().manual_seed(7)
         sizes = torch.tensor(self.tts.model.config.codebook_rows)[:, None] - 2
         codes = (torch.rand(len(sizes), 20, generator=generator) * sizes).long()
-        rows = self.tts.model.mm_audio_embeddings.voice_rows(codes).to(torch.bfloat16)
+        rows = self.tts.model.mm_audio_embeddings.voice_embedding(codes).to(torch.bfloat16)
         return Voice(name, codes, rows, provenance(consent, self.by, source=source_of(reference.data)))
 
 

@@ -343,7 +343,7 @@ def test_ref_audio_speaks_like_the_recording_and_hands_on_consent_and_transcript
 
     asked, (good, unnamed, bad, both, custom) = talk(dialogue)
     np.testing.assert_allclose(_sound(good.content), alone, atol=1 / 32768)
-    assert int(good.headers["x-vllm-omni-input-audio-tokens"]) == len(tts.voice("neutral_male").rows)
+    assert int(good.headers["x-vllm-omni-input-audio-tokens"]) == len(tts.voice("neutral_male").embedding)
     assert asked == [("mine", "ten", "anonymous"), (None, None, "anonymous")]
     assert [a.status_code for a in (unnamed, bad, both, custom)] == [200, 400, 400, 400]
     assert [a.json()["error"]["param"] for a in (bad, both, custom)] == ["ref_audio", "voice", "task_type"]

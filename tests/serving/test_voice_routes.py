@@ -75,7 +75,7 @@ class FakeCloner:
                 break
         if self.error is not None:
             raise self.error
-        rows = self.tts.model.mm_audio_embeddings.voice_rows(self.codes())
+        rows = self.tts.model.mm_audio_embeddings.voice_embedding(self.codes())
         record = provenance(consent, self.by, source=source_of(reference.data))
         return Voice(name, self.codes(), rows.to(torch.bfloat16), record)
 
@@ -582,7 +582,7 @@ def test_a_voice_is_there_after_a_restart_and_gone_after_its_deletion_with_all_t
         assert listed["uploaded_voices"][0]["ref_text"] == "What he said."
         voice = app.state.revox.voices.voice("ada")
         assert torch.equal(voice.codes, cloner.codes())
-        assert torch.equal(voice.rows, app.state.revox.voices.voice("bob").rows)
+        assert torch.equal(voice.embedding, app.state.revox.voices.voice("bob").embedding)
         assert (await client.get("/v1/audio/voices/ada/sample")).content == CLIP
         assert "not kept" in refused(await client.get("/v1/audio/voices/bob/sample"), 404)
         assert (await client.delete("/v1/audio/voices/ada")).status_code == 200
@@ -629,7 +629,9 @@ class Killed(BaseException):
 def test_a_kill_while_a_voice_is_saved_leaves_a_whole_voice_or_none(tts, tmp_path, monkeypatch, step):
     cloner = FakeCloner(tts)
     record = provenance(CONSENT, "inversion", source=CLIP)
-    voice = Voice("ada", cloner.codes(), tts.model.mm_audio_embeddings.voice_rows(cloner.codes()), record)
+    voice = Voice(
+        "ada", cloner.codes(), tts.model.mm_audio_embeddings.voice_embedding(cloner.codes()), record
+    )
 
     def kill(reached: str) -> None:
         if reached == step:
@@ -654,7 +656,9 @@ def test_a_kill_while_a_voice_is_saved_leaves_a_whole_voice_or_none(tts, tmp_pat
 def test_a_kill_while_a_voice_is_removed_is_finished_at_the_next_start(tts, tmp_path, monkeypatch, step):
     cloner = FakeCloner(tts)
     record = provenance(CONSENT, "inversion", source=CLIP)
-    voice = Voice("ada", cloner.codes(), tts.model.mm_audio_embeddings.voice_rows(cloner.codes()), record)
+    voice = Voice(
+        "ada", cloner.codes(), tts.model.mm_audio_embeddings.voice_embedding(cloner.codes()), record
+    )
     files = voice_files.VoiceFiles(tmp_path / "v", tts.model)
     files.save("ada", voice, {"created_at": 1}, CLIP)
 
@@ -679,7 +683,7 @@ def test_a_kill_while_a_voice_is_removed_is_finished_at_the_next_start(tts, tmp_
 def test_damaged_foreign_and_vanished_voices_are_left_alone_and_not_offered(tts, settings, tmp_path, caplog):
     voices = Voices(settings(), tts)
     cloner = FakeCloner(tts)
-    rows = tts.model.mm_audio_embeddings.voice_rows(cloner.codes())
+    rows = tts.model.mm_audio_embeddings.voice_embedding(cloner.codes())
     for name in ("ada", "bob", "cyd", "dan", "eve"):
         voices.files.save(
             name,
@@ -708,7 +712,7 @@ def test_damaged_foreign_and_vanished_voices_are_left_alone_and_not_offered(tts,
 def test_voices_of_another_checkpoint_are_not_offered(tts, settings, monkeypatch):
     voices = Voices(settings(), tts)
     cloner = FakeCloner(tts)
-    rows = tts.model.mm_audio_embeddings.voice_rows(cloner.codes())
+    rows = tts.model.mm_audio_embeddings.voice_embedding(cloner.codes())
     record = provenance(CONSENT, "x", source=CLIP)
     voices.files.save("ada", Voice("ada", cloner.codes(), rows, record), {"created_at": 1}, None)
     asyncio.run(voices.close())
@@ -726,7 +730,7 @@ def test_voices_of_another_checkpoint_are_not_offered(tts, settings, monkeypatch
 
 def test_a_voices_file_holds_rows_codes_and_record_for_other_programs(tts, tmp_path):
     cloner = FakeCloner(tts)
-    rows = tts.model.mm_audio_embeddings.voice_rows(cloner.codes())
+    rows = tts.model.mm_audio_embeddings.voice_embedding(cloner.codes())
     files = voice_files.VoiceFiles(tmp_path / "v", tts.model)
     files.save(
         "ada",
@@ -744,7 +748,7 @@ def test_an_uploaded_voice_is_taken_into_a_checkpoint_by_the_command_line(
     tts, tiny_checkpoint_copy, tmp_path
 ):
     cloner = FakeCloner(tts)
-    rows = tts.model.mm_audio_embeddings.voice_rows(cloner.codes())
+    rows = tts.model.mm_audio_embeddings.voice_embedding(cloner.codes())
     files = voice_files.VoiceFiles(tmp_path / "v", tts.model)
     record = provenance(CONSENT, "x", source=CLIP)
     files.save("ada", Voice("ada", cloner.codes(), rows, record), {"created_at": 1}, None)
@@ -753,7 +757,7 @@ def test_an_uploaded_voice_is_taken_into_a_checkpoint_by_the_command_line(
     assert result.exit_code == 0, result.output
     voice = load_voice(tiny_checkpoint_copy, "ada")
     assert torch.equal(voice.codes, cloner.codes())
-    assert torch.equal(voice.rows, files.load("ada").rows)
+    assert torch.equal(voice.embedding, files.load("ada").embedding)
     files.release()
 
 
@@ -828,7 +832,7 @@ def test_a_voice_added_to_the_checkpoint_while_the_server_runs_is_heard(
     cloner = FakeCloner(tts)
     for frames in (20, 12):
         cloner.frames = frames
-        rows = tts.model.mm_audio_embeddings.voice_rows(cloner.codes()).to(torch.bfloat16)
+        rows = tts.model.mm_audio_embeddings.voice_embedding(cloner.codes()).to(torch.bfloat16)
         add_voice(tiny_checkpoint_copy, "ada", rows, cloner.codes(), {"method": "x"}, overwrite=True)
         assert voices.voice("ada").frames == frames
         assert voices.voice("ada") is voices.voice("ada")  # read once
@@ -928,7 +932,7 @@ def test_deleting_a_voice_forgets_one_off_voices_of_its_recording(tts, settings)
     asyncio.run(one_off(voices))
     record = provenance(CONSENT, "x", source=source_of(CLIP))
     cloner = FakeCloner(tts)
-    rows = tts.model.mm_audio_embeddings.voice_rows(cloner.codes())
+    rows = tts.model.mm_audio_embeddings.voice_embedding(cloner.codes())
     voices.files.save("ada", Voice("ada", cloner.codes(), rows, record), {"created_at": 1}, None)
     assert len(voices._done) == 1
     voices.remove("ada", "x")

@@ -145,10 +145,10 @@ def test_the_longest_text_fits_and_one_token_more_is_refused_with_the_number_tha
 
 def test_a_voice_that_leaves_no_room_or_is_of_another_model_is_refused(model, prompter, tiny_checkpoint):
     voice = load_voice(tiny_checkpoint, "casual_female")
-    voice.rows = torch.zeros(4095, 256, dtype=torch.bfloat16)
+    voice.embedding = torch.zeros(4095, 256, dtype=torch.bfloat16)
     with pytest.raises(SpeakError, match="leave no room"):
         embed(model, prompter, "a", voice)
-    voice.rows = torch.zeros(9, 3072, dtype=torch.bfloat16)
+    voice.embedding = torch.zeros(9, 3072, dtype=torch.bfloat16)
     with pytest.raises(SpeakError, match="of another model"):
         embed(model, prompter, "a", voice)
 

@@ -255,7 +255,7 @@ def test_each_sentence_is_another_and_some_are_said_by_strangers(
     said: list[tuple[str, str, torch.Tensor]] = []
 
     def embed(model: Any, prompter: Any, text: str, voice: Voice) -> torch.Tensor:
-        said.append((text, voice.name, voice.rows))
+        said.append((text, voice.name, voice.embedding))
         return torch.zeros(1, 1)
 
     def generate(model: Any, prompts: list[torch.Tensor], seeds: list[int], max_frames: int) -> list[Any]:

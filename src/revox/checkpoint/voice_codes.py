@@ -122,10 +122,10 @@ def read_table(folder: str | Path) -> Tensor:
     raise CheckpointError(f"{folder} has no tensor {TABLE}; copy or download the checkpoint again.")
 
 
-def rows_of_codes(codes: Tensor, table: Tensor, config: VoxtralConfig) -> Tensor:
+def embedding_of_codes(codes: Tensor, table: Tensor, config: VoxtralConfig) -> Tensor:
     """A voice's rows `[frames + 1, dim]` bf16 from its codes `[n_codebooks, frames]`, the end frame appended.
 
-    As `revox.model.embedding.Embeddings.voice_rows`, for who has only the table.
+    As `revox.model.embedding.Embeddings.voice_embedding`, for who has only the table.
     """
     offsets = torch.tensor((0, *config.codebook_rows[:-1])).cumsum(0)[:, None]
     end = torch.full_like(codes[:, :1], EMPTY_AUDIO_ID)

@@ -74,7 +74,7 @@ __all__ = [
     "find_voice",
     "list_voices",
     "load_voice",
-    "read_rows",
+    "read_embedding",
     "recover_journal",
     "remove_voice",
     "rows_in_header",
@@ -94,22 +94,21 @@ _NAME = re.compile(r"[a-z0-9_][a-z0-9_-]{0,63}")  # a name that begins with - wo
 
 @dataclass
 class Voice:
-    """A voice: rows `[N, dim]` bf16 as the backbone reads them (N = frames + 1), and the codes they are sums
-    of.
+    """A voice: its embedding, which the backbone reads, and the codes that the embedding is summed from.
 
-    codes: `[n_codebooks, frames]` int64, counted from 0; None when they are not on record (a preset of the
-    release).
+    embedding: `[N, dim]` bf16, N = frames + 1, since an end frame closes it. codes: `[n_codebooks, frames]`
+    int64, counted from 0; None when they are not on record (a preset of the release).
     """
 
     name: str
     codes: Tensor | None
-    rows: Tensor
+    embedding: Tensor
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
     def frames(self) -> int:
         """Frames of speech; the closing frame is not one."""
-        return self.rows.shape[0] - 1
+        return self.embedding.shape[0] - 1
 
 
 @dataclass(frozen=True)
@@ -172,11 +171,11 @@ def load_voice(folder: str | Path, name: str) -> Voice:
             raise VoiceError(entry.problem)
         path = folder / VOICE_FOLDER / f"{name}.pt"
         config = read_params(folder).voxtral_config()
-        rows = read_rows(path, config.backbone.dim)
+        rows = read_embedding(path, config.backbone.dim)
         return Voice(name, _read_codes(folder, name, len(rows) - 1, config), rows, entry.provenance)
 
 
-def read_rows(path: str | Path, dim: int) -> Tensor:
+def read_embedding(path: str | Path, dim: int) -> Tensor:
     """Rows `[N, dim]` bf16 of a voice file: .pt (loaded as weights only), .safetensors, or raw bf16 .bin.
 
     Raises VoiceError naming the file, what was expected and what was found.
@@ -536,7 +535,7 @@ def export_voice(folder: str | Path, name: str, out: str | Path) -> Path:
     if not out.parent.is_dir():
         raise VoiceError(f"{out.parent} is not a folder; make it first")
     voice = load_voice(folder, name)
-    replace_file(out, writers[out.suffix](voice.rows.clone()))
+    replace_file(out, writers[out.suffix](voice.embedding.clone()))
     return out
 
 

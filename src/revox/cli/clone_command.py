@@ -137,7 +137,7 @@ def command(
         )  # fmt: skip
     voice = cloned.voice
     with _kept_if_not_added(voice, folder):
-        add_voice(folder, name, voice.rows, voice.codes, voice.provenance, overwrite, force)
+        add_voice(folder, name, voice.embedding, voice.codes, voice.provenance, overwrite, force)
     if decoded is not None:
         from revox.cli.marked import who_signs, write_synthetic
 

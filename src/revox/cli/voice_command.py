@@ -117,7 +117,7 @@ def add_command(
     from rich.console import Console
 
     from revox.checkpoint.params import read_params
-    from revox.checkpoint.voices import add_voice, check_voice_free, check_voice_name, read_rows
+    from revox.checkpoint.voices import add_voice, check_voice_free, check_voice_name, read_embedding
     from revox.cloning.consent import provenance, record_consent
 
     agreed = record_consent(consent, subject)
@@ -125,16 +125,16 @@ def add_command(
     folder, _ = _open(checkpoint)
     check_voice_free(folder, name, overwrite, force)
     console = Console(stderr=True, highlight=False)
-    from revox.checkpoint.voice_codes import read_table, recover_codes, rows_of_codes
+    from revox.checkpoint.voice_codes import embedding_of_codes, read_table, recover_codes
 
     config = read_params(folder).voxtral_config()
     table = read_table(folder)
     settings: dict[str, Any]
     codes: Tensor | None = _read_codes(file, config)
     if codes is not None:
-        rows, settings = rows_of_codes(codes, table, config), {"from": "codes", **_made(file)}
+        rows, settings = embedding_of_codes(codes, table, config), {"from": "codes", **_made(file)}
     else:
-        rows = read_rows(file, config.backbone.dim)
+        rows = read_embedding(file, config.backbone.dim)
         with console.status("looking for the codes behind its rows"):
             found = recover_codes(rows, table, config)
         settings = {"from": "rows"}
@@ -182,7 +182,7 @@ def decode_command(
     codes = voice.codes
     if codes is None or recover:
         with console.status("looking for the codes behind its rows"):
-            found = recover_codes(voice.rows, read_table(folder), read_params(folder).voxtral_config())
+            found = recover_codes(voice.embedding, read_table(folder), read_params(folder).voxtral_config())
         _tell(console, found)
         codes = found.codes
     with console.status("decoding"), torch.inference_mode():

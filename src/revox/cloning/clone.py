@@ -136,7 +136,9 @@ def clone_voice(
     with torch.no_grad():
         decoded = codec.decode(result.codes[None].to(codec.output_proj.conv.weight.device))[0].float().cpu()
         table = model.mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight
-        rows = model.mm_audio_embeddings.voice_rows(result.codes.to(table.device)).to("cpu", torch.bfloat16)
+        rows = model.mm_audio_embeddings.voice_embedding(result.codes.to(table.device)).to(
+            "cpu", torch.bfloat16
+        )
     record = provenance(
         agreed,
         "encoder, refined" if found.kept == "refined" else found.kept,
@@ -322,7 +324,7 @@ def preset_codes(
             continue
         codes = voice.codes
         if codes is None:
-            recovered = recover_codes(voice.rows, table, config)
+            recovered = recover_codes(voice.embedding, table, config)
             codes = recovered.codes[:, recovered.exact] if recovered.exact.float().mean() > 0.9 else None
         if codes is not None and codes.shape[1]:
             found.append(codes)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from revox.cloning.invert import Opinion
-from revox.metrics.acceptance import soft_acceptance, soft_voice_rows
+from revox.metrics.acceptance import soft_acceptance, soft_voice_embedding
 from revox.model.voxtral import Voxtral
 
 DRAWS = 2  # of noise and time for a slope; the next one has others
@@ -33,7 +33,7 @@ def unlikelihood(
     would a speaker who sounds like this say it like this? Nats a semantic code, spread over a frame's codes,
     plus the squared error of the velocity, over `draws` of noise and time.
     """
-    rows = soft_voice_rows(model, probabilities.detach(), values.detach())
+    rows = soft_voice_embedding(model, probabilities.detach(), values.detach())
     tokens = torch.tensor(tokens_of(len(rows)), device=model.device)
     prompt = model.embed_prompt(tokens, audio_token, rows)
     found = soft_acceptance(model, prompt, probabilities, values, draws=draws, seed=seed)

@@ -87,20 +87,20 @@ def encoder(patient: Patient) -> Finding:
     codec = served(codec)
     rows: list[dict[str, Value]] = []
     voices = patient.names[: 1 if patient.quick else ENCODED_VOICES]
-    mean_row = torch.cat([patient.voice(voice).rows[:-1].float() for voice in patient.names]).mean(0)
+    mean_row = torch.cat([patient.voice(voice).embedding[:-1].float() for voice in patient.names]).mean(0)
     for voice in voices:
         patient.say(f"{voice}: encoding")
         truth, sound = patient.recovered(voice).codes, patient.decoded(voice)
         codes = encode(codec, torch.from_numpy(sound.samples)).codes.cpu()
         with torch.inference_mode():
-            made = model.mm_audio_embeddings.voice_rows(codes.to(model.device)).float().cpu()
+            made = model.mm_audio_embeddings.voice_embedding(codes.to(model.device)).float().cpu()
         rows.append(
             {
                 "voice": voice,
                 "semantic codes agree": round(semantic_agreement(codes, truth), 3),
                 "acoustic level error": round(acoustic_level_error(codes, truth), 2),
                 "row cosine, mean row off": round(
-                    row_cosine(made[:-1], patient.voice(voice).rows[:-1].float(), mean_row), 3
+                    row_cosine(made[:-1], patient.voice(voice).embedding[:-1].float(), mean_row), 3
                 ),
             }
         )

@@ -32,7 +32,7 @@ ON_DISK: tuple[tuple[str, Check], ...] = (
     ("weights", folder_checks.weights),
 )
 LOADED: tuple[tuple[str, Check], ...] = (
-    ("voice rows", voice_checks.voice_rows),
+    ("voice rows", voice_checks.voice_embedding),
     ("decoded presets", voice_checks.decoded_presets),
     ("pitch and names", voice_checks.pitch_and_names),
     ("speaking", speech_checks.speaking),

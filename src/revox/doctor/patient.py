@@ -122,7 +122,7 @@ class Patient:
         if name not in self._recovered:
             self.say(f"{name}: codes from rows")
             table = self.model.model.mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight
-            self._recovered[name] = recover_codes(self.voice(name).rows, table.cpu(), self.config)
+            self._recovered[name] = recover_codes(self.voice(name).embedding, table.cpu(), self.config)
         return self._recovered[name]
 
     def decoded(self, name: str) -> Audio:

@@ -25,13 +25,13 @@ FAINTLY_VOICED = 0.12
 """Least share for a pitch that may support what another voice's clear one says."""
 
 
-def voice_rows(patient: Patient) -> Finding:
+def voice_embedding(patient: Patient) -> Finding:
     """Are the presets' rows sums of this checkpoint's table, and of the length known of the release?"""
     name = "voice rows"
     rows: list[dict[str, Value]] = []
     means, explained, norms, ends = [], [], [], []
     for voice in patient.names:
-        tensor = patient.voice(voice).rows.float()
+        tensor = patient.voice(voice).embedding.float()
         found = patient.recovered(voice)
         body = tensor[:-1] if found.ended else tensor
         share = float(found.exact.float().mean()) if len(found.exact) else 0.0

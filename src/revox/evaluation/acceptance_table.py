@@ -75,7 +75,7 @@ def preset_rows(setup: Setup) -> PresetRows:
     for entry in list_voices(setup.checkpoint):
         if entry.preset and not entry.problem:
             try:
-                rows.append(load_voice(setup.checkpoint, entry.name).rows)
+                rows.append(load_voice(setup.checkpoint, entry.name).embedding)
             except VoiceError:  # a damaged preset is `revox inspect`'s business
                 continue
     return PresetRows(rows)
@@ -128,9 +128,9 @@ def _measure_clip(subject: Subject, clip: Clip, voice_of: Clip, other: Clip | No
     random = [random_codes(subject.codec, codes.shape[1], seed) for seed in seeds]
     record: Record = {
         "rows": {},
-        "voice_rows": {
-            CLIPS: [judge.score(own.rows)],
-            RANDOM_CODES: [judge.score(subject.voice(codes_).rows) for codes_ in random],
+        "voice_embedding": {
+            CLIPS: [judge.score(own.embedding)],
+            RANDOM_CODES: [judge.score(subject.voice(codes_).embedding) for codes_ in random],
         },
         "own_voice": voice_of.name == clip.name,
     }
@@ -180,5 +180,7 @@ def acceptance_tables(
     presets = [[scores] for scores in preset_rows(setup).score_presets()]
     rows = [make_row(PRESETS, "ceiling", presets, ROW_COLUMNS)]
     for name, kind in ((CLIPS, "subject"), (RANDOM_CODES, "floor")):
-        rows.append(make_row(name, kind, [record["voice_rows"][name] for _, record in records], ROW_COLUMNS))
+        rows.append(
+            make_row(name, kind, [record["voice_embedding"][name] for _, record in records], ROW_COLUMNS)
+        )
     return [table, Table(f"Voice rows: {title}", list(ROW_COLUMNS), rows)]

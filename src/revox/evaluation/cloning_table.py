@@ -79,7 +79,7 @@ def _measure(subject: Subject, clip: Clip, other: Clip | None, preset: str | Non
             rows[name].append(scores)
             if seed == 0 and len(sound.samples):
                 sounds[name] = subject.keep_sound(clip, name, sound)
-    rows[CLONED][0].update(preset_rows(subject.setup).score(voice.rows))
+    rows[CLONED][0].update(preset_rows(subject.setup).score(voice.embedding))
     if other is not None:
         rows[WRONG_SPEAKER] = [{"voice": embedding(subject, subject.reference(other))}]
     rows[NOISE] = []

@@ -183,7 +183,7 @@ def _by_clip(measured: Measured) -> list[ClipScores]:
             name: [{k: v for k, v in scores.items() if k != "voice"} for scores in seeds]
             for name, seeds in {**record["rows"]}.items()
         }
-        for name, seeds in record.get("voice_rows", {}).items():
+        for name, seeds in record.get("voice_embedding", {}).items():
             rows.setdefault(name, [{} for _ in seeds])
             rows[name] = [a | b for a, b in zip(rows[name], seeds, strict=False)] or seeds
         found.append(

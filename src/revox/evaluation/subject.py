@@ -217,7 +217,7 @@ class Subject:
     def voice(self, codes: Tensor, name: str = "clone") -> Voice:
         """The voice of `codes` `[37, frames]`."""
         with torch.inference_mode():
-            rows = self.tts.model.mm_audio_embeddings.voice_rows(codes.to(self.tts.model.device))
+            rows = self.tts.model.mm_audio_embeddings.voice_embedding(codes.to(self.tts.model.device))
         return Voice(name, codes, rows.cpu().to(torch.bfloat16), {})
 
     def spoken(self, text: str, voice: Voice, seed: int) -> tuple[Tensor, bool]:
@@ -225,7 +225,7 @@ class Subject:
 
         It is given about twice the time that slow speech takes.
         """
-        rows = content_hash(voice.rows.contiguous().view(torch.int16).numpy().tobytes())
+        rows = content_hash(voice.embedding.contiguous().view(torch.int16).numpy().tobytes())
         key = key_of(what="speech", identity=self.setup.identity, rows=rows, text=text, seed=seed)
 
         def make() -> tuple[Tensor, bool]:

@@ -560,7 +560,7 @@ def assemble(
     rows = {}
     for name, samples in preset_waveforms(SpeechSet(run / "data", "train", "synthetic"), seconds).items():
         codes = torch.from_numpy(encode_speech(codec, [samples])[0].astype(np.int64))
-        voice = model.mm_audio_embeddings.voice_rows(codes)
+        voice = model.mm_audio_embeddings.voice_embedding(codes)
         replace_file(out / "voice_embedding" / f"{name}.pt", pt_bytes(voice.detach().clone()))
         rows[name] = len(voice)
     raw = json.loads((work / "params.json").read_text())

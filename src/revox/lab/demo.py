@@ -115,7 +115,7 @@ def _run(out: Path, folder: Path, steps: int | None, seed: int, stages: Stages) 
         presets=preset_codes(folder, tts.model),
         source=clip,
     )
-    add_voice(folder, VOICE, cloned.voice.rows, cloned.voice.codes, cloned.voice.provenance)
+    add_voice(folder, VOICE, cloned.voice.embedding, cloned.voice.codes, cloned.voice.provenance)
     write_audio(out / "reference.wav", cloned.reference)
     try:
         signer = load_signer()

@@ -186,7 +186,7 @@ def write_random_checkpoint(
     )
     for name, rows in voices.items():
         codes = random_codes(config, rows - 1, _generator(seed, f"voice {name}"))
-        _write_voice(folder / "voice_embedding" / f"{name}.pt", voice_rows(table, codes, config))
+        _write_voice(folder / "voice_embedding" / f"{name}.pt", voice_embedding(table, codes, config))
     from revox.lab.tokenizer import write_tekken
 
     codec = config.codec
@@ -205,7 +205,7 @@ def random_codes(config: VoxtralConfig, frames: int, generator: np.random.Genera
     return np.concatenate([semantic, acoustic])
 
 
-def voice_rows(table: np.ndarray, codes: np.ndarray, config: VoxtralConfig) -> np.ndarray:
+def voice_embedding(table: np.ndarray, codes: np.ndarray, config: VoxtralConfig) -> np.ndarray:
     """Rows of a voice, uint16 bits of bf16 `[frames + 1, dim]`, for codes `[codebooks, frames]`.
 
     Each is the float32 sum of one table row a codebook, rounded once; the last is the end frame's (semantic

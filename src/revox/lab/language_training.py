@@ -158,7 +158,7 @@ def language_losses(
     embeddings = model.mm_audio_embeddings
     heads, past, starts, targets = [], [], [], []
     for reference, prompt, codes in items:
-        rows = embeddings.voice_rows(torch.from_numpy(reference.astype(np.int64)).to(device))
+        rows = embeddings.voice_embedding(torch.from_numpy(reference.astype(np.int64)).to(device))
         said = torch.from_numpy(codes.astype(np.int64)).to(device)
         tokens = torch.tensor(prompt, device=device)
         heads.append(model.embed_prompt(tokens, audio_token, rows))

@@ -107,7 +107,7 @@ class Scoring:
 
     def _rows(self, codes: Tensor) -> Tensor:
         """Voice rows `[frames, dim]`, the end frame left out."""
-        return self.tts.model.mm_audio_embeddings.voice_rows(codes)[:-1].float()
+        return self.tts.model.mm_audio_embeddings.voice_embedding(codes)[:-1].float()
 
     def truth(self, kind: str, i: int) -> Tensor:
         """The original encoder's codes `[37, frames]` of a clip, as served."""
@@ -199,8 +199,8 @@ class Scoring:
         return float(found.semantic_nll), float(found.flow_error)
 
     def _voice(self, codes: Tensor) -> Voice:
-        rows = self.tts.model.mm_audio_embeddings.voice_rows(codes)
-        return Voice(name="clone", codes=codes, rows=rows, provenance={})
+        rows = self.tts.model.mm_audio_embeddings.voice_embedding(codes)
+        return Voice(name="clone", codes=codes, embedding=rows, provenance={})
 
     def _cloning_scores(self, kind: str, i: int, codes: Tensor, seed: int) -> dict[str, Any]:
         voice = self._voice(codes)

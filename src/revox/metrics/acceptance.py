@@ -103,7 +103,7 @@ def soft_acceptance(
     of the past are expected rows (`soft_rows`); a frame's semantic cost is the expected cross-entropy
     -sum_c p_c log P(c), its acoustic goal the values themselves. With one-hot probabilities and values on
     levels it is `acceptance`, up to the order of sums. For a prompt that takes part in the gradient, embed
-    rows of `soft_voice_rows`. Raises MetricError when the shapes do not fit.
+    rows of `soft_voice_embedding`. Raises MetricError when the shapes do not fit.
     """
     rows = soft_rows(model, semantic, acoustic)
     hidden = _hidden(model, prompt, rows)
@@ -140,8 +140,8 @@ def soft_rows(model: Voxtral, semantic: Tensor, acoustic: Tensor) -> Tensor:
     return (semantic_part + acoustic_part).to(table.dtype)
 
 
-def soft_voice_rows(model: Voxtral, semantic: Tensor, acoustic: Tensor) -> Tensor:
-    """`soft_rows` with a voice's end frame appended: `[frames + 1, dim]`, as `Embeddings.voice_rows`."""
+def soft_voice_embedding(model: Voxtral, semantic: Tensor, acoustic: Tensor) -> Tensor:
+    """`soft_rows` with a voice's end frame appended: `[frames + 1, dim]`, as `Embeddings.voice_embedding`."""
     rows = soft_rows(model, semantic, acoustic)
     end = torch.full((model.config.codec.n_codebooks, 1), EMPTY_AUDIO_ID, device=rows.device)
     end[0] = END_AUDIO_ID

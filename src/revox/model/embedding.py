@@ -39,7 +39,7 @@ class Embeddings(nn.Module):
         """Rows `[batch, frames, dim]` of `ids` `[batch, n_codebooks, frames]` (codes + 2, or special ids)."""
         return self.audio_codebook_embeddings(ids)
 
-    def voice_rows(self, codes: Tensor) -> Tensor:
+    def voice_embedding(self, codes: Tensor) -> Tensor:
         """A voice's rows `[frames + 1, dim]` from its codes `[n_codebooks, frames]` (from 0), the end frame
         appended.
 

@@ -76,4 +76,4 @@ class CloneByModel:
         )
         voice = cloned.voice
         record = voice.provenance | {"consent": consent.model_dump(mode="json", exclude_none=True)}
-        return Voice(name, voice.codes, voice.rows, record)
+        return Voice(name, voice.codes, voice.embedding, record)

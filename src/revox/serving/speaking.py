@@ -136,7 +136,7 @@ class Utterance:
     @property
     def usage(self) -> Usage:
         """What it took; complete at the end."""
-        rows = int(self.speaker.voice.rows.shape[0]) if self.speaker.one_off else 0
+        rows = int(self.speaker.voice.embedding.shape[0]) if self.speaker.one_off else 0
         return Usage(self.text_tokens, rows, self.stream.frames)
 
     @property

@@ -179,7 +179,7 @@ class VoiceFiles:
             "sample_kept": sample is not None,
             **details,
         }
-        tensors = {"rows": voice.rows.detach().to("cpu", torch.bfloat16).contiguous()}
+        tensors = {"rows": voice.embedding.detach().to("cpu", torch.bfloat16).contiguous()}
         if voice.codes is not None:
             tensors["codes"] = voice.codes.cpu().to(torch.int16).contiguous()
         try:

@@ -642,7 +642,7 @@ class Voices:
         if voice is None:
             voice = await self._one_off_voice(key, reference, agreed, ref_text)
         named = voice.provenance | {"consent": agreed.model_dump(mode="json", exclude_none=True)}
-        return Voice("one-off", voice.codes, voice.rows, named)
+        return Voice("one-off", voice.codes, voice.embedding, named)
 
     async def _one_off_voice(
         self, key: tuple[str, str | None], reference: Reference, agreed: Consent, ref_text: str | None

@@ -210,7 +210,7 @@ def _previewed(state: ServerState, voice: Any) -> tuple[bytes, dict[str, str]]:
     codes = voice.codes
     if codes is None:
         table = model.mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight
-        codes = recover_codes(voice.rows, table, model.config).codes
+        codes = recover_codes(voice.embedding, table, model.config).codes
     with torch.inference_mode():
         device = model.audio_tokenizer.output_proj.conv.weight.device
         samples = model.audio_tokenizer.decode(codes[None].to(device))[0].float().cpu().numpy()

@@ -43,9 +43,9 @@ def embed(model: Voxtral, prompter: Prompter, text: str, voice: Voice) -> Tensor
     Raises SpeakError on text that is empty, not valid Unicode or too long, and on a voice of another model.
     """
     dim, vocabulary = model.config.backbone.dim, model.config.backbone.vocab_size
-    if voice.rows.ndim != 2 or voice.rows.shape[1] != dim:
+    if voice.embedding.ndim != 2 or voice.embedding.shape[1] != dim:
         raise SpeakError(
-            f"voice {voice.name!r} has rows {list(voice.rows.shape)}, this model reads [N, {dim}]: "
+            f"voice {voice.name!r} has an embedding {list(voice.embedding.shape)}, this model reads [N, {dim}]: "
             "the voice is of another model, make it again with this checkpoint"
         )
     tokens = prompter.tokens(text, voice)
@@ -54,7 +54,7 @@ def embed(model: Voxtral, prompter: Prompter, text: str, voice: Voice) -> Tensor
         length = len(prompter.text_tokens(text))
         if length + spare < 1:
             raise SpeakError(
-                f"voice {voice.name!r} has {voice.rows.shape[0]} rows, which leave no room for a text in "
+                f"voice {voice.name!r} has {voice.embedding.shape[0]} rows, which leave no room for text in "
                 f"{MAX_POSITIONS} positions; make it from a shorter reference"
             )
         raise SpeakError(
@@ -68,7 +68,7 @@ def embed(model: Voxtral, prompter: Prompter, text: str, voice: Voice) -> Tensor
         )
     with torch.inference_mode():
         ids = torch.tensor(tokens, device=model.device)
-        return model.embed_prompt(ids, prompter.audio_token, voice.rows.to(model.device))
+        return model.embed_prompt(ids, prompter.audio_token, voice.embedding.to(model.device))
 
 
 def speak(

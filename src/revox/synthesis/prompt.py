@@ -73,7 +73,7 @@ class Prompter:
 
         Raises SpeakError on text that cannot be spoken.
         """
-        rows = int(voice.rows.shape[0])
+        rows = int(voice.embedding.shape[0])
         if self._listed.get(voice.name) == rows:
             return self.tokens_for_listed(text, voice.name)
         return self.tokens_for_rows(text, rows)

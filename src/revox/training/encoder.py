@@ -455,7 +455,7 @@ class EncoderTrainer(Run):
             decoded = self.codec.decode(codes)[0, : len(clip)]
             distances.append(mel_distance(decoded[None], clip[None], self.codec.config.sampling_rate))
             said.append(codes[0].cpu())  # where the table is
-            norms.append(float(self.embeddings.voice_rows(said[-1])[:-1].float().norm(dim=-1).mean()))
+            norms.append(float(self.embeddings.voice_embedding(said[-1])[:-1].float().norm(dim=-1).mean()))
             if i < 4:
                 sounds |= {f"{i}-original": clip.cpu(), f"{i}-decoded": decoded.cpu()}
         if said:

@@ -306,7 +306,10 @@ def _check_folder(out: Path, settings: EncoderTraining, resume: bool, world: Wor
 def _expected(model: Any, bank: Sequence[Tensor], levels: int) -> Expected:
     together = torch.cat(list(bank), dim=1)
     norms = torch.stack(
-        [model.mm_audio_embeddings.voice_rows(codes)[:-1].float().norm(dim=-1).mean() for codes in bank[:20]]
+        [
+            model.mm_audio_embeddings.voice_embedding(codes)[:-1].float().norm(dim=-1).mean()
+            for codes in bank[:20]
+        ]
     )
     return Expected(
         perplexity(together), saturated_share(together, levels), float(norms.mean()), float(norms.std())

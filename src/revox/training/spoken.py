@@ -114,7 +114,7 @@ def spoken_codes(
         rng = torch.Generator().manual_seed(seed * 1_000_003 + i)
         if presets and float(torch.rand((), generator=rng)) < strangers:
             codes = stranger(presets, model.config.codec.acoustic_codebook_size, rng)
-            return Voice("stranger", codes, model.mm_audio_embeddings.voice_rows(codes.to(model.device)))
+            return Voice("stranger", codes, model.mm_audio_embeddings.voice_embedding(codes.to(model.device)))
         return load_voice(folder, voices[(i + i // len(sentences)) % len(voices)])
 
     for start in range(len(found), count, AT_ONCE):
