@@ -45,8 +45,8 @@ def embed(model: Voxtral, prompter: Prompter, text: str, voice: Voice) -> Tensor
     dim, vocabulary = model.config.backbone.dim, model.config.backbone.vocab_size
     if voice.embedding.ndim != 2 or voice.embedding.shape[1] != dim:
         raise SpeakError(
-            f"voice {voice.name!r} has an embedding {list(voice.embedding.shape)}, this model reads [N, {dim}]: "
-            "the voice is of another model, make it again with this checkpoint"
+            f"voice {voice.name!r} has an embedding {list(voice.embedding.shape)}, this model reads "
+            f"[N, {dim}]: the voice is of another model, make it again with this checkpoint"
         )
     tokens = prompter.tokens(text, voice)
     spare = MAX_POSITIONS - 1 - len(tokens)
