@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from revox.checkpoint.tensors import expected_tensors as expected_tensors
     from revox.checkpoint.tensors import read_header as read_header
     from revox.checkpoint.tensors import write_safetensors_stream as write_safetensors_stream
-    from revox.checkpoint.write import replace_file as replace_file
 
 # `inspect.inspect` is not re-exported: the name is the submodule's.
 _HOME = {
@@ -33,7 +32,6 @@ _HOME = {
     "expected_tensors": "tensors",
     "read_header": "tensors",
     "write_safetensors_stream": "tensors",
-    "replace_file": "write",
 }
 
 

@@ -69,7 +69,7 @@ from revox.checkpoint.tensors import (
     weight_files,
 )
 from revox.checkpoint.voice_journal import VOICE_FOLDER, reading, recover_journal
-from revox.checkpoint.write import replace_file, sync_folder
+from revox.speech.files import replace_file, sync_folder
 
 HEADER_KEY = "revox_original_header"
 """Where injected weights keep the header that they had: compressed, base64."""

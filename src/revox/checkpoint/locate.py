@@ -39,7 +39,7 @@ def locate(checkpoint: str | os.PathLike[str], revision: str | None = None) -> P
 
     Returns:
         The folder. In the hub's cache its files are links into blobs that revisions share: write with
-        `revox.checkpoint.replace_file`, which breaks the link first.
+        `revox.speech.files.replace_file`, which breaks the link first.
 
     Raises:
         CheckpointError: no such folder, repository or revision, no access, or no connection.

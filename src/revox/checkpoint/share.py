@@ -27,8 +27,8 @@ from revox.checkpoint.tensors import (
     read_metadata,
     write_safetensors_stream,
 )
-from revox.checkpoint.write import replace_file
 from revox.model.config import AcousticConfig, BackboneConfig, CodecConfig, VoxtralConfig
+from revox.speech.files import replace_file
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from revox.checkpoint.errors import CheckpointError
-from revox.checkpoint.write import replace_file
 from revox.model.config import VoxtralConfig
+from revox.speech.files import replace_file
 
 if TYPE_CHECKING:
     from revox.checkpoint.params import Params

@@ -38,7 +38,7 @@ from pydantic_core import from_json
 from revox.checkpoint import consent_log
 from revox.checkpoint.errors import VoiceError
 from revox.checkpoint.params import read_json, read_params
-from revox.checkpoint.write import replace_file, sync_folder
+from revox.speech.files import replace_file, sync_folder
 
 VOICE_FOLDER = "voice_embedding"
 SUFFIXES = (".codes.safetensors", ".voice.json", ".pt")

@@ -44,7 +44,7 @@ from revox.checkpoint.voice_journal import (
     stage_file,
     writing,
 )
-from revox.checkpoint.write import pt_bytes, replace_file
+from revox.speech.files import pt_bytes, replace_file
 
 if TYPE_CHECKING:
     from torch import Tensor

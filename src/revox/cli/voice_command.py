@@ -255,7 +255,7 @@ def export_command(
 
 
 def _write_consent(document: dict[str, Any], out: Path | None) -> None:
-    from revox.checkpoint.write import replace_file
+    from revox.speech.files import replace_file
 
     text = json.dumps(document, indent=2, ensure_ascii=False)
     if out is None:

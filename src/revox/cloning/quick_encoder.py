@@ -21,11 +21,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from revox.checkpoint.write import replace_file
 from revox.cloning.features import SpectralFeatures, frame_network
 from revox.cloning.pairs import PairSettings, PresetPairs
 from revox.model.codec import Codec
 from revox.model.config import CodecConfig
+from revox.speech.files import replace_file
 
 ENCODER_PARTS = ("input_proj.", "encoder_blocks.")  # of a codec; nothing here depends on them
 

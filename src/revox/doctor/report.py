@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from revox.checkpoint.write import replace_file
 from revox.doctor.findings import Finding, Report, Value, Verdict, plain
+from revox.speech.files import replace_file
 
 MARKS = {Verdict.PASS: "pass", Verdict.WARN: "**warn**", Verdict.FAIL: "**FAIL**", Verdict.SKIPPED: "skipped"}
 

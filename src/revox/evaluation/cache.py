@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from revox.checkpoint.write import replace_file
+from revox.speech.files import replace_file
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from revox.checkpoint.write import replace_file
 from revox.evaluation.tables import Cell, Column, Table
+from revox.speech.files import replace_file
 
 ARROWS = {"more": " ↑", "less": " ↓", "": ""}
 MARKS = {"ceiling": " (ceiling)", "floor": " (floor)", "subject": ""}

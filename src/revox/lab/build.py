@@ -21,7 +21,6 @@ import torch
 
 from revox.checkpoint.params import Params, read_params
 from revox.checkpoint.tensors import ENCODER_PREFIXES, write_safetensors_stream
-from revox.checkpoint.write import pt_bytes, replace_file
 from revox.cloning.features import SpectralFeatures
 from revox.lab.carried import take_up_state
 from revox.lab.codec_training import (
@@ -45,6 +44,7 @@ from revox.lab.sizes import PRESETS, lab_params
 from revox.lab.tokenizer import minimal_vocab_size, word_pieces, write_tekken
 from revox.model.codec import Codec
 from revox.model.voxtral import Voxtral, tensor_name
+from revox.speech.files import pt_bytes, replace_file
 from revox.training.run import Run, kept_state
 
 CODED_AT_ONCE = 32

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from revox.checkpoint.write import replace_file
 from revox.lab.errors import LabError
+from revox.speech.files import replace_file
 
 STAGES_WITH_STATE = ("guide", "encoder", "decoder", "language")
 PART_BYTES = 15_000_000

@@ -88,12 +88,12 @@ def _run(out: Path, folder: Path, steps: int | None, seed: int, stages: Stages) 
     import numpy as np
 
     import revox
-    from revox.checkpoint import replace_file
     from revox.checkpoint.voices import add_voice
     from revox.cloning.clone import clone_voice, preset_codes
     from revox.evaluation.mel_picture import mel_picture
     from revox.marking import MarkError, load_signer, new_record, write_marked
     from revox.speech import Audio, read_audio, write_audio
+    from revox.speech.files import replace_file
 
     began = time.perf_counter()
     stages.say("loading the checkpoint")

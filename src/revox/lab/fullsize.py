@@ -20,9 +20,9 @@ import numpy as np
 
 from revox.checkpoint.params import Params
 from revox.checkpoint.tensors import WEIGHTS, TensorSpec, expected_tensors, write_safetensors_stream
-from revox.checkpoint.write import pt_bytes, replace_file
 from revox.lab.errors import LabError
 from revox.model.config import END_AUDIO_ID, N_SPECIAL_CODES, VoxtralConfig
+from revox.speech.files import pt_bytes, replace_file
 
 RELEASE_VOICES = {
     "casual_female": 214,

@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any
 
 from revox.checkpoint.encoder_file import ENCODER_FILE
 from revox.checkpoint.tensors import ENCODER_PREFIXES, WEIGHTS, read_header
-from revox.checkpoint.write import replace_file
 from revox.evaluation.cache import file_identity, folder_identity
 from revox.lab.data import KINDS, RATE, SpeechSet
 from revox.lab.errors import LabError
@@ -38,6 +37,7 @@ from revox.lab.recover_guard import identity, readable_roots
 from revox.lab.recover_process import CLOCK_FILE, REFUSED, STOPPED, Task
 from revox.lab.recover_rows import OWN_VERIFIER, Row, in_order, known_rows, row_named
 from revox.lab.sentences import sentences
+from revox.speech.files import replace_file
 from revox.training.settings import EncoderTraining
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from revox.checkpoint.write import replace_file
 from revox.evaluation.report import Report, markdown
 from revox.evaluation.tables import Column, Table, make_row
 from revox.lab.data import KINDS
 from revox.lab.recover_rows import Row
+from revox.speech.files import replace_file
 
 if TYPE_CHECKING:
     from revox.lab.recover import Experiment, Line

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from revox.checkpoint.write import replace_file
 from revox.marking.errors import MarkError
 from revox.marking.manifest import MEDIA_TYPES, add_manifest
 from revox.marking.record import MarkRecord
 from revox.marking.signer import Signer
 from revox.marking.tags import add_tags
 from revox.speech import Audio, encode_audio, format_for
+from revox.speech.files import replace_file
 
 UNMARKABLE = ("pcm",)
 """Formats without any place for a mark; headers and the log are what is left."""

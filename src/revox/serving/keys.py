@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from revox.checkpoint.write import replace_file
 from revox.serving.errors import ApiError, ServeError
+from revox.speech.files import replace_file
 
 if TYPE_CHECKING:
     from revox.serving.settings import ServeSettings

@@ -289,7 +289,7 @@ class Deployment:
             DeployError: a file of that name is there and revox did not write it.
             OSError: the folder cannot be written.
         """
-        from revox.checkpoint.write import replace_file
+        from revox.speech.files import replace_file
 
         files = self.files()
         self.out.mkdir(parents=True, exist_ok=True)

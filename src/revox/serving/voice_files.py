@@ -27,8 +27,8 @@ from pydantic_core import from_json
 from revox.checkpoint import consent_log
 from revox.checkpoint.errors import CheckpointError, VoiceError
 from revox.checkpoint.voices import Voice, check_voice_name, codes_fit
-from revox.checkpoint.write import replace_file, sync_folder
 from revox.serving.errors import ServeError
+from revox.speech.files import replace_file, sync_folder
 
 if TYPE_CHECKING:
     from revox.model.voxtral import Voxtral

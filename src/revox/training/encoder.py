@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from revox.checkpoint.encoder_file import ENCODER_FILE, RECORD_KEY
-from revox.checkpoint.write import replace_file
 from revox.cloning.pairs import PairSettings, PresetPairs
 from revox.metrics.codes import codebook_use, perplexity, saturated_share
 from revox.metrics.spectral import mel_distance
 from revox.model.codec import Codec
 from revox.model.voxtral import Voxtral, tensor_name
+from revox.speech.files import replace_file
 from revox.training.average import moving_average
 from revox.training.balance import GradientBalancer
 from revox.training.discriminator import (

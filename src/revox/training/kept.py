@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from revox.checkpoint.write import replace_file
+from revox.speech.files import replace_file
 
 
 def write_kept(path: Path, stamp: str, tensors: Mapping[str, Tensor]) -> None:

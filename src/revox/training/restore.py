@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from revox.checkpoint.encoder_file import ENCODER_FILE, decoder_sha256
 from revox.checkpoint.load import load_model
 from revox.checkpoint.params import read_params
-from revox.checkpoint.write import replace_file
 from revox.cloning.clone import PARTS, preset_codes
 from revox.metrics.codes import perplexity, saturated_share
 from revox.model.config import CodecConfig
+from revox.speech.files import replace_file
 from revox.training.data import ClipSampler, Source, clip_batches, find_sources
 from revox.training.data import report as report_sources
 from revox.training.data.locate import clip_source

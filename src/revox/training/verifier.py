@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revox.checkpoint.write import replace_file
+from revox.speech.files import replace_file
 from revox.training.ecapa import EcapaTdnn, Frames, fbank
 from revox.training.errors import TrainingError
 from revox.training.resampling import Resampler

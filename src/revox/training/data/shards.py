@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from revox.checkpoint.write import replace_file
+from revox.speech.files import replace_file
 from revox.training.data.errors import DataError
 from revox.training.data.pool import cores, in_order
 from revox.training.data.sources import Progress, Source

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from revox.checkpoint.locate import user_cache
-from revox.checkpoint.write import replace_file
+from revox.speech.files import replace_file
 from revox.training.data.errors import DataError
 from revox.training.data.layouts import Found, walk
 from revox.training.data.pool import cores, in_order
