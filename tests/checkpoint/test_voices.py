@@ -607,7 +607,7 @@ def test_listing_reads_every_presets_rows_without_torch(tiny_checkpoint):
     code = (
         "import sys; from revox.checkpoint.voices import list_voices;"
         f"print([(v.name, v.rows, v.problem) for v in list_voices({str(tiny_checkpoint)!r})]);"
-        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+        "assert 'torch' not in sys.modules"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     promised = json.loads((tiny_checkpoint / "tekken.json").read_text())["audio"]["voice_num_audio_tokens"]
