@@ -24,7 +24,7 @@ help:
 	@echo "make clean   delete $(VENV) and what was made"
 
 demo: $(DEMO_READY)
-	@$(BIN)/revox lab demo --out demo-output
+	@$(BIN)/revox demo --out demo-output
 
 test: lint
 	@echo "== tests ($(JOBS) at a time)"

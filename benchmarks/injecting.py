@@ -2,7 +2,7 @@
 
     python benchmarks/injecting.py FOLDER [--rounds 2] [--out benchmarks/results]
 
-FOLDER is filled with random weights at the release's sizes (8.0 GB; `revox lab fullsize`) if they are not
+FOLDER is filled with random weights at the release's sizes (8.0 GB; `python -m lab fullsize`) if they are not
 there; as much again must be free beside it. Each round copies the weights with `cp` and syncs the copy,
 injects a float32 encoder in place, and takes it out again. Before each, the weights are dropped from the page
 cache. Injecting runs in a process of its own, whose largest resident size is told.
@@ -24,10 +24,10 @@ from statistics import median
 
 import numpy as np
 
+from lab.fullsize import write_fullsize
 from revox.checkpoint.encoder_file import decoder_sha256, encoder_specs
 from revox.checkpoint.params import read_params
 from revox.checkpoint.tensors import WEIGHTS, expected_tensors, write_safetensors_stream
-from revox.lab.fullsize import write_fullsize
 
 CHILD = """
 import json, sys, time

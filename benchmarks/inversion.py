@@ -24,23 +24,23 @@ import torch
 from torch import Tensor
 
 from inversion_recipe import recipe
+from lab.data import RATE, SpeechSet
 from lab_quality import long_clips
 from revox import load
 from revox.api import Revox
 from revox.checkpoint.locate import user_cache
 from revox.checkpoint.voices import Voice
 from revox.cloning.clone import preset_codes
-from revox.cloning.invert import Guess, InversionConfig, invert
-from revox.cloning.opinion import opinion_on
-from revox.cloning.prior import CodePrior
-from revox.cloning.quick_encoder import QuickEncoder, QuickEncoderTraining, quick_encoder_for
-from revox.lab import checkpoint_folder
-from revox.lab.aside import original_codec
-from revox.lab.data import RATE, SpeechSet
-from revox.lab.sentences import jsgf
+from revox.coding.invert import Guess, InversionConfig, invert
+from revox.coding.likelihood import opinion_on
+from revox.coding.prior import CodePrior
+from revox.coding.student import QuickEncoder, QuickEncoderTraining, quick_encoder_for
+from revox.demo import checkpoint_folder
+from revox.demo.sentences import jsgf
+from revox.evaluation.reference_encoder import original_codec
+from revox.losses.spectral import mel_distance
 from revox.metrics.intelligibility import Recogniser, word_error_rate
 from revox.metrics.speaker import SpeakerJudge
-from revox.metrics.spectral import mel_distance
 from revox.speech import Audio
 
 RECIPE_STEPS = [25, 50, 100, 200, 400]  # on the first two clips up to 1600: it does not come back
@@ -98,7 +98,7 @@ def methods(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--encoder", type=Path, default=Path("lab-encoder/encoder.safetensors"))
+    parser.add_argument("--encoder", type=Path, default=Path("lab/reference-encoder/encoder.safetensors"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/inversion"))
     parser.add_argument("--clips", type=int, default=5, help="of each kind")
     parser.add_argument("--seeds", type=int, default=3)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from revox.metrics.spectral import mel_filterbank
+from revox.losses.spectral import mel_filterbank
 from revox.model.codec import Codec
 
 STFT = (512, 1024, 2048)

@@ -12,7 +12,7 @@ if [ "$device" = cpu ]; then codec=--no-autocast; else codec=$autocast; fi
 export OMP_NUM_THREADS=1
 
 build() {
-    revox lab build "$run/out" --run "$run" --encoder "$run/aside/encoder.safetensors" \
+    python -m lab build "$run/out" --run "$run" --encoder "$run/aside/encoder.safetensors" \
         --librispeech "$librispeech" --config "$config" --device "$device" "$@"
 }
 

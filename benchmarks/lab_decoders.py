@@ -14,14 +14,14 @@ import json
 import numpy as np
 import torch
 
+from lab.codec_training import HALVES
+from lab.data import RATE, SpeechSet
 from lab_quality import lab_arguments, preset_sentences
-from revox.lab import checkpoint_folder
-from revox.lab.aside import original_codec
-from revox.lab.codec_training import HALVES
-from revox.lab.data import RATE, SpeechSet
-from revox.lab.sentences import jsgf
+from revox.demo import checkpoint_folder
+from revox.demo.sentences import jsgf
+from revox.evaluation.reference_encoder import original_codec
+from revox.losses.spectral import mel_distance
 from revox.metrics.intelligibility import Recogniser, word_error_rate
-from revox.metrics.spectral import mel_distance
 from revox.speech import Audio
 
 

@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lab.data import RATE, SpeechSet
 from lab_quality import long_clips
 from revox.checkpoint.load import load_model
 from revox.cloning.clone import preset_codes
-from revox.cloning.invert import InversionConfig, invert
-from revox.cloning.prior import CodePrior
-from revox.lab import checkpoint_folder
-from revox.lab.aside import original_codec
-from revox.lab.data import RATE, SpeechSet
+from revox.coding.invert import InversionConfig, invert
+from revox.coding.prior import CodePrior
+from revox.demo import checkpoint_folder
+from revox.evaluation.reference_encoder import original_codec
 from revox.metrics.speaker import SpeakerJudge
 from revox.speech import Audio
 
@@ -32,7 +32,7 @@ from revox.speech import Audio
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--encoder", type=Path, default=Path("lab-encoder/encoder.safetensors"))
+    parser.add_argument("--encoder", type=Path, default=Path("lab/reference-encoder/encoder.safetensors"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--clips", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=3.0)

@@ -23,13 +23,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
+from lab.build import assemble, write_params
+from lab.data import RATE, SpeechSet
+from lab.settings import read_settings
 from lab_quality import cloning_table, long_clips, preset_sentences
 from revox import load
-from revox.lab.aside import original_codec
-from revox.lab.build import assemble, write_params
-from revox.lab.data import RATE, SpeechSet
-from revox.lab.sentences import jsgf
-from revox.lab.settings import read_settings
+from revox.demo.sentences import jsgf
+from revox.evaluation.reference_encoder import original_codec
 from revox.metrics.intelligibility import Recogniser, word_error_rate
 from revox.metrics.speaker import SpeakerJudge
 from revox.speech import Audio

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lab.build import frame_sets, guide_trainer, half_trainer, language_data
+from lab.language_training import LanguageTrainer
+from lab.settings import read_settings
 from revox.checkpoint.params import read_params
-from revox.lab.build import frame_sets, guide_trainer, half_trainer, language_data
-from revox.lab.language_training import LanguageTrainer
-from revox.lab.settings import read_settings
 from revox.training.run import Run
 
 STAGES = ("guide", "encoder", "decoder", "language")

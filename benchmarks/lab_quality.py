@@ -1,9 +1,10 @@
 """How good is the lab checkpoint? Codec, speech, and cloning through the true encoder, with floors and
 ceilings.
 
-    python benchmarks/lab_quality.py --data RUN/data --encoder lab-encoder/encoder.safetensors
+    python benchmarks/lab_quality.py --data RUN/data --encoder lab/reference-encoder/encoder.safetensors
 
-The clips and speakers are the committed held-out lists; `--data` is where `revox lab build` made the speech.
+The clips and speakers are the committed held-out lists; `--data` is where `python -m lab build` put the
+speech.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lab.data import RATE, SpeechSet
 from revox import load
 from revox.checkpoint.voices import Voice
-from revox.lab import checkpoint_folder
-from revox.lab.aside import original_codec
-from revox.lab.data import RATE, SpeechSet
-from revox.lab.sentences import jsgf
+from revox.demo import checkpoint_folder
+from revox.demo.sentences import jsgf
+from revox.evaluation.reference_encoder import original_codec
+from revox.losses.spectral import mel_distance
 from revox.metrics.intelligibility import Recogniser, word_error_rate
 from revox.metrics.speaker import SpeakerJudge
-from revox.metrics.spectral import mel_distance
 from revox.speech import Audio
 
 MIN_SECONDS = 3.0
@@ -47,7 +48,7 @@ def lab_arguments(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--checkpoint", type=Path, default=None)
-    parser.add_argument("--encoder", type=Path, default=Path("lab-encoder/encoder.safetensors"))
+    parser.add_argument("--encoder", type=Path, default=Path("lab/reference-encoder/encoder.safetensors"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--sentences", type=int, default=60)
     return parser

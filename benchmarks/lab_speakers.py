@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from revox.lab.sentences import jsgf, sentences
-from revox.lab.speakers import Speaker, cast_presets, draw_speakers, split_speakers, to_json
-from revox.lab.synthesise import synthesise
+from lab.speakers import Speaker, cast_presets, draw_speakers, split_speakers, to_json
+from lab.synthesise import synthesise
+from revox.demo.sentences import jsgf, sentences
 from revox.metrics.intelligibility import Recogniser, word_error_rate
 from revox.metrics.speaker import SpeakerJudge
 from revox.speech.audio import Audio

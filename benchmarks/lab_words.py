@@ -1,6 +1,6 @@
 """Where does the lab's language model lose words: in its semantic codes, its acoustic codes, or its own past?
 
-    python benchmarks/lab_words.py --data RUN/data --encoder lab-encoder/encoder.safetensors
+    python benchmarks/lab_words.py --data RUN/data --encoder lab/reference-encoder/encoder.safetensors
 
 Held-out sentences of the presets, whose true codes are known, are spoken with parts of the true codes put
 in the place of the model's own: in what is heard, and in what it reads of its past. The differences between
@@ -15,13 +15,13 @@ import platform
 
 import torch
 
+from lab.data import RATE, SpeechSet
 from lab_quality import lab_arguments, preset_sentences
 from revox import load
 from revox.checkpoint.voices import load_voice
-from revox.lab import checkpoint_folder
-from revox.lab.aside import original_codec
-from revox.lab.data import RATE, SpeechSet
-from revox.lab.sentences import jsgf
+from revox.demo import checkpoint_folder
+from revox.demo.sentences import jsgf
+from revox.evaluation.reference_encoder import original_codec
 from revox.metrics.intelligibility import Recogniser, word_error_rate
 from revox.model.config import N_SPECIAL_CODES
 from revox.speech import Audio

@@ -41,7 +41,7 @@ from typing import Any
 import httpx
 
 from revox.checkpoint.voices import list_voices
-from revox.lab import checkpoint_folder
+from revox.demo import checkpoint_folder
 
 RATE = 24_000
 KINDS = {"whole": 0.3, "stream": 0.4, "slow": 0.1, "hang up": 0.1, "nonsense": 0.1}

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import torch
 
+from revox.demo import checkpoint_folder
 from revox.evaluation.clips import find_clips
 from revox.evaluation.evaluate import evaluate
 from revox.evaluation.measured import NOISE, RECORDING, WRONG_SPEAKER
 from revox.evaluation.subject import Setup
 from revox.evaluation.tables import Table
-from revox.lab import checkpoint_folder
 
 ORDER = (RECORDING, "decoded", WRONG_SPEAKER, NOISE)
 
@@ -64,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("clips", type=Path)
     parser.add_argument("--checkpoint", type=Path, default=None)
-    parser.add_argument("--encoder", type=Path, default=Path("lab-encoder/encoder.safetensors"))
+    parser.add_argument("--encoder", type=Path, default=Path("lab/reference-encoder/encoder.safetensors"))
     parser.add_argument("--work", type=Path, default=Path("measuring-noise"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--limit", type=int, default=20)

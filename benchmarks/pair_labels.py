@@ -22,11 +22,11 @@ import torch
 
 from revox.checkpoint.load import load_model
 from revox.cloning.clone import PARTS, preset_codes
-from revox.cloning.encode import encode, served
-from revox.cloning.pairs import PairSettings, PresetPairs
-from revox.lab import checkpoint_folder
-from revox.lab.aside import original_codec
-from revox.lab.sentences import sentences
+from revox.coding.encode import encode, served
+from revox.coding.pairs import PairSettings, PresetPairs
+from revox.demo import checkpoint_folder
+from revox.demo.sentences import sentences
+from revox.evaluation.reference_encoder import original_codec
 from revox.training.settings import Pairs
 from revox.training.spoken import spoken_codes
 
@@ -47,7 +47,7 @@ FRAMES = 20
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--encoder", type=Path, default=Path("lab-encoder/encoder.safetensors"))
+    parser.add_argument("--encoder", type=Path, default=Path("lab/reference-encoder/encoder.safetensors"))
     parser.add_argument("--sentences", type=int, default=320)
     parser.add_argument("--strangers", type=float, default=0.7)
     parser.add_argument("--items", type=int, default=80)

@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lab.data import KINDS, RATE, SpeechSet
 from revox.checkpoint.load import load_model
 from revox.cloning.clone import PARTS, preset_codes
-from revox.cloning.encode import encode, served
-from revox.lab import checkpoint_folder
-from revox.lab.aside import original_codec
-from revox.lab.data import KINDS, RATE, SpeechSet
+from revox.coding.encode import encode, served
+from revox.demo import checkpoint_folder
+from revox.evaluation.reference_encoder import original_codec
+from revox.losses.spectral import mel_distance
 from revox.metrics.codes import row_cosine
-from revox.metrics.spectral import mel_distance
 from revox.training.encoder import EncoderTrainer
 from revox.training.settings import EncoderTraining
 from revox.training.spoken import spoken_codes
@@ -52,7 +52,7 @@ def recordings(data: Path, kind: str, frame: int) -> list[Tensor]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--encoder", type=Path, default=Path("lab-encoder/encoder.safetensors"))
+    parser.add_argument("--encoder", type=Path, default=Path("lab/reference-encoder/encoder.safetensors"))
     parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--phases", type=float, nargs="+", default=[0.0, 2.5])
     parser.add_argument("--sentences", type=int, default=64)

@@ -208,7 +208,7 @@ def make_trainer(options: argparse.Namespace, folder: Path) -> EncoderTrainer:
         codec = random_codec(CodecConfig())
     else:
         from revox.checkpoint.load import load_model
-        from revox.lab import checkpoint_folder
+        from revox.demo import checkpoint_folder
 
         codec = load_model(
             checkpoint_folder(), dtype=torch.float32, parts=("audio_tokenizer",)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from revox.lab.tokenizer import minimal_vocab_size, write_tekken
+from lab.tokenizer import minimal_vocab_size, write_tekken
 from revox.model.config import AcousticConfig, BackboneConfig, CodecConfig, VoxtralConfig
 from revox.model.voxtral import Voxtral, tensor_name
 from revox.speech import Audio, write_audio

@@ -24,8 +24,8 @@ from revox.synthesis.prompt import Prompter
 from revox.synthesis.stream import stream
 
 if TYPE_CHECKING:
-    from revox.cloning.invert import InversionProgress
-    from revox.cloning.quick_encoder import QuickEncoder
+    from revox.coding.invert import InversionProgress
+    from revox.coding.student import QuickEncoder
 
 SMALL_MODEL_BYTES = 2_000_000_000
 
@@ -141,7 +141,7 @@ class Revox:
         this checkpoint has no use for.
         """
         from revox.cloning.clone import choose_ways, clone_voice
-        from revox.cloning.opinion import opinion_on
+        from revox.coding.likelihood import opinion_on
 
         has_encoder = self.model.audio_tokenizer.has_encoder
         ways = choose_ways(has_encoder, method, refine, budget, quick_encoder=quick_encoder)
@@ -269,7 +269,7 @@ class Revox:
     def _quick_encoder(self) -> QuickEncoder | None:
         from revox.checkpoint.locate import user_cache
         from revox.cloning.clone import float_codec
-        from revox.cloning.quick_encoder import default_training, quick_encoder_for
+        from revox.coding.student import default_training, quick_encoder_for
 
         codec = float_codec(self.model.audio_tokenizer)
         bank = self._preset_codes

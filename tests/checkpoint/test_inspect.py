@@ -440,8 +440,8 @@ def test_a_hub_cache_folder_of_links_is_read(tiny_checkpoint: Path, tmp_path: Pa
 def release_sized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The release's headers and file sizes: 8.0 GB of weights without data (a sparse file), a tekken.json
     of 150,000 tokens and 20 voices."""
-    from revox.lab.fullsize import RELEASE_VOICES, release_params
-    from revox.lab.tokenizer import tekken
+    from lab.tokenizer import tekken
+    from revox.checkpoint.release import RELEASE_VOICES, release_params
 
     folder = tmp_path_factory.mktemp("release-sized")
     params = release_params()

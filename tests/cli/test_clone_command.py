@@ -21,9 +21,9 @@ from revox.checkpoint.inject import eject, inject
 from revox.checkpoint.inspect import inspect
 from revox.checkpoint.voices import Voice, list_voices, load_voice
 from revox.cli import clone_command, voice_command
-from revox.cloning import CloneError
-from revox.cloning.quick_encoder import QuickEncoderTraining
-from revox.lab import checkpoint_folder
+from revox.coding.errors import CodingError
+from revox.coding.student import QuickEncoderTraining
+from revox.demo import checkpoint_folder
 from revox.marking import verify_file
 from revox.speech import Audio, AudioError, read_audio, write_audio
 
@@ -111,7 +111,7 @@ def test_what_was_found_outlasts_a_voice_that_cannot_be_added_and_can_be_added_l
 
     monkeypatch.setattr("revox.checkpoint.voices.add_voice", full)
     result = clone(clip, *options(tiny_checkpoint_copy))
-    assert isinstance(result.exception, CloneError)
+    assert isinstance(result.exception, CodingError)
     said = str(result.exception)
     assert said.startswith("No space left on device. The codes found are kept in ")
     monkeypatch.undo()
@@ -189,7 +189,7 @@ def test_a_name_that_will_not_do_is_refused_before_the_clip_is_read(
 
 def test_without_consent_nothing_is_done(clip: Path, tiny_checkpoint: Path):
     result = clone(clip, "--checkpoint", tiny_checkpoint, "--name", "me")
-    assert isinstance(result.exception, CloneError)
+    assert isinstance(result.exception, CodingError)
     assert "--consent" in str(result.exception)
     assert all(entry.name != "me" for entry in list_voices(tiny_checkpoint))
 
@@ -229,7 +229,7 @@ def test_a_transcript_that_says_nothing_is_refused(
     clip: Path, tiny_checkpoint: Path, given: str, sentence: str
 ):
     result = clone(clip, *options(tiny_checkpoint), "--transcript", given)
-    assert isinstance(result.exception, CloneError)
+    assert isinstance(result.exception, CodingError)
     assert sentence in str(result.exception)
 
 
@@ -251,8 +251,8 @@ def test_a_quick_encoder_is_trained_once_and_kept(
     cache = tmp_path / "cache"
     monkeypatch.setenv("REVOX_CACHE", str(cache))
     short = QuickEncoderTraining(steps=3, batch=2, frames=8, width=16, blocks=1)
-    monkeypatch.setattr("revox.cloning.quick_encoder.default_training", lambda _: short)
-    monkeypatch.setattr("revox.cloning.quick_encoder.is_worth_asking", lambda *_: True)
+    monkeypatch.setattr("revox.coding.student.default_training", lambda _: short)
+    monkeypatch.setattr("revox.coding.student.is_worth_asking", lambda *_: True)
     assert clone(clip, *options(tiny_checkpoint_copy), "--quick-encoder").exit_code == 0
     kept = [(path.name, path.stat().st_mtime_ns) for path in cache.iterdir()]
     assert len(kept) == 1
@@ -267,14 +267,14 @@ def test_a_quick_encoder_that_learnt_nothing_is_left_out(
 ):
     monkeypatch.setenv("REVOX_CACHE", str(tmp_path / "cache"))
     short = QuickEncoderTraining(steps=1, batch=2, frames=8, width=16, blocks=1)
-    monkeypatch.setattr("revox.cloning.quick_encoder.default_training", lambda _: short)
+    monkeypatch.setattr("revox.coding.student.default_training", lambda _: short)
     result = clone(clip, *options(tiny_checkpoint_copy), "--quick-encoder")
     assert result.exit_code == 0, result.exception
     assert "no better than a blind guess" in " ".join(result.output.split())
     assert not (tmp_path / "cache").exists()
 
 
-LAB_ENCODER = Path(__file__).parents[2] / "lab-encoder" / "encoder.safetensors"
+LAB_ENCODER = Path(__file__).parents[2] / "lab" / "reference-encoder" / "encoder.safetensors"
 
 
 def test_an_injected_encoder_is_used_at_once_and_an_ejected_one_is_not(tmp_path: Path):
@@ -291,11 +291,11 @@ def test_an_injected_encoder_is_used_at_once_and_an_ejected_one_is_not(tmp_path:
     kept = load_voice(folder, "polished").provenance["settings"]["kept"]
     assert scores[kept]["total"] <= scores["encoder"]["total"]
     refused = clone(*named, "other", "--budget", 5)
-    assert isinstance(refused.exception, CloneError)
+    assert isinstance(refused.exception, CodingError)
     eject(folder, None)
     assert inspect(folder).encoder == "absent"
     refused = clone(*named, "other", "--refine", 2)
-    assert isinstance(refused.exception, CloneError)
+    assert isinstance(refused.exception, CodingError)
     assert "no whole encoder" in str(refused.exception)
     assert clone(*named, "other", "--method", "encoder").exit_code != 0
 
@@ -310,7 +310,7 @@ def test_a_part_of_an_encoder_is_left_off_and_said(
     weights = load_file(folder / "consolidated.safetensors")
     del weights["audio_tokenizer.encoder_blocks.6.layers.1.ffn_scale"]
     save_file(weights, folder / "consolidated.safetensors")
-    assert isinstance(clone(clip, *options(folder), "--method", "encoder").exception, CloneError)
+    assert isinstance(clone(clip, *options(folder), "--method", "encoder").exception, CodingError)
     result = clone(clip, *options(folder))
     assert result.exit_code == 0, result.exception
     assert "a part of an encoder" in " ".join(result.output.split())
@@ -325,5 +325,5 @@ def test_a_method_that_will_not_do_is_refused_before_the_clip_is_read(
     tiny_checkpoint_copy: Path, given: tuple[object, ...], sentence: str
 ):
     result = clone("no such file.wav", *options(tiny_checkpoint_copy), *given)
-    assert isinstance(result.exception, CloneError)
+    assert isinstance(result.exception, CodingError)
     assert sentence in str(result.exception)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-import revox.lab
+import revox.demo
 from revox.cli.main import main
-from revox.serving.deploy_server import ServerReport
-from revox.serving.vllm_omni import DEPLOY_NAME
+from revox.deploy.server import ServerReport
+from revox.deploy.vllm_omni import DEPLOY_NAME
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def revox_cli(monkeypatch, capsys, tmp_path):
 
 
 def test_the_command_that_is_printed_is_the_one_that_is_written(revox_cli, tmp_path):
-    folder = str(revox.lab.checkpoint_folder())
+    folder = str(revox.demo.checkpoint_folder())
     code, out, err = revox_cli("deploy", "vllm-omni", folder, "--gpu-memory", "0.45", "--port", "9000")
     assert code == 0
     words = shlex.split(out)
@@ -60,7 +60,7 @@ def test_the_command_that_is_printed_is_the_one_that_is_written(revox_cli, tmp_p
 )
 def test_mistakes_are_one_sentence_and_exit_code_2(revox_cli, tmp_path, words, said):
     (tmp_path / "a-file").write_text("x")
-    words = [str(revox.lab.checkpoint_folder()) if word == "LAB" else word for word in words]
+    words = [str(revox.demo.checkpoint_folder()) if word == "LAB" else word for word in words]
     code, out, err = revox_cli("deploy", "vllm-omni", *words)
     assert (code, out) == (2, "")
     assert said in err
@@ -93,7 +93,7 @@ def test_run_becomes_vllm_omni_with_those_words(revox_cli, tmp_path, monkeypatch
     became = []
     monkeypatch.setattr("os.execve", lambda *words: became.append(words))
     code, out, _ = revox_cli(
-        "deploy", "vllm-omni", str(revox.lab.checkpoint_folder()), "--run", "--gpu", "1", "--out", "o"
+        "deploy", "vllm-omni", str(revox.demo.checkpoint_folder()), "--run", "--gpu", "1", "--out", "o"
     )
     assert code == 0
     [(program, words, environment)] = became
@@ -111,14 +111,14 @@ def test_run_starts_nothing_with_versions_that_do_not_belong_together(
 ):
     monkeypatch.setenv("PATH", f"{fake_environment(tmp_path, omni, vllm)}:/usr/bin:/bin")
     monkeypatch.setattr("os.execve", lambda *words: pytest.fail("it was started"))
-    code, _, err = revox_cli("deploy", "vllm-omni", str(revox.lab.checkpoint_folder()), "--run")
+    code, _, err = revox_cli("deploy", "vllm-omni", str(revox.demo.checkpoint_folder()), "--run")
     assert code == 2
     assert said in err.splitlines()[-1]
 
 
 def test_run_without_vllm_omni_is_a_sentence(revox_cli, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    code, _, err = revox_cli("deploy", "vllm-omni", str(revox.lab.checkpoint_folder()), "--run")
+    code, _, err = revox_cli("deploy", "vllm-omni", str(revox.demo.checkpoint_folder()), "--run")
     assert code == 2
     assert "not on PATH" in err.splitlines()[-1]
     assert (tmp_path / "vllm-omni-deploy" / DEPLOY_NAME).exists()
@@ -167,7 +167,7 @@ def test_check_obeys_no_terminal_codes_of_a_command(revox_cli):
 def test_a_servers_answers_are_shown_and_decide_the_exit_code(revox_cli, monkeypatch, changes, code):
     from revox.checkpoint.inspect import inspect
 
-    folder = revox.lab.checkpoint_folder()
+    folder = revox.demo.checkpoint_folder()
     names = [voice.name for voice in inspect(folder).voices]
     given = {"kind": "vllm-omni", "version": "0.30.0", "healthy": True, "voices": names, "ref_audio": "works"}
     if changes.get("voices") == "more":
@@ -178,7 +178,7 @@ def test_a_servers_answers_are_shown_and_decide_the_exit_code(revox_cli, monkeyp
         asked.append((url, key, probe))
         return ServerReport(url, **{**given, **changes})
 
-    monkeypatch.setattr("revox.serving.deploy_server.examine_server", examine)
+    monkeypatch.setattr("revox.deploy.server.examine_server", examine)
     monkeypatch.setenv("THE_KEY", "secret")
     words = (
         "deploy",
@@ -204,9 +204,9 @@ def test_a_servers_report_as_json_tells_voices_that_the_folder_does_not_list(rev
     def examine(url: str, key: str | None, probe: bool) -> ServerReport:
         return ServerReport(url, "vllm-omni", "0.30.0", True, voices=["ada"])
 
-    monkeypatch.setattr("revox.serving.deploy_server.examine_server", examine)
+    monkeypatch.setattr("revox.deploy.server.examine_server", examine)
     _, out, _ = revox_cli(
-        "deploy", "check", "http://a:1", "--json", "--folder", str(revox.lab.checkpoint_folder())
+        "deploy", "check", "http://a:1", "--json", "--folder", str(revox.demo.checkpoint_folder())
     )
     said = json.loads(out)
     assert (said["kind"], said["version"], said["voices"]) == ("vllm-omni", "0.30.0", ["ada"])
@@ -216,7 +216,7 @@ def test_a_servers_report_as_json_tells_voices_that_the_folder_does_not_list(rev
 
 def test_check_looks_into_the_folder_and_the_python_that_were_named(revox_cli, tmp_path):
     python = fake_environment(tmp_path, "0.28.0", "0.28.0") / "python"
-    folder = str(revox.lab.checkpoint_folder())
+    folder = str(revox.demo.checkpoint_folder())
     _, out, _ = revox_cli("deploy", "check", "--folder", folder, "--python", str(python))
     assert f"folder: {folder}" in out
     assert "vllm-omni 0.28.0, vllm 0.28.0" in out
@@ -230,7 +230,7 @@ def test_an_address_without_its_beginning_is_no_command(revox_cli):
 
 
 def test_an_address_that_others_reach_is_said_to_need_a_key(revox_cli):
-    folder = str(revox.lab.checkpoint_folder())
+    folder = str(revox.demo.checkpoint_folder())
     assert "VLLM_API_KEY" in revox_cli("deploy", "vllm-omni", folder, "--host", "0.0.0.0")[2]
     assert "VLLM_API_KEY" not in revox_cli("deploy", "vllm-omni", folder)[2]
 
@@ -244,7 +244,7 @@ def test_a_key_that_is_not_set_and_a_server_that_is_not_there_are_sentences(revo
 
 def test_notes_of_the_folder_are_told(revox_cli, tmp_path):
     folder = tmp_path / "checkpoint"
-    shutil.copytree(revox.lab.checkpoint_folder(), folder)
+    shutil.copytree(revox.demo.checkpoint_folder(), folder)
     (folder / "voice_embedding" / "ar_male.pt").rename(folder / "voice_embedding" / "stray.pt")
     code, _, err = revox_cli("deploy", "vllm-omni", str(folder))
     assert (code, "ar_male" in err) == (2, True)

@@ -14,8 +14,8 @@ from revox.checkpoint.load import load_model
 from revox.checkpoint.voices import add_voice, load_voice
 from revox.cloning import CloneError
 from revox.cloning.clone import PARTS, choose_ways, clone_voice, preset_codes
-from revox.cloning.encode import encode
-from revox.cloning.invert import InversionConfig
+from revox.coding.encode import encode
+from revox.coding.invert import InversionConfig
 from revox.model.voxtral import Voxtral
 from revox.speech import Audio, AudioError
 from revox.speech.loudness import loudness
@@ -235,7 +235,7 @@ def test_with_an_encoder_nothing_is_searched_for(encoding: Voxtral, monkeypatch:
         raise AssertionError("searched")
 
     monkeypatch.setattr("revox.cloning.clone.invert", never)
-    monkeypatch.setattr("revox.cloning.refine.invert", never)
+    monkeypatch.setattr("revox.coding.refine.invert", never)
     cloned = clone_voice(encoding, speechlike(3.2), consent=AGREED)
     assert cloned.kept == "encoder"
     assert cloned.voice.provenance["method"] == "encoder"

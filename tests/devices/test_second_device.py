@@ -14,28 +14,28 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_build import SETTINGS as MINIATURE
+from test_build import _speech as write_lab_speech
 
 import revox
 from conftest import preset_codes, write_speakers
 from devices.second_device import NAME, There, by_copy, loaded_there, register
-from lab.test_build import SETTINGS as MINIATURE
-from lab.test_build import _speech as write_lab_speech
+from lab.build import build
 from revox.checkpoint.tensors import WEIGHTS
 from revox.cloning.clone import ClonedVoice, clone_voice
-from revox.cloning.encode import encode, served
-from revox.cloning.invert import InversionConfig
-from revox.cloning.opinion import opinion_on
-from revox.cloning.prior import CodePrior
-from revox.cloning.quick_encoder import QuickEncoderTraining, train_quick_encoder
-from revox.cloning.refine import refine
+from revox.coding.encode import encode, served
+from revox.coding.invert import InversionConfig
+from revox.coding.likelihood import opinion_on
+from revox.coding.prior import CodePrior
+from revox.coding.refine import refine
+from revox.coding.student import QuickEncoderTraining, train_quick_encoder
+from revox.demo import checkpoint_folder
 from revox.doctor.examine import examine
 from revox.doctor.findings import Verdict
 from revox.evaluation.clips import find_clips
 from revox.evaluation.evaluate import evaluate
+from revox.evaluation.reference_encoder import original_codec
 from revox.evaluation.subject import Setup, open_subject
-from revox.lab import checkpoint_folder
-from revox.lab.aside import original_codec
-from revox.lab.build import build
 from revox.metrics.acceptance import acceptance
 from revox.serving.engine import Engine
 from revox.serving.metrics import Metrics
@@ -50,7 +50,7 @@ from revox.training.speaker import train_verifier
 from training.test_distill import save_whisper
 
 EXAMPLES = checkpoint_folder().parent / "examples"
-ENCODER = Path(__file__).parents[2] / "lab-encoder" / "encoder.safetensors"
+ENCODER = Path(__file__).parents[2] / "lab" / "reference-encoder" / "encoder.safetensors"
 
 pytestmark = pytest.mark.usefixtures("second", "one_thread")
 

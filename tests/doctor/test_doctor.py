@@ -19,15 +19,15 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from conftest import RELEASE_PARAMS
+from lab.tokenizer import write_tekken
 from revox.cli import doctor_command
+from revox.demo import checkpoint_folder
 from revox.doctor import clone_checks, folder_checks, layout, speech_checks, voice_checks
 from revox.doctor.examine import examine
 from revox.doctor.findings import Finding, Report, Verdict
 from revox.doctor.patient import Patient, choose_voices
 from revox.doctor.report import write_report
 from revox.doctor.sound import SoundFigures, measure
-from revox.lab import checkpoint_folder
-from revox.lab.tokenizer import write_tekken
 from revox.speech import Audio, read_audio
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -378,7 +378,7 @@ def test_a_tokenizer_with_other_special_ids_is_named(lab_copy: Path):
 
 
 def test_what_is_known_of_the_release_is_used_for_its_sizes_only(tmp_path: Path, lab_copy: Path):
-    from revox.lab.fullsize import RELEASE_VOICES
+    from revox.checkpoint.release import RELEASE_VOICES
 
     (tmp_path / "params.json").write_text(RELEASE_PARAMS.read_text())
     release = Patient(tmp_path)
@@ -393,7 +393,7 @@ def test_what_is_known_of_the_release_is_used_for_its_sizes_only(tmp_path: Path,
 
 def test_a_vocabulary_in_another_order_shows_in_a_table_with_structure():
     """Rows made alike for " word", "word" and " Word"; then the same table under a shuffled vocabulary."""
-    from revox.lab.tokenizer import tekken
+    from lab.tokenizer import tekken
 
     generator = torch.Generator().manual_seed(0)
     stems = [
@@ -441,10 +441,10 @@ def test_the_encoder_check_judges_the_codes_that_serving_takes(
 
 @pytest.mark.slow
 def test_the_labs_own_encoder_passes(lab_copy: Path):
-    from revox.lab.aside import original_codec
+    from revox.evaluation.reference_encoder import original_codec
 
     examined = patient(lab_copy, ["casual_female", "neutral_male", "es_female", "it_male"])
-    encoder = LAB.parents[3] / "lab-encoder" / "encoder.safetensors"
+    encoder = LAB.parents[3] / "lab" / "reference-encoder" / "encoder.safetensors"
     examined.model.model.audio_tokenizer = original_codec(lab_copy, encoder)
     assert clone_checks.encoder(examined).verdict is not Verdict.FAIL
 

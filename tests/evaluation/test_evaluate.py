@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from revox.cli.evaluate_command import app
-from revox.cloning.invert import InversionResult
+from revox.coding.invert import InversionResult
 from revox.evaluation import codec_table
 from revox.evaluation.acceptance_table import CLIPS, OTHER_TEXT, OWN_SPEECH, PRESETS, preset_names
 from revox.evaluation.clips import find_clips
@@ -131,7 +131,7 @@ def test_the_cloning_table_by_inversion(tiny_checkpoint, found, tmp_path, monkey
         codes = torch.zeros(37, target.numel() // codec.samples_per_frame, dtype=torch.long)
         return InversionResult(codes, (1.0,), 1, 0.0, False)
 
-    monkeypatch.setattr("revox.cloning.invert.invert", quick)
+    monkeypatch.setattr("revox.coding.invert.invert", quick)
     setup = setup_of(tiny_checkpoint, tmp_path, by="inversion", recogniser="pocketsphinx")
     table = evaluate("cloning", setup, [c for c in found if c.group == "human"]).tables[0]
     assert table.cell(CLONED, "similarity").clips == 2

@@ -12,14 +12,14 @@ import torch
 
 from revox.checkpoint.load import load_model
 from revox.cloning.clone import PARTS, preset_codes
+from revox.demo import checkpoint_folder
 from revox.evaluation.clips import Clip
 from revox.evaluation.measured import NOISE, RECORDING, WRONG_SPEAKER, add_ranks
 from revox.evaluation.subject import noise_like
 from revox.evaluation.tables import Column, make_row
-from revox.lab import checkpoint_folder
+from revox.losses.spectral import mel_distance, multi_resolution_stft_loss
 from revox.metrics.perceptual import estoi
 from revox.metrics.speaker import SpeakerJudge
-from revox.metrics.spectral import mel_distance, multi_resolution_stft_loss
 from revox.speech import Audio, encode_audio, normalise_loudness, read_audio
 from revox.synthesis.stream import decode
 

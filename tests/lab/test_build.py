@@ -12,16 +12,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from revox import load
-from revox.checkpoint.load import load_model
-from revox.checkpoint.params import read_params
-from revox.checkpoint.tensors import WEIGHTS, expected_tensors, read_header
-from revox.checkpoint.voice_codes import recover_codes
-from revox.checkpoint.voices import load_voice
-from revox.cli.lab_command import app
-from revox.cloning.features import SpectralFeatures
-from revox.lab import language_training
-from revox.lab.build import (
+from lab import language_training
+from lab.__main__ import app
+from lab.build import (
     BuildSettings,
     build,
     coder,
@@ -37,17 +30,24 @@ from revox.lab.build import (
     trained_guide,
     write_params,
 )
-from revox.lab.carried import carry_state
-from revox.lab.codec_training import DecoderTraining, EncoderTraining
-from revox.lab.data import SpeechSet, write_set
-from revox.lab.errors import LabError
-from revox.lab.guide import GuideTraining
-from revox.lab.language_training import LanguageTrainer, LanguageTraining
-from revox.lab.phone_reader import PhoneReading
-from revox.lab.phones import PHONES, nearest_cluster, phone_codebook, phone_occupancy
-from revox.lab.settings import read_settings
-from revox.lab.shards import pack
-from revox.lab.sizes import PRESETS
+from lab.carried import carry_state
+from lab.codec_training import DecoderTraining, EncoderTraining
+from lab.data import SpeechSet, write_set
+from lab.errors import LabError
+from lab.guide import GuideTraining
+from lab.language_training import LanguageTrainer, LanguageTraining
+from lab.phone_reader import PhoneReading
+from lab.phones import PHONES, nearest_cluster, phone_codebook, phone_occupancy
+from lab.settings import read_settings
+from lab.shards import pack
+from lab.sizes import PRESETS
+from revox import load
+from revox.checkpoint.load import load_model
+from revox.checkpoint.params import read_params
+from revox.checkpoint.tensors import WEIGHTS, expected_tensors, read_header
+from revox.checkpoint.voice_codes import recover_codes
+from revox.checkpoint.voices import load_voice
+from revox.coding.features import SpectralFeatures
 from revox.model.codec import Codec
 from revox.model.config import CodecConfig
 from revox.training.errors import TrainingError
@@ -504,7 +504,7 @@ def test_utterances_coded_together_have_the_codes_that_each_has_alone(
     by = coder(built / "run", read_params(built / "run" / "folder"), SETTINGS)
     alone = [by.codes([speech.waveform(i)])[0] for i in range(len(tones))]
     assert [codes.shape[1] for codes in alone] == [-(-len(tone) // 1920) for tone in tones]
-    monkeypatch.setattr("revox.lab.build.CODED_AT_ONCE", 3)
+    monkeypatch.setattr("lab.build.CODED_AT_ONCE", 3)
     for _ in range(2):  # made, then read again
         together = encoded(tmp_path, by, "synthetic", "train", _quiet)
         for one, other in zip(alone, together, strict=True):

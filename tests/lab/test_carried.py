@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from revox.cli.lab_command import app
-from revox.lab import LabError, carried
-from revox.lab.carried import carry_state, take_up_state
+from lab import LabError, carried
+from lab.__main__ import app
+from lab.carried import carry_state, take_up_state
 
 
 @pytest.fixture

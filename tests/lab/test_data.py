@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from revox.lab import data
-from revox.lab.sentences import split_of
-from revox.lab.speakers import synthetic_speakers
-from revox.lab.synthesise import Said
+from lab import data
+from lab.speakers import synthetic_speakers
+from lab.synthesise import Said
+from revox.demo.sentences import split_of
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from revox.cli.lab_command import app
-from revox.lab import LabError, build, data
-from revox.lab.build import BuildSettings, SpeechCounts
-from revox.lab.data import SpeechSet, write_set
-from revox.lab.flite import carry_flite, find_flite
-from revox.lab.speakers import synthetic_speakers
-from revox.lab.synthesise import synthesise
+from lab import LabError, build, data
+from lab.__main__ import app
+from lab.build import BuildSettings, SpeechCounts
+from lab.data import SpeechSet, write_set
+from lab.flite import carry_flite, find_flite
+from lab.speakers import synthetic_speakers
+from lab.synthesise import synthesise
 
 installed = pytest.mark.skipif(
     not (shutil.which("flite") and shutil.which("ldd")), reason="flite or ldd is not installed"
@@ -38,7 +38,7 @@ def test_a_carried_synthesiser_finds_its_libraries_first_where_it_lies(tmp_path,
 
 
 def test_what_cannot_be_run_or_is_not_there_is_named(tmp_path):
-    with pytest.raises(LabError, match="holds no flite: make it with `revox lab pack"):
+    with pytest.raises(LabError, match="holds no flite: make it with `python -m lab pack"):
         find_flite(tmp_path)
     (tmp_path / "flite").write_bytes(b"\x7fELF of another machine")
     with pytest.raises(LabError, match=r"flite cannot be run here: Permission denied"):
@@ -88,7 +88,7 @@ def test_nothing_is_packed_of_a_folder_without_speech(tmp_path):
     for flags in ([], ["--flite"]):
         failed = CliRunner().invoke(app, ["pack", str(tmp_path), *flags]).exception
         assert isinstance(failed, LabError)
-        assert "holds no speech: make it with `revox lab build --stage speech`" in str(failed)
+        assert "holds no speech: make it with `python -m lab build --stage speech`" in str(failed)
     assert not list(tmp_path.iterdir())
 
 

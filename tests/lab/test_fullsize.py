@@ -14,9 +14,10 @@ from mistral_common.protocol.speech.request import SpeechRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from safetensors.torch import load_file
 
+from lab.errors import LabError
+from lab.fullsize import write_random_checkpoint
 from revox.checkpoint import check_checkpoint
-from revox.lab.errors import LabError
-from revox.lab.fullsize import RELEASE_VOICES, release_params, write_random_checkpoint
+from revox.checkpoint.release import RELEASE_VOICES, release_params
 
 PARITY = Path(__file__).parents[1] / "parity"
 VOICES = {"ar_male": 67, "hi_male": 94}
@@ -143,7 +144,7 @@ def test_a_disk_too_full_is_told_before_anything_is_written(
 
 PROBE = """
 import resource, sys
-from revox.lab.fullsize import write_fullsize
+from lab.fullsize import write_fullsize
 write_fullsize(sys.argv[1])
 if sys.platform == "linux":  # ru_maxrss would count the process that started this one
     print(int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024)

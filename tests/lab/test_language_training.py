@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from revox.lab.language_training import LanguageTraining, initialise_language, language_losses
+from lab.language_training import LanguageTraining, initialise_language, language_losses
 from revox.model.config import N_SPECIAL_CODES, VoxtralConfig
 from revox.model.voxtral import Voxtral
 

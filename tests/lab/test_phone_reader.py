@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from revox.lab.data import SpeechSet, write_set
-from revox.lab.phone_reader import HOP, PhoneReader, PhoneReaderTrainer, PhoneReading, phone_labels
-from revox.lab.phones import PHONES, phone_index
+from lab.data import SpeechSet, write_set
+from lab.phone_reader import HOP, PhoneReader, PhoneReaderTrainer, PhoneReading, phone_labels
+from lab.phones import PHONES, phone_index
 
 TONES = {"aa": 300.0, "iy": 900.0, "s": 3000.0}
 

@@ -20,14 +20,11 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from conftest import preset_codes, tiny_model, write_checkpoint
-from revox.checkpoint.tensors import ENCODER_PREFIXES
-from revox.cli import lab_command
-from revox.cloning.encode import encode
-from revox.cloning.invert import InversionConfig, invert
-from revox.lab import recover_scores, recover_tables
-from revox.lab.data import write_set
-from revox.lab.errors import LabError
-from revox.lab.recover import (
+from lab import __main__ as lab_command
+from lab import recover_scores, recover_tables
+from lab.data import write_set
+from lab.errors import LabError
+from lab.recover import (
     LOG_FILE,
     MEASURED_STEPS,
     Experiment,
@@ -39,8 +36,8 @@ from revox.lab.recover import (
     process_environment,
     recover,
 )
-from revox.lab.recover_guard import identity
-from revox.lab.recover_rows import (
+from lab.recover_guard import identity
+from lab.recover_rows import (
     DISCRIMINATOR_WEIGHTS,
     GOALS_FOR,
     ROWS,
@@ -51,7 +48,10 @@ from revox.lab.recover_rows import (
     parse_row,
     row_named,
 )
-from revox.lab.recover_tables import GOALS, curve, goals_table, write_tables
+from lab.recover_tables import GOALS, curve, goals_table, write_tables
+from revox.checkpoint.tensors import ENCODER_PREFIXES
+from revox.coding.encode import encode
+from revox.coding.invert import InversionConfig, invert
 
 TRAINING: dict[str, Any] = {
     "clips": 1, "pairs": 1, "seconds": 0.32, "sentences": 0, "resolutions": [[256, 20]],
@@ -150,7 +150,7 @@ def lines_of(out: Path, what: str, row: str) -> list[dict[str, Any]]:
 ATTEMPTS = """
 import json, os, subprocess, sys
 from pathlib import Path
-from revox.lab.recover_guard import confine, forbid, identity
+from lab.recover_guard import confine, forbid, identity
 how, path, link = sys.argv[1:]
 import numpy, safetensors.numpy
 if how == "hook":
@@ -167,7 +167,7 @@ def other_process(name):
     subprocess.run(["cat", name], check=True, capture_output=True)
 
 def scoring(name):
-    import revox.lab.aside
+    import revox.evaluation.reference_encoder
 
 attempts = {
     "open": lambda: open(path, "rb"), "os.open": lambda: os.open(path, os.O_RDONLY),
@@ -262,10 +262,10 @@ def test_a_restoring_process_that_tries_is_stopped_and_is_told_no_name_to_try(
 TRIES = """
 import sys
 import revox.training.restore as restore
-from revox.lab.recover_guard import OutOfReachError
+from lab.recover_guard import OutOfReachError
 
 def tries(*_):
-    for attempt in (lambda: open({encoder!r}, "rb"), lambda: __import__("revox.lab.aside"),
+    for attempt in (lambda: open({encoder!r}, "rb"), lambda: __import__("revox.evaluation.reference_encoder"),
                     lambda: open({speech!r}, "rb")):
         try:
             attempt()
@@ -275,7 +275,7 @@ def tries(*_):
     open({encoder!r}, "rb")
 
 restore.restore_encoder = tries
-from revox.lab.recover_process import main
+from lab.recover_process import main
 sys.exit(main(sys.argv[1:]))
 """
 

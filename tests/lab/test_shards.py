@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from revox.lab import LabError
-from revox.lab.data import RATE, SpeechSet, write_set
-from revox.lab.shards import Shard, pack, unpack
+from lab import LabError
+from lab.data import RATE, SpeechSet, write_set
+from lab.shards import Shard, pack, unpack
 
 
 def glide(seconds, seed):
@@ -97,7 +97,7 @@ def test_a_damaged_shard_is_named(folder, damage):
 
 
 def test_a_folder_without_speech_says_how_to_make_it(tmp_path):
-    with pytest.raises(LabError, match="revox lab build"):
+    with pytest.raises(LabError, match="python -m lab build"):
         SpeechSet(tmp_path, "train")
     with pytest.raises(LabError, match="no shards"):
         unpack(tmp_path, tmp_path / "out")

@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from revox.lab import LabError
-from revox.lab.speakers import (
+from lab import LabError
+from lab.speakers import (
     PRESETS,
     cast_presets,
     draw_speakers,

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from revox.lab import LabError
-from revox.lab.speakers import synthetic_speakers
-from revox.lab.synthesise import level, synthesise, trim
+from lab import LabError
+from lab.speakers import synthetic_speakers
+from lab.synthesise import level, synthesise, trim
 
 RATE = 24000
 installed = pytest.mark.skipif(not shutil.which("flite"), reason="flite is not installed")

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 
-from revox.lab.tokenizer import minimal_vocab_size, word_pieces, write_tekken
+from lab.tokenizer import minimal_vocab_size, word_pieces, write_tekken
 
 mistral = pytest.importorskip("mistral_common.tokens.tokenizers.mistral")
 

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from subject import speechlike
 from torch import Tensor, nn
 
+from lab.tokenizer import write_tekken
 from revox.checkpoint.inject import inject
 from revox.checkpoint.load import load_model
-from revox.lab.tokenizer import write_tekken
 
 ENCODER = ("audio_tokenizer.input_proj.", "audio_tokenizer.encoder_blocks.")
 

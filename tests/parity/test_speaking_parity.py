@@ -16,8 +16,8 @@ from test_backbone_parity import hidden_of, their_backbone
 from torch import Tensor, nn
 from transformers import MistralModel
 
+from lab.tokenizer import write_tekken
 from revox.checkpoint.voices import Voice
-from revox.lab.tokenizer import write_tekken
 from revox.model.voxtral import Voxtral, parameter_name
 from revox.synthesis.generate import generate, noise_of
 from revox.synthesis.prompt import Prompter

@@ -21,10 +21,10 @@ import torch
 from revox.checkpoint.voices import Voice
 from revox.cloning.consent import provenance, source_of
 from revox.cloning.errors import CloneError
-from revox.cloning.invert import InversionProgress
-from revox.lab import checkpoint_folder
+from revox.coding.invert import InversionProgress
+from revox.demo import checkpoint_folder
+from revox.losses.spectral import mel_spectrogram
 from revox.marking import verify_bytes
-from revox.metrics.spectral import mel_spectrogram
 from revox.serving.keys import add_key
 from revox.speech import read_audio
 

@@ -8,7 +8,7 @@ from importlib.resources import files
 
 import pytest
 
-from revox.lab import checkpoint_folder
+from revox.demo import checkpoint_folder
 from revox.metrics.errors import MetricError
 from revox.serving.keys import add_key
 from revox.serving.page_routes import FILES, JUDGED_SECONDS, other_server, policy

@@ -26,7 +26,7 @@ from revox.checkpoint.voices import Voice, add_voice, load_voice
 from revox.cli.voice_command import app as voice_app
 from revox.cloning.consent import provenance, source_of
 from revox.cloning.errors import CloneError
-from revox.lab import checkpoint_folder
+from revox.demo import checkpoint_folder
 from revox.serving import voice_files
 from revox.serving.app import create_app
 from revox.serving.cloner import CloneByModel
@@ -63,7 +63,7 @@ class FakeCloner:
     def __call__(self, reference, *, name, consent, ref_text, progress=None, should_stop=None):
         self.asked.append(name)
         if progress is not None:
-            from revox.cloning.invert import InversionProgress
+            from revox.coding.invert import InversionProgress
 
             progress(InversionProgress("descent", 5, 10, 1.0, 1.0, 12.5))
         self.begun.set()

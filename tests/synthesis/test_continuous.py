@@ -7,7 +7,7 @@ import torch
 
 from revox.checkpoint.load import load_model
 from revox.checkpoint.voices import load_voice
-from revox.lab import checkpoint_folder
+from revox.demo import checkpoint_folder
 from revox.synthesis.batch import embed
 from revox.synthesis.continuous import ContinuousBatch
 from revox.synthesis.errors import SpeakError

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from revox.training.discriminator import (
+from revox.losses.discriminator import (
     Discriminators,
     adversarial_loss,
     discriminator_loss,

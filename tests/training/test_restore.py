@@ -24,8 +24,8 @@ from revox.checkpoint.load import load_model
 from revox.checkpoint.voices import Voice
 from revox.cli import train_command
 from revox.cloning.clone import PARTS
-from revox.cloning.invert import InversionConfig
-from revox.cloning.quick_encoder import QuickEncoderTraining
+from revox.coding.invert import InversionConfig
+from revox.coding.student import QuickEncoderTraining
 from revox.training.data import find_sources
 from revox.training.errors import TrainingError
 from revox.training.inverted import inverted_recordings

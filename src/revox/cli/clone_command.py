@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from revox.checkpoint.voices import Voice
     from revox.cloning.clone import ClonedVoice
-    from revox.cloning.invert import InversionProgress
-    from revox.cloning.quick_encoder import QuickEncoder
+    from revox.coding.invert import InversionProgress
+    from revox.coding.student import QuickEncoder
     from revox.model.voxtral import Voxtral
 
 
@@ -124,7 +124,7 @@ def command(
     if asked:
         from functools import partial
 
-        from revox.cloning.opinion import opinion_on
+        from revox.coding.likelihood import opinion_on
         from revox.synthesis.prompt import Prompter
 
         prompter = Prompter(folder)
@@ -203,7 +203,7 @@ def _quick_encoder(console: Console, model: Voxtral, presets: list[Tensor]) -> Q
 
     from revox.checkpoint.locate import user_cache
     from revox.cloning.clone import float_codec
-    from revox.cloning.quick_encoder import default_training, quick_encoder_for
+    from revox.coding.student import default_training, quick_encoder_for
 
     codec = float_codec(model.audio_tokenizer)
     training = default_training(codec)

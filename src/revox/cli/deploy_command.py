@@ -13,9 +13,9 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from revox.serving.deploy_scene import Scene
-    from revox.serving.deploy_server import ServerReport
-    from revox.serving.deploy_traps import Finding
+    from revox.deploy.facts import Scene
+    from revox.deploy.rules import Finding
+    from revox.deploy.server import ServerReport
 
 app = typer.Typer(
     help="Serve a folder with vllm-omni, and find what stands in the way.", no_args_is_help=True
@@ -43,7 +43,7 @@ def vllm_omni_command(
     """
     from rich.console import Console
 
-    from revox.serving.vllm_omni import VERSION, Deployment, servable
+    from revox.deploy.vllm_omni import VERSION, Deployment, servable
 
     folder, out = folder.expanduser(), out.expanduser()
     report = servable(folder)
@@ -67,10 +67,10 @@ def vllm_omni_command(
 
 
 def _run(words: list[str], environment: dict[str, str], folder: Path, console: Console) -> None:
-    from revox.serving.deploy_check import gather, start
-    from revox.serving.deploy_errors import DeployError
-    from revox.serving.deploy_traps import check
-    from revox.serving.vllm_omni import VERSION
+    from revox.deploy.check import gather, start
+    from revox.deploy.errors import DeployError
+    from revox.deploy.rules import check
+    from revox.deploy.vllm_omni import VERSION
 
     scene = gather(words, folder, environment={**os.environ, **environment})
     findings = check(scene)
@@ -78,7 +78,7 @@ def _run(words: list[str], environment: dict[str, str], folder: Path, console: C
     stops = [finding for finding in findings if finding.stops]
     if stops:
         raise DeployError(f"it is not started: {stops[0].seen}; {stops[0].mend}.")
-    from revox.serving.deploy_scene import minor
+    from revox.deploy.facts import minor
 
     if scene.packages is not None and scene.omni != minor(VERSION):
         found = scene.package("vllm-omni")
@@ -115,7 +115,7 @@ def check_command(
     console = Console(highlight=False)
     words = target or []
     if len(words) == 1 and re.fullmatch(r"[\w.-]+:\d+(/\S*)?", words[0]):
-        from revox.serving.deploy_errors import DeployError
+        from revox.deploy.errors import DeployError
 
         raise DeployError(f"{words[0]} lacks its beginning; a server is named as http://{words[0]}.")
     if len(words) == 1 and words[0].lower().startswith(("http://", "https://")):
@@ -129,8 +129,8 @@ def check_command(
 def _check_command(
     words: list[str], folder: Path | None, python: str | None, as_json: bool, console: Console
 ) -> bool:
-    from revox.serving.deploy_check import gather
-    from revox.serving.deploy_traps import check, trap_named
+    from revox.deploy.check import gather
+    from revox.deploy.rules import check, trap_named
 
     command: str | list[str] | None = words[0] if len(words) == 1 else words or None
     scene = gather(command, folder.expanduser() if folder else None, python)
@@ -177,7 +177,7 @@ def _looked_at(scene: Scene) -> dict[str, str]:
 
 
 def _print_findings(findings: list[Finding], console: Console) -> None:
-    from revox.serving.deploy_traps import trap_named
+    from revox.deploy.rules import trap_named
 
     for finding in findings:
         trap = trap_named(finding.trap)
@@ -191,8 +191,8 @@ def _print_findings(findings: list[Finding], console: Console) -> None:
 def _check_server(
     url: str, folder: Path | None, key_from: str | None, probe: bool, as_json: bool, console: Console
 ) -> bool:
-    from revox.serving.deploy_errors import DeployError
-    from revox.serving.deploy_server import FAILED, examine_server
+    from revox.deploy.errors import DeployError
+    from revox.deploy.server import FAILED, examine_server
 
     key = None
     if key_from is not None:

@@ -189,7 +189,7 @@ def _grammar(name: str | None) -> str | None:
     if name is None:
         return None
     if name == "lab":
-        from revox.lab.sentences import jsgf
+        from revox.demo.sentences import jsgf
 
         return jsgf()
     from revox.evaluation.errors import EvaluationError

@@ -23,6 +23,7 @@ COMMANDS = {
     "deploy": ("revox.cli.deploy_command", "app", True),
     "serve": ("revox.cli.serve_command", "command", False),
     "keys": ("revox.cli.keys_command", "app", True),
+    "demo": ("revox.cli.demo_command", "command", False),
     "lab": ("revox.cli.lab_command", "app", True),
 }
 
@@ -65,13 +66,14 @@ def _root(
 
 def user_errors() -> tuple[type[Exception], ...]:
     """The exceptions whose text is meant for the user."""
+
     from revox.checkpoint.errors import CheckpointError
-    from revox.cloning.errors import CloneError
+    from revox.coding.errors import CodingError
+    from revox.demo.errors import DemoError
+    from revox.deploy.errors import DeployError
     from revox.evaluation.errors import EvaluationError
-    from revox.lab.errors import LabError
     from revox.marking.errors import MarkError
     from revox.metrics.errors import MetricError
-    from revox.serving.deploy_errors import DeployError
     from revox.serving.errors import ServeError
     from revox.speech.errors import AudioError
     from revox.synthesis.errors import SpeakError
@@ -79,10 +81,10 @@ def user_errors() -> tuple[type[Exception], ...]:
 
     return (
         CheckpointError,
-        CloneError,
+        CodingError,
         DeployError,
         EvaluationError,
-        LabError,
+        DemoError,
         MarkError,
         MetricError,
         ServeError,
@@ -94,18 +96,23 @@ def user_errors() -> tuple[type[Exception], ...]:
 
 def main() -> None:
     """Run the command line; 2 is the exit code of a user's mistake, 130 of Ctrl-C."""
+    run_app(build_app(), "revox")
+
+
+def run_app(app: typer.Typer, name: str, errors: tuple[type[Exception], ...] = ()) -> None:
+    """Run `app`; `errors`, like `user_errors`, become a sentence after `name` and exit code 2."""
     try:
-        build_app()()
-    except user_errors() as error:
-        print(f"revox: {error}", file=sys.stderr)
+        app()
+    except (*user_errors(), *errors) as error:
+        print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         # A full disk, a folder without permission: the system's own sentence says it best.
         print(
-            f"revox: {error.strerror or error}{f': {error.filename}' if error.filename else ''}",
+            f"{name}: {error.strerror or error}{f': {error.filename}' if error.filename else ''}",
             file=sys.stderr,
         )
         sys.exit(2)
     except KeyboardInterrupt:
-        print("revox: stopped", file=sys.stderr)
+        print(f"{name}: stopped", file=sys.stderr)
         sys.exit(130)

@@ -19,9 +19,9 @@ from revox.checkpoint.params import read_params
 from revox.checkpoint.voice_codes import recover_codes
 from revox.checkpoint.voices import Voice, list_voices, load_voice
 from revox.cloning.consent import provenance, record_consent, source_of
-from revox.cloning.encode import encode
 from revox.cloning.errors import CloneError
-from revox.cloning.invert import (
+from revox.coding.encode import encode
+from revox.coding.invert import (
     Guess,
     InversionConfig,
     InversionProgress,
@@ -29,9 +29,9 @@ from revox.cloning.invert import (
     Opinion,
     invert,
 )
-from revox.cloning.prior import CodePrior
-from revox.cloning.quick_encoder import QuickEncoder
-from revox.cloning.refine import Score, Scorer, guess_of, refine, refinement
+from revox.coding.prior import CodePrior
+from revox.coding.refine import Score, Scorer, guess_of, refine, refinement
+from revox.coding.student import QuickEncoder
 from revox.model.codec import Codec
 from revox.model.voxtral import Voxtral
 from revox.speech import Audio, Selection, normalise_loudness, select_reference, whole_frames
@@ -54,7 +54,7 @@ class ClonedVoice:
     frames, at the codec's rate), `decoded` the same through the voice's codes. `result` is of the search that
     found the codes kept; where they are the encoder's it has no step, and its loss is the spectral distance
     or, where there was something to compare with, the score. `kept` says whose codes the voice has
-    ("encoder", "refined", "inversion"), `scores` what they were compared by (`revox.cloning.refine`): empty
+    ("encoder", "refined", "inversion"), `scores` what they were compared by (`revox.coding.refine`): empty
     when there was one way only.
     """
 
@@ -101,7 +101,7 @@ def clone_voice(
     recording's file (or its bytes), kept as a hash. A `selection` made before is used as it is. The quick
     `encoder` gives plain inversion its start and what it stays near. `transcript` is what is said in the
     recording, which is then used whole, or in the given selection; it is kept with the voice, and `opinion`,
-    the language model's of codes that say it (`revox.cloning.opinion.opinion_on`), takes part in a search.
+    the language model's of codes that say it (`revox.coding.likelihood.opinion_on`), takes part in a search.
     `progress`, `should_stop` and KeyboardInterrupt: see `invert`.
 
     Raises CloneError without consent, for a setting out of range or that means nothing with this method and

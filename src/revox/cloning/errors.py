@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from revox.coding.errors import CodingError
 
-class CloneError(ValueError):
+
+class CloneError(CodingError):
     """A voice cannot be cloned as asked: the clip, the consent or a setting will not do."""

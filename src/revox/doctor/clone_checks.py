@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from revox.cloning.clone import float_codec
-from revox.cloning.encode import encode, served
-from revox.cloning.invert import InversionConfig, InversionProgress, invert
-from revox.cloning.prior import CodePrior
+from revox.coding.encode import encode, served
+from revox.coding.invert import InversionConfig, InversionProgress, invert
+from revox.coding.prior import CodePrior
 from revox.doctor.findings import NO_RANGE, Figure, Finding, Value, Verdict
 from revox.doctor.patient import Patient
 from revox.metrics.codes import acoustic_level_error, row_cosine, semantic_agreement

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from revox.checkpoint.inspect import inspect
 from revox.checkpoint.params import read_json
+from revox.checkpoint.release import RELEASE_VOICES
 from revox.checkpoint.tensors import open_tensors, read_header, weight_files
 from revox.doctor.findings import Figure, Finding, Value, Verdict
 from revox.doctor.patient import Patient
-from revox.lab.fullsize import RELEASE_VOICES
 
 TEXT_TABLE = "mm_audio_embeddings.tok_embeddings.weight"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from revox.checkpoint.release import RELEASE_VOICES
 from revox.doctor.findings import Figure, Finding, Value, Verdict
 from revox.doctor.patient import Patient, sex_of
 from revox.doctor.sound import SoundFigures
-from revox.lab.fullsize import RELEASE_VOICES
 
 RELEASE_ROW_NORM = (4.2, 4.7)
 """Mean norm of a voice's rows in the release: 4.3 to 4.6, with a little room."""

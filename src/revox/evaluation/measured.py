@@ -10,9 +10,9 @@ import torch
 from revox.evaluation.clips import Clip
 from revox.evaluation.subject import Setup, Subject
 from revox.evaluation.tables import Column, candidates, rank
+from revox.losses.spectral import mel_distance, multi_resolution_stft_loss
 from revox.metrics.intelligibility import normalise_text, word_error_rate
 from revox.metrics.perceptual import estoi, installed, pesq
-from revox.metrics.spectral import mel_distance, multi_resolution_stft_loss
 from revox.speech import Audio
 
 RECORDING = "the recording itself"

@@ -26,7 +26,7 @@ from revox.speech import Audio, normalise_loudness, read_audio, whole_frames, wr
 from revox.synthesis.stream import decode
 
 if TYPE_CHECKING:
-    from revox.cloning.prior import CodePrior
+    from revox.coding.prior import CodePrior
 
 VERSION = 2
 """Of the measurements: what an older one measured is measured again."""
@@ -126,7 +126,7 @@ class Subject:
     def codec(self) -> Codec:
         """The codec in float32, on the CPU or the device asked for, with an encoder if there is one."""
         if self.setup.encoder is not None:
-            from revox.lab.aside import original_codec
+            from revox.evaluation.reference_encoder import original_codec
 
             return original_codec(self.setup.checkpoint, self.setup.encoder)
         model = load_model(
@@ -165,7 +165,7 @@ class Subject:
 
     @cached_property
     def _prior(self) -> CodePrior | None:
-        from revox.cloning.prior import CodePrior
+        from revox.coding.prior import CodePrior
 
         return CodePrior.from_codes(self.preset_codes, self.codec) if self.preset_codes else None
 
@@ -199,7 +199,7 @@ class Subject:
         if self.setup.by == "encoder":
             with torch.inference_mode():
                 return self.codec.encode(target[None].to(device))[0]
-        from revox.cloning.invert import InversionConfig, invert
+        from revox.coding.invert import InversionConfig, invert
 
         config = InversionConfig()
         if self.setup.steps is not None:

@@ -13,7 +13,7 @@ from revox.cloning.errors import CloneError
 if TYPE_CHECKING:
     from revox.api import Revox
     from revox.cloning.consent import Consent
-    from revox.cloning.invert import InversionProgress
+    from revox.coding.invert import InversionProgress
     from revox.serving.state import Reference
 
 
@@ -53,7 +53,7 @@ class CloneByModel:
         should_stop: of inversion, which takes long. Raises AudioError or CloneError.
         """
         from revox.cloning.clone import clone_voice
-        from revox.cloning.opinion import opinion_on
+        from revox.coding.likelihood import opinion_on
 
         searches = self.by == "inversion"
         opinion = None

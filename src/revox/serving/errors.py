@@ -102,7 +102,7 @@ def as_api_error(error: BaseException) -> ApiError:
     is a 500 that tells nothing of the inside; it stands in the log, with its traceback.
     """
     from revox.checkpoint.errors import CheckpointError, VoiceError
-    from revox.cloning.errors import CloneError
+    from revox.coding.errors import CodingError
     from revox.speech.errors import AudioError
     from revox.synthesis.errors import SpeakError
 
@@ -113,7 +113,7 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(400, said, param="input")
     if isinstance(error, AudioError):
         return ApiError(400, said, param="ref_audio", code="bad_audio")
-    if isinstance(error, CloneError):
+    if isinstance(error, CodingError):
         return ApiError(400, said, param="ref_audio")
     if isinstance(error, VoiceError):
         return ApiError(404, said, param="voice", code="voice_not_found")
@@ -188,8 +188,8 @@ def install_handlers(app: FastAPI) -> None:
 
 def _own_errors() -> tuple[type[Exception], ...]:
     from revox.checkpoint.errors import CheckpointError
-    from revox.cloning.errors import CloneError
+    from revox.coding.errors import CodingError
     from revox.speech.errors import AudioError
     from revox.synthesis.errors import SpeakError
 
-    return (ApiError, CheckpointError, CloneError, AudioError, SpeakError)
+    return (ApiError, CheckpointError, CodingError, AudioError, SpeakError)

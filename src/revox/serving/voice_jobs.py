@@ -29,6 +29,7 @@ from revox.checkpoint.voice_journal import VOICE_FOLDER
 from revox.checkpoint.voices import Voice, check_voice_name
 from revox.cloning.consent import Consent, provenance, record_consent, source_of
 from revox.cloning.errors import CloneError
+from revox.coding.errors import CodingError
 from revox.serving.cloner import CloneByModel
 from revox.serving.errors import ApiError, ServeError, as_api_error
 from revox.serving.voice_files import VoiceFiles
@@ -36,7 +37,7 @@ from revox.speech import AudioError, select_reference
 
 if TYPE_CHECKING:
     from revox.api import Revox
-    from revox.cloning.invert import InversionProgress
+    from revox.coding.invert import InversionProgress
     from revox.serving.settings import ServeSettings
     from revox.serving.state import Reference, ServerState
 
@@ -316,7 +317,7 @@ class Voices:
             handed_over = True
             # Who hangs up meanwhile does not free the name under a cloning that goes on.
             return await asyncio.shield(asyncio.wrap_future(cloning)), None
-        except (AudioError, CloneError) as error:
+        except (AudioError, CodingError) as error:
             raise ApiError(400, str(error), param="audio_sample", code="bad_audio") from None
         finally:
             if not handed_over:
@@ -328,7 +329,7 @@ class Voices:
             raise ApiError(400, "the consent statement is longer than 4000 characters", param="consent")
         try:
             return record_consent(statement, subject, given_by=asked_by)
-        except CloneError as error:
+        except CodingError as error:
             sentence = str(error).replace(', e.g. --consent "my own voice, recorded by me"', "")
             raise ApiError(400, sentence, param="consent", code="consent_required") from None
 
@@ -675,7 +676,7 @@ class Voices:
         making.waiting += 1
         try:
             return await asyncio.shield(making.future)
-        except (AudioError, CloneError) as error:
+        except (AudioError, CodingError) as error:
             raise ApiError(400, str(error), param="ref_audio", code="bad_audio") from None
         finally:
             making.waiting -= 1

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from revox.checkpoint.load import load_model
-from revox.cloning.opinion import DRAWS, unlikelihood
+from revox.coding.likelihood import DRAWS, unlikelihood
 from revox.synthesis.prompt import Prompter
 
 
 def accepting(checkpoint: Path, device: str) -> Callable[[Tensor, Tensor, str, int], Tensor]:
     """The checkpoint's language model as `Teachers.acceptance`: bf16 on a GPU, where it takes 8 GB.
 
-    What it gives is `revox.cloning.opinion.unlikelihood` of soft codes as speech of a text. Raises
+    What it gives is `revox.coding.likelihood.unlikelihood` of soft codes as speech of a text. Raises
     CheckpointError as loading does.
     """
     dtype = torch.float32 if device == "cpu" else torch.bfloat16

@@ -24,28 +24,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from revox.checkpoint.encoder_file import ENCODER_FILE, RECORD_KEY
-from revox.cloning.pairs import PairSettings, PresetPairs
-from revox.metrics.codes import codebook_use, perplexity, saturated_share
-from revox.metrics.spectral import mel_distance
-from revox.model.codec import Codec
-from revox.model.voxtral import Voxtral, tensor_name
-from revox.speech.files import replace_file
-from revox.training.average import moving_average
-from revox.training.balance import GradientBalancer
-from revox.training.discriminator import (
-    Discriminators,
-    adversarial_loss,
-    discriminator_loss,
-    feature_matching_loss,
-)
-from revox.training.errors import TrainingError
-from revox.training.initial import initialise
-from revox.training.objective import SpectralObjective
-from revox.training.phases import draw_turns, turn_phases
-from revox.training.quantize import acoustic_draws, quantize_drawn, quantize_semantic
-from revox.training.run import Run
-from revox.training.settings import EncoderTraining
-from revox.training.supervised import (
+from revox.coding.pairs import PairSettings, PresetPairs
+from revox.losses.codes import (
     acoustic_loss,
     commitment_loss,
     diversity_loss,
@@ -53,6 +33,25 @@ from revox.training.supervised import (
     semantic_loss,
     sharpness_of,
 )
+from revox.losses.discriminator import (
+    Discriminators,
+    adversarial_loss,
+    discriminator_loss,
+    feature_matching_loss,
+)
+from revox.losses.spectral import mel_distance
+from revox.metrics.codes import codebook_use, perplexity, saturated_share
+from revox.model.codec import Codec
+from revox.model.voxtral import Voxtral, tensor_name
+from revox.training.average import moving_average
+from revox.training.balance import GradientBalancer
+from revox.training.errors import TrainingError
+from revox.training.initial import initialise
+from revox.training.objective import SpectralObjective
+from revox.training.phases import draw_turns, turn_phases
+from revox.training.quantize import acoustic_draws, quantize_drawn, quantize_semantic
+from revox.training.run import Run
+from revox.training.settings import EncoderTraining
 from revox.training.world import World
 
 _WAVEFORM_LOSSES = ("mel", "stft", "waveform", "feature", "adversarial", "speaker")

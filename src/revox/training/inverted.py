@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from revox.cloning.clone import float_codec
-from revox.cloning.invert import Guess, InversionConfig, invert
-from revox.cloning.prior import CodePrior
-from revox.cloning.quick_encoder import default_training, quick_encoder_for
+from revox.coding.invert import Guess, InversionConfig, invert
+from revox.coding.prior import CodePrior
+from revox.coding.student import default_training, quick_encoder_for
 from revox.model.codec import Codec
 from revox.training.data import ClipSampler, Source, clip_batches
 from revox.training.kept import read_kept, write_kept

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from revox.metrics.spectral import mel_filterbank
+from revox.losses.spectral import mel_filterbank
 
 
 @dataclass(frozen=True)

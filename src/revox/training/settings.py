@@ -45,7 +45,7 @@ class Weights(_Settings):
 
 
 class Pairs(_Settings):
-    """Pairs of codes and audio that the model makes; see `revox.cloning.pairs.PairSettings`.
+    """Pairs of codes and audio that the model makes; see `revox.coding.pairs.PairSettings`.
 
     Little of what it says is changed: of codes that nobody would say, the sound tells less
     (docs/recovery.md). `phases`: how far the audio's phases are turned, in milliseconds of delay

@@ -1,0 +1,108 @@
+"""What a build has learnt so far, in files small enough to carry from a machine that is only lent.
+
+A stage's state is one file of up to 64 MB, with its logs beside it; carried, they are a few parts, one after
+the other, and an index, `STAGE.json`: files, parts, sizes, a hash. `python -m lab build` puts them together
+again where a stage has no state yet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lab.errors import LabError
+
+STAGES_WITH_STATE = ("guide", "encoder", "decoder", "language")
+PART_BYTES = 15_000_000
+
+_FILE = re.compile(r"[a-z]+-state\.pt|[a-z]+-log\.jsonl|phones\.npz")
+_PART = re.compile(r"[a-z]+\.[0-9a-f]{12}\.\d{3}")
+
+
+def carry_state(run: Path, folder: Path, stages: Iterable[str] = STAGES_WITH_STATE) -> list[Path]:
+    """Put the states and logs of `stages` into `folder`, in files of `PART_BYTES` at most; returns them all.
+
+    What an earlier call put there of the same stage is replaced. Raises LabError where there is no state.
+    """
+    chosen = [stage for stage in stages if (run / stage / f"{stage}-state.pt").is_file()]
+    if not chosen:
+        raise LabError(f"{run} holds no state yet: a stage saves its first after some hundred steps")
+    folder.mkdir(parents=True, exist_ok=True)
+    return [made for stage in chosen for made in _put(run / stage, folder)]
+
+
+def _put(stage: Path, folder: Path) -> list[Path]:
+    contents = {
+        path.name: path.read_bytes()
+        for path in sorted(stage.iterdir())
+        if _FILE.fullmatch(path.name) and path.is_file()
+    }
+    whole = b"".join(contents.values())
+    digest = hashlib.sha256(whole).hexdigest()
+    parts = []
+    for number, start in enumerate(range(0, len(whole), PART_BYTES)):
+        parts.append(folder / f"{stage.name}.{digest[:12]}.{number:03d}")
+        replace_file(parts[-1], whole[start : start + PART_BYTES])
+    index = {
+        "files": {name: len(content) for name, content in contents.items()},
+        "sha256": digest,
+        "parts": [part.name for part in parts],
+    }
+    replace_file(folder / f"{stage.name}.json", json.dumps(index, indent=1))
+    for old in folder.glob(f"{stage.name}.*.*"):
+        if _PART.fullmatch(old.name) and old not in parts:
+            old.unlink()
+    return [*parts, folder / f"{stage.name}.json"]
+
+
+def take_up_state(folder: Path, run: Path) -> list[str]:
+    """Put together in `run` what `carry_state` put into `folder`; returns the stages that were taken up.
+
+    A stage that has a state in `run` is left as it is. Raises LabError when a part is missing or not what it
+    was; then nothing of its stage is written.
+    """
+    taken = []
+    for stage in STAGES_WITH_STATE:
+        path, state = folder / f"{stage}.json", f"{stage}-state.pt"
+        if not path.is_file() or (run / stage / state).exists():
+            continue
+        index = _read_index(path)
+        whole = b"".join(_blocks(path, index))
+        if hashlib.sha256(whole).hexdigest() != index["sha256"] or len(whole) != sum(index["files"].values()):
+            raise LabError(f"the parts of {stage} in {folder} are not what they were: carry them again")
+        (run / stage).mkdir(parents=True, exist_ok=True)
+        ends = list(itertools.accumulate(index["files"].values()))
+        found = {
+            name: whole[end - size : end]
+            for (name, size), end in zip(index["files"].items(), ends, strict=True)
+        }
+        for name in sorted(found, key=lambda name: name == state):  # the state last: by it a stage is known
+            replace_file(run / stage / name, found[name])
+        taken.append(stage)
+    return taken
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    try:
+        index = json.loads(path.read_bytes())
+        files, parts = index["files"], index["parts"]
+        named = all(_FILE.fullmatch(name) for name in files) and all(_PART.fullmatch(part) for part in parts)
+        sized = all(isinstance(size, int) and size >= 0 for size in files.values())
+        if not (named and sized and isinstance(index["sha256"], str)):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise LabError(f"{path} is no index of a carried state: take it away, or carry it again") from None
+    return dict(index)
+
+
+def _blocks(path: Path, index: dict[str, Any]) -> Iterator[bytes]:
+    for name in index["parts"]:
+        try:
+            yield (path.parent / name).read_bytes()
+        except OSError:
+            raise LabError(f"{path.parent / name} is missing: carry {path.stem} again") from None

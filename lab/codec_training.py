@@ -1,0 +1,500 @@
+"""The lab's decoder and encoder, each trained by itself on what the guide settled.
+
+The decoder reads the guide's codes (the paper's quantization schedule) and makes waveforms: multi-resolution
+mel, spectral convergence and complex STFT, L1 that decays, what a frozen reader of phones finds different,
+and, from a step of choice, feature matching by light STFT discriminators. The encoder hears waveforms and
+gives the guide's latents: cross-entropy over semantic codes, absolute error of acoustic values. In both,
+linear heads on the hidden states of every rate say the frame's spectra (deep supervision, Lee et al.,
+arXiv 1409.5185); they are dropped afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
+
+from lab.coded import CodedSpeech
+from lab.errors import LabError
+from lab.guide import Guide
+from lab.phone_reader import PhoneReader
+from revox.coding.features import MEL_BANDS
+from revox.losses.discriminator import (
+    Discriminators,
+    adversarial_loss,
+    discriminator_loss,
+    feature_matching_loss,
+)
+from revox.model.codec import Codec, CodecTransformer
+from revox.model.config import CodecConfig
+from revox.model.layers import CausalConv1d
+from revox.training.average import moving_average
+from revox.training.initial import initialise
+from revox.training.objective import SpectralObjective
+from revox.training.quantize import quantize_acoustic
+from revox.training.run import Run
+
+HALVES = {"encoder": ("input_proj.", "encoder_blocks."), "decoder": ("decoder_blocks.", "output_proj.")}
+"""Beginnings of the names of each half's parameters in the codec."""
+
+
+@dataclass(frozen=True)
+class DecoderTraining:
+    """Settings of the decoder's run. The defaults are for one CPU core."""
+
+    steps: int = 24000
+    batch: int = 4
+    frames: int = 16
+    human_share: float = 0.35
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    decay_steps: int = 12000
+    betas: tuple[float, float] = (0.8, 0.95)
+    weight_decay: float = 0.01
+    mel: float = 10.0
+    magnitude: float = 1.0
+    complex: float = 0.0
+    waveform: float = 0.0
+    decay: float = 0.9997
+    deep: float = 1.0
+    phones: float = 0.0
+    """Of what a frozen reader of phones finds different in synthetic speech."""
+    phones_from: int = 0
+    """The step from which it counts. Before there is a voice its gradient drowns those of the spectra."""
+    average: float = 0.0
+    """Decay of the average of the weights (`revox.training.average`) that is then validated and shipped; 0
+    for none. It begins where a run is taken up that had none."""
+    feature: float = 4.0
+    adversarial: float = 1.0
+    discriminator_channels: int = 8
+    discriminator_from: int = 1_000_000
+    discriminator_every: int = 2
+    discriminator_learning_rate: float = 4e-4
+    resolutions: tuple[tuple[int, int], ...] = ((2048, 160), (1024, 100), (512, 60), (256, 30))
+    overlap: int = 2
+    discriminated: tuple[int, ...] = (1, 2)
+    discriminated_seconds: float = 0.4
+    seed: int = 0
+    save_every: int = 500
+    report_every: int = 100
+    validate_every: int = 1000
+
+
+@dataclass(frozen=True)
+class EncoderTraining:
+    """Settings of the encoder's run. The defaults are for one CPU core."""
+
+    steps: int = 6000
+    batch: int = 6
+    frames: int = 16
+    human_share: float = 0.35
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    decay_steps: int = 4000
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.01
+    semantic: float = 0.3
+    acoustic: float = 1.0
+    deep: float = 1.0
+    average: float = 0.0
+    """Decay of the average of the weights (`revox.training.average`) that is then validated and shipped; 0
+    for none. It begins where a run is taken up that had none."""
+    seed: int = 0
+    save_every: int = 500
+    report_every: int = 100
+    validate_every: int = 1000
+
+
+class Heads(nn.Module):
+    """Linear readings of the guide's features from hidden states, one for each rate.
+
+    A state of `rate` states a frame says its share of the frame: its patches' mel bands, and the low bins of
+    its pairs of patches where it holds whole pairs.
+    """
+
+    def __init__(self, width: int, rates: list[int], per_frame: int, mel_size: int, size: int) -> None:
+        super().__init__()
+        self.per_frame, self.mel_size, self.size, self.rates = per_frame, mel_size, size, rates
+        self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in rates)
+        self.read = nn.ModuleList(nn.Linear(width, self._goal_size(rate)) for rate in rates)
+
+    def _pairs(self, rate: int) -> int:
+        return (self.per_frame // 2) // rate
+
+    def _goal_size(self, rate: int) -> int:
+        low = (self.size - self.mel_size) // (self.per_frame // 2)
+        return self.mel_size // rate + self._pairs(rate) * low
+
+    def forward(self, states: list[Tensor], features: Tensor) -> Tensor:
+        """Mean absolute error over all rates; states `[batch, frames * rate, width]`, standardised features
+        `[batch, frames, size]`."""
+        errors = []
+        mel, low = features[..., : self.mel_size], features[..., self.mel_size :]
+        for rate, norm, read, state in zip(self.rates, self.norms, self.read, states, strict=True):
+            goal = mel.reshape(len(mel), -1, self.mel_size // rate)
+            if self._pairs(rate):
+                goal = torch.cat((goal, low.reshape(len(low), goal.shape[1], -1)), dim=-1)
+            errors.append((read(norm(state)) - goal).abs().mean())
+        return torch.stack(errors).mean()
+
+
+def _weights(module: nn.Module, decay: float) -> list[dict[str, Any]]:
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+
+
+def seeded_codec(config: CodecConfig, guide: Guide, seed: int) -> Codec:
+    """A codec of fresh weights whose semantic codebook is the guide's."""
+    codec = Codec(config, with_encoder=True)
+    initialise(codec, seed)
+    book = codec.quantizer.semantic_codebook
+    book.cluster_usage.fill_(1.0)
+    book.embedding_sum.copy_(guide.rows)
+    return codec
+
+
+def _rates(codec: Codec, blocks: nn.ModuleList, start: int) -> list[int]:
+    """States a frame after each transformer of `blocks`, whose input has `start` states a frame."""
+    found, rate = [], start
+    for block in blocks:
+        if isinstance(block, CodecTransformer):
+            found.append(rate)
+        elif isinstance(block, CausalConv1d):
+            rate //= block.stride
+        else:
+            rate *= cast(nn.ConvTranspose1d, block.conv).stride[0]
+    return found
+
+
+@contextmanager
+def states_of(blocks: nn.ModuleList) -> Iterator[list[Tensor]]:
+    """What the transformers among `blocks` give while this lasts, in order: `[batch, time, width]` each."""
+    found: list[Tensor] = []
+    hooks = [
+        block.register_forward_hook(lambda _module, _given, made: found.append(made))
+        for block in blocks
+        if isinstance(block, CodecTransformer)
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _CodecRun(Run):
+    """What the two runs share: data, heads, optimizer and state."""
+
+    codec: Codec
+    heads: Heads
+    optimizer: torch.optim.Optimizer
+    averaged: AveragedModel | None
+
+    def __init__(
+        self,
+        name: str,
+        config: CodecConfig,
+        settings: DecoderTraining | EncoderTraining,
+        guide: Guide,
+        synthetic: CodedSpeech,
+        human: CodedSpeech | None,
+        held: dict[str, CodedSpeech],
+        folder: Path,
+        device: str,
+        autocast: bool,
+    ) -> None:
+        super().__init__(name, settings, folder, device)
+        self.name, self.autocast = name, autocast
+        self.synthetic, self.human, self.held, self.guide = synthetic, human, held, guide.to(device).eval()
+        self.size, self.human_share, self.frames = settings.batch, settings.human_share, settings.frames
+        self.codec, self.average = seeded_codec(config, guide, settings.seed), settings.average
+        self.mel_size = config.patches_per_frame * MEL_BANDS
+
+    def arithmetic(self) -> torch.autocast:
+        """bf16 where it was asked for."""
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.autocast)
+
+    def _make_heads(self, rates: list[int], seed: int) -> None:
+        config = self.codec.config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            heads = Heads(config.dim, rates, config.patches_per_frame, self.mel_size, len(self.guide.mean))
+        self.heads = heads.to(self.device)
+        self.codec.to(self.device)
+        self.averaged = moving_average(self.codec, self.average) if self.average else None
+
+    @property
+    def shipped(self) -> Codec:
+        """The codec that is validated and shipped: the average where one is kept."""
+        return self.codec if self.averaged is None else cast(Codec, self.averaged.module)
+
+    def state(self) -> dict[str, Any]:
+        """The half of the codec that learns, its average where one is kept, heads and optimizer."""
+        state: dict[str, Any] = {
+            "codec": self._own(self.codec.state_dict()),
+            "heads": self.heads.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        if self.averaged is not None:
+            state["averaged"] = self._own(self.averaged.state_dict())
+        return state
+
+    def _own(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        # The other half is as it was seeded.
+        other = next(names for half, names in HALVES.items() if half != self.name)
+        return {k: v for k, v in tensors.items() if not k.removeprefix("module.").startswith(other)}
+
+    def _load_own(self, module: nn.Module, tensors: dict[str, Tensor]) -> None:
+        lacking = self._own(module.state_dict()).keys() - tensors.keys()
+        if lacking:
+            raise LabError(f"{self.state_path} lacks {sorted(lacking)[0]}: it is of another build")
+        module.load_state_dict(tensors, strict=False)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave; an average begins afresh where the state has none."""
+        self._load_own(self.codec, state["codec"])
+        self.heads.load_state_dict(state["heads"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.averaged is not None and "averaged" in state:
+            self._load_own(self.averaged, state["averaged"])
+
+    def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+        """Waveforms, codes, values, standardised features (see `CodedSpeech.batch`), synthetic speech first;
+        and how many of them are synthetic."""
+        humans = int(self.numpy_rng.binomial(self.size, self.human_share)) if self.human else 0
+        parts = []
+        if humans < self.size:
+            parts.append(self.synthetic.batch(self.size - humans, self.frames, self.numpy_rng))
+        if humans and self.human:
+            parts.append(self.human.batch(humans, self.frames, self.numpy_rng))
+        waves, codes, values, features = (
+            torch.from_numpy(np.concatenate(arrays)).to(self.device) for arrays in zip(*parts, strict=True)
+        )
+        return waves, codes, values, self.guide.standard(features), self.size - humans
+
+    def update(self, loss: Tensor, modules: list[nn.Module]) -> float:
+        """One step of the optimizer; gives the gradient's norm."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [p for m in modules for p in m.parameters() if p.grad is not None]
+        norm = nn.utils.clip_grad_norm_(parameters, 5.0, foreach=True)
+        self.optimizer.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.codec)
+        return float(norm)
+
+
+def _floats(losses: dict[str, Tensor], loss: Tensor, norm: float) -> dict[str, float]:
+    return {k: float(v.detach()) for k, v in losses.items()} | {"norm": norm, "loss": float(loss.detach())}
+
+
+class DecoderTrainer(_CodecRun):
+    """The decoder's run."""
+
+    def __init__(
+        self,
+        config: CodecConfig,
+        settings: DecoderTraining,
+        guide: Guide,
+        synthetic: CodedSpeech,
+        human: CodedSpeech | None,
+        held: dict[str, CodedSpeech],
+        folder: Path,
+        device: str = "cpu",
+        autocast: bool = False,
+        reader: PhoneReader | None = None,
+    ) -> None:
+        super().__init__("decoder", config, settings, guide, synthetic, human, held, folder, device, autocast)
+        self.settings = settings
+        self.reader = None if reader is None else reader.to(device).eval().requires_grad_(False)
+        self._make_heads(_rates(self.codec, self.codec.decoder_blocks, 1), settings.seed)
+        self.parts: list[nn.Module] = [self.codec.decoder_blocks, self.codec.output_proj, self.heads]
+        self.objective = SpectralObjective(
+            config.sampling_rate, settings.resolutions, overlap=settings.overlap
+        ).to(device)
+        groups = [g for part in self.parts for g in _weights(part, settings.weight_decay)]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=settings.learning_rate, betas=settings.betas, foreach=True
+        )
+        self.judges: Discriminators | None = None
+        if settings.discriminator_from < settings.steps:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(settings.seed)
+                judges = Discriminators(len(settings.discriminated), settings.discriminator_channels)
+            self.judges = judges.to(device)
+            self.judge_optimizer = torch.optim.AdamW(
+                judges.parameters(), lr=settings.discriminator_learning_rate, betas=(0.5, 0.9), foreach=True
+            )
+
+    def state(self) -> dict[str, Any]:
+        """As the base's, with the discriminators where there are some."""
+        state = super().state()
+        if self.judges is not None:
+            state["judges"] = self.judges.state_dict()
+            state["judge_optimizer"] = self.judge_optimizer.state_dict()
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave; discriminators begin afresh where the state has none."""
+        super().load_state(state)
+        if self.judges is not None and "judges" in state:
+            self.judges.load_state_dict(state["judges"])
+            self.judge_optimizer.load_state_dict(state["judge_optimizer"])
+
+    def _windows(self, real: list[Tensor], fake: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        # The discriminators cost more than the codec: they see a random window of each clip, not all of it.
+        start = self.numpy_rng.random()
+        share = min(1.0, self.settings.discriminated_seconds * 12.5 / self.settings.frames)
+        a, b = [], []
+        for i in self.settings.discriminated:
+            frames = real[i].shape[-1]
+            first = int(start * (1 - share) * frames)
+            window = slice(first, first + max(1, int(share * frames)))
+            a.append(real[i][..., window])
+            b.append(fake[i][..., window])
+        return a, b
+
+    def take_step(self) -> dict[str, float]:
+        """One update of the decoder and, when due, of the discriminators; gives the losses."""
+        settings = self.settings
+        real, codes, values, features, synthetic = self.batch()
+        rows = self.guide.rows[codes]
+        heard = quantize_acoustic(values, self.codec.config.acoustic_codebook_size, self.rng)
+        with self.arithmetic(), states_of(self.codec.decoder_blocks) as states:
+            fake = self.codec.decode_latents(torch.cat((rows, heard), dim=-1).transpose(1, 2))
+        fake = fake.float()
+        # The transforms' frames fall elsewhere at every step: no position within a patch goes unseen.
+        shift = int(self.numpy_rng.integers(256))
+        real_spectra, fake_spectra = (self.objective.spectra(x[:, shift:]) for x in (real, fake))
+        terms = self.objective(real_spectra, fake_spectra)
+        early = settings.decay**self.step_count
+        losses = {"mel": terms.mel, "magnitude": terms.magnitude}
+        loss = settings.mel * terms.mel + settings.magnitude * terms.magnitude
+        if settings.deep:
+            losses["deep"] = self.heads([s.float() for s in states], features)
+            loss = loss + settings.deep * losses["deep"]
+        if self.reader is not None and settings.phones and self.step_count >= settings.phones_from:
+            # In human speech it hears phones that nobody said; telling the decoder of those cost likeness.
+            told = slice(0, synthetic)
+            none = real.new_zeros(())
+            losses["phones"] = self.reader.difference(real[told], fake[told]) if synthetic else none
+            loss = loss + settings.phones * losses["phones"]
+        if settings.complex:
+            losses["complex"] = terms.complex
+            loss = loss + settings.complex * early * terms.complex
+        if settings.waveform:
+            losses["wave"] = (real - fake).abs().mean()
+            loss = loss + settings.waveform * early * losses["wave"]
+        due = self.step_count % settings.discriminator_every == 0
+        if self.judges is not None and self.step_count >= settings.discriminator_from and due:
+            a, b = self._windows(real_spectra, fake_spectra)
+            self.judges.requires_grad_(True)
+            judged = discriminator_loss(self.judges(a), self.judges([s.detach() for s in b]))
+            self.judge_optimizer.zero_grad(set_to_none=True)
+            judged.backward()
+            self.judge_optimizer.step()
+            losses["discriminator"] = judged
+            self.judges.requires_grad_(False)
+            with torch.no_grad():
+                judged_real = self.judges(a)
+            judged_fake = self.judges(b)
+            losses["feature"] = feature_matching_loss(judged_real, judged_fake)
+            losses["adversarial"] = adversarial_loss(judged_fake)
+            loss = loss + settings.feature * losses["feature"] + settings.adversarial * losses["adversarial"]
+        return _floats(losses, loss, self.update(loss, self.parts))
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mel distance of validation stretches decoded from the guide's hard codes."""
+        row: dict[str, float] = {}
+        objective = SpectralObjective(self.codec.config.sampling_rate, ((1024, 100),)).to(self.device)
+        half = (self.codec.config.acoustic_codebook_size - 1) / 2
+        for kind, coded in self.held.items():
+            waves, codes, values, _ = coded.batch(12, 40, np.random.default_rng(1))
+            levels = (torch.from_numpy(values) * half + half).round().long()
+            whole = torch.cat((torch.from_numpy(codes)[:, None], levels.transpose(1, 2)), dim=1)
+            fake = self.shipped.decode(whole.to(self.device)).float()
+            real = torch.from_numpy(waves).to(self.device)
+            terms = objective(objective.spectra(real), objective.spectra(fake))
+            row |= {f"{kind}_mel": round(float(terms.mel), 4)}
+            row |= {f"{kind}_magnitude": round(float(terms.magnitude), 4)}
+        return row
+
+
+class EncoderTrainer(_CodecRun):
+    """The encoder's run."""
+
+    def __init__(
+        self,
+        config: CodecConfig,
+        settings: EncoderTraining,
+        guide: Guide,
+        synthetic: CodedSpeech,
+        human: CodedSpeech | None,
+        held: dict[str, CodedSpeech],
+        folder: Path,
+        device: str = "cpu",
+        autocast: bool = False,
+    ) -> None:
+        super().__init__("encoder", config, settings, guide, synthetic, human, held, folder, device, autocast)
+        self.settings = settings
+        rates = _rates(self.codec, self.codec.encoder_blocks, config.patches_per_frame)
+        self._make_heads(rates, settings.seed)
+        self.parts: list[nn.Module] = [self.codec.input_proj, self.codec.encoder_blocks, self.heads]
+        groups = [g for part in self.parts for g in _weights(part, settings.weight_decay)]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=settings.learning_rate, betas=settings.betas, foreach=True
+        )
+
+    def losses(
+        self, codec: Codec, waves: Tensor, codes: Tensor, values: Tensor, features: Tensor
+    ) -> dict[str, Tensor]:
+        """Of `codec`: `semantic` cross-entropy (nats), `acoustic` mean level error (of 20), `deep`, and the
+        share of equal codes."""
+        with self.arithmetic(), states_of(codec.encoder_blocks) as states:
+            latents = codec.encode_latents(waves).transpose(1, 2)
+        split = self.codec.config.semantic_dim
+        logits = self.guide.semantic_logits(latents[..., :split].float())
+        error = torch.tanh(latents[..., split:].float()) - values
+        half = (self.codec.config.acoustic_codebook_size - 1) / 2
+        return {
+            "semantic": functional.cross_entropy(logits.flatten(0, 1), codes.flatten()),
+            "agreement": (logits.argmax(-1) == codes).float().mean(),
+            "acoustic": error.abs().mean() * half,
+            "deep": self.heads([s.float() for s in states], features),
+        }
+
+    def take_step(self) -> dict[str, float]:
+        """One update; gives the losses."""
+        settings = self.settings
+        losses = self.losses(self.codec, *self.batch()[:4])
+        loss = (
+            settings.semantic * losses["semantic"]
+            + settings.acoustic * losses["acoustic"]
+            + settings.deep * losses["deep"]
+        )
+        return _floats(losses, loss, self.update(loss, self.parts))
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """The losses on validation stretches."""
+        row: dict[str, float] = {}
+        for kind, coded in self.held.items():
+            arrays = coded.batch(12, 40, np.random.default_rng(1))
+            waves, codes, values, features = (torch.from_numpy(a).to(self.device) for a in arrays)
+            losses = self.losses(self.shipped, waves, codes, values, self.guide.standard(features))
+            row |= {f"{kind}_{k}": round(float(v), 4) for k, v in losses.items()}
+        return row

@@ -1,0 +1,162 @@
+"""A small network that reads phones in sound: what the lab's decoder must leave readable.
+
+Spectral losses weigh a frame by its energy, a listener by what is said in it. So a network learns the phones
+of the source speech (the synthesiser's own times), is frozen, and the decoder is told where it reads
+something else in decoded speech than in the original: the lab's counterpart of the recogniser from which the
+release's codec was distilled, as a perceptual loss (Johnson et al., arXiv 1603.08155). The recogniser
+that judges is another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lab.data import RATE, SpeechSet
+from lab.phones import PHONES, phone_index
+from revox.coding.features import FLOOR, MEL_BANDS, MEL_FFT, MEL_TOP
+from revox.losses.spectral import mel_filterbank
+from revox.training.run import Run
+
+HOP = RATE // 100  # 10 ms
+_MIDDLE = 1.5  # of log10 mel magnitudes of speech at -23 LUFS, so that the network's input is near nought
+
+
+@dataclass(frozen=True)
+class PhoneReading:
+    """Settings of the reader's run. The defaults take two minutes of one CPU core."""
+
+    steps: int = 2500
+    batch: int = 12
+    seconds: float = 1.0
+    width: int = 96
+    learning_rate: float = 2e-3
+    warmup: int = 50
+    decay_steps: int = 800
+    noise_db: tuple[float, float] = (-90.0, -46.0)
+    gain_db: tuple[float, float] = (-6.0, 4.0)
+    seed: int = 0
+    save_every: int = 500
+    report_every: int = 100
+
+
+class PhoneReader(nn.Module):
+    """Waveforms -> phones every 10 ms: convolutions that see 130 ms, not causal."""
+
+    bank: Tensor
+    window: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        bank = mel_filterbank(RATE, MEL_FFT, MEL_BANDS, 0.0, MEL_TOP)
+        self.register_buffer("bank", torch.from_numpy(bank).float(), persistent=False)
+        self.register_buffer("window", torch.hann_window(MEL_FFT), persistent=False)
+        self.first = nn.Conv1d(MEL_BANDS, width, 5, padding=2)
+        self.convs = nn.ModuleList(
+            nn.Conv1d(width, width, 5, padding=2 * dilation, dilation=dilation) for dilation in (1, 2, 2)
+        )
+        self.out = nn.Conv1d(width, len(PHONES), 1)
+
+    def forward(self, waveforms: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits `[batch, phones, time]` and hidden states `[batch, width, time]` of `waveforms`
+        `[batch, samples]`; differentiable."""
+        spectrum = torch.stft(
+            waveforms, MEL_FFT, HOP, window=self.window, pad_mode="constant", return_complex=True
+        )
+        magnitude = (torch.view_as_real(spectrum).square().sum(-1) + 1e-12).sqrt()
+        x = (self.bank @ magnitude).clamp_min(FLOOR * MEL_FFT).log10() + _MIDDLE
+        x = functional.silu(self.first(x))
+        states = [x]
+        for conv in self.convs:
+            x = x + functional.silu(conv(x))
+            states.append(x)
+        return self.out(x), states
+
+    def difference(self, real: Tensor, fake: Tensor) -> Tensor:
+        """How differently it reads `fake` and `real` `[batch, samples]`: a scalar.
+
+        Kullback-Leibler divergence of the phones (nats every 10 ms) plus the relative difference of hidden
+        states, the mean over layers.
+        """
+        with torch.no_grad():
+            wanted, wanted_states = self(real)
+        found, states = self(fake)
+        divergence = functional.kl_div(
+            functional.log_softmax(found, 1), functional.log_softmax(wanted, 1),
+            log_target=True, reduction="none",
+        ).sum(1).mean()  # fmt: skip
+        differences = [
+            (a - b).abs().mean() / a.abs().mean().clamp_min(1e-5)
+            for a, b in zip(wanted_states, states, strict=True)
+        ]
+        return divergence + torch.stack(differences).mean()
+
+
+def phone_labels(phones: Sequence[tuple[str, float]], count: int) -> np.ndarray:
+    """The phone at each 10 ms, int64 `[count]`, of `phones` (name, end in seconds); a pause afterwards."""
+    labels = np.zeros(count, np.int64)
+    start = 0.0
+    for name, end in phones:
+        labels[round(start * 100) : round(end * 100)] = phone_index(name)
+        start = end
+    return labels
+
+
+class PhoneReaderTrainer(Run):
+    """The reader's run, on synthetic speech whose phones are known, louder and softer and with some noise."""
+
+    def __init__(self, settings: PhoneReading, speech: SpeechSet, folder: Path, device: str = "cpu") -> None:
+        super().__init__("phones", settings, folder, device)
+        self.settings, self.speech = settings, speech
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.reader = PhoneReader(settings.width).to(device)
+        self.optimizer = torch.optim.AdamW(self.reader.parameters(), settings.learning_rate)
+
+    def state(self) -> dict[str, Any]:
+        """The reader and its optimizer."""
+        return {"reader": self.reader.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave."""
+        self.reader.load_state_dict(state["reader"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Waveforms `[batch, samples]` and the phones at every 10 ms `[batch, time]`."""
+        settings, rng = self.settings, self.numpy_rng
+        ticks = round(settings.seconds * 100)
+        waves = np.zeros((settings.batch, ticks * HOP), np.float32)
+        labels = np.zeros((settings.batch, ticks), np.int64)
+        for b in range(settings.batch):
+            i = int(rng.integers(len(self.speech.utterances)))
+            wave = self.speech.waveform(i)
+            first = int(rng.integers(max(0, len(wave) // HOP - ticks) + 1))
+            phones = self.speech.utterances[i].phones
+            assert phones is not None  # the build refuses synthetic speech without them
+            labels[b] = phone_labels(phones, first + ticks)[first:]
+            piece = wave[first * HOP : (first + ticks) * HOP]
+            waves[b, : len(piece)] = piece * 10 ** (rng.uniform(*settings.gain_db) / 20)
+            noise = rng.standard_normal(waves.shape[1]) * 10 ** (rng.uniform(*settings.noise_db) / 20)
+            waves[b] += noise.astype(np.float32)
+        return torch.from_numpy(waves).to(self.device), torch.from_numpy(labels).to(self.device)
+
+    def take_step(self) -> dict[str, float]:
+        """One update; gives the cross-entropy and the share of phones read rightly."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        waves, labels = self.batch()
+        logits = self.reader(waves)[0][..., : labels.shape[1]]
+        loss = functional.cross_entropy(logits, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        read = (logits.argmax(dim=1) == labels).float().mean()
+        return {"loss": float(loss.detach()), "read": float(read)}

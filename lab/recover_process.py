@@ -1,0 +1,122 @@
+"""The process in which an encoder is restored: `python -m lab.recover_process TASK.json`.
+
+It is given a copy of the checkpoint, training speech and a folder of its own, and nothing else; it cannot
+open the encoder put aside (`lab.recover_guard`). It tells of itself in lines of JSON, ends when what
+started it ends, and saves first.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from lab.recover_guard import confine, forbid
+
+CLOCK_FILE = "clock.jsonl"
+STOPPED, REFUSED = 4, 3  # exit codes
+
+
+class Task(BaseModel):
+    """What to do (`what`: "train" or "verifier"), with what, and where.
+
+    `forbidden` are devices and inodes of files, whose names are not told.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    what: str
+    root: Path
+    out: Path
+    checkpoint: Path
+    speech: Path
+    forbidden: tuple[tuple[int, int], ...]
+    settings: dict[str, Any] = {}
+    texts: tuple[str, ...] = ()
+    threads: int = 1
+    device: str = "cpu"
+
+
+def say(**line: Any) -> None:
+    """A line for the process that watches."""
+    print(json.dumps(line), flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Do the task; the exit code."""
+    task = Task.model_validate_json(Path(arguments[0]).read_bytes())
+    forbid(task.forbidden)
+    say(confined=confine(task.root))
+    os.environ["OMP_NUM_THREADS"] = str(task.threads)
+    import torch
+
+    torch.set_num_threads(task.threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    from revox.training.errors import TrainingError
+
+    task.out.mkdir(parents=True, exist_ok=True)
+    # One that was left alone may still be saving.
+    with open(task.out / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            {"train": _train, "verifier": _verifier}[task.what](task)
+        except KeyboardInterrupt:
+            return STOPPED
+        except TrainingError as error:
+            say(error=str(error))
+            return REFUSED
+    say(done=True)
+    return 0
+
+
+def _end_with_parent() -> None:
+    """The pipe of what started this process ends with it: then save and stop, as if told to."""
+    while os.read(0, 1024):  # not sys.stdin, whose lock would hang the end of this process
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _train(task: Task) -> None:
+    from revox.training.restore import SETTINGS_FILE, RunOptions, restore_encoder
+    from revox.training.settings import EncoderTraining
+
+    settings = EncoderTraining.model_validate(task.settings)
+
+    def report(row: dict[str, float]) -> None:
+        timed = {name: row[name] for name in ("step", "seconds", "cpu_seconds")}
+        with open(task.out / CLOCK_FILE, "a") as file:
+            file.write(json.dumps(timed) + "\n")
+        say(of=settings.steps, **{k: v for k, v in row.items() if isinstance(v, (int, float))})
+
+    options = RunOptions(
+        workers=0, device=task.device, cache=task.root / "cache", tensorboard=False, report=report,
+        resume=(task.out / SETTINGS_FILE).is_file(), say=lambda sentence: say(said=sentence),
+        progress=lambda what, done, of: say(what=what, done_so_far=done, out_of=of),
+        sentences=task.texts,
+    )  # fmt: skip
+    restore_encoder(task.checkpoint, [str(task.speech)], task.out, settings, options)
+
+
+def _verifier(task: Task) -> None:
+    from revox.speech import read_audio
+    from revox.training.verifier import train_verifier
+
+    files = sorted(task.speech.rglob("*.flac"))
+    heard = ((file.parent.name, read_audio(file, mono=True)) for file in files)
+    steps = int(task.settings["steps"])
+    network = train_verifier(
+        ((name, audio.at(24000).samples) for name, audio in heard), 24000, steps=steps,
+        report=lambda step, loss: say(step=step, of=steps, loss=loss),
+    )  # fmt: skip
+    network.save(task.out / "verifier.safetensors")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

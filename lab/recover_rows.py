@@ -1,0 +1,206 @@
+"""The rows of the recovery experiment: what is compared, read from committed files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lab.errors import LabError
+from revox.training.settings import EncoderTraining, Weights
+
+ROWS = (
+    "original", "reconstruction", "published", "pairs", "pairs-and-human", "refined", "inversion", "random",
+)  # fmt: skip
+"""In the order of the tables."""
+
+GOALS_FOR = "pairs-and-human"
+"""The row that the goals are set for, and whose losses are ablated."""
+
+OWN_VERIFIER = "own"
+"""In a row's `verifier`: the small network trained on the speech that restoring may hear."""
+
+DISCRIMINATOR_WEIGHTS = {"feature": 2.0, "adversarial": 1.0}
+LIGHT_DISCRIMINATORS = {"n_ffts": [1024, 512, 256], "channels": 8, "every": 2}
+SPEAKER_WEIGHT = 3.0  # the published recipe's
+AVERAGE = 0.99
+LABELS = {"labels": 2, "inverted": 48, "inversion_steps": 80}
+_OF_THE_EXPERIMENT = ("steps", "seed", "warmup", "decay_steps", "save_every", "keep", "report_every",
+                      "validate_every", "autocast", "whisper")  # fmt: skip
+
+_FORBID = ConfigDict(extra="forbid", frozen=True)
+
+
+class Schedule(BaseModel):
+    """A run's schedule in shares of its steps, since its steps follow from the time it is given.
+
+    `discriminators`: from where on they judge; None leaves them out.
+    """
+
+    model_config = _FORBID
+
+    warmup: float = Field(default=0.02, gt=0, le=1)
+    decay: float = Field(default=0.5, gt=0, le=1)
+    discriminators: float | None = Field(default=None, ge=0, lt=1)
+
+
+class Row(BaseModel):
+    """A row: `by` which way codes are found.
+
+    "encoder" trains with `training` (entries of `EncoderTraining`) and `schedule`; "refinement" takes `steps`
+    of inversion from the codes of the row `of`; "inversion" takes `steps` from none. `marks` say what differs
+    from what the title promises.
+    """
+
+    model_config = _FORBID
+
+    name: str = ""
+    title: str
+    by: Literal["original", "encoder", "refinement", "inversion", "random"]
+    training: dict[str, Any] = Field(default_factory=dict)
+    schedule: Schedule = Field(default_factory=Schedule)
+    of: str | None = None
+    steps: int | None = Field(default=None, ge=0)
+    marks: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Row:
+        if (self.by == "encoder") != bool(self.training):
+            raise ValueError("training belongs to rows by encoder, and to them only")
+        if (self.by == "refinement") != (self.of is not None):
+            raise ValueError("`of` names the row that a refinement begins with")
+        if (self.by in ("refinement", "inversion")) != (self.steps is not None):
+            raise ValueError("steps belong to refinement and inversion")
+        for name in _OF_THE_EXPERIMENT:
+            if name in self.training:
+                raise ValueError(f"training.{name} follows from the time a row is given: leave it out")
+        if "start" in self.training.get("discriminator", {}):
+            raise ValueError("training.discriminator.start is schedule.discriminators here")
+        if self.by == "encoder":
+            self.settings(10, 0)
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Of its line in a table."""
+        return {"original": "ceiling", "random": "floor"}.get(self.by, "subject")
+
+    @property
+    def discriminators_from(self) -> float | None:
+        """From which share of the steps discriminators cost time; None for never."""
+        weights = self.settings(10, 0).weights
+        counts = (weights.feature or weights.adversarial) and weights.reconstruction
+        return self.schedule.discriminators if counts and self.training.get("clips", 8) else None
+
+    def settings(self, steps: int, seed: int, **changes: Any) -> EncoderTraining:
+        """The run's settings where it has `steps` in all."""
+        schedule, given = self.schedule, dict(self.training)
+        start = schedule.discriminators
+        judged = {**given.get("discriminator", {}), "start": steps if start is None else round(start * steps)}
+        if start is None:
+            given["weights"] = {**given.get("weights", {}), "feature": 0.0, "adversarial": 0.0}
+        given |= {
+            "steps": steps,
+            "seed": seed,
+            "warmup": max(1, round(schedule.warmup * steps)),
+            "decay_steps": max(1, round(schedule.decay * steps)),
+            "discriminator": judged,
+        }
+        return EncoderTraining.model_validate(given | changes)
+
+
+def row_named(name: str) -> Row:
+    """The committed row of that name. Raises LabError when there is none or it will not do."""
+    file = resources.files("lab") / "recovery" / f"{name}.yaml"
+    if not re.fullmatch(r"[a-z][a-z-]*", name) or not file.is_file():
+        raise LabError(f"there is no row {name!r}: the rows are {', '.join(ROWS)}")
+    return parse_row(name, file.read_text(encoding="utf-8"))
+
+
+def parse_row(name: str, text: str) -> Row:
+    """A row from its YAML. Raises LabError naming the entry that will not do."""
+    try:
+        import yaml
+    except ImportError:
+        raise LabError("the rows need PyYAML: install it with `pip install 'revox[train]'`") from None
+    try:
+        return Row.model_validate({**yaml.safe_load(text), "name": name})
+    except (yaml.YAMLError, TypeError) as error:
+        raise LabError(f"the row {name} cannot be read: {str(error).splitlines()[0]}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise LabError(f"the row {name}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def chosen_rows(names: Sequence[str] | None = None) -> list[Row]:
+    """The rows of those names (all without any), in the order of the tables. Raises LabError."""
+    wanted = list(ROWS if names is None else dict.fromkeys(names))
+    if not wanted:
+        raise LabError(f"no row is named: the rows are {', '.join(ROWS)}")
+    return in_order(row_named(name) for name in wanted)
+
+
+def in_order(rows: Iterable[Row]) -> list[Row]:
+    """Rows as the tables have them, ablations last."""
+    return sorted(rows, key=lambda row: ROWS.index(row.name) if row.name in ROWS else len(ROWS))
+
+
+def known_rows() -> list[Row]:
+    """Every row there is, ablations too."""
+    return [*chosen_rows(), *ablations(row_named(GOALS_FOR))]
+
+
+def ablations(base: Row) -> list[Row]:
+    """`base` with one loss less, or one more, each: the same otherwise, at the same time.
+
+    A loss that is on is switched off; of those that are off, the discriminators' are switched on, light ones
+    from half the time on, and the speaker's with the project's own small network. Whisper's weights cannot be
+    had here. Pairs are also heard in the decoder's own phases, and recordings whose codes inversion found
+    beforehand are learnt from as if those were the right ones; and what is kept is an average of the weights.
+    """
+    settings = base.settings(10, 0)
+    weights = settings.weights
+    rows = []
+    for loss in Weights.model_fields:
+        if getattr(weights, loss) > 0:
+            rows.append(_changed(base, f"no-{loss}", f"without {loss}", {loss: 0.0}))
+    if weights.feature > 0 and weights.adversarial > 0:
+        both = {"feature": 0.0, "adversarial": 0.0}
+        rows.append(_changed(base, "no-discriminators", "without discriminators at all", both))
+    elif not weights.feature and not weights.adversarial:
+        changed = _changed(
+            base,
+            "with-discriminators",
+            "with light discriminators",
+            DISCRIMINATOR_WEIGHTS,
+            discriminator=dict(LIGHT_DISCRIMINATORS),
+        )
+        schedule = base.schedule.model_copy(update={"discriminators": 0.5})
+        rows.append(changed.model_copy(update={"schedule": schedule}))
+    if settings.pairs and settings.pair.phases:
+        own = {**base.training.get("pair", {}), "phases": 0.0}
+        rows.append(_changed(base, "no-phases", "in the decoder's own phases", {}, pair=own))
+    if not weights.speaker:
+        rows.append(
+            _changed(
+                base, "with-speaker", "with the speaker loss of a small network of its own",
+                {"speaker": SPEAKER_WEIGHT}, verifier=OWN_VERIFIER,
+            )
+        )  # fmt: skip
+    if not settings.average:
+        rows.append(_changed(base, "with-average", "keeping the weights' average", {}, average=AVERAGE))
+    if settings.clips and not settings.labels:
+        rows.append(_changed(base, "with-labels", "with recordings inverted beforehand", {}, **LABELS))
+    return rows
+
+
+def _changed(base: Row, name: str, title: str, weights: dict[str, float], **training: Any) -> Row:
+    changed = {**base.training, "weights": {**base.training.get("weights", {}), **weights}, **training}
+    plain = base.model_dump() | {
+        "name": f"{base.name}-{name}", "title": f"{base.title}, {title}", "training": changed,
+    }  # fmt: skip
+    return Row.model_validate(plain)

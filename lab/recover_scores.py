@@ -1,0 +1,254 @@
+"""Scores of a way to find codes, beside the encoder that was put aside. For scoring only."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lab.data import KINDS, RATE, SpeechSet
+from lab.recover_rows import Row
+from revox.api import load
+from revox.checkpoint.voices import Voice
+from revox.cloning.clone import preset_codes
+from revox.coding.encode import encode, served
+from revox.coding.invert import InversionConfig, InversionResult, invert
+from revox.coding.prior import CodePrior
+from revox.coding.refine import refine
+from revox.demo.sentences import jsgf, sentences
+from revox.evaluation.reference_encoder import original_codec
+from revox.evaluation.subject import random_codes
+from revox.evaluation.tables import rank
+from revox.losses.spectral import mel_distance, multi_resolution_stft_loss
+from revox.metrics.acceptance import acceptance
+from revox.metrics.codes import row_cosine, score_codes
+from revox.metrics.intelligibility import Recogniser, normalise_text, word_error_rate
+from revox.metrics.speaker import SpeakerJudge
+from revox.model.codec import Codec
+from revox.speech import Audio
+from revox.synthesis.batch import embed
+
+TEXTS = tuple(islice(sentences("heldout", 5), 3))
+"""Spoken in every cloned voice: sentences of the domain that no training has heard."""
+
+PAUSE = 0.2  # seconds between the texts of one sound
+
+
+@dataclass(frozen=True)
+class HeldOutClip:
+    """A clip `samples` `[n]` of a held-out speaker, whole frames at 24 kHz; `text` where it is known."""
+
+    kind: str
+    speaker: str
+    samples: Tensor
+    text: str | None
+
+
+def held_out_clips(data: Path, kind: str, seconds: float, frame: int) -> list[HeldOutClip]:
+    """One clip of every held-out speaker: the longest utterance, at most `seconds` of a human one.
+
+    A synthetic one stays whole, so that its words are known. Only the held-out split is read.
+    """
+    speech = SpeechSet(data, "heldout", kind)
+    found = []
+    for speaker in speech.speakers:
+        mine = [i for i in speech.of(speaker) if speech.utterances[i].preset is None]
+        if not mine:  # a preset's own speaker: known to the model
+            continue
+        longest = max(mine, key=lambda i: speech.utterances[i].samples)
+        samples, text = speech.waveform(longest), speech.utterances[longest].text
+        if text is None:
+            samples = samples[: round(seconds * RATE)]
+        whole = len(samples) // frame * frame
+        found.append(HeldOutClip(kind, speaker, torch.from_numpy(samples[:whole].copy()), text))
+    return found
+
+
+def evenly(count: int, of: int) -> list[int]:
+    """`count` places of a list of so many, evenly spread."""
+    count = min(count, of)
+    return [i * of // count for i in range(count)]
+
+
+class Scoring:
+    """The checkpoint, its original encoder, the judges and the held-out clips."""
+
+    def __init__(self, checkpoint: Path, encoder: Path, data: Path, seconds: float) -> None:
+        self.checkpoint, self.encoder = checkpoint, encoder
+        self.original = original_codec(checkpoint, encoder)
+        self.tts = load(checkpoint, device="cpu", dtype=torch.float32)
+        self.bank = preset_codes(checkpoint, self.tts.model)
+        self.prior = CodePrior.from_codes(self.bank, self.original)
+        rows = [self._rows(codes) for codes in self.bank]
+        self.mean_row = torch.cat(rows).mean(dim=0)
+        self.judge = SpeakerJudge()
+        frame = self.original.samples_per_frame
+        self.clips = {kind: held_out_clips(data, kind, seconds, frame) for kind in KINDS}
+        self._truth: dict[tuple[str, int], Tensor] = {}
+        self._voices: dict[str, np.ndarray] = {}
+
+    @cached_property
+    def _served(self) -> Codec:
+        return served(self.original)
+
+    @cached_property
+    def recogniser(self) -> Recogniser:
+        """pocketsphinx with the lab's grammar, rejection on."""
+        return Recogniser(jsgf())
+
+    def _rows(self, codes: Tensor) -> Tensor:
+        """Voice rows `[frames, dim]`, the end frame left out."""
+        return self.tts.model.mm_audio_embeddings.voice_embedding(codes)[:-1].float()
+
+    def truth(self, kind: str, i: int) -> Tensor:
+        """The original encoder's codes `[37, frames]` of a clip, as served."""
+        if (kind, i) not in self._truth:
+            self._truth[kind, i] = encode(self._served, self.clips[kind][i].samples).codes
+        return self._truth[kind, i]
+
+    def voices(self, kind: str) -> np.ndarray:
+        """The voices `[clips, 256]` of all clips of a kind."""
+        if kind not in self._voices:
+            audio = (Audio(clip.samples.numpy(), RATE) for clip in self.clips[kind])
+            self._voices[kind] = np.stack([self.judge.embed(one) for one in audio])
+        return self._voices[kind]
+
+    def restored(self, encoder: Path) -> Codec:
+        """The codec with a restored encoder, bf16, as served."""
+        return served(original_codec(self.checkpoint, encoder))
+
+    def codes(self, row: Row, kind: str, i: int, seed: int, codec: Codec | None = None) -> Tensor:
+        """The codes `[37, frames]` that a row finds for a clip; `codec` is the restored one where it has
+        one (`restored`)."""
+        target = self.clips[kind][i].samples
+        if row.by == "original":  # not `truth`, which may be at hand: what encoding takes is measured
+            return encode(self._served, target).codes
+        if row.by == "random":
+            return random_codes(
+                self.original, len(target) // self.original.samples_per_frame, 1000 * seed + i
+            )
+        if row.by == "inversion":
+            config = InversionConfig().taking(row.steps or 0)
+            result = invert(self.original, target, config=config, prior=self.prior, seed=seed)
+            return _whole(result, result.codes)
+        assert codec is not None
+        encoded = encode(codec, target)
+        if row.by == "encoder":
+            return encoded.codes
+        refined = refine(self.original, target, encoded, row.steps or 0, prior=self.prior, seed=seed)
+        return _whole(refined.result, refined.codes)
+
+    def score(
+        self, row: Row, kind: str, i: int, seed: int, codec: Codec | None = None, whole: bool = True
+    ) -> dict[str, Any]:
+        """All figures of one clip; without `whole`, only those of the codes and of what they decode to."""
+        clip, began = self.clips[kind][i], time.process_time()
+        codes = self.codes(row, kind, i, seed, codec)
+        found: dict[str, Any] = {"coding_seconds": round(time.process_time() - began, 3)}
+        found |= self._code_scores(kind, i, codes) | self._sound_scores(kind, i, codes, whole)
+        if whole:
+            found |= self._cloning_scores(kind, i, codes, seed)
+            if clip.text is not None:
+                found["clip_nll"] = self._nll(clip.text, codes, codes)[0]
+        return {k: round(v, 5) if isinstance(v, float) else v for k, v in found.items()}
+
+    def _code_scores(self, kind: str, i: int, codes: Tensor) -> dict[str, Any]:
+        truth = self.truth(kind, i)
+        other = self.truth(kind, (i + 1) % len(self.clips[kind]))
+        return {
+            **score_codes(codes, truth),
+            "row_cosine": row_cosine(self._rows(codes), self._rows(truth), self.mean_row),
+            "row_cosine_others": row_cosine(self._rows(truth), self._rows(other), self.mean_row),
+            "semantic": codes[0].tolist(),
+        }
+
+    @torch.no_grad()
+    def _sound_scores(self, kind: str, i: int, codes: Tensor, whole: bool) -> dict[str, Any]:
+        clip = self.clips[kind][i]
+        decoded = self.original.decode(codes[None])[0][: len(clip.samples)]
+        audio = Audio(decoded.numpy(), RATE)
+        found: dict[str, Any] = {
+            "mel": mel_distance(decoded, clip.samples, RATE),
+            "stft": float(multi_resolution_stft_loss(decoded, clip.samples, RATE)),
+            **self._likeness(kind, i, audio),
+        }
+        if whole and clip.text is not None:
+            found["heard"] = self.recogniser.hear(audio)
+            found["word_errors"], found["words"] = errors(clip.text, found["heard"])
+        return found
+
+    def _likeness(self, kind: str, i: int, audio: Audio) -> dict[str, Any]:
+        voices = self.voices(kind)
+        judged = self.judge.embed(audio)
+        place = rank(judged, voices, [clip.speaker for clip in self.clips[kind]], i)
+        return {"similarity": float(voices[i] @ judged), "rank": place}
+
+    def _nll(self, text: str, voice: Tensor, codes: Tensor) -> tuple[float, float]:
+        """Nats a frame and flow-matching error of `codes` as `text` in the voice of other codes."""
+        tts = self.tts
+        found = acceptance(tts.model, embed(tts.model, tts.prompter, text, self._voice(voice)), codes)
+        return float(found.semantic_nll), float(found.flow_error)
+
+    def _voice(self, codes: Tensor) -> Voice:
+        rows = self.tts.model.mm_audio_embeddings.voice_embedding(codes)
+        return Voice(name="clone", codes=codes, embedding=rows, provenance={})
+
+    def _cloning_scores(self, kind: str, i: int, codes: Tensor, seed: int) -> dict[str, Any]:
+        voice = self._voice(codes)
+        pieces: list[np.ndarray] = []
+        wrong = count = missing = 0
+        likelihoods = []
+        for text in TEXTS:
+            said = self.tts.synthesise(text, voice, seed=seed, max_seconds=3 + len(text) / 5)
+            pieces += [said.audio.samples, np.zeros(round(PAUSE * RATE), np.float32)]
+            missing += said.audio.truncated
+            of_text = errors(text, self.recogniser.hear(said.audio))
+            wrong, count = wrong + of_text[0], count + of_text[1]
+            if said.codes.shape[1]:
+                likelihoods.append(self._nll(text, codes, said.codes))
+        audio = Audio(np.concatenate(pieces), RATE)
+        # Under half a second there is no voice to judge.
+        silent = sum(len(piece) for piece in pieces[::2]) < 0.5 * RATE
+        likeness = {"similarity": 0.0, "rank": len(self.clips[kind])}
+        found: dict[str, Any] = {} if silent else self._likeness(kind, i, audio)
+        nll = np.mean(likelihoods, axis=0) if likelihoods else None
+        return {
+            **{f"cloned_{name}": value for name, value in (likeness | found).items()},
+            "cloned_word_errors": wrong,
+            "cloned_words": count,
+            "cloned_missing": missing / len(TEXTS),
+            "cloned_nll": None if nll is None else float(nll[0]),
+            "cloned_flow": None if nll is None else float(nll[1]),
+        }
+
+
+def _whole(result: InversionResult, codes: Tensor) -> Tensor:
+    if result.stopped:  # by Ctrl-C: half found codes are no result
+        raise KeyboardInterrupt
+    return codes
+
+
+def errors(text: str, heard: str) -> tuple[int, int]:
+    """Wrong words and words in `text`."""
+    count = len(normalise_text(text).split())
+    return round(word_error_rate(text, heard) * count), count
+
+
+def data_identity(data: Path, splits: Sequence[str] = ("train", "heldout")) -> dict[str, str]:
+    """Which speech lies in a folder: the checksummed names of its sets."""
+    found = {}
+    for kind in KINDS:
+        for split in splits:
+            index = data / f"{kind}-{split}.json"
+            if index.is_file():
+                found[index.stem] = json.loads(index.read_text())["samples"]
+    return found

@@ -1,0 +1,312 @@
+"""The recovery experiment's lines -> tables, goals and curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lab.data import KINDS
+from lab.recover_rows import Row
+from revox.evaluation.report import Report, markdown
+from revox.evaluation.tables import Column, Table, make_row
+
+if TYPE_CHECKING:
+    from lab.recover import Experiment, Line
+
+CURVES_FILE = "curves.png"
+
+CODEC = (
+    Column("mel", "mel distance (nats)", "less", 3),
+    Column("stft", "STFT distance", "less"),
+    Column("similarity", "speaker similarity", "more"),
+    Column("rank", "rank", "less", 1),
+    Column("word_errors", "word errors (%)", "less", 1, "ratio", "words"),
+)
+CODES = (
+    Column("semantic_agreement", "same semantic code", "more", 3),
+    Column("acoustic_exact_share", "same level", "more", 3),
+    Column("acoustic_level_error", "level error (of 20)", "less"),
+    Column("row_cosine", "cosine of voice rows, mean row removed", "more", 3),
+    Column("row_cosine_others", "the same between different speakers", digits=3),
+    Column("saturated_share", "saturated levels", "less", 3),
+)
+USE = (
+    Column("codes_used", "semantic codes in use", digits=0),
+    Column("perplexity", "perplexity", digits=1),
+)
+CLONING = (
+    Column("cloned_similarity", "speaker similarity", "more"),
+    Column("cloned_rank", "rank", "less", 1),
+    Column("cloned_word_errors", "word errors (%)", "less", 1, "ratio", "cloned_words"),
+    Column("cloned_missing", "did not end", "less", statistic="mean"),
+    Column("cloned_nll", "semantic NLL (nats a frame)", "less"),
+    Column("cloned_flow", "flow-matching error", "less", 3),
+    Column("clip_nll", "NLL of the clip's own codes", "less"),
+)
+CURVES = (*CODEC[:1], CODEC[2], CODES[0], CODES[2], CODES[3])
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the figure `key` should reach: `limit`, or `near` it from the original's: a share of it (`share`)
+    or as a difference. `more`: at least, else at most. `scale` brings both to the limit's unit."""
+
+    key: str
+    title: str
+    more: bool
+    limit: float | dict[str, float] | None = None
+    share: float | None = None
+    apart: float | None = None
+
+    def bound(self, kind: str, original: float | None) -> float | None:
+        """The value to reach for a kind of speakers; None where the original's is needed and not there."""
+        if self.limit is not None:
+            return self.limit[kind] if isinstance(self.limit, dict) else self.limit
+        if original is None:
+            return None
+        if self.share is not None:
+            return original * (1 - self.share if self.more else 1 + self.share)
+        assert self.apart is not None
+        return original - self.apart if self.more else original + self.apart
+
+    def reached(self, kind: str, value: float, original: float | None) -> bool | None:
+        """Whether `value` does; None where that cannot be said."""
+        bound = self.bound(kind, original)
+        if bound is None:
+            return None
+        return value >= bound if self.more else value <= bound
+
+
+GOALS = (
+    Goal("mel", "mel distance within 5 % of the original's", False, share=0.05),
+    Goal("similarity", "similarity of reconstructions within 0.02 of the original's", True, apart=0.02),
+    Goal("row_cosine", "mean-removed cosine of voice rows at least 0.8", True, limit=0.8),
+    Goal("semantic_agreement", "semantic agreement at least 0.3 (synthetic), 0.15 (human)", True,
+         limit={"synthetic": 0.3, "human": 0.15}),
+    Goal("acoustic_level_error", "acoustic levels within 1.5 of 20 on average", False, limit=1.5),
+    Goal("cloned_similarity", "cloned speech within 0.03 similarity of the original's", True, apart=0.03),
+    Goal("cloned_word_errors", "cloned speech within 3 points of word error of the original's", False,
+         apart=3.0),
+)  # fmt: skip
+"""Of issue 5, for the row `pairs-and-human`."""
+
+Figures = dict[tuple[str, str, str], float]
+"""(row, kind, column's key) -> value."""
+
+
+def write_tables(path: Path, rows: Sequence[Row], lines: Sequence[Line], experiment: Experiment) -> Path:
+    """Tables of what there is in `lines` to `path` (Markdown), the curves beside it."""
+    tables, figures = _tables(rows, lines)
+    drawn = draw_curves(path.with_name(CURVES_FILE), rows, lines)
+    report = Report("The lab's encoder, restored", _facts(rows, lines, experiment), tables, [], [])
+    text = markdown(report)
+    text += "\n" + goals_table(rows, figures) + "\n" + _times(rows, lines)
+    if drawn:
+        text += (
+            f"\n## Against time\n\n![Scores against minutes of training]({CURVES_FILE})\n\n"
+            "On the first few clips of each kind; dashed: the original encoder.\n"
+        )
+    marks = [f"- {row.title}: {mark}" for row in rows for mark in row.marks]
+    if marks:
+        text += "\n## Marks\n\n" + "\n".join(marks) + "\n"
+    replace_file(path, text)
+    return path
+
+
+def _facts(rows: Sequence[Row], lines: Sequence[Line], experiment: Experiment) -> dict[str, str]:
+    speakers: dict[str, set[str]] = {kind: set() for kind in KINDS}
+    for line in lines:
+        if line["what"] == "score":
+            speakers[line["kind"]].add(line["clip"])
+    wanted = experiment.seeds * len(rows)
+    done = {(line["row"], line["seed"]) for line in lines if line["what"] == "score"}
+    fenced = {line["confined"] for line in lines if line["what"] == "trained"}
+    fence = "the kernel and an audit hook" if fenced == {True} else "an audit hook"
+    return {
+        "training": f"{experiment.minutes:g} minutes a row and seed ({experiment.clock.replace('_', ' ')})",
+        "clips": ", ".join(f"{len(names)} held-out {kind} speakers" for kind, names in speakers.items()),
+        "seeds": f"{experiment.seeds}; rows and seeds begun: {len(done)} of {wanted}",
+        "fence around restoring": fence if fenced else "nothing was trained yet",
+    }
+
+
+def _of(lines: Sequence[Line], row: str, kind: str) -> list[list[dict[str, Any]]]:
+    """The scores of a row: for each clip, those of its seeds."""
+    clips: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        if line["what"] == "score" and line["row"] == row and line["kind"] == kind:
+            clips.setdefault(line["clip"], []).append(line["scores"])
+    return list(clips.values())
+
+
+def _tables(rows: Sequence[Row], lines: Sequence[Line]) -> tuple[list[Table], Figures]:
+    tables: list[Table] = []
+    figures: Figures = {}
+    for title, columns in (("Codec", CODEC), ("Codes", CODES), ("Cloning", CLONING)):
+        for kind in KINDS:
+            shown = list(columns)
+            if kind == "human":  # their words are not known
+                shown = [c for c in shown if c.key not in ("word_errors", "clip_nll")]
+            table = Table(f"{title}: {kind} speakers", shown, [])
+            for row in rows:
+                scores = _of(lines, row.name, kind)
+                if not scores:
+                    continue
+                made = make_row(row.title, row.kind, scores, shown)
+                if title == "Codes":
+                    made.cells |= make_row(row.title, row.kind, [_use(scores)], USE).cells
+                table.rows.append(made)
+                figures |= {(row.name, kind, key): cell.value for key, cell in made.cells.items()}
+            if title == "Codes":
+                table.columns += USE
+                table.notes.append(
+                    "Beside the codes that the original encoder gives. Codes in use and perplexity are of "
+                    "all clips of a seed together, and grow with their number."
+                )
+                truth = [
+                    scores for row in rows if row.by == "original" for scores in _of(lines, row.name, kind)
+                ]
+                if truth:
+                    table.notes.append(
+                        "Who said the original's commonest semantic code for every frame would have "
+                        f"{_commonest(truth):.3f} of them right."
+                    )
+            if table.rows:
+                tables.append(table)
+    return tables, figures
+
+
+def _commonest(clips: Sequence[Sequence[dict[str, Any]]]) -> float:
+    """The share of frames, median over clips, that have the code which is the commonest of all."""
+    codes, count = np.unique(np.concatenate([one[0]["semantic"] for one in clips]), return_counts=True)
+    usual = codes[count.argmax()]
+    return float(np.median([np.mean(np.array(one[0]["semantic"]) == usual) for one in clips]))
+
+
+def _use(clips: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, float]]:
+    """Semantic codes in use and their perplexity over all clips, for each seed that all clips have."""
+    found = []
+    for seed in range(min(map(len, clips))):
+        codes = np.concatenate([scores[seed]["semantic"] for scores in clips])
+        share = np.unique(codes, return_counts=True)[1] / len(codes)
+        entropy = -float((share * np.log(share)).sum())
+        found.append({"codes_used": float(len(share)), "perplexity": float(np.exp(entropy))})
+    return found
+
+
+def goals_table(rows: Sequence[Row], figures: Figures) -> str:
+    """The goals as Markdown: what each restored row has, and whether that reaches them."""
+    shown = [row for row in rows if row.by in ("encoder", "refinement")]
+    original = next((row.name for row in rows if row.by == "original"), "")
+    lines = ["## Goals", "", "They are set for pairs and human speech; the other rows stand beside it.", ""]
+    lines.append("| goal | speakers | bound |" + "".join(f" {row.title} |" for row in shown))
+    lines.append("| --- | --- | --- |" + " --- |" * len(shown))
+    for goal in GOALS:
+        for kind in KINDS:
+            reference = figures.get((original, kind, goal.key))
+            bound = goal.bound(kind, reference)
+            cells = []
+            for row in shown:
+                value = figures.get((row.name, kind, goal.key))
+                reached = None if value is None else goal.reached(kind, value, reference)
+                verdict = {True: "reached", False: "not reached", None: "no ceiling to compare with"}[reached]
+                cells.append("–" if value is None else f"{value:.3f}, {verdict}")
+            limit = "–" if bound is None else f"{'≥' if goal.more else '≤'} {bound:.3f}"
+            lines.append(f"| {goal.title} | {kind} | {limit} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _times(rows: Sequence[Row], lines: Sequence[Line]) -> str:
+    """What each row took: training, and seconds for the codes of a clip."""
+    out = [
+        "## Time", "",
+        "| | seed | steps | seconds of training (aimed at) | seconds that passed | a step (s), before and "
+        "after the discriminators begin | codes of a clip (s, median) |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for row in rows:
+        trained = {line["seed"]: line for line in lines if line["what"] == "trained"
+                   and line["row"] == (row.of or row.name)}  # fmt: skip
+        coded: dict[int, list[float]] = {}
+        for line in lines:
+            if line["what"] == "score" and line["row"] == row.name:
+                coded.setdefault(line["seed"], []).append(line["scores"]["coding_seconds"])
+        for seed in sorted(coded):
+            cells = ["–"] * 4
+            if seed in trained:
+                one = trained[seed]
+                cells = [
+                    str(one["steps"]), f"{one[one['clock']]:.0f} ({one['budget']:.0f})",
+                    f"{one['seconds']:.0f}", f"{one['step_before']:.3f}, {one['step_after']:.3f}",
+                ]  # fmt: skip
+            seconds = f"{np.median(coded[seed]):.2f}"
+            out.append(f"| {row.title} | {seed} | {' | '.join(cells)} | {seconds} |")
+    note = (
+        "Time is that of the steps; timing a step beforehand, speaking the sentences for pairs (once for all "
+        "rows of a seed), looks and saving are apart from it."
+    )
+    return "\n".join([*out, "", note]) + "\n"
+
+
+def curve(lines: Sequence[Line], row: str, kind: str, key: str) -> list[tuple[float, float]]:
+    """(minutes, median over clips of the mean over seeds) at every look of a row, in order of time."""
+    looks: dict[int, dict[str, list[dict[str, Any]]]] = {}
+    seconds: dict[int, list[float]] = {}
+    for line in lines:
+        if line["what"] == "look" and line["row"] == row and line["kind"] == kind:
+            at = line["step"]
+            looks.setdefault(at, {}).setdefault(line["clip"], []).append(line["scores"])
+            seconds.setdefault(at, []).append(line["seconds"])
+    points = []
+    for at, clips in looks.items():
+        values = [np.mean([scores[key] for scores in seeds]) for seeds in clips.values()]
+        points.append((float(np.mean(seconds[at])) / 60, float(np.median(values))))
+    return sorted(points)
+
+
+def draw_curves(path: Path, rows: Sequence[Row], lines: Sequence[Line]) -> bool:
+    """Scores against minutes of training, a line a row; False when no run has been looked at yet."""
+    trained = [row for row in rows if any(curve(lines, row.name, kind, "mel") for kind in KINDS)]
+    if not trained:
+        return False
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        len(KINDS), len(CURVES), figsize=(3.6 * len(CURVES), 6.4), constrained_layout=True, squeeze=False
+    )
+    colours = plt.get_cmap("tab10" if len(trained) <= 10 else "tab20")
+    for kind, line_of_axes in zip(KINDS, axes, strict=True):
+        looked = {line["clip"] for line in lines if line["what"] == "look" and line["kind"] == kind}
+        for column, axis in zip(CURVES, line_of_axes, strict=True):
+            for i, row in enumerate(trained):
+                points = curve(lines, row.name, kind, column.key)
+                axis.plot(*zip(*points, strict=True), marker=".", color=colours(i), label=row.title)
+            original = [
+                line["scores"][column.key]
+                for line in lines
+                if line["what"] == "score" and line["kind"] == kind and line["clip"] in looked
+                and _by(rows, line["row"]) == "original"
+            ]  # fmt: skip
+            if original:
+                axis.axhline(float(np.median(original)), color="black", linestyle="--", linewidth=1)
+            axis.set_title(f"{kind}: {column.title}", fontsize=9)
+            axis.set_xlabel("minutes of training", fontsize=8)
+            axis.grid(alpha=0.3)
+    handles, names = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), fontsize=8)
+    beside = path.with_suffix(".part.png")
+    figure.savefig(beside, dpi=80)
+    plt.close(figure)
+    beside.replace(path)
+    return True
+
+
+def _by(rows: Sequence[Row], name: str) -> str:
+    return next((row.by for row in rows if row.name == name), "")

@@ -1,0 +1,90 @@
+"""`revox demo`: clone and speak with the small checkpoint that ships with revox."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from revox.coding.invert import InversionProgress
+
+console = Console(stderr=True)
+
+
+def command(
+    out: Annotated[Path, typer.Option(help="Where the sounds, the picture and the figures go.")] = Path(
+        "demo-output"
+    ),
+    steps: Annotated[int | None, typer.Option(help="Steps of the search for codes.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
+    path: Annotated[
+        bool, typer.Option("--path", help="Only print the folder of the small checkpoint.")
+    ] = False,
+) -> None:
+    """Clone the voice of a bundled human clip with the small checkpoint, and speak two sentences with it."""
+    from revox.demo import checkpoint_folder
+    from revox.demo.demo import Stages, run_demo
+
+    if path:
+        print(checkpoint_folder())
+        return
+
+    columns = (
+        TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("distance {task.fields[best]:.3f}, {task.fields[left]:.0f} s left"),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def cloning(at: InversionProgress) -> None:
+            if at.phase not in tasks:
+                tasks[at.phase] = progress.add_task(at.phase, best=at.best, left=at.seconds_left)
+            progress.update(
+                tasks[at.phase], completed=at.step, total=at.steps, best=at.best, left=at.seconds_left
+            )
+            # A log gets a line at each quarter, where a terminal has a bar.
+            if not console.is_terminal and at.step * 4 // at.steps > (at.step - 1) * 4 // at.steps:
+                line = f"  {at.phase} {at.step} of {at.steps}: distance {at.best:.3f}"
+                console.print(f"{line}, {at.seconds_left:.0f} s left", highlight=False)
+
+        def say(line: str) -> None:
+            for task in tasks.values():
+                progress.update(task, visible=False)
+            console.print(line, highlight=False, soft_wrap=True)
+
+        summary = run_demo(out, steps=steps, seed=seed, stages=Stages(say, cloning))
+    _print_demo(out, summary)
+
+
+def _print_demo(out: Path, summary: dict[str, Any]) -> None:
+    result = Console(highlight=False)
+    if summary["similarity"]:
+        decoded, speech = summary["similarity"]["decoded"], summary["similarity"]["speech"]
+        table = Table(title="How alike the voices are (Resemblyzer; 1 is the same)", title_justify="left")
+        table.add_column("compared with")
+        table.add_column("decoded.wav", justify="right")
+        table.add_column("speech.wav", justify="right")
+        table.add_row(
+            f"the reference, speaker {summary['reference']['speaker']}",
+            f"{decoded['to_reference']:.2f}",
+            f"{speech['to_reference']:.2f}",
+            style="bold",
+        )
+        for name, score in decoded["to_others"].items():
+            table.add_row(f"another, speaker {name}", f"{score:.2f}", f"{speech['to_others'][name]:.2f}")
+        result.print(table)
+    took = summary["seconds"]
+    result.print(
+        f"cloned from {summary['reference']['seconds']:.1f} s in {took['clone']:.0f} s; spoke "
+        f"{summary['speech_seconds']:.1f} s in {took['speak']:.1f} s, real-time factor "
+        f"{summary['real_time_factor']:.2f}; {summary['cpu_seconds']:.0f} s of CPU time in all",
+        soft_wrap=True,
+    )
+    for note in summary["notes"]:
+        result.print(f"note: {note}", markup=False, soft_wrap=True)
+    result.print(f"in {out}/: reference.wav, decoded.wav, speech.wav, mel.png, summary.json", soft_wrap=True)

@@ -1,0 +1,507 @@
+"""The codes of one clip, found by gradient descent through the frozen decoder: cloning without an encoder."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from revox.coding.objective import SCALES, SpectralTarget
+from revox.coding.prior import CodePrior, starting_codes
+from revox.model.codec import Codec, decoder_reach
+
+CHECK_EVERY = 10  # steps between looks at the hard codes while noise is on
+TIMED_STEPS = 3
+DESCENT_SHARE = 0.8  # of a budget in seconds; the rest is for the polish
+POLISH_STRETCH = 6  # frames
+POLISH_CANDIDATES = 4
+NEIGHBOURS = 16  # semantic codes tried in place of one
+LIKELIHOOD_FLOOR = -6.0  # nats a code costs at most: a guess may be wrong by being too sure
+
+
+@dataclass(frozen=True)
+class InversionConfig:
+    """How codes are sought. The defaults take a clip of 6 s under 90 s on one core at the lab's size.
+
+    Of the `steps` of Adam the first `soft_share` see noisy, partly quantized codes, the rest only what will
+    be kept; `polish_rounds` of trying single codes follow. `seconds` shortens `steps` to what this machine
+    does in that time: the number of steps is then measured, and recorded; with `steps` alone it is
+    deterministic.
+    """
+
+    steps: int = 160
+    seconds: float | None = None
+    acoustic_rate: float = 0.3
+    semantic_rate: float = 0.3  # in units of the codebook's standard deviation
+    soft_share: float = 0.5
+    first_temperature: float = 1.0  # in squared distances between neighbouring semantic codes
+    last_temperature: float = 0.1
+    scales: tuple[tuple[int, int], ...] = SCALES
+    stft_weight: float = 0.5
+    waveform_weight: float = 0.0
+    prior_weight: float = 0.02
+    guess_weight: float = 0.1
+    """Of staying near the guess, in nats a semantic code and deviations of an acoustic value."""
+    opinion_weight: float = 0.05
+    """Of the language model's opinion, in nats a semantic code and squared error of the velocity."""
+    opinion_every: int = 4  # steps between questions to the language model
+    polish_rounds: int = 12
+    patience: int = 60
+    """Steps on hard codes without a better result before the descent ends."""
+    chunk_frames: int = 375
+    """A longer clip is taken in pieces of this many frames, each heard after the end of the one before."""
+
+    def taking(self, steps: int) -> InversionConfig:
+        """The same with so many `steps`. Who asks for a few wants an answer soon: the polish is cut short in
+        proportion."""
+        rounds = round(self.polish_rounds * min(1.0, steps / self.steps)) if self.steps else 0
+        return replace(self, steps=steps, polish_rounds=rounds)
+
+
+class Guess(NamedTuple):
+    """An encoder's first word: log probabilities of semantic codes `[frames, size]`, acoustic values in
+    [-1, 1] `[36, frames]`."""
+
+    log_probabilities: Tensor
+    values: Tensor
+
+    def codes(self, levels: int) -> Tensor:
+        """The likeliest codes `[37, frames]`, acoustic ones of so many `levels`."""
+        half = (levels - 1) / 2
+        acoustic = (self.values * half + half).round().clamp(0, levels - 1).long()
+        return torch.cat((self.log_probabilities.argmax(dim=1)[None], acoustic))
+
+    def cost(self, probabilities: Tensor, values: Tensor, levels: int) -> Tensor:
+        """How far soft codes lie from the guess, a scalar: nats a semantic code (`probabilities` `[frames,
+        size]`), spread over a frame's codes, and squared deviations of two of the `levels` an acoustic value
+        (`values` `[36, frames]`)."""
+        surprise = -(probabilities * self.log_probabilities.clamp_min(LIKELIHOOD_FLOOR)).sum(dim=1).mean()
+        return surprise / values.shape[0] + self._strayed(values, levels)
+
+    def cost_of_codes(self, semantic: Tensor, values: Tensor, levels: int) -> Tensor:
+        """The same `[batch]` of hard codes: `semantic` `[batch, frames]`, `values` `[batch, 36, frames]`."""
+        likelihood = self.log_probabilities.clamp_min(LIKELIHOOD_FLOOR)
+        surprise = -likelihood.gather(1, semantic.T).mean(dim=0)
+        return surprise / values.shape[1] + self._strayed(values, levels)
+
+    def _strayed(self, values: Tensor, levels: int) -> Tensor:
+        step = 2 / (levels - 1)
+        return 0.5 * ((values - self.values) / (2 * step)).square().mean(dim=(-2, -1))
+
+
+Opinion = Callable[[Tensor, Tensor], Tensor]
+
+
+def opinion_of_codes(opinion: Opinion, codec: Codec, codes: Tensor) -> float:
+    """An opinion of hard `codes` `[37, frames]`, which are soft ones that are certain."""
+    certain = functional.one_hot(codes[0], codec.config.semantic_codebook_size).float()
+    return float(opinion(certain, codec.quantizer.acoustic_codebook.decode(codes[None, 1:])[0]))
+
+
+@dataclass(frozen=True)
+class InversionProgress:
+    """Where an inversion stands.
+
+    `phase` is "descent" or "polish"; `loss` is the latest step's, `best` that of the best hard codes so far;
+    `seconds_left` is an estimate for this phase.
+    """
+
+    phase: str
+    step: int
+    steps: int
+    loss: float
+    best: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class InversionResult:
+    """What was found.
+
+    `codes` `[37, frames]`, int64, from 0; `losses`, the best objective of hard codes at each check, so that
+    the first is the start's and the last that of `codes` (of the last piece, for a clip in several);
+    `steps` of descent taken, `seconds`, and whether it was `stopped` before it was done.
+    """
+
+    codes: Tensor
+    losses: tuple[float, ...]
+    steps: int
+    seconds: float
+    stopped: bool
+
+    @property
+    def loss(self) -> float:
+        """The objective of `codes`."""
+        return self.losses[-1]
+
+
+def invert(
+    codec: Codec,
+    target: Tensor,
+    *,
+    config: InversionConfig | None = None,
+    prior: CodePrior | None = None,
+    guess: Guess | None = None,
+    opinion: Opinion | None = None,
+    seed: int = 0,
+    progress: Callable[[InversionProgress], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> InversionResult:
+    """Codes whose decoded sound is near `target` `[samples]`, a whole number of frames at the codec's rate.
+
+    With a `guess` of the codes (`QuickEncoder.guess`) the search starts there and pays for leaving. `opinion`
+    says, differentiably, how unlikely the language model finds soft codes (probabilities `[frames, size]`,
+    values `[36, frames]`); it is asked about a clip in one piece only.
+    The codec's weights must be float32. Deterministic for one `seed`, `config.steps` and thread count.
+    KeyboardInterrupt or a true `should_stop()` ends the search: the best codes so far are the result,
+    `stopped`. Raises ValueError when the target is empty, not finite or no whole number of frames.
+    """
+    config = config or InversionConfig()
+    frame = codec.samples_per_frame
+    whole = target.dim() == 1 and target.numel() > 0 and target.numel() % frame == 0
+    if not whole or not bool(target.isfinite().all()):
+        shape = list(target.shape)
+        raise ValueError(f"a target is finite samples, a whole number of frames of {frame}; got {shape}")
+    started = time.monotonic()
+    generator = torch.Generator().manual_seed(seed)
+    device = codec.output_proj.conv.weight.device
+    target = target.detach().to(device, torch.float32)
+    prior = None if prior is None else prior.to(device)
+    total = target.numel() // frame
+    codes = torch.zeros((codec.config.n_codebooks, 0), dtype=torch.long, device=device)
+    losses: list[float] = []
+    steps, stopped = 0, False
+    for first in range(0, total, config.chunk_frames):
+        last = min(first + config.chunk_frames, total)
+        before = codes[:, max(0, first - decoder_reach(codec)) :]
+        seconds = None if config.seconds is None else config.seconds * (last - first) / total
+        clock = _Clock(seconds, progress, should_stop)  # finding the start counts too
+        near = guess
+        if guess is not None:
+            near = Guess(guess[0][first:last].to(device), guess[1][:, first:last].to(device))
+        whole_clip = opinion if total <= config.chunk_frames else None
+        piece = target[first * frame : last * frame]
+        search = _Search(codec, piece, before, config, prior, generator, near, whole_clip)
+        stopped = stopped or search.run(clock)
+        codes = torch.cat((codes, search.best_codes), dim=1)
+        losses += search.losses
+        steps += search.step
+    return InversionResult(codes.cpu(), tuple(losses), steps, time.monotonic() - started, stopped)
+
+
+class _Clock:
+    """Time, progress and the wish to stop."""
+
+    def __init__(
+        self,
+        seconds: float | None,
+        progress: Callable[[InversionProgress], None] | None,
+        should_stop: Callable[[], bool] | None,
+    ) -> None:
+        self.seconds, self.progress, self.should_stop = seconds, progress, should_stop
+        self.started = time.monotonic()
+        self.phase, self.phase_started = "", self.started
+
+    def left(self) -> float:
+        """Seconds left of the budget, infinite without one."""
+        return math.inf if self.seconds is None else self.seconds - (time.monotonic() - self.started)
+
+    def start(self, phase: str) -> None:
+        self.phase, self.phase_started = phase, time.monotonic()
+
+    def tick(self, step: int, steps: int, loss: float, best: float) -> bool:
+        """Report one finished step; True when the search should stop."""
+        if self.progress is not None:
+            pace = (time.monotonic() - self.phase_started) / step
+            left = min(pace * (steps - step), max(0.0, self.left()))
+            self.progress(InversionProgress(self.phase, step, steps, loss, best, left))
+        return self.should_stop is not None and self.should_stop()
+
+
+@dataclass(frozen=True)
+class _Relaxed:
+    """What the decoder is given, `latents` `[1, latent, frames]`, and the hard `codes` `[37, frames]` there.
+
+    For the prior: `probabilities` `[frames, size]` of the semantic codes, acoustic `values` `[36, frames]`.
+    """
+
+    latents: Tensor
+    codes: Tensor
+    probabilities: Tensor
+    values: Tensor
+
+
+class _Search:
+    """The search over one piece: the latents being moved, and the best hard codes so far."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        target: Tensor,
+        context: Tensor,
+        config: InversionConfig,
+        prior: CodePrior | None,
+        generator: torch.Generator,
+        guess: Guess | None = None,
+        opinion: Opinion | None = None,
+    ) -> None:
+        self.guess, self.opinion = guess, opinion
+        self.codec, self.config, self.prior, self.generator = codec, config, prior, generator
+        self.objective = SpectralTarget(
+            target, codec.config.sampling_rate, config.scales, config.stft_weight, config.waveform_weight
+        )
+        self.table = codec.quantizer.semantic_codebook.embedding.detach().float()
+        self.spread = self.table.std(dim=0).mean().clamp_min(1e-8)
+        self.neighbour = _neighbour_distance(self.table)
+        self.top_level = codec.config.acoustic_codebook_size - 1
+        self.level_step = 2 / self.top_level
+        self.context = codec.quantizer.decode(context[None])  # what is heard before this piece, as latents
+        self.samples = target.numel()
+        self.step = 0
+        self.losses: list[float] = []
+        self.best = math.inf
+        if guess is None:
+            start = starting_codes(codec, target, prior, generator)
+        else:
+            start = guess.codes(codec.config.acoustic_codebook_size)
+        self.best_codes = start
+        self._keep(start, float(self._loss_of_codes(start[None])[0]) + self._opinion_of_codes(start))
+        self.semantic = (self.table[start[0]] / self.spread).requires_grad_()
+        # Not at the very ends, where the tanh has no slope left.
+        values = codec.quantizer.acoustic_codebook.decode(start[1:]).clamp(-0.95, 0.95)
+        self.acoustic = torch.atanh(values).requires_grad_()
+
+    def run(self, clock: _Clock) -> bool:
+        """Descend, then polish. True when somebody stopped it, not when patience or the budget ended it."""
+        try:
+            return self._descend(clock) or self._polish(clock)
+        except KeyboardInterrupt:
+            return True
+
+    # -- from latents or codes to a loss
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Waveform `[batch, samples]` of this piece's `latents` `[batch, latent, frames]`."""
+        context = self.context.expand(latents.shape[0], -1, -1)
+        return self.codec.decode_latents(torch.cat((context, latents), dim=2))[:, -self.samples :]
+
+    def _relax(self, temperature: float, soft: bool) -> _Relaxed:
+        """Forward what the decoder hears, backward the soft versions (straight-through).
+
+        While `soft`, a frame's semantic row is the hard one half of the time; its acoustic values are
+        rounded half of the time, dithered a quarter and left alone a quarter (the paper's schedule for
+        training the codec).
+        """
+        latents = self.semantic * self.spread
+        distances = torch.cdist(latents, self.table).square()
+        probabilities = functional.softmax(-distances / (temperature * self.neighbour), dim=1)
+        semantic_codes = distances.argmin(dim=1)
+        mixed, row = probabilities @ self.table, self.table[semantic_codes]
+        values = torch.tanh(self.acoustic)
+        levels = ((values.detach() + 1) / self.level_step).round()
+        heard = levels * self.level_step - 1
+        if soft:
+            draws = self._uniform(2, len(latents))
+            dither = (2 * self._uniform(*values.shape) - 1) / (self.top_level + 1)
+            row = torch.where(draws[0, :, None] < 0.5, row, mixed)
+            heard = torch.where(draws[1] < 0.5, heard, torch.where(draws[1] < 0.75, values + dither, values))
+        given = torch.cat(((mixed + (row - mixed).detach()).T, values + (heard - values).detach()))
+        codes = torch.cat((semantic_codes[None], levels.long()))
+        return _Relaxed(given[None], codes, probabilities, values)
+
+    def _uniform(self, *shape: int) -> Tensor:
+        # Drawn on the CPU, so that a seed means the same on every device.
+        return torch.rand(shape, generator=self.generator).to(self.table.device)
+
+    @torch.no_grad()
+    def _loss_of_codes(self, codes: Tensor) -> Tensor:
+        """The objective `[batch]` of hard `codes` `[batch, 37, frames]`."""
+        waveform = self._decode(self.codec.quantizer.decode(codes))
+        return self.objective.distance(waveform) + self._prior_of_codes(codes)
+
+    def _prior_of_codes(self, codes: Tensor) -> Tensor:
+        cost = torch.zeros(len(codes), device=codes.device)
+        values = self.codec.quantizer.acoustic_codebook.decode(codes[:, 1:])
+        if self.prior is not None:
+            cost = cost + self.config.prior_weight * self.prior.cost_of_codes(codes[:, 0], values)
+        if self.guess is not None:
+            far = self.guess.cost_of_codes(codes[:, 0], values, self.top_level + 1)
+            cost = cost + self.config.guess_weight * far
+        return cost
+
+    @torch.no_grad()
+    def _opinion_of_codes(self, codes: Tensor) -> float:
+        """What the language model says of hard `codes` `[37, frames]`, weighted."""
+        if self.opinion is None:
+            return 0.0
+        return self.config.opinion_weight * opinion_of_codes(self.opinion, self.codec, codes)
+
+    def _asks(self) -> bool:
+        return self.step % self.config.opinion_every == 0
+
+    def _soft_cost(self, relaxed: _Relaxed) -> Tensor | float:
+        """What soft codes cost besides the distance."""
+        cost: Tensor | float = 0.0
+        if self.prior is not None:
+            cost = cost + self.config.prior_weight * self.prior.cost(relaxed.probabilities, relaxed.values)
+        if self.guess is not None:
+            far = self.guess.cost(relaxed.probabilities, relaxed.values, self.top_level + 1)
+            cost = cost + self.config.guess_weight * far
+        if self.opinion is not None and self._asks():
+            cost = cost + self.config.opinion_weight * self.opinion(relaxed.probabilities, relaxed.values)
+        return cost
+
+    def _keep(self, codes: Tensor, loss: float) -> bool:
+        better = loss < self.best
+        if better:
+            self.best, self.best_codes = loss, codes.clone()
+        self.losses.append(self.best)
+        return better
+
+    # -- descent
+
+    def _descend(self, clock: _Clock) -> bool:
+        config, steps = self.config, self.config.steps
+        if clock.seconds is not None:
+            steps = min(steps, self._steps_within(DESCENT_SHARE * clock.left()))
+        rates = (config.acoustic_rate, config.semantic_rate)
+        optimizer = torch.optim.Adam(
+            [{"params": [p], "lr": r} for p, r in zip((self.acoustic, self.semantic), rates, strict=True)],
+            betas=(0.9, 0.95),
+        )
+        cooling = config.last_temperature / config.first_temperature
+        since_better = 0
+        clock.start("descent")
+        for i in range(steps):
+            done = i / max(1, steps - 1)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * (0.05 + 0.475 * (1 + math.cos(math.pi * done)))
+            soft = done < config.soft_share
+            relaxed = self._relax(config.first_temperature * cooling**done, soft)
+            distance = self.objective.distance(self._decode(relaxed.latents))[0]
+            loss = distance + self._soft_cost(relaxed)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if not soft and (self.opinion is None or self._asks()):
+                # What was decoded are the hard codes: their distance is at hand.
+                of_codes = float(distance.detach() + self._prior_of_codes(relaxed.codes[None])[0])
+                better = self._keep(relaxed.codes, of_codes + self._opinion_of_codes(relaxed.codes))
+                since_better = (
+                    0 if better else since_better + (1 if self.opinion is None else config.opinion_every)
+                )
+            elif soft and i % CHECK_EVERY == CHECK_EVERY - 1:
+                of_codes = float(self._loss_of_codes(relaxed.codes[None])[0])
+                self._keep(relaxed.codes, of_codes + self._opinion_of_codes(relaxed.codes))
+            self.step += 1
+            if clock.tick(i + 1, steps, float(loss.detach()), self.best):
+                return True
+            if since_better >= config.patience or clock.left() <= 0:
+                break
+        return False
+
+    def _steps_within(self, seconds: float) -> int:
+        """How many steps fit, from the time of a few that are then forgotten."""
+        state, taken = self.generator.get_state(), []
+        for _ in range(TIMED_STEPS):
+            started = time.monotonic()
+            self.objective.distance(self._decode(self._relax(1.0, True).latents)).sum().backward()
+            taken.append(time.monotonic() - started)
+        self.acoustic.grad = self.semantic.grad = None
+        self.generator.set_state(state)
+        # The first one also pays for caches and memory.
+        return max(1, int((seconds - sum(taken)) / min(taken)))
+
+    # -- polish
+
+    def _polish(self, clock: _Clock) -> bool:
+        """Try single codes where the slope promises most, in all stretches at once; keep what helps."""
+        codec, quantizer = self.codec, self.codec.quantizer
+        frames = self.best_codes.shape[1]
+        tried = torch.zeros((frames, 2 * codec.config.acoustic_dim + NEIGHBOURS), dtype=torch.bool)
+        clock.start("polish")
+        for i in range(self.config.polish_rounds):
+            if clock.left() <= 0:
+                break
+            latents = quantizer.decode(self.best_codes[None]).requires_grad_()
+            waveform = self._decode(latents)
+            (slope,) = torch.autograd.grad(self.objective.distance(waveform).sum(), latents)
+            # Other borders every round.
+            borders = range(-(i * 3 % POLISH_STRETCH), frames, POLISH_STRETCH)
+            stretches = [(max(0, b), min(frames, b + POLISH_STRETCH)) for b in borders]
+            candidates = self._candidates(slope[0], stretches, tried)
+            with torch.no_grad():
+                heard = self._decode(quantizer.decode(candidates))
+                now = self.objective.distance_in_time(waveform.detach(), frames)
+                then = self.objective.distance_in_time(heard, frames)
+                combined = self.best_codes.clone()
+                for first, last in stretches:
+                    # A code is heard in its own frame and the next one most.
+                    error = then[:, first : last + 1].sum(dim=1)
+                    if error.min() < now[0, first : last + 1].sum():
+                        combined[:, first:last] = candidates[int(error.argmin()), :, first:last]
+                trials = torch.cat((combined[None], candidates))
+                heard = torch.cat((self._decode(quantizer.decode(combined[None])), heard))
+                losses = self.objective.distance(heard) + self._prior_of_codes(trials)
+            chosen, before = int(losses.argmin()), self.best_codes
+            if self._keep(trials[chosen], float(losses[chosen]) + self._opinion_of_codes(trials[chosen])):
+                tried[(before != self.best_codes).any(dim=0).cpu()] = False
+            if clock.tick(i + 1, self.config.polish_rounds, float(losses[0]), self.best):
+                return True
+        return False
+
+    def _candidates(self, slope: Tensor, stretches: list[tuple[int, int]], tried: Tensor) -> Tensor:
+        """Variants `[POLISH_CANDIDATES, 37, frames]` of the best codes with one new code in each stretch.
+
+        The most promising moves are in the first variant. All are marked in `tried` `[frames, moves]`.
+        """
+        gains, neighbours = self._promise(slope)
+        gains = gains.cpu().masked_fill(tried, -math.inf)
+        n_moves, n_acoustic = gains.shape[1], self.codec.config.acoustic_dim
+        candidates = self.best_codes.repeat(POLISH_CANDIDATES, 1, 1)
+        for first, last in stretches:
+            order = gains[first:last].flatten().argsort(descending=True, stable=True)
+            for candidate, place in zip(candidates, order.tolist(), strict=False):
+                frame, move = first + place // n_moves, place % n_moves
+                if gains[frame, move] == -math.inf:
+                    break
+                tried[frame, move] = True
+                if move < 2 * n_acoustic:
+                    candidate[1 + move % n_acoustic, frame] += 1 if move >= n_acoustic else -1
+                else:
+                    candidate[0, frame] = neighbours[frame, move - 2 * n_acoustic]
+        return candidates
+
+    def _promise(self, slope: Tensor) -> tuple[Tensor, Tensor]:
+        """What the slope `[latent, frames]` promises of each move from the best codes: gains `[frames,
+        moves]`.
+
+        Moves are each acoustic level down, each up, and the semantic code to one of its neighbours, which
+        are the second result, `[frames, NEIGHBOURS]`.
+        """
+        codes, dim = self.best_codes, self.table.shape[1]
+        by_semantic, by_acoustic = slope[:dim].T, slope[dim:].T * self.level_step
+        levels = codes[1:].T
+        down = by_acoustic.masked_fill(levels == 0, -math.inf)
+        up = (-by_acoustic).masked_fill(levels == self.top_level, -math.inf)
+        row = self.table[codes[0]]
+        distances = torch.cdist(row, self.table).scatter(1, codes[0, :, None], math.inf)
+        count = min(NEIGHBOURS, len(self.table) - 1)
+        neighbours = distances.topk(count, largest=False).indices
+        gains = -torch.einsum("fnd,fd->fn", self.table[neighbours] - row[:, None], by_semantic)
+        gains = functional.pad(gains, (0, NEIGHBOURS - count), value=-math.inf)
+        return torch.cat((down, up, gains), dim=1), neighbours
+
+
+def _neighbour_distance(table: Tensor) -> Tensor:
+    """The usual squared distance from a semantic code's row to its nearest neighbour's: a scalar."""
+    some = table[:1024]
+    nearest = torch.cdist(some, table).square().kthvalue(min(2, len(table)), dim=1).values
+    nearest = nearest[nearest > 0]  # rows that coincide have no say
+    return nearest.median() if len(nearest) else torch.ones((), device=table.device)

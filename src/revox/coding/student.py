@@ -1,0 +1,218 @@
+"""An encoder made in minutes from the decoder alone: where inversion starts, and what it stays near.
+
+It hears spectra and says codes, trained on pairs that the decoder makes (`PresetPairs`). It is no replacement
+for the missing encoder: it never hears a recording in training, and its codes are a first guess. But they are
+codes that the model would use, where a search that starts anywhere ends in codes that only sound right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn import functional
+from revox.coding.features import SpectralFeatures, frame_network
+from revox.coding.pairs import PairSettings, PresetPairs
+from revox.model.codec import Codec
+from revox.model.config import CodecConfig
+from revox.speech.files import replace_file
+
+ENCODER_PARTS = ("input_proj.", "encoder_blocks.")  # of a codec; nothing here depends on them
+
+
+@dataclass(frozen=True)
+class QuickEncoderTraining:
+    """Settings of one training; `seconds` ends it earlier than `steps` would."""
+
+    steps: int = 1500
+    seconds: float | None = None
+    batch: int = 12
+    frames: int = 24
+    learning_rate: float = 2e-3
+    warmup: int = 50
+    width: int = 256
+    blocks: int = 2
+    gain_db: float = 3.0
+    seed: int = 0
+
+
+def default_training(codec: Codec) -> QuickEncoderTraining:
+    """Ten minutes at most at the release's size, the whole number of steps at the lab's."""
+    big = sum(p.numel() for p in codec.parameters()) > 30e6
+    return QuickEncoderTraining(seconds=600.0 if big else None)
+
+
+class QuickEncoder(nn.Module):
+    """Features `[batch, frames, size]` -> what the codes may be.
+
+    Semantic codes as log probabilities (by the distance of a latent to the codebook's rows, so that those
+    that were rare in training are judged by their neighbours), acoustic values in [-1, 1].
+    """
+
+    rows: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, config: CodecConfig, table: Tensor, width: int, blocks: int) -> None:
+        super().__init__()
+        self.features = SpectralFeatures(config)
+        self.semantic_dim, self.width, self.blocks = config.semantic_dim, width, blocks
+        self.register_buffer("rows", (table - table.mean(dim=0)) / table.std().clamp_min(1e-8))
+        self.register_buffer("mean", torch.zeros(self.features.size))
+        self.register_buffer("scale", torch.ones(self.features.size))
+        self.sharpness = nn.Parameter(torch.zeros(()))
+        self.net = frame_network(self.features.size, width, blocks, config.latent_dim)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Log probabilities `[batch, frames, codes]`, values `[batch, frames, 36]`."""
+        latents = self.net((features - self.mean) / self.scale)
+        semantic = latents[..., : self.semantic_dim]
+        distances = torch.cdist(semantic.flatten(0, 1), self.rows).square()
+        logits = -distances * self.sharpness.exp() / self.rows.shape[1] * 4
+        values = torch.tanh(latents[..., self.semantic_dim :])
+        return logits.unflatten(0, semantic.shape[:2]).log_softmax(dim=-1), values
+
+    @torch.no_grad()
+    def guess(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
+        """Of one clip `[samples]`: log probabilities `[frames, codes]`, values `[36, frames]`."""
+        log_probabilities, values = self(self.features(waveform)[None])
+        return log_probabilities[0], values[0].T
+
+
+def train_quick_encoder(
+    codec: Codec,
+    bank: list[Tensor],
+    training: QuickEncoderTraining | None = None,
+    pairs: PairSettings | None = None,
+    progress: Callable[[int, int, dict[str, float]], None] = lambda step, steps, losses: None,
+) -> QuickEncoder:
+    """Train on pairs from the codes `bank`, each `[37, frames]`; the codec's weights must be float32.
+
+    Ends after `training.steps` or `training.seconds`. `progress(step, steps, losses)`: `semantic` in nats,
+    `acoustic` in levels. KeyboardInterrupt ends it and is raised again.
+    """
+    training = training or QuickEncoderTraining()
+    device = codec.output_proj.conv.weight.device
+    source = PresetPairs(codec, bank, pairs)
+    rng = torch.Generator().manual_seed(training.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(training.seed)
+        table = codec.quantizer.semantic_codebook.embedding.detach().float()
+        encoder = QuickEncoder(codec.config, table, training.width, training.blocks)
+    encoder.to(device)
+    half = (codec.config.acoustic_codebook_size - 1) / 2
+    with torch.no_grad():
+        seen = encoder.features(source.draw(24, training.frames, rng)[1])
+        encoder.mean.copy_(seen.mean(dim=(0, 1)))
+        encoder.scale.copy_(seen.std(dim=(0, 1)) + 0.05)
+    optimizer = torch.optim.AdamW(
+        encoder.net.parameters(), lr=training.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+    )
+    optimizer.add_param_group({"params": [encoder.sharpness], "weight_decay": 0.0})
+    began = time.monotonic()
+    for step in range(training.steps):
+        spent = time.monotonic() - began
+        done = step / training.steps
+        if training.seconds is not None:
+            done = max(done, spent / training.seconds)
+            if done >= 1:
+                break
+        rate = training.learning_rate * min(1.0, (step + 1) / training.warmup, max(0.02, 2 * (1 - done)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        codes, audio = source.draw(training.batch, training.frames, rng)
+        gains = (torch.rand((len(audio), 1), generator=rng) * 2 - 1) * training.gain_db
+        features = encoder.features(audio * 10 ** (gains.to(device) / 20))
+        log_probabilities, values = encoder(features)
+        semantic = functional.nll_loss(log_probabilities.flatten(0, 1), codes[:, 0].flatten())
+        wanted = codes[:, 1:].transpose(1, 2) / half - 1
+        acoustic = (values - wanted).abs().mean() * half
+        optimizer.zero_grad(set_to_none=True)
+        (0.5 * semantic + acoustic).backward()
+        nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+        optimizer.step()
+        progress(step + 1, training.steps, {"semantic": semantic.item(), "acoustic": acoustic.item()})
+    return encoder.eval().requires_grad_(False)
+
+
+def is_worth_asking(encoder: QuickEncoder, codec: Codec, bank: list[Tensor], seed: int = 1) -> bool:
+    """Whether its guesses of fresh pairs are clearly better than saying the presets' usual codes: by half a
+    nat a semantic code, and a fifth of the usual acoustic error."""
+    source = PresetPairs(codec, bank)
+    codes, audio = source.draw(8, 24, torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        log_probabilities, values = encoder(encoder.features(audio))
+    half = (codec.config.acoustic_codebook_size - 1) / 2
+    usual = (source.counts / source.counts.sum()).log().to(codes.device)
+    semantic = functional.nll_loss(log_probabilities.flatten(0, 1), codes[:, 0].flatten())
+    blind = -usual[codes[:, 0]].mean()
+    wanted = codes[:, 1:].transpose(1, 2).float()
+    error = ((values + 1) * half - wanted).abs().mean()
+    middle = torch.cat(source.bank, dim=1)[1:].float().median(dim=1).values.to(codes.device)
+    return bool(semantic < blind - 0.5 and error < 0.8 * (wanted - middle).abs().mean())
+
+
+def quick_encoder_for(
+    codec: Codec,
+    bank: list[Tensor],
+    training: QuickEncoderTraining | None = None,
+    cache: Path | None = None,
+    progress: Callable[[int, int, dict[str, float]], None] = lambda step, steps, losses: None,
+) -> QuickEncoder | None:
+    """The quick encoder of this codec and these preset codes: from the folder `cache`, or trained and kept.
+
+    None when, after the training's time, it is not worth asking (`is_worth_asking`).
+    """
+    training = training or QuickEncoderTraining()
+    digest = hashlib.sha256(repr(dataclasses.replace(training, seconds=None)).encode())
+    for name, tensor in sorted(codec.state_dict().items()):
+        if not name.startswith(ENCODER_PARTS):
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for codes in bank:
+        digest.update(codes.cpu().numpy().tobytes())
+    stamp = digest.hexdigest()
+    path = None if cache is None else cache / f"quick-encoder-{stamp[:16]}.safetensors"
+    encoder = None if path is None else load_quick_encoder(path, codec, stamp)
+    if encoder is None:
+        encoder = train_quick_encoder(codec, bank, training, progress=progress)
+        if not is_worth_asking(encoder, codec, bank):
+            return None
+        if path is not None:
+            # A cache that cannot be written costs the next clone some time, not this one its voice.
+            with contextlib.suppress(OSError):
+                save_quick_encoder(encoder, path, stamp)
+    return encoder
+
+
+def save_quick_encoder(encoder: QuickEncoder, path: Path, stamp: str) -> None:
+    """Write the encoder to `path` (.safetensors); `stamp` says what it was made from."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
+    shape = {"width": str(encoder.width), "blocks": str(encoder.blocks), "stamp": stamp}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, save(tensors, metadata=shape))
+
+
+def load_quick_encoder(path: Path, codec: Codec, stamp: str) -> QuickEncoder | None:
+    """What `save_quick_encoder` wrote; None when there is none, or it was made from something else."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            if about.get("stamp") != stamp:
+                return None
+            table = codec.quantizer.semantic_codebook.embedding.detach().float()
+            encoder = QuickEncoder(codec.config, table, int(about["width"]), int(about["blocks"]))
+            encoder.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (SafetensorError, KeyError, ValueError, RuntimeError):
+        return None  # damaged: it is made again
+    return encoder.to(codec.output_proj.conv.weight.device).eval().requires_grad_(False)

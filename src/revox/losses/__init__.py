@@ -1,0 +1,1 @@
+"""Distances between sounds and between codes: the STFT front end, code losses, discriminators."""

@@ -1,0 +1,126 @@
+"""Pairs from the decoder, and the encoder that learns from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from revox.checkpoint.load import load_model
+from revox.cloning.clone import preset_codes
+from revox.coding.features import SpectralFeatures
+from revox.coding.invert import Guess, InversionConfig, invert
+from revox.coding.pairs import PairSettings, PresetPairs
+from revox.coding.student import (
+    QuickEncoderTraining,
+    load_quick_encoder,
+    save_quick_encoder,
+    train_quick_encoder,
+)
+from revox.demo import checkpoint_folder
+from revox.model.codec import Codec
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+STILL = PairSettings(mixed=0.0, shift=0.0, shake=0.0, strange=0.0)
+SHORT = QuickEncoderTraining(steps=60, batch=4, frames=8, width=48, blocks=1, warmup=5)
+
+
+@pytest.fixture(scope="module")
+def lab() -> tuple[Codec, list[torch.Tensor]]:
+    parts = ("audio_tokenizer", "mm_audio_embeddings")
+    model = load_model(checkpoint_folder(), dtype=torch.float32, parts=parts)
+    return model.audio_tokenizer, preset_codes(checkpoint_folder(), model, max_frames=250)
+
+
+def test_undisturbed_pairs_are_stretches_of_presets_and_what_the_decoder_makes_of_them(lab):
+    codec, bank = lab
+    source = PresetPairs(codec, bank, STILL)
+    codes, audio = source.draw(2, 12, torch.Generator().manual_seed(0))
+    assert codes.shape == (2, 37, 12)
+    assert torch.equal(audio, codec.decode(codes))
+    known = {tuple(column) for b in bank for column in b.T.tolist()}
+    assert all(tuple(column) in known for one in codes for column in one.T.tolist())
+
+
+def test_disturbed_pairs_stay_codes_and_differ_from_the_presets(lab):
+    codec, bank = lab
+    codes = PresetPairs(codec, bank).draw_codes(8, 20, torch.Generator().manual_seed(0))
+    assert int(codes[:, 1:].min()) >= 0
+    assert int(codes[:, 1:].max()) <= 20
+    assert int(codes[:, 0].max()) < codec.config.semantic_codebook_size
+    known = {tuple(column) for b in bank for column in b.T.tolist()}
+    assert not any(tuple(column) in known for one in codes for column in one.T.tolist())
+
+
+def test_features_of_a_batch_are_those_of_its_clips(lab):
+    features = SpectralFeatures(lab[0].config)
+    clips = torch.randn(3, 5000) * 0.1
+    assert torch.allclose(features(clips)[1], features(clips[1]), atol=1e-5)
+
+
+def test_it_learns_to_say_the_codes_and_is_kept_for_this_checkpoint_only(lab, tmp_path: Path):
+    codec, bank = lab
+    heard: list[dict[str, float]] = []
+    encoder = train_quick_encoder(
+        codec, bank, SHORT, STILL, progress=lambda step, steps, losses: heard.append(losses)
+    )
+    first, last = heard[:5], heard[-5:]
+    assert np.mean([h["acoustic"] for h in last]) < 0.8 * np.mean([h["acoustic"] for h in first])
+    assert np.mean([h["semantic"] for h in last]) < np.mean([h["semantic"] for h in first])
+    path = tmp_path / "quick.safetensors"
+    save_quick_encoder(encoder, path, "this one")
+    again = load_quick_encoder(path, codec, "this one")
+    clip = codec.decode(bank[0][None, :, :10])[0]
+    assert again is not None
+    for a, b in zip(again.guess(clip), encoder.guess(clip), strict=True):
+        assert torch.equal(a, b)
+    assert load_quick_encoder(path, codec, "another one") is None
+    path.write_bytes(path.read_bytes()[:100])
+    assert load_quick_encoder(path, codec, "this one") is None
+
+
+def test_time_ends_the_training(lab):
+    codec, bank = lab
+    heard: list[int] = []
+    brief = dataclasses.replace(SHORT, steps=10_000, seconds=0.5)
+    train_quick_encoder(codec, bank, brief, STILL, progress=lambda step, *_: heard.append(step))
+    assert 0 < len(heard) < 1000
+
+
+def test_inversion_starts_at_the_guess_and_a_heavy_weight_keeps_it_there(lab):
+    codec, bank = lab
+    wanted = bank[0][:, :10]
+    target = codec.decode(wanted[None])[0]
+    log_probabilities = torch.full((10, codec.config.semantic_codebook_size), -20.0)
+    log_probabilities[torch.arange(10), wanted[0]] = 0.0
+    guess = Guess(log_probabilities, wanted[1:].float() / 10 - 1)
+    none = InversionConfig(steps=0, polish_rounds=0)
+    assert torch.equal(invert(codec, target, config=none, guess=guess).codes, wanted)
+    other = codec.decode(bank[1][None, :, :10])[0]
+    moved = {}
+    for weight in (0.0, 100.0):
+        config = InversionConfig(steps=12, polish_rounds=2, guess_weight=weight)
+        moved[weight] = invert(codec, other, config=config, guess=guess).codes
+    assert torch.equal(moved[100.0], wanted)
+    assert not torch.equal(moved[0.0], wanted)
+
+
+def test_the_opinion_of_soft_codes_bends_the_search(lab):
+    codec, bank = lab
+    target = codec.decode(bank[0][None, :, :10])[0]
+    asked: list[tuple[torch.Size, torch.Size]] = []
+
+    def low_levels(probabilities: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        asked.append((probabilities.shape, values.shape))
+        return values.mean()
+
+    config = InversionConfig(steps=24, polish_rounds=0, opinion_weight=20.0, opinion_every=2)
+    plain = invert(codec, target, config=config).codes
+    bent = invert(codec, target, config=config, opinion=low_levels).codes
+    assert set(asked) == {((10, codec.config.semantic_codebook_size), (36, 10))}
+    assert 12 < len(asked) < 30
+    assert bent[1:].float().mean() < plain[1:].float().mean() - 2

@@ -1,0 +1,245 @@
+"""What is gathered for the traps: commands, other environments, deploy files, folders, GPUs."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import revox.demo
+from revox.deploy.check import gather, read_gpus, split_command, start
+from revox.deploy.errors import DeployError
+from revox.deploy.rules import check
+
+
+def distribution(site: Path, name: str, version: str, *requires: str, tag: str = "py3-none-any") -> None:
+    """An installed distribution's metadata, nothing else."""
+    folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
+    folder.mkdir(parents=True)
+    needs = "".join(f"Requires-Dist: {need}\n" for need in requires)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}")
+    (folder / "WHEEL").write_text(f"Wheel-Version: 1.0\nTag: {tag}\n")
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """An environment's folder with programs whose Python sees only what the test installs in `site`."""
+    site, programs = tmp_path / "env" / "site", tmp_path / "env" / "bin"
+    site.mkdir(parents=True)
+    programs.mkdir()
+    python = programs / "python"
+    real = Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{site}" exec "{real}" -S "$@"\n')
+    python.chmod(0o755)
+    for name in ("vllm", "vllm-omni"):
+        (programs / name).write_text(f"#!{python}\n")
+        (programs / name).chmod(0o755)
+    return site, programs
+
+
+def variables(programs: Path) -> dict[str, str]:
+    return {"PATH": f"{programs}:/usr/bin:/bin", "HOME": "/nonexistent"}
+
+
+def test_the_packages_of_the_commands_own_environment_are_read(environment):
+    site, programs = environment
+    distribution(site, "vllm-omni", "0.30.0", "aenum==3.1.16")
+    distribution(site, "vllm", "0.28.0", tag="cp38-abi3-manylinux_2_28_x86_64")
+    scene = gather("vllm-omni serve /m --omni", environment=variables(programs))
+    assert scene.omni == (0, 30)
+    assert scene.package("vllm").version == "0.28.0"
+    assert scene.package("vllm").tags == ("cp38-abi3-manylinux_2_28_x86_64",)
+    assert scene.package("vllm-omni").where == str(site)
+    assert scene.package("numpy") is None
+    assert scene.python == f"{sys.version_info[0]}.{sys.version_info[1]}"
+    found = {finding.trap for finding in check(scene)}
+    assert {"version-pair", "requirements"} <= found
+
+
+def test_a_second_vllm_that_python_would_find_is_seen(environment, tmp_path):
+    site, programs = environment
+    other = tmp_path / "other"
+    distribution(site, "vllm-omni", "0.30.0")
+    distribution(site, "vllm", "0.30.0")
+    distribution(other, "vllm", "0.9.0")
+    (programs / "python").write_text((programs / "python").read_text().replace(str(site), f"{site}:{other}"))
+    scene = gather(None, environment=variables(programs))
+    assert [package.version for package in scene.packages["vllm"]] == ["0.30.0", "0.9.0"]
+    assert "shared-environment" in {finding.trap for finding in check(scene)}
+
+
+def test_pips_script_for_long_paths_leads_to_its_python(environment):
+    site, programs = environment
+    distribution(site, "vllm-omni", "0.26.0")
+    long = f"#!/bin/sh\n'''exec' \"{programs}/python\" \"$0\" \"$@\"\n' '''\n"
+    (programs / "vllm-omni").write_text(long)
+    assert gather("vllm-omni serve /m", environment=variables(programs)).omni == (0, 26)
+
+
+def test_modules_of_the_working_folder_are_not_run(environment, tmp_path, monkeypatch):
+    site, programs = environment
+    distribution(site, "vllm-omni", "0.30.0")
+    for name in ("json", "importlib"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    assert gather("vllm-omni serve /m", environment=variables(programs)).omni == (0, 30)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_environment_that_cannot_be_asked_is_not_judged(environment, tmp_path):
+    _, programs = environment
+    (programs / "python").write_text("#!/bin/sh\necho nonsense\n")
+    scene = gather("vllm-omni serve /m --omni --tokenizer-mode mistral", environment=variables(programs))
+    assert scene.packages is None
+    empty = {"PATH": str(tmp_path), "HOME": "/nonexistent"}
+    assert gather("vllm-omni serve /m --omni", environment=empty).packages is None
+    for wrong in ("/no/such/python", str(programs / "python"), "/bin/true"):
+        with pytest.raises(DeployError, match="bin/python"):
+            gather("vllm-omni serve /m", python=wrong, environment=variables(programs))
+
+
+def test_an_environment_that_does_not_answer_is_given_up(environment, monkeypatch):
+    _, programs = environment
+    (programs / "python").write_text("#!/bin/sh\nexec sleep 20\n")
+    monkeypatch.setattr("revox.deploy.check.ASKING_SECONDS", 0.2)
+    begun = time.monotonic()
+    assert gather("vllm-omni serve /m --omni", environment=variables(programs)).packages is None
+    assert time.monotonic() - begun < 15
+
+
+def test_inside_a_container_nothing_of_this_machines_environment_counts(environment):
+    site, programs = environment
+    distribution(site, "vllm-omni", "0.18.0")
+    command = "docker run vllm/vllm-omni:v0.30.0 vllm serve /model --omni --deploy-config /no/such.yaml"
+    scene = gather(command, environment=variables(programs))
+    assert (scene.packages, scene.deploy_problem, scene.omni) == (None, None, (0, 30))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot be read"),
+        ("a: [", "not YAML"),
+        ("!!python/object/apply:os.system ['touch owned']", "not YAML"),
+        ("- 1\n- 2\n", "does not hold a mapping"),
+        ("", "does not hold a mapping"),
+        ("a: " + "[" * 3000, "not YAML"),
+        ("#" * (1 << 20) + "\na: 1\n", "larger than any"),
+    ],
+)
+def test_deploy_files_that_cannot_be_read_are_said(tmp_path, text, said):
+    path = tmp_path / "deploy it.yaml"
+    if text is not None:
+        path.write_text(text)
+    scene = gather(
+        ["vllm-omni", "serve", "/m", "--omni", "--deploy-config", str(path)], environment={"PATH": ""}
+    )
+    assert said in scene.deploy_problem
+    assert "stage-config" in {finding.trap for finding in check(scene)}
+    assert not Path("owned").exists()
+
+
+def test_a_pipe_in_place_of_a_deploy_file_is_not_waited_for(tmp_path, monkeypatch):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    opened = "revox.deploy.check.open"
+    monkeypatch.setattr(opened, lambda *_: pytest.fail("it would wait"), raising=False)
+    scene = gather(f"vllm serve /m --deploy-config={pipe}", environment={"PATH": ""})
+    assert scene.deploy_problem == f"{pipe} is not a file"
+
+
+def test_a_deploy_file_is_read_and_a_missing_value_is_said(tmp_path):
+    path = tmp_path / "d.yaml"
+    path.write_text("stages:\n  - stage_id: 0\n")
+    scene = gather(f"vllm serve /m --deploy-config={path}", environment={"PATH": ""})
+    assert scene.deploy == {"stages": [{"stage_id": 0}]}
+    assert "no value" in gather("vllm serve /m --deploy-config", environment={"PATH": ""}).deploy_problem
+
+
+def test_the_folder_that_is_served_is_inspected(tmp_path):
+    folder = tmp_path / "my checkpoint"
+    shutil.copytree(revox.demo.checkpoint_folder(), folder)
+    (folder / "voice_embedding" / "ar_male.pt").unlink()
+    (folder / "config.json").write_text('{"model_type": "mistral"}')
+    scene = gather(["vllm-omni", "serve", str(folder), "--omni"], environment={"PATH": ""})
+    assert scene.folder == folder
+    assert scene.other_model_type == "mistral"
+    seen = {finding.trap: finding.seen for finding in check(scene)}
+    assert "ar_male" in seen["voices"]
+
+
+def test_a_folder_that_is_not_there_is_a_sentence(tmp_path):
+    with pytest.raises(DeployError, match="is not a folder"):
+        gather(None, folder=tmp_path / "none", environment={"PATH": ""})
+
+
+@pytest.mark.parametrize(("tags", "trapped"), [(True, False), (False, True)])
+def test_a_source_without_tags_has_no_version(tmp_path, tags, trapped):
+    tree = tmp_path / "vllm omni"
+    (tree / "vllm_omni").mkdir(parents=True)
+
+    def git(*words: str) -> None:
+        who = [
+            "-c",
+            "user.name=a",
+            "-c",
+            "user.email=a@b",
+            "-c",
+            "commit.gpgsign=false",
+            "-c",
+            "tag.gpgsign=false",
+        ]
+        subprocess.run(["git", *who, "-C", str(tree), *words], check=True, capture_output=True)
+
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "x")
+    if tags:
+        git("tag", "v0.30.0")
+    for command in (["pip", "install", "-e", str(tree)], ["docker", "build", str(tree)]):
+        found = check(gather(command, environment={"PATH": os.environ["PATH"]}))
+        assert ("dev-version" in {finding.trap for finding in found}) is trapped
+    told = f"SETUPTOOLS_SCM_PRETEND_VERSION=0.30.0 uv pip install '{tree}[dev]'"
+    assert "dev-version" not in {
+        f.trap for f in check(gather(told, environment={"PATH": os.environ["PATH"]}))
+    }
+
+
+def test_assignments_before_a_command_are_its_environment():
+    assert split_command("A=1 B='x y' vllm serve \\\n /m --a=b") == (
+        {"A": "1", "B": "x y"},
+        ["vllm", "serve", "/m", "--a=b"],
+    )
+    assert split_command("env A=1 hf download x") == ({"A": "1"}, ["hf", "download", "x"])
+    for nothing in ("", "   ", "A=1", "vllm 'serve", []):
+        with pytest.raises(DeployError):
+            split_command(nothing)
+
+
+def test_nvidia_smis_memory_is_read_and_unified_memory_is_the_machines():
+    csv = "NVIDIA H200, 143771, 143270\nNVIDIA GB10, [N/A], [N/A]\nodd line\n\n"
+    gpus = read_gpus(csv, (128 * 10**9, 100 * 10**9))
+    assert [(gpu.name, gpu.total, gpu.free) for gpu in gpus] == [
+        ("NVIDIA H200", 143771 * 1024**2, 143270 * 1024**2),
+        ("NVIDIA GB10", 128 * 10**9, 100 * 10**9),
+    ]
+    assert len(read_gpus(csv, None)) == 1
+
+
+def test_what_the_machine_is_is_what_python_says(tmp_path):
+    scene = gather(
+        "vllm-omni serve a/b --omni", environment={"PATH": "", "HF_HOME": str(tmp_path / "not" / "there")}
+    )
+    assert scene.machine == platform.machine().lower()
+    assert scene.disk_free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.05)
+
+
+def test_a_program_that_is_not_there_cannot_be_started(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DeployError, match="not on PATH"):
+        start(["vllm-omni", "serve"], {})

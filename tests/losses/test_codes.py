@@ -1,0 +1,65 @@
+"""Losses on latents against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from revox.losses.codes import (
+    acoustic_loss,
+    commitment_loss,
+    diversity_loss,
+    semantic_log_probabilities,
+    semantic_loss,
+    sharpness_of,
+)
+
+
+def test_semantic_probabilities_are_a_softmax_of_squared_distances():
+    rng = torch.Generator().manual_seed(0)
+    table, latents = torch.randn(7, 3, generator=rng), torch.randn(2, 5, 3, generator=rng)
+    found = semantic_log_probabilities(latents, table, 0.7)
+    wanted = (-0.7 * torch.cdist(latents, table.expand(2, 7, 3)) ** 2).log_softmax(-1)
+    assert torch.allclose(found, wanted, atol=1e-5)
+    codes = torch.randint(7, (2, 5), generator=rng)
+    one_by_one = [-float(wanted[b, t, codes[b, t]]) for b in range(2) for t in range(5)]
+    assert float(semantic_loss(latents, codes, table, 0.7)) == pytest.approx(sum(one_by_one) / 10, abs=1e-5)
+
+
+def test_a_latent_on_its_row_is_surely_that_code_and_one_between_two_is_either():
+    table = torch.eye(64) * 5
+    sharpness = sharpness_of(table)
+    assert sharpness == pytest.approx(3 * math.log(64) / 50)
+    on_row = semantic_log_probabilities(table[3][None, None], table, sharpness)[0, 0].exp()
+    assert float(on_row[3]) > 0.99
+    between = semantic_log_probabilities(((table[3] + table[4]) / 2)[None, None], table, sharpness)[
+        0, 0
+    ].exp()
+    assert float(between[3]) == pytest.approx(float(between[4]))
+    assert float(between[3]) > 0.4
+
+
+def test_the_acoustic_loss_counts_levels():
+    codes = torch.tensor([[[0, 10, 20]]])  # one clip, one codebook, three frames
+    values = torch.tensor([-0.9, 0.2, 1.0]).clamp(-1 + 1e-6, 1 - 1e-6)
+    latents = torch.atanh(values)[None, :, None]
+    assert float(acoustic_loss(latents, codes, 21)) == pytest.approx((1 + 2 + 0) / 3, abs=1e-4)
+
+
+def test_commitment_moves_the_latents_and_never_the_rows():
+    table = torch.tensor([[0.0, 1.0], [3.0, 4.0]], requires_grad=True)
+    latents = torch.tensor([[[0.0, 4.0]]], requires_grad=True)
+    loss = commitment_loss(latents, torch.tensor([[1]]), table)
+    assert float(loss.detach()) == pytest.approx((9 / 2) / (26 / 4))
+    loss.backward()
+    assert table.grad is None
+    assert float(latents.grad[0, 0, 0]) < 0
+
+
+def test_even_use_of_a_codebook_costs_nothing_and_a_single_code_all():
+    assert float(diversity_loss(torch.full((8,), 1 / 8))) == pytest.approx(0.0, abs=1e-6)
+    assert float(diversity_loss(torch.eye(8)[0])) == pytest.approx(math.log(8), abs=1e-6)
+    half = torch.tensor([0.5, 0.5, 0, 0])
+    assert float(diversity_loss(half)) == pytest.approx(math.log(2), abs=1e-6)
