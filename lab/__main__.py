@@ -269,8 +269,13 @@ def _only(rows: list[Row], names: str) -> list[Row]:
     return [row for row in rows if row.name in wanted]
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the command line as `revox` does: sentences for a user's mistakes, exit code 2."""
     from lab.errors import LabError
     from revox.cli.main import run_app
 
     run_app(app, "lab", (LabError,))
+
+
+if __name__ == "__main__":
+    main()

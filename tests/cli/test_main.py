@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from lab.__main__ import main as lab_main
 from revox.cli import main as command_line
 from revox.cli.main import main, user_errors
 
@@ -84,7 +85,7 @@ def test_serving_without_its_extra_names_what_is_missing_and_what_brings_it(monk
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("train", "encoder", "--checkpoint", "c", "--data", "d", "--out", "o"),
+        ("revox", "train", "encoder", "--checkpoint", "c", "--data", "d", "--out", "o"),
         ("lab", "build", "o", "--run", "r", "--encoder", "e"),
         ("lab", "recover", "o", "--data", "d"),
     ],
@@ -95,9 +96,10 @@ def test_a_device_that_is_not_there_is_said_before_anything_is_done(
     monkeypatch, capsys, tmp_path, arguments, device
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["revox", *arguments, "--device", device])
+    program, *arguments = arguments
+    monkeypatch.setattr(sys, "argv", [program, *arguments, "--device", device])
     with pytest.raises(SystemExit) as ended:
-        main()
+        {"revox": main, "lab": lab_main}[program]()
     said = capsys.readouterr().err
     assert ended.value.code == 2
     assert f"device '{device}' is not available" in said

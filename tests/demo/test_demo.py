@@ -6,12 +6,14 @@ import hashlib
 import json
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from revox.demo import DemoError
+import lab
 from revox.checkpoint.voices import load_voice
+from revox.demo import DemoError
 from revox.demo.demo import EXAMPLES, OTHERS, REFERENCE, SENTENCES, Stages, run_demo
 from revox.demo.sentences import split_of
 from revox.marking import verify_file
@@ -132,7 +134,7 @@ def test_its_sentences_are_of_the_domain_and_no_training_sentences():
 
 
 def test_its_clips_are_unchanged_and_of_speakers_that_training_has_not_heard():
-    rows = (EXAMPLES.parent / "lists" / "librispeech.csv").read_text().splitlines()
+    rows = (Path(lab.__file__).parent / "lists" / "librispeech.csv").read_text().splitlines()
     heldout = {row.split(",")[0] for row in rows if row.endswith(",heldout")}
     assert {REFERENCE, *OTHERS} <= heldout
     assert {path.name for path in EXAMPLES.glob("*.flac")} == {REFERENCE, *OTHERS} == set(PUBLISHED)
