@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.errors import LabError
+from revox.speech.files import replace_file
 
 STAGES_WITH_STATE = ("guide", "encoder", "decoder", "language")
 PART_BYTES = 15_000_000

@@ -37,6 +37,7 @@ from revox.checkpoint.encoder_file import ENCODER_FILE
 from revox.checkpoint.tensors import ENCODER_PREFIXES, WEIGHTS, read_header
 from revox.demo.sentences import sentences
 from revox.evaluation.cache import file_identity, folder_identity
+from revox.speech.files import replace_file
 from revox.training.settings import EncoderTraining
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from lab.data import KINDS
 from lab.recover_rows import Row
 from revox.evaluation.report import Report, markdown
 from revox.evaluation.tables import Column, Table, make_row
+from revox.speech.files import replace_file
 
 if TYPE_CHECKING:
     from lab.recover import Experiment, Line

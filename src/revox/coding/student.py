@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
+
 from revox.coding.features import SpectralFeatures, frame_network
 from revox.coding.pairs import PairSettings, PresetPairs
 from revox.model.codec import Codec

@@ -43,6 +43,7 @@ from revox.losses.spectral import mel_distance
 from revox.metrics.codes import codebook_use, perplexity, saturated_share
 from revox.model.codec import Codec
 from revox.model.voxtral import Voxtral, tensor_name
+from revox.speech.files import replace_file
 from revox.training.average import moving_average
 from revox.training.balance import GradientBalancer
 from revox.training.errors import TrainingError
