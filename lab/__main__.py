@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from revox.cli.duration import duration
+from revox.cli.progress import duration
 
 if TYPE_CHECKING:
     from lab.recover_rows import Row

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from revox.cli.duration import duration
+from revox.cli.progress import duration
 
 app = typer.Typer(help="Train what the release leaves out.", no_args_is_help=True)
 
