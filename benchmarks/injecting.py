@@ -27,7 +27,8 @@ import numpy as np
 from lab.fullsize import write_fullsize
 from revox.checkpoint.encoder_file import decoder_sha256, encoder_specs
 from revox.checkpoint.params import read_params
-from revox.checkpoint.tensors import WEIGHTS, expected_tensors, write_safetensors_stream
+from revox.checkpoint.release import expected_tensors
+from revox.checkpoint.tensors import WEIGHTS, write_safetensors_stream
 
 CHILD = """
 import json, sys, time
@@ -58,7 +59,7 @@ def drop_from_cache(path: Path) -> None:
 
 def write_encoder(folder: Path, path: Path) -> None:
     generator = np.random.default_rng(0)
-    specs = encoder_specs(expected_tensors(read_params(folder)))
+    specs = encoder_specs(expected_tensors(read_params(folder).voxtral_config()))
     write_safetensors_stream(
         path,
         [

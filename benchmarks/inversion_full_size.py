@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lab.fullsize import release_params
 from revox.checkpoint.params import Params
+from revox.checkpoint.release import release_params
 from revox.coding.invert import InversionConfig, invert
 from revox.model.codec import Codec
 from revox.training.initial import initialise

@@ -39,7 +39,8 @@ from lab.shards import unpack
 from lab.sizes import PRESETS, lab_params
 from lab.tokenizer import minimal_vocab_size, word_pieces, write_tekken
 from revox.checkpoint.params import Params, read_params
-from revox.checkpoint.tensors import ENCODER_PREFIXES, write_safetensors_stream
+from revox.checkpoint.release import ENCODER_PREFIXES
+from revox.checkpoint.tensors import write_safetensors_stream
 from revox.coding.features import SpectralFeatures
 from revox.demo.sentences import words, written
 from revox.model.codec import Codec

@@ -20,18 +20,23 @@ import numpy as np
 
 from lab.errors import LabError
 from revox.checkpoint.params import Params
-from revox.checkpoint.release import RELEASE_VOICES, release_params
-from revox.checkpoint.tensors import WEIGHTS, TensorSpec, expected_tensors, write_safetensors_stream
+from revox.checkpoint.release import (
+    EMBEDDING_TABLE,
+    END_POSITION_NORM,
+    POSITION_NORM,
+    PRESETS,
+    TensorSpec,
+    expected_tensors,
+    release_params,
+)
+from revox.checkpoint.tensors import WEIGHTS, write_safetensors_stream
 from revox.model.config import END_AUDIO_ID, N_SPECIAL_CODES, VoxtralConfig
 from revox.speech.files import pt_bytes, replace_file
 
-# Norms in the release's presets: 4.3 to 4.5 for a frame's row, about 14.75 for the end frame's.
-_ROW_NORM, _END_ROW_NORM = 4.45, 14.75
+_ROW_NORM, _END_ROW_NORM = sum(POSITION_NORM) / 2, sum(END_POSITION_NORM) / 2
 _WEIGHT_STD = 0.02
 _LAYER_SCALE = 0.01
 _BLOCK = 1 << 22  # elements generated at once
-
-_TABLE = "mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight"
 
 
 def write_fullsize(
@@ -53,7 +58,7 @@ def write_fullsize(
     Raises:
         LabError: the folder holds something else, or the disk is too full.
     """
-    return write_random_checkpoint(folder, release_params(), RELEASE_VOICES, seed, progress, with_encoder)
+    return write_random_checkpoint(folder, release_params(), PRESETS, seed, progress, with_encoder)
 
 
 def write_random_checkpoint(
@@ -69,15 +74,14 @@ def write_random_checkpoint(
     As `write_fullsize`, for any sizes: small ones make a complete checkpoint in milliseconds.
     """
     folder = Path(folder)
-    typed = Params.model_validate(params)
-    config = typed.voxtral_config()
+    config = Params.model_validate(params).voxtral_config()
     specs = {
         name: spec
-        for name, spec in expected_tensors(typed).items()
+        for name, spec in expected_tensors(config).items()
         if with_encoder or spec.component != "codec_encoder"
     }
     _prepare(folder, sum(spec.parameters for spec in specs.values()) * 2)
-    table = _embedding_table(specs[_TABLE], config, seed)
+    table = _embedding_table(specs[EMBEDDING_TABLE], config, seed)
     write_safetensors_stream(
         folder / WEIGHTS,
         [(name, spec.shape, spec.dtype, _provider(name, specs, table, seed)) for name, spec in specs.items()],
@@ -140,7 +144,7 @@ def _prepare(folder: Path, wanted: int) -> None:
 def _provider(name: str, specs: dict[str, TensorSpec], table: np.ndarray, seed: int) -> Callable[[], Any]:
     """The blocks of one tensor, made when its turn comes; each tensor has its own generator."""
     spec = specs[name]
-    if name == _TABLE:
+    if name == EMBEDDING_TABLE:
         return lambda: table
     if name.endswith("norm.weight") or name.endswith("cluster_usage"):
         return lambda: _constant(spec.parameters, 1.0)
@@ -202,7 +206,8 @@ def _embedding_table(spec: TensorSpec, config: VoxtralConfig, seed: int) -> np.n
     """Bits of the audio embedding table `[rows, dim]`, scaled for rows of the norms seen in the release."""
     rows, dim = spec.shape
     unit = math.sqrt(config.codec.n_codebooks * dim)
-    table = np.concatenate(list(_normal(_TABLE, rows * dim, _ROW_NORM / unit, seed))).reshape(rows, dim)
+    blocks = list(_normal(EMBEDDING_TABLE, rows * dim, _ROW_NORM / unit, seed))
+    table = np.concatenate(blocks).reshape(rows, dim)
     offsets = np.cumsum([0, *config.codebook_rows[:-1]])
     end = [END_AUDIO_ID, *offsets[1:]]
     table[end] = _to_bf16(_to_float32(table[end]) * np.float32(_END_ROW_NORM / _ROW_NORM))

@@ -34,7 +34,8 @@ from lab.recover_guard import identity, readable_roots
 from lab.recover_process import CLOCK_FILE, REFUSED, STOPPED, Task
 from lab.recover_rows import OWN_VERIFIER, Row, in_order, known_rows, row_named
 from revox.checkpoint.encoder_file import ENCODER_FILE
-from revox.checkpoint.tensors import ENCODER_PREFIXES, WEIGHTS, read_header
+from revox.checkpoint.release import ENCODER_PREFIXES
+from revox.checkpoint.tensors import WEIGHTS, read_header
 from revox.demo.sentences import sentences
 from revox.evaluation.cache import file_identity, folder_identity
 from revox.speech.files import replace_file

@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lab.errors import LabError
-from revox.checkpoint.release import RELEASE_VOICES
-
-PRESETS = tuple(RELEASE_VOICES)
-"""The release's presets, in the order of their ids."""
+from revox.checkpoint.release import PRESETS
 
 
 def lab_params(vocab_size: int, language_width: int = 256, **codec: Any) -> dict[str, Any]:

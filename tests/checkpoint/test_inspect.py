@@ -19,7 +19,7 @@ from revox.checkpoint import CheckpointError, check_checkpoint
 from revox.checkpoint.inspect import Report, inspect
 from revox.checkpoint.load import load_model
 from revox.checkpoint.params import Params
-from revox.checkpoint.tensors import expected_tensors
+from revox.checkpoint.release import expected_tensors
 
 WEIGHTS = "consolidated.safetensors"
 ENCODER = ("audio_tokenizer.input_proj.", "audio_tokenizer.encoder_blocks.")
@@ -441,11 +441,11 @@ def release_sized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The release's headers and file sizes: 8.0 GB of weights without data (a sparse file), a tekken.json
     of 150,000 tokens and 20 voices."""
     from lab.tokenizer import tekken
-    from revox.checkpoint.release import RELEASE_VOICES, release_params
+    from revox.checkpoint.release import PRESETS, release_params
 
     folder = tmp_path_factory.mktemp("release-sized")
     params = release_params()
-    specs = expected_tensors(Params.model_validate(params)).items()
+    specs = expected_tensors(Params.model_validate(params).voxtral_config()).items()
     header, at = {}, 0
     for name, spec in specs:
         if spec.component != "codec_encoder":
@@ -457,12 +457,12 @@ def release_sized(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.write(len(raw).to_bytes(8, "little") + raw)
         file.truncate(8 + len(raw) + at)
     (folder / "params.json").write_text(json.dumps(params))
-    contents = tekken(RELEASE_VOICES, vocab_size=131072)
+    contents = tekken(PRESETS, vocab_size=131072)
     spare = contents["vocab"][-1]
     contents["vocab"] += [spare | {"rank": rank} for rank in range(len(contents["vocab"]), 150_000)]
     (folder / "tekken.json").write_text(json.dumps(contents, indent=1))
     (folder / "voice_embedding").mkdir()
-    for name, rows in RELEASE_VOICES.items():
+    for name, rows in PRESETS.items():
         torch.save(torch.zeros(rows, 3072, dtype=torch.bfloat16), folder / "voice_embedding" / f"{name}.pt")
     return folder
 

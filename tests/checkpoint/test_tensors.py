@@ -18,9 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from revox.checkpoint import CheckpointError
 from revox.checkpoint.params import Params
+from revox.checkpoint.release import TensorSpec, expected_tensors
 from revox.checkpoint.tensors import (
-    TensorSpec,
-    expected_tensors,
     open_tensors,
     read_header,
     read_metadata,
@@ -44,7 +43,7 @@ def oracle_module() -> Any:
 
 @pytest.fixture(scope="module")
 def release() -> dict[str, TensorSpec]:
-    return expected_tensors(Params.model_validate(RELEASE))
+    return expected_tensors(Params.model_validate(RELEASE).voxtral_config())
 
 
 def test_the_release_has_386_tensors_and_the_encoder_114(release: dict[str, TensorSpec]) -> None:
@@ -130,7 +129,7 @@ def test_names_and_shapes_are_those_of_vllm_omnis_modules(codec: dict[str, str])
         found[f"acoustic_transformer.{name}"] = tuple(parameter.shape)
     ours = {
         name: spec.shape
-        for name, spec in expected_tensors(Params.model_validate(params)).items()
+        for name, spec in expected_tensors(Params.model_validate(params).voxtral_config()).items()
         if spec.component not in ("backbone", "text_embedding")
     }
     assert ours == found

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from revox.checkpoint import consent_log, voice_journal
 from revox.checkpoint.errors import CheckpointError, VoiceError
+from revox.checkpoint.release import PRESETS
 from revox.checkpoint.voice_codes import embedding_of_codes, read_table
 from revox.checkpoint.voices import (
-    RELEASE_PRESETS,
     add_voice,
     check_voice_name,
     check_writable,
@@ -414,8 +414,8 @@ def test_presets_and_voices_without_a_record_are_neither_overwritten_nor_removed
 
 
 def test_the_guarded_presets_are_those_of_the_release(tiny_preset_codes):
-    assert set(tiny_preset_codes) == RELEASE_PRESETS
-    assert len(RELEASE_PRESETS) == 20
+    assert set(tiny_preset_codes) == set(PRESETS)
+    assert len(PRESETS) == 20
 
 
 def test_an_own_voice_is_replaced_only_when_asked(folder, make):

@@ -378,13 +378,13 @@ def test_a_tokenizer_with_other_special_ids_is_named(lab_copy: Path):
 
 
 def test_what_is_known_of_the_release_is_used_for_its_sizes_only(tmp_path: Path, lab_copy: Path):
-    from revox.checkpoint.release import RELEASE_VOICES
+    from revox.checkpoint.release import PRESETS
 
     (tmp_path / "params.json").write_text(RELEASE_PARAMS.read_text())
     release = Patient(tmp_path)
     assert release.is_release_sized
     assert not Patient(lab_copy).is_release_sized
-    rows = {**RELEASE_VOICES, "pt_male": RELEASE_VOICES["nl_male"], "nl_male": RELEASE_VOICES["pt_male"]}
+    rows = {**PRESETS, "pt_male": PRESETS["nl_male"], "nl_male": PRESETS["pt_male"]}
     # Both lists of the folder agree; only the release knows better.
     same = {name: (count, count) for name, count in rows.items()}
     assert set(folder_checks.exchanged_rows(release, same) or ()) == {"pt_male", "nl_male"}

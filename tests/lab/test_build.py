@@ -44,7 +44,8 @@ from lab.sizes import PRESETS
 from revox import load
 from revox.checkpoint.load import load_model
 from revox.checkpoint.params import read_params
-from revox.checkpoint.tensors import WEIGHTS, expected_tensors, read_header
+from revox.checkpoint.release import expected_tensors
+from revox.checkpoint.tensors import WEIGHTS, read_header
 from revox.checkpoint.voice_codes import recover_codes
 from revox.checkpoint.voices import load_voice
 from revox.coding.features import SpectralFeatures
@@ -109,7 +110,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_built_folder_has_the_releases_inventory_and_its_encoder_lies_apart(built: Path):
-    expected = expected_tensors(read_params(built / "checkpoint"))
+    expected = expected_tensors(read_params(built / "checkpoint").voxtral_config())
     found = read_header(built / "checkpoint" / "consolidated.safetensors")
     aside = read_header(built / "aside" / "encoder.safetensors")
     encoder = {name for name, spec in expected.items() if spec.component == "codec_encoder"}

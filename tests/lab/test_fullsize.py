@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from lab.errors import LabError
 from lab.fullsize import write_random_checkpoint
 from revox.checkpoint import check_checkpoint
-from revox.checkpoint.release import RELEASE_VOICES, release_params
+from revox.checkpoint.release import PRESETS, release_params
 
 PARITY = Path(__file__).parents[1] / "parity"
 VOICES = {"ar_male": 67, "hi_male": 94}
@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_params_are_the_releases() -> None:
     assert release_params() == json.loads((PARITY / "release_params.json").read_text())
-    assert len(RELEASE_VOICES) == 20
+    assert len(PRESETS) == 20
 
 
 def test_what_is_written_is_a_complete_checkpoint(folder: Path) -> None:

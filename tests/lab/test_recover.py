@@ -49,7 +49,7 @@ from lab.recover_rows import (
     row_named,
 )
 from lab.recover_tables import GOALS, curve, goals_table, write_tables
-from revox.checkpoint.tensors import ENCODER_PREFIXES
+from revox.checkpoint.release import ENCODER_PREFIXES
 from revox.coding.encode import encode
 from revox.coding.invert import InversionConfig, invert
 

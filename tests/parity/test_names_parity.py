@@ -11,7 +11,7 @@ from oracle import Oracle, release_params, small_params
 from subject import config_of
 
 from revox.checkpoint.params import Params, read_params
-from revox.checkpoint.tensors import expected_tensors
+from revox.checkpoint.release import expected_tensors
 
 TABLE = "mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight"
 BUFFERS = ("quantizer.semantic_codebook.cluster_usage", "quantizer.semantic_codebook.embedding_sum")
@@ -30,7 +30,7 @@ def test_the_inventory_of_codec_and_acoustic_transformer_is_the_published_module
     for name in BUFFERS:
         theirs[f"audio_tokenizer.{name}"] = tuple(codec.state_dict()[name].shape)
     prefixes = ("audio_tokenizer.", "acoustic_transformer.", TABLE)
-    inventory = expected_tensors(Params.model_validate(params))
+    inventory = expected_tensors(Params.model_validate(params).voxtral_config())
     assert {n: spec.shape for n, spec in inventory.items() if n.startswith(prefixes)} == theirs
 
 

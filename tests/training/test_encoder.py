@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from conftest import preset_codes, tiny_model
-from revox.checkpoint.tensors import ENCODER_PREFIXES
+from revox.checkpoint.release import ENCODER_PREFIXES
 from revox.model.codec import Codec
 from revox.training.encoder import EncoderTrainer, Recordings, Validation
 from revox.training.errors import TrainingError

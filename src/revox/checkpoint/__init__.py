@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from revox.checkpoint.inspect import check_checkpoint as check_checkpoint
     from revox.checkpoint.params import Params as Params
     from revox.checkpoint.params import read_params as read_params
-    from revox.checkpoint.tensors import TensorSpec as TensorSpec
-    from revox.checkpoint.tensors import expected_tensors as expected_tensors
+    from revox.checkpoint.release import TensorSpec as TensorSpec
+    from revox.checkpoint.release import expected_tensors as expected_tensors
     from revox.checkpoint.tensors import read_header as read_header
     from revox.checkpoint.tensors import write_safetensors_stream as write_safetensors_stream
 
@@ -28,8 +28,8 @@ _HOME = {
     "check_checkpoint": "inspect",
     "Params": "params",
     "read_params": "params",
-    "TensorSpec": "tensors",
-    "expected_tensors": "tensors",
+    "TensorSpec": "release",
+    "expected_tensors": "release",
     "read_header": "tensors",
     "write_safetensors_stream": "tensors",
 }

@@ -22,17 +22,8 @@ import numpy as np
 
 from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.params import read_params
-from revox.checkpoint.tensors import (
-    ENCODER_PREFIXES,
-    FLOAT_DTYPES,
-    WEIGHTS,
-    TensorHeader,
-    TensorSpec,
-    component_of,
-    expected_tensors,
-    read_header,
-    read_metadata,
-)
+from revox.checkpoint.release import ENCODER_PREFIXES, TensorSpec, component_of, expected_tensors
+from revox.checkpoint.tensors import FLOAT_DTYPES, WEIGHTS, TensorHeader, read_header, read_metadata
 
 ENCODER_FILE = "encoder.safetensors"
 """The encoder's name in a training run's folder, and in a repository on the hub."""
@@ -220,7 +211,8 @@ def decoder_sha256(folder: str | Path) -> str:
     Raises CheckpointError when the weights lack one of those tensors.
     """
     folder = Path(folder)
-    return decoder_sha256_of(read_header(folder / WEIGHTS), expected_tensors(read_params(folder)))
+    expected = expected_tensors(read_params(folder).voxtral_config())
+    return decoder_sha256_of(read_header(folder / WEIGHTS), expected)
 
 
 def decoder_sha256_of(tensors: Mapping[str, TensorHeader], expected: Mapping[str, TensorSpec]) -> str:

@@ -46,6 +46,7 @@ from revox.checkpoint.encoder_file import (
 )
 from revox.checkpoint.errors import CheckpointError, VoiceError
 from revox.checkpoint.params import Params, read_params
+from revox.checkpoint.release import ENCODER_PREFIXES, TensorSpec, expected_tensors
 from revox.checkpoint.rewrite import (
     Layout,
     Piece,
@@ -58,12 +59,9 @@ from revox.checkpoint.rewrite import (
 )
 from revox.checkpoint.share import INJECTION_KEY, checkpoint_card, injection_of, is_ours, shareable
 from revox.checkpoint.tensors import (
-    ENCODER_PREFIXES,
     FLOAT_DTYPES,
     WEIGHTS,
     TensorHeader,
-    TensorSpec,
-    expected_tensors,
     read_header,
     read_metadata,
     weight_files,
@@ -142,7 +140,7 @@ def inject(
     """
     folder, began = Path(folder), time.monotonic()
     params = read_params(folder)
-    expected = expected_tensors(params)
+    expected = expected_tensors(params.voxtral_config())
     base = _read_base(folder)
     _check_base(base, expected)
     if not dry_run and out is None:

@@ -9,21 +9,17 @@ from typing import Any
 from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.params import MODEL_TYPE, Params, read_json, read_params
 from revox.checkpoint.readable import is_companion, quantization, unreadable
+from revox.checkpoint.release import COMPONENTS, CONFIG, IGNORED, TensorSpec, component_of, expected_tensors
 from revox.checkpoint.tensors import (
-    COMPONENTS,
     DTYPE_BITS,
     FLOAT_DTYPES,
-    IGNORED,
     TensorHeader,
-    TensorSpec,
-    component_of,
-    expected_tensors,
     read_folder_header,
     read_pt_header,
     weight_files,
 )
 from revox.checkpoint.voice_journal import VOICE_FOLDER, is_file_name, reading
-from revox.model.config import AcousticConfig, BackboneConfig, CodecConfig, VoxtralConfig
+from revox.model.config import VoxtralConfig
 
 
 @dataclass(frozen=True)
@@ -135,7 +131,7 @@ def inspect(folder: str | Path) -> Report:
     params, converted = _params(folder, notes)
     config = params.voxtral_config()
     tensors = read_folder_header(folder)
-    expected = expected_tensors(params)
+    expected = expected_tensors(config)
     quantized = quantization(tensors)
     components, mismatched = _compare(expected, tensors, quantized is not None)
     unknown = sorted(
@@ -550,7 +546,6 @@ def _runtimes(
             "partial": "clones by inversion (the partial encoder is left off)",
             "absent": "clones by inversion",
         }[encoder]
-    release = VoxtralConfig(BackboneConfig(), AcousticConfig(), CodecConfig())
     safetensors = {path.stem for path in (folder / VOICE_FOLDER).glob("*.safetensors")}
     exported = sum(voice.name in safetensors for voice in spoken)
     if exported == len(spoken) and spoken:
@@ -560,7 +555,7 @@ def _runtimes(
             f"speaks {exported} of {len(spoken)} voices: it reads NAME.safetensors in voice_embedding "
             "(`revox voice export` writes them)"
         )
-    if core and config == release:
+    if core and config == CONFIG:
         c_port = "speaks the presets (an extra [AUDIO] before the first frame)"
     elif core:
         c_port = "does not start: the release's sizes are compiled in"

@@ -11,7 +11,8 @@ from torch import nn
 from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.params import read_params
 from revox.checkpoint.readable import unreadable
-from revox.checkpoint.tensors import ENCODER_PREFIXES, WEIGHTS, expected_tensors, open_tensors, read_header
+from revox.checkpoint.release import ENCODER_PREFIXES, expected_tensors
+from revox.checkpoint.tensors import WEIGHTS, open_tensors, read_header
 from revox.model.voxtral import Voxtral, parameter_name, tensor_name
 
 PARTS = ("mm_audio_embeddings", "backbone", "acoustic_transformer", "audio_tokenizer")

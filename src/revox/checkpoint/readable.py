@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from revox.checkpoint.tensors import FLOAT_DTYPES, TensorHeader, TensorSpec
+from revox.checkpoint.release import TensorSpec
+from revox.checkpoint.tensors import FLOAT_DTYPES, TensorHeader
 
 # What quantizers store beside a weight, or in its place.
 _COMPANIONS = re.compile(

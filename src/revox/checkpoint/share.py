@@ -20,28 +20,20 @@ from revox.checkpoint.encoder_file import (
 )
 from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.params import read_params
-from revox.checkpoint.tensors import (
-    WEIGHTS,
-    expected_tensors,
-    read_header,
-    read_metadata,
-    write_safetensors_stream,
-)
-from revox.model.config import AcousticConfig, BackboneConfig, CodecConfig, VoxtralConfig
+from revox.checkpoint.release import CONFIG, HUB_ID, LICENSE, expected_tensors
+from revox.checkpoint.tensors import WEIGHTS, read_header, read_metadata, write_safetensors_stream
+from revox.model.config import VoxtralConfig
 from revox.speech.files import replace_file
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-RELEASE = "mistralai/Voxtral-4B-TTS-2603"
-LICENCE = "CC BY-NC 4.0"
 INJECTION_KEY = "revox_injection"
 """Where injected weights say, as JSON, what was added to them."""
 
 MARK = "<!-- written by revox: it is replaced and deleted with the encoder -->"
 """Stands in every card of ours; a card without it is somebody's and left alone."""
 
-_RELEASE = VoxtralConfig(BackboneConfig(), AcousticConfig(), CodecConfig())
 _ASKED_FOR = ("revox_run", "data", "steps")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -78,7 +70,7 @@ def export_encoder(
         raise CheckpointError(f"{out} should end in .safetensors, the format of the file; name another.")
     if checkpoint is None and run is None:
         raise CheckpointError("Nothing to export; name a checkpoint with an encoder, or a run.")
-    config = _RELEASE
+    config = CONFIG
     record: dict[str, Any] = {}
     decoder = None
     if checkpoint is not None:
@@ -105,7 +97,7 @@ def export_encoder(
         record = dict(injection_of(weights).get("encoder", {}))
     if decoder is not None:
         record["decoder_sha256"] = decoder
-    record = {**record, "licence": LICENCE}
+    record = {**record, "licence": LICENSE}
     out.parent.mkdir(parents=True, exist_ok=True)
     write_safetensors_stream(
         out,
@@ -118,7 +110,7 @@ def export_encoder(
 
 def _in_weights(weights: Path, progress: Callable[[int, int], None] | None) -> EncoderFile:
     """The encoder inside a checkpoint, as a file of it would be read."""
-    expected = expected_tensors(read_params(weights.parent))
+    expected = expected_tensors(read_params(weights.parent).voxtral_config())
     names = encoder_specs(expected)
     found = {name: lies for name, lies in read_header(weights).items() if name in names}
     if not found:
@@ -155,7 +147,7 @@ def push_encoder(
     card = path.with_suffix(".md")
     if not _ID.fullmatch(repository):
         raise CheckpointError(f"{repository} is no name of a repository; name it owner/name.")
-    encoder = read_encoder(path, expected_tensors(_RELEASE), sizes_known=False)
+    encoder = read_encoder(path, expected_tensors(CONFIG), sizes_known=False)
     if not card.is_file():
         raise CheckpointError(
             f"{card}, the encoder's card, is missing; write both with `revox encoder export`."
@@ -176,7 +168,7 @@ def push_encoder(
                 CommitOperationAdd(path_in_repo=ENCODER_FILE, path_or_fileobj=str(encoder.path)),
                 CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(card)),
             ],
-            commit_message=message or f"A codec encoder for {RELEASE}, {encoder.sha256[:12]}",
+            commit_message=message or f"A codec encoder for {HUB_ID}, {encoder.sha256[:12]}",
         )
     except Exception as error:  # the hub library's http errors are of another package in each of its versions
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
@@ -219,7 +211,7 @@ def shareable(value: Any) -> Any:
 def encoder_card(encoder: EncoderFile, record: Mapping[str, Any]) -> str:
     """The card of an encoder alone, with the head that the hub reads."""
     shapes = {name: tensor.lies.shape for name, tensor in encoder.tensors.items()}
-    release = {name: spec.shape for name, spec in encoder_specs(expected_tensors(_RELEASE)).items()}
+    release = {name: spec.shape for name, spec in encoder_specs(expected_tensors(CONFIG)).items()}
     parameters = sum(tensor.lies.parameters for tensor in encoder.tensors.values())
     return f"""{_head(shapes == release)}
 {MARK}
@@ -227,7 +219,7 @@ def encoder_card(encoder: EncoderFile, record: Mapping[str, Any]) -> str:
 # A codec encoder for Voxtral TTS
 
 The {len(shapes)} tensors ({parameters / 1e6:.1f} M parameters, bf16) of the codec encoder that
-{RELEASE} was released without. Injected into the checkpoint, they let it clone a voice from
+{HUB_ID} was released without. Injected into the checkpoint, they let it clone a voice from
 `ref_audio`:
 
     revox inject --checkpoint FOLDER --encoder encoder.safetensors --out NEW-FOLDER
@@ -257,7 +249,7 @@ def checkpoint_card(injection: Mapping[str, Any], config: VoxtralConfig) -> str:
         False: "**The encoder was trained against another decoder**; it was injected by force.",
         None: "The encoder does not say which decoder it was trained against.",
     }[injection.get("decoder_agrees")]
-    return f"""{_head(config == _RELEASE)}
+    return f"""{_head(config == CONFIG)}
 {MARK}
 
 # Voxtral TTS with a codec encoder
@@ -280,7 +272,7 @@ SHA-256 of the encoder's tensors: `{_code(injection.get("encoder_sha256"))}`
 
 def _head(for_release: bool) -> str:
     """What the hub reads of a card; the base model only where the sizes are its."""
-    base = f"base_model: {RELEASE}\n" if for_release else ""
+    base = f"base_model: {HUB_ID}\n" if for_release else ""
     return (
         f"---\nlicense: cc-by-nc-4.0\n{base}library_name: revox\npipeline_tag: text-to-speech\n"
         "tags: [voxtral, voice-cloning]\n---"
@@ -297,7 +289,7 @@ def _provenance(record: Mapping[str, Any]) -> str:
 def _terms() -> str:
     return f"""## Licence and consent
 
-{LICENCE} (no commercial use): the weights of {RELEASE} are under it, and what is made from
+{LICENSE} (no commercial use): the weights of {HUB_ID} are under it, and what is made from
 them, as an encoder trained against them is, falls under the same licence.
 
 Clone a voice only if the person agreed.

@@ -1,4 +1,4 @@
-"""Names and shapes of every tensor in the release; safetensors headers read, files written as a stream."""
+"""Headers of safetensors and .pt files, the weight files of a folder, and safetensors written as a stream."""
 
 from __future__ import annotations
 
@@ -11,31 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from revox.checkpoint.errors import CheckpointError
-from revox.model.config import VoxtralConfig
 from revox.speech.files import replace_file
 
-if TYPE_CHECKING:
-    from revox.checkpoint.params import Params
-
 WEIGHTS = "consolidated.safetensors"
-
-COMPONENTS = (
-    "backbone",
-    "text_embedding",
-    "audio_embedding",
-    "acoustic_transformer",
-    "codec_decoder",
-    "quantizer",
-    "codec_encoder",
-)
-
-ENCODER_PREFIXES = ("audio_tokenizer.input_proj.", "audio_tokenizer.encoder_blocks.")
-
-IGNORED = frozenset({"acoustic_transformer.time_embedding.inv_freq"})
-"""Computed by every runtime; not in the release, harmless where found."""
 
 DTYPE_BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
@@ -57,20 +38,6 @@ _DAMAGED = "copy or download it again"
 
 
 @dataclass(frozen=True)
-class TensorSpec:
-    """A tensor that a checkpoint should hold: shape, type as safetensors names it, and its component."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    component: str
-
-    @property
-    def parameters(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True)
 class TensorHeader:
     """A tensor as a safetensors header lists it; `start` and `end` are bytes from the file's beginning."""
 
@@ -84,136 +51,6 @@ class TensorHeader:
     def parameters(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
-
-
-def component_of(name: str) -> str | None:
-    """The component that a tensor of this name belongs to, or None for a name of no component."""
-    prefixes = {
-        "layers.": "backbone",
-        "norm.": "backbone",
-        "mm_audio_embeddings.tok_embeddings.": "text_embedding",
-        "mm_audio_embeddings.audio_codebook_embeddings.": "audio_embedding",
-        "acoustic_transformer.": "acoustic_transformer",
-        "audio_tokenizer.decoder_blocks.": "codec_decoder",
-        "audio_tokenizer.output_proj.": "codec_decoder",
-        "audio_tokenizer.quantizer.": "quantizer",
-        **dict.fromkeys(ENCODER_PREFIXES, "codec_encoder"),
-    }
-    return next((component for prefix, component in prefixes.items() if name.startswith(prefix)), None)
-
-
-def expected_tensors(params: Params | VoxtralConfig) -> dict[str, TensorSpec]:
-    """Every tensor of a complete checkpoint of these sizes, the encoder's (`codec_encoder`) included.
-
-    Names and shapes are those that vllm-omni's modules give; at the release's sizes they are the 386 tensors
-    of the release and the 114 of the encoder that it withholds.
-    """
-    config = params if isinstance(params, VoxtralConfig) else params.voxtral_config()
-    backbone, acoustic, codec = config.backbone, config.acoustic, config.codec
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def transformer(
-        prefix: str, dim: int, n_heads: int, n_kv_heads: int, head_dim: int, hidden_dim: int
-    ) -> None:
-        shapes[f"{prefix}attention.wq.weight"] = (n_heads * head_dim, dim)
-        shapes[f"{prefix}attention.wk.weight"] = (n_kv_heads * head_dim, dim)
-        shapes[f"{prefix}attention.wv.weight"] = (n_kv_heads * head_dim, dim)
-        shapes[f"{prefix}attention.wo.weight"] = (dim, n_heads * head_dim)
-        shapes[f"{prefix}feed_forward.w1.weight"] = (hidden_dim, dim)
-        shapes[f"{prefix}feed_forward.w2.weight"] = (dim, hidden_dim)
-        shapes[f"{prefix}feed_forward.w3.weight"] = (hidden_dim, dim)
-        shapes[f"{prefix}attention_norm.weight"] = (dim,)
-        shapes[f"{prefix}ffn_norm.weight"] = (dim,)
-
-    def stack(prefix: str, layers: int) -> None:
-        for layer in range(layers):
-            at = f"{prefix}layers.{layer}."
-            transformer(at, codec.dim, codec.n_heads, codec.n_kv_heads, codec.head_dim, codec.hidden_dim)
-            shapes[f"{at}attention.q_norm.weight"] = (codec.n_heads * codec.head_dim,)
-            shapes[f"{at}attention.k_norm.weight"] = (codec.n_kv_heads * codec.head_dim,)
-            shapes[f"{at}attention_scale"] = (codec.dim,)
-            shapes[f"{at}ffn_scale"] = (codec.dim,)
-
-    def convolution(prefix: str, first: int, second: int, kernel: int, weight_norm: bool = True) -> None:
-        # `first` is the output's channels, but the input's in a transposed convolution.
-        if weight_norm:
-            shapes[f"{prefix}conv.parametrizations.weight.original0"] = (first, 1, 1)
-            shapes[f"{prefix}conv.parametrizations.weight.original1"] = (first, second, kernel)
-        else:
-            shapes[f"{prefix}conv.weight"] = (first, second, kernel)
-
-    for layer in range(backbone.n_layers):
-        heads = (backbone.n_heads, backbone.n_kv_heads, backbone.head_dim)
-        transformer(f"layers.{layer}.", backbone.dim, *heads, backbone.hidden_dim)
-    shapes["norm.weight"] = (backbone.dim,)
-
-    shapes["mm_audio_embeddings.tok_embeddings.weight"] = (backbone.vocab_size, backbone.dim)
-    shapes["mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight"] = (
-        config.audio_embedding_rows,
-        backbone.dim,
-    )
-
-    for layer in range(acoustic.n_layers):
-        heads = (acoustic.n_heads, acoustic.n_kv_heads, acoustic.head_dim)
-        transformer(f"acoustic_transformer.layers.{layer}.", acoustic.dim, *heads, acoustic.hidden_dim)
-    shapes["acoustic_transformer.input_projection.weight"] = (acoustic.dim, codec.acoustic_dim)
-    shapes["acoustic_transformer.time_projection.weight"] = (acoustic.dim, acoustic.dim)
-    shapes["acoustic_transformer.llm_projection.weight"] = (acoustic.dim, acoustic.input_dim)
-    shapes["acoustic_transformer.semantic_codebook_output.weight"] = (
-        config.semantic_output_rows,
-        acoustic.dim,
-    )
-    shapes["acoustic_transformer.acoustic_codebook_output.weight"] = (codec.acoustic_dim, acoustic.dim)
-    shapes["acoustic_transformer.norm.weight"] = (acoustic.dim,)
-
-    at = "audio_tokenizer."
-    patch, kernel = codec.pretransform_patch_size, codec.patch_proj_kernel_size
-    blocks = list(
-        zip(
-            codec.decoder_transformer_lengths,
-            codec.decoder_convs_kernels,
-            codec.decoder_convs_strides,
-            strict=True,
-        )
-    )
-    convolution(f"{at}decoder_blocks.0.", codec.dim, codec.latent_dim, blocks[0][1])
-    index = 1
-    for block, (layers, _, _) in enumerate(blocks):
-        stack(f"{at}decoder_blocks.{index}.", layers)
-        index += 1
-        if block + 1 < len(blocks) and blocks[block + 1][1:] != (1, 1):
-            convolution(f"{at}decoder_blocks.{index}.", codec.dim, codec.dim, blocks[block + 1][1])
-            index += 1
-    convolution(f"{at}output_proj.", patch, codec.dim, kernel, codec.conv_weight_norm)
-
-    shapes[f"{at}quantizer.semantic_codebook.cluster_usage"] = (codec.semantic_codebook_size,)
-    shapes[f"{at}quantizer.semantic_codebook.embedding_sum"] = (
-        codec.semantic_codebook_size,
-        codec.semantic_dim,
-    )
-
-    convolution(f"{at}input_proj.", codec.dim, patch, kernel, codec.conv_weight_norm)
-    blocks = list(
-        zip(
-            codec.encoder_transformer_lengths,
-            codec.encoder_convs_kernels,
-            codec.encoder_convs_strides,
-            strict=True,
-        )
-    )
-    index = 0
-    for block, (layers, block_kernel, stride) in enumerate(blocks):
-        stack(f"{at}encoder_blocks.{index}.", layers)
-        index += 1
-        last = block + 1 == len(blocks)
-        if last or (block_kernel, stride) != (1, 1):
-            outputs = codec.latent_dim if last else codec.dim
-            convolution(f"{at}encoder_blocks.{index}.", outputs, codec.dim, block_kernel)
-            index += 1
-
-    return {
-        name: TensorSpec(shape, "BF16", component_of(name) or "backbone") for name, shape in shapes.items()
-    }
 
 
 def weight_files(folder: str | Path) -> list[Path]:

@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 
 from revox.checkpoint.errors import CheckpointError, VoiceError
+from revox.checkpoint.release import EMBEDDING_TABLE
 from revox.checkpoint.tensors import open_tensors, read_header, weight_files
 from revox.model.config import EMPTY_AUDIO_ID, END_AUDIO_ID, N_SPECIAL_CODES, VoxtralConfig
-
-TABLE = "mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight"
 
 ROUNDS = 24
 NOISE_SCALES = (1.0, 100.0)
@@ -116,10 +115,10 @@ def read_table(folder: str | Path) -> Tensor:
     Raises CheckpointError when no weight file of the folder has it.
     """
     for path in weight_files(folder):
-        if TABLE in read_header(path):
+        if EMBEDDING_TABLE in read_header(path):
             with open_tensors(path) as file:
-                return file.get_tensor(TABLE)
-    raise CheckpointError(f"{folder} has no tensor {TABLE}; copy or download the checkpoint again.")
+                return file.get_tensor(EMBEDDING_TABLE)
+    raise CheckpointError(f"{folder} has no tensor {EMBEDDING_TABLE}; copy or download the checkpoint again.")
 
 
 def embedding_of_codes(codes: Tensor, table: Tensor, config: VoxtralConfig) -> Tensor:

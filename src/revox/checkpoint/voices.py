@@ -31,6 +31,7 @@ from pydantic_core import from_json
 from revox.checkpoint import consent_log
 from revox.checkpoint.errors import VoiceError
 from revox.checkpoint.params import read_params
+from revox.checkpoint.release import PRESETS
 from revox.checkpoint.voice_journal import (
     VOICE_FOLDER,
     check_writable,
@@ -51,17 +52,8 @@ if TYPE_CHECKING:
 
     from revox.model.config import VoxtralConfig
 
-# fmt: off
-RELEASE_PRESETS = frozenset({
-    "casual_female", "casual_male", "cheerful_female", "neutral_female", "neutral_male", "pt_male",
-    "pt_female", "nl_male", "nl_female", "it_male", "it_female", "fr_male", "fr_female", "es_male",
-    "es_female", "de_male", "de_female", "ar_male", "hi_male", "hi_female",
-})
-# fmt: on
-
 __all__ = [
     "EXPORT_FORMATS",
-    "RELEASE_PRESETS",
     "Voice",
     "VoiceEntry",
     "add_voice",
@@ -336,7 +328,7 @@ def _read_codes(folder: Path, name: str, frames: int, config: VoxtralConfig) -> 
 
 
 def _guarded(name: str, provenance: Mapping[str, Any]) -> bool:
-    return name in RELEASE_PRESETS or not provenance or bool(provenance.get("preset"))
+    return name in PRESETS or not provenance or bool(provenance.get("preset"))
 
 
 def _unknown(folder: Path, name: str, known: list[str]) -> VoiceError:

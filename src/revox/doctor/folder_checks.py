@@ -12,12 +12,10 @@ from torch import Tensor
 
 from revox.checkpoint.inspect import inspect
 from revox.checkpoint.params import read_json
-from revox.checkpoint.release import RELEASE_VOICES
+from revox.checkpoint.release import PRESETS, TEXT_TABLE
 from revox.checkpoint.tensors import open_tensors, read_header, weight_files
 from revox.doctor.findings import Figure, Finding, Value, Verdict
 from revox.doctor.patient import Patient
-
-TEXT_TABLE = "mm_audio_embeddings.tok_embeddings.weight"
 
 LARGE_VOCABULARY = 16384
 CHANCE = 2
@@ -74,7 +72,7 @@ def exchanged_rows(
 ) -> tuple[str, str] | None:
     """Two voices of which each has the rows promised for the other, by tekken.json or by the release."""
     promised = {name: rows for name, (_, rows) in voices.items() if rows is not None}
-    for known in (promised, RELEASE_VOICES if patient.is_release_sized else {}):
+    for known in (promised, PRESETS if patient.is_release_sized else {}):
         wrong = [n for n, (rows, _) in voices.items() if n in known and rows is not None and rows != known[n]]
         pairs = [
             (a, b)

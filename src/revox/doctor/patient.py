@@ -12,12 +12,13 @@ from torch import Tensor
 
 from revox.api import Revox
 from revox.checkpoint.params import Params, read_params
+from revox.checkpoint.release import CONFIG, PRESETS
 from revox.checkpoint.tensors import open_tensors, read_header, weight_files
 from revox.checkpoint.voice_codes import RecoveredCodes, recover_codes
-from revox.checkpoint.voices import RELEASE_PRESETS, Voice, list_voices, load_voice
+from revox.checkpoint.voices import Voice, list_voices, load_voice
 from revox.doctor.sound import SoundFigures, measure
 from revox.metrics.errors import MetricError
-from revox.model.config import AcousticConfig, BackboneConfig, CodecConfig, VoxtralConfig
+from revox.model.config import VoxtralConfig
 from revox.speech import Audio
 from revox.synthesis.batch import Speech
 from revox.synthesis.stream import decode
@@ -82,7 +83,7 @@ class Patient:
     @property
     def is_release_sized(self) -> bool:
         """Whether this has the release's sizes: what is known of the release then applies."""
-        return self.config == VoxtralConfig(BackboneConfig(), AcousticConfig(), CodecConfig())
+        return self.config == CONFIG
 
     @property
     def model(self) -> Revox:
@@ -188,7 +189,7 @@ def choose_voices(folder: Path, wanted: list[str] | None, quick: bool) -> list[s
     if wanted:
         return [find_voice(folder, name).name for name in wanted]
     entries = [entry for entry in list_voices(folder) if entry.rows is not None]
-    names = [entry.name for entry in entries if entry.name in RELEASE_PRESETS]
+    names = [entry.name for entry in entries if entry.name in PRESETS]
     names = names or [entry.name for entry in entries]
     if not quick:
         return names

@@ -5,16 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from revox.checkpoint.release import RELEASE_VOICES
+from revox.checkpoint.release import END_POSITION_NORM, MEAN_COSINE, POSITION_NORM, PRESETS
 from revox.doctor.findings import Figure, Finding, Value, Verdict
 from revox.doctor.patient import Patient, sex_of
 from revox.doctor.sound import SoundFigures
-
-RELEASE_ROW_NORM = (4.2, 4.7)
-"""Mean norm of a voice's rows in the release: 4.3 to 4.6, with a little room."""
-RELEASE_END_NORM = (14.0, 15.5)
-RELEASE_MEAN_COSINE = (0.92, 1.0)
-"""Cosine of two presets' mean rows in the release: 0.94 to 0.99."""
 
 PITCH = {"male": (70.0, 200.0), "female": (135.0, 300.0)}
 """Median pitch in Hz of adult speakers: one in a hundred of 125 men and 125 women of LibriSpeech lies outside
@@ -59,12 +53,12 @@ def voice_embedding(patient: Patient) -> Finding:
 
     figures = (
         Figure("rows explained exactly by the table", float(np.mean(explained)), "above 0.9"),
-        Figure("row norm, mean", float(np.mean(norms)), within(RELEASE_ROW_NORM)),
-        Figure("norm of the end row", float(np.mean(ends)), within(RELEASE_END_NORM)),
+        Figure("row norm, mean", float(np.mean(norms)), within(POSITION_NORM)),
+        Figure("norm of the end row", float(np.mean(ends)), within(END_POSITION_NORM)),
         Figure(
             "cosine of two voices' mean rows, lowest",
             float(cosines.min()) if len(cosines) else None,
-            within(RELEASE_MEAN_COSINE),
+            within(MEAN_COSINE),
         ),
     )
     poor = [v for v, share in zip(patient.names, explained, strict=True) if share < 0.9]
@@ -77,11 +71,11 @@ def voice_embedding(patient: Patient) -> Finding:
     odd = []
     if release:
         for figure, (low, high) in zip(
-            figures[1:], (RELEASE_ROW_NORM, RELEASE_END_NORM, RELEASE_MEAN_COSINE), strict=True
+            figures[1:], (POSITION_NORM, END_POSITION_NORM, MEAN_COSINE), strict=True
         ):
             if isinstance(figure.value, float) and not low <= figure.value <= high:
                 odd.append(figure.name)
-        other = [r["voice"] for r in rows if RELEASE_VOICES.get(str(r["voice"]), r["rows"]) != r["rows"]]
+        other = [r["voice"] for r in rows if PRESETS.get(str(r["voice"]), r["rows"]) != r["rows"]]
         odd += [f"the number of rows of {voice}" for voice in other]
     if odd:
         sentence = f"All rows are explained, but {', '.join(odd)} is not as in the release."
