@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from revox.api import Revox, load
 
 __all__ = ["Revox", "__version__", "load"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:
