@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from revox.losses.spectral import mel_filterbank
+from revox.losses.stft import stft, to_mel
 from revox.model.codec import Codec
 
 STFT = (512, 1024, 2048)
@@ -43,17 +43,14 @@ def _dct(count: int, bands: int) -> Tensor:
 
 class _Distance:
     def __init__(self, target: Tensor, rate: int, speaker: Callable[[Tensor], Tensor] | None) -> None:
-        self.target, self.speaker = target, speaker
-        self.bank = torch.from_numpy(mel_filterbank(rate, MEL_FFT, MEL_BANDS))
+        self.target, self.rate, self.speaker = target, rate, speaker
         self.dct = _dct(MFCCS, MEL_BANDS)
         with torch.no_grad():
             self.wanted = self._parts(target)
 
     def _parts(self, x: Tensor) -> list[Tensor]:
-        sizes = [
-            torch.stft(x, n, n // 4, window=torch.hann_window(n), return_complex=True).abs() for n in STFT
-        ]
-        mel = (self.bank @ sizes[STFT.index(MEL_FFT)]).clamp_min(1e-5).log()
+        sizes = [stft(x, n, n // 4).abs() for n in STFT]
+        mel = to_mel(sizes[STFT.index(MEL_FFT)], self.rate, MEL_BANDS).clamp_min(1e-5).log()
         parts = [*sizes, mel, self.dct @ mel]
         if self.speaker is not None:
             parts.append(self.speaker(x))

@@ -33,12 +33,12 @@ from revox.losses.discriminator import (
     discriminator_loss,
     feature_matching_loss,
 )
+from revox.losses.spectral import SpectralObjective
 from revox.model.codec import Codec, CodecTransformer
 from revox.model.config import CodecConfig
 from revox.model.layers import CausalConv1d
 from revox.training.average import moving_average
 from revox.training.initial import initialise
-from revox.training.objective import SpectralObjective
 from revox.training.quantize import quantize_acoustic
 from revox.training.run import Run
 
@@ -324,7 +324,7 @@ class DecoderTrainer(_CodecRun):
         self.parts: list[nn.Module] = [self.codec.decoder_blocks, self.codec.output_proj, self.heads]
         self.objective = SpectralObjective(
             config.sampling_rate, settings.resolutions, overlap=settings.overlap
-        ).to(device)
+        )
         groups = [g for part in self.parts for g in _weights(part, settings.weight_decay)]
         self.optimizer = torch.optim.AdamW(
             groups, lr=settings.learning_rate, betas=settings.betas, foreach=True
@@ -420,7 +420,7 @@ class DecoderTrainer(_CodecRun):
     def validate(self) -> dict[str, float]:
         """Mel distance of validation stretches decoded from the guide's hard codes."""
         row: dict[str, float] = {}
-        objective = SpectralObjective(self.codec.config.sampling_rate, ((1024, 100),)).to(self.device)
+        objective = SpectralObjective(self.codec.config.sampling_rate, ((1024, 100),))
         half = (self.codec.config.acoustic_codebook_size - 1) / 2
         for kind, coded in self.held.items():
             waves, codes, values, _ = coded.batch(12, 40, np.random.default_rng(1))

@@ -22,7 +22,7 @@ from torch.nn import functional
 from lab.data import RATE, SpeechSet
 from lab.phones import PHONES, phone_index
 from revox.coding.features import FLOOR, MEL_BANDS, MEL_FFT, MEL_TOP
-from revox.losses.spectral import mel_filterbank
+from revox.losses.stft import power, stft, to_mel
 from revox.training.run import Run
 
 HOP = RATE // 100  # 10 ms
@@ -50,14 +50,8 @@ class PhoneReading:
 class PhoneReader(nn.Module):
     """Waveforms -> phones every 10 ms: convolutions that see 130 ms, not causal."""
 
-    bank: Tensor
-    window: Tensor
-
     def __init__(self, width: int) -> None:
         super().__init__()
-        bank = mel_filterbank(RATE, MEL_FFT, MEL_BANDS, 0.0, MEL_TOP)
-        self.register_buffer("bank", torch.from_numpy(bank).float(), persistent=False)
-        self.register_buffer("window", torch.hann_window(MEL_FFT), persistent=False)
         self.first = nn.Conv1d(MEL_BANDS, width, 5, padding=2)
         self.convs = nn.ModuleList(
             nn.Conv1d(width, width, 5, padding=2 * dilation, dilation=dilation) for dilation in (1, 2, 2)
@@ -67,11 +61,9 @@ class PhoneReader(nn.Module):
     def forward(self, waveforms: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits `[batch, phones, time]` and hidden states `[batch, width, time]` of `waveforms`
         `[batch, samples]`; differentiable."""
-        spectrum = torch.stft(
-            waveforms, MEL_FFT, HOP, window=self.window, pad_mode="constant", return_complex=True
-        )
-        magnitude = (torch.view_as_real(spectrum).square().sum(-1) + 1e-12).sqrt()
-        x = (self.bank @ magnitude).clamp_min(FLOOR * MEL_FFT).log10() + _MIDDLE
+        magnitudes = (power(stft(waveforms, MEL_FFT, HOP, pad_mode="constant")) + 1e-12).sqrt()
+        mel = to_mel(magnitudes, RATE, MEL_BANDS, 0.0, MEL_TOP)
+        x = mel.clamp_min(FLOOR * MEL_FFT).log10() + _MIDDLE
         x = functional.silu(self.first(x))
         states = [x]
         for conv in self.convs:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from revox.checkpoint.load import load_model
 from revox.cloning.clone import preset_codes
@@ -79,6 +81,14 @@ def test_it_learns_to_say_the_codes_and_is_kept_for_this_checkpoint_only(lab, tm
     for a, b in zip(again.guess(clip), encoder.guess(clip), strict=True):
         assert torch.equal(a, b)
     assert load_quick_encoder(path, codec, "another one") is None
+    with safe_open(path, "pt") as file:
+        tensors, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    # What 0.1.0 kept besides: the front end's filters and windows.
+    older = {"features.bank": torch.zeros(80, 513), "features.mel_window": torch.zeros(1024)}
+    save_file({**tensors, **older}, path, metadata=about)
+    older_file = load_quick_encoder(path, codec, "this one")
+    assert older_file is not None
+    assert older_file.state_dict().keys() == encoder.state_dict().keys()
     path.write_bytes(path.read_bytes()[:100])
     assert load_quick_encoder(path, codec, "this one") is None
 

@@ -23,7 +23,7 @@ from revox.cloning.consent import provenance, source_of
 from revox.cloning.errors import CloneError
 from revox.coding.invert import InversionProgress
 from revox.demo import checkpoint_folder
-from revox.losses.spectral import mel_spectrogram
+from revox.losses.stft import mel_spectrogram
 from revox.marking import verify_bytes
 from revox.serving.keys import add_key
 from revox.speech import read_audio

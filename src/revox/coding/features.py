@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from revox.losses.spectral import mel_filterbank
+from revox.losses.stft import stft, to_mel
 from revox.model.config import CodecConfig
 
 MEL_FFT, MEL_BANDS, MEL_TOP = 1024, 80, 8000.0
@@ -22,17 +22,10 @@ class SpectralFeatures(nn.Module):
     """Log10 magnitudes by the frame: `[..., samples] -> [..., frames, size]`, the last frame completed with
     zeros."""
 
-    bank: Tensor
-    mel_window: Tensor
-    pitch_window: Tensor
-
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
+        self.rate = config.sampling_rate
         self.patch, self.per_frame = config.pretransform_patch_size, config.patches_per_frame
-        bank = mel_filterbank(config.sampling_rate, MEL_FFT, MEL_BANDS, 0.0, MEL_TOP)
-        self.register_buffer("bank", torch.from_numpy(bank).float())
-        self.register_buffer("mel_window", torch.hann_window(MEL_FFT))
-        self.register_buffer("pitch_window", torch.hann_window(PITCH_FFT))
         self.mel_size = self.per_frame * MEL_BANDS
         self.size = self.mel_size + self.per_frame // 2 * (PITCH_BINS.stop - PITCH_BINS.start)
 
@@ -43,12 +36,11 @@ class SpectralFeatures(nn.Module):
         padded = functional.pad(samples, (0, -samples.shape[-1] % length))
         frames = padded.shape[-1] // length
 
-        def sizes(n_fft: int, hop: int, window: Tensor) -> Tensor:
-            spectrum = torch.stft(padded, n_fft, hop, window=window, pad_mode="constant", return_complex=True)
-            return spectrum.abs()[..., : padded.shape[-1] // hop]
+        def magnitudes(n_fft: int, hop: int) -> Tensor:
+            return stft(padded, n_fft, hop, pad_mode="constant").abs()[..., : padded.shape[-1] // hop]
 
-        mel = self.bank @ sizes(MEL_FFT, self.patch, self.mel_window)
-        low = sizes(PITCH_FFT, 2 * self.patch, self.pitch_window)[..., PITCH_BINS, :]
+        mel = to_mel(magnitudes(MEL_FFT, self.patch), self.rate, MEL_BANDS, 0.0, MEL_TOP)
+        low = magnitudes(PITCH_FFT, 2 * self.patch)[..., PITCH_BINS, :]
         parts = (
             mel.clamp_min(FLOOR * MEL_FFT).log10(),
             low.clamp_min(4 * FLOOR * PITCH_FFT).log10(),

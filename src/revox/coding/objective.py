@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from revox.losses.spectral import magnitude_spectrogram, mel_filterbank
+from revox.losses.stft import magnitude, stft, to_mel
 
 SCALES = ((256, 40), (512, 80), (1024, 160), (2048, 320))
 """(window, mel bands), hop a quarter of the window: DAC's but for the three shortest."""
@@ -37,23 +37,20 @@ class SpectralTarget:
         stft_weight: float = 0.5,
         waveform_weight: float = 0.0,
     ) -> None:
-        self.target = target.float()
+        self.target, self.rate = target.float(), rate
         self.stft_weight, self.waveform_weight = stft_weight, waveform_weight
         self.scales = [scale for scale in scales if scale[0] <= target.shape[-1]] or [scales[0]]
-        self._filters = [
-            torch.from_numpy(mel_filterbank(rate, n, bands)).T.to(target.device) for n, bands in self.scales
-        ]
         with torch.no_grad():
             self._wanted = [self._spectra(self.target[None], i) for i in range(len(self.scales))]
 
     def distance(self, waveform: Tensor) -> Tensor:
         """Distances `[batch]` of `waveform` `[batch, samples]`."""
         total = waveform.new_zeros(waveform.shape[0])
-        for i, (magnitude, log_mel, soft) in enumerate(self._wanted):
+        for i, (wanted_m, log_mel, soft) in enumerate(self._wanted):
             m, mel, soft_m = self._spectra(waveform, i)
             term = (mel - log_mel).abs().mean(dim=(1, 2))
             if self.stft_weight:
-                convergence = (m - magnitude).flatten(1).norm(dim=1) / magnitude.norm().clamp_min(1e-5)
+                convergence = (m - wanted_m).flatten(1).norm(dim=1) / wanted_m.norm().clamp_min(1e-5)
                 difference = (soft_m - soft).abs().mean(dim=(1, 2)) / soft.mean()
                 term = term + self.stft_weight * (convergence + difference)
             total = total + term / len(self.scales)
@@ -72,7 +69,7 @@ class SpectralTarget:
 
     def _spectra(self, waveform: Tensor, scale: int) -> tuple[Tensor, Tensor, Tensor]:
         """Magnitudes, log10 mel magnitudes, compressed magnitudes, each `[batch, columns, bins or bands]`."""
-        n = self.scales[scale][0]
-        magnitude = magnitude_spectrogram(waveform, n, n // 4).mT
-        log_mel = (magnitude @ self._filters[scale]).clamp_min(FLOOR * n).log10()
-        return magnitude, log_mel, magnitude.clamp_min(BIN_FLOOR * n) ** POWER
+        n, bands = self.scales[scale]
+        m = magnitude(stft(waveform, n, n // 4))
+        log_mel = to_mel(m, self.rate, bands).mT.clamp_min(FLOOR * n).log10()
+        return m.mT, log_mel, m.mT.clamp_min(BIN_FLOOR * n) ** POWER

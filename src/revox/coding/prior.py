@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from revox.coding.objective import FLOOR
-from revox.losses.spectral import log_mel
+from revox.losses.stft import log_mel
 from revox.model.codec import Codec
 
 MEL_BANDS = 80

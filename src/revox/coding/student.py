@@ -213,7 +213,9 @@ def load_quick_encoder(path: Path, codec: Codec, stamp: str) -> QuickEncoder | N
                 return None
             table = codec.quantizer.semantic_codebook.embedding.detach().float()
             encoder = QuickEncoder(codec.config, table, int(about["width"]), int(about["blocks"]))
-            encoder.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            # Older files hold the front end's windows and filters too.
+            names = [name for name in file.keys() if not name.startswith("features.")]  # noqa: SIM118
+            encoder.load_state_dict({name: file.get_tensor(name) for name in names})
     except (SafetensorError, KeyError, ValueError, RuntimeError):
         return None  # damaged: it is made again
     return encoder.to(codec.output_proj.conv.weight.device).eval().requires_grad_(False)

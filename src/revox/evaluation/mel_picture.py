@@ -65,7 +65,7 @@ def mel_picture(
 
 def _band(hz: float, rate: int) -> float:
     """Where `hz` lies on the axis of mel bands, 0 to `_MELS`."""
-    from revox.losses.spectral import hz_to_mel
+    from revox.losses.stft import hz_to_mel
 
     return float(hz_to_mel(hz) / hz_to_mel(rate / 2)) * _MELS
 
@@ -74,7 +74,7 @@ def _levels(audio: Audio, rate: int, seconds: float) -> np.ndarray:
     """`[bands, frames]` in dB about the loudest 1 %, a frame each 10 ms, bands up to half of `rate`."""
     import torch
 
-    from revox.losses.spectral import hz_to_mel, mel_spectrogram, mel_to_hz
+    from revox.losses.stft import hz_to_mel, mel_spectrogram, mel_to_hz
 
     samples = torch.from_numpy(audio.mono().at(rate).samples[: round(seconds * rate)])
     n_fft = 1 << round(np.log2(rate * 0.043))

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
+from revox.losses.stft import power
+
 
 class StftDiscriminator(nn.Module):
     """2-D convolutions over one complex STFT, after EnCodec's MS-STFT discriminator (arXiv 2210.13438), but
@@ -33,8 +35,8 @@ class StftDiscriminator(nn.Module):
     def forward(self, spectrum: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Score `[batch, 1, bins', frames]` and features of `spectrum` (complex)."""
         # Compressed magnitude with the phase kept: harmonics 40 dB down are still seen.
-        magnitude = (torch.view_as_real(spectrum).square().sum(-1) + 1e-9).sqrt()
-        x = torch.view_as_real(spectrum) * (magnitude ** (0.4 - 1.0))[..., None]
+        magnitudes = (power(spectrum) + 1e-9).sqrt()
+        x = torch.view_as_real(spectrum) * (magnitudes ** (0.4 - 1.0))[..., None]
         x = x.permute(0, 3, 1, 2)
         features = []
         for conv in self.convs:

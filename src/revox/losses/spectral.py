@@ -1,199 +1,20 @@
-"""Spectral losses and distances: differentiable, pure PyTorch, any sample rate.
+"""Distances between the spectra of two waveforms: losses and the scores of all tables.
 
-Losses use these and so do scores, so that a number in a training log and a number in a table mean the same.
-All functions take waveforms `[..., samples]` in float (full scale is 1) on any device. A waveform shorter
-than an analysis window is extended with zeros.
+Both use the front end of `revox.losses.stft`, so that a number in a training log and a number in a table mean
+the same.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-# Window length in samples -> mel bands: the seven scales of the Descript Audio Codec (conf/base.yml).
-DAC_SCALES: tuple[tuple[int, int], ...] = (
-    (32, 5),
-    (64, 10),
-    (128, 20),
-    (256, 40),
-    (512, 80),
-    (1024, 160),
-    (2048, 320),
-)
-LONGEST_WINDOW = 0.1  # seconds; a longer one blurs the syllables it should compare
-
-
-def hz_to_mel(frequency: np.ndarray | float, htk: bool = False) -> np.ndarray:
-    """Hz to mel: Slaney's Auditory Toolbox scale (linear to 1 kHz, then logarithmic), or HTK's formula."""
-    hz = np.asarray(frequency, dtype=np.float64)
-    if htk:
-        return 2595.0 * np.log10(1.0 + hz / 700.0)
-    above = 15.0 + np.log(np.maximum(hz, 1e-9) / 1000.0) * 27.0 / math.log(6.4)
-    return np.where(hz >= 1000.0, above, hz * 3.0 / 200.0)
-
-
-def mel_to_hz(mel: np.ndarray | float, htk: bool = False) -> np.ndarray:
-    """Mel to Hz, the inverse of `hz_to_mel`."""
-    mels = np.asarray(mel, dtype=np.float64)
-    if htk:
-        return 700.0 * (10.0 ** (mels / 2595.0) - 1.0)
-    above = 1000.0 * np.exp(math.log(6.4) / 27.0 * (mels - 15.0))
-    return np.where(mels >= 15.0, above, mels * 200.0 / 3.0)
-
-
-def mel_filterbank(
-    rate: int, n_fft: int, n_mels: int, fmin: float = 0.0, fmax: float | None = None, htk: bool = False
-) -> np.ndarray:
-    """Triangular mel filters `[n_mels, n_fft // 2 + 1]`, float32, each of unit area in Hz (Slaney's norm).
-
-    `rate`, `fmin` and `fmax` are in Hz; `fmax` is half the rate when None. Equals `librosa.filters.mel`.
-    Raises ValueError when the band is empty.
-    """
-    fmax = rate / 2 if fmax is None else fmax
-    if not 0 <= fmin < fmax <= rate / 2:
-        raise ValueError(f"mel filters need 0 <= fmin < fmax <= {rate / 2:g} Hz, got {fmin:g} and {fmax:g}.")
-    edges = mel_to_hz(np.linspace(hz_to_mel(fmin, htk), hz_to_mel(fmax, htk), n_mels + 2), htk)
-    bins = np.fft.rfftfreq(n_fft, 1.0 / rate)
-    lower, centre, upper = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-    triangles = np.minimum((bins - lower) / (centre - lower), (upper - bins) / (upper - centre))
-    return (np.maximum(triangles, 0.0) * (2.0 / (upper - lower))).astype(np.float32)
-
-
-@lru_cache(maxsize=128)
-def _filters(rate: int, n_fft: int, n_mels: int, fmin: float, fmax: float | None, device: str) -> Tensor:
-    # As the right factor of `magnitude [..., frames, bins] @ filters [bins, n_mels]`.
-    with torch.inference_mode(False):
-        return torch.from_numpy(mel_filterbank(rate, n_fft, n_mels, fmin, fmax)).T.contiguous().to(device)
-
-
-@lru_cache(maxsize=128)
-def _hann(length: int, device: str) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.hann_window(length).to(device)
-
-
-def _magnitude(x: Tensor, n_fft: int, hop: int, window: Tensor, floor: float) -> Tensor:
-    """`[batch, samples]` -> magnitudes `[batch, bins, frames]`, the power clamped to `floor` before the root.
-
-    The clamp keeps the gradient of the root finite where the spectrum is empty.
-    """
-    if x.shape[-1] <= n_fft // 2:  # reflection needs more samples than it mirrors
-        x = F.pad(x, (0, n_fft // 2 + 1 - x.shape[-1]))
-    spectrum = torch.view_as_real(torch.stft(x, n_fft, hop, window.numel(), window, return_complex=True))
-    return spectrum.square().sum(-1).clamp_min(floor).sqrt()
-
-
-def magnitude_spectrogram(x: Tensor, n_fft: int, hop: int, window_length: int | None = None) -> Tensor:
-    """Magnitudes of a centred, reflect-padded STFT: `[..., samples]` -> `[..., n_fft // 2 + 1, frames]`.
-
-    Hann window of `window_length` samples (default `n_fft`); frames = samples // hop + 1.
-    """
-    x = x.float()
-    out = _magnitude(
-        x.reshape(-1, x.shape[-1]), n_fft, hop, _hann(window_length or n_fft, str(x.device)), 1e-14
-    )
-    return out.reshape(*x.shape[:-1], *out.shape[1:])
-
-
-def mel_spectrogram(
-    x: Tensor,
-    rate: int,
-    n_fft: int = 1024,
-    hop: int = 256,
-    n_mels: int = 80,
-    fmin: float = 0.0,
-    fmax: float | None = None,
-) -> Tensor:
-    """Mel spectrogram of magnitudes (power 1): `[..., samples]` -> `[..., n_mels, frames]`.
-
-    Slaney filters, Hann window of `n_fft`, centred with reflection: `librosa.feature.melspectrogram(power=1,
-    pad_mode="reflect")`.
-    """
-    magnitude = magnitude_spectrogram(x, n_fft, hop)
-    return (magnitude.mT @ _filters(rate, n_fft, n_mels, fmin, fmax, str(x.device))).mT
-
-
-def log_mel(
-    x: Tensor,
-    rate: int,
-    n_fft: int = 1024,
-    hop: int = 256,
-    n_mels: int = 80,
-    fmin: float = 0.0,
-    fmax: float | None = None,
-    floor: float = 1e-5,
-) -> Tensor:
-    """Natural logarithm of `mel_spectrogram`, clamped from below at `floor`: `[..., n_mels, frames]`."""
-    return mel_spectrogram(x, rate, n_fft, hop, n_mels, fmin, fmax).clamp_min(floor).log()
-
-
-class MelSpectrogram(nn.Module):
-    """`mel_spectrogram` as a module, filters and window as (unsaved) buffers: it follows `.to(device)`.
-
-    `[..., samples]` -> `[..., n_mels, frames]`, magnitudes; `rate`, `fmin`, `fmax` in Hz, `n_fft` and `hop`
-    in samples.
-    """
-
-    filters: Tensor
-    window: Tensor
-
-    def __init__(
-        self,
-        rate: int,
-        n_fft: int = 1024,
-        hop: int = 256,
-        n_mels: int = 80,
-        fmin: float = 0.0,
-        fmax: float | None = None,
-    ) -> None:
-        super().__init__()
-        self.n_fft, self.hop = n_fft, hop
-        bank = torch.from_numpy(mel_filterbank(rate, n_fft, n_mels, fmin, fmax)).T.contiguous()
-        self.register_buffer("filters", bank, persistent=False)
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., samples]` -> `[..., n_mels, frames]`."""
-        flat = _magnitude(x.float().reshape(-1, x.shape[-1]), self.n_fft, self.hop, self.window, 1e-14)
-        return (flat.mT @ self.filters).mT.reshape(*x.shape[:-1], self.filters.shape[1], -1)
-
-
-def scales_for(rate: int) -> tuple[tuple[int, int], ...]:
-    """The `(window, mel bands)` scales of DAC that suit `rate`: windows of at most 0.1 s.
-
-    All seven at 22.05 and 24 kHz, six (32 to 1024) at 16 kHz.
-    """
-    return tuple(s for s in DAC_SCALES if s[0] <= LONGEST_WINDOW * rate)
-
-
-def multi_resolution_mel_loss(
-    x: Tensor,
-    y: Tensor,
-    rate: int,
-    scales: Sequence[tuple[int, int]] | None = None,
-    floor: float = 1e-5,
-) -> Tensor:
-    """Multi-resolution mel loss of the Descript Audio Codec (arXiv 2306.06546, section 3.4): a scalar.
-
-    Mean absolute difference of log10 mel magnitudes, clamped at `floor`, **summed** over scales of (window,
-    mel bands), hop a quarter of the window, as in `dac/nn/loss.py` (`MelSpectrogramLoss`, pow 1, mag_weight
-    0). `x` and `y` are `[..., samples]` of one length; `scales` defaults to `scales_for(rate)`.
-    """
-    total = x.new_zeros(())
-    for window, n_mels in scales_for(rate) if scales is None else scales:
-        # Apart, not stacked: the target needs no gradient, and a backward pass through it is as dear.
-        log_x, log_y = (
-            mel_spectrogram(w, rate, window, max(1, window // 4), n_mels).clamp_min(floor).log10()
-            for w in (x, y)
-        )
-        total = total + F.l1_loss(log_x, log_y)
-    return total
+from revox.losses.stft import log_mel, magnitude, stft, to_mel
 
 
 def stft_resolutions(rate: int) -> tuple[tuple[int, int, int], ...]:
@@ -219,11 +40,10 @@ def multi_resolution_stft_loss(
     `x` (estimate) and `y` (target) are `[..., samples]` of one length; not symmetric.
     """
     resolutions = stft_resolutions(rate) if resolutions is None else resolutions
-    x, y = x.float().reshape(-1, x.shape[-1]), y.float().reshape(-1, y.shape[-1])
-    total = x.new_zeros(())
+    x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+    total = x.new_zeros((), dtype=torch.float32)
     for n_fft, hop, length in resolutions:
-        window = _hann(length, str(x.device))
-        mag_x, mag_y = (_magnitude(w, n_fft, hop, window, 1e-7) for w in (x, y))
+        mag_x, mag_y = (magnitude(stft(w, n_fft, hop, window_length=length), 1e-7) for w in (x, y))
         error = (mag_y - mag_x).flatten(1).norm(dim=1) / mag_y.flatten(1).norm(dim=1)
         total = total + error.mean() + F.l1_loss(mag_x.log(), mag_y.log())
     return total / len(resolutions)
@@ -243,3 +63,51 @@ def mel_distance(x: Tensor, y: Tensor, rate: int) -> float:
         both = torch.stack([x[..., :samples], y[..., :samples]])
         a, b = log_mel(both, rate, n_fft, n_fft // 4, 80, 0.0, min(rate / 2, 12000.0), floor=1e-4)
     return float((a - b).abs().mean())
+
+
+@dataclass(frozen=True)
+class SpectralTerms:
+    """Scalars: `mel` (log), `magnitude` (spectral convergence), `complex` (phase included, relative)."""
+
+    mel: Tensor
+    magnitude: Tensor
+    complex: Tensor
+
+
+@dataclass(frozen=True)
+class SpectralObjective:
+    """Multi-resolution mel, magnitude and complex STFT losses of a reconstruction.
+
+    `resolutions` are (n_fft, mel bands), hop n_fft / `overlap`. The mel term is the mean absolute difference
+    of log10 mel magnitudes, averaged over resolutions (DAC, arXiv 2306.06546, sums it), clamped at `floor *
+    n_fft`: speech at -23 dB peaks near 4e-4 * n_fft, so the default looks 40 dB down. A lower floor spends
+    the loss on silence and on the band that recordings leave empty: half of all bands lie more than 45 dB
+    down. The magnitude term is the spectral convergence of Parallel WaveGAN (arXiv 1910.11480, eq. 5), which
+    weighs harmonics before noise. Each clip is measured against itself and all count alike: the mean of a
+    batch is the mean of its parts.
+    """
+
+    rate: int
+    resolutions: tuple[tuple[int, int], ...]
+    floor: float = 4e-6
+    overlap: int = 4
+
+    def spectra(self, x: Tensor) -> list[Tensor]:
+        """Complex STFTs `[batch, bins, frames]` of `x` `[batch, samples]`, one for each resolution."""
+        return [stft(x, n, n // self.overlap) for n, _ in self.resolutions]
+
+    def __call__(self, real: list[Tensor], fake: list[Tensor]) -> SpectralTerms:
+        """The three terms between the `spectra` of the original and of the reconstruction."""
+        mel, convergence, phase = [], [], []
+        for (n, bands), a, b in zip(self.resolutions, real, fake, strict=True):
+            size_a, size_b = magnitude(a, 1e-8), magnitude(b, 1e-8)
+            log_a, log_b = (
+                to_mel(size, self.rate, bands).clamp_min(self.floor * n).log10() for size in (size_a, size_b)
+            )
+            mel.append((log_a - log_b).abs().mean())
+            # A silent clip is measured against the floor.
+            norm = size_a.norm(dim=(-2, -1)).clamp_min(self.floor * n * size_a[0].numel() ** 0.5)
+            convergence.append(((size_a - size_b).norm(dim=(-2, -1)) / norm).mean())
+            apart = torch.view_as_real(a) - torch.view_as_real(b)
+            phase.append((torch.linalg.vector_norm(apart, dim=(-3, -2, -1)) / norm).mean())
+        return SpectralTerms(*(torch.stack(t).mean() for t in (mel, convergence, phase)))

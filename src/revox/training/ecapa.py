@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from revox.losses.stft import hz_to_mel, power, stft
+
 _HOP, _WINDOW, _RATE = 160, 400, 16000
 
 
@@ -215,12 +217,8 @@ def fbank(waveforms: Tensor, mels: int, frames: Frames) -> Tensor:
     (`speechbrain.lobes.features.Fbank`): Hamming windows of 25 ms every 10 ms, silence beyond the ends,
     power, triangles on the HTK mel scale, nothing lower than 80 dB under a clip's own highest value.
     """
-    window = torch.hamming_window(_WINDOW, device=waveforms.device)
-    spectrum = torch.stft(
-        waveforms, _WINDOW, _HOP, window=window, center=True, pad_mode="constant", return_complex=True
-    )
-    power = torch.view_as_real(spectrum).square().sum(-1)
-    decibels = 10 * (_triangles(mels).to(power) @ power).clamp(min=1e-10).log10()
+    powers = power(stft(waveforms, _WINDOW, _HOP, window="hamming", pad_mode="constant"))
+    decibels = 10 * (_triangles(mels).to(powers) @ powers).clamp(min=1e-10).log10()
     highest = decibels.masked_fill(~frames.mask, -math.inf).amax(dim=(1, 2), keepdim=True)
     return decibels.maximum(highest - 80)
 
@@ -229,8 +227,8 @@ def fbank(waveforms: Tensor, mels: int, frames: Frames) -> Tensor:
 def _triangles(mels: int) -> Tensor:
     """`[mels, bins]`: height 1, both slopes as wide as the step from the lower neighbour (SpeechBrain)."""
     with torch.inference_mode(False):
-        highest = 2595 * math.log10(1 + _RATE / 2 / 700)
-        hz = 700 * (10 ** (torch.linspace(0, highest, mels + 2) / 2595) - 1)
+        highest = float(hz_to_mel(_RATE / 2, htk=True))
+        hz = 700 * (10 ** (torch.linspace(0, highest, mels + 2) / 2595) - 1)  # in float32, as SpeechBrain
         centre, step = hz[1:-1, None], (hz[1:-1] - hz[:-2])[:, None]
         bins = torch.linspace(0, _RATE / 2, _WINDOW // 2 + 1)
         return (1 - ((bins - centre) / step).abs()).clamp(min=0)

@@ -39,7 +39,8 @@ from revox.losses.discriminator import (
     discriminator_loss,
     feature_matching_loss,
 )
-from revox.losses.spectral import mel_distance
+from revox.losses.spectral import SpectralObjective, mel_distance
+from revox.losses.stft import stft
 from revox.metrics.codes import codebook_use, perplexity, saturated_share
 from revox.model.codec import Codec
 from revox.model.voxtral import Voxtral, tensor_name
@@ -48,7 +49,6 @@ from revox.training.average import moving_average
 from revox.training.balance import GradientBalancer
 from revox.training.errors import TrainingError
 from revox.training.initial import initialise
-from revox.training.objective import SpectralObjective
 from revox.training.phases import draw_turns, turn_phases
 from revox.training.quantize import acoustic_draws, quantize_drawn, quantize_semantic
 from revox.training.run import Run
@@ -201,8 +201,7 @@ class EncoderTrainer(Run):
             lr=settings.learning_rate, betas=settings.betas,
         )  # fmt: skip
         rate, judged = config.sampling_rate, settings.discriminator
-        self.objective = SpectralObjective(rate, settings.resolutions).to(self.device)
-        self.views = SpectralObjective(rate, tuple((n, 4) for n in judged.n_ffts)).to(self.device)
+        self.objective = SpectralObjective(rate, settings.resolutions)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.judges = Discriminators(len(judged.n_ffts), judged.channels).to(self.device)
@@ -397,7 +396,9 @@ class EncoderTrainer(Run):
             losses["speaker"] = self.teachers.speaker(fake, real, lengths.to(self.device))
         if self.step_count >= settings.discriminator.start and (weights.feature or weights.adversarial):
             window = self._window(fake.shape[1])
-            views_real, views_fake = self.views.spectra(real[:, window]), self.views.spectra(fake[:, window])
+            views_real, views_fake = (
+                [stft(x[:, window], n, n // 4) for n in settings.discriminator.n_ffts] for x in (real, fake)
+            )
             if self.step_count % settings.discriminator.every == 0:
                 found["discriminator"] = self._judge(views_real, [v.detach() for v in views_fake])
             self.judges.requires_grad_(False)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from revox.losses.stft import hz_to_mel, mel_to_hz
 from revox.model.codec import Codec
 from revox.model.layers import CausalConv1d, CausalConvTranspose1d
 
@@ -16,8 +17,8 @@ def oscillators(channels: int, patch: int, kernel: int, rate: int, top: float = 
     A window is as long as the spacing of the frequencies asks for (a Gabor frame); each row has unit norm.
     """
     pairs = channels // 2
-    mels = np.linspace(2595 * np.log10(1 + 40 / 700), 2595 * np.log10(1 + top / 700), pairs)
-    hertz = 700 * (10 ** (mels / 2595) - 1)
+    mels = np.linspace(hz_to_mel(40.0, htk=True), hz_to_mel(top, htk=True), pairs)
+    hertz = mel_to_hz(mels, htk=True)
     spacing = np.gradient(hertz)
     span = kernel * patch
     atoms = np.zeros((channels, span))
