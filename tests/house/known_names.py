@@ -5,10 +5,6 @@ from __future__ import annotations
 # Files that import each other in a circle.
 CIRCLES: list[list[str]] = [
     [
-        "revox.marking.manifest",
-        "revox.marking.signer",
-    ],
-    [
         "revox.training.data.layouts",
         "revox.training.data.shards",
         "revox.training.data.sources",
@@ -31,7 +27,6 @@ SHARED_CLASSES = {
     "Speaker",
     "Spoken",
     "Utterance",
-    "Verdict",
     "_Progress",
     "_Work",
 }
@@ -70,7 +65,7 @@ TERMS = {
     "lab.frames": {"beside", "kept"},
     "lab.guide": {"guide", "heard"},
     "lab.language_training": {"said"},
-    "lab.phone_reader": {"bank", "phone reader"},
+    "lab.phone_reader": {"phone reader"},
     "lab.recover": {"aside", "beside", "judged", "kept", "looks", "told"},
     "lab.recover_guard": {"reach"},
     "lab.recover_process": {"heard", "said"},
@@ -97,7 +92,6 @@ TERMS = {
     "revox.cli.serve_command": {"pace"},
     "revox.cli.voice_command": {"kept", "said"},
     "revox.cloning.clone": {"bank", "guess", "kept", "opinion", "quick encoder"},
-    "revox.coding.features": {"bank"},
     "revox.coding.invert": {"guess", "heard", "opinion", "pace", "polish"},
     "revox.coding.likelihood": {"opinion", "unlikelihood"},
     "revox.coding.pairs": {"bank", "shake", "strange"},
@@ -128,10 +122,6 @@ TERMS = {
     "revox.evaluation.subject": {"recogniser", "said"},
     "revox.evaluation.tables": {"judged", "kept", "summarise"},
     "revox.losses.discriminator": {"judged"},
-    "revox.losses.spectral": {"bank", "centre"},
-    "revox.marking.manifest": {"said"},
-    "revox.marking.signer": {"beside", "kept", "said"},
-    "revox.marking.verify": {"organisation", "said"},
     "revox.metrics.acceptance": {"acceptance", "preset rows", "soft rows"},
     "revox.metrics.intelligibility": {"heard", "normalise", "recogniser"},
     "revox.metrics.speaker": {"judge"},
@@ -173,7 +163,6 @@ TERMS = {
     "revox.training.initial": {"centre"},
     "revox.training.inverted": {"bank", "guess", "kept"},
     "revox.training.kept": {"kept"},
-    "revox.training.objective": {"bank"},
     "revox.training.resampling": {"reach"},
     "revox.training.restore": {"acceptance", "bank", "kept", "pace", "said", "strangers", "told"},
     "revox.training.run": {"beside", "kept"},

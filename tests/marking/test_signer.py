@@ -127,7 +127,7 @@ def test_a_certificate_of_ones_own_signs_and_who_trusts_its_authority_is_told(
     unknown = verify_bytes(data)
     assert unknown.state == "marked"
     assert not unknown.manifest.trusted
-    assert "nobody known vouches" in unknown.sentences[1]
+    assert "no known authority vouches" in unknown.sentences[1]
     (tmp_path / "a.mp3").write_bytes(data)
     known = verify_file(tmp_path / "a.mp3", tmp_path / "root.pem")
     assert (known.state, known.manifest.trusted, known.manifest.own) == ("marked", True, False)
@@ -163,15 +163,15 @@ def test_what_cannot_sign_is_a_sentence(tmp_path, state):
     assert "belong together" in refused(None, key_file)
     assert "cannot be read" in refused(tmp_path / "none.pem", key_file)
     assert "cannot be read" in refused(tmp_path, key_file)
-    assert "no PEM" in refused(key_file, key_file)
+    assert "not a PEM" in refused(key_file, key_file)
     (tmp_path / "other.pem").write_bytes(private_pem(ec.generate_private_key(ec.SECP256R1())))
     assert "do not belong together" in refused(chain, tmp_path / "other.pem")
     (tmp_path / "locked.pem").write_bytes(private_pem(key, b"secret"))
     assert "has a password" in refused(chain, tmp_path / "locked.pem")
     (tmp_path / "binary.pem").write_bytes(b"\xff" * 100)
-    assert "no PEM file" in refused(tmp_path / "binary.pem", key_file)
+    assert "not a PEM file" in refused(tmp_path / "binary.pem", key_file)
     (tmp_path / "broken.pem").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
-    assert "no PEM certificate" in refused(tmp_path / "broken.pem", key_file)
+    assert "not a PEM certificate" in refused(tmp_path / "broken.pem", key_file)
     assert "ended on" in refused(*pair(tmp_path, key, ends=-YEAR))
     assert "does not sign with" in refused(*pair(tmp_path, ec.generate_private_key(ec.SECP256K1())))
 

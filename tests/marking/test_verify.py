@@ -288,7 +288,11 @@ def test_damage_of_any_kind_costs_no_traceback_little_time_and_little_memory(nam
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [(b"", "empty"), (b"words", "no audio file"), (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "no audio file")],
+    [
+        (b"", "empty"),
+        (b"words", "cannot be read as an audio file"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "no sound in it"),
+    ],
 )
 def test_what_is_no_audio_is_a_sentence(content, sentence, tmp_path):
     (tmp_path / "a.wav").write_bytes(content)
@@ -303,7 +307,7 @@ def test_a_path_that_is_no_file_or_too_large_a_file_is_a_sentence(tmp_path, monk
         verify_file(tmp_path / "none.wav")
     with (tmp_path / "large.wav").open("wb") as file:
         file.truncate(2_000)
-    monkeypatch.setattr("revox.marking.verify.MOST_BYTES", 1_000)
+    monkeypatch.setattr("revox.marking.verify.MAX_BYTES", 1_000)
     with pytest.raises(MarkError, match="larger than"):
         verify_file(tmp_path / "large.wav")
 
@@ -311,10 +315,10 @@ def test_a_path_that_is_no_file_or_too_large_a_file_is_a_sentence(tmp_path, monk
 def test_a_file_to_trust_that_is_none_is_a_sentence(tmp_path, marked):
     (tmp_path / "a.wav").write_bytes(marked["wav"])
     (tmp_path / "root.pem").write_text("nothing")
-    with pytest.raises(MarkError, match="no PEM certificate"):
+    with pytest.raises(MarkError, match="holds no PEM certificate"):
         verify_file(tmp_path / "a.wav", tmp_path / "root.pem")
     (tmp_path / "root.pem").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
-    with pytest.raises(MarkError, match="no PEM certificate"):
+    with pytest.raises(MarkError, match="holds no PEM certificate"):
         verify_file(tmp_path / "a.wav", tmp_path / "root.pem")
 
 

@@ -9,7 +9,6 @@ here. A line that was torn by a crash is passed over and never joined to the nex
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
@@ -18,8 +17,9 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from revox.speech.files import append_line
+
 FORMAT = "revox consent 1"
-TAIL = 1 << 18  # bytes, for looking up whether a line is there already
 
 
 def event(kind: str, voice: str | None, record: Mapping[str, Any], **more: Any) -> dict[str, Any]:
@@ -48,24 +48,12 @@ def now() -> str:
 
 def append(path: str | Path, line: Mapping[str, Any], once: bool = False) -> None:
     """Add a line and sync it. `once`: not if one with its id is there. Raises OSError."""
-    import fcntl
 
-    path = Path(path)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        size = os.fstat(descriptor).st_size
-        start = max(0, size - TAIL)
-        tail = os.pread(descriptor, size - start, start) if once or size else b""
-        if once and any(one.get("id") == line.get("id") for one in _lines(tail)):
-            return
-        # What a crash tore stays a line of its own.
-        data = (b"\n" if tail and not tail.endswith(b"\n") else b"") + _encoded(line)
-        while data:
-            data = data[os.write(descriptor, data) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def is_there(tail: bytes) -> bool:
+        return any(one.get("id") == line.get("id") for one in _lines(tail))
+
+    # JSON's own escapes: no text that a stranger gives can begin a line.
+    append_line(path, json.dumps(dict(line), ensure_ascii=True).encode(), is_there if once else None)
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
@@ -108,11 +96,6 @@ def document(
         "voices": list(found.values()),
         "one_off": one_off,
     }
-
-
-def _encoded(line: Mapping[str, Any]) -> bytes:
-    # JSON's own escapes: no text that a stranger gives can begin a line.
-    return json.dumps(dict(line), ensure_ascii=True).encode() + b"\n"
 
 
 def _lines(data: bytes) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The sound files that commands write: marked as synthetic, and a line in the log of marks."""
+"""The sound files that commands write: marked as synthetic, with a line in the log of marks."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def write_synthetic(
     signer: Signer | None,
     format: str | None = None,
 ) -> None:
-    """Write what a checkpoint spoke or decoded in a voice, marked and logged as what `revox speak` writes.
+    """Write what a checkpoint spoke or decoded in a voice, marked and logged as `revox speak` does.
 
-    target: None is standard output. format: a name of `revox.speech.FORMATS`; else the path's ending tells.
-    signer: see `who_signs`. Raises AudioError and MarkError, each with a sentence.
+    target: None is standard output. format: a name of `revox.speech.FORMATS`, by default the path's ending.
+    signer: from `who_signs`. Raises AudioError and MarkError.
     """
     from revox.marking import new_record
     from revox.speech import format_for
@@ -32,13 +32,16 @@ def write_synthetic(
 
 
 def model_name(checkpoint: str) -> str:
-    """What a mark calls the model: the folder's name, not where it lies, or the hub id as it is."""
+    """The model's name in a mark: the folder's own name without its path, or the hub id."""
     folder = Path(checkpoint).expanduser()
     return (folder.resolve().name or "checkpoint")[:200] if folder.exists() else checkpoint
 
 
 def who_signs(certificate: Path | None = None, key: Path | None = None) -> Signer | None:
-    """Who signs. Without the libraries, or a place to keep a key, marks are tags only, and that is said."""
+    """The signer of marks; None, with a line on stderr, when marks can only be tags.
+
+    Raises MarkError when a certificate or key is given and cannot sign.
+    """
     from revox.marking import MarkError, load_signer
 
     try:
@@ -56,22 +59,19 @@ def who_signs(certificate: Path | None = None, key: Path | None = None) -> Signe
 def write_sound(
     audio: Audio, target: Path | None, kind: str, record: MarkRecord | None, signer: Signer | None
 ) -> str:
-    """Write the audio to a path or (None) standard output, marked unless there is no record.
+    """Write the audio to a path or (None) standard output, marked unless `record` is None.
 
     Returns the SHA-256 of what was written. Raises AudioError and MarkError.
     """
-    from revox.marking import mark_bytes, sha256_of, write_data
-    from revox.speech import encode_audio
+    from revox.marking import sha256_of, write_marked
 
-    data, clipped = encode_audio(audio, kind)
-    if record is not None:
-        data = mark_bytes(data, kind, record=record, signer=signer)
-    write_data(sys.stdout.buffer if target is None else target, data)
+    file = sys.stdout.buffer if target is None else target
+    written = write_marked(file, audio, kind, record=record, signer=signer)
     if target is None:
         sys.stdout.buffer.flush()
-    if clipped:
-        say(f"{clipped} samples were beyond full scale and clipped")
-    return sha256_of(data)
+    if written.clipped:
+        say(f"{written.clipped} samples were beyond full scale and clipped")
+    return sha256_of(written.data)
 
 
 def log_written(
@@ -82,7 +82,7 @@ def log_written(
     no_mark: bool = False,
     text: str | None = None,
 ) -> str:
-    """Log what was written, say what has no mark, and return what a last line says of the mark."""
+    """Log what was written, warn when it has no mark, and return the end of a sentence about the mark."""
     from revox.marking import MarkError, how_marked, log_mark
 
     how = "none" if no_mark else how_marked(kind, signer)
@@ -91,7 +91,7 @@ def log_written(
     except MarkError as error:
         say(f"not logged: {error}")
         log = None
-    logged = f" ({log} has a line about it)" if log else ""
+    logged = f" (logged in {log})" if log else ""
     if no_mark:
         say(f"not marked as synthetic, because of --no-mark{logged}")
     elif how == "none":

@@ -1,19 +1,20 @@
-"""Everything spoken is marked as synthetic: C2PA manifests, tags, headers, a log; and read back."""
+"""Everything spoken is marked as synthetic: C2PA manifests, tags, headers, a log; and marks are read back."""
 
 from revox.marking.errors import MarkError
 from revox.marking.log import log_mark, sha256_of
-from revox.marking.mark import Marked, how_marked, mark_bytes, mark_file, write_data, write_marked
+from revox.marking.manifest import load_signer
+from revox.marking.mark import Marked, how_marked, mark_bytes, mark_file, write_marked
 from revox.marking.record import MarkRecord, new_record, stream_headers
-from revox.marking.signer import Signer, can_sign, load_signer, state_folder
+from revox.marking.signer import Signer, can_sign, state_folder
 from revox.marking.tags import stream_tags
-from revox.marking.verify import Verdict, verify_bytes, verify_file
+from revox.marking.verify import Verification, verify_bytes, verify_file
 
 __all__ = [
     "MarkError",
     "MarkRecord",
     "Marked",
     "Signer",
-    "Verdict",
+    "Verification",
     "can_sign",
     "how_marked",
     "load_signer",
@@ -27,6 +28,5 @@ __all__ = [
     "stream_tags",
     "verify_bytes",
     "verify_file",
-    "write_data",
     "write_marked",
 ]

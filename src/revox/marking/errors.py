@@ -2,4 +2,4 @@
 
 
 class MarkError(ValueError):
-    """Audio cannot be marked, or its mark not read; the message is a sentence with cause and mend."""
+    """Audio cannot be marked, or its mark cannot be read; the message says why and how to fix it."""

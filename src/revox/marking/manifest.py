@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import wave
+from pathlib import Path
 from typing import Any
 
 from revox.marking.errors import MarkError
 from revox.marking.record import SENTENCE, MarkRecord, new_record
-from revox.marking.signer import Signer
+from revox.marking.signer import (
+    Signer,
+    can_sign,
+    made_signer,
+    read_pem,
+    read_signer,
+    state_folder,
+)
 
 MEDIA_TYPES = {
     "wav": "audio/wav",
@@ -18,15 +27,47 @@ MEDIA_TYPES = {
     "mp3": "audio/mpeg",
     "m4a": "audio/mp4",
 }
-"""The formats of `revox.speech.FORMATS` that take a manifest (c2pa-python 0.38); Ogg and ADTS do not."""
+"""The formats of `revox.speech.FORMATS` that hold a manifest (c2pa-python 0.38); Ogg and ADTS do not."""
 
 RECORD_LABEL = "revox.mark"
+UNTRUSTED = "signingCredential.untrusted"
+"""c2pa's code for a certificate of no known authority; the manifest is valid all the same."""
+
 # Nothing is fetched, whatever a file asks for, and nothing is unpacked beyond a bound.
 _SETTINGS = {
     "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False, "verify_after_sign": False},
     "core": {"allowed_network_hosts": [], "max_decompressed_manifest_size_in_mb": 8},
     "builder": {"thumbnail": {"enabled": False}},
 }
+
+
+def load_signer(
+    certificate: str | os.PathLike[str] | None = None,
+    key: str | os.PathLike[str] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+) -> Signer | None:
+    """The signer from a certificate chain and key (PEM files), or the pair made on this machine.
+
+    The made pair is stored in `folder` (`state_folder()` by default) on first use. Returns None when no files
+    are given and the signing libraries are not installed: marks are then tags only. Raises MarkError on files
+    that cannot sign a C2PA manifest.
+    """
+    if (certificate is None) != (key is None):
+        raise MarkError("a signing certificate and its key belong together; give both or neither")
+    if certificate is None or key is None:
+        if not can_sign():
+            return None
+        return made_signer(Path(folder) if folder is not None else state_folder())
+    if not can_sign():
+        raise MarkError(
+            "signing needs c2pa-python and cryptography, which are not installed: pip install 'revox[mark]'"
+        )
+    what = f"{certificate} and {key}"
+    signer = read_signer(read_pem(certificate), read_pem(key), what)
+    # Only c2pa knows the rules for a certificate's extensions: try it now, not in every file.
+    if problem := _certificate_problem(signer):
+        raise MarkError(f"{what} cannot sign a C2PA manifest ({problem}); ask for a certificate that may")
+    return signer
 
 
 def add_manifest(data: bytes, format: str, record: MarkRecord, signer: Signer) -> bytes:
@@ -68,11 +109,10 @@ def add_manifest(data: bytes, format: str, record: MarkRecord, signer: Signer) -
     return marked.getvalue()
 
 
-def read_manifest(data: bytes, media_type: str | None, trust: str = "") -> dict[str, Any] | None:
-    """c2pa's own report of the manifest in `data`, None when there is none or no container that takes one.
+def read_manifest(data: bytes, trust: str = "") -> dict[str, Any] | None:
+    """c2pa's report of the manifest in `data`; None when there is none or the container cannot hold one.
 
-    media_type None lets c2pa find out. `trust` is PEM certificates of authorities that are believed. Raises
-    MarkError when there is a manifest that cannot be read.
+    `trust` is PEM certificates of trusted authorities. Raises MarkError on a manifest that cannot be read.
     """
     import c2pa
 
@@ -81,7 +121,7 @@ def read_manifest(data: bytes, media_type: str | None, trust: str = "") -> dict[
         settings["trust"] = {"user_anchors": trust}
     try:
         with c2pa.Context(c2pa.Settings.from_dict(settings)) as context:
-            reader = c2pa.Reader.try_create(media_type, io.BytesIO(data), context=context)
+            reader = c2pa.Reader.try_create(None, io.BytesIO(data), context=context)
             if reader is None:
                 return None
             with reader:
@@ -92,25 +132,20 @@ def read_manifest(data: bytes, media_type: str | None, trust: str = "") -> dict[
         raise MarkError(f"the manifest cannot be read ({_first_line(error)})") from None
 
 
-UNTRUSTED = "signingCredential.untrusted"
-"""c2pa's code for a certificate that nobody known vouches for; the manifest is valid all the same."""
-
-
-def trial(signer: Signer) -> str | None:
-    """Sign a silence and read it back: None when that holds, else what c2pa says against the certificate."""
+def _certificate_problem(signer: Signer) -> str | None:
+    """Sign a silence and read it back: None when c2pa accepts it, else its objection."""
     silence = io.BytesIO()
     with wave.open(silence, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(8000)
+        file.setparams((1, 2, 8000, 0, "NONE", "not compressed"))
         file.writeframes(bytes(160))
-    record = new_record("trial", "trial")
     try:
-        report = read_manifest(add_manifest(silence.getvalue(), "wav", record, signer), "audio/wav") or {}
+        report = (
+            read_manifest(add_manifest(silence.getvalue(), "wav", new_record("test", "test"), signer)) or {}
+        )
     except MarkError as error:
         return str(error)
-    said = [item for item in report.get("validation_status", []) if item.get("code") != UNTRUSTED]
-    return str(said[0].get("explanation")) if said else None
+    problems = [item for item in report.get("validation_status", []) if item.get("code") != UNTRUSTED]
+    return str(problems[0].get("explanation")) if problems else None
 
 
 def _first_line(error: Exception) -> str:

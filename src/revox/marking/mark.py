@@ -1,4 +1,4 @@
-"""Mark audio as synthetic: a signed manifest where the container takes one, tags wherever there is room."""
+"""Mark audio as synthetic: a signed manifest where the container holds one, tags wherever there is room."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNMARKABLE = ("pcm",)
 
 @dataclass(frozen=True)
 class Marked:
-    """What `write_marked` wrote: its bytes, the samples that were clipped, and how it is marked."""
+    """What `write_marked` wrote: its bytes, how many samples were clipped, and how it is marked."""
 
     data: bytes
     clipped: int
@@ -29,7 +29,7 @@ class Marked:
 
 
 def how_marked(format: str, signer: Signer | None) -> str:
-    """How `mark_bytes` marks a format: by "manifest" (and tags), by "tags", or "none"."""
+    """How `mark_bytes` marks a format: "manifest" (and tags), "tags" or "none"."""
     name = format_for(None, format)
     if name in UNMARKABLE:
         return "none"
@@ -40,8 +40,8 @@ def mark_bytes(data: bytes, format: str, *, record: MarkRecord, signer: Signer |
     """The encoded audio `data`, marked; its samples are unchanged bit for bit.
 
     `format` is a name of `revox.speech.FORMATS`. Without a signer, and in opus and aac, the mark is tags
-    only; pcm has no place for a mark and comes back as it is. Raises MarkError, with a sentence, on data that
-    is not audio of that format.
+    only; pcm has no place for a mark and is returned as it is. Raises MarkError on data that is not audio of
+    that format.
     """
     name = format_for(None, format)
     how = how_marked(name, signer)
@@ -54,13 +54,9 @@ def mark_bytes(data: bytes, format: str, *, record: MarkRecord, signer: Signer |
 
 
 def mark_file(
-    path: str | os.PathLike[str],
-    *,
-    record: MarkRecord,
-    signer: Signer | None,
-    format: str | None = None,
+    path: str | os.PathLike[str], *, record: MarkRecord, signer: Signer | None, format: str | None = None
 ) -> None:
-    """Mark an audio file in its place (written beside, then renamed). Raises as `mark_bytes` does."""
+    """Mark an audio file in place, in one step. Raises as `mark_bytes` does."""
     path = Path(path)
     name = format_for(path, format)
     if name in UNMARKABLE:
@@ -69,7 +65,7 @@ def mark_file(
         data = path.read_bytes()
     except OSError as error:
         raise MarkError(f"{path} cannot be read ({error.strerror}); check the path") from None
-    write_data(path, mark_bytes(data, name, record=record, signer=signer))
+    _write(path, mark_bytes(data, name, record=record, signer=signer))
 
 
 def write_marked(
@@ -77,23 +73,24 @@ def write_marked(
     audio: Audio,
     format: str | None = None,
     *,
-    record: MarkRecord,
+    record: MarkRecord | None,
     signer: Signer | None,
 ) -> Marked:
-    """`revox.speech.write_audio`, marked: encode `audio`, mark it, write it to a path or a binary file.
+    """Encode `audio`, mark it (unless `record` is None) and write it to a path or a binary file.
 
-    A path is written beside and renamed. Raises AudioError as `write_audio` does, and MarkError.
+    A path is replaced in one step. Raises AudioError as `revox.speech.write_audio` does, and MarkError.
     """
     path = Path(target) if isinstance(target, str | os.PathLike) else None
     name = format_for(path, format)
     data, clipped = encode_audio(audio, name)
-    data = mark_bytes(data, name, record=record, signer=signer)
-    write_data(target, data)
-    return Marked(data, clipped, how_marked(name, signer))
+    how = "none"
+    if record is not None:
+        data, how = mark_bytes(data, name, record=record, signer=signer), how_marked(name, signer)
+    _write(target, data)
+    return Marked(data, clipped, how)
 
 
-def write_data(target: str | os.PathLike[str] | BinaryIO, data: bytes) -> None:
-    """Write a whole file's bytes to a path (beside, then renamed) or a binary file. Raises MarkError."""
+def _write(target: str | os.PathLike[str] | BinaryIO, data: bytes) -> None:
     if not isinstance(target, str | os.PathLike):
         target.write(data)
         return

@@ -1,4 +1,4 @@
-"""What a mark says: that the sound is synthetic, and which model spoke it, in which voice, when."""
+"""The content of a mark: that the sound is synthetic, and which model spoke it, in which voice, when."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMAT = "revox mark 1"
 
 
 class MarkRecord(BaseModel):
-    """A mark's content. Neither the text that was spoken nor the consent behind a voice is part of it."""
+    """A mark's content. It has neither the text that was spoken nor the consent behind a voice."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -60,10 +60,10 @@ def new_record(model: str, voice: str, now: datetime | None = None) -> MarkRecor
 
 
 def stream_headers(record: MarkRecord) -> dict[str, str]:
-    """HTTP headers that say of a stream what a mark says of a file; every value is ASCII on one line.
+    """HTTP headers that mark a stream as a mark does a file; every value is ASCII on one line.
 
-    `AI-Disclosure` is the field of an Internet-Draft (draft-abaris-aicdh-01, section 3), no standard yet:
-    a structured dictionary (RFC 9651). `X-Revox-Synthetic` is "?1", a structured boolean; `X-Revox-Mark` is
+    `AI-Disclosure` is a field of an Internet-Draft (draft-abaris-aicdh-01, section 3), not yet a standard: a
+    structured dictionary (RFC 9651). `X-Revox-Synthetic` is "?1", a structured boolean; `X-Revox-Mark` is
     the record as JSON.
     """
     when = int(record.created_at.timestamp())

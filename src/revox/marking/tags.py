@@ -2,8 +2,8 @@
 
 Every container but raw PCM has a place for a comment: INFO `ICMT` in WAV, the Vorbis comment `DESCRIPTION` in
 FLAC and Ogg, ID3v2 `TXXX` "comment" in MP3 and before ADTS, `©cmt` in M4A; FFmpeg calls them all "comment".
-The packets of sound are copied, not coded again. A tag is not signed: whoever can change the sound can change
-the tag as well.
+Packets of sound are copied, not coded again. A tag is not signed: whoever can change the sound can change the
+tag as well.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from revox.marking.record import SENTENCE, MarkRecord
 from revox.speech import FORMATS
 
 KEY = "comment"
-_CUSTOM_KEY = "digitalsourcetype"  # beside the comment, in the containers that take any key
+_CUSTOM_KEY = "digitalsourcetype"  # in the containers that take any key
 # Playlist formats could make FFmpeg open other files or addresses: no protocol is allowed. And 16-bit WAV is
-# not looked through for other codecs in disguise, which costs ten times as much as all the rest.
+# not searched for other codecs in disguise, which costs ten times as much as all the rest.
 _READING = {"protocol_whitelist": "none", "max_probe_packets": "1"}
-_MOST = 8192  # characters of a comment that are looked at
+_LONGEST_COMMENT = 8192  # characters
 # FFmpeg's name for a container when it reads, by its name when it writes.
 _READ_AS = {"wav": "wav", "flac": "flac", "mp3": "mp3", "ogg": "ogg", "adts": "aac", "ipod": "mov"}
 
 
 def add_tags(data: bytes, format: str, record: MarkRecord, manifest: bool) -> bytes:
-    """`data`, a file of `format`, with the record in its comment; packets are copied as they are.
+    """`data`, a file of `format`, with the record in its comment; packets are copied.
 
-    manifest: whether a manifest will be added too, so that its absence can be told. Raises MarkError on what
-    is no audio of that format.
+    manifest: whether a manifest will be added, so that its removal can be noticed. Raises MarkError on data
+    that is not audio of that format.
     """
     import av
 
@@ -52,20 +52,22 @@ def add_tags(data: bytes, format: str, record: MarkRecord, manifest: bool) -> by
                 raise MarkError(f"the audio is {found}, not {format}; name its own format")
             stream = source.streams.audio[0]
             copy = target.add_stream_from_template(stream)
-            # Ogg keeps its comments with the stream, the others with the file.
+            # Ogg has its comments in the stream, the others in the file.
             holder = copy if kind.container == "ogg" else target
             holder.metadata.update({KEY: _comment(note), _CUSTOM_KEY: record.source_type})
             for packet in source.demux(stream):
                 if packet.dts is not None:
                     packet.stream = copy
                     target.mux(packet)
+    except MarkError:
+        raise
     except (av.error.FFmpegError, IndexError, ValueError) as error:
         raise MarkError(f"the audio cannot be tagged as {format} ({error}); encode it again") from None
     return tagged.getvalue()
 
 
 def stream_tags(record: MarkRecord) -> dict[str, str]:
-    """Metadata for a container written while it is spoken: the record, without a hash of the sound."""
+    """Metadata for a container that is written during speech: the record, without a hash of the sound."""
     return {KEY: _comment(record.plain()), _CUSTOM_KEY: record.source_type}
 
 
@@ -74,9 +76,9 @@ def _comment(note: Mapping[str, object]) -> str:
 
 
 def read_tags(data: bytes) -> dict[str, Any] | None:
-    """The note in a file's comment as it stands there, None without one; nothing in it is believed yet.
+    """The record in a file's comment, unchecked; {} when it is damaged, None without one.
 
-    Raises MarkError when the data is no audio.
+    Raises MarkError when the data is not audio.
     """
     import av
 
@@ -84,30 +86,27 @@ def read_tags(data: bytes) -> dict[str, Any] | None:
         with _opened(data) as container:
             places = [container.metadata, *(stream.metadata for stream in container.streams.audio)]
             comments = [text for place in places for key, text in place.items() if key.lower() == KEY]
-            if not container.streams.audio:
-                raise MarkError("there is no sound in it; give an audio file")
+            has_sound = bool(container.streams.audio)
     except (av.error.FFmpegError, ValueError, OSError, EOFError):
-        raise MarkError("it is no audio file that can be read; give one that plays") from None
+        raise MarkError("it cannot be read as an audio file; give one that plays") from None
+    if not has_sound:
+        raise MarkError("there is no sound in it; give an audio file")
     for comment in comments:
-        text = comment[:_MOST]
+        text = comment[:_LONGEST_COMMENT]
         if text.startswith(SENTENCE):
-            return _parsed(text[len(SENTENCE) :].strip())
+            try:
+                note = json.loads(text[len(SENTENCE) :])
+            except (ValueError, RecursionError):
+                return {}
+            return note if isinstance(note, dict) else {}
     return None
 
 
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        note = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return note if isinstance(note, dict) else {}
-
-
 def sound_hash(data: bytes) -> str:
-    """SHA-256 of what makes the sound: codec, rate, channels, codec header and every packet, in hexadecimal.
+    """SHA-256, in hexadecimal, of what makes the sound: codec, rate, channels, codec header and every packet.
 
-    Tags, manifests and the order of a container's parts have no share in it. Raises MarkError when the data
-    is no audio.
+    Tags, manifests and the order of a container's parts do not count. Raises MarkError when the data is not
+    audio.
     """
     import av
 
@@ -116,7 +115,7 @@ def sound_hash(data: bytes) -> str:
         with _opened(data) as container:
             stream = container.streams.audio[0]
             context = stream.codec_context
-            if context is None:  # a codec that nobody knows
+            if context is None:  # an unknown codec
                 raise ValueError
             digest.update(f"{context.name} {context.sample_rate} {context.channels} ".encode())
             digest.update(context.extradata or b"")

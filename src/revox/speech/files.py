@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 _DISK_FULL_BELOW = 1 << 20  # bytes free
+_TAIL = 1 << 18  # bytes of a log that are read for a line that is there already
 
 
 @contextlib.contextmanager
@@ -60,6 +61,32 @@ def replace_file(path: str | os.PathLike[str], content: bytes | str | Callable[[
             content(file)
         else:
             file.write(content.encode() if isinstance(content, str) else content)
+
+
+def append_line(
+    path: str | os.PathLike[str], line: bytes, unless: Callable[[bytes], bool] | None = None
+) -> None:
+    """Add `line` (without its end) to a log that several processes write, and sync it. Raises OSError.
+
+    A line that a crash cut off stays a line of its own. The file is made for its owner alone. `unless` is
+    given the log's last 256 KiB while nobody else writes; when it returns True, nothing is added.
+    """
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        size = os.fstat(descriptor).st_size
+        start = max(0, size - _TAIL)
+        tail = os.pread(descriptor, size - start, start)
+        if unless is not None and unless(tail):
+            return
+        data = (b"\n" if tail and not tail.endswith(b"\n") else b"") + line + b"\n"
+        while data:
+            data = data[os.write(descriptor, data) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def pt_bytes(value: object) -> bytes:
