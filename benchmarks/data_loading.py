@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import tempfile
@@ -19,9 +20,11 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
+import numpy as np
+
 from revox.speech import read_audio, write_audio
-from revox.training.data import Clip, ClipSampler, Source, clip_batches, find_sources, pack
-from revox.training.data.shards import read_shard
+from revox.training.data import ClipBatches, ClipSampler, Manifest, Source, find_sources, pack
+from revox.training.data.manifest import cut_record, cut_source
 
 NEEDED = 1000.0  # seconds of audio a second
 RATE = 24_000
@@ -29,14 +32,14 @@ RATE = 24_000
 
 def as_files(source: Source, folder: Path, ending: str) -> Source:
     """The clips of `source` as files of another format, at 24 kHz."""
+    folder.mkdir()
     clips = []
-    for i, clip in enumerate(source.clips):
-        path = folder / f"{i}.{ending}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        audio = read_audio(clip.key, rate=RATE)
+    for i, cut in enumerate(source.cuts):
+        path = str(folder / f"{i}.{ending}")
+        audio = read_audio(cut_source(cut), rate=RATE)
         write_audio(path, audio)
-        clips.append(Clip(str(path), clip.speaker, clip.language, None, audio.seconds, RATE))
-    return Source(ending, clips)
+        clips.append(cut_record(path, path, cut.supervisions[0].speaker, seconds=audio.seconds, rate=RATE))
+    return Source(ending, Manifest.of(clips))
 
 
 def processor_seconds(pids: list[int]) -> float:
@@ -53,13 +56,11 @@ def processor_seconds(pids: list[int]) -> float:
 
 def measure(source: Source, workers: int, seconds: float, batch: int, batches: int) -> dict[str, float]:
     """Audio seconds per second of clock and of processor over `batches`, after one to warm up."""
-    sampler = ClipSampler([source], seed=0)
-    with clip_batches(
-        sampler, seconds=seconds, rate=RATE, batch=batch, workers=workers, prefetch=2
-    ) as loader:
-        pids = [process.pid for process in loader._decoders._processes] if loader._decoders else []
+    sampler = ClipSampler([source], seconds=seconds, batch=batch, seed=0)
+    with ClipBatches(sampler, RATE, workers=workers) as loader:
         for _ in range(1 + workers // 4):
             next(loader)
+        pids = [process.pid or 0 for process in multiprocessing.active_children()]
         began, spent = time.perf_counter(), processor_seconds(pids)
         given = sum(float(next(loader).lengths.sum()) / RATE for _ in range(batches))
         clock, processor = time.perf_counter() - began, processor_seconds(pids) - spent
@@ -86,30 +87,27 @@ def main() -> None:
         indexed = time.perf_counter() - began
         began = time.process_time()
         find_sources([str(options.clips)], cache=folder / "cache-2", workers=0)
-        header = (time.process_time() - began) / len(found.clips)
+        header = (time.process_time() - began) / len(found.cuts)
         began = time.process_time()
         find_sources([str(options.clips)], cache=folder / "cache-2", workers=0)
-        again = (time.process_time() - began) / len(found.clips)
+        again = (time.process_time() - began) / len(found.cuts)
         print(
-            f"{len(found.clips)} files indexed in {indexed:.2f} s; {1e3 * header:.2f} ms of a core each, "
+            f"{len(found.cuts)} files indexed in {indexed:.2f} s; {1e3 * header:.2f} ms of a core each, "
             f"{1e3 * again:.3f} ms when nothing changed"
         )
-        source = Source("clips", list(found.clips)[: options.most])
+        source = Source("clips", found.cuts.take(np.arange(min(options.most, len(found.cuts)))))
         began = time.process_time()
         sources = {"as they are": source}
         for ending in ("flac", "mp3"):
             sources[f"{ending} files, 24 kHz"] = as_files(source, folder / ending, ending)
         for codec in ("flac", "opus"):
             began = time.process_time()
-            packed = pack([source], folder / f"{codec}-shards", codec=codec, workers=0)
-            rate = packed.seconds / (time.process_time() - began)
-            began, size = time.perf_counter(), 0
-            for shard in packed.shards:
-                size += sum(len(data) for _, data in read_shard(shard))
-            speed = size / (time.perf_counter() - began) / 1e6
+            pack([source], folder / f"{codec}-shards", codec=codec, workers=0)
+            total = sum(cut.duration for cut in source.cuts)
+            size = sum(path.stat().st_size for path in (folder / f"{codec}-shards").iterdir())
             print(
-                f"{codec} shards: {packed.bytes / packed.seconds / 1e3:.1f} kB a second of audio, packed at "
-                f"{rate:.0f} s a second of a core, read through at {speed:.0f} MB/s (from memory)"
+                f"{codec} shards: {size / total / 1e3:.1f} kB a second of audio, packed at "
+                f"{total / (time.process_time() - began):.0f} s a second of a core"
             )
             sources[f"{codec} shards"] = find_sources(
                 [str(folder / f"{codec}-shards")], cache=folder / "cache", workers=0

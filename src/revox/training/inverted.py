@@ -15,7 +15,7 @@ from revox.coding.invert import Guess, InversionConfig, invert
 from revox.coding.prior import CodePrior
 from revox.coding.student import default_training, quick_encoder_for
 from revox.model.codec import Codec
-from revox.training.data import ClipSampler, Source, clip_batches
+from revox.training.data import ClipBatches, ClipSampler, Source
 from revox.training.kept import read_kept, write_kept
 from revox.training.settings import EncoderTraining
 
@@ -52,8 +52,8 @@ def inverted_recordings(
     )  # fmt: skip
     prior, rate = CodePrior.from_codes(bank, codec), codec.config.sampling_rate
     frames = max(1, round(settings.seconds * rate / codec.samples_per_frame))
-    sampler = ClipSampler(sources, seed=settings.seed + 1)
-    with clip_batches(sampler, seconds=settings.seconds, rate=rate, batch=1, workers=0) as clips:
+    sampler = ClipSampler(sources, seconds=settings.seconds, batch=1, seed=settings.seed + 1)
+    with ClipBatches(sampler, rate, workers=0) as clips:
         for i, clip in zip(range(settings.inverted), clips, strict=False):
             if i < len(found):
                 continue

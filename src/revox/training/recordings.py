@@ -10,7 +10,7 @@ from revox.training.encoder import Recordings
 
 
 class StreamedRecordings:
-    """Batches as `start(state)` gives them (`revox.training.data.clip_batches`), begun at the first draw."""
+    """Batches as `start(state)` gives them (`revox.training.data.ClipBatches`), begun at the first draw."""
 
     def __init__(self, start: Callable[[dict[str, Any] | None], ClipBatches]) -> None:
         self._start = start

@@ -23,11 +23,10 @@ from revox.cloning.clone import PARTS, preset_codes
 from revox.metrics.codes import perplexity, saturated_share
 from revox.model.config import CodecConfig
 from revox.speech.files import replace_file
-from revox.training.data import ClipSampler, Source, clip_batches, find_sources
+from revox.training.data import ClipBatches, ClipSampler, ClipStream, Source, find_sources
 from revox.training.data import report as report_sources
-from revox.training.data.locate import clip_source
-from revox.training.data.stream import ClipStream
-from revox.training.data.table import ClipTable
+from revox.training.data.locate import audio_source
+from revox.training.data.manifest import cut_source
 from revox.training.encoder import EncoderTrainer, Recordings, Teachers, Validation
 from revox.training.errors import TrainingError
 from revox.training.inverted import inverted_recordings
@@ -203,7 +202,7 @@ def restore_encoder(
 
 def _has_words(source: Source) -> bool:
     """Whether some clip's words are known; of a stream that is not known before it is read."""
-    return isinstance(source.clips, ClipStream) or any(clip.transcript for clip in source.clips)
+    return isinstance(source.cuts, ClipStream) or any(source.cuts.texts())
 
 
 def texts_of(sources: Sequence[Source], most: int = 20_000) -> list[str]:
@@ -214,9 +213,9 @@ def texts_of(sources: Sequence[Source], most: int = 20_000) -> list[str]:
     found = {
         text.capitalize() if text.isupper() else text
         for source in sources
-        if not isinstance(source.clips, ClipStream)
-        for clip in source.clips
-        if (text := (clip.transcript or "").strip()) and 4 <= len(text) <= 200
+        if not isinstance(source.cuts, ClipStream)
+        for text in map(str.strip, source.cuts.texts())
+        if 4 <= len(text) <= 200
     }
     return sorted(found, key=lambda text: hashlib.sha256(text.encode()).digest())[:most]
 
@@ -231,20 +230,19 @@ def hold_out(sources: Sequence[Source], clips: int) -> tuple[list[Source], list[
     held: list[Source] = []
     left = clips
     for source in sources:
-        if isinstance(source.clips, ClipStream):
+        cuts = source.cuts
+        if isinstance(cuts, ClipStream):
             train.append(source)
             continue
-        table = source.clips if isinstance(source.clips, ClipTable) else ClipTable.of(source.clips)
-        speakers = np.unique(table.speaker)
+        speaker = cuts.rows["speaker"]
+        speakers = np.unique(speaker)
         count = min(left, len(speakers) // 10)
-        order = np.random.default_rng(0).permutation(len(speakers))[:count]
-        chosen = speakers[order]
-        out = np.isin(table.speaker, chosen)
+        chosen = speakers[np.random.default_rng(0).permutation(len(speakers))[:count]]
         if count:
-            first = [int(np.flatnonzero(table.speaker == speaker)[0]) for speaker in chosen]
-            held.append(dataclasses.replace(source, clips=table.take(np.array(first))))
+            first = [int(np.flatnonzero(speaker == one)[0]) for one in chosen]
+            held.append(dataclasses.replace(source, cuts=cuts.take(np.array(first))))
             left -= count
-        train.append(dataclasses.replace(source, clips=table.take(np.flatnonzero(~out))) if count else source)
+        train.append(dataclasses.replace(source, cuts=cuts.take(~np.isin(speaker, chosen))))
     return train, held
 
 
@@ -256,11 +254,11 @@ def _batches(
     workers: int,
     state: dict[str, Any] | None,
 ) -> Any:
-    sampler = ClipSampler(sources, seed=settings.seed, rank=world.rank, world=world.size)
-    return clip_batches(
-        sampler, seconds=settings.seconds, rate=rate, batch=settings.clips // world.size, workers=workers,
-        state=state,
+    sampler = ClipSampler(
+        sources, seconds=settings.seconds, batch=settings.clips // world.size, seed=settings.seed,
+        rank=world.rank, world=world.size,
     )  # fmt: skip
+    return ClipBatches(sampler, rate, workers=workers, state=state)
 
 
 def _first_clips(held: Sequence[Source], seconds: float, rate: int) -> list[Tensor]:
@@ -268,11 +266,8 @@ def _first_clips(held: Sequence[Source], seconds: float, rate: int) -> list[Tens
 
     found = []
     for source in held:
-        if isinstance(source.clips, ClipStream):
-            files = (data for _, data in source.clips.once())
-        else:
-            files = (clip_source(clip.key) for clip in source.clips)
-        for file in itertools.islice(files, HELD_OUT):
+        for cut in itertools.islice(source.cuts, HELD_OUT):
+            file = audio_source(cut_source(cut))
             samples = read_audio(file).mono().at(rate).samples[: round(seconds * rate)]
             found.append(torch.from_numpy(normalise_loudness(samples, rate).astype(np.float32)))
     return found

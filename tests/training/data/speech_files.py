@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from revox.speech import Audio, write_audio
+from revox.training.data import Manifest, Source
+from revox.training.data.manifest import cut_record
 
 
 def tone(hertz: float, seconds: float, rate: int = 24000) -> np.ndarray:
@@ -19,3 +21,20 @@ def put(path: Path, hertz: float = 440.0, seconds: float = 1.0, rate: int = 2400
     path.parent.mkdir(parents=True, exist_ok=True)
     write_audio(path, Audio(tone(hertz, seconds, rate), rate))
     return path
+
+
+def clip(
+    path: object,
+    speaker: str = "s",
+    language: str | None = None,
+    text: str | None = None,
+    seconds: float = 0.0,
+    rate: int = 0,
+) -> dict:
+    """The cut of a whole file, called by its path."""
+    return cut_record(str(path), str(path), speaker, language, text, seconds=seconds, rate=rate)
+
+
+def source(name: str, clips: list[dict], broken: tuple = ()) -> Source:
+    """A source of cuts in memory."""
+    return Source(name, Manifest.of(clips), broken)

@@ -6,4 +6,4 @@ from revox.training.errors import TrainingError
 
 
 class DataError(TrainingError):
-    """Speech to train on cannot be found or read; the message is one sentence with the cause and the mend."""
+    """Training speech cannot be found or read; the message is one sentence with the cause and the fix."""

@@ -2,73 +2,63 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from revox.training.data.errors import DataError
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
+_AHEAD = 3  # tasks of each worker that are taken before their turn
+_FEW = 3  # tasks that are not worth starting a process for
 
 
 def in_order(
-    work: Callable[[_Task], _Result], tasks: Iterable[_Task], workers: int, ahead: int = 3
-) -> Iterator[_Result]:
-    """`work(task)` of every task, in the tasks' order, in `workers` processes (0: in this one).
+    work: Callable[[_Task], _Result], tasks: Iterable[_Task], workers: int | None, ahead: int = _AHEAD
+) -> Generator[_Result, None, None]:
+    """`work(task)` of every task, in the tasks' order, in `workers` processes (None: all cores; 0: this one).
 
-    At most `ahead` tasks for each worker are taken before their turn; an empty task ([], None) is worked on
-    here, so that nobody is started for nothing. What `work` raises is raised here; a worker that dies is a
-    DataError.
+    What `work` raises is raised here. Raises DataError when a worker dies.
     """
-    if workers <= 0:
-        yield from map(work, tasks)
+    tasks = iter(tasks)
+    workers = (
+        len(os.sched_getaffinity(0)) if workers is None and hasattr(os, "sched_getaffinity") else workers
+    )
+    workers = os.cpu_count() or 1 if workers is None else workers
+    first = list(itertools.islice(tasks, _FEW)) if workers else []
+    if len(first) < _FEW:
+        yield from map(work, itertools.chain(first, tasks))
         return
-    pool: ProcessPoolExecutor | None = None
-    pending: deque[Future[Any]] = deque()
+    pending: deque[Future[_Result]] = deque()
+    # Fresh interpreters: forked ones would inherit torch's threads and locks as they are.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
     try:
-        for task in tasks:
-            if task:
-                if pool is None:
-                    # A fresh interpreter: a forked one would inherit torch's threads and locks as they are.
-                    context = multiprocessing.get_context("spawn")
-                    pool = ProcessPoolExecutor(workers, context, quiet_worker)
-                pending.append(pool.submit(work, task))
-            else:
-                pending.append(Future())
-                pending[-1].set_result(work(task))
+        for task in itertools.chain(first, tasks):
+            pending.append(pool.submit(work, task))
             if len(pending) >= ahead * workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
     except BrokenProcessPool:
         raise DataError(
-            "a worker process died, often for want of memory or because the calling script has no "
+            "a worker process died, often for lack of memory or because the calling script has no "
             '`if __name__ == "__main__":`; try again with fewer workers'
         ) from None
     finally:
-        if pool is not None:
-            processes = list((pool._processes or {}).values())
-            pool.shutdown(wait=not pending, cancel_futures=True)
-            for process in processes if pending else ():
-                process.terminate()
+        with contextlib.suppress(RuntimeError):  # the interpreter is ending
+            pool.shutdown(cancel_futures=True)
 
 
-def quiet_worker() -> None:
-    """For the start of a worker: Ctrl-C is the parent's business, and one worker takes one core."""
+def _start_worker() -> None:
+    """Ctrl-C is the parent's business, and a worker takes one core."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS
-        return os.cpu_count() or 1

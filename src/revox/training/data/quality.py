@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from revox.training.data.errors import DataError
-from revox.training.data.pool import cores, in_order
+from revox.training.data.locate import audio_source
+from revox.training.data.manifest import Manifest, cut_source
+from revox.training.data.pool import in_order
 from revox.training.data.sources import Progress, Source
-from revox.training.data.stream import ClipStream
-from revox.training.data.table import Clip, ClipTable
 
 FULL_RATE = 24_000  # Hz, the codec's
 EDGES = (8_000, 10_000, 11_000)  # Hz
@@ -34,7 +35,6 @@ class SourceReport:
     speakers: int
     languages: dict[str, float]
     rates: dict[int, float]
-    below_full_rate: float
     ends_below: dict[int, float]
     measured: int
     broken: int
@@ -45,8 +45,13 @@ class SourceReport:
     refuse_below: int | None = None
 
     @property
+    def below_full_rate(self) -> float:
+        """Share of clips that were sampled below 24 kHz."""
+        return sum(share for rate, share in self.rates.items() if 0 < rate < FULL_RATE)
+
+    @property
     def sentences(self) -> list[str]:
-        """The report for people, what it means included."""
+        """The report for people, with what it means."""
         said = []
         if self.clips:
             by_language = ", ".join(f"{name} {hours:.1f} h" for name, hours in self.languages.items())
@@ -63,19 +68,17 @@ class SourceReport:
                 f"{self.refused} clips ({self.refused_hours:.1f} hours) below {self.refuse_below} Hz "
                 "were left out."
             )
-        low = self.below_full_rate
-        narrow = self.ends_below.get(EDGES[0], 0.0)
+        low, (narrow, middle, wide) = self.below_full_rate, (self.ends_below[edge] for edge in EDGES)
         if low or narrow:
             said.append(
                 f"{_percent(low)} of the clips were sampled below 24 kHz, and the spectrum of "
                 f"{_percent(narrow)} of {self.measured} measured ones ends at or below 8 kHz "
-                f"({_percent(self.ends_below.get(EDGES[1], 0.0))} at 10 kHz, "
-                f"{_percent(self.ends_below.get(EDGES[2], 0.0))} at 11 kHz)."
+                f"({_percent(middle)} at 10 kHz, {_percent(wide)} at 11 kHz)."
             )
             said.append(
-                "The band from 8 to 12 kHz is where much of a voice's timbre lies: what learns from clips "
-                "without it learns to leave it empty. Resampling does not bring it back; refuse such sources "
-                "or keep their share small."
+                "Much of a voice's timbre is between 8 and 12 kHz: an encoder trained on clips without that "
+                "band learns to leave it empty. Resampling does not bring it back; refuse such sources or "
+                "keep their share small."
             )
         return said
 
@@ -94,45 +97,47 @@ def report(
 ) -> SourceReport:
     """Count `sources`, and measure on `sample` random clips where their spectrum ends.
 
-    `refuse_below` (Hz) leaves out the clips whose sampling rate is lower, or unknown; what stays is `kept`,
-    and the report is about that. Streams are kept and not counted. Raises DataError when nothing stays.
+    `refuse_below` (Hz) leaves out the clips whose sampling rate is lower, or unknown; the rest is `kept`,
+    and the report is about it. Streams are kept and not counted. Raises DataError when nothing is left.
     """
-    kept = list(sources)
+    kept: list[Source] = []
+    manifests: list[Manifest] = []
     refused, refused_seconds = 0, 0.0
-    if refuse_below is not None:
-        kept = []
-        for source in sources:
-            if isinstance(source.clips, ClipStream):
-                kept.append(source)
+    for source in sources:
+        cuts = source.cuts
+        if isinstance(cuts, Manifest):
+            low = cuts.rows["rate"] < (refuse_below or 0)
+            refused += int(low.sum())
+            refused_seconds += float(cuts.rows["seconds"][low].sum())
+            if low.all():
                 continue
-            table = _as_table(source.clips)
-            stays = table.rate >= refuse_below
-            refused += int((~stays).sum())
-            refused_seconds += float(np.nansum(table.seconds[~stays]))
-            if stays.all():
-                kept.append(source)
-            elif stays.any():
-                kept.append(replace(source, clips=table.take(np.flatnonzero(stays))))
-        if not kept:
-            raise DataError(
-                f"no clip is left: all {refused} are below {refuse_below} Hz; add speech recorded at 24 kHz "
-                "or more, or refuse less"
-            )
-    tables = [_as_table(s.clips) for s in kept if not isinstance(s.clips, ClipStream)]
-    rates, languages, speakers = _counted(tables)
-    clips = sum(map(len, tables))
-    ends = _measured(tables, sample, seed, workers, progress)
+            cuts = cuts.take(~low)
+            manifests.append(cuts)
+        kept.append(replace(source, cuts=cuts))
+    if not kept:
+        raise DataError(
+            f"no clip is left: all {refused} are below {refuse_below} Hz; add speech recorded at 24 kHz "
+            "or more, or refuse less"
+        )
+    clips = sum(map(len, manifests))
+    ends = _measured(manifests, sample, seed, workers, progress)
+    languages, rates, speakers = Counter[str](), Counter[int](), set[str]()
+    for cuts in manifests:
+        rates.update(cuts.rows["rate"].tolist())
+        speakers.update(cuts.speakers[i] for i in np.unique(cuts.rows["speaker"]))
+        for number in np.unique(cuts.rows["language"]):
+            seconds = cuts.rows["seconds"][cuts.rows["language"] == number].sum(dtype=np.float64)
+            languages[cuts.languages[number] if number >= 0 else "unknown"] += seconds / 3600
     return SourceReport(
         clips=clips,
-        hours=sum(float(np.nansum(t.seconds, dtype=np.float64)) for t in tables) / 3600,
-        speakers=speakers,
-        languages=languages,
+        hours=sum(languages.values()),
+        speakers=len(speakers),
+        languages=dict(languages.most_common()),
         rates={rate: count / clips for rate, count in sorted(rates.items())},
-        below_full_rate=sum(n for rate, n in rates.items() if 0 < rate < FULL_RATE) / max(1, clips),
         ends_below={edge: float((ends <= edge + _NEAR).mean()) if len(ends) else 0.0 for edge in EDGES},
         measured=len(ends),
         broken=sum(len(source.broken) for source in sources),
-        streams=[source.name for source in kept if source.streamed],
+        streams=[source.name for source in kept if not isinstance(source.cuts, Manifest)],
         kept=kept,
         refused=refused,
         refused_hours=refused_seconds / 3600,
@@ -144,55 +149,29 @@ def _percent(share: float) -> str:
     return f"{100 * share:.{0 if share in (0, 1) or share >= 0.1 else 1}f} %"
 
 
-def _as_table(clips: Sequence[Clip] | ClipStream) -> ClipTable:
-    return clips if isinstance(clips, ClipTable) else ClipTable.of(clips)
-
-
-def _counted(tables: Sequence[ClipTable]) -> tuple[dict[int, int], dict[str, float], int]:
-    """Clips by rate, hours by language (the most first), and how many speakers there are."""
-    rates: dict[int, int] = {}
-    languages: dict[str, float] = {}
-    speakers: set[str] = set()
-    for table in tables:
-        for rate, count in zip(*np.unique(table.rate, return_counts=True), strict=True):
-            rates[int(rate)] = rates.get(int(rate), 0) + int(count)
-        hours = np.nan_to_num(table.seconds.astype(np.float64)) / 3600
-        for number in np.unique(table.language):
-            name = table.languages[number] if number >= 0 else "unknown"
-            languages[name] = languages.get(name, 0.0) + float(hours[table.language == number].sum())
-        speakers.update(table.speakers[int(i)] for i in np.unique(table.speaker))
-    return rates, dict(sorted(languages.items(), key=lambda item: -item[1])), len(speakers)
-
-
 def _measured(
-    tables: Sequence[ClipTable], sample: int, seed: int, workers: int | None, progress: Progress | None
+    manifests: Sequence[Manifest], sample: int, seed: int, workers: int | None, progress: Progress | None
 ) -> np.ndarray:
     """Where the spectrum ends (Hz) of up to `sample` random clips that can be decoded, `[measured]`."""
-    starts = np.cumsum([0, *map(len, tables)])
-    size = int(starts[-1])
-    rows = np.sort(np.random.default_rng(seed).permutation(size)[:sample])
-    clips = []
-    for row in rows:
-        table = int(np.searchsorted(starts, row, side="right")) - 1
-        clips.append(tables[table][int(row - starts[table])])
-    few = len(clips) < 32
+    starts = np.cumsum([0, *map(len, manifests)])
+    chosen = np.sort(np.random.default_rng(seed).permutation(starts[-1])[:sample])
+    which = np.searchsorted(starts, chosen, side="right") - 1
+    addresses = [cut_source(manifests[m][int(row - starts[m])]) for m, row in zip(which, chosen, strict=True)]
     ends = []
-    for done, end in enumerate(in_order(spectrum_end, clips, 0 if few else (workers or cores()))):
-        if math.isfinite(end):
-            ends.append(end)
+    for end in in_order(spectrum_end, addresses, 0 if len(addresses) < 32 else workers):
+        ends.append(end)
         if progress:
-            progress("measuring the spectrum", done + 1, len(clips))
-    return np.array(ends)
+            progress("measuring the spectrum", len(ends), len(addresses))
+    return np.array([end for end in ends if math.isfinite(end)])
 
 
-def spectrum_end(clip: Clip) -> float:
-    """Hz above which the clip holds next to nothing (`speech.selection.bandwidth`); nan if undecodable."""
+def spectrum_end(address: str | bytes) -> float:
+    """Hz above which a clip holds next to nothing (`speech.selection.bandwidth`); nan if undecodable."""
     from revox.speech import AudioError, read_span
     from revox.speech.selection import bandwidth
-    from revox.training.data.locate import clip_source
 
     try:
-        audio = read_span(clip_source(clip.key), 0.0, _SECONDS)
+        audio = read_span(audio_source(address), 0.0, _SECONDS)
     except (AudioError, DataError, OSError):
         return math.nan
     return bandwidth(audio.samples, audio.rate)

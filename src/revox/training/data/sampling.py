@@ -1,45 +1,42 @@
-"""Draws in balance: a language, one of its speakers, one of their clips; the same for everybody who asks."""
+"""Balanced draws: a language, one of its speakers, one of their clips; in batches of similar length.
+
+lhotse's `CutSet.mux` balances by one stream a group; with 5,000 speakers a draw takes it 6 ms and its
+state is lost, so the draws are ours and their order within a block is `DynamicBucketingSampler`'s.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from revox.training.data.errors import DataError
+from revox.training.data.hub import ClipStream, StreamReader
+from revox.training.data.manifest import Manifest, lhotse
 from revox.training.data.sources import Source
-from revox.training.data.stream import ClipStream, StreamReader
-from revox.training.data.table import Clip, ClipTable
+
+if TYPE_CHECKING:
+    from lhotse.cut import MonoCut
 
 BALANCE = {"language": 0.5, "speaker": 0.5}
-
-
-@dataclass(frozen=True)
-class Draw:
-    """A clip, and where in it to cut: `place` in [0, 1) of what the cut leaves over.
-
-    `data` is a streamed clip's file (or its path); elsewhere None, and the clip's key says where it lies.
-    """
-
-    clip: Clip
-    place: float
-    data: str | bytes | None = None
+BLOCK = 512  # draws that are sorted into buckets together: what a resumed run draws again, at most
+_BUCKETS = 4
 
 
 class ClipSampler:
-    """An endless sequence of draws over `sources`, the same for the same clips, balance and seed.
+    """An endless sequence of cuts of at most `seconds`, the same for the same clips, balance and seed.
 
     A language is drawn with a probability proportional to its number of clips to the power of
-    `balance["language"]`, then one of its speakers in the same way, then any clip of theirs: 1 takes the
-    data as they lie, 0 all alike (temperature sampling, arXiv 1901.07291, section 3.1). Clips of unknown
-    language are a language. The draws come in rounds of as many as there are clips; in a round each clip is
-    drawn as often as its share asks for, rounded up or down: at 1 and 1 each clip once, in random order.
+    `balance["language"]`, then one of its speakers in the same way, then any of their clips: 1 is the data
+    as they are, 0 uniform (temperature sampling, arXiv 1901.07291, section 3.1). Clips of unknown language
+    count as a language. In a round of as many draws as there are clips, each clip is drawn as often as its
+    probability asks for, rounded up or down: at 1 and 1 each clip once, in random order.
 
-    Of `world` samplers, number `rank` gets every `world`-th draw of one sequence. A stream has no such
-    balance: with S sources every S-th draw is of a stream, in its own order, shuffled in blocks.
+    A clip that is longer than `seconds` is cut at a random place. Blocks of draws are put in an order in
+    which `batch` neighbors have similar lengths. Of `world` samplers, number `rank` gets every `world`-th
+    draw. Streams are not balanced: with S sources every S-th draw is from a stream, in its order.
 
     Raises DataError when there is nothing to draw from.
     """
@@ -48,131 +45,155 @@ class ClipSampler:
         self,
         sources: Sequence[Source],
         *,
+        seconds: float,
+        batch: int,
         balance: Mapping[str, float] | None = None,
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         if not 0 <= rank < world:
-            raise DataError(f"rank {rank} is none of {world} processes; give 0 to {world - 1}")
-        self.sources, self.seed, self.rank, self.world = list(sources), seed, rank, world
+            raise DataError(f"rank {rank} is not one of {world} processes; give 0 to {world - 1}")
+        if batch < 1 or seconds <= 0:
+            raise DataError("a batch needs at least one clip, and clips need a length above 0")
+        self.seconds, self.batch, self.seed, self.rank, self.world = seconds, batch, seed, rank, world
         self.balance = {**BALANCE, **(balance or {})}
         if unknown := set(self.balance) - set(BALANCE):
             raise DataError(f"clips cannot be balanced by {sorted(unknown)[0]}; only by language and speaker")
         if not all(0 <= power <= 1 for power in self.balance.values()):
-            raise DataError("a balance is a power from 0 (all alike) to 1 (as the data lie)")
-        self._streams = [s.clips for s in sources if isinstance(s.clips, ClipStream)]
-        self._tables = [
-            _table(s.clips) for s in sources if not isinstance(s.clips, ClipStream) and len(s.clips)
-        ]
-        self._starts = np.cumsum([0, *map(len, self._tables)])
+            raise DataError("a balance is a power from 0 (uniform) to 1 (the data as they are)")
+        self._manifests = [s.cuts for s in sources if isinstance(s.cuts, Manifest) and len(s.cuts)]
+        streams = [s.cuts for s in sources if isinstance(s.cuts, ClipStream)]
+        self._readers = [StreamReader(stream, rank, world) for stream in streams]
+        self._starts = np.cumsum([0, *map(len, self._manifests)])
         self.size = int(self._starts[-1])
-        if not self.size and not self._streams:
-            raise DataError("there are no clips to draw from; name a folder of audio files")
-        self._order, self._upto = _shares(self._tables, self.balance, seed)
+        if not self.size and not streams:
+            raise DataError("there are no clips to draw from; give a folder of audio files")
+        self._order, self._cumulative = _probabilities(self._manifests, self.balance, seed)
         self._round = (-1, np.zeros(0, np.int64), 0.0, np.zeros(0))
-        self.position = 0
-        self._readers: list[StreamReader] = [s.reader(rank, world, seed) for s in self._streams]
+        self._identity = self._hash([stream.name for stream in streams])
+        self._number, self._place = 0, 0  # of the block, and of the next cut in it
+        self._streams_at: list[dict[str, Any]] = []  # where the block begins
+        self._block: list[MonoCut] | None = None
 
     def __iter__(self) -> ClipSampler:
         return self
 
-    def __next__(self) -> Draw:
-        return self.draw()
+    def __next__(self) -> MonoCut:
+        """The next cut. `custom["place"]` (0 to 1) is where it was cut from what is left over."""
+        if self._block is None:
+            self._block = self._filled()
+        cut = self._block[self._place]
+        self._place += 1
+        if self._place == len(self._block):
+            self._number, self._place, self._block = self._number + 1, 0, None
+        return cut
 
-    def draw(self) -> Draw:
-        """The next draw."""
-        n, pooled, all_of = self.position, len(self._tables), len(self._tables) + len(self._streams)
-        self.position += 1
-        within = n % all_of
+    def probabilities(self) -> np.ndarray:
+        """The probability of each clip of the sources that are not streamed, float64 `[clips]`, in order."""
+        found = np.empty(self.size)
+        found[self._order] = np.diff(self._cumulative, prepend=0.0)
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the sequence is: numbers and strings, ready for JSON; a few hundred bytes without streams."""
+        streams = self._streams_at if self._block is not None else [r.state() for r in self._readers]
+        return {
+            "block": self._number,
+            "place": self._place,
+            "world": self.world,
+            "identity": self._identity,
+            "streams": streams,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`: the block is drawn again, and what was used of it is skipped.
+
+        With another number of processes, the next whole block that none of them has used is continued with;
+        streams begin anew then. Raises DataError for a state of other clips.
+        """
+        if state["identity"] != self._identity:
+            raise DataError(
+                "the speech, its balance or the seed differs from what the run began with; name the same "
+                "sources as before, or start a new run"
+            )
+        self._number, self._place, self._block = int(state["block"]), int(state["place"]), None
+        if state["world"] == self.world:
+            for reader, saved in zip(self._readers, state["streams"], strict=True):
+                reader.load(saved)
+        else:
+            used = (self._number + bool(self._place)) * int(state["world"])
+            self._number, self._place = -(-used // self.world), 0
+
+    def _filled(self) -> list[MonoCut]:
+        """The block's draws, in the order of lhotse's bucketing sampler."""
+        sampling = lhotse().dataset.sampling
+        self._streams_at = [reader.state() for reader in self._readers]
+        sampler = sampling.DynamicBucketingSampler(
+            [self._draw(self._number * BLOCK + i) for i in range(BLOCK)],
+            max_cuts=self.batch,
+            duration_bins=[self.seconds * k / _BUCKETS for k in range(1, _BUCKETS)],
+            shuffle=True,
+            buffer_size=BLOCK,
+            seed=self.seed,
+            rank=0,
+            world_size=1,
+        )
+        sampler.set_epoch(self._number)
+        batches = list(sampler)
+        # lhotse draws from all buckets alike until one is empty, so rare lengths would come first.
+        np.random.default_rng([self.seed, 4, self._number]).shuffle(batches)
+        batches.sort(key=lambda cuts: len(cuts) < self.batch)  # incomplete ones last
+        return [cut for cuts in batches for cut in cuts]
+
+    def _draw(self, n: int) -> MonoCut:
+        """Draw number `n` of this process."""
+        pooled, everything = len(self._manifests), len(self._manifests) + len(self._readers)
+        within = n % everything
         if within >= pooled:
-            clip, data = self._readers[within - pooled].next()
-            place = np.random.default_rng([self.seed, 1, self.rank, n]).random()
-            return Draw(clip, float(place), data)
-        number = ((n // all_of) * pooled + within) * self.world + self.rank
-        row, place = self._pooled(number)
-        table = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return Draw(self._tables[table][row - int(self._starts[table])], place)
+            cut = self._readers[within - pooled].next()
+            place = float(np.random.default_rng([self.seed, 1, self.rank, n]).random())
+        else:
+            row, place = self._pooled(((n // everything) * pooled + within) * self.world + self.rank)
+            manifest = int(np.searchsorted(self._starts, row, side="right")) - 1
+            cut = self._manifests[manifest][row - int(self._starts[manifest])]
+        length = cut.duration or self.seconds  # 0: unknown
+        cut.start = place * max(0.0, length - self.seconds)
+        cut.duration = min(length, self.seconds)
+        cut.custom = {**(cut.custom or {}), "place": place}
+        return cut
 
     def _pooled(self, number: int) -> tuple[int, float]:
         """Row and place of a draw of the global sequence. A round lays `size` evenly spaced points, moved by
-        one random offset, over the clips' shares, and takes them in random order.
+        one random offset, over the clips' probabilities, and takes them in random order.
         """
         which, i = divmod(number, self.size)
         if self._round[0] != which:
             rng = np.random.default_rng([self.seed, 0, which])
             self._round = (which, rng.permutation(self.size), rng.random(), rng.random(self.size))
         _, order, offset, places = self._round
-        at = np.searchsorted(self._upto, (order[i] + offset) / self.size, side="right")
+        at = np.searchsorted(self._cumulative, (order[i] + offset) / self.size, side="right")
         return int(self._order[min(int(at), self.size - 1)]), float(places[i])
 
-    def shares(self) -> np.ndarray:
-        """The probability of each clip of the sources that are not streamed, float64 `[clips]`, in order."""
-        share = np.empty(self.size)
-        share[self._order] = np.diff(self._upto, prepend=0.0)
-        return share
-
-    def identity(self) -> str:
-        """A hash of everything that decides the sequence but rank and position."""
-        digest = hashlib.sha256(repr((self.seed, sorted(self.balance.items()))).encode())
-        for table in self._tables:
-            for part in (table.keys.blob, table.keys.ends, table.speaker, table.language):
-                digest.update(np.ascontiguousarray(part).tobytes())
-        for stream in self._streams:
-            digest.update(stream.name.encode())
+    def _hash(self, streams: list[str]) -> str:
+        """Of everything that decides the sequence but rank and position."""
+        settings = (self.seed, sorted(self.balance.items()), self.seconds, self.batch, streams)
+        digest = hashlib.sha256(repr(settings).encode())
+        for manifest in self._manifests:
+            for column in ("id", "speaker", "language"):
+                digest.update(np.ascontiguousarray(manifest.rows[column]).tobytes())
         return digest.hexdigest()[:16]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the sequence stands: numbers and strings only, a few hundred bytes without streams."""
-        return {
-            "position": self.position,
-            "world": self.world,
-            "of": self._identity_once(),
-            "streams": [reader.state() for reader in self._readers],
-        }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`. With another number of processes the global sequence goes on from the same
-        place, as nearly as it divides; streams begin anew then. Raises DataError for a state of other clips.
-        """
-        if state["of"] != self._identity_once():
-            raise DataError(
-                "the speech, its balance or the seed is not what the run began with; name the same sources "
-                "as before, or start a new run"
-            )
-        self.position = int(state["position"])
-        if state["world"] == self.world:
-            for reader, saved in zip(self._readers, state["streams"], strict=True):
-                reader.load(saved)
-        else:
-            self.position = self.position * int(state["world"]) // self.world
-
-    def copy(self) -> ClipSampler:
-        """Another sampler at the same place; the clips are shared."""
-        other = object.__new__(ClipSampler)
-        other.__dict__.update(self.__dict__)
-        other._readers = [s.reader(self.rank, self.world, self.seed) for s in self._streams]
-        other.load_state_dict(self.state_dict())
-        return other
-
-    def _identity_once(self) -> str:
-        if "_identity" not in self.__dict__:
-            self._identity = self.identity()
-        return self._identity
-
-
-def _table(clips: Sequence[Clip]) -> ClipTable:
-    return clips if isinstance(clips, ClipTable) else ClipTable.of(clips)
-
-
-def _shares(
-    tables: Sequence[ClipTable], balance: Mapping[str, float], seed: int
+def _probabilities(
+    manifests: Sequence[Manifest], balance: Mapping[str, float], seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows grouped by language and speaker, shuffled within, and the running sum of their shares to 1."""
-    size = sum(map(len, tables))
+    """Clips grouped by language and speaker, shuffled within, and the running sum of their probabilities."""
+    size = sum(map(len, manifests))
     if not size:
         return np.zeros(0, np.int64), np.zeros(0)
-    speaker, language = _joined(tables, "speaker"), _joined(tables, "language")
+    speaker = joined(manifests, "speaker")
+    language = joined(manifests, "language")
     shuffled = np.random.default_rng([seed, 2]).permutation(size)
     order = shuffled[np.lexsort((speaker[shuffled], language[shuffled]))]
     language, speaker = language[order], speaker[order]
@@ -184,17 +205,17 @@ def _shares(
     weight = clips.astype(np.float64) ** balance["speaker"]
     _, where = np.unique(language_of, return_inverse=True)
     of_language = np.bincount(where, clips) ** balance["language"]
-    share = weight / np.bincount(where, weight)[where] * (of_language / of_language.sum())[where]
-    upto = np.cumsum((share / clips)[group])
-    return order, upto / upto[-1]
+    probability = weight / np.bincount(where, weight)[where] * (of_language / of_language.sum())[where]
+    cumulative = np.cumsum((probability / clips)[group])
+    return order, cumulative / cumulative[-1]
 
 
-def _joined(tables: Sequence[ClipTable], column: str) -> np.ndarray:
-    """A column of all tables as numbers into one list of names: who has one name is one speaker."""
+def joined(manifests: Sequence[Manifest], column: str) -> np.ndarray:
+    """Speakers or languages of all manifests as numbers: equal names are one speaker, wherever they are."""
     known: dict[str, int] = {}
     parts = []
-    for table in tables:
-        names = table.speakers if column == "speaker" else table.languages
+    for manifest in manifests:
+        names = manifest.speakers if column == "speaker" else manifest.languages
         numbers = np.array([known.setdefault(name, len(known)) for name in names] + [-1], dtype=np.int64)
-        parts.append(numbers[getattr(table, column)])
+        parts.append(numbers[manifest.rows[column]])
     return np.concatenate(parts)

@@ -1,45 +1,43 @@
-"""From what a user names to clips: folders of any layout, saved datasets, shards, the hub's streams."""
+"""From the names that a user gives to cuts: folders, which are indexed, and streams of the hub."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import itertools
+import mmap
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from revox.checkpoint.locate import user_cache
 from revox.speech.files import replace_file
 from revox.training.data.errors import DataError
+from revox.training.data.hub import ClipStream, open_stream
 from revox.training.data.layouts import Found, walk
-from revox.training.data.pool import cores, in_order
-from revox.training.data.stream import ClipStream, open_stream
-from revox.training.data.table import Clip, ClipTable, TableBuilder
+from revox.training.data.locate import audio_source
+from revox.training.data.manifest import Manifest, cut_line
+from revox.training.data.pool import in_order
 
 Progress = Callable[[str, int, int | None], None]
-_CHUNK = 256  # files a worker reads the headers of at a time
-_SAVE_EVERY = 200_000  # headers read between two saves of an unfinished index
+_CHUNK = 256  # files whose headers a worker reads at a time
 
 
 @dataclass(frozen=True)
 class Source:
-    """Speech of one origin. `clips` is a sequence, or a `ClipStream` for a dataset that is streamed.
+    """Speech of one origin. `cuts` is a manifest, or a `ClipStream` for a dataset that is streamed.
 
     `broken` lists the files that cannot be used, with the reason.
     """
 
     name: str
-    clips: Sequence[Clip] | ClipStream
+    cuts: Manifest | ClipStream
     broken: Sequence[tuple[str, str]] = field(default_factory=tuple)
-
-    @property
-    def streamed(self) -> bool:
-        """Whether its clips come one after the other only."""
-        return isinstance(self.clips, ClipStream)
 
 
 def find_sources(
@@ -51,12 +49,12 @@ def find_sources(
 ) -> list[Source]:
     """The speech that each of `specs` names, in that order.
 
-    A spec is a folder (audio in any of the layouts of `layouts`, shards and saved datasets, mixed) or
-    "hf:OWNER/NAME[:config][:split]" (streamed; the split is "train" unless given). A folder is listed anew
-    each time, but the header of a file is read once: `cache` keeps an index of each folder. Headers are read
-    by `workers` processes (all cores; 0 in this one). `progress(what, done, of)` is called as it goes.
+    A spec is a folder (any mixture of what `layouts` knows) or "hf:OWNER/NAME[:config][:split]" (streamed;
+    the split is "train" unless given). A folder is listed every time, but the header of a file is read once:
+    `cache` keeps a manifest of each folder. Headers are read by `workers` processes (default: all cores; 0:
+    this one). `progress(what, done, total)` is called along the way.
 
-    Raises DataError when a folder is not there or holds no clip that can be used.
+    Raises DataError when a folder does not exist or holds no clip that can be used.
     """
     if not specs:
         raise DataError("no speech is named; give a folder of audio files, or hf:OWNER/NAME")
@@ -64,139 +62,118 @@ def find_sources(
     for spec in specs:
         if spec.startswith("hf:"):
             sources.append(Source(spec, open_stream(spec)))
-        else:
-            sources.append(_folder_source(spec, cache or user_cache(), workers, progress))
+            continue
+        folder = Path(spec).expanduser()
+        if not folder.is_dir():
+            raise DataError(f"{spec} is not a folder; give a folder of audio files, or hf:OWNER/NAME")
+        source = _indexed(folder.resolve(), cache or user_cache(), workers, progress)
+        if not len(source.cuts):  # type: ignore[arg-type]
+            broken = source.broken
+            why = f" ({len(broken)} files cannot be read; the first: {broken[0][1]})" if broken else ""
+            raise DataError(f"{folder} holds no audio that can be used{why}; give a folder of audio files")
+        sources.append(source)
     return sources
 
 
-def _folder_source(spec: str, cache: Path, workers: int | None, progress: Progress | None) -> Source:
-    folder = Path(spec).expanduser()
-    if not folder.is_dir():
-        raise DataError(f"{spec} is not a folder; give a folder of audio files, or hf:OWNER/NAME for the hub")
-    folder = folder.resolve()
-    table, broken = index(folder, cache, cores() if workers is None else workers, progress)
-    if not len(table):
-        why = f" ({len(broken)} files cannot be read; the first: {broken[0][1]})" if broken else ""
-        raise DataError(f"{folder} holds no audio that can be used{why}; give a folder of audio files")
-    return Source(folder.name or str(folder), table, broken)
+def _indexed(folder: Path, cache: Path, workers: int | None, progress: Progress | None) -> Source:
+    """The clips of `folder`, ordered by a hash of their ids: one order, whatever was known before.
 
-
-def index(
-    folder: Path, cache: Path, workers: int, progress: Progress | None = None
-) -> tuple[ClipTable, list[tuple[str, str]]]:
-    """The clips of `folder` (absolute) with what their headers say, and (path, reason) of broken ones.
-
-    What the index in `cache` knows of unchanged files (path, size, time) is taken from there; it is brought
-    up to date, in one step, also while a long reading is under way.
+    What the manifest in `cache` knows is not read again. It is replaced also when the reading is interrupted.
     """
-    path = cache / f"index-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.safetensors"
-    old, old_broken = _kept(path, folder)
-    order = np.argsort(old.stamp, kind="stable")
-    stamps = old.stamp[order]
-    reasons = {stamp: reason for _, stamp, reason in old_broken}
-
-    builder = TableBuilder(str(folder))
-    broken: list[tuple[str, int, str]] = []
-    done = fresh = 0
-    saved_at = 0
-
-    def chunks() -> Iterator[tuple[list[Found], list[Clip | str | None]]]:
-        found = walk(folder)
-        while chunk := list(itertools.islice(found, _CHUNK)):
-            wanted = np.array([one.stamp for one in chunk], dtype=np.int64)
-            known: list[Clip | str | None] = [reasons.get(one.stamp) for one in chunk]
-            if len(stamps):
-                places = np.minimum(np.searchsorted(stamps, wanted), len(stamps) - 1)
-                for i in np.flatnonzero(stamps[places] == wanted):
-                    known[i] = old[int(order[places[i]])]
-            yield chunk, known
-
-    def save() -> None:
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            replace_file(path, builder.done().to_bytes(broken))
-        except OSError:
-            pass  # an index that cannot be kept costs the next run some time, not this one its data
-
-    read = partial(_read_chunk, str(folder))
-    pieces = chunks()
-    first = list(itertools.islice(pieces, 3))
-    if len(first) < 3:
-        workers = 0  # so little is not worth starting anybody
-    for chunk, known, results in _with_headers(read, itertools.chain(first, pieces), workers):
-        for one, before, result in zip(chunk, known, results, strict=True):
-            clip = result if before is None else before
-            fresh += before is None
-            if isinstance(clip, str):
-                broken.append((one.clip.key, one.stamp, clip))
-            elif clip is not None:
-                builder.append(replace(clip, key=one.clip.key), one.stamp)
-        done += len(chunk)
-        if progress:
-            progress(f"indexing {folder.name}", done, None)
-        if fresh - saved_at >= _SAVE_EVERY:
-            save()
-            saved_at = fresh
-    if fresh or done != len(old) + len(old_broken):
-        save()
-    table = builder.done()
-    return table, [(f"{folder}/{key}", reason) for key, _, reason in broken]
-
-
-def _with_headers(
-    read: Callable[[list[Found]], list[Clip | str]],
-    chunks: Iterable[tuple[list[Found], list[Clip | str | None]]],
-    workers: int,
-) -> Iterator[tuple[list[Found], list[Clip | str | None], list[Clip | str | None]]]:
-    """Chunks with the results of reading what was not known, in order; known chunks cost no worker."""
-    waiting: list[tuple[list[Found], list[Clip | str | None]]] = []
+    path = cache / f"cuts-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.jsonl"
+    old = _cached(path)
+    known = {stamp: row for row, stamp in enumerate(old.rows["stamp"].tolist())}
+    broken: list[tuple[str, str]] = []
+    found = kept = 0
 
     def unknown() -> Iterator[list[Found]]:
-        for chunk, known in chunks:
-            waiting.append((chunk, known))
-            yield [one for one, before in zip(chunk, known, strict=True) if before is None]
+        nonlocal found, kept
+        chunk: list[Found] = []
+        for one in walk(folder):
+            found += 1
+            if (row := known.get(one.stamp)) is not None:
+                kept += 1
+                lines.write(old.line(row) + b"\n")
+            else:
+                chunk.append(one)
+            if len(chunk) == _CHUNK:
+                yield chunk
+                chunk = []
+            if progress and found % _CHUNK == 0:
+                progress(f"indexing {folder.name}", found, None)
+        yield chunk
 
-    for results in in_order(read, unknown(), workers):
-        chunk, known = waiting.pop(0)
-        answers = iter(results)
-        yield chunk, known, [next(answers) if before is None else None for before in known]
-
-
-def _kept(path: Path, folder: Path) -> tuple[ClipTable, list[tuple[str, int, str]]]:
-    try:
-        table, broken = ClipTable.load(path)
-    except (OSError, ValueError, KeyError):
-        return ClipTable.of([]), []
-    if table.folder != str(folder):  # two folders of one hash
-        return ClipTable.of([]), []
-    table.folder = ""  # keys as they are found, under the folder
-    return table, broken
-
-
-def _read_chunk(folder: str, chunk: list[Found]) -> list[Clip | str]:
-    """The clips with their headers and transcripts read; a sentence in place of one that cannot be used."""
-    return [_read_one(folder, one) for one in chunk]
-
-
-def _read_one(folder: str, one: Found) -> Clip | str:
-    from revox.speech import AudioError, audio_header
-    from revox.training.data.locate import clip_source
-
-    if one.problem is not None:
-        return one.problem
-    if one.whole:
-        return one.clip
-    try:
-        seconds, rate = audio_header(clip_source(f"{folder}/{one.clip.key}"))
-    except (AudioError, DataError) as error:
-        return str(error)
-    except OSError as error:
-        return f"{one.clip.key} cannot be read ({error.strerror}); check its permissions."
-    transcript = one.clip.transcript
-    if one.sidecar is not None:
+    with _temporary_file(cache) as lines:
         try:
-            text = Path(folder, one.sidecar).read_text(encoding="utf-8-sig", errors="replace")
-            transcript = " ".join(text.split()) or None
-        except OSError:
-            transcript = None
-    return replace(one.clip, seconds=seconds, rate=rate, transcript=transcript)
+            for results in in_order(_read_headers, unknown(), workers):
+                lines.writelines(line for line in results if isinstance(line, bytes))
+                broken += [reason for reason in results if isinstance(reason, tuple)]
+        finally:
+            if not found == kept == len(old):
+                with contextlib.suppress(OSError):  # without a cache the next run reads the headers again
+                    replace_file(path, lambda file: _copy(lines, file))
+        cuts = Manifest.parse(_mapped(lines))
+    return Source(folder.name or str(folder), cuts.take(np.argsort(cuts.rows["id"], kind="stable")), broken)
+
+
+def _temporary_file(cache: Path) -> Any:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryFile(dir=cache)
+    except OSError:
+        return tempfile.TemporaryFile()
+
+
+def _copy(lines: BinaryIO, file: BinaryIO) -> None:
+    lines.seek(0)
+    shutil.copyfileobj(lines, file)
+
+
+def _cached(path: Path) -> Manifest:
+    try:
+        with open(path, "rb") as file:
+            return Manifest.parse(_mapped(file))
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return Manifest.of([])
+
+
+def _mapped(file: BinaryIO) -> bytes | mmap.mmap:
+    file.flush()
+    if os.fstat(file.fileno()).st_size == 0:
+        return b""
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _read_headers(chunk: list[Found]) -> list[bytes | tuple[str, str]]:
+    """The manifest lines of what was found; name and reason in place of one that cannot be used."""
+    from revox.speech import AudioError
+
+    lines: list[bytes | tuple[str, str]] = []
+    for one in chunk:
+        try:
+            lines.append(_read_one(one))
+        except (AudioError, DataError) as error:
+            lines.append((one.name, str(error)))
+        except OSError as error:
+            lines.append((one.name, f"{one.name} cannot be read ({error.strerror}); check its permissions"))
+    return lines
+
+
+def _read_one(one: Found) -> bytes:
+    from revox.speech import audio_header
+
+    if one.record is None:
+        raise DataError(one.problem)
+    record = one.record
+    if not one.complete:
+        recording, supervision = record["recording"], record["supervisions"][0]
+        length, rate = audio_header(audio_source(recording["sources"][0]["source"]))
+        seconds = round(length or 0.0, 6)
+        recording |= {"sampling_rate": rate, "duration": seconds, "num_samples": round(seconds * rate)}
+        record["duration"] = supervision["duration"] = seconds
+        if one.transcript is not None:
+            with contextlib.suppress(OSError):
+                text = Path(one.transcript).read_text(encoding="utf-8-sig", errors="replace")
+                supervision |= {"text": " ".join(text.split())} if text.strip() else {}
+    record.setdefault("custom", {})["stamp"] = one.stamp
+    return cut_line(record)
