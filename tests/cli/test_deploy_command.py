@@ -104,7 +104,10 @@ def test_run_becomes_vllm_omni_with_those_words(revox_cli, tmp_path, monkeypatch
 
 @pytest.mark.parametrize(
     ("omni", "vllm", "said"),
-    [("0.30.0", "0.28.0", "beside vllm-omni"), ("0.28.0", "0.28.0", "the files are for vllm-omni 0.30.0")],
+    [
+        ("0.30.0", "0.28.0", "is installed with vllm-omni"),
+        ("0.28.0", "0.28.0", "the files are for vllm-omni 0.30.0"),
+    ],
 )
 def test_run_starts_nothing_with_versions_that_do_not_belong_together(
     revox_cli, tmp_path, monkeypatch, omni, vllm, said
@@ -124,10 +127,10 @@ def test_run_without_vllm_omni_is_a_sentence(revox_cli, tmp_path, monkeypatch):
     assert (tmp_path / "vllm-omni-deploy" / DEPLOY_NAME).exists()
 
 
-def test_check_names_the_trap_its_reason_its_mend_and_where_it_is_known_from(revox_cli):
+def test_check_names_the_problem_its_cause_its_fix_and_its_sources(revox_cli):
     code, out, _ = revox_cli("deploy", "check", "vllm serve /m --tokenizer-mode mistral")
     assert code == 1
-    for said in ("stops it: the command has no --omni", "why: ", "mend: add --omni", "known from: "):
+    for said in ("error: the command has no --omni", "why: ", "fix: add --omni", "sources: "):
         assert said in out
 
 
@@ -135,16 +138,16 @@ def test_check_takes_a_commands_words_and_prints_json(revox_cli):
     code, out, _ = revox_cli("deploy", "check", "--json", "--", "vllm-omni", "serve", "/m", "--omni=")
     found = json.loads(out)
     assert code == int(any(finding["stops"] for finding in found["findings"]))
-    assert {"trap", "seen", "mend", "why", "sources"} <= set(found["findings"][0])
-    assert found["looked_at"]["command"] == "starts a server"
+    assert {"rule", "message", "fix", "why", "sources"} <= set(found["findings"][0])
+    assert found["checked"]["command"] == "starts a server"
 
 
-def test_check_says_what_it_did_not_see(revox_cli, monkeypatch, tmp_path):
+def test_check_says_what_it_did_not_find(revox_cli, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     code, out, _ = revox_cli("deploy", "check")
     assert code == 0
-    assert "environment: not seen" in out
-    assert "none of the known traps was found in what was looked at" in out
+    assert "environment: not found" in out
+    assert "none of the known problems was found in what was checked" in out
 
 
 def test_check_obeys_no_terminal_codes_of_a_command(revox_cli):
@@ -197,7 +200,7 @@ def test_a_servers_answers_are_shown_and_decide_the_exit_code(revox_cli, monkeyp
     assert revox_cli(*words, "--json")[0] == code
     if "voices" in changes:
         assert ("restart it" in out) is bool(code)
-        assert "the folder does not list ada" in out
+        assert "the folder does not list the server's voice ada" in out
 
 
 def test_a_servers_report_as_json_tells_voices_that_the_folder_does_not_list(revox_cli, monkeypatch):
@@ -210,8 +213,8 @@ def test_a_servers_report_as_json_tells_voices_that_the_folder_does_not_list(rev
     )
     said = json.loads(out)
     assert (said["kind"], said["version"], said["voices"]) == ("vllm-omni", "0.30.0", ["ada"])
-    assert "the server does not have ar_male of the folder" in said["voices_apart"]
-    assert "the folder does not list ada of the server" in said["voices_apart"]
+    assert "the server lacks the folder's voice ar_male" in said["voice_differences"]
+    assert "the folder does not list the server's voice ada" in said["voice_differences"]
 
 
 def test_check_looks_into_the_folder_and_the_python_that_were_named(revox_cli, tmp_path):

@@ -1,4 +1,4 @@
-"""Each known trap: a scene that steps into it, and the same scene mended, which does not."""
+"""Each known problem: facts that have it, and the same facts with the fix, which do not."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from revox.deploy.facts import Gpu, Package, Scene, SourceTree, parse_serve, stages_of
-from revox.deploy.rules import TRAPS, check, trap_named
+from revox.deploy.facts import Facts, Gpu, Package, SourceTree, parse_serve, stages_of
+from revox.deploy.rules import RULES, find_problems
 
 DEPLOY = {
     "stages": [
@@ -49,8 +49,8 @@ def report(encoder: str = "absent", *voices: SimpleNamespace) -> Any:
     return SimpleNamespace(encoder=encoder, bytes=8_000_000_000, voices=list(voices or (voice(),)))
 
 
-def scene(command: str = SERVE, **changes: Any) -> Scene:
-    """A scene without a trap, changed."""
+def facts(command: str = SERVE, **changes: Any) -> Facts:
+    """Facts without a problem, changed."""
     given: dict[str, Any] = {
         "words": tuple(shlex.split(command)),
         "packages": packages(),
@@ -62,12 +62,12 @@ def scene(command: str = SERVE, **changes: Any) -> Scene:
         "gpus": (H200,),
         "disk_free": 10**12,
     }
-    return Scene(**{**given, **changes})
+    return Facts(**{**given, **changes})
 
 
-def at(version: str, command: str = SERVE, **changes: Any) -> Scene:
+def at(version: str, command: str = SERVE, **changes: Any) -> Facts:
     old = {"transformers": "4.57.1", "pydub": "0.25.1"} if version < "0.24" else {}
-    return scene(command, packages=packages(version, version, **old), **changes)
+    return facts(command, packages=packages(version, version, **old), **changes)
 
 
 def deploy(first: Any, second: Any = 0.1, **fields: Any) -> dict[str, Any]:
@@ -82,24 +82,24 @@ def deploy(first: Any, second: Any = 0.1, **fields: Any) -> dict[str, Any]:
 
 BARE = "vllm serve /model --omni"
 OLD_COMMAND = "vllm serve /model --omni --tokenizer-mode mistral --stage-configs-path s.yaml"
-CASES: list[tuple[str, str, Scene, Scene]] = [
-    ("no-omni", "--omni", scene("vllm serve /model --tokenizer-mode mistral"), scene()),
-    ("no-omni", "--omni", scene("docker run vllm/vllm-omni:v0.30.0 vllm serve /m"), scene()),
+CASES: list[tuple[str, str, Facts, Facts]] = [
+    ("no-omni", "--omni", facts("vllm serve /model --tokenizer-mode mistral"), facts()),
+    ("no-omni", "--omni", facts("docker run vllm/vllm-omni:v0.30.0 vllm serve /m"), facts()),
     (
         "no-omni",
         "--omni",
-        scene("python -m vllm.entrypoints.openai.api_server --model /m"),
-        scene(
+        facts("python -m vllm.entrypoints.openai.api_server --model /m"),
+        facts(
             "docker run --gpus all vllm/vllm-omni:v0.14.0 --model /m --port 8091", packages=None, deploy=None
         ),
     ),
     (
         "tokenizer-mode",
         "is auto",
-        scene(f"{BARE} --tokenizer-mode auto"),
-        scene(f"{BARE} --tokenizer_mode=mistral"),
+        facts(f"{BARE} --tokenizer-mode auto"),
+        facts(f"{BARE} --tokenizer_mode=mistral"),
     ),
-    ("tokenizer-mode", "stage 0, 1", scene(BARE, deploy=deploy(0.8, tokenizer_mode="auto")), scene(BARE)),
+    ("tokenizer-mode", "stage 0, 1", facts(BARE, deploy=deploy(0.8, tokenizer_mode="auto")), facts(BARE)),
     (
         "tokenizer-mode",
         "no --tokenizer-mode",
@@ -109,104 +109,104 @@ CASES: list[tuple[str, str, Scene, Scene]] = [
     (
         "tokenizer-mode",
         "no --tokenizer-mode",
-        scene(BARE, packages=None, deploy=None),
-        scene(SERVE, packages=None),
+        facts(BARE, packages=None, deploy=None),
+        facts(SERVE, packages=None),
     ),
     (
         "stage-config",
-        "no --stage-configs-path",
+        "needs --stage-configs-path",
         at("0.18.0", BARE, deploy=None),
         at("0.20.0", BARE, deploy=None),
     ),
     ("stage-config", "no --deploy-config", at("0.18.0", deploy=OLD), at("0.20.0")),
     ("stage-config", "no stage_args", at("0.18.0", OLD_COMMAND), at("0.18.0", OLD_COMMAND, deploy=OLD)),
-    ("stage-config", "any more", at("0.28.0", OLD_COMMAND), at("0.26.0", OLD_COMMAND, deploy=OLD)),
-    ("stage-config", "old format", scene(deploy=OLD), scene()),
-    ("stage-config", "stages 0, not 0 and 1", scene(deploy={"stages": DEPLOY["stages"][:1]}), scene()),
+    ("stage-config", "no longer has", at("0.28.0", OLD_COMMAND), at("0.26.0", OLD_COMMAND, deploy=OLD)),
+    ("stage-config", "old format", facts(deploy=OLD), facts()),
+    ("stage-config", "stages 0, expected 0 and 1", facts(deploy={"stages": DEPLOY["stages"][:1]}), facts()),
     (
         "stage-config",
         "stages none",
-        scene(deploy={"stages": "both"}),
-        scene(deploy={"base_config": "x.yaml"}),
+        facts(deploy={"stages": "both"}),
+        facts(deploy={"base_config": "x.yaml"}),
     ),
-    ("stage-config", "gone", scene(deploy=None, deploy_problem="d.yaml is gone"), scene()),
-    ("stage-config", "names no stage", scene(BARE, packages=None, deploy=None), scene(SERVE, packages=None)),
+    ("stage-config", "gone", facts(deploy=None, deploy_problem="d.yaml is gone"), facts()),
+    ("stage-config", "names no stage", facts(BARE, packages=None, deploy=None), facts(SERVE, packages=None)),
     (
         "stage-config",
         "model_type 'mistral'",
-        scene(BARE, deploy=None, other_model_type="mistral"),
-        scene(SERVE, other_model_type="mistral"),
+        facts(BARE, deploy=None, other_model_type="mistral"),
+        facts(SERVE, other_model_type="mistral"),
     ),
     (
         "memory-flag",
-        "overrides it with the file's",
+        "the file's 0.8 and 0.1 override it",
         at("0.18.0", f"{OLD_COMMAND} --gpu-memory-utilization .3", deploy=OLD),
         at("0.18.0", OLD_COMMAND, deploy=OLD),
     ),
-    ("memory-flag", "gives it to both", scene(f"{SERVE} --gpu_memory_utilization=0.8"), scene()),
+    ("memory-flag", "applies it to both", facts(f"{SERVE} --gpu_memory_utilization=0.8"), facts()),
     (
         "memory-flag",
         "later versions",
-        scene(f"{SERVE} --gpu-memory-utilization 0.3", packages=None),
-        scene(f"{SERVE} --stage-overrides '{{}}'", packages=None),
+        facts(f"{SERVE} --gpu-memory-utilization 0.3", packages=None),
+        facts(f"{SERVE} --stage-overrides '{{}}'", packages=None),
     ),
-    ("memory-sum", "ask for 1.1", scene(deploy=deploy(1.0)), scene(deploy=deploy(0.85))),
-    ("memory-sum", "share 80", scene(deploy=deploy(80)), scene(deploy=deploy(0.8))),
+    ("memory-sum", "sum to 1.1", facts(deploy=deploy(1.0)), facts(deploy=deploy(0.85))),
+    ("memory-sum", "share 80", facts(deploy=deploy(80)), facts(deploy=deploy(0.8))),
     (
         "memory-sum",
         "GPU 3",
-        scene(deploy=deploy(0.8, 0.3, devices="3")),
-        scene(deploy=deploy(0.8, 0.2, devices="3")),
+        facts(deploy=deploy(0.8, 0.3, devices="3")),
+        facts(deploy=deploy(0.8, 0.2, devices="3")),
     ),
     (
         "version-pair",
-        "vllm 0.28.0 beside",
-        scene(packages=packages(vllm="0.28.0")),
-        scene(packages=packages(vllm="0.30.2")),
+        "vllm 0.28.0 is installed with",
+        facts(packages=packages(vllm="0.28.0")),
+        facts(packages=packages(vllm="0.30.2")),
     ),
-    ("version-pair", "vllm is not", scene(packages=packages(vllm="")), scene()),
+    ("version-pair", "without vllm", facts(packages=packages(vllm="")), facts()),
     (
         "dev-version",
         "without git's tags",
-        scene("pip install -e /src", source=SourceTree("/src", False)),
-        scene("pip install -e /src", source=SourceTree("/src", True)),
+        facts("pip install -e /src", source=SourceTree("/src", False)),
+        facts("pip install -e /src", source=SourceTree("/src", True)),
     ),
     (
         "dev-version",
         "without git's tags",
-        scene("pip install -e /src", source=SourceTree("/src", False)),
-        scene(
+        facts("pip install -e /src", source=SourceTree("/src", False)),
+        facts(
             "pip install -e /src",
             source=SourceTree("/src", False),
             environment={"SETUPTOOLS_SCM_PRETEND_VERSION": "0.30.0"},
         ),
     ),
-    ("dev-version", "version dev", scene(packages=packages(omni="dev")), scene()),
+    ("dev-version", "version dev", facts(packages=packages(omni="dev")), facts()),
     (
         "dev-version",
         "0.1.dev1",
-        scene(packages=packages(omni="0.1.dev1+g1")),
-        scene(packages=packages(omni="0.30.0rc1")),
+        facts(packages=packages(omni="0.1.dev1+g1")),
+        facts(packages=packages(omni="0.30.0rc1")),
     ),
-    ("requirements", "aenum", scene(packages=packages(aenum=None)), scene()),
-    ("requirements", "aenum 3.0", scene(packages=packages(aenum="3.0")), scene()),
+    ("requirements", "aenum", facts(packages=packages(aenum=None)), facts()),
+    ("requirements", "aenum 3.0", facts(packages=packages(aenum="3.0")), facts()),
     (
         "requirements",
         "pydub",
-        scene(OLD_COMMAND, deploy=OLD, packages=packages("0.18.0", "0.18.0", transformers="4.57.1")),
+        facts(OLD_COMMAND, deploy=OLD, packages=packages("0.18.0", "0.18.0", transformers="4.57.1")),
         at("0.18.0", OLD_COMMAND, deploy=OLD),
     ),
     (
         "requirements",
         "audioop-lts",
         at("0.22.0", python="3.13"),
-        scene(packages=packages("0.22.0", "0.22.0", pydub="0.25.1", audioop_lts="0.2.2"), python="3.13"),
+        facts(packages=packages("0.22.0", "0.22.0", pydub="0.25.1", audioop_lts="0.2.2"), python="3.13"),
     ),
     (
         "hf-transfer",
         "hf_transfer is not installed",
-        scene(packages=packages(huggingface_hub="0.36.0"), environment={"HF_HUB_ENABLE_HF_TRANSFER": "1"}),
-        scene(
+        facts(packages=packages(huggingface_hub="0.36.0"), environment={"HF_HUB_ENABLE_HF_TRANSFER": "1"}),
+        facts(
             packages=packages(huggingface_hub="0.36.0", hf_transfer="0.1.9"),
             environment={"HF_HUB_ENABLE_HF_TRANSFER": "1"},
         ),
@@ -214,135 +214,134 @@ CASES: list[tuple[str, str, Scene, Scene]] = [
     (
         "hf-transfer",
         "hf_transfer is not installed",
-        scene(packages=packages(huggingface_hub="0.36.0"), environment={"HF_HUB_ENABLE_HF_TRANSFER": "on"}),
-        scene(environment={"HF_HUB_ENABLE_HF_TRANSFER": "1"}),
+        facts(packages=packages(huggingface_hub="0.36.0"), environment={"HF_HUB_ENABLE_HF_TRANSFER": "on"}),
+        facts(environment={"HF_HUB_ENABLE_HF_TRANSFER": "1"}),
     ),
-    ("not-on-path", "hf is not", scene("hf download a/b", programs={"hf": None}), scene("hf download a/b")),
-    ("not-on-path", "vllm-omni is not", scene(programs={"vllm-omni": None}), scene(programs={"vllm": None})),
+    ("not-on-path", "hf is not", facts("hf download a/b", programs={"hf": None}), facts("hf download a/b")),
+    ("not-on-path", "vllm-omni is not", facts(programs={"vllm-omni": None}), facts(programs={"vllm": None})),
     (
         "strict-config",
-        "transformers 5.14.1 beside vllm-omni 0.18.0",
-        scene(OLD_COMMAND, deploy=OLD, packages=packages("0.18.0", "0.18.0", pydub="1")),
+        "transformers 5.14.1 is installed with vllm-omni 0.18.0",
+        facts(OLD_COMMAND, deploy=OLD, packages=packages("0.18.0", "0.18.0", pydub="1")),
         at("0.18.0", OLD_COMMAND, deploy=OLD),
     ),
     (
         "architecture",
         "linux/amd64",
-        scene("docker run --platform linux/amd64 vllm/vllm-omni:v0.30.0", machine="aarch64"),
-        scene("docker run --platform linux/arm64 vllm/vllm-omni:v0.30.0", machine="aarch64"),
+        facts("docker run --platform linux/amd64 vllm/vllm-omni:v0.30.0", machine="aarch64"),
+        facts("docker run --platform linux/arm64 vllm/vllm-omni:v0.30.0", machine="aarch64"),
     ),
     (
         "architecture",
         "x86_64.whl",
-        scene("pip install v-cp38-abi3-manylinux_2_28_x86_64.whl", machine="arm64"),
-        scene("pip install v-cp38-abi3-manylinux_2_28_x86_64.whl"),
+        facts("pip install v-cp38-abi3-manylinux_2_28_x86_64.whl", machine="arm64"),
+        facts("pip install v-cp38-abi3-manylinux_2_28_x86_64.whl"),
     ),
     (
         "architecture",
         "linux/amd64",
-        scene(machine="aarch64", environment={"DOCKER_DEFAULT_PLATFORM": "linux/amd64"}),
-        scene(SERVE.replace("/model", "/data/amd64/model"), machine="aarch64"),
+        facts(machine="aarch64", environment={"DOCKER_DEFAULT_PLATFORM": "linux/amd64"}),
+        facts(SERVE.replace("/model", "/data/amd64/model"), machine="aarch64"),
     ),
     (
         "architecture",
         "built for",
-        scene(
+        facts(
             packages=packages() | {"vllm": (Package("0.30.0", "/venv", (), ("cp38-abi3-linux_x86_64",)),)},
             machine="aarch64",
         ),
-        scene(packages=packages() | {"vllm": (Package("0.30.0", "/venv", (), ("cp38-abi3-linux_x86_64",)),)}),
+        facts(packages=packages() | {"vllm": (Package("0.30.0", "/venv", (), ("cp38-abi3-linux_x86_64",)),)}),
     ),
     (
         "architecture",
         "without CUDA",
-        scene(packages=packages(torch="2.9.0+cpu")),
-        scene(packages=packages(torch="2.9.0+cu130")),
+        facts(packages=packages(torch="2.9.0+cpu")),
+        facts(packages=packages(torch="2.9.0+cu130")),
     ),
     (
         "shared-environment",
-        "there 2 times",
-        scene(packages=packages() | {"vllm": (Package("0.30.0", "/venv"), Package("0.9.0", "/usr"))}),
-        scene(),
+        "installed 2 times",
+        facts(packages=packages() | {"vllm": (Package("0.30.0", "/venv"), Package("0.9.0", "/usr"))}),
+        facts(),
     ),
     (
         "shared-environment",
-        "two places",
-        scene(packages=packages() | {"vllm": (Package("0.30.0", "/usr"),)}),
-        scene(),
+        "different folders",
+        facts(packages=packages() | {"vllm": (Package("0.30.0", "/usr"),)}),
+        facts(),
     ),
-    ("shared-environment", "vllm-ascend", scene(packages=packages(vllm_ascend="0.30.0")), scene()),
+    ("shared-environment", "vllm-ascend", facts(packages=packages(vllm_ascend="0.30.0")), facts()),
     (
         "shared-environment",
         "two environments",
-        scene(programs={"vllm": "/usr/bin/vllm", "vllm-omni": "/venv/bin/vllm-omni"}),
-        scene(programs={"vllm": None, "vllm-omni": "/venv/bin/vllm-omni"}),
+        facts(programs={"vllm": "/usr/bin/vllm", "vllm-omni": "/venv/bin/vllm-omni"}),
+        facts(programs={"vllm": None, "vllm-omni": "/venv/bin/vllm-omni"}),
     ),
     (
         "room",
         "3.0 GB of disk",
-        scene("vllm-omni serve a/b --omni --tokenizer-mode mistral", disk_free=3 * 10**9, report=None),
-        scene("vllm-omni serve a/b --omni --tokenizer-mode mistral", disk_free=9 * 10**9, report=None),
+        facts("vllm-omni serve a/b --omni --tokenizer-mode mistral", disk_free=3 * 10**9, report=None),
+        facts("vllm-omni serve a/b --omni --tokenizer-mode mistral", disk_free=9 * 10**9, report=None),
     ),
     (
         "room",
         "weights alone",
-        scene(gpus=(Gpu("small", 9 * 10**9, 9 * 10**9),)),
-        scene(gpus=(Gpu("g", 24 * 10**9, 23 * 10**9),)),
+        facts(gpus=(Gpu("small", 9 * 10**9, 9 * 10**9),)),
+        facts(gpus=(Gpu("g", 24 * 10**9, 23 * 10**9),)),
     ),
-    ("room", "5.0 GB are free", scene(gpus=(Gpu("busy", 24 * 10**9, 5 * 10**9),)), scene()),
+    ("room", "5.0 GB are free", facts(gpus=(Gpu("busy", 24 * 10**9, 5 * 10**9),)), facts()),
     (
         "room",
         "are free",
-        scene(gpus=(Gpu("shared", 80 * 10**9, 30 * 10**9),)),
-        scene(gpus=(Gpu("shared", 80 * 10**9, 30 * 10**9),), deploy=deploy(0.3, 0.03)),
+        facts(gpus=(Gpu("shared", 80 * 10**9, 30 * 10**9),)),
+        facts(gpus=(Gpu("shared", 80 * 10**9, 30 * 10**9),), deploy=deploy(0.3, 0.03)),
     ),
-    ("voices", "not lower case", scene(report=report("absent", voice("Ada"))), scene()),
-    ("voices", "is not there", scene(report=report("absent", voice(rows=None))), scene()),
-    ("voices", "params.json does not list", scene(report=report("absent", voice(in_params=False))), scene()),
-    ("voices", "tekken.json says 11", scene(report=report("absent", voice(tekken_rows=11))), scene()),
-    ("voices", "tekken.json says None", scene(report=report("absent", voice(tekken_rows=None))), scene()),
-    ("ref-audio", "dies of a request", at("0.28.0"), at("0.28.0", report=report("complete"))),
-    ("ref-audio", "dies of a request", at("0.20.0"), scene()),
+    ("voices", "not lower case", facts(report=report("absent", voice("Ada"))), facts()),
+    ("voices", "is missing", facts(report=report("absent", voice(rows=None))), facts()),
+    ("voices", "params.json does not list", facts(report=report("absent", voice(in_params=False))), facts()),
+    ("voices", "tekken.json says 11", facts(report=report("absent", voice(tekken_rows=11))), facts()),
+    ("voices", "tekken.json says None", facts(report=report("absent", voice(tekken_rows=None))), facts()),
+    ("ref-audio", "stops the engine", at("0.28.0"), at("0.28.0", report=report("complete"))),
+    ("ref-audio", "stops the engine", at("0.20.0"), facts()),
     (
         "ref-audio",
         "a part of the codec encoder",
-        scene(report=report("partial")),
-        scene(report=report("complete")),
+        facts(report=report("partial")),
+        facts(report=report("complete")),
     ),
 ]
 
 
 @pytest.mark.parametrize(
-    ("name", "seen", "trapped", "mended"), CASES, ids=[f"{c[0]}-{c[1][:20]}" for c in CASES]
+    ("name", "message", "broken", "fixed"), CASES, ids=[f"{c[0]}-{c[1][:20]}" for c in CASES]
 )
-def test_a_trap_is_seen_where_it_is_and_nowhere_else(name, seen, trapped, mended):
-    found = [finding for finding in check(trapped) if finding.trap == name]
-    assert any(seen in finding.seen for finding in found), check(trapped)
-    assert [finding for finding in check(mended) if finding.trap == name] == []
+def test_a_rule_finds_its_problem_and_nothing_after_the_fix(name, message, broken, fixed):
+    found = [finding for finding in find_problems(broken) if finding.rule == name]
+    assert any(message in finding.message for finding in found), find_problems(broken)
+    assert [finding for finding in find_problems(fixed) if finding.rule == name] == []
 
 
-def test_every_trap_has_a_case_a_reason_a_mend_and_a_source():
-    assert {case[0] for case in CASES} == {trap.name for trap in TRAPS}
-    for trap in TRAPS:
-        assert trap.why
-        assert trap.sources
-    for _, _, trapped, _ in CASES:
-        for finding in check(trapped):
-            assert finding.seen
-            assert finding.mend
-            assert trap_named(finding.trap).name == finding.trap
+def test_every_rule_has_a_case_a_reason_a_fix_and_a_source():
+    assert {case[0] for case in CASES} == set(RULES)
+    for rule in RULES.values():
+        assert rule.why
+        assert rule.sources
+    for _, _, broken, _ in CASES:
+        for finding in find_problems(broken):
+            assert finding.message
+            assert finding.fix
 
 
-def test_a_scene_in_which_all_is_well_has_no_findings():
-    assert check(scene()) == []
-    assert check(Scene()) == []
+def test_facts_without_a_problem_have_no_findings():
+    assert find_problems(facts()) == []
+    assert find_problems(Facts()) == []
 
 
 def test_what_stops_the_server_comes_first():
     gone = report("absent", voice("Ada", rows=None))
-    found = check(scene("vllm serve /model --gpu-memory-utilization 0.3", report=gone))
+    found = find_problems(facts("vllm serve /model --gpu-memory-utilization 0.3", report=gone))
     # The memory flag surprises, and is looked at before the voice without its file, which stops.
-    assert [(finding.trap, finding.stops) for finding in found] == [
+    assert [(finding.rule, finding.stops) for finding in found] == [
         ("no-omni", True),
         ("voices", True),
         ("memory-flag", False),
@@ -354,7 +353,7 @@ def test_only_what_is_imported_at_start_stops_it_when_it_is_missing():
     def stops(**missing: str | None) -> bool:
         found = packages(**missing)
         found["vllm-omni"] = (replace(found["vllm-omni"][0], requires=("aenum==3.1.16", "janus>=1")),)
-        return next(f.stops for f in check(scene(packages=found)) if f.trap == "requirements")
+        return next(f.stops for f in find_problems(facts(packages=found)) if f.rule == "requirements")
 
     assert stops(aenum=None)
     assert not stops(aenum="3.1.16")
@@ -362,16 +361,18 @@ def test_only_what_is_imported_at_start_stops_it_when_it_is_missing():
 
 def test_a_flag_for_both_stages_is_counted_twice_where_room_is_counted():
     busy = (Gpu("busy", 24 * 10**9, 20 * 10**9),)
-    with_flag = check(scene(f"{SERVE} --gpu-memory-utilization 0.45", gpus=busy, deploy=deploy(0.45, 0.05)))
-    without = check(scene(gpus=busy, deploy=deploy(0.45, 0.05)))
-    assert "room" in {finding.trap for finding in with_flag}
-    assert "room" not in {finding.trap for finding in without}
+    with_flag = find_problems(
+        facts(f"{SERVE} --gpu-memory-utilization 0.45", gpus=busy, deploy=deploy(0.45, 0.05))
+    )
+    without = find_problems(facts(gpus=busy, deploy=deploy(0.45, 0.05)))
+    assert "room" in {finding.rule for finding in with_flag}
+    assert "room" not in {finding.rule for finding in without}
 
 
 def test_memory_for_both_stages_stops_only_where_it_cannot_fit():
     def stops(value: str) -> bool:
-        found = check(scene(f"{SERVE} --gpu-memory-utilization {value}", gpus=()))
-        return next(finding.stops for finding in found if finding.trap == "memory-flag")
+        found = find_problems(facts(f"{SERVE} --gpu-memory-utilization {value}", gpus=()))
+        return next(finding.stops for finding in found if finding.rule == "memory-flag")
 
     assert stops("0.51")
     assert not stops("0.5")
@@ -412,15 +413,15 @@ def test_commands_that_do_not_serve_are_left_alone(command):
 
 
 def test_an_images_version_stands_for_the_installed_one():
-    inside = scene("docker run vllm/vllm-omni:v0.28.0 vllm serve /m --omni", packages=None)
+    inside = facts("docker run vllm/vllm-omni:v0.28.0 vllm serve /m --omni", packages=None)
     assert inside.omni == (0, 28)
     assert replace(inside, packages=packages("0.30.1")).omni == (0, 30)
-    assert scene("docker run vllm/vllm-omni:latest vllm serve /m --omni", packages=None).omni is None
+    assert facts("docker run vllm/vllm-omni:latest vllm serve /m --omni", packages=None).omni is None
 
 
 @pytest.mark.parametrize(
     "odd", [{}, {"stages": None}, {"stages": [1, None, []]}, {"stages": [{"engine_args": 3}]}]
 )
-def test_deploy_files_of_any_shape_are_looked_at_without_falling(odd):
+def test_deploy_files_of_any_shape_are_checked_without_failing(odd):
     assert isinstance(stages_of(odd), list)
-    assert check(scene(deploy=odd))
+    assert find_problems(facts(deploy=odd))

@@ -25,15 +25,16 @@ from packaging.requirements import Requirement
 import revox.demo
 from revox.checkpoint.errors import CheckpointError
 from revox.deploy.errors import DeployError
-from revox.deploy.rules import Scene, check
+from revox.deploy.facts import Facts
+from revox.deploy.rules import find_problems
 from revox.deploy.vllm_omni import (
     COMPOSE_NAME,
     DEPLOY_NAME,
     IMAGE,
     MARK,
+    MATCHING,
     REQUIREMENTS_NAME,
     SCRIPT_NAME,
-    TOGETHER,
     VERSION,
     Deployment,
     mount_of,
@@ -211,7 +212,7 @@ def test_the_removed_format_is_refused_as_the_trap_says(omni, tmp_path):
 
 @pytest.mark.parametrize("gpu_memory", [0.01, 0.0123, 0.3, 1 / 3, 0.33337, 0.55, 0.9, 0.95, 1.0])
 def test_the_two_shares_never_sum_to_more_than_was_given(tmp_path, gpu_memory):
-    first, second = deployment(tmp_path, gpu_memory=gpu_memory).fractions
+    first, second = deployment(tmp_path, gpu_memory=gpu_memory).shares
     assert 0 < second < first <= 1
     assert gpu_memory - 1e-4 < first + second <= gpu_memory + 1e-9
 
@@ -259,10 +260,10 @@ def compose_service(plan: Deployment) -> dict[str, Any]:
 
 def test_none_of_the_traps_is_in_what_is_written(tmp_path):
     plan = deployment(tmp_path)
-    scene = Scene(
+    scene = Facts(
         words=tuple(plan.command()), deploy=yaml.safe_load(plan.deploy_yaml()), report=servable(plan.folder)
     )
-    assert check(scene) == []
+    assert find_problems(scene) == []
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
@@ -355,7 +356,7 @@ def test_a_link_or_a_pipe_of_somebody_else_is_not_written_through_nor_waited_for
     for make in (os.mkfifo, lambda path: path.symlink_to(tmp_path / "nowhere"), Path.mkdir):
         plan.out.mkdir()
         make(plan.out / SCRIPT_NAME)
-        with pytest.raises(DeployError, match="not of `revox deploy vllm-omni`"):
+        with pytest.raises(DeployError, match="not written by `revox deploy vllm-omni`"):
             plan.write()
         assert [path.name for path in plan.out.iterdir()] == [SCRIPT_NAME]
         subprocess.run(["rm", "-r", plan.out], check=True)
@@ -369,7 +370,7 @@ def test_files_of_somebody_else_are_left_alone_and_own_ones_replaced(tmp_path):
     deployment(tmp_path, gpu_memory=0.3).write()
     assert (plan.out / DEPLOY_NAME).read_text() != before
     (plan.out / COMPOSE_NAME).write_text("services: {}\n")
-    with pytest.raises(DeployError, match="not of `revox deploy vllm-omni`"):
+    with pytest.raises(DeployError, match="not written by `revox deploy vllm-omni`"):
         plan.write()
     assert (plan.out / COMPOSE_NAME).read_text() == "services: {}\n"
     assert (plan.out / DEPLOY_NAME).read_text() != before
@@ -383,11 +384,11 @@ def test_every_file_says_whose_it_is(tmp_path):
 def test_the_versions_written_are_those_that_the_wheels_ask_for(tmp_path):
     wanted = {Requirement(line).name: Requirement(line) for line in importlib.metadata.requires("vllm-omni")}
     assert (
-        wanted["transformers"].specifier == Requirement(f"transformers{TOGETHER['transformers']}").specifier
+        wanted["transformers"].specifier == Requirement(f"transformers{MATCHING['transformers']}").specifier
     )
     path = next(p for p in deployment(tmp_path).write() if p.name == REQUIREMENTS_NAME)
     lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
-    assert {Requirement(line).name for line in lines} == set(TOGETHER)
+    assert {Requirement(line).name for line in lines} == set(MATCHING)
     versions = {Requirement(line).name: str(Requirement(line).specifier) for line in lines}
     assert versions["vllm"].split(".")[:2] == versions["vllm-omni"].split(".")[:2]
 

@@ -1,4 +1,4 @@
-"""`revox deploy`: the same folder under vllm-omni, and the traps on the way there."""
+"""`revox deploy`: serve the same folder with vllm-omni, and find the known problems first."""
 
 from __future__ import annotations
 
@@ -6,40 +6,38 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from revox.deploy.facts import Scene
+    from revox.deploy.facts import Facts
     from revox.deploy.rules import Finding
     from revox.deploy.server import ServerReport
 
-app = typer.Typer(
-    help="Serve a folder with vllm-omni, and find what stands in the way.", no_args_is_help=True
-)
+app = typer.Typer(help="Serve a folder with vllm-omni, and find what prevents it.", no_args_is_help=True)
 
 
 @app.command("vllm-omni")
 def vllm_omni_command(
-    folder: Annotated[Path, typer.Argument(help="The checkpoint's folder (no hub id).")],
+    folder: Annotated[Path, typer.Argument(help="The checkpoint's folder (not a hub id).")],
     gpu_memory: Annotated[
         float, typer.Option(help="The share of the GPU's memory for both stages together, 0 to 1.")
     ] = 0.9,
-    port: Annotated[int, typer.Option(help="Where it listens.")] = 8000,
+    port: Annotated[int, typer.Option(help="The port to listen on.")] = 8000,
     host: Annotated[
-        str, typer.Option(help="The address it listens at; 0.0.0.0 is all of them.")
+        str, typer.Option(help="The address to listen on; 0.0.0.0 is all of them.")
     ] = "127.0.0.1",
-    gpu: Annotated[int | None, typer.Option(help="The GPU's number; else the first that is visible.")] = None,
-    out: Annotated[Path, typer.Option(help="Where the files go.")] = Path("vllm-omni-deploy"),
-    run: Annotated[bool, typer.Option("--run", help="Start it here, after looking for traps.")] = False,
+    gpu: Annotated[int | None, typer.Option(help="The GPU's number; default: the first visible one.")] = None,
+    out: Annotated[Path, typer.Option(help="The folder for the files.")] = Path("vllm-omni-deploy"),
+    run: Annotated[bool, typer.Option("--run", help="Check for known problems, then start it here.")] = False,
 ) -> None:
     """Write what vllm-omni needs to serve FOLDER, and print the command.
 
-    A deploy file with the shares of memory, a compose file, the command as a script, and the versions that
-    belong together.
+    Writes a deploy file with the shares of memory, a compose file, the command as a script, and a
+    requirements file with versions that work together.
     """
     from rich.console import Console
 
@@ -51,40 +49,39 @@ def vllm_omni_command(
     written = plan.write()
     console = Console(stderr=True, highlight=False)
     for path in written:
-        _say(console, f"written: {path}")
-    first, second = plan.fractions
-    _say(console, f"for vllm-omni {VERSION}: {first:g} of the GPU for speech, {second:g} for the codec")
+        _print(console, f"written: {path}")
+    speech, codec = plan.shares
+    _print(console, f"for vllm-omni {VERSION}: {speech:g} of the GPU for speech, {codec:g} for the codec")
     if report.encoder == "absent":
-        _say(console, "ref_audio will be refused: the folder has no encoder (cloned voices serve as presets)")
+        message = "ref_audio will be refused: the folder has no encoder (cloned voices work as presets)"
+        _print(console, message)
     for note in report.notes:
-        _say(console, f"note: {note}", "yellow")
+        _print(console, f"note: {note}", "yellow")
     if host not in ("127.0.0.1", "::1", "localhost"):
-        open_to = "note: whoever reaches this address may use it, unless VLLM_API_KEY holds a key to ask for"
-        _say(console, open_to, "yellow")
-    print(_plain(plan.shell_command()))
+        message = "note: anyone who reaches this address can use it, unless VLLM_API_KEY holds a key"
+        _print(console, message, "yellow")
+    print(_printable(plan.shell_command()))
     if run:
         _run(plan.command(), plan.environment(), folder, console)
 
 
 def _run(words: list[str], environment: dict[str, str], folder: Path, console: Console) -> None:
-    from revox.deploy.check import gather, start
     from revox.deploy.errors import DeployError
-    from revox.deploy.rules import check
+    from revox.deploy.facts import minor
+    from revox.deploy.gather import gather, start
+    from revox.deploy.rules import find_problems
     from revox.deploy.vllm_omni import VERSION
 
-    scene = gather(words, folder, environment={**os.environ, **environment})
-    findings = check(scene)
+    facts = gather(words, folder, environment={**os.environ, **environment})
+    findings = find_problems(facts)
     _print_findings(findings, console)
-    stops = [finding for finding in findings if finding.stops]
-    if stops:
-        raise DeployError(f"it is not started: {stops[0].seen}; {stops[0].mend}.")
-    from revox.deploy.facts import minor
-
-    if scene.packages is not None and scene.omni != minor(VERSION):
-        found = scene.package("vllm-omni")
+    if findings and findings[0].stops:
+        raise DeployError(f"not started: {findings[0].message}; {findings[0].fix}.")
+    if facts.packages is not None and facts.omni != minor(VERSION):
+        found = facts.package("vllm-omni")
         raise DeployError(
-            f"it is not started: the files are for vllm-omni {VERSION} and "
-            f"{found.version if found else 'none'} is installed; make an environment from requirements.txt."
+            f"not started: the files are for vllm-omni {VERSION}, and {found.version if found else 'none'} "
+            "is installed; make an environment from requirements.txt."
         )
     start(words, environment)
 
@@ -96,7 +93,7 @@ def check_command(
         typer.Argument(help="A server's address, or the command that would start one (quoted, or after --)."),
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option(help="The checkpoint, where the command does not say.")
+        Path | None, typer.Option(help="The checkpoint's folder; default: the one in the command.")
     ] = None,
     python: Annotated[str | None, typer.Option(help="The Python of vllm-omni's environment.")] = None,
     key_from: Annotated[str | None, typer.Option(help="The variable that holds the server's key.")] = None,
@@ -105,19 +102,19 @@ def check_command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Look for the known traps in a command, an environment and a folder, or ask a running server.
+    """Check a command, its environment and folder for known problems, or examine a running server.
 
-    Exit code 1 if something was found that keeps the server from working. A server is never sent ref_audio
-    when its version could crash on it.
+    Exit code 1 if something prevents the server from working. ref_audio is never sent to a server whose
+    version could crash on it.
     """
     from rich.console import Console
+
+    from revox.deploy.errors import DeployError
 
     console = Console(highlight=False)
     words = target or []
     if len(words) == 1 and re.fullmatch(r"[\w.-]+:\d+(/\S*)?", words[0]):
-        from revox.deploy.errors import DeployError
-
-        raise DeployError(f"{words[0]} lacks its beginning; a server is named as http://{words[0]}.")
+        raise DeployError(f"{words[0]} lacks a scheme; write http://{words[0]}.")
     if len(words) == 1 and words[0].lower().startswith(("http://", "https://")):
         healthy = _check_server(words[0], folder, key_from, not no_ref_audio, as_json, console)
     else:
@@ -129,63 +126,62 @@ def check_command(
 def _check_command(
     words: list[str], folder: Path | None, python: str | None, as_json: bool, console: Console
 ) -> bool:
-    from revox.deploy.check import gather
-    from revox.deploy.rules import check, trap_named
+    from revox.deploy.gather import gather
+    from revox.deploy.rules import RULES, find_problems
 
     command: str | list[str] | None = words[0] if len(words) == 1 else words or None
-    scene = gather(command, folder.expanduser() if folder else None, python)
-    findings = check(scene)
+    facts = gather(command, folder.expanduser() if folder else None, python)
+    findings = find_problems(facts)
     if as_json:
         listed = [
-            vars(finding) | {"why": trap_named(finding.trap).why, "sources": trap_named(finding.trap).sources}
+            vars(finding) | {"why": RULES[finding.rule].why, "sources": RULES[finding.rule].sources}
             for finding in findings
         ]
-        print(json.dumps({"looked_at": _looked_at(scene), "findings": listed}, indent=2))
+        print(json.dumps({"checked": _checked(facts), "findings": listed}, indent=2))
     else:
-        for what, said in _looked_at(scene).items():
-            _say(console, f"{what}: {said}")
+        for what, text in _checked(facts).items():
+            _print(console, f"{what}: {text}")
         _print_findings(findings, console)
         if not findings:
-            _say(console, "none of the known traps was found in what was looked at", "green")
+            _print(console, "none of the known problems was found in what was checked", "green")
     return not any(finding.stops for finding in findings)
 
 
-def _looked_at(scene: Scene) -> dict[str, str]:
-    """What the traps had to go by, so that silence about the rest is not taken for a pass."""
-    omni, vllm = scene.package("vllm-omni"), scene.package("vllm")
-    if scene.packages is None:
-        environment = "not seen (no vllm-omni or vllm on PATH, or in a container); --python names one"
+def _checked(facts: Facts) -> dict[str, str]:
+    """What the rules could judge, so that silence about the rest is not taken for a pass."""
+    omni, vllm = facts.package("vllm-omni"), facts.package("vllm")
+    if facts.packages is None:
+        environment = "not found (no vllm-omni or vllm on PATH, or in a container); --python names one"
     else:
-        versions = (
-            f"vllm-omni {omni.version if omni else 'none'}",
-            f"vllm {vllm.version if vllm else 'none'}",
+        environment = (
+            f"Python {facts.python}, vllm-omni {omni.version if omni else 'none'}, "
+            f"vllm {vllm.version if vllm else 'none'}, {len(facts.packages)} packages"
         )
-        environment = f"Python {scene.python}, {', '.join(versions)}, {len(scene.packages)} packages"
-    if not scene.words:
+    if not facts.words:
         command = "none given"
-    elif scene.serve is None:
-        command = "not one that starts vllm or vllm-omni"
+    elif facts.serve is None:
+        command = "does not start vllm or vllm-omni"
     else:
-        command = "starts a server" + (f" from the image {scene.serve.image}" if scene.serve.image else "")
-    gpus = ", ".join(f"{g.name} ({g.total / 1e9:.0f} GB, {g.free / 1e9:.0f} free)" for g in scene.gpus)
+        command = "starts a server" + (f" from the image {facts.serve.image}" if facts.serve.image else "")
+    gpus = ", ".join(f"{g.name} ({g.total / 1e9:.0f} GB, {g.free / 1e9:.0f} free)" for g in facts.gpus)
     return {
         "command": command,
         "environment": environment,
-        "folder": str(scene.folder) if scene.folder else "none seen",
-        "machine": f"{scene.machine}, {gpus or 'no GPU seen'}",
+        "folder": str(facts.folder) if facts.folder else "none found",
+        "machine": f"{facts.machine}, {gpus or 'no GPU found'}",
     }
 
 
 def _print_findings(findings: list[Finding], console: Console) -> None:
-    from revox.deploy.rules import trap_named
+    from revox.deploy.rules import RULES
 
     for finding in findings:
-        trap = trap_named(finding.trap)
-        word, style = ("stops it", "bold red") if finding.stops else ("beware", "bold yellow")
-        _say(console, f"{word}: {finding.seen} [{finding.trap}]", style)
-        _say(console, f"  why: {trap.why}")
-        _say(console, f"  mend: {finding.mend}")
-        _say(console, f"  known from: {'; '.join(trap.sources)}", "dim")
+        rule = RULES[finding.rule]
+        label, style = ("error", "bold red") if finding.stops else ("warning", "bold yellow")
+        _print(console, f"{label}: {finding.message} [{finding.rule}]", style)
+        _print(console, f"  why: {rule.why}")
+        _print(console, f"  fix: {finding.fix}")
+        _print(console, f"  sources: {'; '.join(rule.sources)}", "dim")
 
 
 def _check_server(
@@ -200,50 +196,52 @@ def _check_server(
         if not key:
             raise DeployError(f"the variable {key_from} is not set; export the server's key in it.")
     report = examine_server(url, key, probe)
-    lacking, more = _voices_apart(report, folder.expanduser()) if folder is not None else ([], [])
+    missing, additional = _compare_voices(report, folder.expanduser()) if folder is not None else ([], [])
     if as_json:
-        print(json.dumps(report.to_json() | {"voices_apart": lacking + more}, indent=2))
+        print(json.dumps(vars(report) | {"voice_differences": missing + additional}, indent=2))
     else:
-        _print_server(report, lacking + more, console)
+        _print_server(report, missing + additional, console)
     speaks = report.kind in ("vllm-omni", "revox", "unknown")
-    return report.healthy and speaks and report.ref_audio != FAILED and not lacking
+    return report.healthy and speaks and report.ref_audio != FAILED and not missing
 
 
-def _voices_apart(report: ServerReport, folder: Path) -> tuple[list[str], list[str]]:
-    """What the server lacks of a folder's voices, and what it has more (uploads, say)."""
+def _compare_voices(report: ServerReport, folder: Path) -> tuple[list[str], list[str]]:
+    """Voices of the folder that the server lacks, and its additional ones (uploads, for example)."""
     from revox.checkpoint.inspect import inspect
 
     if report.voices is None:
         return [], []
     served = set(report.voices)
-    held = {voice.name for voice in inspect(folder).voices if voice.in_params}
-    apart = [f"the server does not have {name} of the folder" for name in sorted(held - served)]
-    if apart:
-        apart[-1] += "; it reads the voices when it starts, so restart it"
-    return apart, [f"the folder does not list {name} of the server" for name in sorted(served - held)]
+    in_folder = {voice.name for voice in inspect(folder).voices if voice.in_params}
+    missing = [f"the server lacks the folder's voice {name}" for name in sorted(in_folder - served)]
+    if missing:
+        missing[-1] += "; it reads the voices at start, so restart it"
+    return missing, [f"the folder does not list the server's voice {n}" for n in sorted(served - in_folder)]
 
 
 def _print_server(report: ServerReport, differences: list[str], console: Console) -> None:
-    said: dict[str, Any] = {
-        "server": f"{report.kind}{f' (version {report.version})' if report.version else ''} at {report.url}",
-        "health": "well" if report.healthy else "not well",
+    version = f" (version {report.version})" if report.version else ""
+    message = f": {report.ref_audio_message}" if report.ref_audio_message else ""
+    voices = "none listed"
+    if report.voices is not None:
+        voices = f"{len(report.voices)}: {', '.join(report.voices) or 'none'}"
+    lines = {
+        "server": f"{report.kind}{version} at {report.url}",
+        "health": "healthy" if report.healthy else "not healthy",
         "models": ", ".join(report.models) or "none listed",
+        "voices": voices,
+        "ref_audio": report.ref_audio + message,
     }
-    if report.voices is None:
-        said["voices"] = "none listed"
-    else:
-        said["voices"] = f"{len(report.voices)}: {', '.join(report.voices) or 'none'}"
-    said["ref_audio"] = report.ref_audio + (f": {report.ref_audio_said}" if report.ref_audio_said else "")
-    for what, text in said.items():
-        _say(console, f"{what}: {text}")
+    for what, text in lines.items():
+        _print(console, f"{what}: {text}")
     for note in (*report.notes, *differences):
-        _say(console, f"note: {note}", "yellow")
+        _print(console, f"note: {note}", "yellow")
 
 
-def _say(console: Console, text: str, style: str | None = None) -> None:
-    console.print(_plain(text), style=style, markup=False, soft_wrap=True)
+def _print(console: Console, text: str, style: str | None = None) -> None:
+    console.print(_printable(text), style=style, markup=False, soft_wrap=True)
 
 
-def _plain(text: str) -> str:
-    """Names and answers from anywhere, without what a terminal would obey."""
+def _printable(text: str) -> str:
+    """Without the control characters that a terminal would obey."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -1,4 +1,4 @@
-"""What is known of a deployment before it is judged: a command, an environment, a folder, a machine."""
+"""What is known of a deployment: a command, an environment, a folder, a machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Package:
-    """An installed distribution: version, the folder that it is in, requirements, its wheel's tags."""
+    """An installed distribution: version, its folder, its requirements, its wheel's tags."""
 
     version: str
     where: str = ""
@@ -35,20 +35,20 @@ class Gpu:
 
 @dataclass(frozen=True)
 class SourceTree:
-    """A source folder of vllm-omni, and whether git there can say its version (a repository with tags)."""
+    """A source folder of vllm-omni, and whether git can tell its version (a repository with tags)."""
 
     folder: str
     has_version: bool
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What was gathered. None, or nothing in it, means that it was not seen.
+class Facts:
+    """What was gathered. None, or an empty value, means that it is not known.
 
     words: the command without the assignments before it. environment: the variables it would run under.
     packages: canonical name -> every copy that its Python would find. deploy: the stage or deploy file that
     it names, parsed; deploy_problem: why it could not be. programs: name -> path, or None if not on PATH.
-    disk_free: bytes where a download of the model would go.
+    disk_free: bytes free where a download of the model would go.
     """
 
     words: tuple[str, ...] = ()
@@ -68,21 +68,19 @@ class Scene:
 
     @property
     def serve(self) -> ServeCommand | None:
-        """The command as one that serves, or None."""
+        """The command, parsed, if it starts a server."""
         return parse_serve(self.words)
 
     def package(self, name: str) -> Package | None:
         """The copy of a package that would be imported."""
-        copies = (self.packages or {}).get(name, ())
-        return copies[0] if copies else None
+        return next(iter((self.packages or {}).get(name, ())), None)
 
     @property
     def omni(self) -> tuple[int, int] | None:
-        """vllm-omni's (major, minor): the installed one's, or the image's that the command names."""
-        found = self.package("vllm-omni")
-        if found is not None:
-            return minor(found.version)
-        serve = self.serve
+        """(major, minor) of vllm-omni: of the installed one, or of the image that the command names."""
+        installed, serve = self.package("vllm-omni"), self.serve
+        if installed is not None:
+            return minor(installed.version)
         return minor(serve.image_version) if serve and serve.image_version else None
 
 
@@ -106,7 +104,7 @@ class ServeCommand:
 
 
 def minor(version: str) -> tuple[int, int] | None:
-    """(major, minor) of a version, or None if it is none (vllm-omni's fallback is `dev`)."""
+    """(major, minor) of a version; None if it is not a version (vllm-omni falls back to `dev`)."""
     try:
         release = Version(version).release
     except InvalidVersion:
@@ -114,66 +112,61 @@ def minor(version: str) -> tuple[int, int] | None:
     return release[0], release[1] if len(release) > 1 else 0
 
 
-_SWITCHES = frozenset(
-    (
-        "omni",
-        "trust-remote-code",
-        "enforce-eager",
-        "log-stats",
-        "headless",
-        "async-chunk",
-        "skip-mm-profiling",
-    )
-)
-
-
-_ENGINES = frozenset(("docker", "podman", "nerdctl"))
+# fmt: off
+_SWITCHES = frozenset((
+    "omni", "trust-remote-code", "enforce-eager", "log-stats", "headless", "async-chunk", "skip-mm-profiling",
+))
+# fmt: on
+_CONTAINER_ENGINES = frozenset(("docker", "podman", "nerdctl"))
+_PROGRAMS = ("vllm", "vllm-omni", "vllm_omni.entrypoints.cli.main", "vllm.entrypoints.cli.main")
 
 
 def parse_serve(words: Sequence[str]) -> ServeCommand | None:
-    """The server's command in `words`, after whatever starts it (sudo, docker run, python -m), or None.
-
-    vllm takes underscores for dashes in flags, and `--flag=value` for `--flag value`.
-    """
+    """The server's command in `words`, after whatever starts it (sudo, docker run, python -m), or None."""
     names = [word.rsplit("/", 1)[-1] for word in words]
-    image = next((i for i, word in enumerate(words) if i and _is_image(word)), None)
-    if image is not None and not _ENGINES & set(names[:image]):
-        image = None
+    at = next((i for i, word in enumerate(words) if i and _is_image(word)), None)
+    if at is not None and not _CONTAINER_ENGINES & set(names[:at]):
+        at = None
+    image = None if at is None else words[at]
     start = None
     for i, name in enumerate(names):
-        if name in ("vllm", "vllm-omni", "vllm_omni.entrypoints.cli.main", "vllm.entrypoints.cli.main"):
-            start = i + 2 if names[i + 1 : i + 2] == ["serve"] else None
+        if name in _PROGRAMS and names[i + 1 : i + 2] == ["serve"]:
+            start = i + 2
         elif name == "vllm.entrypoints.openai.api_server":
             start = i + 1
         if start is not None:
             break
-    by_entrypoint = start is None and image is not None
+    by_entrypoint = start is None and at is not None
     if by_entrypoint:
-        start = int(image or 0) + 1
+        start = int(at or 0) + 1
     if start is None:
         return None
+    model, flags = _parse_flags(words[start:])
+    is_omni = image is not None and "vllm-omni" in image
+    tag = image.rsplit(":", 1)[-1].lstrip("v").split("-")[0] if image and ":" in image else None
+    return ServeCommand(
+        model or flags.get("model"), flags, image, tag if is_omni else None, by_entrypoint and is_omni
+    )
+
+
+def _parse_flags(words: Sequence[str]) -> tuple[str | None, dict[str, str | None]]:
+    """The positional argument and the flags; vllm accepts `--a_flag` for `--a-flag` and `--flag=value`."""
     flags: dict[str, str | None] = {}
     model = None
-    rest = list(words[start:])
+    rest = list(words)
     while rest:
         word = rest.pop(0)
         if not word.startswith("-"):
-            model = word if model is None else model
+            model = model or word
             continue
         name, equals, value = word.lstrip("-").partition("=")
         name = name.replace("_", "-")
         switch = name in _SWITCHES or name.startswith(("no-", "enable-", "disable-"))
-        if not equals:
-            takes = not switch and rest and not rest[0].startswith("--")
-            flags[name] = rest.pop(0) if takes else None
-        else:
+        if equals:
             flags[name] = value
-    named = words[image] if image is not None else None
-    tag = named.rsplit(":", 1)[-1].lstrip("v").split("-")[0] if named and ":" in named else None
-    of_omni = named is not None and "vllm-omni" in named
-    return ServeCommand(
-        model or flags.get("model"), flags, named, tag if of_omni else None, by_entrypoint and of_omni
-    )
+        else:
+            flags[name] = rest.pop(0) if rest and not switch and not rest[0].startswith("--") else None
+    return model, flags
 
 
 def _is_image(word: str) -> bool:

@@ -1,4 +1,4 @@
-"""Gather what the traps look at: the command, its environment, the folder, the machine."""
+"""Gather the facts that the rules judge: the command, its environment, the folder, the machine."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from revox.deploy.errors import DeployError
-from revox.deploy.facts import Gpu, Package, Scene, SourceTree, parse_serve
+from revox.deploy.facts import Facts, Gpu, Package, SourceTree, parse_serve
 
 MAX_DEPLOY_BYTES = 1 << 20
-ASKING_SECONDS = 60.0
-"""How long another Python, nvidia-smi or git may take to answer."""
+TIMEOUT = 60.0
+"""Seconds that another Python, nvidia-smi or git may take to answer."""
 
-# Run by the other environment's Python, at / so that no module of the working folder is found; only metadata
-# is read, nothing of vllm is imported.
-_PROBE = """
+# Run by the other environment's Python, in / so that no module of the working folder is imported. It reads
+# metadata only and imports nothing of vllm.
+_LIST_PACKAGES = """
 import json, sys, importlib.metadata as m
 found = {}
 for d in m.distributions():
@@ -38,27 +38,23 @@ json.dump(dict(python="%d.%d" % sys.version_info[:2], packages=found), sys.stdou
 
 
 def split_command(command: str | Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The assignments before a command and its words. A string is split as a shell would.
+    """The assignments before a command, and its words. A string is split as a shell would.
 
-    Raises:
-        DeployError: there is no command in it, or its quotes do not close.
+    Raises DeployError if there is no command in it or its quotes do not close.
     """
-    if isinstance(command, str):
-        try:
-            words = shlex.split(command.replace("\\\n", " "))
-        except ValueError as error:
-            raise DeployError(f"the command cannot be read ({error}); quote it as for a shell.") from None
-    else:
-        words = list(command)
-    given: dict[str, str] = {}
+    try:
+        words = shlex.split(command.replace("\\\n", " ")) if isinstance(command, str) else list(command)
+    except ValueError as error:
+        raise DeployError(f"the command cannot be read ({error}); quote it as for a shell.") from None
+    variables: dict[str, str] = {}
     if words[:1] == ["env"]:
         words.pop(0)
     while words and "=" in words[0] and words[0].split("=", 1)[0].isidentifier():
         name, value = words.pop(0).split("=", 1)
-        given[name] = value
+        variables[name] = value
     if not words:
-        raise DeployError("there is no command to examine; give it as one quoted text, or after --.")
-    return given, words
+        raise DeployError("there is no command to check; pass it as one quoted string, or after --.")
+    return variables, words
 
 
 def gather(
@@ -66,33 +62,32 @@ def gather(
     folder: Path | None = None,
     python: str | None = None,
     environment: Mapping[str, str] | None = None,
-) -> Scene:
-    """Look at a command (or, without one, at the environment of vllm-omni) on this machine.
+) -> Facts:
+    """The facts about a command (or, without one, about the environment of vllm-omni) on this machine.
 
-    folder: the checkpoint; else the one that the command serves. python: the interpreter of the environment;
-    else the one behind the command's program. A container's inside is not looked at.
+    folder: the checkpoint; default the one that the command serves. python: the environment's interpreter;
+    default the one of the command's program. The inside of a container is not examined.
 
-    Raises:
-        DeployError: the command, the folder or the interpreter cannot be read.
-        CheckpointError: the folder is no checkpoint.
+    Raises DeployError if the command, the folder or the interpreter cannot be read, CheckpointError if the
+    folder is not a checkpoint.
     """
-    base = dict(os.environ if environment is None else environment)
-    given, words = split_command(command) if command is not None else ({}, [])
-    base |= given
-    path = base.get("PATH")
-    names = ["vllm", "vllm-omni", "hf", "huggingface-cli"]
-    programs = {name: shutil.which(name, path=path) for name in names}
+    variables = dict(os.environ if environment is None else environment)
+    assignments, words = split_command(command) if command is not None else ({}, [])
+    variables |= assignments
+    path = variables.get("PATH")
+    programs = {n: shutil.which(n, path=path) for n in ("vllm", "vllm-omni", "hf", "huggingface-cli")}
     serve = parse_serve(words)
-    in_container = serve is not None and serve.image is not None
-    packages, version = (None, None) if in_container else _packages(words, python, programs, base)
-    deploy, problem = (None, None) if in_container else _deploy_file(serve.flags if serve else {})
-    if folder is None and serve is not None and serve.model is not None and not in_container:
-        named = Path(serve.model).expanduser()
-        folder = named if named.is_dir() else None
+    packages, version, deploy, problem = None, None, None, None
+    if serve is None or serve.image is None:
+        packages, version = _packages(words, python, programs, variables)
+        deploy, problem = _deploy_file(serve.flags if serve else {})
+        if folder is None and serve is not None and serve.model is not None:
+            named = Path(serve.model).expanduser()
+            folder = named if named.is_dir() else None
     report, other = _folder(folder)
-    return Scene(
+    return Facts(
         words=tuple(words),
-        environment=base,
+        environment=variables,
         packages=packages,
         python=version,
         deploy=deploy,
@@ -104,7 +99,7 @@ def gather(
         report=report,
         other_model_type=other,
         gpus=_gpus(path),
-        disk_free=_disk_free(base),
+        disk_free=_disk_free(variables),
     )
 
 
@@ -114,42 +109,41 @@ def _packages(
     programs: Mapping[str, str | None],
     environment: Mapping[str, str],
 ) -> tuple[dict[str, tuple[Package, ...]] | None, str | None]:
-    interpreter, path = python, environment.get("PATH")
-    if interpreter is not None and shutil.which(interpreter, path=path) is None:
-        raise DeployError(
-            f"{interpreter} is not a Python that can be run; name the environment's bin/python."
+    """The packages and the version of `python`, or of the Python of the program that the command runs."""
+    path = environment.get("PATH")
+    if python is not None:
+        found = shutil.which(python, path=path)
+        if found is None:
+            raise DeployError(f"{python} is not an executable Python; name the environment's bin/python.")
+        interpreter: str | None = os.path.abspath(found)
+    else:
+        programs_to_try = (
+            shutil.which(words[0], path=path) if words else None,
+            programs.get("vllm-omni") or programs.get("vllm"),
         )
-    if interpreter is not None:
-        interpreter = os.path.abspath(shutil.which(interpreter, path=path) or interpreter)
-    if interpreter is None and words:
-        program = shutil.which(words[0], path=path)
-        interpreter = program and _python_of(Path(program).absolute())
-    if interpreter is None:
-        program = programs.get("vllm-omni") or programs.get("vllm")
-        interpreter = program and _python_of(Path(program).absolute())
+        pythons = (_python_of(Path(program).absolute()) for program in programs_to_try if program)
+        interpreter = next(filter(None, pythons), None)
     if interpreter is None:
         return None, None
-    answer = _run([interpreter, "-c", _PROBE], environment)
     try:
-        found = json.loads(answer or "")
+        answer = json.loads(_run([interpreter, "-c", _LIST_PACKAGES], environment) or "")
         packages = {
             name: tuple(
                 Package(one["version"], one["where"], tuple(one["requires"]), tuple(one["tags"]))
                 for one in copies
             )
-            for name, copies in found["packages"].items()
+            for name, copies in answer["packages"].items()
         }
-        return packages, str(found["python"])
+        return packages, str(answer["python"])
     except (ValueError, KeyError, TypeError, AttributeError):
         if python is not None:
-            raise DeployError(
-                f"{python} did not list its packages; name the environment's bin/python."
-            ) from None
+            hint = "name the environment's bin/python"
+            raise DeployError(f"{python} did not list its packages; {hint}.") from None
         return None, None
 
 
 def _python_of(program: Path) -> str | None:
-    """The interpreter behind a program: itself, or the one that its first lines name, or its neighbour."""
+    """The interpreter of a program: itself, or the one in its first lines, or the one in its folder."""
     if program.name.startswith("python"):
         return str(program)
     try:
@@ -159,27 +153,24 @@ def _python_of(program: Path) -> str | None:
         return None
     for line in lines[:3]:
         # `#!/venv/bin/python`, or pip's form for long paths: `'''exec' "/venv/bin/python" "$0" "$@"`.
-        said = line.removeprefix("#!").removeprefix("'''exec' ").strip()
-        first = said[1:].split('"')[0] if said.startswith('"') else said.split(" ")[0]
+        text = line.removeprefix("#!").removeprefix("'''exec' ").strip()
+        first = text[1:].split('"')[0] if text.startswith('"') else text.split(" ")[0]
         if Path(first).name.startswith("python") and Path(first).is_absolute() and Path(first).is_file():
             return first
-    beside = program.parent / "python"
-    return str(beside) if beside.is_file() and lines[:1] and lines[0].startswith("#!") else None
+    sibling = program.parent / "python"
+    return str(sibling) if sibling.is_file() and lines[:1] and lines[0].startswith("#!") else None
 
 
 def _deploy_file(flags: Mapping[str, str | None]) -> tuple[dict[str, Any] | None, str | None]:
-    """The file that the command names, parsed, or why it cannot be."""
-    named = next((flags[name] for name in ("deploy-config", "stage-configs-path") if name in flags), "")
-    if named == "":
-        return None, None
-    if named is None:
-        return None, "the flag for the stage or deploy file has no value"
-    path = Path(named).expanduser()
+    """The deploy or stage file that the command names, parsed, or why it cannot be."""
     import yaml
 
+    named = next((flags[name] for name in ("deploy-config", "stage-configs-path") if name in flags), "")
+    if not named:
+        return None, None if named == "" else "the flag for the stage or deploy file has no value"
+    path = Path(named).expanduser()
     try:
-        # Opening a pipe would wait for whoever writes to it.
-        if path.exists() and not path.is_file():
+        if path.exists() and not path.is_file():  # opening a pipe would block
             return None, f"{path} is not a file"
         with open(path, "rb") as file:
             text = file.read(MAX_DEPLOY_BYTES + 1)
@@ -189,15 +180,12 @@ def _deploy_file(flags: Mapping[str, str | None]) -> tuple[dict[str, Any] | None
     except OSError as error:
         return None, f"{path} cannot be read ({error.strerror})"
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        return (
-            None,
-            f"{path} is not YAML ({str(error).splitlines()[0] if str(error) else 'nested too deeply'})",
-        )
+        return None, f"{path} is not YAML ({next(iter(str(error).splitlines()), 'nested too deeply')})"
     return (parsed, None) if isinstance(parsed, dict) else (None, f"{path} does not hold a mapping")
 
 
 def _folder(folder: Path | None) -> tuple[Any, str | None]:
-    """The folder's report, and the model_type of a config.json in it that is another than Voxtral's."""
+    """The folder's report, and the model_type of its config.json if that is another than Voxtral's."""
     if folder is None:
         return None, None
     if not folder.is_dir():
@@ -205,10 +193,9 @@ def _folder(folder: Path | None) -> tuple[Any, str | None]:
     from revox.checkpoint.inspect import inspect
     from revox.checkpoint.params import MODEL_TYPE, read_json
 
-    report = inspect(folder)
     config = folder / "config.json"
-    said = read_json(config).get("model_type") if config.is_file() else None
-    return report, None if said in (None, MODEL_TYPE) else str(said)
+    model_type = read_json(config).get("model_type") if config.is_file() else None
+    return inspect(folder), None if model_type in (None, MODEL_TYPE) else str(model_type)
 
 
 def _source(words: Sequence[str]) -> SourceTree | None:
@@ -218,12 +205,9 @@ def _source(words: Sequence[str]) -> SourceTree | None:
     for word in words[1:]:
         tree = Path(word.split("[", 1)[0]).expanduser()
         if not word.startswith("-") and tree.is_dir() and (tree / "vllm_omni").is_dir():
-            told = (
-                _run(["git", "-C", str(tree.resolve()), "describe", "--tags"])
-                if (tree / ".git").exists()
-                else None
-            )
-            return SourceTree(str(tree), bool(told and told.strip()))
+            is_repository = (tree / ".git").exists()
+            tag = _run(["git", "-C", str(tree.resolve()), "describe", "--tags"]) if is_repository else None
+            return SourceTree(str(tree), bool(tag and tag.strip()))
     return None
 
 
@@ -250,7 +234,7 @@ def read_gpus(answer: str, unified: tuple[int, int] | None) -> tuple[Gpu, ...]:
 
 
 def _unified_memory() -> tuple[int, int] | None:
-    """The machine's memory, all and available, in bytes."""
+    """The machine's total and available memory in bytes."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
@@ -261,38 +245,34 @@ def _unified_memory() -> tuple[int, int] | None:
 
 def _disk_free(environment: Mapping[str, str]) -> int | None:
     """Free bytes where the hub's downloads go (huggingface_hub's own order of variables)."""
-    home = environment.get("HF_HOME") or str(
-        Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
-    )
-    place = Path(environment.get("HF_HUB_CACHE") or home).expanduser()
-    for folder in (place, *place.parents):
-        if folder.is_dir():
-            return shutil.disk_usage(folder).free
-    return None
+    cache = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = environment.get("HF_HUB_CACHE") or environment.get("HF_HOME") or cache / "huggingface"
+    place = Path(home).expanduser()
+    existing = next((folder for folder in (place, *place.parents) if folder.is_dir()), None)
+    return None if existing is None else shutil.disk_usage(existing).free
 
 
 def _run(words: list[str], environment: Mapping[str, str] | None = None) -> str | None:
     """A program's output, or None if it fails. It runs in the root folder."""
     try:
         done = subprocess.run(
-            words, capture_output=True, text=True, timeout=ASKING_SECONDS, stdin=subprocess.DEVNULL,
-            check=False, cwd="/", env=environment,
+            words, capture_output=True, text=True, timeout=TIMEOUT, stdin=subprocess.DEVNULL, check=True,
+            cwd="/", env=environment,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
-    return done.stdout if done.returncode == 0 else None
+    return done.stdout
 
 
 def start(words: list[str], environment: Mapping[str, str]) -> None:
-    """Become the command. Does not return.
+    """Replace this process by the command. Does not return.
 
-    Raises:
-        DeployError: the program is not on PATH.
+    Raises DeployError if the program is not on PATH.
     """
     program = shutil.which(words[0])
     if program is None:
         raise DeployError(
-            f"{words[0]} is not on PATH; make an environment from the requirements.txt that was written and "
+            f"{words[0]} is not on PATH; make an environment from the requirements.txt that was written, and "
             "activate it."
         )
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""What is gathered for the traps: commands, other environments, deploy files, folders, GPUs."""
+"""What is gathered for the rules: commands, other environments, deploy files, folders, GPUs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import revox.demo
-from revox.deploy.check import gather, read_gpus, split_command, start
 from revox.deploy.errors import DeployError
-from revox.deploy.rules import check
+from revox.deploy.gather import gather, read_gpus, split_command, start
+from revox.deploy.rules import find_problems
 
 
 def distribution(site: Path, name: str, version: str, *requires: str, tag: str = "py3-none-any") -> None:
@@ -51,14 +51,14 @@ def test_the_packages_of_the_commands_own_environment_are_read(environment):
     site, programs = environment
     distribution(site, "vllm-omni", "0.30.0", "aenum==3.1.16")
     distribution(site, "vllm", "0.28.0", tag="cp38-abi3-manylinux_2_28_x86_64")
-    scene = gather("vllm-omni serve /m --omni", environment=variables(programs))
-    assert scene.omni == (0, 30)
-    assert scene.package("vllm").version == "0.28.0"
-    assert scene.package("vllm").tags == ("cp38-abi3-manylinux_2_28_x86_64",)
-    assert scene.package("vllm-omni").where == str(site)
-    assert scene.package("numpy") is None
-    assert scene.python == f"{sys.version_info[0]}.{sys.version_info[1]}"
-    found = {finding.trap for finding in check(scene)}
+    facts = gather("vllm-omni serve /m --omni", environment=variables(programs))
+    assert facts.omni == (0, 30)
+    assert facts.package("vllm").version == "0.28.0"
+    assert facts.package("vllm").tags == ("cp38-abi3-manylinux_2_28_x86_64",)
+    assert facts.package("vllm-omni").where == str(site)
+    assert facts.package("numpy") is None
+    assert facts.python == f"{sys.version_info[0]}.{sys.version_info[1]}"
+    found = {finding.rule for finding in find_problems(facts)}
     assert {"version-pair", "requirements"} <= found
 
 
@@ -69,9 +69,9 @@ def test_a_second_vllm_that_python_would_find_is_seen(environment, tmp_path):
     distribution(site, "vllm", "0.30.0")
     distribution(other, "vllm", "0.9.0")
     (programs / "python").write_text((programs / "python").read_text().replace(str(site), f"{site}:{other}"))
-    scene = gather(None, environment=variables(programs))
-    assert [package.version for package in scene.packages["vllm"]] == ["0.30.0", "0.9.0"]
-    assert "shared-environment" in {finding.trap for finding in check(scene)}
+    facts = gather(None, environment=variables(programs))
+    assert [package.version for package in facts.packages["vllm"]] == ["0.30.0", "0.9.0"]
+    assert "shared-environment" in {finding.rule for finding in find_problems(facts)}
 
 
 def test_pips_script_for_long_paths_leads_to_its_python(environment):
@@ -95,8 +95,8 @@ def test_modules_of_the_working_folder_are_not_run(environment, tmp_path, monkey
 def test_an_environment_that_cannot_be_asked_is_not_judged(environment, tmp_path):
     _, programs = environment
     (programs / "python").write_text("#!/bin/sh\necho nonsense\n")
-    scene = gather("vllm-omni serve /m --omni --tokenizer-mode mistral", environment=variables(programs))
-    assert scene.packages is None
+    facts = gather("vllm-omni serve /m --omni --tokenizer-mode mistral", environment=variables(programs))
+    assert facts.packages is None
     empty = {"PATH": str(tmp_path), "HOME": "/nonexistent"}
     assert gather("vllm-omni serve /m --omni", environment=empty).packages is None
     for wrong in ("/no/such/python", str(programs / "python"), "/bin/true"):
@@ -107,7 +107,7 @@ def test_an_environment_that_cannot_be_asked_is_not_judged(environment, tmp_path
 def test_an_environment_that_does_not_answer_is_given_up(environment, monkeypatch):
     _, programs = environment
     (programs / "python").write_text("#!/bin/sh\nexec sleep 20\n")
-    monkeypatch.setattr("revox.deploy.check.ASKING_SECONDS", 0.2)
+    monkeypatch.setattr("revox.deploy.gather.TIMEOUT", 0.2)
     begun = time.monotonic()
     assert gather("vllm-omni serve /m --omni", environment=variables(programs)).packages is None
     assert time.monotonic() - begun < 15
@@ -117,8 +117,8 @@ def test_inside_a_container_nothing_of_this_machines_environment_counts(environm
     site, programs = environment
     distribution(site, "vllm-omni", "0.18.0")
     command = "docker run vllm/vllm-omni:v0.30.0 vllm serve /model --omni --deploy-config /no/such.yaml"
-    scene = gather(command, environment=variables(programs))
-    assert (scene.packages, scene.deploy_problem, scene.omni) == (None, None, (0, 30))
+    facts = gather(command, environment=variables(programs))
+    assert (facts.packages, facts.deploy_problem, facts.omni) == (None, None, (0, 30))
 
 
 @pytest.mark.parametrize(
@@ -137,28 +137,28 @@ def test_deploy_files_that_cannot_be_read_are_said(tmp_path, text, said):
     path = tmp_path / "deploy it.yaml"
     if text is not None:
         path.write_text(text)
-    scene = gather(
+    facts = gather(
         ["vllm-omni", "serve", "/m", "--omni", "--deploy-config", str(path)], environment={"PATH": ""}
     )
-    assert said in scene.deploy_problem
-    assert "stage-config" in {finding.trap for finding in check(scene)}
+    assert said in facts.deploy_problem
+    assert "stage-config" in {finding.rule for finding in find_problems(facts)}
     assert not Path("owned").exists()
 
 
 def test_a_pipe_in_place_of_a_deploy_file_is_not_waited_for(tmp_path, monkeypatch):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    opened = "revox.deploy.check.open"
+    opened = "revox.deploy.gather.open"
     monkeypatch.setattr(opened, lambda *_: pytest.fail("it would wait"), raising=False)
-    scene = gather(f"vllm serve /m --deploy-config={pipe}", environment={"PATH": ""})
-    assert scene.deploy_problem == f"{pipe} is not a file"
+    facts = gather(f"vllm serve /m --deploy-config={pipe}", environment={"PATH": ""})
+    assert facts.deploy_problem == f"{pipe} is not a file"
 
 
 def test_a_deploy_file_is_read_and_a_missing_value_is_said(tmp_path):
     path = tmp_path / "d.yaml"
     path.write_text("stages:\n  - stage_id: 0\n")
-    scene = gather(f"vllm serve /m --deploy-config={path}", environment={"PATH": ""})
-    assert scene.deploy == {"stages": [{"stage_id": 0}]}
+    facts = gather(f"vllm serve /m --deploy-config={path}", environment={"PATH": ""})
+    assert facts.deploy == {"stages": [{"stage_id": 0}]}
     assert "no value" in gather("vllm serve /m --deploy-config", environment={"PATH": ""}).deploy_problem
 
 
@@ -167,11 +167,11 @@ def test_the_folder_that_is_served_is_inspected(tmp_path):
     shutil.copytree(revox.demo.checkpoint_folder(), folder)
     (folder / "voice_embedding" / "ar_male.pt").unlink()
     (folder / "config.json").write_text('{"model_type": "mistral"}')
-    scene = gather(["vllm-omni", "serve", str(folder), "--omni"], environment={"PATH": ""})
-    assert scene.folder == folder
-    assert scene.other_model_type == "mistral"
-    seen = {finding.trap: finding.seen for finding in check(scene)}
-    assert "ar_male" in seen["voices"]
+    facts = gather(["vllm-omni", "serve", str(folder), "--omni"], environment={"PATH": ""})
+    assert facts.folder == folder
+    assert facts.other_model_type == "mistral"
+    found = {finding.rule: finding.message for finding in find_problems(facts)}
+    assert "ar_male" in found["voices"]
 
 
 def test_a_folder_that_is_not_there_is_a_sentence(tmp_path):
@@ -179,8 +179,8 @@ def test_a_folder_that_is_not_there_is_a_sentence(tmp_path):
         gather(None, folder=tmp_path / "none", environment={"PATH": ""})
 
 
-@pytest.mark.parametrize(("tags", "trapped"), [(True, False), (False, True)])
-def test_a_source_without_tags_has_no_version(tmp_path, tags, trapped):
+@pytest.mark.parametrize(("tags", "broken"), [(True, False), (False, True)])
+def test_a_source_without_tags_has_no_version(tmp_path, tags, broken):
     tree = tmp_path / "vllm omni"
     (tree / "vllm_omni").mkdir(parents=True)
 
@@ -202,11 +202,11 @@ def test_a_source_without_tags_has_no_version(tmp_path, tags, trapped):
     if tags:
         git("tag", "v0.30.0")
     for command in (["pip", "install", "-e", str(tree)], ["docker", "build", str(tree)]):
-        found = check(gather(command, environment={"PATH": os.environ["PATH"]}))
-        assert ("dev-version" in {finding.trap for finding in found}) is trapped
+        found = find_problems(gather(command, environment={"PATH": os.environ["PATH"]}))
+        assert ("dev-version" in {finding.rule for finding in found}) is broken
     told = f"SETUPTOOLS_SCM_PRETEND_VERSION=0.30.0 uv pip install '{tree}[dev]'"
     assert "dev-version" not in {
-        f.trap for f in check(gather(told, environment={"PATH": os.environ["PATH"]}))
+        f.rule for f in find_problems(gather(told, environment={"PATH": os.environ["PATH"]}))
     }
 
 
@@ -232,11 +232,11 @@ def test_nvidia_smis_memory_is_read_and_unified_memory_is_the_machines():
 
 
 def test_what_the_machine_is_is_what_python_says(tmp_path):
-    scene = gather(
+    facts = gather(
         "vllm-omni serve a/b --omni", environment={"PATH": "", "HF_HOME": str(tmp_path / "not" / "there")}
     )
-    assert scene.machine == platform.machine().lower()
-    assert scene.disk_free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.05)
+    assert facts.machine == platform.machine().lower()
+    assert facts.disk_free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.05)
 
 
 def test_a_program_that_is_not_there_cannot_be_started(monkeypatch, tmp_path):
