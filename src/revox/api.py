@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from revox.checkpoint.load import WEIGHTS, load_model
+from revox.checkpoint.load import load_model
 from revox.checkpoint.locate import locate
 from revox.checkpoint.voices import Voice, list_voices, load_voice
 from revox.model.voxtral import Voxtral
@@ -75,8 +75,8 @@ def default_dtype(folder: Path, device: torch.device) -> torch.dtype:
     float32 is the exact arithmetic, and quicker where a processor has no bf16 instructions; but at full size
     it would take 16 GB of memory instead of 8 and read twice as much of it for every frame.
     """
-    weights = folder / WEIGHTS
-    small = weights.is_file() and weights.stat().st_size < SMALL_MODEL_BYTES
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    small = 0 < weights < SMALL_MODEL_BYTES
     return torch.float32 if small and device.type != "cuda" else torch.bfloat16
 
 

@@ -270,7 +270,7 @@ BROKEN = {
         "ar_male.pt",
         "is missing, but params.json and tekken",
     ),
-    "truncated weights": (_truncate(WEIGHTS), WEIGHTS, "is truncated at tensor"),
+    "truncated weights": (_truncate(WEIGHTS), WEIGHTS, "is truncated, damaged or not a safetensors file"),
     "truncated voice": (_truncate("voice_embedding/ar_male.pt"), "ar_male.pt", "truncated; copy or download"),
     "truncated params": (_truncate("params.json"), "params.json", "not valid JSON"),
     "truncated tokenizer": (_truncate("tekken.json"), "tekken.json", "not valid JSON"),

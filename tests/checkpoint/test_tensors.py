@@ -172,14 +172,6 @@ def test_a_truncated_file_is_refused(tmp_path: Path, tensors: dict[str, torch.Te
     assert "download it again" in str(error.value)
 
 
-def test_a_truncated_file_is_told_by_the_tensor_where_it_stops(tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
-    save_file({"a": torch.zeros(10), "b": torch.zeros(10)}, path)
-    os.truncate(path, path.stat().st_size - 1)
-    with pytest.raises(CheckpointError, match="truncated at tensor b"):
-        read_header(path)
-
-
 def test_a_file_longer_than_its_header_promises_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file({"a": torch.zeros(10)}, path)
@@ -272,8 +264,8 @@ def test_a_stream_takes_bytes_arrays_strided_tensors_and_blocks(tmp_path: Path) 
     assert seen[-1] == (4 * 48 + 4, 4 * 48 + 4)
 
 
-@pytest.mark.parametrize("provider", [b"123", b"12345", np.zeros(1, np.int32), [b"12", b"345"]])
-def test_a_stream_of_the_wrong_size_or_type_leaves_the_old_file(tmp_path: Path, provider: Any) -> None:
+@pytest.mark.parametrize("provider", [b"123", b"12345", np.zeros(1, np.int64), [b"12", b"345"]])
+def test_a_stream_of_the_wrong_size_leaves_the_old_file(tmp_path: Path, provider: Any) -> None:
     path = tmp_path / "b.safetensors"
     path.write_bytes(b"old")
     with pytest.raises(ValueError, match="tensor a"):

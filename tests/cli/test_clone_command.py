@@ -17,7 +17,7 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from revox.checkpoint.errors import VoiceError
-from revox.checkpoint.inject import eject, inject
+from revox.checkpoint.inject import InjectionOptions, eject, inject
 from revox.checkpoint.inspect import inspect
 from revox.checkpoint.voices import Voice, list_voices, load_voice
 from revox.cli import clone_command, voice_command
@@ -279,7 +279,7 @@ LAB_ENCODER = Path(__file__).parents[2] / "lab" / "reference-encoder" / "encoder
 
 def test_an_injected_encoder_is_used_at_once_and_an_ejected_one_is_not(tmp_path: Path):
     folder = tmp_path / "lab"
-    inject(checkpoint_folder(), LAB_ENCODER, folder)
+    inject(checkpoint_folder(), LAB_ENCODER, InjectionOptions(out=folder))
     speech = checkpoint_folder().parent / "examples" / "1034-121119-0000.flac"
     named = (speech, "--checkpoint", folder, "--consent", "the reader, under CC BY", "--name")
     assert clone(*named, "quick").exit_code == 0
@@ -292,7 +292,7 @@ def test_an_injected_encoder_is_used_at_once_and_an_ejected_one_is_not(tmp_path:
     assert scores[kept]["total"] <= scores["encoder"]["total"]
     refused = clone(*named, "other", "--budget", 5)
     assert isinstance(refused.exception, CodingError)
-    eject(folder, None)
+    eject(folder)
     assert inspect(folder).encoder == "absent"
     refused = clone(*named, "other", "--refine", 2)
     assert isinstance(refused.exception, CodingError)

@@ -42,47 +42,50 @@ def revox(monkeypatch, *arguments: object) -> None:
             raise
 
 
+ENCODER = "consolidated.encoder.safetensors"
+
+
 def sha(folder: Path) -> str:
     return hashlib.sha256((folder / "consolidated.safetensors").read_bytes()).hexdigest()
 
 
-def test_in_and_out_again_ends_with_the_same_bytes_and_says_so(folder, encoder, monkeypatch, capsys):
+def test_in_and_out_again_leaves_the_weights_as_they_were(folder, encoder, monkeypatch, capsys):
     before = sha(folder)
-    revox(monkeypatch, "inject", "-c", folder, "--encoder", encoder.parent, "--in-place", "--dry-run")
+    revox(monkeypatch, "inject", "-c", folder, "--encoder", encoder.parent, "--dry-run")
     said = capsys.readouterr().out
-    assert "114 tensors of the encoder would be added" in said
+    assert "114 tensors of the encoder would be added in consolidated.encoder.safetensors" in said
     assert "nothing was written" in said
-    assert sha(folder) == before
-    revox(monkeypatch, "inject", "-c", folder, "--encoder", encoder.parent, "--in-place")
+    assert not (folder / ENCODER).exists()
+    revox(monkeypatch, "inject", "-c", folder, "--encoder", encoder.parent)
     said = capsys.readouterr().out
     assert "114 tensors of the encoder added" in said
-    assert "MODEL_CARD.md tells what it is" in said
+    assert sha(folder) == before
     revox(monkeypatch, "inspect", folder)
     assert "revox injected this encoder" in capsys.readouterr().out
-    revox(monkeypatch, "inject", "-c", folder, "--eject", "--in-place")
-    assert "byte for byte" in capsys.readouterr().out
+    revox(monkeypatch, "inject", "-c", folder, "--eject")
+    assert "114 tensors of an encoder taken out" in capsys.readouterr().out
+    assert not (folder / ENCODER).exists()
     assert sha(folder) == before
+
+
+def test_in_place_still_works_and_says_that_it_is_the_default(folder, encoder, monkeypatch, capsys):
+    revox(monkeypatch, "inject", "-c", folder, "--encoder", encoder, "--in-place")
+    assert "--in-place is the default" in capsys.readouterr().err
+    assert (folder / ENCODER).exists()
 
 
 def test_an_encoder_exported_from_one_folder_goes_into_another(
     folder, encoder, tmp_path, monkeypatch, capsys
 ):
-    revox(monkeypatch, "inject", "-c", folder, "--encoder", encoder, "--out", tmp_path / "one")
-    revox(monkeypatch, "encoder", "export", "-c", tmp_path / "one", "-o", tmp_path / "shared.safetensors")
+    one, two, shared = tmp_path / "one", tmp_path / "two", tmp_path / "shared.safetensors"
+    revox(monkeypatch, "inject", "-c", folder, "--encoder", encoder, "--out", one, "--merge")
+    revox(monkeypatch, "encoder", "export", "-c", one, "-o", shared)
     assert (tmp_path / "shared.md").read_text().count("CC BY-NC 4.0") >= 1
-    revox(
-        monkeypatch,
-        "inject",
-        "-c",
-        folder,
-        "--encoder",
-        tmp_path / "shared.safetensors",
-        "-o",
-        tmp_path / "two",
-    )
-    one, two = (load_file(tmp_path / name / "consolidated.safetensors") for name in ("one", "two"))
-    assert set(one) == set(two)
-    assert all((one[name] == two[name]).all() for name in one)
+    revox(monkeypatch, "inject", "-c", folder, "--encoder", shared, "-o", two)
+    merged = load_file(one / "consolidated.safetensors")
+    parts = load_file(two / "consolidated.safetensors") | load_file(two / ENCODER)
+    assert set(merged) == set(parts)
+    assert all((merged[name] == parts[name]).all() for name in merged)
     assert "it was trained against this checkpoint's decoder" in capsys.readouterr().out
 
 
@@ -101,14 +104,14 @@ def test_push_hands_the_file_to_the_hub_and_prints_where_it_is(monkeypatch, caps
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("inject", "-c", "{folder}", "--in-place"), "--encoder RUN-or-FILE"),
-        (("inject", "-c", "{folder}", "--encoder", "{encoder}", "--eject", "--in-place"), "either --encoder"),
-        (("inject", "-c", "{folder}", "--encoder", "{encoder}"), "either --out FOLDER"),
+        (("inject", "-c", "{folder}"), "--encoder RUN-or-FILE"),
+        (("inject", "-c", "{folder}", "--encoder", "{encoder}", "--eject"), "either --encoder"),
+        (("inject", "-c", "{folder}", "--encoder", "{encoder}", "--merge"), "say --merge --out FOLDER"),
         (("inject", "-c", "{folder}", "--encoder", "{encoder}", "--in-place", "-o", "x"), "either --out"),
-        (("inject", "-c", "{folder}", "--eject", "--in-place", "--replace"), "are for adding an encoder"),
-        (("inject", "-c", "{folder}", "--eject", "--in-place"), "nothing to take out"),
-        (("inject", "-c", "{folder}", "--encoder", "{folder}", "--in-place"), "holds no encoder.safetensors"),
-        (("inject", "-c", "{folder}/nowhere", "--encoder", "{encoder}", "--in-place"), "nowhere"),
+        (("inject", "-c", "{folder}", "--eject", "--replace"), "are for adding an encoder"),
+        (("inject", "-c", "{folder}", "--eject"), "nothing to take out"),
+        (("inject", "-c", "{folder}", "--encoder", "{folder}"), "holds no encoder.safetensors"),
+        (("inject", "-c", "{folder}/nowhere", "--encoder", "{encoder}"), "nowhere"),
         (("encoder", "export", "-o", "x.safetensors"), "name a checkpoint with an encoder, or a run"),
         (("encoder", "export", "-c", "{folder}", "-o", "x.safetensors"), "no codec encoder to export"),
         (("encoder", "export", "-c", "{folder}", "-o", "x.pt"), "should end in .safetensors"),

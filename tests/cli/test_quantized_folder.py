@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from revox.lab import checkpoint_folder
 from safetensors.torch import load_file, save_file
 
 from revox.checkpoint.inspect import inspect
 from revox.cli import main
+from revox.demo import checkpoint_folder
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
 

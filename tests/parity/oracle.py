@@ -18,7 +18,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -42,7 +42,15 @@ _PLAIN_PACKAGES = (
     "vllm_omni.transformers_utils.configs",
     "vllm_omni.transformers_utils.parsers",
 )
-_STUBBED = ("vllm", "vllm_omni.platforms", "vllm_omni.quantization")
+_STUBBED = (
+    "vllm",
+    "vllm_omni.data_entry_keys",
+    "vllm_omni.model_executor.custom_process_mixin",
+    "vllm_omni.model_executor.models.output_templates",
+    "vllm_omni.platforms",
+    "vllm_omni.quantization",
+    "vllm_omni.transformers_utils.repo_utils",
+)
 
 
 class OracleMissingError(Exception):
@@ -51,8 +59,9 @@ class OracleMissingError(Exception):
 
 @dataclass(frozen=True)
 class Oracle:
-    """The three published modules."""
+    """The four published modules."""
 
+    model: ModuleType
     tokenizer: ModuleType
     generation: ModuleType
     parser: ModuleType
@@ -70,6 +79,15 @@ class Oracle:
         with _default_dtype(dtype):
             module = self.tokenizer.VoxtralTTSAudioTokenizer(vllm_config=vllm_config)
         return module.eval().requires_grad_(False)
+
+    def load_weights(self, tokenizer: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """The serving model's own `load_weights`, in the stage that has the audio tokenizer alone."""
+        stage = SimpleNamespace(
+            audio_tokenizer=tokenizer,
+            audio_generation=None,
+            _enable_acoustic_transformer_cudagraph=lambda: None,
+        )
+        return self.model.VoxtralTTSForConditionalGeneration.load_weights(stage, weights)
 
     def acoustic_transformer(self, params: dict[str, Any], dtype: torch.dtype = torch.float32) -> nn.Module:
         """FlowMatchingAudioTransformer with its own initial weights, built under `dtype` as serving does."""
@@ -94,6 +112,7 @@ def load_oracle() -> Oracle:
     try:
         with _imports_stubbed():
             return Oracle(
+                model=importlib.import_module(f"{_MODELS}.voxtral_tts"),
                 tokenizer=importlib.import_module(f"{_MODELS}.voxtral_tts_audio_tokenizer"),
                 generation=importlib.import_module(f"{_MODELS}.voxtral_tts_audio_generation"),
                 parser=importlib.import_module("vllm_omni.transformers_utils.parsers.voxtral_tts"),

@@ -1,29 +1,39 @@
-"""A codec encoder in a file of its own, and merged weights of an adaptation: read and checked before use.
+"""A codec encoder in a file of its own, and the merged weights of an adaptation: read and checked before use.
 
 An encoder file is a safetensors file of the encoder's tensors (114 at the release's structure), under their
 names in the checkpoint or without `audio_tokenizer.`, in float32, float16 or bf16. What is known of it is
 JSON in the header's metadata under the key `revox`: any keys, of which these are understood: `revox_run`,
-`data`, `steps` (told in the model card) and `decoder_sha256` (what the function of that name gives for the
+`data`, `steps` (shown in the model card) and `decoder_sha256` (what the function of that name gives for the
 checkpoint that the encoder was trained against).
 
-Nothing here imports torch, and memory stays at one tensor of the encoder.
+Importing this does not import torch; reading an encoder does, and takes memory for one in bf16 (300 MB).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.params import read_params
-from revox.checkpoint.release import ENCODER_PREFIXES, TensorSpec, component_of, expected_tensors
-from revox.checkpoint.tensors import FLOAT_DTYPES, WEIGHTS, TensorHeader, read_header, read_metadata
+from revox.checkpoint.release import ENCODER_PREFIXES, TensorSpec, expected_tensors
+from revox.checkpoint.tensors import (
+    FLOAT_DTYPES,
+    TensorHeader,
+    folder_tensors,
+    open_tensors,
+    open_weights,
+    read_header,
+    read_metadata,
+    tensor_sha256,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ENCODER_FILE = "encoder.safetensors"
 """The encoder's name in a training run's folder, and in a repository on the hub."""
@@ -35,35 +45,27 @@ DECODER = ("codec_decoder", "quantizer")
 """The components that an encoder is trained against: it serves no other."""
 
 _PREFIX = "audio_tokenizer."
-_BLOCK = 1 << 23  # bytes read at once
+_DIVERGED = "the run diverged: take an earlier state"
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """A tensor of another file as it goes into the weights: where it lies, its type there, its hash there.
-
-    `name` and `dtype` are those in the weights; `sha256` is of the bytes that `blocks()` gives.
-    """
-
-    name: str
-    lies: TensorHeader
-    dtype: str
-    sha256: str
-
-    def blocks(self) -> Iterator[memoryview]:
-        """The bytes as they go into the weights, in blocks."""
-        for block in _values(self.lies):
-            yield _cast(block, self.lies.dtype, self.dtype)
-
-
-@dataclass(frozen=True)
-class EncoderFile:
-    """A checked encoder: its tensors by their names in the checkpoint, what is known of it, one hash."""
+class Encoder:
+    """A checked encoder: tensors in bf16 by their names in the checkpoint, its record, one hash of all."""
 
     path: Path
-    tensors: dict[str, StoredTensor]
+    tensors: dict[str, Tensor]
     record: dict[str, Any]
     sha256: str
+
+    @property
+    def parameters(self) -> int:
+        """Number of elements."""
+        return sum(tensor.numel() for tensor in self.tensors.values())
+
+
+def encoder_specs(expected: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """Those of `expected_tensors` that are the encoder's."""
+    return {name: spec for name, spec in expected.items() if spec.component == "codec_encoder"}
 
 
 def find_encoder(path: str | Path) -> Path:
@@ -85,85 +87,75 @@ def find_encoder(path: str | Path) -> Path:
     return path
 
 
-def encoder_specs(expected: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
-    """Those of `expected_tensors` that are the encoder's."""
-    return {name: spec for name, spec in expected.items() if spec.component == "codec_encoder"}
-
-
 def read_encoder(
-    path: str | Path,
-    expected: Mapping[str, TensorSpec],
-    sizes_known: bool = True,
-    progress: Callable[[int, int], None] | None = None,
-) -> EncoderFile:
-    """Read an encoder (a file, or a run's folder) through once and check all of it.
+    path: str | Path, expected: Mapping[str, TensorSpec], *, sizes_known: bool = True, inside: bool = False
+) -> Encoder:
+    """Read an encoder and check all of it.
 
     Args:
         path: as for `find_encoder`.
         expected: `expected_tensors` of the checkpoint that it is for.
         sizes_known: False when there is no such checkpoint: names are compared, shapes only with each other.
-        progress: called with (bytes read, bytes in all).
+        inside: the file holds other tensors of the checkpoint too, which are passed over.
 
     Raises:
-        CheckpointError: damaged, tensors missing or unknown, another codec's sizes, a type that is no float,
-            a value that is not finite (in bf16 neither), or a direction of weight norm that is all zero.
+        CheckpointError: damaged, tensors missing or unknown, another codec's sizes, a type that is not
+            floating point, a value that is not finite (in bf16 either), or an all-zero direction of weight
+            norm.
     """
-    path = find_encoder(path)
-    return check_encoder(path, _named(path, read_header(path)), expected, sizes_known, progress)
-
-
-def check_encoder(
-    path: Path,
-    found: Mapping[str, TensorHeader],
-    expected: Mapping[str, TensorSpec],
-    sizes_known: bool = True,
-    progress: Callable[[int, int], None] | None = None,
-) -> EncoderFile:
-    """As `read_encoder`, of tensors that are in `path` under the checkpoint's names."""
-    wanted = encoder_specs(expected)
-    _check_names(path, found, wanted)
-    for name, lies in found.items():
-        if sizes_known and lies.shape != wanted[name].shape:
+    path, wanted = find_encoder(path), encoder_specs(expected)
+    found: dict[str, TensorHeader] = {}
+    in_file: dict[str, str] = {}
+    for name, entry in read_header(path).items():
+        full = name if name.startswith(_PREFIX) or inside else _PREFIX + name
+        if full in found:
             raise CheckpointError(
-                f"{path} is the encoder of a codec of other sizes: {name} is {list(lies.shape)}, and "
+                f"{path} holds {full} twice, with and without {_PREFIX!r}; leave one of them out."
+            )
+        if full in wanted or not inside:
+            found[full], in_file[full] = entry, name
+    _check_names(path, found, wanted)
+    for name, entry in found.items():
+        if sizes_known and entry.shape != wanted[name].shape:
+            raise CheckpointError(
+                f"{path} is the encoder of a codec of other sizes: {name} is {list(entry.shape)}, and "
                 f"params.json asks for {list(wanted[name].shape)}; train one for this checkpoint."
             )
-        if lies.dtype not in FLOAT_DTYPES:
+        gain = found[f"{name[:-1]}0"] if name.endswith(".original1") else None
+        if gain is not None and (len(entry.shape) != 3 or gain.shape != (entry.shape[0], 1, 1)):
             raise CheckpointError(
-                f"{path}: tensor {name} is {lies.dtype}, where F32, F16 or BF16 was expected; save it again."
+                f"{path}: the weight-norm pair of {name} does not fit: gain {list(gain.shape)}, direction "
+                f"{list(entry.shape)}; the gain should be one for each of the first."
             )
-    _check_pairs(path, found)
-    tensors, done, total = {}, 0, sum(lies.end - lies.start for lies in found.values())
-    for name in wanted:
-        tensors[name] = _checked(path, name, found[name], "BF16")
-        if name.endswith(".original1"):
-            _check_direction(path, tensors[name])
-        done += found[name].end - found[name].start
-        if progress is not None:
-            progress(done, total)
-    return EncoderFile(path, tensors, read_record(path), sha256_of(tensors.values()))
+    with open_tensors(path) as file:
+        tensors = {name: _in_bf16(path, name, found[name], file.get_tensor(in_file[name])) for name in wanted}
+    for name, tensor in tensors.items():
+        if name.endswith(".original1") and not bool(tensor.flatten(1).any(1).all()):
+            channel = int(tensor.flatten(1).any(1).int().argmin())
+            raise CheckpointError(
+                f"{path}: {name} is all zero in channel {channel}, so weight norm divides by zero there; "
+                "the encoder is damaged: take an earlier state of the run."
+            )
+    lines = [(name, "BF16", list(tensor.shape), _sha256(tensor)) for name, tensor in tensors.items()]
+    return Encoder(path, tensors, read_record(path), _sha256_of(lines))
 
 
-def read_adaptation(
-    path: str | Path, expected: Mapping[str, TensorSpec], present: Mapping[str, TensorHeader]
-) -> dict[str, StoredTensor]:
-    """Merged weights that take the place of the checkpoint's, by their names there, checked.
+def check_adaptation(path: str | Path, expected: Mapping[str, TensorSpec]) -> dict[str, TensorHeader]:
+    """The header of merged weights that may take the place of the checkpoint's, by their names there.
 
     Args:
         path: a safetensors file of whole tensors under the checkpoint's names.
         expected: `expected_tensors` of the checkpoint.
-        present: the checkpoint's tensors, whose types are kept.
 
     Raises:
         CheckpointError: damaged, empty, LoRA factors that were not merged, an unknown name, a tensor of the
             codec (an encoder is trained against the decoder as it is), another shape, values not finite.
     """
     path = Path(path).expanduser()
-    tensors = {}
     found = read_header(path)
     if not found:
         raise CheckpointError(f"{path} holds no tensors; name the file with the merged weights.")
-    for name, lies in found.items():
+    for name, entry in found.items():
         if "lora_" in name:
             raise CheckpointError(
                 f"{path} holds LoRA factors ({name}), not weights; merge them and name that file."
@@ -172,21 +164,19 @@ def read_adaptation(
             raise CheckpointError(
                 f"{path}: the checkpoint has no tensor {name}; save it under its name there."
             )
-        if (component_of(name) or "").startswith("codec_") or component_of(name) == "quantizer":
+        if expected[name].component in (*DECODER, "codec_encoder"):
             raise CheckpointError(
-                f"{path} would change {name}: the codec is what the encoder is for; leave it out."
+                f"{path} would change {name}: the encoder is trained for the codec as it is; leave it out."
             )
-        if lies.shape != expected[name].shape:
+        if entry.shape != expected[name].shape:
             raise CheckpointError(
-                f"{path}: {name} is {list(lies.shape)}, and params.json asks for "
+                f"{path}: {name} is {list(entry.shape)}, and params.json asks for "
                 f"{list(expected[name].shape)}; take the adaptation of this checkpoint."
             )
-        if lies.dtype not in FLOAT_DTYPES:
-            raise CheckpointError(
-                f"{path}: tensor {name} is {lies.dtype}, where F32, F16 or BF16 was expected; save it again."
-            )
-        tensors[name] = _checked(path, name, lies, present[name].dtype)
-    return tensors
+    with open_weights(found) as get:
+        for name, entry in found.items():
+            _in_bf16(path, name, entry, get(name))
+    return found
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
@@ -210,169 +200,80 @@ def decoder_sha256(folder: str | Path) -> str:
     A run writes it into its encoder's record under `decoder_sha256`; injection compares.
     Raises CheckpointError when the weights lack one of those tensors.
     """
-    folder = Path(folder)
-    expected = expected_tensors(read_params(folder).voxtral_config())
-    return decoder_sha256_of(read_header(folder / WEIGHTS), expected)
+    return decoder_sha256_of(folder_tensors(folder), expected_tensors(read_params(folder).voxtral_config()))
 
 
 def decoder_sha256_of(tensors: Mapping[str, TensorHeader], expected: Mapping[str, TensorSpec]) -> str:
     """`decoder_sha256` where the headers have been read already."""
-    found = []
+    lines = []
     for name, spec in expected.items():
         if spec.component in DECODER:
             if name not in tensors:
                 raise CheckpointError(
                     f"the weights lack {name}, a tensor of the codec's decoder; copy them again."
                 )
-            lies = tensors[name]
-            found.append(StoredTensor(name, lies, lies.dtype, sha256_in_file(lies)))
-    return sha256_of(found)
+            entry = tensors[name]
+            lines.append((name, entry.dtype, list(entry.shape), tensor_sha256(entry)))
+    return _sha256_of(lines)
 
 
-def sha256_of(tensors: Iterable[StoredTensor]) -> str:
+def _sha256_of(tensors: Iterable[tuple[str, str, list[int], str]]) -> str:
     """One hash of many tensors: SHA-256 of the lines `name dtype shape sha256`, in the order of the names."""
-    lines = (
-        f"{t.name} {t.dtype} {list(t.lies.shape)} {t.sha256}\n" for t in sorted(tensors, key=lambda t: t.name)
-    )
+    lines = (f"{name} {dtype} {shape} {sha256}\n" for name, dtype, shape, sha256 in sorted(tensors))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def sha256_in_file(lies: TensorHeader) -> str:
-    """SHA-256 of a tensor's bytes as they are in its file."""
-    digest = hashlib.sha256()
-    for block in _bytes(lies):
-        digest.update(block)
-    return digest.hexdigest()
+def _sha256(tensor: Tensor) -> str:
+    import torch
+
+    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
-def _named(path: Path, tensors: dict[str, TensorHeader]) -> dict[str, TensorHeader]:
-    """The tensors under the checkpoint's names, which may lack the prefix in the file."""
-    found: dict[str, TensorHeader] = {}
-    for name, lies in tensors.items():
-        full = name if name.startswith(_PREFIX) else _PREFIX + name
-        if full in found:
-            raise CheckpointError(
-                f"{path} holds {full} twice, with and without {_PREFIX!r}; leave one of them out."
-            )
-        found[full] = lies
-    return found
+def _in_bf16(path: Path, name: str, entry: TensorHeader, tensor: Tensor) -> Tensor:
+    """The tensor in bf16, all of its values finite in its own type and in bf16."""
+    import torch
+
+    if entry.dtype not in FLOAT_DTYPES:
+        raise CheckpointError(
+            f"{path}: tensor {name} is {entry.dtype}, where F32, F16 or BF16 was expected; save it again."
+        )
+    if not bool(tensor.isfinite().all()):
+        raise CheckpointError(f"{path}: {name} holds values that are not finite; {_DIVERGED}.")
+    stored = tensor.to(torch.bfloat16).contiguous()
+    if not bool(stored.isfinite().all()):
+        raise CheckpointError(f"{path}: {name} holds values too large for BF16; {_DIVERGED}.")
+    return stored
 
 
 def _check_names(path: Path, found: Mapping[str, TensorHeader], wanted: Mapping[str, TensorSpec]) -> None:
     unknown = [name for name in found if name not in wanted]
     missing = [name for name in wanted if name not in found]
-    plain = [name for name in missing if name.rsplit(".parametrizations", 1)[0] + ".weight" in found]
-    if plain or any(name.endswith(("weight_g", "weight_v")) for name in unknown):
-        first = plain[0] if plain else missing[0]
-        raise CheckpointError(
-            f"{path} stores convolutions without their weight-norm pairs (no {first}); save the encoder with "
-            "parametrizations.weight.original0 and original1."
+    if not unknown and not missing:
+        return
+    foreign = [name for name in unknown if not name.startswith(ENCODER_PREFIXES)]
+    ours = [name for name in unknown if name not in foreign]
+    if missing and any(name.endswith(("conv.weight", "weight_g", "weight_v")) for name in ours):
+        why = (
+            f"stores convolutions without their weight-norm pairs ({unknown[0]}); save the encoder with "
+            "parametrizations.weight.original0 and original1"
         )
-    strange = [name for name in unknown if not name.startswith(ENCODER_PREFIXES)]
-    if strange and not missing:
-        raise CheckpointError(
-            f"{path} holds more than an encoder ({strange[0]}); write the encoder alone with "
-            "`revox encoder export`."
+    elif foreign and missing:
+        why = (
+            f"is not an encoder of this codec: it holds {foreign[0]} and lacks {missing[0]}; name the file "
+            f"with the encoder's {len(wanted)} tensors"
         )
-    if strange:
-        raise CheckpointError(
-            f"{path} is no encoder of this codec: it holds {strange[0]} and lacks {missing[0]}; name the "
-            f"file with the encoder's {len(wanted)} tensors."
+    elif foreign:
+        why = (
+            f"holds more than an encoder ({foreign[0]}); write the encoder alone with `revox encoder export`"
         )
-    if unknown:
-        raise CheckpointError(
-            f"{path} is the encoder of another codec: params.json asks for no {unknown[0]}; train one for "
-            "this checkpoint."
+    elif unknown:
+        why = (
+            f"is the encoder of another codec: params.json asks for no {unknown[0]}; train one for this "
+            "checkpoint"
         )
-    if missing:
-        raise CheckpointError(
-            f"{path} holds {len(wanted) - len(missing)} of the encoder's {len(wanted)} tensors, {missing[0]} "
-            "the first missing; an engine would clone from uninitialised weights: take the whole encoder."
+    else:
+        why = (
+            f"holds {len(wanted) - len(missing)} of the encoder's {len(wanted)} tensors, {missing[0]} the "
+            "first missing; an engine would clone from uninitialized weights: take the whole encoder"
         )
-
-
-def _check_pairs(path: Path, found: Mapping[str, TensorHeader]) -> None:
-    for name, direction in found.items():
-        if name.endswith(".original1"):
-            gain = found[f"{name[:-1]}0"]
-            if len(direction.shape) != 3 or gain.shape != (direction.shape[0], 1, 1):
-                raise CheckpointError(
-                    f"{path}: the weight-norm pair of {name} does not fit: gain {list(gain.shape)}, "
-                    f"direction {list(direction.shape)}; the gain should be one for each of the first."
-                )
-
-
-def _check_direction(path: Path, tensor: StoredTensor) -> None:
-    stored = np.frombuffer(b"".join(tensor.blocks()), dtype="<u2")
-    values = stored.reshape(tensor.lies.shape[0], -1)
-    # Zero and minus zero; the norm of a row of bf16 vanishes in no other way that serving survives.
-    dead = np.flatnonzero(~(values & 0x7FFF).any(axis=1))
-    if dead.size:
-        raise CheckpointError(
-            f"{path}: {tensor.name} is all zero in channel {dead[0]}, so weight norm divides by zero there; "
-            "the encoder is damaged: take an earlier state of the run."
-        )
-
-
-def _checked(path: Path, name: str, lies: TensorHeader, dtype: str) -> StoredTensor:
-    """The tensor with the hash of its bytes in the type `dtype`, all of its values finite in both types."""
-    digest = hashlib.sha256()
-    for block in _values(lies):
-        if not np.isfinite(_float32(block, lies.dtype)).all():
-            raise CheckpointError(
-                f"{path}: {name} holds values that are not finite; the run diverged: take an earlier state."
-            )
-        stored = _cast(block, lies.dtype, dtype)
-        if (
-            dtype != lies.dtype
-            and not np.isfinite(_float32(np.frombuffer(stored, _NUMPY[dtype]), dtype)).all()
-        ):
-            raise CheckpointError(
-                f"{path}: {name} holds values too large for {dtype}; the run diverged: take an earlier state."
-            )
-        digest.update(stored)
-    return StoredTensor(name, lies, dtype, digest.hexdigest())
-
-
-_NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-
-
-def _bytes(lies: TensorHeader) -> Iterator[bytes]:
-    with open(lies.file, "rb", buffering=0) as file:
-        file.seek(lies.start)
-        left = lies.end - lies.start
-        while left:
-            block = file.read(min(_BLOCK, left))
-            if not block:
-                raise CheckpointError(f"{lies.file} was cut short while it was read; try again.")
-            left -= len(block)
-            yield block
-
-
-def _values(lies: TensorHeader) -> Iterator[np.ndarray]:
-    rest = b""
-    size = np.dtype(_NUMPY[lies.dtype]).itemsize
-    for block in _bytes(lies):
-        joined = rest + block if rest else block
-        whole = len(joined) // size * size
-        rest = joined[whole:]
-        yield np.frombuffer(joined[:whole], dtype=_NUMPY[lies.dtype])
-
-
-def _float32(values: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype == "BF16":
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32, copy=False)
-
-
-def _cast(values: np.ndarray, dtype: str, wanted: str) -> memoryview:
-    """The bytes of `values` (bits, for BF16) in another type, rounded half to even as torch does."""
-    if dtype != wanted:
-        numbers = _float32(values, dtype)
-        if wanted == "BF16":
-            bits = np.ascontiguousarray(numbers).view(np.uint32)
-            values = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
-        else:
-            with np.errstate(over="ignore"):
-                values = numbers.astype(_NUMPY[wanted])
-    return np.ascontiguousarray(values).data.cast("B")
+    raise CheckpointError(f"{path} {why}.")

@@ -8,13 +8,13 @@ from typing import Any
 
 from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.params import MODEL_TYPE, Params, read_json, read_params
-from revox.checkpoint.readable import is_companion, quantization, unreadable
+from revox.checkpoint.readable import is_companion, mismatch, missing, quantization, unreadable
 from revox.checkpoint.release import COMPONENTS, CONFIG, IGNORED, TensorSpec, component_of, expected_tensors
 from revox.checkpoint.tensors import (
-    DTYPE_BITS,
+    ENCODER_WEIGHTS,
     FLOAT_DTYPES,
     TensorHeader,
-    read_folder_header,
+    folder_tensors,
     read_pt_header,
     weight_files,
 )
@@ -130,7 +130,7 @@ def inspect(folder: str | Path) -> Report:
     problems: list[str] = []
     params, converted = _params(folder, notes)
     config = params.voxtral_config()
-    tensors = read_folder_header(folder)
+    tensors = folder_tensors(folder)
     expected = expected_tensors(config)
     quantized = quantization(tensors)
     components, mismatched = _compare(expected, tensors, quantized is not None)
@@ -140,12 +140,13 @@ def inspect(folder: str | Path) -> Report:
         if name not in expected and name not in IGNORED and not (quantized and is_companion(name))
     )
     encoder = _encoder_state(next(c for c in components if c.name == "codec_encoder"))
-    if encoder != "absent":
-        _injection_note(folder, notes)
+    _encoder_notes(folder, tensors, notes)
     with reading(folder):
         voices = _voices(folder, params, notes, problems)
     variant = quantized is not None or converted
-    _tensor_findings(folder, components, mismatched, unknown, encoder, variant, expected, notes, problems)
+    _tensor_findings(
+        folder, components, mismatched, unknown, encoder, variant, tensors, expected, notes, problems
+    )
     why_unreadable = unreadable(tensors, expected)
     if why_unreadable and quantized:
         notes.append(why_unreadable)
@@ -264,17 +265,25 @@ def _encoder_state(component: Component) -> str:
     return "complete" if component.found == component.expected else "partial"
 
 
-def _injection_note(folder: Path, notes: list[str]) -> None:
-    """Whose the encoder is, where revox injected it."""
+def _encoder_notes(folder: Path, tensors: dict[str, TensorHeader], notes: list[str]) -> None:
+    """Which file holds the encoder, and who put it there."""
     from revox.checkpoint.share import injection_of
 
-    found = injection_of(weight_files(folder)[0])
-    if found:
+    files = {entry.file for name, entry in tensors.items() if component_of(name) == "codec_encoder"}
+    for file in files:
+        found = injection_of(file)
         record = found.get("encoder") or {}
         run = record.get("revox_run") or record.get("file") or "a run without a name"
         adapted = found.get("adapted") or []
         more = f", and {len(adapted)} tensors of an adaptation" if adapted else ""
-        notes.append(f"revox injected this encoder ({run}) on {found.get('at', 'an unknown day')}{more}.")
+        if found:
+            at = found.get("at", "an unknown day")
+            notes.append(f"revox injected this encoder ({run}) into {file.name} on {at}{more}.")
+    if not files and (folder / ENCODER_WEIGHTS).is_file():
+        notes.append(
+            f"{ENCODER_WEIGHTS} is there, but the index does not list its tensors, so no engine reads it; "
+            "inject the encoder again, or delete the file."
+        )
 
 
 def _tensor_findings(
@@ -284,34 +293,22 @@ def _tensor_findings(
     unknown: list[str],
     encoder: str,
     variant: bool,
+    tensors: dict[str, TensorHeader],
     expected: dict[str, TensorSpec],
     notes: list[str],
     problems: list[str],
 ) -> None:
-    files = ", ".join(str(file) for file in weight_files(folder)[:1])
-    core = [component for component in components if component.name != "codec_encoder"]
-    missing = [name for component in core for name in component.missing]
-    wanted = sum(component.expected for component in core)
-    if missing and not variant:
-        spec = expected[missing[0]]
-        problems.append(
-            f"{files} lacks {len(missing)} of the {wanted} tensors that params.json asks for, the first "
-            f"being {missing[0]} ({spec.dtype} {list(spec.shape)}); copy or download it again."
-        )
-    elif missing:
+    absent = [n for part in components if part.name != "codec_encoder" for n in part.missing]
+    asked = {name: spec for name, spec in expected.items() if spec.component != "codec_encoder"}
+    if absent and not variant:
+        problems.append(missing(str(weight_files(folder)[0]), absent, asked))
+    elif absent:
         notes.append(
-            f"{len(missing)} of {wanted} tensors are not there under the release's names: a converted folder."
+            f"{len(absent)} of {len(asked)} tensors do not have the release's names: a converted folder."
         )
     for wrong in mismatched:
-        sentence = (
-            f"{files}: tensor {wrong.name} is {wrong.found}, where params.json asks for {wrong.expected}"
-        )
-        if variant:
-            notes.append(f"{sentence}.")
-        else:
-            problems.append(
-                f"{sentence}; copy or download the file again, or take the params.json that belongs to it."
-            )
+        sentence = mismatch(wrong.name, tensors[wrong.name], expected[wrong.name])
+        (notes if variant else problems).append(sentence)
     if encoder == "partial":
         part = components[COMPONENTS.index("codec_encoder")]
         notes.append(
@@ -465,7 +462,7 @@ def _sizes(params: Params, config: VoxtralConfig) -> dict[str, Any]:
         "acoustic_layers": config.acoustic.n_layers,
         "flow_steps": config.acoustic.n_decoding_steps,
         "codec_dim": config.codec.dim,
-        "bits_per_weight": DTYPE_BITS["BF16"],
+        "bits_per_weight": 16,
         "max_seq_len": params.max_seq_len,
     }
 

@@ -8,12 +8,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.params import read_params
-from revox.checkpoint.readable import unreadable
+from revox.checkpoint.readable import check_tensors
 from revox.checkpoint.release import ENCODER_PREFIXES, expected_tensors
-from revox.checkpoint.tensors import WEIGHTS, open_tensors, read_header
-from revox.model.voxtral import Voxtral, parameter_name, tensor_name
+from revox.checkpoint.tensors import folder_tensors, open_weights
+from revox.model.voxtral import Voxtral, parameter_name
 
 PARTS = ("mm_audio_embeddings", "backbone", "acoustic_transformer", "audio_tokenizer")
 
@@ -32,40 +31,21 @@ def load_model(
     Raises CheckpointError when a tensor is missing, has another shape, is not plain floating point (quantized
     weights: the sentence is `revox inspect`'s), or the file cannot be read.
     """
-    folder = Path(folder)
     config = read_params(folder).voxtral_config()
-    path = folder / WEIGHTS
+    inventory, present = expected_tensors(config), folder_tensors(folder)
+    with_encoder = all(name in present for name in inventory if name.startswith(ENCODER_PREFIXES))
     wanted = tuple(f"{part}." for part in parts)
-    header = {
-        name: entry for name, entry in read_header(path).items() if parameter_name(name).startswith(wanted)
+    expected = {
+        name: spec
+        for name, spec in inventory.items()
+        if parameter_name(name).startswith(wanted) and (with_encoder or spec.component != "codec_encoder")
     }
-    if why := unreadable(header, expected_tensors(config)):
-        raise CheckpointError(why)
-    with open_tensors(path) as file:
-        names = {parameter_name(name): name for name in file.keys()}  # noqa: SIM118 - not a mapping
-        with torch.device("meta"):
-            model = Voxtral(config, with_encoder=True)
-            encoder = [n for n in model.state_dict() if n.startswith(ENCODER_PREFIXES)]
-            if not all(n in names for n in encoder):
-                model = Voxtral(config, with_encoder=False)
-        state = {}
-        for name, parameter in model.state_dict().items():
-            if not name.startswith(wanted):
-                continue
-            if name not in names:
-                raise CheckpointError(
-                    f"{path} has no tensor {tensor_name(name)}: "
-                    "the download is incomplete or this is another model"
-                )
-            tensor = file.get_tensor(names[name])
-            if tensor.shape != parameter.shape:
-                found, wanted_shape = list(tensor.shape), list(parameter.shape)
-                raise CheckpointError(
-                    f"{path}: {names[name]} has shape {found}, params.json asks for {wanted_shape}"
-                )
-            if dtype is not None:
-                tensor = tensor.to(dtype)
-            state[name] = tensor.to(device)
+    tensors = {n: entry for n, entry in present.items() if parameter_name(n).startswith(wanted)}
+    check_tensors(tensors, expected)
+    with torch.device("meta"):
+        model = Voxtral(config, with_encoder)
+    with open_weights(tensors) as get:
+        state = {parameter_name(name): get(name).to(device=device, dtype=dtype) for name in expected}
     model.load_state_dict(state, strict=False, assign=True)
     _place_computed_buffers(model, device)
     return model.eval().requires_grad_(False)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.release import TensorSpec
 from revox.checkpoint.tensors import FLOAT_DTYPES, TensorHeader
 
@@ -59,12 +60,37 @@ def unreadable(tensors: Mapping[str, TensorHeader], expected: Mapping[str, Tenso
             f"The weights are quantized ({kind}); revox reads BF16, F16 and F32 weights: take the checkpoint "
             "as released, or convert it back."
         )
+    wrong = (n for n in expected if n in tensors and tensors[n].dtype not in FLOAT_DTYPES)
+    return next((mismatch(name, tensors[name], expected[name]) for name in wrong), None)
+
+
+def check_tensors(tensors: Mapping[str, TensorHeader], expected: Mapping[str, TensorSpec]) -> None:
+    """Raise CheckpointError unless every expected tensor is there, readable and of its shape."""
+    why = unreadable(tensors, expected)
+    absent = [name for name in expected if name not in tensors]
+    if why is None and absent:
+        file = next((str(entry.file) for entry in tensors.values()), "The folder")
+        why = missing(file, absent, expected)
     for name, spec in expected.items():
-        if name in tensors and tensors[name].dtype not in FLOAT_DTYPES:
-            found = tensors[name]
-            return (
-                f"{found.file}: tensor {name} is {found.dtype} {list(found.shape)}, where params.json asks "
-                f"for {spec.dtype} {list(spec.shape)}; copy or download the file again, or take the "
-                "params.json that belongs to it."
-            )
-    return None
+        if why is None and tensors[name].shape != spec.shape:
+            why = mismatch(name, tensors[name], spec)
+    if why is not None:
+        raise CheckpointError(why)
+
+
+def missing(file: str, absent: Sequence[str], expected: Mapping[str, TensorSpec]) -> str:
+    """The sentence about tensors that are not there."""
+    first = expected[absent[0]]
+    return (
+        f"{file} lacks {len(absent)} of the {len(expected)} tensors that params.json asks for, the first "
+        f"being {absent[0]} ({first.dtype} {list(first.shape)}); copy or download it again."
+    )
+
+
+def mismatch(name: str, found: TensorHeader, spec: TensorSpec) -> str:
+    """The sentence about a tensor of another type or shape than params.json asks for."""
+    return (
+        f"{found.file}: tensor {name} is {found.dtype} {list(found.shape)}, where params.json asks for "
+        f"{spec.dtype} {list(spec.shape)}; copy or download the file again, or take the params.json that "
+        "belongs to it."
+    )

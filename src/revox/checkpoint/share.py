@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 from revox.checkpoint.encoder_file import (
     ENCODER_FILE,
     RECORD_KEY,
-    EncoderFile,
-    check_encoder,
+    Encoder,
     decoder_sha256_of,
     encoder_specs,
     read_encoder,
 )
 from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.params import read_params
-from revox.checkpoint.release import CONFIG, HUB_ID, LICENSE, expected_tensors
-from revox.checkpoint.tensors import WEIGHTS, read_header, read_metadata, write_safetensors_stream
+from revox.checkpoint.release import CONFIG, ENCODER_PREFIXES, HUB_ID, LICENSE, expected_tensors
+from revox.checkpoint.tensors import folder_tensors, read_metadata, write_safetensors_stream
 from revox.model.config import VoxtralConfig
 from revox.speech.files import replace_file
 
@@ -55,7 +54,6 @@ def export_encoder(
     *,
     checkpoint: str | Path | None = None,
     run: str | Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> ExportReport:
     """Write the encoder of a checkpoint, or of a training run, alone: bf16, with what is known of it.
 
@@ -66,26 +64,22 @@ def export_encoder(
         CheckpointError: neither is named, there is no whole encoder, or `out` has another ending.
     """
     out = Path(out)
+    card = out.with_suffix(".md")
     if out.suffix != ".safetensors":
         raise CheckpointError(f"{out} should end in .safetensors, the format of the file; name another.")
-    if checkpoint is None and run is None:
-        raise CheckpointError("Nothing to export; name a checkpoint with an encoder, or a run.")
-    config = CONFIG
-    record: dict[str, Any] = {}
-    decoder = None
-    if checkpoint is not None:
-        config = read_params(checkpoint).voxtral_config()
-        weights = Path(checkpoint) / WEIGHTS
-        tensors = read_header(weights)
-        decoder = decoder_sha256_of(tensors, expected_tensors(config))
-    expected = expected_tensors(config)
-    card = out.with_suffix(".md")
     if card.exists() and not is_ours(card):
         raise CheckpointError(
-            f"{card} is somebody's, and the card would go there; name another file than {out}."
+            f"{card} was not written by revox, and the card would go there; name another file than {out}."
         )
+    if checkpoint is None and run is None:
+        raise CheckpointError("Nothing to export; name a checkpoint with an encoder, or a run.")
+    expected, tensors, decoder = expected_tensors(CONFIG), {}, None
+    if checkpoint is not None:
+        expected = expected_tensors(read_params(checkpoint).voxtral_config())
+        tensors = folder_tensors(checkpoint)
+        decoder = decoder_sha256_of(tensors, expected)
     if run is not None:
-        encoder = read_encoder(run, expected, sizes_known=checkpoint is not None, progress=progress)
+        encoder = read_encoder(run, expected, sizes_known=checkpoint is not None)
         record = encoder.record
         if decoder is not None and record.get("decoder_sha256") not in (None, decoder):
             raise CheckpointError(
@@ -93,31 +87,22 @@ def export_encoder(
                 "checkpoint out, or name the one that it was trained against."
             )
     else:
-        encoder = _in_weights(weights, progress)
-        record = dict(injection_of(weights).get("encoder", {}))
-    if decoder is not None:
-        record["decoder_sha256"] = decoder
-    record = {**record, "licence": LICENSE}
+        files = {entry.file for name, entry in tensors.items() if name.startswith(ENCODER_PREFIXES)}
+        if not files:
+            raise CheckpointError(
+                f"{checkpoint} has no codec encoder to export; name a checkpoint that has one, or a run."
+            )
+        encoder = read_encoder(files.pop(), expected, inside=True)
+        record = injection_of(encoder.path).get("encoder", {})
+    record = {**record, **({"decoder_sha256": decoder} if decoder else {}), "license": LICENSE}
     out.parent.mkdir(parents=True, exist_ok=True)
     write_safetensors_stream(
         out,
-        [(name, tensor.lies.shape, tensor.dtype, tensor.blocks) for name, tensor in encoder.tensors.items()],
-        metadata={"format": "pt", RECORD_KEY: json.dumps(shareable(record))},
+        [(name, tuple(tensor.shape), "BF16", tensor) for name, tensor in encoder.tensors.items()],
+        {"format": "pt", RECORD_KEY: json.dumps(shareable(record))},
     )
     replace_file(card, encoder_card(encoder, record))
     return ExportReport(out, card, len(encoder.tensors), out.stat().st_size, encoder.sha256, record)
-
-
-def _in_weights(weights: Path, progress: Callable[[int, int], None] | None) -> EncoderFile:
-    """The encoder inside a checkpoint, as a file of it would be read."""
-    expected = expected_tensors(read_params(weights.parent).voxtral_config())
-    names = encoder_specs(expected)
-    found = {name: lies for name, lies in read_header(weights).items() if name in names}
-    if not found:
-        raise CheckpointError(
-            f"{weights.parent} has no codec encoder to export; name a checkpoint that has one, or a run."
-        )
-    return check_encoder(weights, found, expected, progress=progress)
 
 
 def push_encoder(
@@ -146,7 +131,7 @@ def push_encoder(
     path = Path(path)
     card = path.with_suffix(".md")
     if not _ID.fullmatch(repository):
-        raise CheckpointError(f"{repository} is no name of a repository; name it owner/name.")
+        raise CheckpointError(f"{repository} is not a repository's name; name it owner/name.")
     encoder = read_encoder(path, expected_tensors(CONFIG), sizes_known=False)
     if not card.is_file():
         raise CheckpointError(
@@ -180,7 +165,7 @@ def push_encoder(
 
 
 def injection_of(weights: str | Path) -> dict[str, Any]:
-    """What weights say was injected into them: empty for a file as released."""
+    """What a weight file says was injected into it: empty for a file as released."""
     try:
         found = json.loads(read_metadata(weights).get(INJECTION_KEY, "{}"))
     except ValueError:
@@ -208,89 +193,71 @@ def shareable(value: Any) -> Any:
     return value
 
 
-def encoder_card(encoder: EncoderFile, record: Mapping[str, Any]) -> str:
+def encoder_card(encoder: Encoder, record: Mapping[str, Any]) -> str:
     """The card of an encoder alone, with the head that the hub reads."""
-    shapes = {name: tensor.lies.shape for name, tensor in encoder.tensors.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in encoder.tensors.items()}
     release = {name: spec.shape for name, spec in encoder_specs(expected_tensors(CONFIG)).items()}
-    parameters = sum(tensor.lies.parameters for tensor in encoder.tensors.values())
-    return f"""{_head(shapes == release)}
-{MARK}
+    size = f"{encoder.parameters / 1e6:.1f} M parameters, bf16"
+    text = f"""The {len(shapes)} tensors ({size}) of the codec encoder that {HUB_ID} was released
+without. Injected into the checkpoint, they let it clone a voice from `ref_audio`:
 
-# A codec encoder for Voxtral TTS
-
-The {len(shapes)} tensors ({parameters / 1e6:.1f} M parameters, bf16) of the codec encoder that
-{HUB_ID} was released without. Injected into the checkpoint, they let it clone a voice from
-`ref_audio`:
-
-    revox inject --checkpoint FOLDER --encoder encoder.safetensors --out NEW-FOLDER
-
-## Where it comes from
-
-{_provenance(record)}
-SHA-256 of the tensors: `{encoder.sha256}`
-
-{_terms()}"""
+    revox inject --checkpoint FOLDER --encoder encoder.safetensors
+"""
+    return _card(shapes == release, "A codec encoder for Voxtral TTS", text, record, encoder.sha256)
 
 
 def checkpoint_card(injection: Mapping[str, Any], config: VoxtralConfig) -> str:
-    """The card of a checkpoint with an encoder injected, from what its weights say of it."""
-    specs = encoder_specs(expected_tensors(config)).values()
-    parameters = sum(spec.parameters for spec in specs)
+    """The card of a checkpoint with an encoder injected, from the record of the injection."""
+    parameters = sum(spec.parameters for spec in encoder_specs(expected_tensors(config)).values())
     adapted = injection.get("adapted") or []
+    changed = "All other tensors are as they were, byte for byte."
     if adapted:
         changed = (
             f"{len(adapted)} tensors of the model were replaced by those of an adaptation "
-            f"(`{_code(injection.get('adaptation'))}`). The others"
+            f"(`{_code(injection.get('adaptation'))}`). The others are as they were, byte for byte."
         )
-    else:
-        changed = "All other tensors"
     made_for = {
         True: "The encoder names the decoder that it was trained against, and it is this checkpoint's.",
         False: "**The encoder was trained against another decoder**; it was injected by force.",
         None: "The encoder does not say which decoder it was trained against.",
     }[injection.get("decoder_agrees")]
-    return f"""{_head(config == CONFIG)}
+    size = f"{parameters / 1e6:.1f} M parameters, {parameters * 2 / 1e6:.1f} MB, bf16"
+    at = _plain(injection.get("at", "an unknown day"))
+    text = f"""Added on {at}: the tensors of the codec encoder ({size}),
+under `audio_tokenizer.input_proj` and `audio_tokenizer.encoder_blocks`. {changed}
+{made_for}
+"""
+    record, sha256 = injection.get("encoder") or {}, _code(injection.get("encoder_sha256"))
+    return _card(config == CONFIG, "Voxtral TTS with a codec encoder", text, record, sha256)
+
+
+def _card(for_release: bool, title: str, text: str, record: Mapping[str, Any], sha256: str) -> str:
+    # What the hub reads of a card comes first; the base model only where the sizes are its.
+    base = f"base_model: {HUB_ID}\n" if for_release else ""
+    rows = {key: record.get(key, "not recorded") for key in _ASKED_FOR} | dict(record)
+    table = "".join(f"| {_plain(key)} | {_plain(value)} |\n" for key, value in shareable(rows).items())
+    return f"""---
+license: cc-by-nc-4.0
+{base}library_name: revox
+pipeline_tag: text-to-speech
+tags: [voxtral, voice-cloning]
+---
 {MARK}
 
-# Voxtral TTS with a codec encoder
+# {title}
 
-Added to `{WEIGHTS}` on {_plain(injection.get("at", "an unknown day"))}: the {len(specs)} tensors of the
-codec encoder ({parameters / 1e6:.1f} M parameters, {parameters * 2 / 1e6:.1f} MB, bf16), under
-`audio_tokenizer.input_proj` and `audio_tokenizer.encoder_blocks`. {changed} are as they were,
-byte for byte.
-{made_for}
-
-SHA-256 of the encoder's tensors: `{_code(injection.get("encoder_sha256"))}`
-
+{text}
 ## Where the encoder comes from
 
-{_provenance(injection.get("encoder") or {})}
-`revox inject --checkpoint FOLDER --eject --in-place` takes it out again.
+| | |
+| --- | --- |
+{table}
+SHA-256 of its tensors: `{sha256}`
 
-{_terms()}"""
-
-
-def _head(for_release: bool) -> str:
-    """What the hub reads of a card; the base model only where the sizes are its."""
-    base = f"base_model: {HUB_ID}\n" if for_release else ""
-    return (
-        f"---\nlicense: cc-by-nc-4.0\n{base}library_name: revox\npipeline_tag: text-to-speech\n"
-        "tags: [voxtral, voice-cloning]\n---"
-    )
-
-
-def _provenance(record: Mapping[str, Any]) -> str:
-    rows = {key: record.get(key, "not recorded") for key in _ASKED_FOR}
-    rows |= {key: value for key, value in record.items() if key not in rows}
-    table = "".join(f"| {_plain(key)} | {_plain(value)} |\n" for key, value in shareable(rows).items())
-    return f"| | |\n| --- | --- |\n{table}"
-
-
-def _terms() -> str:
-    return f"""## Licence and consent
+## License and consent
 
 {LICENSE} (no commercial use): the weights of {HUB_ID} are under it, and what is made from
-them, as an encoder trained against them is, falls under the same licence.
+them, as an encoder trained against them is, falls under the same license.
 
 Clone a voice only if the person agreed.
 """

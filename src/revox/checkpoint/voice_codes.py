@@ -23,7 +23,7 @@ from torch import Tensor
 
 from revox.checkpoint.errors import CheckpointError, VoiceError
 from revox.checkpoint.release import EMBEDDING_TABLE
-from revox.checkpoint.tensors import open_tensors, read_header, weight_files
+from revox.checkpoint.tensors import folder_tensors, open_weights
 from revox.model.config import EMPTY_AUDIO_ID, END_AUDIO_ID, N_SPECIAL_CODES, VoxtralConfig
 
 ROUNDS = 24
@@ -114,10 +114,10 @@ def read_table(folder: str | Path) -> Tensor:
 
     Raises CheckpointError when no weight file of the folder has it.
     """
-    for path in weight_files(folder):
-        if EMBEDDING_TABLE in read_header(path):
-            with open_tensors(path) as file:
-                return file.get_tensor(EMBEDDING_TABLE)
+    tensors = folder_tensors(folder)
+    if EMBEDDING_TABLE in tensors:
+        with open_weights({EMBEDDING_TABLE: tensors[EMBEDDING_TABLE]}) as get:
+            return get(EMBEDDING_TABLE)
     raise CheckpointError(f"{folder} has no tensor {EMBEDDING_TABLE}; copy or download the checkpoint again.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,10 +23,14 @@ def command(
         Path | None, typer.Option(help="A training run's folder, or a safetensors file of the encoder.")
     ] = None,
     eject: Annotated[bool, typer.Option("--eject", help="Take the encoder out again.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The new folder to make.")] = None,
-    in_place: Annotated[bool, typer.Option("--in-place", help="Change the checkpoint itself.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Make a new folder, and leave this one as it is.")
+    ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="With --out: weights and encoder in one file.")
+    ] = False,
     adaptation: Annotated[
-        Path | None, typer.Option(help="Merged weights that take the place of the checkpoint's.")
+        Path | None, typer.Option(help="With --merge: merged weights that take the place of the release's.")
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="In the place of an encoder that is there already.")
@@ -34,11 +39,14 @@ def command(
         bool, typer.Option("--force", help="Even if it was trained against another decoder.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and write nothing.")] = False,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", hidden=True, help="The default since 0.2; ignored.")
+    ] = False,
 ) -> None:
     """Add a codec encoder to a checkpoint, which then clones from ref_audio in any engine of the format.
 
-    Everything is checked before a byte is written; the weights are written beside the old ones, read back,
-    and renamed: killed at any moment, the checkpoint is as it was.
+    The encoder becomes a file of its own, consolidated.encoder.safetensors; the release's files stay as they
+    are, and deleting that file takes the encoder out again. Everything is checked before a byte is written.
     """
     from rich.console import Console
 
@@ -46,25 +54,25 @@ def command(
 
     if eject == (encoder is not None):
         raise CheckpointError("say either --encoder RUN-or-FILE, to add one, or --eject, to take it out.")
-    if in_place == (out is not None):
+    if in_place and out is not None:
         raise CheckpointError("say either --out FOLDER, for a new folder, or --in-place, to change this one.")
-    if eject and (adaptation is not None or replace or force):
+    if eject and (adaptation is not None or replace or force or merge):
         raise CheckpointError(
-            "--adaptation, --replace and --force are for adding an encoder; leave them out."
+            "--merge, --adaptation, --replace and --force are for adding an encoder; leave them out."
         )
     from revox.checkpoint import inject as library
     from revox.checkpoint.locate import locate
 
+    if in_place:
+        print("revox: --in-place is the default and will be removed; leave it out", file=sys.stderr)
     folder = locate(checkpoint)
     with _Progress(Console(stderr=True, highlight=False)) as progress:
         if eject:
             report = library.eject(folder, out, dry_run=dry_run, progress=progress)
         else:
             assert encoder is not None
-            report = library.inject(
-                folder, encoder, out, adaptation=adaptation, replace=replace, force=force, dry_run=dry_run,
-                progress=progress,
-            )  # fmt: skip
+            options = library.InjectionOptions(out, merge, adaptation, replace, force, dry_run)
+            report = library.inject(folder, encoder, options, progress)
     _print(Console(highlight=False), report)
 
 
@@ -97,33 +105,25 @@ def _print(console: Console, report: InjectionReport) -> None:
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
-    def done(what: str, would: str) -> str:
-        return would if report.dry_run else what
+    def done(what: str) -> str:
+        return f"would be {what}" if report.dry_run else what
 
-    if report.added:
-        say(f"{report.added} tensors of the encoder {done('added', 'would be added')}")
     if report.removed:
-        say(f"{report.removed} tensors of an encoder {done('taken out', 'would be taken out')}")
+        say(f"{report.removed} tensors of an encoder {done('taken out')}")
+    if report.added:
+        say(f"{report.added} tensors of the encoder {done('added')} in {report.file}")
     if report.adapted:
-        say(f"{len(report.adapted)} tensors {done('replaced', 'would be replaced')} by the adaptation's")
+        say(f"{len(report.adapted)} tensors {done('replaced')} by the adaptation's")
     if report.restored:
-        say(f"{len(report.restored)} tensors {done('restored', 'would be restored')} after an adaptation")
+        say(f"{len(report.restored)} tensors {done('restored')} after an adaptation")
     if report.encoder_sha256:
         say(f"SHA-256 of the encoder's tensors: {report.encoder_sha256}")
-    if report.decoder_agrees:
-        say("it was trained against this checkpoint's decoder")
-    if report.byte_for_byte:
-        say("the weights are the original's, byte for byte: header and hashes agree")
+    if report.decoder_agrees is not None:
+        which = "this checkpoint's" if report.decoder_agrees else "another"
+        say(f"it was trained against {which} decoder")
     if report.left_out:
-        say(f"not taken over: {', '.join(report.left_out)}")
-    for note in report.notes:
-        say(f"note: {note}")
+        say(f"not copied: {', '.join(report.left_out)}")
     if report.dry_run:
-        say(f"nothing was written; {report.folder} would take {report.written / 1e6:,.1f} MB")
-        return
-    took = report.seconds
-    say(
-        f"wrote {report.written / 1e6:,.1f} MB in {took['writing']:.1f} s; {report.verified} tensors' hashes "
-        f"read back in {took['verifying']:.1f} s"
-    )
-    say(f"{report.folder} is ready" + (f"; {report.card.name} tells what it is" if report.card else ""))
+        say(f"nothing was written; {report.folder} would take {report.written / 1e6:,.1f} MB more")
+    else:
+        say(f"{report.folder} is ready; {report.written / 1e6:,.1f} MB of weights were written")
