@@ -40,7 +40,6 @@ def test_what_there_is_is_counted_and_the_band_measured(sources):
     said = report(sources, workers=0)
     assert (said.clips, said.hours, said.speakers, said.broken) == (10, 10.0, 5, 1)
     assert said.languages == {"fr": 6.0, "de": 4.0}
-    assert said.rates == {16000: 0.4, 24000: 0.6}
     assert said.below_full_rate == 0.4
     assert said.measured == 10
     assert said.ends_below == {8000: 0.5, 10000: 0.7, 11000: 0.7}

@@ -118,6 +118,8 @@ def test_with_another_number_of_processes_it_continues_with_draws_that_none_has_
 
 def test_a_state_of_other_speech_or_settings_is_refused():
     state = sampler_of(seed=2).state_dict()
+    with pytest.raises(DataError, match="differs from what the run began with"):
+        sampler_of(seed=2).load_state_dict({"position": 7, "world": 1, "of": "0" * 16, "streams": []})  # 0.1
     for other in (
         sampler_of(speech({("en", "a"): 3}), seed=2),
         sampler_of(seed=2, balance={"speaker": 1.0}),
@@ -165,5 +167,4 @@ def test_a_thousand_clips_of_many_speakers_give_every_language_its_share():
     sampler = sampler_of([source("big", clips)], balance={"language": 0}, seed=0)
     drawn = Counter(cut.supervisions[0].language for cut in islice(sampler, 2 * BLOCK))
     assert set(drawn) == {f"l{i}" for i in range(7)}
-    assert sampler.probabilities().sum() == pytest.approx(1.0)
     assert max(drawn.values()) / min(drawn.values()) < 1.2

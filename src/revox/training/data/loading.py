@@ -33,8 +33,7 @@ _Task = tuple["str | bytes", str, float, float]  # source, id, place, seconds (0
 class ClipBatch:
     """`waveforms` float32 `[batch, samples]`, silent beyond `lengths` int64 `[batch]` (samples).
 
-    A transcript is given where it is known and the clip was used whole. `replaced` clips could not be
-    decoded; the next draws took their places.
+    A transcript is given where it is known and the clip was used whole.
     """
 
     waveforms: Tensor
@@ -43,7 +42,6 @@ class ClipBatch:
     languages: list[str | None]
     transcripts: list[str | None]
     ids: list[str]
-    replaced: int = 0
 
 
 class ClipBatches(Iterator[ClipBatch]):
@@ -116,7 +114,6 @@ class ClipBatches(Iterator[ClipBatch]):
             [cut.supervisions[0].language for cut in cuts],
             transcripts,
             [cut.id for cut in cuts],
-            failed,
         )
 
     def state(self) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -95,8 +95,8 @@ def cut_source(cut: MonoCut) -> str | bytes:
     return source
 
 
-class Manifest(Sequence["MonoCut"]):
-    """A read-only sequence of cuts. A cut is parsed when it is asked for; 40 bytes of it are in memory.
+class Manifest:
+    """A read-only list of cuts. A cut is parsed when it is asked for; 40 bytes of it are in memory.
 
     `rows` is an array `[cuts]` of dtype `ROW`. `lines` is JSON lines, as `CutSet.from_jsonl` reads them.
     """
@@ -143,13 +143,10 @@ class Manifest(Sequence["MonoCut"]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, i: int) -> MonoCut: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[MonoCut]: ...
-    def __getitem__(self, i: int | slice) -> MonoCut | list[MonoCut]:
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(len(self)))]
+    def __iter__(self) -> Iterator[MonoCut]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, i: int) -> MonoCut:
         return lhotse().MonoCut.from_dict(json.loads(self.line(i)))
 
     def line(self, i: int) -> bytes:

@@ -13,7 +13,7 @@ from revox.training.data.errors import DataError
 from revox.training.data.locate import audio_source
 from revox.training.data.manifest import Manifest, cut_source
 from revox.training.data.pool import in_order
-from revox.training.data.sources import Progress, Source
+from revox.training.data.sources import Source
 
 FULL_RATE = 24_000  # Hz, the codec's
 EDGES = (8_000, 10_000, 11_000)  # Hz
@@ -25,8 +25,8 @@ _SECONDS = 15.0  # of a clip that are measured
 class SourceReport:
     """What the sources hold. Hours count clips whose length is known; shares are of the clips.
 
-    `rates`: share of clips by sampling rate (Hz; 0: unknown). `ends_below`: the share of `measured` clips,
-    drawn at random, whose spectrum ends at or below 8, 10 and 11 kHz, whatever their rate claims. `kept` are
+    `below_full_rate`: those sampled below 24 kHz. `ends_below`: of `measured` clips, drawn at random, those
+    whose spectrum ends at or below 8, 10 and 11 kHz, whatever their rate claims. `kept` are
     the sources without what was refused (`refused` clips, `refused_hours`).
     """
 
@@ -34,7 +34,7 @@ class SourceReport:
     hours: float
     speakers: int
     languages: dict[str, float]
-    rates: dict[int, float]
+    below_full_rate: float
     ends_below: dict[int, float]
     measured: int
     broken: int
@@ -43,11 +43,6 @@ class SourceReport:
     refused: int = 0
     refused_hours: float = 0.0
     refuse_below: int | None = None
-
-    @property
-    def below_full_rate(self) -> float:
-        """Share of clips that were sampled below 24 kHz."""
-        return sum(share for rate, share in self.rates.items() if 0 < rate < FULL_RATE)
 
     @property
     def sentences(self) -> list[str]:
@@ -91,9 +86,7 @@ def report(
     *,
     refuse_below: int | None = None,
     sample: int = 200,
-    seed: int = 0,
     workers: int | None = None,
-    progress: Progress | None = None,
 ) -> SourceReport:
     """Count `sources`, and measure on `sample` random clips where their spectrum ends.
 
@@ -120,10 +113,10 @@ def report(
             "or more, or refuse less"
         )
     clips = sum(map(len, manifests))
-    ends = _measured(manifests, sample, seed, workers, progress)
-    languages, rates, speakers = Counter[str](), Counter[int](), set[str]()
+    ends = _measured(manifests, sample, workers)
+    languages, speakers, low_rates = Counter[str](), set[str](), 0
     for cuts in manifests:
-        rates.update(cuts.rows["rate"].tolist())
+        low_rates += int(((cuts.rows["rate"] > 0) & (cuts.rows["rate"] < FULL_RATE)).sum())
         speakers.update(cuts.speakers[i] for i in np.unique(cuts.rows["speaker"]))
         for number in np.unique(cuts.rows["language"]):
             seconds = cuts.rows["seconds"][cuts.rows["language"] == number].sum(dtype=np.float64)
@@ -133,7 +126,7 @@ def report(
         hours=sum(languages.values()),
         speakers=len(speakers),
         languages=dict(languages.most_common()),
-        rates={rate: count / clips for rate, count in sorted(rates.items())},
+        below_full_rate=low_rates / max(1, clips),
         ends_below={edge: float((ends <= edge + _NEAR).mean()) if len(ends) else 0.0 for edge in EDGES},
         measured=len(ends),
         broken=sum(len(source.broken) for source in sources),
@@ -149,19 +142,13 @@ def _percent(share: float) -> str:
     return f"{100 * share:.{0 if share in (0, 1) or share >= 0.1 else 1}f} %"
 
 
-def _measured(
-    manifests: Sequence[Manifest], sample: int, seed: int, workers: int | None, progress: Progress | None
-) -> np.ndarray:
+def _measured(manifests: Sequence[Manifest], sample: int, workers: int | None) -> np.ndarray:
     """Where the spectrum ends (Hz) of up to `sample` random clips that can be decoded, `[measured]`."""
     starts = np.cumsum([0, *map(len, manifests)])
-    chosen = np.sort(np.random.default_rng(seed).permutation(starts[-1])[:sample])
+    chosen = np.sort(np.random.default_rng(0).permutation(starts[-1])[:sample])
     which = np.searchsorted(starts, chosen, side="right") - 1
     addresses = [cut_source(manifests[m][int(row - starts[m])]) for m, row in zip(which, chosen, strict=True)]
-    ends = []
-    for end in in_order(spectrum_end, addresses, 0 if len(addresses) < 32 else workers):
-        ends.append(end)
-        if progress:
-            progress("measuring the spectrum", len(ends), len(addresses))
+    ends = in_order(spectrum_end, addresses, 0 if len(addresses) < 32 else workers)
     return np.array([end for end in ends if math.isfinite(end)])
 
 

@@ -89,12 +89,6 @@ class ClipSampler:
             self._number, self._place, self._block = self._number + 1, 0, None
         return cut
 
-    def probabilities(self) -> np.ndarray:
-        """The probability of each clip of the sources that are not streamed, float64 `[clips]`, in order."""
-        found = np.empty(self.size)
-        found[self._order] = np.diff(self._cumulative, prepend=0.0)
-        return found
-
     def state_dict(self) -> dict[str, Any]:
         """Where the sequence is: numbers and strings, ready for JSON; a few hundred bytes without streams."""
         streams = self._streams_at if self._block is not None else [r.state() for r in self._readers]
@@ -112,7 +106,7 @@ class ClipSampler:
         With another number of processes, the next whole block that none of them has used is continued with;
         streams begin anew then. Raises DataError for a state of other clips.
         """
-        if state["identity"] != self._identity:
+        if state.get("identity") != self._identity:  # states of revox 0.1 have none
             raise DataError(
                 "the speech, its balance or the seed differs from what the run began with; name the same "
                 "sources as before, or start a new run"
@@ -192,8 +186,7 @@ def _probabilities(
     size = sum(map(len, manifests))
     if not size:
         return np.zeros(0, np.int64), np.zeros(0)
-    speaker = joined(manifests, "speaker")
-    language = joined(manifests, "language")
+    speaker, language = _joined(manifests, "speaker"), _joined(manifests, "language")
     shuffled = np.random.default_rng([seed, 2]).permutation(size)
     order = shuffled[np.lexsort((speaker[shuffled], language[shuffled]))]
     language, speaker = language[order], speaker[order]
@@ -210,7 +203,7 @@ def _probabilities(
     return order, cumulative / cumulative[-1]
 
 
-def joined(manifests: Sequence[Manifest], column: str) -> np.ndarray:
+def _joined(manifests: Sequence[Manifest], column: str) -> np.ndarray:
     """Speakers or languages of all manifests as numbers: equal names are one speaker, wherever they are."""
     known: dict[str, int] = {}
     parts = []
