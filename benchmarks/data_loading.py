@@ -23,14 +23,14 @@ from pathlib import Path
 import numpy as np
 
 from revox.speech import read_audio, write_audio
-from revox.training.data import ClipBatches, ClipSampler, Manifest, Source, find_sources, pack
+from revox.training.data import ClipBatches, ClipSampler, Manifest, SpeechSource, find_sources, pack
 from revox.training.data.manifest import cut_record, cut_source
 
 NEEDED = 1000.0  # seconds of audio a second
 RATE = 24_000
 
 
-def as_files(source: Source, folder: Path, ending: str) -> Source:
+def as_files(source: SpeechSource, folder: Path, ending: str) -> SpeechSource:
     """The clips of `source` as files of another format, at 24 kHz."""
     folder.mkdir()
     clips = []
@@ -39,7 +39,7 @@ def as_files(source: Source, folder: Path, ending: str) -> Source:
         audio = read_audio(cut_source(cut), rate=RATE)
         write_audio(path, audio)
         clips.append(cut_record(path, path, cut.supervisions[0].speaker, seconds=audio.seconds, rate=RATE))
-    return Source(ending, Manifest.of(clips))
+    return SpeechSource(ending, Manifest.of(clips))
 
 
 def processor_seconds(pids: list[int]) -> float:
@@ -54,7 +54,7 @@ def processor_seconds(pids: list[int]) -> float:
     return own
 
 
-def measure(source: Source, workers: int, seconds: float, batch: int, batches: int) -> dict[str, float]:
+def measure(source: SpeechSource, workers: int, seconds: float, batch: int, batches: int) -> dict[str, float]:
     """Audio seconds per second of clock and of processor over `batches`, after one to warm up."""
     sampler = ClipSampler([source], seconds=seconds, batch=batch, seed=0)
     with ClipBatches(sampler, RATE, workers=workers) as loader:
@@ -95,7 +95,7 @@ def main() -> None:
             f"{len(found.cuts)} files indexed in {indexed:.2f} s; {1e3 * header:.2f} ms of a core each, "
             f"{1e3 * again:.3f} ms when nothing changed"
         )
-        source = Source("clips", found.cuts.take(np.arange(min(options.most, len(found.cuts)))))
+        source = SpeechSource("clips", found.cuts.take(np.arange(min(options.most, len(found.cuts)))))
         began = time.process_time()
         sources = {"as they are": source}
         for ending in ("flac", "mp3"):

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from lhotse import CutSet
 
-from revox.training.data import ClipSampler, Manifest, Source
+from revox.training.data import ClipSampler, Manifest, SpeechSource
 from revox.training.data.manifest import cut_line, cut_record
 
 SPEAKERS, LANGUAGES = 5000, 7
@@ -81,7 +81,7 @@ def main() -> None:
             manifest = Manifest.parse(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         lap("load_s")
         found["rows_mb"] = round(manifest.rows.nbytes / 1e6)
-        source = Source("million", manifest)
+        source = SpeechSource("million", manifest)
 
         def sampler() -> ClipSampler:
             return ClipSampler([source], seconds=4.0, batch=16, seed=1)

@@ -26,7 +26,7 @@ from revox.cli import train_command
 from revox.cloning.clone import PARTS
 from revox.coding.invert import InversionConfig
 from revox.coding.student import QuickEncoderTraining
-from revox.training.data import Source, find_sources
+from revox.training.data import SpeechSource, find_sources
 from revox.training.errors import TrainingError
 from revox.training.inverted import inverted_recordings
 from revox.training.restore import RunOptions, hold_out, restore_encoder, texts_of
@@ -208,7 +208,7 @@ def test_the_language_model_cannot_be_asked_where_no_words_are_known(
         )  # fmt: skip
 
 
-def speakers_of(sources: list[Source]) -> set[str]:
+def speakers_of(sources: list[SpeechSource]) -> set[str]:
     return {cut.supervisions[0].speaker for source in sources for cut in source.cuts}
 
 

@@ -15,7 +15,7 @@ from revox.coding.invert import Guess, InversionConfig, invert
 from revox.coding.prior import CodePrior
 from revox.coding.student import default_training, quick_encoder_for
 from revox.model.codec import Codec
-from revox.training.data import ClipBatches, ClipSampler, Source
+from revox.training.data import ClipBatches, ClipSampler, SpeechSource
 from revox.training.kept import read_kept, write_kept
 from revox.training.settings import EncoderTraining
 
@@ -25,7 +25,7 @@ Progress = Callable[[str, int, int | None], None]
 def inverted_recordings(
     codec: Codec,
     bank: Sequence[Tensor],
-    sources: Sequence[Source],
+    sources: Sequence[SpeechSource],
     settings: EncoderTraining,
     kept: Path,
     *,

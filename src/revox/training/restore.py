@@ -23,7 +23,7 @@ from revox.cloning.clone import PARTS, preset_codes
 from revox.metrics.codes import perplexity, saturated_share
 from revox.model.config import CodecConfig
 from revox.speech.files import replace_file
-from revox.training.data import ClipBatches, ClipSampler, ClipStream, Source, find_sources
+from revox.training.data import ClipBatches, ClipSampler, ClipStream, SpeechSource, find_sources
 from revox.training.data import report as report_sources
 from revox.training.data.locate import audio_source
 from revox.training.data.manifest import cut_source
@@ -85,7 +85,7 @@ def restore_encoder(
     options = options or RunOptions()
     world = World.join(options.device)
     say = options.say if world.is_main else lambda sentence: None
-    sources: list[Source] = []
+    sources: list[SpeechSource] = []
     if settings.clips or settings.labels:  # what can be wrong is said before anything is written or computed
         tell = options.progress if world.is_main else None
         sources = find_sources(data, cache=options.cache, workers=options.workers, progress=tell)
@@ -125,16 +125,16 @@ def restore_encoder(
         "data": list(data),
     } | options.record
     recordings, held = None, []
-    train: list[Source] = []
+    train: list[SpeechSource] = []
     if sources:
         told = report_sources(sources, refuse_below=options.refuse_below, workers=options.workers)
         for sentence in told.sentences:
             say(sentence)
         about["hours"], about["speakers"] = round(told.hours, 2), told.speakers
         if options.validation:
-            train, held = told.kept, find_sources(options.validation, cache=options.cache)
+            train, held = told.sources, find_sources(options.validation, cache=options.cache)
         else:
-            train, held = hold_out(told.kept, HELD_OUT)
+            train, held = hold_out(told.sources, HELD_OUT)
     if settings.clips:
         recordings = StreamedRecordings(
             partial(_batches, train, settings, config.sampling_rate, world, options.workers)
@@ -200,12 +200,12 @@ def restore_encoder(
     return out / ENCODER_FILE
 
 
-def _has_words(source: Source) -> bool:
+def _has_words(source: SpeechSource) -> bool:
     """Whether some clip's words are known; of a stream that is not known before it is read."""
     return isinstance(source.cuts, ClipStream) or any(source.cuts.texts())
 
 
-def texts_of(sources: Sequence[Source], most: int = 20_000) -> list[str]:
+def texts_of(sources: Sequence[SpeechSource], most: int = 20_000) -> list[str]:
     """What is said in the clips, each sentence once, in an order of its own; of streams it is not known yet.
 
     Only those of 4 to 200 characters: what is longer takes long to say, and what is shorter says little.
@@ -220,14 +220,14 @@ def texts_of(sources: Sequence[Source], most: int = 20_000) -> list[str]:
     return sorted(found, key=lambda text: hashlib.sha256(text.encode()).digest())[:most]
 
 
-def hold_out(sources: Sequence[Source], clips: int) -> tuple[list[Source], list[Source]]:
+def hold_out(sources: Sequence[SpeechSource], clips: int) -> tuple[list[SpeechSource], list[SpeechSource]]:
     """`sources` without some speakers, and up to `clips` clips of those speakers, one each.
 
     The speakers are those whose names' places come first in a fixed order, a tenth of all at most: the same
     in every run on the same data. Streams are left as they are. With fewer than ten speakers none is held.
     """
-    train: list[Source] = []
-    held: list[Source] = []
+    train: list[SpeechSource] = []
+    held: list[SpeechSource] = []
     left = clips
     for source in sources:
         cuts = source.cuts
@@ -247,7 +247,7 @@ def hold_out(sources: Sequence[Source], clips: int) -> tuple[list[Source], list[
 
 
 def _batches(
-    sources: list[Source],
+    sources: list[SpeechSource],
     settings: EncoderTraining,
     rate: int,
     world: World,
@@ -261,7 +261,7 @@ def _batches(
     return ClipBatches(sampler, rate, workers=workers, state=state)
 
 
-def _first_clips(held: Sequence[Source], seconds: float, rate: int) -> list[Tensor]:
+def _first_clips(held: Sequence[SpeechSource], seconds: float, rate: int) -> list[Tensor]:
     from revox.speech import normalise_loudness, read_audio
 
     found = []

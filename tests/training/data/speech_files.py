@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from revox.speech import Audio, write_audio
-from revox.training.data import Manifest, Source
+from revox.training.data import Manifest, SpeechSource
 from revox.training.data.manifest import cut_record
 
 
@@ -35,6 +35,6 @@ def clip(
     return cut_record(str(path), str(path), speaker, language, text, seconds=seconds, rate=rate)
 
 
-def source(name: str, clips: list[dict], broken: tuple = ()) -> Source:
+def source(name: str, clips: list[dict], broken: tuple = ()) -> SpeechSource:
     """A source of cuts in memory."""
-    return Source(name, Manifest.of(clips), broken)
+    return SpeechSource(name, Manifest.of(clips), broken)

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from speech_files import clip, put, source, tone
 
 from revox.speech import Audio, encode_audio, loudness, read_audio
-from revox.training.data import ClipBatches, ClipSampler, DataError, Source
+from revox.training.data import ClipBatches, ClipSampler, DataError, SpeechSource
 from revox.training.data.loading import decode_cut
 
 RATE = 24000
@@ -35,7 +35,7 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
-def tones(folder: Path, lengths_known: bool = True) -> Source:
+def tones(folder: Path, lengths_known: bool = True) -> SpeechSource:
     clips = []
     for i, path in enumerate(sorted(folder.glob("[0-9]*"))):
         known = 0.4 + 0.2 * i if lengths_known else 0.0
@@ -43,7 +43,7 @@ def tones(folder: Path, lengths_known: bool = True) -> Source:
     return source("tones", [*clips, clip(folder / "bad.wav", "s1", "en", "x", 1.0, 24000)])
 
 
-def sampler_of(*sources: Source, batch: int = 3) -> ClipSampler:
+def sampler_of(*sources: SpeechSource, batch: int = 3) -> ClipSampler:
     return ClipSampler(sources, seconds=1.0, batch=batch, seed=4)
 
 

@@ -17,7 +17,7 @@ from speech_files import clip, put, source, tone
 
 import revox.training.data.packing as pack_module
 from revox.speech import Audio, read_audio, write_audio
-from revox.training.data import DataError, Source, find_sources, pack
+from revox.training.data import DataError, SpeechSource, find_sources, pack
 from revox.training.data.locate import audio_source
 from revox.training.data.manifest import cut_source
 
@@ -25,7 +25,7 @@ RATE = 24000
 
 
 @pytest.fixture
-def six(tmp_path) -> Source:
+def six(tmp_path) -> SpeechSource:
     """Six clips of half a second, the third of which is no audio."""
     clips = []
     for i in range(6):

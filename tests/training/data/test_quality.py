@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from speech_files import clip, source
 
 from revox.speech import Audio, resample, write_audio
-from revox.training.data import DataError, Source, report
+from revox.training.data import DataError, SpeechSource, report
 
 
 def noise(path: Path, rate: int, up_to: int, seconds: float = 1.0) -> Path:
@@ -26,7 +26,7 @@ def noise(path: Path, rate: int, up_to: int, seconds: float = 1.0) -> Path:
 
 
 @pytest.fixture
-def sources(tmp_path) -> list[Source]:
+def sources(tmp_path) -> list[SpeechSource]:
     """Ten clips, an hour each by their headers: 4 at 16 kHz, 6 at 24 kHz (1 ends at 8 kHz, 2 at 10)."""
     kinds = [(16000, 8000)] * 4 + [(24000, 8000)] + [(24000, 9900)] * 2 + [(24000, 12000)] * 3
     clips = []
@@ -52,18 +52,18 @@ def test_what_there_is_is_counted_and_the_band_measured(sources):
 def test_low_rates_are_refused_and_what_that_costs_is_said(sources):
     said = report(sources, refuse_below=24000, workers=0)
     assert (said.refused, said.refused_hours, said.clips) == (4, 4.0, 6)
-    assert [source.name for source in said.kept] == ["high"]
+    assert [source.name for source in said.sources] == ["high"]
     assert said.below_full_rate == 0
     assert "4 clips (4.0 hours) below 24000 Hz were left out." in str(said)
     mixed = source("mixed", [cut.to_dict() for one in sources for cut in one.cuts])
-    [kept] = report([mixed], refuse_below=24000, workers=0, sample=1).kept
+    [kept] = report([mixed], refuse_below=24000, workers=0, sample=1).sources
     assert list(kept.cuts) == list(sources[1].cuts)
     with pytest.raises(DataError, match="no clip is left: all 4 are below 24000 Hz"):
         report(sources[:1], refuse_below=24000, workers=0)
 
 
 def test_full_band_speech_gets_no_warning(sources):
-    said = report([Source("best", sources[1].cuts.take(np.arange(3, 6)))], workers=0)
+    said = report([SpeechSource("best", sources[1].cuts.take(np.arange(3, 6)))], workers=0)
     assert said.ends_below == {8000: 0.0, 10000: 0.0, 11000: 0.0}
     assert "leave it empty" not in str(said)
 

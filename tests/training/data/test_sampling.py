@@ -14,14 +14,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from speech_files import clip, source
 
-from revox.training.data import ClipSampler, DataError, Source
+from revox.training.data import ClipSampler, DataError, SpeechSource
 from revox.training.data.sampling import BLOCK
 
 # clips by (language, speaker)
 MANY = {("en", "a"): 30, ("en", "b"): 6, ("de", "c"): 8, ("de", "d"): 2, (None, "e"): 4}
 
 
-def speech(counts=MANY) -> list[Source]:
+def speech(counts=MANY) -> list[SpeechSource]:
     clips = [
         clip(f"/{language}/{speaker}/{i}", speaker, language, seconds=1 + i % 7)
         for (language, speaker), count in counts.items()

@@ -12,7 +12,15 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from speech_files import clip, put, source
 
-from revox.training.data import ClipBatches, ClipSampler, DataError, Source, find_sources, pack, sampling
+from revox.training.data import (
+    ClipBatches,
+    ClipSampler,
+    DataError,
+    SpeechSource,
+    find_sources,
+    pack,
+    sampling,
+)
 
 datasets = pytest.importorskip("datasets")
 
@@ -34,7 +42,7 @@ def hub(tmp_path_factory) -> Path:
     return folder / "set"
 
 
-def sampler_of(*sources: Source, **options) -> ClipSampler:
+def sampler_of(*sources: SpeechSource, **options) -> ClipSampler:
     return ClipSampler(sources, seconds=1.0, batch=4, seed=1, **options)
 
 

@@ -7,7 +7,7 @@ from revox.training.data.manifest import Manifest
 from revox.training.data.packing import pack
 from revox.training.data.quality import SourceReport, report
 from revox.training.data.sampling import ClipSampler
-from revox.training.data.sources import Source, find_sources
+from revox.training.data.sources import SpeechSource, find_sources
 
 __all__ = [
     "ClipBatch",
@@ -16,8 +16,8 @@ __all__ = [
     "ClipStream",
     "DataError",
     "Manifest",
-    "Source",
     "SourceReport",
+    "SpeechSource",
     "find_sources",
     "pack",
     "report",

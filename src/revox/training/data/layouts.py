@@ -190,9 +190,11 @@ def _common_voice(here: Path, name: str) -> Iterator[Found]:
                 audio = str(here / "clips" / (clip if os.path.splitext(clip)[1] else f"{clip}.mp3"))
                 # 64 bits of the 512 of `client_id`: enough that two people never share one.
                 speaker = f"commonvoice-{(row['client_id'] or clip)[:16]}"
-                said = (speaker, row.get("locale") or None, row["sentence"] or None)
+                facts = (speaker, row.get("locale") or None, row["sentence"] or None)
                 yield Found(
-                    audio, _stamp(audio, _state(audio), said), cut_record(f"{here.name}/{clip}", audio, *said)
+                    audio,
+                    _stamp(audio, _state(audio), facts),
+                    cut_record(f"{here.name}/{clip}", audio, *facts),
                 )
     except OSError as error:
         yield _broken(str(path), f"{path} cannot be read ({error.strerror}); check its permissions")

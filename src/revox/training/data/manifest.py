@@ -117,11 +117,11 @@ class Manifest:
             at = 0
             while (end := lines.find(b"\n", at)) >= 0:
                 record = json.loads(lines[at:end])
-                custom, said = record.get("custom") or {}, record["supervisions"][0]
-                language = said.get("language")
+                custom, supervision = record.get("custom") or {}, record["supervisions"][0]
+                language = supervision.get("language")
                 yield (
                     at, end - at, _hash(record["id"]),
-                    speakers.setdefault(said["speaker"], len(speakers)),
+                    speakers.setdefault(supervision["speaker"], len(speakers)),
                     languages.setdefault(language, len(languages)) if language else -1,
                     record["duration"], custom.get("origin_rate") or record["recording"]["sampling_rate"],
                     custom.get("stamp", 0),

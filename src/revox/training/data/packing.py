@@ -21,7 +21,7 @@ from revox.training.data.locate import audio_source
 from revox.training.data.manifest import cut_record, cut_source, lhotse
 from revox.training.data.pool import in_order
 from revox.training.data.shar import CUTS, shard_cuts
-from revox.training.data.sources import Progress, Source
+from revox.training.data.sources import Progress, SpeechSource
 
 _PIECE = 60.0  # seconds: longer recordings are divided, so that a draw decodes little
 
@@ -30,7 +30,7 @@ _Pieces = list[tuple[dict[str, Any], bytes]]  # cuts with their files
 
 
 def pack(
-    sources: Sequence[Source],
+    sources: Sequence[SpeechSource],
     folder: str | Path,
     *,
     codec: Literal["opus", "flac"] = "opus",
@@ -91,7 +91,7 @@ def _last_shard(folder: Path, plan: str) -> int:
     return int(shards[-1].name.split(".")[1]) if shards else 0
 
 
-def _plan(sources: Sequence[Source], *settings: Any) -> str:
+def _plan(sources: Sequence[SpeechSource], *settings: Any) -> str:
     """A hash of what is packed and how: an interrupted run continues only with the same."""
     digest = hashlib.sha256(repr(settings).encode())
     for source in sources:
@@ -101,14 +101,18 @@ def _plan(sources: Sequence[Source], *settings: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def _clips(sources: Sequence[Source]) -> Iterator[_Clip]:
+def _clips(sources: Sequence[SpeechSource]) -> Iterator[_Clip]:
     for source in sources:
         for cut in source.cuts:
-            said, origin = cut.supervisions[0], (cut.custom or {}).get("origin_rate")
+            supervision, origin = cut.supervisions[0], (cut.custom or {}).get("origin_rate")
             facts = {
-                "cut_id": cut.id, "speaker": said.speaker, "language": said.language, "text": said.text,
-                "seconds": cut.duration, "origin_rate": origin or cut.recording.sampling_rate,
-            }  # fmt: skip
+                "cut_id": cut.id,
+                "speaker": supervision.speaker,
+                "language": supervision.language,
+                "text": supervision.text,
+                "seconds": cut.duration,
+                "origin_rate": origin or cut.recording.sampling_rate,
+            }
             yield facts, cut_source(cut)
 
 

@@ -13,7 +13,7 @@ from revox.training.data.errors import DataError
 from revox.training.data.locate import audio_source
 from revox.training.data.manifest import Manifest, cut_source
 from revox.training.data.pool import in_order
-from revox.training.data.sources import Source
+from revox.training.data.sources import SpeechSource
 
 FULL_RATE = 24_000  # Hz, the codec's
 EDGES = (8_000, 10_000, 11_000)  # Hz
@@ -26,8 +26,8 @@ class SourceReport:
     """What the sources hold. Hours count clips whose length is known; shares are of the clips.
 
     `below_full_rate`: those sampled below 24 kHz. `ends_below`: of `measured` clips, drawn at random, those
-    whose spectrum ends at or below 8, 10 and 11 kHz, whatever their rate claims. `kept` are
-    the sources without what was refused (`refused` clips, `refused_hours`).
+    whose spectrum ends at or below 8, 10 and 11 kHz, whatever their rate claims. `sources`
+    are those given, without what was refused (`refused` clips, `refused_hours`).
     """
 
     clips: int
@@ -39,7 +39,7 @@ class SourceReport:
     measured: int
     broken: int
     streams: list[str]
-    kept: list[Source] = field(default_factory=list, repr=False)
+    sources: list[SpeechSource] = field(default_factory=list, repr=False)
     refused: int = 0
     refused_hours: float = 0.0
     refuse_below: int | None = None
@@ -47,42 +47,42 @@ class SourceReport:
     @property
     def sentences(self) -> list[str]:
         """The report for people, with what it means."""
-        said = []
+        sentences = []
         if self.clips:
             by_language = ", ".join(f"{name} {hours:.1f} h" for name, hours in self.languages.items())
-            said.append(
+            sentences.append(
                 f"{self.hours:.1f} hours of speech: {self.clips} clips of {self.speakers} speakers "
                 f"({by_language})."
             )
         if self.broken:
-            said.append(f"{self.broken} files cannot be used.")
+            sentences.append(f"{self.broken} files cannot be used.")
         if self.streams:
-            said.append(f"Streamed, so not measured: {', '.join(self.streams)}.")
+            sentences.append(f"Streamed, so not measured: {', '.join(self.streams)}.")
         if self.refuse_below is not None:
-            said.append(
+            sentences.append(
                 f"{self.refused} clips ({self.refused_hours:.1f} hours) below {self.refuse_below} Hz "
                 "were left out."
             )
         low, (narrow, middle, wide) = self.below_full_rate, (self.ends_below[edge] for edge in EDGES)
         if low or narrow:
-            said.append(
+            sentences.append(
                 f"{_percent(low)} of the clips were sampled below 24 kHz, and the spectrum of "
                 f"{_percent(narrow)} of {self.measured} measured ones ends at or below 8 kHz "
                 f"({_percent(middle)} at 10 kHz, {_percent(wide)} at 11 kHz)."
             )
-            said.append(
+            sentences.append(
                 "Much of a voice's timbre is between 8 and 12 kHz: an encoder trained on clips without that "
                 "band learns to leave it empty. Resampling does not bring it back; refuse such sources or "
                 "keep their share small."
             )
-        return said
+        return sentences
 
     def __str__(self) -> str:
         return "\n".join(self.sentences)
 
 
 def report(
-    sources: Sequence[Source],
+    sources: Sequence[SpeechSource],
     *,
     refuse_below: int | None = None,
     sample: int = 200,
@@ -90,10 +90,10 @@ def report(
 ) -> SourceReport:
     """Count `sources`, and measure on `sample` random clips where their spectrum ends.
 
-    `refuse_below` (Hz) leaves out the clips whose sampling rate is lower, or unknown; the rest is `kept`,
-    and the report is about it. Streams are kept and not counted. Raises DataError when nothing is left.
+    `refuse_below` (Hz) leaves out the clips whose sampling rate is lower, or unknown; the report and
+    its `sources` are about the rest. Streams stay and are not counted. Raises DataError when nothing is left.
     """
-    kept: list[Source] = []
+    remaining: list[SpeechSource] = []
     manifests: list[Manifest] = []
     refused, refused_seconds = 0, 0.0
     for source in sources:
@@ -106,8 +106,8 @@ def report(
                 continue
             cuts = cuts.take(~low)
             manifests.append(cuts)
-        kept.append(replace(source, cuts=cuts))
-    if not kept:
+        remaining.append(replace(source, cuts=cuts))
+    if not remaining:
         raise DataError(
             f"no clip is left: all {refused} are below {refuse_below} Hz; add speech recorded at 24 kHz "
             "or more, or refuse less"
@@ -130,8 +130,8 @@ def report(
         ends_below={edge: float((ends <= edge + _NEAR).mean()) if len(ends) else 0.0 for edge in EDGES},
         measured=len(ends),
         broken=sum(len(source.broken) for source in sources),
-        streams=[source.name for source in kept if not isinstance(source.cuts, Manifest)],
-        kept=kept,
+        streams=[source.name for source in remaining if not isinstance(source.cuts, Manifest)],
+        sources=remaining,
         refused=refused,
         refused_hours=refused_seconds / 3600,
         refuse_below=refuse_below,

@@ -15,7 +15,7 @@ import numpy as np
 from revox.training.data.errors import DataError
 from revox.training.data.hub import ClipStream, StreamReader
 from revox.training.data.manifest import Manifest, lhotse
-from revox.training.data.sources import Source
+from revox.training.data.sources import SpeechSource
 
 if TYPE_CHECKING:
     from lhotse.cut import MonoCut
@@ -43,7 +43,7 @@ class ClipSampler:
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[SpeechSource],
         *,
         seconds: float,
         batch: int,

@@ -31,13 +31,13 @@ def shard_records(cuts: Path) -> Iterator[dict[str, Any]]:
     try:
         with tarfile.open(tar, "r:") as members:
             for cut, (name, at, length) in zip(shard_cuts(cuts), _members(members), strict=True):
-                custom, said = cut.get("custom") or {}, (cut.get("supervisions") or [{}])[0]
+                custom, supervision = cut.get("custom") or {}, (cut.get("supervisions") or [{}])[0]
                 if name.rpartition(".")[0] != cut["id"] or at + length > tar.stat().st_size:
                     raise DataError(damaged)
                 yield cut_record(
                     f"{cuts.parent.name}/{cut['id']}", f"{tar}@{at}+{length}",
-                    str(said.get("speaker") or cuts.parent.name),
-                    said.get("language"), said.get("text"),
+                    str(supervision.get("speaker") or cuts.parent.name),
+                    supervision.get("language"), supervision.get("text"),
                     seconds=float(cut["duration"]), rate=int(cut["recording"]["sampling_rate"]),
                     origin_rate=custom.get("origin_rate"),
                 )  # fmt: skip

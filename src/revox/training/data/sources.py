@@ -29,7 +29,7 @@ _CHUNK = 256  # files whose headers a worker reads at a time
 
 
 @dataclass(frozen=True)
-class Source:
+class SpeechSource:
     """Speech of one origin. `cuts` is a manifest, or a `ClipStream` for a dataset that is streamed.
 
     `broken` lists the files that cannot be used, with the reason.
@@ -46,7 +46,7 @@ def find_sources(
     cache: Path | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
-) -> list[Source]:
+) -> list[SpeechSource]:
     """The speech that each of `specs` names, in that order.
 
     A spec is a folder (any mixture of what `layouts` knows) or "hf:OWNER/NAME[:config][:split]" (streamed;
@@ -61,7 +61,7 @@ def find_sources(
     sources = []
     for spec in specs:
         if spec.startswith("hf:"):
-            sources.append(Source(spec, open_stream(spec)))
+            sources.append(SpeechSource(spec, open_stream(spec)))
             continue
         folder = Path(spec).expanduser()
         if not folder.is_dir():
@@ -75,7 +75,7 @@ def find_sources(
     return sources
 
 
-def _indexed(folder: Path, cache: Path, workers: int | None, progress: Progress | None) -> Source:
+def _indexed(folder: Path, cache: Path, workers: int | None, progress: Progress | None) -> SpeechSource:
     """The clips of `folder`, ordered by a hash of their ids: one order, whatever was known before.
 
     What the manifest in `cache` knows is not read again. It is replaced also when the reading is interrupted.
@@ -84,15 +84,15 @@ def _indexed(folder: Path, cache: Path, workers: int | None, progress: Progress 
     old = _cached(path)
     known = {stamp: row for row, stamp in enumerate(old.rows["stamp"].tolist())}
     broken: list[tuple[str, str]] = []
-    found = kept = 0
+    found = unchanged = 0
 
     def unknown() -> Iterator[list[Found]]:
-        nonlocal found, kept
+        nonlocal found, unchanged
         chunk: list[Found] = []
         for one in walk(folder):
             found += 1
             if (row := known.get(one.stamp)) is not None:
-                kept += 1
+                unchanged += 1
                 lines.write(old.line(row) + b"\n")
             else:
                 chunk.append(one)
@@ -109,11 +109,13 @@ def _indexed(folder: Path, cache: Path, workers: int | None, progress: Progress 
                 lines.writelines(line for line in results if isinstance(line, bytes))
                 broken += [reason for reason in results if isinstance(reason, tuple)]
         finally:
-            if not found == kept == len(old):
+            if not found == unchanged == len(old):
                 with contextlib.suppress(OSError):  # without a cache the next run reads the headers again
                     replace_file(path, lambda file: _copy(lines, file))
         cuts = Manifest.parse(_mapped(lines))
-    return Source(folder.name or str(folder), cuts.take(np.argsort(cuts.rows["id"], kind="stable")), broken)
+    return SpeechSource(
+        folder.name or str(folder), cuts.take(np.argsort(cuts.rows["id"], kind="stable")), broken
+    )
 
 
 def _temporary_file(cache: Path) -> Any:
