@@ -8,19 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
-from revox.cli.progress import duration
+from revox.cli.progress import duration, show_progress
 
 if TYPE_CHECKING:
-    from lab.recover_rows import Row
+    from lab.recover_arms import Arm
 
 app = typer.Typer(
     help="The lab: a small complete Voxtral to test on, and a full-size one of random weights.",
@@ -37,12 +29,8 @@ def fullsize_command(
     """Write a folder of random weights with the release's exact inventory, to check memory and speed."""
     from lab.fullsize import write_fullsize
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("writing", total=None)
-        write_fullsize(
-            folder, seed=seed, progress=lambda done, of: progress.update(task, completed=done, total=of)
-        )
+    with show_progress(console, unit="bytes") as progress:
+        write_fullsize(folder, seed=seed, progress=progress)
     console.print(
         f"{folder}: random weights at the release's sizes (they babble; nothing else is wrong with them)"
     )
@@ -74,16 +62,14 @@ def pack_command(
     if flite and any(shards.glob("synthetic-*.shard")):
         raise LabError(f"{shards} holds synthetic speech already: remove it, or leave --flite out")
     carried = carry_flite(shards / "flite") if flite else 0  # first: what is missing is said before the work
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("packing", total=None)
+    with show_progress(console) as progress:
         size = pack(
             run / "data",
             shards,
             bit_rate=bit_rate,
             most=most,
             kinds=("human",) if flite else KINDS,
-            progress=lambda what, done, of: progress.update(task, description=what, completed=done, total=of),
+            progress=progress,
         )
     console.print(f"{shards}: {(size + carried) / 1e6:.1f} MB")
     if flite:
@@ -197,76 +183,61 @@ def recover_command(
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", "-c", help="Its checkpoint; the lab's by default.")
     ] = None,
-    rows: Annotated[
-        str | None, typer.Option(help="Names of rows, with commas between them; all by default.")
+    arms: Annotated[
+        str | None, typer.Option(help="Names of arms, with commas between them; all by default.")
     ] = None,
     ablate: Annotated[
         bool, typer.Option("--ablate", help="Pairs and human speech, with one loss less or more each.")
     ] = False,
-    seeds: Annotated[int, typer.Option(help="Each row is run with so many.")] = 3,
-    minutes: Annotated[float, typer.Option(help="Of training, for each row and seed.")] = 30.0,
+    seeds: Annotated[int, typer.Option(help="Each arm is run with so many.")] = 3,
+    minutes: Annotated[float, typer.Option(help="Of training, for each arm and seed.")] = 30.0,
     clips: Annotated[int, typer.Option(help="Held-out speakers of each kind that are scored.")] = 20,
-    looks: Annotated[int, typer.Option(help="At what a run has learnt so far, for the curves.")] = 8,
+    evaluations: Annotated[int, typer.Option(help="Intermediate evaluations of a run, for the curves.")] = 8,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda, for training.")] = "cpu",
 ) -> None:
     """Restore the lab's encoder by each method and score it against the one put aside: docs/recovery.md.
     Ctrl-C loses nothing; the same command goes on."""
-    from lab.recover import Experiment, recover
-    from lab.recover_rows import GOALS_FOR, ablations, chosen_rows, row_named
+    from lab.recover import recover
+    from lab.recover_arms import GOALS_FOR, ablations, arm_named, chosen_arms
+    from lab.recover_experiment import Experiment
     from revox.api import find_device
     from revox.demo import checkpoint_folder
 
     find_device(device)
     if ablate:
-        base = row_named(GOALS_FOR)
-        chosen = [row_named("original"), base, *ablations(base)]
-        if rows is not None:
-            chosen = _only(chosen, rows)
+        base = arm_named(GOALS_FOR)
+        chosen = [arm_named("original"), base, *ablations(base)]
+        if arms is not None:
+            chosen = _only(chosen, arms)
     else:
-        chosen = chosen_rows(_names(rows) if rows is not None else None)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    last = {"what": "", "quarter": -1}
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def progress(what: str, done: float, of: float) -> None:
-            if what != last["what"]:
-                bar.reset(task, description=what, total=of)
-            bar.update(task, completed=done)
-            # A log gets a line at each quarter, where a terminal has a bar.
-            quarter = int(4 * done // max(of, 1))
-            if not console.is_terminal and (what, quarter) != (last["what"], last["quarter"]):
-                console.print(f"{what}: {done:g} of {of:g}", highlight=False, soft_wrap=True)
-            last.update(what=what, quarter=quarter)
-
-        made = recover(
-            Experiment(
-                out, data, checkpoint or checkpoint_folder(), encoder, minutes, seeds, clips, looks=looks,
-                threads=threads, device=device, progress=progress,
-            ),
-            chosen,
+        chosen = chosen_arms(_names(arms) if arms is not None else None)
+    with show_progress(console) as progress:
+        experiment = Experiment(
+            out, data, checkpoint or checkpoint_folder(), encoder, minutes, seeds, clips,
+            evaluations=evaluations, threads=threads, device=device, progress=progress,
         )  # fmt: skip
+        made = recover(experiment, chosen)
     text = made.read_text(encoding="utf-8")
     begin = text.index("## Goals")
     print(text[begin : text.index("\n## ", begin + 1)])
     console.print(f"all tables: {made}", soft_wrap=True)
 
 
-def _names(rows: str) -> list[str]:
-    return [name.strip() for name in rows.split(",") if name.strip()]
+def _names(arms: str) -> list[str]:
+    return [name.strip() for name in arms.split(",") if name.strip()]
 
 
-def _only(rows: list[Row], names: str) -> list[Row]:
-    """Those of `rows` that are named. Raises LabError for a name that is not there."""
+def _only(arms: list[Arm], names: str) -> list[Arm]:
+    """Those of `arms` that are named. Raises LabError for a name that is not there."""
     from lab.errors import LabError
 
-    wanted, known = _names(names), [row.name for row in rows]
+    wanted, known = _names(names), [arm.name for arm in arms]
     unknown = sorted(set(wanted) - set(known))
     if unknown or not wanted:
-        wrong = f"there is no row {unknown[0]!r} to ablate" if unknown else "no row is named"
-        raise LabError(f"{wrong}: the rows are {', '.join(known)}")
-    return [row for row in rows if row.name in wanted]
+        wrong = f"there is no arm {unknown[0]!r} to ablate" if unknown else "no arm is named"
+        raise LabError(f"{wrong}: the arms are {', '.join(known)}")
+    return [arm for arm in arms if arm.name in wanted]
 
 
 def main() -> None:

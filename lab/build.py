@@ -45,7 +45,8 @@ from revox.coding.features import SpectralFeatures
 from revox.demo.sentences import words, written
 from revox.model.codec import Codec
 from revox.model.voxtral import Voxtral, tensor_name
-from revox.speech.files import pt_bytes, replace_file
+from revox.progress import Progress
+from revox.speech.files import pt_bytes, replace_file, replacing
 from revox.training.run import Run, kept_state
 
 CODED_AT_ONCE = 32
@@ -173,8 +174,8 @@ def make_speech(
     Shards that hold human speech only are joined by synthetic speech made here.
     """
 
-    def progress(what: str, done: int, of: int) -> None:
-        report("speech", {what: done, "of": of})
+    def progress(at: Progress) -> None:
+        report("speech", {at.what: at.done, "of": at.total or 0})
 
     if any((run / "shards").glob("*.shard")):
         unpack(run / "shards", run / "data", progress=progress)
@@ -238,9 +239,8 @@ def _phone_book(run: Path, params: Params) -> dict[str, np.ndarray]:
         frames = np.concatenate([one for one in known if one is not None])
         centroids, rows = phone_codebook(frames, config.semantic_codebook_size, config.semantic_dim, 0)
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".partial.npz")
-        np.savez(beside, centroids=centroids, rows=rows)
-        beside.replace(path)
+        with replacing(path) as beside, open(beside, "wb") as file:
+            np.savez(file, centroids=centroids, rows=rows)
     with np.load(path) as kept:
         book = dict(kept)
     if book["rows"].shape != (config.semantic_codebook_size, config.semantic_dim):
@@ -490,9 +490,8 @@ def _cached_codes(
     codes = [found[i] for i in range(len(speech))]
     cache.parent.mkdir(parents=True, exist_ok=True)
     ends = np.cumsum([c.shape[1] for c in codes])
-    beside = cache.with_suffix(".partial.npz")
-    np.savez(beside, stamp=stamp, codes=np.concatenate(codes, axis=1), ends=ends)
-    beside.replace(cache)
+    with replacing(cache) as beside, open(beside, "wb") as file:
+        np.savez(file, stamp=stamp, codes=np.concatenate(codes, axis=1), ends=ends)
     return codes
 
 

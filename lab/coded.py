@@ -11,6 +11,7 @@ import torch
 from lab.data import SpeechSet
 from lab.frames import FrameSet
 from lab.guide import Guide
+from revox.speech.files import replacing
 
 
 class CodedSpeech:
@@ -74,7 +75,6 @@ def code_speech(
         if i % 500 == 499:
             progress(i + 1, len(speech))
     cache.parent.mkdir(parents=True, exist_ok=True)
-    beside = cache.with_suffix(".partial.npz")
-    np.savez(beside, stamp=stamp, codes=np.concatenate(codes), values=np.concatenate(values))
-    beside.replace(cache)
+    with replacing(cache) as beside, beside.open("wb") as file:
+        np.savez(file, stamp=stamp, codes=np.concatenate(codes), values=np.concatenate(values))
     return CodedSpeech(speech, frames, np.concatenate(codes), np.concatenate(values), per_frame)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,8 @@ from lab.flite import Flite, find_flite
 from lab.speakers import Speaker, find_human_clips, synthetic_speakers
 from lab.synthesise import level, synthesise, trim
 from revox.demo.sentences import SPLITS, sentences
+from revox.progress import Progress, ProgressCallback, ignore_progress
+from revox.speech.files import replace_file, replacing
 
 KINDS = ("synthetic", "human")
 RATE = 24000
@@ -152,9 +153,8 @@ def _speaker_part(
         index.append({"text": text, "samples": len(said.samples), "phones": said.phones})
     samples = np.concatenate(pieces)
     if missing:
-        beside = path.with_suffix(".part.npz")
-        np.savez(beside, samples=samples, utterances=json.dumps(index), recipe=recipe)
-        os.replace(beside, path)
+        with replacing(path) as beside, open(beside, "wb") as file:
+            np.savez(file, samples=samples, utterances=json.dumps(index), recipe=recipe)
     used = index[:count]
     return samples[: sum(one["samples"] for one in used)], used
 
@@ -201,17 +201,14 @@ def write_set(folder: Path, name: str, parts: Iterator[tuple[np.ndarray, list[di
             checksum = zlib.crc32(samples.tobytes(), checksum)
             total += len(samples)
     samples_name = f"{name}-{checksum:08x}.npy"
-    beside = folder / f"{name}.part.npy"
-    with open(beside, "wb") as file, open(raw, "rb") as source:
+    with replacing(folder / samples_name) as beside, open(beside, "wb") as file, open(raw, "rb") as source:
         header = {"descr": "<i2", "fortran_order": False, "shape": (total,)}
         np.lib.format.write_array_header_1_0(file, header)
         while block := source.read(1 << 24):
             file.write(block)
     raw.unlink()
-    os.replace(beside, folder / samples_name)
-    index_beside = folder / f"{name}.json.part"
-    index_beside.write_text(json.dumps({"samples": samples_name, "utterances": utterances}))
-    os.replace(index_beside, folder / f"{name}.json")
+    contents = json.dumps({"samples": samples_name, "utterances": utterances})
+    replace_file(folder / f"{name}.json", contents)
     for old in folder.glob(f"{name}-????????.npy"):
         if old.name != samples_name:
             old.unlink()
@@ -228,7 +225,7 @@ def prepare(
     splits: tuple[str, ...] = SPLITS,
     workers: int = 1,
     flite: Path | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: ProgressCallback = ignore_progress,
 ) -> dict[str, float]:
     """Make the lab's speech in `out_dir`; returns the seconds in each set ("synthetic-train", ...).
 
@@ -236,7 +233,7 @@ def prepare(
     per_speaker, per_preset: training sentences of each synthetic speaker and of each preset. per_check:
     sentences of each validation and held-out speaker, and of each preset in those splits. workers: speakers
     synthesised at the same time. flite: the folder of a carried synthesiser, in place of the installed one.
-    progress(what, done, of) is called as it goes. What an interrupted run made is kept and continued.
+    What an interrupted run made is kept and continued.
     Raises LabError if a synthesiser or a clip is missing.
     """
     folder = Path(out_dir)
@@ -254,8 +251,7 @@ def prepare(
         for done, ((speaker, _), (samples, index)) in enumerate(zip(plan, made, strict=True)):
             who = {"speaker": speaker.name, "sex": speaker.sex, "preset": speaker.preset}
             yield samples, [{**who, **one} for one in index]
-            if progress:
-                progress(f"synthetic speech, {split}", done + 1, len(plan))
+            progress(Progress(f"synthetic speech, {split}", done + 1, len(plan)))
 
     def human(split: str, clips: dict) -> Iterator[tuple[np.ndarray, list[dict]]]:
         for done, (clip, path) in enumerate(clips.items()):
@@ -272,8 +268,7 @@ def prepare(
                     }
                 ],
             )
-            if progress:
-                progress(f"human speech, {split}", done + 1, len(clips))
+            progress(Progress(f"human speech, {split}", done + 1, len(clips)))
 
     clips_of = {split: find_human_clips(librispeech, split) for split in splits} if librispeech else {}
     for split in splits:

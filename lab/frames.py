@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from lab.data import SpeechSet
 from lab.phones import nearest_cluster, phone_occupancy
 from revox.coding.features import SpectralFeatures
+from revox.speech.files import replacing
 
 
 class FrameSet:
@@ -91,10 +91,10 @@ def make_frames(
             if str(kept["stamp"]) == stamp:
                 return FrameSet(speech, np.load(path, mmap_mode="r"), kept["labels"], per_frame)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".partial.npy")
     labels = np.full(total, -1, np.int16)
     done = 0
-    with beside.open("wb") as file:  # written, not mapped: a full disk would end a process that maps it
+    # Written, not mapped: a full disk would end a process that maps it.
+    with replacing(path) as beside, beside.open("wb") as file:
         header = {"descr": "<f2", "fortran_order": False, "shape": (total, spectra.size)}
         np.lib.format.write_array_header_1_0(file, header)
         for i, occupancy in enumerate(occupancies(speech, per_frame, rate)):
@@ -105,8 +105,6 @@ def make_frames(
             done += len(rows)
             if i % 200 == 199:
                 progress(i + 1, len(speech))
-    os.replace(beside, path)
-    labels_beside = path.with_suffix(".labels.partial.npz")
-    np.savez(labels_beside, labels=labels, stamp=stamp)
-    os.replace(labels_beside, labels_path)
+    with replacing(labels_path) as beside, beside.open("wb") as file:
+        np.savez(file, labels=labels, stamp=stamp)
     return FrameSet(speech, np.load(path, mmap_mode="r"), labels, per_frame)

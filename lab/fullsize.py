@@ -31,6 +31,7 @@ from revox.checkpoint.release import (
 )
 from revox.checkpoint.tensors import WEIGHTS, write_safetensors_stream
 from revox.model.config import END_AUDIO_ID, N_SPECIAL_CODES, VoxtralConfig
+from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech.files import pt_bytes, replace_file
 
 _ROW_NORM, _END_ROW_NORM = sum(POSITION_NORM) / 2, sum(END_POSITION_NORM) / 2
@@ -42,7 +43,7 @@ _BLOCK = 1 << 22  # elements generated at once
 def write_fullsize(
     folder: str | Path,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback = ignore_progress,
     with_encoder: bool = False,
 ) -> Path:
     """Write the full-size folder (8.0 GB; 8.3 GB with the encoder) and return its path.
@@ -52,7 +53,7 @@ def write_fullsize(
     Args:
         folder: made if it is not there; must be empty or hold an earlier one.
         seed: of the random weights and voices.
-        progress: called with (bytes written, bytes in all).
+        progress: called with the bytes written.
         with_encoder: also write the 114 tensors that the release withholds.
 
     Raises:
@@ -66,7 +67,7 @@ def write_random_checkpoint(
     params: dict[str, Any],
     voices: dict[str, int],
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback = ignore_progress,
     with_encoder: bool = False,
 ) -> Path:
     """Write a checkpoint of random weights with the sizes of `params` and `voices` {name: rows}.
@@ -86,7 +87,7 @@ def write_random_checkpoint(
         folder / WEIGHTS,
         [(name, spec.shape, spec.dtype, _provider(name, specs, table, seed)) for name, spec in specs.items()],
         metadata={"format": "pt"},
-        progress=progress,
+        progress=lambda done, total: progress(Progress("writing", done, total)),
     )
     for name, rows in voices.items():
         codes = random_codes(config, rows - 1, _generator(seed, f"voice {name}"))

@@ -30,14 +30,16 @@ from typing import TYPE_CHECKING, Any
 
 from lab.data import KINDS, RATE, SpeechSet
 from lab.errors import LabError
+from lab.recover_arms import OWN_VERIFIER, Arm, arm_named, in_order, known_arms
+from lab.recover_experiment import Experiment, Line
 from lab.recover_guard import identity, readable_roots
 from lab.recover_process import CLOCK_FILE, REFUSED, STOPPED, Task
-from lab.recover_rows import OWN_VERIFIER, Row, in_order, known_rows, row_named
 from revox.checkpoint.encoder_file import ENCODER_FILE
 from revox.checkpoint.release import ENCODER_PREFIXES
 from revox.checkpoint.tensors import WEIGHTS, read_header
 from revox.demo.sentences import sentences
 from revox.evaluation.cache import file_identity, folder_identity
+from revox.progress import Progress
 from revox.speech.files import replace_file
 from revox.training.settings import EncoderTraining
 
@@ -55,41 +57,11 @@ second step."""
 
 FEWEST_STEPS = 10
 REPORTS = 200  # of a run
-LOOK_CLIPS = 4  # of each kind, at every look
+EVALUATION_CLIPS = 4  # of each kind, at every evaluation
 VERIFIER_STEPS = 300
 
-Line = dict[str, Any]
-KEY = ("what", "row", "config", "seed", "kind", "clip", "step")
+KEY = ("what", "arm", "config", "seed", "kind", "clip", "step")
 """The entries that tell one line from another."""
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """What is compared, where, and for how long.
-
-    `encoder` is the file put aside. `minutes` of training for each row and seed; `clips` of each kind that
-    are scored, human ones up to `seconds`; `looks` at what a run has learnt so far. `progress` is told
-    (what, done, of) of the work in hand.
-    """
-
-    out: Path
-    data: Path
-    checkpoint: Path
-    encoder: Path
-    minutes: float = 30.0
-    seeds: int = 3
-    clips: int = 20
-    seconds: float = 5.0
-    looks: int = 8
-    threads: int = 1
-    device: str = "cpu"
-    progress: Callable[[str, float, float], None] = lambda what, done, of: None
-
-    @property
-    def clock(self) -> str:
-        """What time is: the process's own seconds, which others on the machine do not change; on a GPU, those
-        that pass."""
-        return "cpu_seconds" if self.device == "cpu" else "seconds"
 
 
 @dataclass(frozen=True)
@@ -146,20 +118,20 @@ def _place(line: Line) -> tuple[Any, ...]:
     return tuple(line.get(name) for name in KEY)
 
 
-def recover(experiment: Experiment, rows: Sequence[Row]) -> Path:
-    """Run what is missing of `rows`, all seeds; gives the file with the tables.
+def recover(experiment: Experiment, arms: Sequence[Arm]) -> Path:
+    """Run what is missing of `arms`, all seeds; gives the file with the tables.
 
     Ctrl-C and SIGTERM (KeyboardInterrupt) lose at most the clip in hand: a training run saves first. Several
-    processes may work on different rows in the same folder. Raises LabError on what cannot be done.
+    processes may work on different arms in the same folder. Raises LabError on what cannot be done.
     """
     with _stoppable():
-        work = _Work(experiment, rows)
+        work = _Work(experiment, arms)
         work.prepare()
         _ = work.scoring.recogniser  # what is missing is said before hours of training
         for seed in range(experiment.seeds):
-            for row in rows:
-                with work.mine(row):
-                    work.row(row, seed)
+            for arm in arms:
+                with work.mine(arm):
+                    work.arm(arm, seed)
                 made = work.write_tables()
         return made
 
@@ -180,7 +152,7 @@ def _stoppable() -> Iterator[None]:
 @dataclass
 class _Work:
     experiment: Experiment
-    rows: Sequence[Row]
+    arms: Sequence[Arm]
     log: Log = field(init=False)
 
     def __post_init__(self) -> None:
@@ -198,7 +170,7 @@ class _Work:
         experiment = self.experiment
         return Scoring(self.checkpoint, experiment.encoder, experiment.data, experiment.seconds)
 
-    # What a row stands on
+    # What an arm stands on
 
     def prepare(self) -> None:
         """The folder: what it was begun with, a copy of the checkpoint, the speech for training."""
@@ -241,7 +213,7 @@ class _Work:
                 )
         if not (math.isfinite(experiment.minutes) and experiment.minutes > 0):
             raise LabError(f"{experiment.minutes:g} minutes leave no time to train: give a number above 0")
-        for name in ("seeds", "clips", "looks"):
+        for name in ("seeds", "clips", "evaluations"):
             if getattr(experiment, name) < 1:
                 raise LabError(f"{name} is {getattr(experiment, name)}: give 1 or more")
         for kind in KINDS:
@@ -259,7 +231,7 @@ class _Work:
         now = {
             "minutes": experiment.minutes,
             "seconds": experiment.seconds,
-            "looks": experiment.looks,
+            "evaluations": experiment.evaluations,
             "device": experiment.device,
             "checkpoint": folder_identity(experiment.checkpoint),
             "encoder": file_identity(experiment.encoder),
@@ -292,7 +264,7 @@ class _Work:
             folder = beside / utterance.speaker
             folder.mkdir(parents=True, exist_ok=True)
             write_audio(folder / f"{i:05d}.flac", Audio(speech.waveform(i), RATE))
-            self.experiment.progress("writing the training speech", i + 1, len(speech))
+            self.experiment.progress(Progress("writing the training speech", i + 1, len(speech)))
         beside.rename(self.speech)
 
     @contextlib.contextmanager
@@ -304,51 +276,51 @@ class _Work:
             yield
 
     @contextlib.contextmanager
-    def mine(self, row: Row) -> Iterator[None]:
-        """Nobody else works on this row, nor on what it begins with. Raises LabError where somebody does."""
-        names = [row.name] if row.of is None else [row.of, row.name]
+    def mine(self, arm: Arm) -> Iterator[None]:
+        """Nobody else works on this arm, nor on what it begins with. Raises LabError where somebody does."""
+        names = [arm.name] if arm.of is None else [arm.of, arm.name]
         folder = self.out / "locks"
         with contextlib.ExitStack() as held:
             for name in names:
-                file = held.enter_context(open(folder / f"row-{name}", "w"))
+                file = held.enter_context(open(folder / f"arm-{name}", "w"))
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError:
                     raise LabError(
-                        f"another process works on the row {name} in {self.experiment.out}: wait for it, or "
-                        "name other --rows"
+                        f"another process works on the arm {name} in {self.experiment.out}: wait for it, or "
+                        "name other --arms"
                     ) from None
             self.log = Log(self.out / LOG_FILE)  # what others have added
             yield
 
-    def config(self, row: Row) -> str:
-        """A hash of everything a row was told: lines of another are not its results."""
-        base = self._base(row)
-        told = row.model_dump_json() + (self.config(base) if base else "")
+    def config(self, arm: Arm) -> str:
+        """A hash of everything an arm was told: lines of another are not its results."""
+        base = self._base(arm)
+        told = arm.model_dump_json() + (self.config(base) if base else "")
         return hashlib.sha256(told.encode()).hexdigest()[:8]
 
-    def _base(self, row: Row) -> Row | None:
-        """The row that a refinement begins with."""
-        if row.of is None:
+    def _base(self, arm: Arm) -> Arm | None:
+        """The arm that a refinement begins with."""
+        if arm.of is None:
             return None
-        return next((one for one in self.rows if one.name == row.of), None) or row_named(row.of)
+        return next((one for one in self.arms if one.name == arm.of), None) or arm_named(arm.of)
 
-    # A row
+    # An arm
 
-    def row(self, row: Row, seed: int) -> None:
-        """Train what is to be trained, then score every clip, and every look."""
-        trains = row if row.by == "encoder" else self._base(row)
-        missing = [place for place in self._places() if not self._scored(row, seed, *place)]
-        if trains is not None and (missing or not self._looked(trains, seed)):
+    def arm(self, arm: Arm, seed: int) -> None:
+        """Train what is to be trained, then score every clip, and every evaluation."""
+        trains = arm if arm.by == "encoder" else self._base(arm)
+        missing = [place for place in self._places() if not self._scored(arm, seed, *place)]
+        if trains is not None and (missing or not self._evaluated(trains, seed)):
             self._train(trains, seed)
-            self._look(trains, seed)
+            self._evaluate(trains, seed)
         if not missing:
             return
         codec = self.scoring.restored(self._run(trains, seed) / ENCODER_FILE) if trains else None
         for done, (kind, i) in enumerate(missing):
-            self.experiment.progress(f"{row.title}, seed {seed}: scoring", done, len(missing))
-            self._score("score", row, seed, kind, i, codec)
-        self.experiment.progress(f"{row.title}, seed {seed}: scoring", len(missing), len(missing))
+            self.experiment.progress(Progress(f"{arm.title}, seed {seed}: scoring", done, len(missing)))
+            self._score("score", arm, seed, kind, i, codec)
+        self.experiment.progress(Progress(f"{arm.title}, seed {seed}: scoring", len(missing), len(missing)))
 
     def _places(self, most: int | None = None) -> list[tuple[str, int]]:
         from lab.recover_scores import evenly
@@ -360,69 +332,69 @@ class _Work:
             found += [(kind, scored[j]) for j in evenly(most or len(scored), len(scored))]
         return found
 
-    def _key(self, what: str, row: Row, seed: int, **more: Any) -> Line:
-        return {"what": what, "row": row.name, "config": self.config(row), "seed": seed, **more}
+    def _key(self, what: str, arm: Arm, seed: int, **more: Any) -> Line:
+        return {"what": what, "arm": arm.name, "config": self.config(arm), "seed": seed, **more}
 
-    def _scored(self, row: Row, seed: int, kind: str, i: int) -> bool:
+    def _scored(self, arm: Arm, seed: int, kind: str, i: int) -> bool:
         speaker = self.scoring.clips[kind][i].speaker
-        return self.log.find(self._key("score", row, seed, kind=kind, clip=speaker)) is not None
+        return self.log.find(self._key("score", arm, seed, kind=kind, clip=speaker)) is not None
 
     def _score(
-        self, what: str, row: Row, seed: int, kind: str, i: int, codec: Codec | None, **at: Any
+        self, what: str, arm: Arm, seed: int, kind: str, i: int, codec: Codec | None, **at: Any
     ) -> None:
-        line = self._key(what, row, seed, kind=kind, clip=self.scoring.clips[kind][i].speaker, **at)
+        line = self._key(what, arm, seed, kind=kind, clip=self.scoring.clips[kind][i].speaker, **at)
         if self.log.find(line) is None:
-            scores = self.scoring.score(row, kind, i, seed, codec, whole=what == "score")
+            scores = self.scoring.score(arm, kind, i, seed, codec, whole=what == "score")
             self.log.add(line | {"scores": scores})
 
-    def _run(self, row: Row, seed: int) -> Path:
-        return self.out / "runs" / f"{row.name}-{self.config(row)}-{seed}"
+    def _run(self, arm: Arm, seed: int) -> Path:
+        return self.out / "runs" / f"{arm.name}-{self.config(arm)}-{seed}"
 
-    def _looked(self, row: Row, seed: int) -> bool:
-        return self.log.find(self._key("looked", row, seed)) is not None
+    def _evaluated(self, arm: Arm, seed: int) -> bool:
+        return self.log.find(self._key("evaluated", arm, seed)) is not None
 
-    def _look(self, row: Row, seed: int) -> None:
+    def _evaluate(self, arm: Arm, seed: int) -> None:
         """Score the encoders that a run kept on its way, on a few clips."""
-        if self._looked(row, seed):
+        if self._evaluated(arm, seed):
             return
-        run = self._run(row, seed)
+        run = self._run(arm, seed)
         clock = _clock(run, self.experiment.clock)
         kept = sorted((run / "checkpoints").glob("encoder-*.safetensors"))
-        places = self._places(LOOK_CLIPS)
+        places = self._places(EVALUATION_CLIPS)
         for done, path in enumerate(kept):
             step = int(path.stem.split("-")[1])
             codec = self.scoring.restored(path)
             for kind, i in places:
                 at = {"step": step, "seconds": round(clock(step), 1)}
-                self._score("look", row, seed, kind, i, codec, **at)
-            self.experiment.progress(f"{row.title}, seed {seed}: looking back", done + 1, len(kept))
-        self.log.add(self._key("looked", row, seed))
+                self._score("evaluation", arm, seed, kind, i, codec, **at)
+            self.experiment.progress(Progress(f"{arm.title}, seed {seed}: evaluation", done + 1, len(kept)))
+        self.log.add(self._key("evaluated", arm, seed))
 
-    def _train(self, row: Row, seed: int) -> None:
-        run, experiment = self._run(row, seed), self.experiment
-        if self.log.find(self._key("trained", row, seed)) and (run / ENCODER_FILE).is_file():
+    def _train(self, arm: Arm, seed: int) -> None:
+        run, experiment = self._run(arm, seed), self.experiment
+        if self.log.find(self._key("trained", arm, seed)) and (run / ENCODER_FILE).is_file():
             return
-        plan = self._plan(row)
+        plan = self._plan(arm)
         budget = 60 * experiment.minutes
-        steps = plan.steps(budget, row.discriminators_from)
+        steps = plan.steps(budget, arm.discriminators_from)
         every = max(1, steps // REPORTS)
         steps = steps // every * every  # the last report is the end
         settings = self._settings(
-            row, steps, seed, report_every=every, save_every=-(-steps // experiment.looks),
-            validate_every=every * max(1, REPORTS // 4), keep=experiment.looks + 1,
+            arm, steps, seed, report_every=every, save_every=-(-steps // experiment.evaluations),
+            validate_every=every * max(1, REPORTS // 4), keep=experiment.evaluations + 1,
         )  # fmt: skip
         shared = self.out / "spoken" / f"{settings.sentences}-{settings.strangers:g}-{seed}.safetensors"
         spoken = run / "spoken.safetensors"
         run.mkdir(parents=True, exist_ok=True)
         if shared.is_file() and not spoken.is_file():
             shutil.copyfile(shared, spoken)  # the same sentences, said once
-        told = self._work(f"{row.title}, seed {seed}: training", run, settings.model_dump(mode="json"), seed)
+        told = self._work(f"{arm.title}, seed {seed}: training", run, settings.model_dump(mode="json"), seed)
         if spoken.is_file() and not shared.is_file():
             shared.parent.mkdir(exist_ok=True)
             replace_file(shared, spoken.read_bytes())
         last = _clock_lines(run)[-1]
         self.log.add(
-            self._key("trained", row, seed)
+            self._key("trained", arm, seed)
             | {
                 "steps": steps, "budget": budget, "clock": experiment.clock,
                 "cpu_seconds": last["cpu_seconds"], "seconds": last["seconds"],
@@ -430,10 +402,10 @@ class _Work:
             }
         )  # fmt: skip
 
-    def _settings(self, row: Row, steps: int, seed: int, **changes: Any) -> EncoderTraining:
-        if row.training.get("verifier") == OWN_VERIFIER:
+    def _settings(self, arm: Arm, steps: int, seed: int, **changes: Any) -> EncoderTraining:
+        if arm.training.get("verifier") == OWN_VERIFIER:
             changes["verifier"] = str(self._verifier())
-        return row.settings(steps, seed, **changes)
+        return arm.settings(steps, seed, **changes)
 
     def _verifier(self) -> Path:
         folder = self.out / "verifier"
@@ -442,25 +414,25 @@ class _Work:
                 self._work("the speaker loss's own network", folder, {"steps": VERIFIER_STEPS}, 0, "verifier")
         return folder / "verifier.safetensors"
 
-    def _plan(self, row: Row) -> Plan:
+    def _plan(self, arm: Arm) -> Plan:
         """Seconds a step, measured once for all seeds."""
-        kept = self.out / "plans" / f"{row.name}-{self.config(row)}.json"
+        kept = self.out / "plans" / f"{arm.name}-{self.config(arm)}.json"
         if not kept.is_file():
-            starts = [MEASURED_STEPS] + ([0] if row.discriminators_from is not None else [])
-            found = [self._measure(row, kept.with_suffix(""), start) for start in starts]
+            starts = [MEASURED_STEPS] + ([0] if arm.discriminators_from is not None else [])
+            found = [self._measure(arm, kept.with_suffix(""), start) for start in starts]
             kept.parent.mkdir(exist_ok=True)
             replace_file(kept, json.dumps({"before": found[0], "after": found[-1]}) + "\n")
         return Plan(**json.loads(kept.read_text()))
 
-    def _measure(self, row: Row, folder: Path, start: int) -> float:
+    def _measure(self, arm: Arm, folder: Path, start: int) -> float:
         settings = self._settings(
-            row, MEASURED_STEPS, 0, report_every=1, save_every=MEASURED_STEPS, validate_every=10**9, keep=1,
+            arm, MEASURED_STEPS, 0, report_every=1, save_every=MEASURED_STEPS, validate_every=10**9, keep=1,
             sentences=0,
         )  # fmt: skip
         judged = settings.discriminator.model_copy(update={"start": start})
         settings = settings.model_copy(update={"discriminator": judged})
         shutil.rmtree(folder, ignore_errors=True)
-        self._work(f"{row.title}: timing a step", folder, settings.model_dump(mode="json"), 0)
+        self._work(f"{arm.title}: timing a step", folder, settings.model_dump(mode="json"), 0)
         times = [line[self.experiment.clock] for line in _clock_lines(folder)]
         shutil.rmtree(folder)
         return (times[-1] - times[WARM_STEPS - 1]) / (MEASURED_STEPS - WARM_STEPS)
@@ -512,9 +484,11 @@ class _Work:
                 continue
             told |= line
             if "step" in line:
-                self.experiment.progress(title, line["step"], line["of"])
+                self.experiment.progress(Progress(title, line["step"], line["of"]))
             elif "what" in line and line.get("out_of"):
-                self.experiment.progress(f"{title}: {line['what']}", line["done_so_far"], line["out_of"])
+                self.experiment.progress(
+                    Progress(f"{title}: {line['what']}", line["done_so_far"], line["out_of"])
+                )
         process.wait()
 
     def task(self, what: str, folder: Path, settings: dict[str, Any], seed: int) -> Task:
@@ -528,25 +502,25 @@ class _Work:
         )  # fmt: skip
 
     def write_tables(self) -> Path:
-        """OUT/recovery.md and its pictures, of what there is so far: of other rows too, which other commands
+        """OUT/recovery.md and its pictures, of what there is so far: of other arms too, which other commands
         ran here."""
         from lab.recover_tables import write_tables
 
         self.log = Log(self.out / LOG_FILE)
-        asked = {row.name for row in self.rows}
-        scored = {(line["row"], line["config"]) for line in self.log.lines if line["what"] == "score"}
-        others = [row for row in known_rows() if row.name not in asked]
-        rows = in_order([*self.rows, *(one for one in others if (one.name, self.config(one)) in scored)])
-        configs = {row.name: self.config(row) for row in rows}
+        asked = {arm.name for arm in self.arms}
+        scored = {(line["arm"], line["config"]) for line in self.log.lines if line["what"] == "score"}
+        others = [arm for arm in known_arms() if arm.name not in asked]
+        arms = in_order([*self.arms, *(one for one in others if (one.name, self.config(one)) in scored)])
+        configs = {arm.name: self.config(arm) for arm in arms}
         clips = {(kind, self.scoring.clips[kind][i].speaker) for kind, i in self._places()}
         lines = [
             line
             for line in self.log.lines
-            if configs.get(line.get("row", "")) == line.get("config")
+            if configs.get(line.get("arm", "")) == line.get("config")
             and line.get("seed", 0) < self.experiment.seeds
             and (line["what"] != "score" or (line["kind"], line["clip"]) in clips)
         ]
-        return write_tables(self.out / TABLES_FILE, rows, lines, self.experiment)
+        return write_tables(self.out / TABLES_FILE, arms, lines, self.experiment)
 
 
 def process_command(task: Path) -> list[str]:

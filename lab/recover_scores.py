@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lab.data import KINDS, RATE, SpeechSet
-from lab.recover_rows import Row
+from lab.recover_arms import Arm
 from revox.api import load
 from revox.checkpoint.voices import Voice
 from revox.cloning.clone import preset_codes
@@ -106,7 +106,7 @@ class Scoring:
         return Recogniser(jsgf())
 
     def _rows(self, codes: Tensor) -> Tensor:
-        """Voice rows `[frames, dim]`, the end frame left out."""
+        """Rows of the voice embedding `[frames, dim]`, the end frame left out."""
         return self.tts.model.mm_audio_embeddings.voice_embedding(codes)[:-1].float()
 
     def truth(self, kind: str, i: int) -> Tensor:
@@ -126,33 +126,33 @@ class Scoring:
         """The codec with a restored encoder, bf16, as served."""
         return served(original_codec(self.checkpoint, encoder))
 
-    def codes(self, row: Row, kind: str, i: int, seed: int, codec: Codec | None = None) -> Tensor:
-        """The codes `[37, frames]` that a row finds for a clip; `codec` is the restored one where it has
+    def codes(self, arm: Arm, kind: str, i: int, seed: int, codec: Codec | None = None) -> Tensor:
+        """The codes `[37, frames]` that an arm finds for a clip; `codec` is the restored one where it has
         one (`restored`)."""
         target = self.clips[kind][i].samples
-        if row.by == "original":  # not `truth`, which may be at hand: what encoding takes is measured
+        if arm.by == "original":  # not `truth`, which may be at hand: what encoding takes is measured
             return encode(self._served, target).codes
-        if row.by == "random":
+        if arm.by == "random":
             return random_codes(
                 self.original, len(target) // self.original.samples_per_frame, 1000 * seed + i
             )
-        if row.by == "inversion":
-            config = InversionConfig().taking(row.steps or 0)
+        if arm.by == "inversion":
+            config = InversionConfig().taking(arm.steps or 0)
             result = invert(self.original, target, config=config, prior=self.prior, seed=seed)
             return _whole(result, result.codes)
         assert codec is not None
         encoded = encode(codec, target)
-        if row.by == "encoder":
+        if arm.by == "encoder":
             return encoded.codes
-        refined = refine(self.original, target, encoded, row.steps or 0, prior=self.prior, seed=seed)
+        refined = refine(self.original, target, encoded, arm.steps or 0, prior=self.prior, seed=seed)
         return _whole(refined.result, refined.codes)
 
     def score(
-        self, row: Row, kind: str, i: int, seed: int, codec: Codec | None = None, whole: bool = True
+        self, arm: Arm, kind: str, i: int, seed: int, codec: Codec | None = None, whole: bool = True
     ) -> dict[str, Any]:
         """All figures of one clip; without `whole`, only those of the codes and of what they decode to."""
         clip, began = self.clips[kind][i], time.process_time()
-        codes = self.codes(row, kind, i, seed, codec)
+        codes = self.codes(arm, kind, i, seed, codec)
         found: dict[str, Any] = {"coding_seconds": round(time.process_time() - began, 3)}
         found |= self._code_scores(kind, i, codes) | self._sound_scores(kind, i, codes, whole)
         if whole:
@@ -199,8 +199,8 @@ class Scoring:
         return float(found.semantic_nll), float(found.flow_error)
 
     def _voice(self, codes: Tensor) -> Voice:
-        rows = self.tts.model.mm_audio_embeddings.voice_embedding(codes)
-        return Voice(name="clone", codes=codes, embedding=rows, provenance={})
+        arms = self.tts.model.mm_audio_embeddings.voice_embedding(codes)
+        return Voice(name="clone", codes=codes, embedding=arms, provenance={})
 
     def _cloning_scores(self, kind: str, i: int, codes: Tensor, seed: int) -> dict[str, Any]:
         voice = self._voice(codes)

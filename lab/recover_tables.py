@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from lab.data import KINDS
-from lab.recover_rows import Row
+from lab.recover_arms import Arm
+from lab.recover_experiment import Experiment, Line
 from revox.evaluation.report import Report, markdown
 from revox.evaluation.tables import Column, Table, make_row
-from revox.speech.files import replace_file
-
-if TYPE_CHECKING:
-    from lab.recover import Experiment, Line
+from revox.speech.files import replace_file, replacing
 
 CURVES_FILE = "curves.png"
 
@@ -31,7 +29,7 @@ CODES = (
     Column("semantic_agreement", "same semantic code", "more", 3),
     Column("acoustic_exact_share", "same level", "more", 3),
     Column("acoustic_level_error", "level error (of 20)", "less"),
-    Column("row_cosine", "cosine of voice rows, mean row removed", "more", 3),
+    Column("row_cosine", "cosine of voice embeddings, mean removed", "more", 3),
     Column("row_cosine_others", "the same between different speakers", digits=3),
     Column("saturated_share", "saturated levels", "less", 3),
 )
@@ -85,7 +83,7 @@ class Goal:
 GOALS = (
     Goal("mel", "mel distance within 5 % of the original's", False, share=0.05),
     Goal("similarity", "similarity of reconstructions within 0.02 of the original's", True, apart=0.02),
-    Goal("row_cosine", "mean-removed cosine of voice rows at least 0.8", True, limit=0.8),
+    Goal("row_cosine", "mean-removed cosine of voice embeddings at least 0.8", True, limit=0.8),
     Goal("semantic_agreement", "semantic agreement at least 0.3 (synthetic), 0.15 (human)", True,
          limit={"synthetic": 0.3, "human": 0.15}),
     Goal("acoustic_level_error", "acoustic levels within 1.5 of 20 on average", False, limit=1.5),
@@ -93,58 +91,58 @@ GOALS = (
     Goal("cloned_word_errors", "cloned speech within 3 points of word error of the original's", False,
          apart=3.0),
 )  # fmt: skip
-"""Of issue 5, for the row `pairs-and-human`."""
+"""Of issue 5, for the arm `pairs-and-human`."""
 
 Figures = dict[tuple[str, str, str], float]
-"""(row, kind, column's key) -> value."""
+"""(arm, kind, column's key) -> value."""
 
 
-def write_tables(path: Path, rows: Sequence[Row], lines: Sequence[Line], experiment: Experiment) -> Path:
+def write_tables(path: Path, arms: Sequence[Arm], lines: Sequence[Line], experiment: Experiment) -> Path:
     """Tables of what there is in `lines` to `path` (Markdown), the curves beside it."""
-    tables, figures = _tables(rows, lines)
-    drawn = draw_curves(path.with_name(CURVES_FILE), rows, lines)
-    report = Report("The lab's encoder, restored", _facts(rows, lines, experiment), tables, [], [])
+    tables, figures = _tables(arms, lines)
+    drawn = draw_curves(path.with_name(CURVES_FILE), arms, lines)
+    report = Report("The lab's encoder, restored", _facts(arms, lines, experiment), tables, [], [])
     text = markdown(report)
-    text += "\n" + goals_table(rows, figures) + "\n" + _times(rows, lines)
+    text += "\n" + goals_table(arms, figures) + "\n" + _times(arms, lines)
     if drawn:
         text += (
             f"\n## Against time\n\n![Scores against minutes of training]({CURVES_FILE})\n\n"
             "On the first few clips of each kind; dashed: the original encoder.\n"
         )
-    marks = [f"- {row.title}: {mark}" for row in rows for mark in row.marks]
-    if marks:
-        text += "\n## Marks\n\n" + "\n".join(marks) + "\n"
+    caveats = [f"- {arm.title}: {caveat}" for arm in arms for caveat in arm.caveats]
+    if caveats:
+        text += "\n## Caveats\n\n" + "\n".join(caveats) + "\n"
     replace_file(path, text)
     return path
 
 
-def _facts(rows: Sequence[Row], lines: Sequence[Line], experiment: Experiment) -> dict[str, str]:
+def _facts(arms: Sequence[Arm], lines: Sequence[Line], experiment: Experiment) -> dict[str, str]:
     speakers: dict[str, set[str]] = {kind: set() for kind in KINDS}
     for line in lines:
         if line["what"] == "score":
             speakers[line["kind"]].add(line["clip"])
-    wanted = experiment.seeds * len(rows)
-    done = {(line["row"], line["seed"]) for line in lines if line["what"] == "score"}
+    wanted = experiment.seeds * len(arms)
+    done = {(line["arm"], line["seed"]) for line in lines if line["what"] == "score"}
     fenced = {line["confined"] for line in lines if line["what"] == "trained"}
     fence = "the kernel and an audit hook" if fenced == {True} else "an audit hook"
     return {
-        "training": f"{experiment.minutes:g} minutes a row and seed ({experiment.clock.replace('_', ' ')})",
+        "training": f"{experiment.minutes:g} minutes an arm and seed ({experiment.clock.replace('_', ' ')})",
         "clips": ", ".join(f"{len(names)} held-out {kind} speakers" for kind, names in speakers.items()),
-        "seeds": f"{experiment.seeds}; rows and seeds begun: {len(done)} of {wanted}",
+        "seeds": f"{experiment.seeds}; arms and seeds begun: {len(done)} of {wanted}",
         "fence around restoring": fence if fenced else "nothing was trained yet",
     }
 
 
-def _of(lines: Sequence[Line], row: str, kind: str) -> list[list[dict[str, Any]]]:
-    """The scores of a row: for each clip, those of its seeds."""
+def _of(lines: Sequence[Line], arm: str, kind: str) -> list[list[dict[str, Any]]]:
+    """The scores of an arm: for each clip, those of its seeds."""
     clips: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
-        if line["what"] == "score" and line["row"] == row and line["kind"] == kind:
+        if line["what"] == "score" and line["arm"] == arm and line["kind"] == kind:
             clips.setdefault(line["clip"], []).append(line["scores"])
     return list(clips.values())
 
 
-def _tables(rows: Sequence[Row], lines: Sequence[Line]) -> tuple[list[Table], Figures]:
+def _tables(arms: Sequence[Arm], lines: Sequence[Line]) -> tuple[list[Table], Figures]:
     tables: list[Table] = []
     figures: Figures = {}
     for title, columns in (("Codec", CODEC), ("Codes", CODES), ("Cloning", CLONING)):
@@ -153,15 +151,15 @@ def _tables(rows: Sequence[Row], lines: Sequence[Line]) -> tuple[list[Table], Fi
             if kind == "human":  # their words are not known
                 shown = [c for c in shown if c.key not in ("word_errors", "clip_nll")]
             table = Table(f"{title}: {kind} speakers", shown, [])
-            for row in rows:
-                scores = _of(lines, row.name, kind)
+            for arm in arms:
+                scores = _of(lines, arm.name, kind)
                 if not scores:
                     continue
-                made = make_row(row.title, row.kind, scores, shown)
+                made = make_row(arm.title, arm.kind, scores, shown)
                 if title == "Codes":
-                    made.cells |= make_row(row.title, row.kind, [_use(scores)], USE).cells
+                    made.cells |= make_row(arm.title, arm.kind, [_use(scores)], USE).cells
                 table.rows.append(made)
-                figures |= {(row.name, kind, key): cell.value for key, cell in made.cells.items()}
+                figures |= {(arm.name, kind, key): cell.value for key, cell in made.cells.items()}
             if title == "Codes":
                 table.columns += USE
                 table.notes.append(
@@ -169,7 +167,7 @@ def _tables(rows: Sequence[Row], lines: Sequence[Line]) -> tuple[list[Table], Fi
                     "all clips of a seed together, and grow with their number."
                 )
                 truth = [
-                    scores for row in rows if row.by == "original" for scores in _of(lines, row.name, kind)
+                    scores for arm in arms if arm.by == "original" for scores in _of(lines, arm.name, kind)
                 ]
                 if truth:
                     table.notes.append(
@@ -199,20 +197,20 @@ def _use(clips: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, float]]:
     return found
 
 
-def goals_table(rows: Sequence[Row], figures: Figures) -> str:
-    """The goals as Markdown: what each restored row has, and whether that reaches them."""
-    shown = [row for row in rows if row.by in ("encoder", "refinement")]
-    original = next((row.name for row in rows if row.by == "original"), "")
-    lines = ["## Goals", "", "They are set for pairs and human speech; the other rows stand beside it.", ""]
-    lines.append("| goal | speakers | bound |" + "".join(f" {row.title} |" for row in shown))
+def goals_table(arms: Sequence[Arm], figures: Figures) -> str:
+    """The goals as Markdown: what each restored arm has, and whether that reaches them."""
+    shown = [arm for arm in arms if arm.by in ("encoder", "refinement")]
+    original = next((arm.name for arm in arms if arm.by == "original"), "")
+    lines = ["## Goals", "", "They are set for pairs and human speech; the other arms stand beside it.", ""]
+    lines.append("| goal | speakers | bound |" + "".join(f" {arm.title} |" for arm in shown))
     lines.append("| --- | --- | --- |" + " --- |" * len(shown))
     for goal in GOALS:
         for kind in KINDS:
             reference = figures.get((original, kind, goal.key))
             bound = goal.bound(kind, reference)
             cells = []
-            for row in shown:
-                value = figures.get((row.name, kind, goal.key))
+            for arm in shown:
+                value = figures.get((arm.name, kind, goal.key))
                 reached = None if value is None else goal.reached(kind, value, reference)
                 verdict = {True: "reached", False: "not reached", None: "no ceiling to compare with"}[reached]
                 cells.append("–" if value is None else f"{value:.3f}, {verdict}")
@@ -221,20 +219,20 @@ def goals_table(rows: Sequence[Row], figures: Figures) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _times(rows: Sequence[Row], lines: Sequence[Line]) -> str:
-    """What each row took: training, and seconds for the codes of a clip."""
+def _times(arms: Sequence[Arm], lines: Sequence[Line]) -> str:
+    """What each arm took: training, and seconds for the codes of a clip."""
     out = [
         "## Time", "",
         "| | seed | steps | seconds of training (aimed at) | seconds that passed | a step (s), before and "
         "after the discriminators begin | codes of a clip (s, median) |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
-    for row in rows:
+    for arm in arms:
         trained = {line["seed"]: line for line in lines if line["what"] == "trained"
-                   and line["row"] == (row.of or row.name)}  # fmt: skip
+                   and line["arm"] == (arm.of or arm.name)}  # fmt: skip
         coded: dict[int, list[float]] = {}
         for line in lines:
-            if line["what"] == "score" and line["row"] == row.name:
+            if line["what"] == "score" and line["arm"] == arm.name:
                 coded.setdefault(line["seed"], []).append(line["scores"]["coding_seconds"])
         for seed in sorted(coded):
             cells = ["–"] * 4
@@ -245,33 +243,33 @@ def _times(rows: Sequence[Row], lines: Sequence[Line]) -> str:
                     f"{one['seconds']:.0f}", f"{one['step_before']:.3f}, {one['step_after']:.3f}",
                 ]  # fmt: skip
             seconds = f"{np.median(coded[seed]):.2f}"
-            out.append(f"| {row.title} | {seed} | {' | '.join(cells)} | {seconds} |")
+            out.append(f"| {arm.title} | {seed} | {' | '.join(cells)} | {seconds} |")
     note = (
         "Time is that of the steps; timing a step beforehand, speaking the sentences for pairs (once for all "
-        "rows of a seed), looks and saving are apart from it."
+        "arms of a seed), evaluations and saving are apart from it."
     )
     return "\n".join([*out, "", note]) + "\n"
 
 
-def curve(lines: Sequence[Line], row: str, kind: str, key: str) -> list[tuple[float, float]]:
-    """(minutes, median over clips of the mean over seeds) at every look of a row, in order of time."""
-    looks: dict[int, dict[str, list[dict[str, Any]]]] = {}
+def curve(lines: Sequence[Line], arm: str, kind: str, key: str) -> list[tuple[float, float]]:
+    """(minutes, median over clips of the mean over seeds) at every evaluation of an arm, in order of time."""
+    evaluations: dict[int, dict[str, list[dict[str, Any]]]] = {}
     seconds: dict[int, list[float]] = {}
     for line in lines:
-        if line["what"] == "look" and line["row"] == row and line["kind"] == kind:
+        if line["what"] == "evaluation" and line["arm"] == arm and line["kind"] == kind:
             at = line["step"]
-            looks.setdefault(at, {}).setdefault(line["clip"], []).append(line["scores"])
+            evaluations.setdefault(at, {}).setdefault(line["clip"], []).append(line["scores"])
             seconds.setdefault(at, []).append(line["seconds"])
     points = []
-    for at, clips in looks.items():
+    for at, clips in evaluations.items():
         values = [np.mean([scores[key] for scores in seeds]) for seeds in clips.values()]
         points.append((float(np.mean(seconds[at])) / 60, float(np.median(values))))
     return sorted(points)
 
 
-def draw_curves(path: Path, rows: Sequence[Row], lines: Sequence[Line]) -> bool:
-    """Scores against minutes of training, a line a row; False when no run has been looked at yet."""
-    trained = [row for row in rows if any(curve(lines, row.name, kind, "mel") for kind in KINDS)]
+def draw_curves(path: Path, arms: Sequence[Arm], lines: Sequence[Line]) -> bool:
+    """Scores against minutes of training, a line an arm; False when no run has been evaluated at yet."""
+    trained = [arm for arm in arms if any(curve(lines, arm.name, kind, "mel") for kind in KINDS)]
     if not trained:
         return False
     import matplotlib
@@ -284,16 +282,16 @@ def draw_curves(path: Path, rows: Sequence[Row], lines: Sequence[Line]) -> bool:
     )
     colours = plt.get_cmap("tab10" if len(trained) <= 10 else "tab20")
     for kind, line_of_axes in zip(KINDS, axes, strict=True):
-        looked = {line["clip"] for line in lines if line["what"] == "look" and line["kind"] == kind}
+        evaluated = {line["clip"] for line in lines if line["what"] == "evaluation" and line["kind"] == kind}
         for column, axis in zip(CURVES, line_of_axes, strict=True):
-            for i, row in enumerate(trained):
-                points = curve(lines, row.name, kind, column.key)
-                axis.plot(*zip(*points, strict=True), marker=".", color=colours(i), label=row.title)
+            for i, arm in enumerate(trained):
+                points = curve(lines, arm.name, kind, column.key)
+                axis.plot(*zip(*points, strict=True), marker=".", color=colours(i), label=arm.title)
             original = [
                 line["scores"][column.key]
                 for line in lines
-                if line["what"] == "score" and line["kind"] == kind and line["clip"] in looked
-                and _by(rows, line["row"]) == "original"
+                if line["what"] == "score" and line["kind"] == kind and line["clip"] in evaluated
+                and _by(arms, line["arm"]) == "original"
             ]  # fmt: skip
             if original:
                 axis.axhline(float(np.median(original)), color="black", linestyle="--", linewidth=1)
@@ -302,12 +300,11 @@ def draw_curves(path: Path, rows: Sequence[Row], lines: Sequence[Line]) -> bool:
             axis.grid(alpha=0.3)
     handles, names = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), fontsize=8)
-    beside = path.with_suffix(".part.png")
-    figure.savefig(beside, dpi=80)
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=80, format="png")
     plt.close(figure)
-    beside.replace(path)
     return True
 
 
-def _by(rows: Sequence[Row], name: str) -> str:
-    return next((row.by for row in rows if row.name == name), "")
+def _by(arms: Sequence[Arm], name: str) -> str:
+    return next((arm.by for arm in arms if arm.name == name), "")

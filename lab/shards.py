@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,6 +19,8 @@ import numpy as np
 from lab.data import KINDS, RATE, SpeechSet, write_set
 from lab.errors import LabError
 from revox.demo.sentences import SPLITS
+from revox.progress import Progress, ProgressCallback, ignore_progress
+from revox.speech.files import replacing
 
 _MAGIC = b"REVOXSH1"
 _NAME = re.compile(r"(synthetic|human)-(train|validation|heldout)-\d{4}\.shard")
@@ -97,19 +98,17 @@ class Shard:
 
 
 def write_shard(path: str | Path, utterances: list[tuple[dict, bytes]]) -> None:
-    """Write a shard of (index entry, Ogg Opus file) pairs, beside and renamed."""
+    """Write a shard of (index entry, Ogg Opus file) pairs."""
     path = Path(path)
     lines, at = [], 0
     for one, blob in utterances:
         lines.append(json.dumps({**one, "at": at, "bytes": len(blob)}))
         at += len(blob)
     index = "\n".join(lines).encode()
-    beside = path.with_name(path.name + ".part")
-    with open(beside, "wb") as file:
+    with replacing(path) as beside, open(beside, "wb") as file:
         file.write(_MAGIC + len(index).to_bytes(8, "little") + index)
         for _, blob in utterances:
             file.write(blob)
-    os.replace(beside, path)
 
 
 def require_speech(data_dir: str | Path) -> None:
@@ -127,7 +126,7 @@ def pack(
     splits: tuple[str, ...] = SPLITS,
     most: int | None = None,
     kinds: tuple[str, ...] = KINDS,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: ProgressCallback = ignore_progress,
 ) -> int:
     """Pack the sets that `lab.data.prepare` made into `shard_dir`; returns the bytes of all shards.
 
@@ -161,8 +160,7 @@ def pack(
                         entries.append((one, encode_opus(speech.waveform(i), bit_rate)))
                     write_shard(path, entries)
                 total += path.stat().st_size
-                if progress:
-                    progress(f"{kind} {split}", min(start + per_shard, len(chosen)), len(chosen))
+                progress(Progress(f"{kind} {split}", min(start + per_shard, len(chosen)), len(chosen)))
     return total
 
 
@@ -171,9 +169,7 @@ def shards_in(shard_dir: str | Path, kind: str, split: str) -> list[Shard]:
     return [Shard(path) for path in sorted(Path(shard_dir).glob(f"{kind}-{split}-*.shard"))]
 
 
-def unpack(
-    shard_dir: str | Path, data_dir: str | Path, progress: Callable[[str, int, int], None] | None = None
-) -> None:
+def unpack(shard_dir: str | Path, data_dir: str | Path, progress: ProgressCallback = ignore_progress) -> None:
     """Make the sets that `SpeechSet` reads from shards. Raises LabError if there are none."""
     shard_dir, data_dir = Path(shard_dir), Path(data_dir)
     found = sorted(
@@ -189,8 +185,7 @@ def unpack(
             for one, samples in shard:
                 entry = {key: value for key, value in one.items() if key not in ("at", "bytes")}
                 yield np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16), [entry]
-            if progress:
-                progress(f"{kind} {split}", done + 1, len(shards))
+            progress(Progress(f"{kind} {split}", done + 1, len(shards)))
 
     for kind, split in found:
         write_set(data_dir, f"{kind}-{split}", parts(kind, split))

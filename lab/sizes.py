@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from lab.errors import LabError
-from revox.checkpoint.release import PRESETS
+from revox.checkpoint import release
+
+PRESETS = tuple(release.PRESETS)
+"""The release's presets, in the order of their ids."""
 
 
 def lab_params(vocab_size: int, language_width: int = 256, **codec: Any) -> dict[str, Any]:

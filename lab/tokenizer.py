@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from revox.speech.files import replace_file
 
 SPECIAL_TOKENS = 1000  # as many ids as the release sets apart before its text tokens
 
@@ -129,13 +130,7 @@ def tekken(
 
 
 def write_tekken(path: str | Path, voices: Mapping[str, int], **settings: Any) -> int:
-    """Write `tekken(voices, **settings)` to `path` (its name must contain "tekken"); returns its vocab_size.
-
-    Written beside and renamed.
-    """
+    """Write `tekken(voices, **settings)` to `path`, named "...tekken..."; returns its vocab_size."""
     contents = tekken(voices, **settings)
-    path = Path(path)
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(contents, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(beside, path)
+    replace_file(path, json.dumps(contents, indent=1, ensure_ascii=False))
     return contents["config"]["default_vocab_size"]

@@ -49,8 +49,8 @@ def test_what_an_interrupted_run_made_is_not_made_again(tmp_path, spoken, monkey
     class StoppedError(Exception):
         pass
 
-    def stop_after_two(what, done, of):
-        if "train" in what and done == 1:
+    def stop_after_two(at):
+        if "train" in at.what and at.done == 1:
             raise StoppedError
 
     with pytest.raises(StoppedError):

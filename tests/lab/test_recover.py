@@ -36,31 +36,32 @@ from lab.recover import (
     process_environment,
     recover,
 )
-from lab.recover_guard import identity
-from lab.recover_rows import (
+from lab.recover_arms import (
+    ARMS,
     DISCRIMINATOR_WEIGHTS,
     GOALS_FOR,
-    ROWS,
-    Row,
+    Arm,
     Schedule,
     ablations,
-    chosen_rows,
-    parse_row,
-    row_named,
+    arm_named,
+    chosen_arms,
+    parse_arm,
 )
+from lab.recover_guard import identity
 from lab.recover_tables import GOALS, curve, goals_table, write_tables
 from revox.checkpoint.release import ENCODER_PREFIXES
 from revox.coding.encode import encode
 from revox.coding.invert import InversionConfig, invert
+from revox.progress import Progress
 
 TRAINING: dict[str, Any] = {
     "clips": 1, "pairs": 1, "seconds": 0.32, "sentences": 0, "resolutions": [[256, 20]],
     "weights": {"diversity": 0.1},
 }  # fmt: skip
-MIXED = Row(name="pairs-and-human", title="mixed", by="encoder", training=TRAINING)
-ORIGINAL = Row(name="original", title="the original", by="original")
-REFINED = Row(name="refined", title="refined", by="refinement", of="pairs-and-human", steps=2)
-RANDOM = Row(name="random", title="random", by="random")
+MIXED = Arm(name="pairs-and-human", title="mixed", by="encoder", training=TRAINING)
+ORIGINAL = Arm(name="original", title="the original", by="original")
+REFINED = Arm(name="refined", title="refined", by="refinement", of="pairs-and-human", steps=2)
+RANDOM = Arm(name="random", title="random", by="random")
 FOUR = [ORIGINAL, RANDOM, MIXED, REFINED]  # curves, which take long to draw, are there from the third on
 TEXT = "eleven"
 
@@ -100,7 +101,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def experiment(lab: dict[str, Path], out: Path, **changes: Any) -> Experiment:
     plain = Experiment(
-        out=out, minutes=0.015, seeds=1, clips=1, seconds=1.0, looks=2,
+        out=out, minutes=0.015, seeds=1, clips=1, seconds=1.0, evaluations=2,
         data=lab["data"], checkpoint=lab["checkpoint"], encoder=lab["encoder"],
     )  # fmt: skip
     return replace(plain, **changes)
@@ -108,7 +109,7 @@ def experiment(lab: dict[str, Path], out: Path, **changes: Any) -> Experiment:
 
 @pytest.fixture(scope="module")
 def done(lab: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an experiment of four rows that went through at once."""
+    """The folder of an experiment of four arms that went through at once."""
     out = tmp_path_factory.mktemp("done") / "out"
     with pytest.MonkeyPatch.context() as patch:
         in_little(patch)
@@ -125,7 +126,7 @@ def in_little(patch: pytest.MonkeyPatch) -> None:
     """One text, and a recogniser that always hears the same: the tiny model babbles."""
     patch.setattr(recover_scores, "TEXTS", (TEXT,))
     patch.setattr(recover_scores.Scoring, "recogniser", Deaf())
-    # At hand, so that they need not be recovered from their rows each time.
+    # At hand, so that they need not be recovered from their arms each time.
     patch.setattr(recover_scores, "preset_codes", lambda *_: list(preset_codes().values()))
 
 
@@ -140,8 +141,8 @@ class Deaf:
         return "seven"
 
 
-def lines_of(out: Path, what: str, row: str) -> list[dict[str, Any]]:
-    return [line for line in Log(out / LOG_FILE).lines if line["what"] == what and line["row"] == row]
+def lines_of(out: Path, what: str, arm: str) -> list[dict[str, Any]]:
+    return [line for line in Log(out / LOG_FILE).lines if line["what"] == what and line["arm"] == arm]
 
 
 # The fences
@@ -354,7 +355,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any], in
 def test_each_row_and_seed_gets_the_steps_of_its_own_pace_its_own_seed_and_the_seeds_sentences(
     lab: dict[str, Path], tmp_path: Path, asked: list[tuple[str, dict[str, Any], int]]
 ):
-    judged = Row(
+    judged = Arm(
         name="published",
         title="judged",
         by="encoder",
@@ -363,9 +364,9 @@ def test_each_row_and_seed_gets_the_steps_of_its_own_pace_its_own_seed_and_the_s
     )
     work = _Work(experiment(lab, tmp_path / "out", minutes=1.0), [judged, MIXED])
     work.prepare()
-    for row in (judged, MIXED):
+    for arm in (judged, MIXED):
         for seed in (0, 1):
-            work._train(row, seed)
+            work._train(arm, seed)
     # Half of the steps at 0.5 s and half at 2 s are 48 in a minute, all at 0.5 s 120; each is timed once.
     assert work._plan(judged) == Plan(0.5, 2.0)
     assert work._plan(MIXED) == Plan(0.5, 0.5)
@@ -380,7 +381,7 @@ def test_each_row_and_seed_gets_the_steps_of_its_own_pace_its_own_seed_and_the_s
         said = (work._run(judged, line["seed"]).parent / work._run(MIXED, line["seed"])).name
         assert line["budget"] == 60.0
         spoken = (work.out / "runs" / said / "spoken.safetensors").read_text()
-        assert spoken == f"said by judged, seed {line['seed']}: training"  # the same for all rows of a seed
+        assert spoken == f"said by judged, seed {line['seed']}: training"  # the same for all arms of a seed
 
 
 def test_steps_that_a_killed_run_took_twice_count_once(tmp_path: Path):
@@ -392,14 +393,14 @@ def test_steps_that_a_killed_run_took_twice_count_once(tmp_path: Path):
 
 
 def test_rows_at_equal_time_hear_as_many_stretches_a_step_of_one_length():
-    told = {name: row_named(name).settings(10, 0) for name in ("reconstruction", "pairs", "pairs-and-human")}
+    told = {name: arm_named(name).settings(10, 0) for name in ("reconstruction", "pairs", "pairs-and-human")}
     assert {settings.seconds for settings in told.values()} == {1.6}
     pairs, both = told["pairs"], told["pairs-and-human"]
     assert pairs.pairs == both.pairs
     assert pairs.pair == both.pair
     assert (pairs.sentences, pairs.strangers) == (both.sentences, both.strangers)
     assert told["reconstruction"].clips == both.clips + both.pairs
-    assert len({row_named(name).schedule for name in told}) == 1
+    assert len({arm_named(name).schedule for name in told}) == 1
 
 
 # Resuming
@@ -414,8 +415,8 @@ def test_stopped_in_the_middle_of_a_run_it_goes_on_to_the_same_encoder(
     shutil.copytree(done / "plans", out / "plans")
     steps = lines_of(done, "trained", MIXED.name)[0]["steps"]
 
-    def stop(what: str, at: float, of: float) -> None:
-        if what.endswith("training") and at >= 3:
+    def stop(at: Progress) -> None:
+        if at.what.endswith("training") and at.done >= 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -444,7 +445,7 @@ def test_what_is_there_is_not_done_again_and_a_line_cut_short_is(
     out = Path(shutil.copytree(done, tmp_path / "out"))
     before = (out / LOG_FILE).read_text().splitlines()
     told: list[str] = []
-    recover(experiment(lab, out, progress=lambda what, *_: told.append(what)), FOUR)
+    recover(experiment(lab, out, progress=lambda at: told.append(at.what)), FOUR)
     assert not told
     assert (out / LOG_FILE).read_text().splitlines() == before
     (out / LOG_FILE).write_text("\n".join(before[:-1]) + "\n" + before[-1][:40])
@@ -461,7 +462,7 @@ def test_a_line_that_a_full_disk_cut_short_is_told_and_spoils_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     log = Log(tmp_path / LOG_FILE)
-    line = {"what": "score", "row": "original", "clip": "a"}
+    line = {"what": "score", "arm": "original", "clip": "a"}
     write = os.write
     with monkeypatch.context() as full:
         full.setattr(os, "write", lambda file, text: write(file, text[:10]))
@@ -500,7 +501,7 @@ def test_a_row_that_was_told_otherwise_has_no_results_yet(lab: dict[str, Path], 
 
 def test_a_row_in_other_hands_is_left_to_them(lab: dict[str, Path], done: Path):
     work, other = (_Work(experiment(lab, done), [MIXED, REFINED]) for _ in range(2))
-    sentence = "another process works on the row"
+    sentence = "another process works on the arm"
     with work.mine(MIXED), pytest.raises(LabError, match=sentence), other.mine(REFINED):
         pass
     with other.mine(REFINED):
@@ -513,7 +514,7 @@ def test_lines_of_another_setting_seed_or_clip_stay_out_of_the_tables(
 ):
     out = Path(shutil.copytree(done, tmp_path / "out"))
     log = Log(out / LOG_FILE)
-    line = next(one for one in log.lines if one["what"] == "score" and one["row"] == "original")
+    line = next(one for one in log.lines if one["what"] == "score" and one["arm"] == "original")
     for change in ({"config": "another"}, {"seed": 1}, {"clip": "nobody"}):
         log.add(line | change | {"scores": line["scores"] | {"mel": 99.0}})
     before = (out / "recovery.md").read_text()
@@ -530,12 +531,12 @@ def test_the_tables_hold_what_other_commands_ran_in_the_folder(
     out = Path(shutil.copytree(done, tmp_path / "out"))
     work = _Work(experiment(lab, out), FOUR)
     work.prepare()
-    inverted, published = row_named("inversion"), row_named("published")
+    inverted, published = arm_named("inversion"), arm_named("published")
     for line in lines_of(out, "score", RANDOM.name):
-        work.log.add(line | {"row": inverted.name, "config": work.config(inverted)})
-        work.log.add(line | {"row": published.name, "config": "another"})
+        work.log.add(line | {"arm": inverted.name, "config": work.config(inverted)})
+        work.log.add(line | {"arm": published.name, "config": "another"})
     text = work.write_tables().read_text()
-    places = [text.index(f"| {row.title}") for row in (ORIGINAL, MIXED, REFINED, inverted, RANDOM)]
+    places = [text.index(f"| {arm.title}") for arm in (ORIGINAL, MIXED, REFINED, inverted, RANDOM)]
     assert places == sorted(places)
     assert published.title not in text
 
@@ -553,8 +554,8 @@ def scoring(lab: dict[str, Path]) -> recover_scores.Scoring:
 def test_inversion_is_the_search_from_afar_and_random_codes_are_each_seeds_and_clips_own(
     scoring: recover_scores.Scoring,
 ):
-    row = Row(name="inversion", title="inversion", by="inversion", steps=3)
-    found = scoring.codes(row, "human", 0, 5)
+    arm = Arm(name="inversion", title="inversion", by="inversion", steps=3)
+    found = scoring.codes(arm, "human", 0, 5)
     # As `revox clone --steps 3` has it: the polish cut short in proportion.
     config = InversionConfig(steps=3, polish_rounds=0)
     plain = invert(
@@ -585,10 +586,10 @@ def test_the_time_of_the_original_is_that_of_encoding_also_where_its_codes_are_k
 def test_a_look_is_at_clips_that_are_scored(lab: dict[str, Path], tmp_path: Path, clips: int):
     work = _Work(experiment(lab, tmp_path / "out", clips=clips), [MIXED])
     work.__dict__["scoring"] = SimpleNamespace(clips={"synthetic": range(21), "human": range(38)})
-    scored, looked = work._places(), work._places(4)
+    scored, evaluated = work._places(), work._places(4)
     assert len(scored) == min(clips, 21) + min(clips, 38)
-    assert len(looked) == 2 * min(clips, 4)
-    assert set(looked) <= set(scored)
+    assert len(evaluated) == 2 * min(clips, 4)
+    assert set(evaluated) <= set(scored)
 
 
 def test_the_original_is_its_own_ceiling_and_random_codes_are_the_floor(done: Path):
@@ -636,13 +637,13 @@ def test_refined_codes_begin_at_the_trained_encoders(done: Path):
 # Tables
 
 
-def _line(row: str, kind: str, clip: str, seed: int, **scores: Any) -> dict[str, Any]:
+def _line(arm: str, kind: str, clip: str, seed: int, **scores: Any) -> dict[str, Any]:
     full = {
         "mel": 1.0, "similarity": 0.9, "row_cosine": 0.9, "semantic_agreement": 0.5, "rank": 1, "stft": 1.0,
         "acoustic_level_error": 1.0, "cloned_similarity": 0.8, "cloned_word_errors": 1, "cloned_words": 10,
         "semantic": [1, 2], "coding_seconds": 0.1,
     }  # fmt: skip
-    return {"what": "score", "row": row, "kind": kind, "clip": clip, "seed": seed, "scores": full | scores}
+    return {"what": "score", "arm": arm, "kind": kind, "clip": clip, "seed": seed, "scores": full | scores}
 
 
 def _goal_cells(tmp_path: Path, lab: dict[str, Path], **restored: float) -> dict[tuple[str, str], str]:
@@ -704,7 +705,7 @@ def test_the_table_says_what_the_commonest_code_alone_would_get_right(tmp_path: 
 
 def test_a_curve_has_a_point_for_each_look_over_its_clips_and_seeds():
     lines = [
-        {"what": "look", "row": "x", "kind": "human", "clip": clip, "seed": seed, "step": step,
+        {"what": "evaluation", "arm": "x", "kind": "human", "clip": clip, "seed": seed, "step": step,
          "seconds": 60.0 * step + 12 * seed, "scores": {"mel": mel + seed}}
         for step, clip, mel in ((1, "a", 4.0), (1, "b", 6.0), (2, "a", 1.0), (2, "b", 2.0))
         for seed in (0, 1)
@@ -720,20 +721,20 @@ def test_the_experiments_folder_holds_tables_of_each_kind_goals_and_curves(done:
     assert "## Goals" in text
     assert "## Time" in text
     assert (done / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    looks = {line["step"] for line in lines_of(done, "look", MIXED.name)}
+    evaluations = {line["step"] for line in lines_of(done, "evaluation", MIXED.name)}
     steps = lines_of(done, "trained", MIXED.name)[0]["steps"]
-    assert looks == {-(-steps // 2), steps}
+    assert evaluations == {-(-steps // 2), steps}
 
 
-# The rows
+# The arms
 
 
 def test_every_row_of_the_issue_is_there_and_the_published_one_says_what_it_lacks():
-    rows = chosen_rows()
-    assert [row.name for row in rows] == list(ROWS)
-    assert rows[0].kind == "ceiling"
-    assert rows[-1].kind == "floor"
-    published = row_named("published")
+    arms = chosen_arms()
+    assert [arm.name for arm in arms] == list(ARMS)
+    assert arms[0].kind == "ceiling"
+    assert arms[-1].kind == "floor"
+    published = arm_named("published")
     settings = published.settings(1000, 0)
     assert (settings.clips, settings.pairs, settings.seconds) == (4, 0, 4.0)
     assert settings.betas == (0.8, 0.99)
@@ -743,15 +744,15 @@ def test_every_row_of_the_issue_is_there_and_the_published_one_says_what_it_lack
     assert settings.discriminator.every == 2
     weights = settings.weights
     assert (weights.mel, weights.waveform, weights.stft, weights.feature) == (4, 1, 1, 2)
-    assert any("Whisper" in mark for mark in published.marks)
-    only_pairs = row_named("pairs").settings(10, 0)
+    assert any("Whisper" in caveat for caveat in published.caveats)
+    only_pairs = arm_named("pairs").settings(10, 0)
     assert only_pairs.clips == 0
-    reconstruction = row_named("reconstruction").settings(10, 0)
+    reconstruction = arm_named("reconstruction").settings(10, 0)
     assert reconstruction.pairs == 0
     assert reconstruction.weights.commitment == reconstruction.weights.diversity == 0
 
 
-BASE = row_named(GOALS_FOR)
+BASE = arm_named(GOALS_FOR)
 JUDGED = BASE.model_copy(
     update={
         "name": "judged",
@@ -762,11 +763,11 @@ JUDGED = BASE.model_copy(
 
 
 def test_an_ablation_changes_one_loss_and_nothing_else():
-    base = row_named(GOALS_FOR)
+    base = arm_named(GOALS_FOR)
     plain = base.settings(100, 0).model_dump()
     seen = set()
-    for row in ablations(base):
-        changed = row.settings(100, 0).model_dump()
+    for arm in ablations(base):
+        changed = arm.settings(100, 0).model_dump()
         weights = {k for k in plain["weights"] if changed["weights"][k] != plain["weights"][k]}
         others = {k for k in plain if k != "weights" and changed[k] != plain[k]}
         settings = {
@@ -776,32 +777,32 @@ def test_an_ablation_changes_one_loss_and_nothing_else():
             "with-average": {"average"},
             "with-labels": {"labels", "inverted", "inversion_steps"},
         }
-        which = row.name.removeprefix(f"{GOALS_FOR}-")
-        assert others == settings.get(which, set()), row.name
+        which = arm.name.removeprefix(f"{GOALS_FOR}-")
+        assert others == settings.get(which, set()), arm.name
         alone = {"with-discriminators": 2, "no-phases": 0, "with-average": 0, "with-labels": 0}
-        assert len(weights) == alone.get(which, 1), row.name
-        assert row.name not in seen
-        seen.add(row.name)
+        assert len(weights) == alone.get(which, 1), arm.name
+        assert arm.name not in seen
+        seen.add(arm.name)
     on = {name for name, weight in plain["weights"].items() if weight > 0}
     assert {f"{GOALS_FOR}-no-{name}" for name in on} <= seen
     assert {"semantic", "acoustic", "mel", "stft", "waveform"} <= on
     beside = ("with-discriminators", "with-speaker", "no-phases", "with-average", "with-labels")
     assert {f"{GOALS_FOR}-{which}" for which in beside} <= seen
-    # A row that has discriminators loses both their losses together, too.
-    judged = {row.name: row.settings(100, 0).weights for row in ablations(JUDGED)}
+    # An arm that has discriminators loses both their losses together, too.
+    judged = {arm.name: arm.settings(100, 0).weights for arm in ablations(JUDGED)}
     none = judged["judged-no-discriminators"]
     assert none.feature == none.adversarial == 0
     assert "judged-with-discriminators" not in judged
 
 
 def test_discriminators_cost_time_only_where_they_judge():
-    assert row_named("pairs").discriminators_from is None
-    assert row_named("published").discriminators_from == 0.3
-    off = {row.name: row for row in ablations(JUDGED)}
+    assert arm_named("pairs").discriminators_from is None
+    assert arm_named("published").discriminators_from == 0.3
+    off = {arm.name: arm for arm in ablations(JUDGED)}
     assert off["judged-no-discriminators"].discriminators_from is None
     assert off["judged-no-reconstruction"].discriminators_from is None
     assert off["judged-no-feature"].discriminators_from == 0.5
-    on = {row.name: row for row in ablations(row_named(GOALS_FOR))}
+    on = {arm.name: arm for arm in ablations(arm_named(GOALS_FOR))}
     assert on[f"{GOALS_FOR}-with-discriminators"].discriminators_from == 0.5
     assert on[f"{GOALS_FOR}-no-mel"].discriminators_from is None
 
@@ -813,7 +814,7 @@ def test_discriminators_cost_time_only_where_they_judge():
         ("title: a\nby: encoder\ntraining: {pairs: 0, clips: 0}", "nothing to learn from"),
         ("title: a\nby: encoder\ntraining: {steps: 5}", "follows from the time"),
         ("title: a\nby: encoder\ntraining: {colour: 5}", "colour"),
-        ("title: a\nby: refinement\nsteps: 3", "`of` names the row"),
+        ("title: a\nby: refinement\nsteps: 3", "`of` names the arm"),
         ("title: a\nby: inversion", "steps belong"),
         ("- 1", "cannot be read"),
         ("a: [", "cannot be read"),
@@ -821,21 +822,21 @@ def test_discriminators_cost_time_only_where_they_judge():
 )
 def test_a_row_that_will_not_do_is_a_sentence(text: str, sentence: str):
     with pytest.raises(LabError, match=sentence):
-        parse_row("mine", text)
+        parse_arm("mine", text)
 
 
 def test_no_rows_at_all_is_a_sentence():
-    with pytest.raises(LabError, match="no row is named"):
-        chosen_rows([])
+    with pytest.raises(LabError, match="no arm is named"):
+        chosen_arms([])
 
 
 @pytest.mark.parametrize(
     ("named", "sentence"),
     [
-        ([], "begun with other minutes"),  # which is looked at after the rows
-        (["--rows", "original, pairs-and-human-no-mel"], "begun with other minutes"),
-        (["--rows", "pairs"], "no row 'pairs' to ablate: the rows are original, pairs-and-human, "),
-        (["--rows", ","], "no row is named: the rows are original, pairs-and-human, "),
+        ([], "begun with other minutes"),  # which is evaluated at after the arms
+        (["--arms", "original, pairs-and-human-no-mel"], "begun with other minutes"),
+        (["--arms", "pairs"], "no arm 'pairs' to ablate: the arms are original, pairs-and-human, "),
+        (["--arms", ","], "no arm is named: the arms are original, pairs-and-human, "),
     ],
 )
 def test_an_ablation_takes_the_rows_that_are_named(
@@ -851,8 +852,8 @@ def test_an_ablation_takes_the_rows_that_are_named(
 
 @pytest.mark.parametrize("name", ["none", "../lists", "original.yaml", ""])
 def test_a_row_that_is_not_there_is_a_sentence_with_those_that_are(name: str):
-    with pytest.raises(LabError, match="the rows are original"):
-        row_named(name)
+    with pytest.raises(LabError, match="the arms are original"):
+        arm_named(name)
 
 
 def test_the_restoring_process_ends_and_saves_when_what_started_it_ends(lab: dict[str, Path], tmp_path: Path):

@@ -1,4 +1,4 @@
-"""The rows of the recovery experiment: what is compared, read from committed files."""
+"""The arms of the recovery experiment: what is compared, read from committed files."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from lab.errors import LabError
 from revox.training.settings import EncoderTraining, Weights
 
-ROWS = (
+ARMS = (
     "original", "reconstruction", "published", "pairs", "pairs-and-human", "refined", "inversion", "random",
 )  # fmt: skip
 """In the order of the tables."""
 
 GOALS_FOR = "pairs-and-human"
-"""The row that the goals are set for, and whose losses are ablated."""
+"""The arm that the goals are set for, and whose losses are ablated."""
 
 OWN_VERIFIER = "own"
-"""In a row's `verifier`: the small network trained on the speech that restoring may hear."""
+"""In an arm's `verifier`: the small network trained on the speech that restoring may hear."""
 
 DISCRIMINATOR_WEIGHTS = {"feature": 2.0, "adversarial": 1.0}
 LIGHT_DISCRIMINATORS = {"n_ffts": [1024, 512, 256], "channels": 8, "every": 2}
@@ -47,12 +47,12 @@ class Schedule(BaseModel):
     discriminators: float | None = Field(default=None, ge=0, lt=1)
 
 
-class Row(BaseModel):
-    """A row: `by` which way codes are found.
+class Arm(BaseModel):
+    """An arm: `by` which way codes are found.
 
     "encoder" trains with `training` (entries of `EncoderTraining`) and `schedule`; "refinement" takes `steps`
-    of inversion from the codes of the row `of`; "inversion" takes `steps` from none. `marks` say what differs
-    from what the title promises.
+    of inversion from the codes of the arm `of`; "inversion" takes `steps` from none. `caveats` say what
+    differs from what the title promises.
     """
 
     model_config = _FORBID
@@ -64,19 +64,19 @@ class Row(BaseModel):
     schedule: Schedule = Field(default_factory=Schedule)
     of: str | None = None
     steps: int | None = Field(default=None, ge=0)
-    marks: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
 
     @model_validator(mode="after")
-    def _sensible(self) -> Row:
+    def _sensible(self) -> Arm:
         if (self.by == "encoder") != bool(self.training):
-            raise ValueError("training belongs to rows by encoder, and to them only")
+            raise ValueError("training belongs to arms by encoder, and to them only")
         if (self.by == "refinement") != (self.of is not None):
-            raise ValueError("`of` names the row that a refinement begins with")
+            raise ValueError("`of` names the arm that a refinement begins with")
         if (self.by in ("refinement", "inversion")) != (self.steps is not None):
             raise ValueError("steps belong to refinement and inversion")
         for name in _OF_THE_EXPERIMENT:
             if name in self.training:
-                raise ValueError(f"training.{name} follows from the time a row is given: leave it out")
+                raise ValueError(f"training.{name} follows from the time an arm is given: leave it out")
         if "start" in self.training.get("discriminator", {}):
             raise ValueError("training.discriminator.start is schedule.discriminators here")
         if self.by == "encoder":
@@ -112,49 +112,49 @@ class Row(BaseModel):
         return EncoderTraining.model_validate(given | changes)
 
 
-def row_named(name: str) -> Row:
-    """The committed row of that name. Raises LabError when there is none or it will not do."""
+def arm_named(name: str) -> Arm:
+    """The committed arm of that name. Raises LabError when there is none or it will not do."""
     file = resources.files("lab") / "recovery" / f"{name}.yaml"
     if not re.fullmatch(r"[a-z][a-z-]*", name) or not file.is_file():
-        raise LabError(f"there is no row {name!r}: the rows are {', '.join(ROWS)}")
-    return parse_row(name, file.read_text(encoding="utf-8"))
+        raise LabError(f"there is no arm {name!r}: the arms are {', '.join(ARMS)}")
+    return parse_arm(name, file.read_text(encoding="utf-8"))
 
 
-def parse_row(name: str, text: str) -> Row:
-    """A row from its YAML. Raises LabError naming the entry that will not do."""
+def parse_arm(name: str, text: str) -> Arm:
+    """An arm from its YAML. Raises LabError naming the entry that will not do."""
     try:
         import yaml
     except ImportError:
-        raise LabError("the rows need PyYAML: install it with `pip install 'revox[train]'`") from None
+        raise LabError("the arms need PyYAML: install it with `pip install 'revox[train]'`") from None
     try:
-        return Row.model_validate({**yaml.safe_load(text), "name": name})
+        return Arm.model_validate({**yaml.safe_load(text), "name": name})
     except (yaml.YAMLError, TypeError) as error:
-        raise LabError(f"the row {name} cannot be read: {str(error).splitlines()[0]}") from None
+        raise LabError(f"the arm {name} cannot be read: {str(error).splitlines()[0]}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise LabError(f"the row {name}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+        raise LabError(f"the arm {name}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
-def chosen_rows(names: Sequence[str] | None = None) -> list[Row]:
-    """The rows of those names (all without any), in the order of the tables. Raises LabError."""
-    wanted = list(ROWS if names is None else dict.fromkeys(names))
+def chosen_arms(names: Sequence[str] | None = None) -> list[Arm]:
+    """The arms of those names (all without any), in the order of the tables. Raises LabError."""
+    wanted = list(ARMS if names is None else dict.fromkeys(names))
     if not wanted:
-        raise LabError(f"no row is named: the rows are {', '.join(ROWS)}")
-    return in_order(row_named(name) for name in wanted)
+        raise LabError(f"no arm is named: the arms are {', '.join(ARMS)}")
+    return in_order(arm_named(name) for name in wanted)
 
 
-def in_order(rows: Iterable[Row]) -> list[Row]:
-    """Rows as the tables have them, ablations last."""
-    return sorted(rows, key=lambda row: ROWS.index(row.name) if row.name in ROWS else len(ROWS))
+def in_order(arms: Iterable[Arm]) -> list[Arm]:
+    """Arms as the tables have them, ablations last."""
+    return sorted(arms, key=lambda arm: ARMS.index(arm.name) if arm.name in ARMS else len(ARMS))
 
 
-def known_rows() -> list[Row]:
-    """Every row there is, ablations too."""
-    return [*chosen_rows(), *ablations(row_named(GOALS_FOR))]
+def known_arms() -> list[Arm]:
+    """Every arm there is, ablations too."""
+    return [*chosen_arms(), *ablations(arm_named(GOALS_FOR))]
 
 
-def ablations(base: Row) -> list[Row]:
+def ablations(base: Arm) -> list[Arm]:
     """`base` with one loss less, or one more, each: the same otherwise, at the same time.
 
     A loss that is on is switched off; of those that are off, the discriminators' are switched on, light ones
@@ -164,13 +164,13 @@ def ablations(base: Row) -> list[Row]:
     """
     settings = base.settings(10, 0)
     weights = settings.weights
-    rows = []
+    arms = []
     for loss in Weights.model_fields:
         if getattr(weights, loss) > 0:
-            rows.append(_changed(base, f"no-{loss}", f"without {loss}", {loss: 0.0}))
+            arms.append(_changed(base, f"no-{loss}", f"without {loss}", {loss: 0.0}))
     if weights.feature > 0 and weights.adversarial > 0:
         both = {"feature": 0.0, "adversarial": 0.0}
-        rows.append(_changed(base, "no-discriminators", "without discriminators at all", both))
+        arms.append(_changed(base, "no-discriminators", "without discriminators at all", both))
     elif not weights.feature and not weights.adversarial:
         changed = _changed(
             base,
@@ -180,27 +180,27 @@ def ablations(base: Row) -> list[Row]:
             discriminator=dict(LIGHT_DISCRIMINATORS),
         )
         schedule = base.schedule.model_copy(update={"discriminators": 0.5})
-        rows.append(changed.model_copy(update={"schedule": schedule}))
+        arms.append(changed.model_copy(update={"schedule": schedule}))
     if settings.pairs and settings.pair.phases:
         own = {**base.training.get("pair", {}), "phases": 0.0}
-        rows.append(_changed(base, "no-phases", "in the decoder's own phases", {}, pair=own))
+        arms.append(_changed(base, "no-phases", "in the decoder's own phases", {}, pair=own))
     if not weights.speaker:
-        rows.append(
+        arms.append(
             _changed(
                 base, "with-speaker", "with the speaker loss of a small network of its own",
                 {"speaker": SPEAKER_WEIGHT}, verifier=OWN_VERIFIER,
             )
         )  # fmt: skip
     if not settings.average:
-        rows.append(_changed(base, "with-average", "keeping the weights' average", {}, average=AVERAGE))
+        arms.append(_changed(base, "with-average", "keeping the weights' average", {}, average=AVERAGE))
     if settings.clips and not settings.labels:
-        rows.append(_changed(base, "with-labels", "with recordings inverted beforehand", {}, **LABELS))
-    return rows
+        arms.append(_changed(base, "with-labels", "with recordings inverted beforehand", {}, **LABELS))
+    return arms
 
 
-def _changed(base: Row, name: str, title: str, weights: dict[str, float], **training: Any) -> Row:
+def _changed(base: Arm, name: str, title: str, weights: dict[str, float], **training: Any) -> Arm:
     changed = {**base.training, "weights": {**base.training.get("weights", {}), **weights}, **training}
     plain = base.model_dump() | {
         "name": f"{base.name}-{name}", "title": f"{base.title}, {title}", "training": changed,
     }  # fmt: skip
-    return Row.model_validate(plain)
+    return Arm.model_validate(plain)
