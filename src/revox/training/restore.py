@@ -22,6 +22,7 @@ from revox.checkpoint.params import read_params
 from revox.cloning.clone import PARTS, preset_codes
 from revox.metrics.codes import perplexity, saturated_share
 from revox.model.config import CodecConfig
+from revox.progress import Progress as Step
 from revox.speech.files import replace_file
 from revox.training.data import ClipBatches, ClipSampler, ClipStream, SpeechSource, find_sources
 from revox.training.data import report as report_sources
@@ -87,8 +88,12 @@ def restore_encoder(
     say = options.say if world.is_main else lambda sentence: None
     sources: list[SpeechSource] = []
     if settings.clips or settings.labels:  # what can be wrong is said before anything is written or computed
-        tell = options.progress if world.is_main else None
-        sources = find_sources(data, cache=options.cache, workers=options.workers, progress=tell)
+
+        def indexed(step: Step) -> None:
+            if world.is_main:
+                options.progress(step.what, int(step.done), None)
+
+        sources = find_sources(data, cache=options.cache, workers=options.workers, progress=indexed)
         if settings.weights.acceptance and not any(map(_has_words, sources)):
             raise TrainingError(
                 "the acceptance loss needs to know what is said, and no clip has a transcript: set "

@@ -187,12 +187,14 @@ def test_an_interrupted_index_goes_on_and_a_damaged_one_is_made_anew(tmp_path, m
     assert len(clips_of(root, cache)) == 6
 
 
-def test_workers_find_what_one_process_finds(tmp_path, monkeypatch):
+def test_workers_find_what_one_process_finds_and_progress_is_told(tmp_path, monkeypatch):
     root = tmp_path / "s"
     for i in range(8):
         put(root / f"{i % 3}" / f"{i}.wav", seconds=0.1 + i / 10)
     monkeypatch.setattr(sources_module, "_CHUNK", 2)
-    alone = find_sources([str(root)], cache=tmp_path / "one", workers=0)[0]
+    steps = []
+    alone = find_sources([str(root)], cache=tmp_path / "one", workers=0, progress=steps.append)[0]
+    assert [(step.what, step.done) for step in steps] == [("indexing s", n) for n in (2, 4, 6, 8)]
     shared = find_sources([str(root)], cache=tmp_path / "two", workers=2)[0]
     assert list(alone.cuts) == list(shared.cuts)
 
@@ -219,6 +221,15 @@ def test_lhotse_reads_the_index_and_the_audio_of_its_cuts(tmp_path):
     [cut] = CutSet.from_jsonl_lazy(index)
     assert facts(cut) == ("s/ada", None, "hello")
     assert cut.load_audio().shape == (1, 8000)
+
+
+def test_without_lhotse_it_says_what_to_install(monkeypatch):
+    manifest = Manifest.of([clip("/x/a.wav")])
+    monkeypatch.setitem(sys.modules, "lhotse", None)
+    with pytest.raises(
+        DataError, match=r"needs the library `lhotse`; install it with `pip install 'revox\[train"
+    ):
+        manifest[0]
 
 
 def test_a_manifest_gives_back_the_cuts_it_was_made_of():

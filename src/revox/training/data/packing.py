@@ -15,13 +15,14 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
+from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.training.data.errors import DataError
 from revox.training.data.hub import ClipStream
 from revox.training.data.locate import audio_source
 from revox.training.data.manifest import cut_record, cut_source, lhotse
 from revox.training.data.pool import in_order
 from revox.training.data.shar import CUTS, shard_cuts
-from revox.training.data.sources import Progress, SpeechSource
+from revox.training.data.sources import SpeechSource
 
 _PIECE = 60.0  # seconds: longer recordings are divided, so that a draw decodes little
 
@@ -37,7 +38,7 @@ def pack(
     rate: int = 24000,
     clips_per_shard: int = 2000,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback = ignore_progress,
 ) -> list[tuple[str, str]]:
     """Pack every clip of `sources` into Shar shards in `folder`: mono, `rate` Hz, again a source.
 
@@ -74,8 +75,7 @@ def pack(
                     files.write(f"{record['id']}.json", BytesIO(json.dumps(record["recording"]).encode()))
                     lines.write(record)
         number += 1
-        if progress:
-            progress("packing", number * clips_per_shard, None)
+        progress(Progress("packing", number * clips_per_shard))
     return skipped
 
 

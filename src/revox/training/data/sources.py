@@ -8,7 +8,7 @@ import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from revox.checkpoint.locate import user_cache
+from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech.files import replace_file
 from revox.training.data.errors import DataError
 from revox.training.data.hub import ClipStream, open_stream
@@ -24,7 +25,6 @@ from revox.training.data.locate import audio_source
 from revox.training.data.manifest import Manifest, cut_line
 from revox.training.data.pool import in_order
 
-Progress = Callable[[str, int, int | None], None]
 _CHUNK = 256  # files whose headers a worker reads at a time
 
 
@@ -45,14 +45,14 @@ def find_sources(
     *,
     cache: Path | None = None,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback = ignore_progress,
 ) -> list[SpeechSource]:
     """The speech that each of `specs` names, in that order.
 
     A spec is a folder (any mixture of what `layouts` knows) or "hf:OWNER/NAME[:config][:split]" (streamed;
     the split is "train" unless given). A folder is listed every time, but the header of a file is read once:
     `cache` keeps a manifest of each folder. Headers are read by `workers` processes (default: all cores; 0:
-    this one). `progress(what, done, total)` is called along the way.
+    this one).
 
     Raises DataError when a folder does not exist or holds no clip that can be used.
     """
@@ -75,7 +75,7 @@ def find_sources(
     return sources
 
 
-def _indexed(folder: Path, cache: Path, workers: int | None, progress: Progress | None) -> SpeechSource:
+def _indexed(folder: Path, cache: Path, workers: int | None, progress: ProgressCallback) -> SpeechSource:
     """The clips of `folder`, ordered by a hash of their ids: one order, whatever was known before.
 
     What the manifest in `cache` knows is not read again. It is replaced also when the reading is interrupted.
@@ -99,8 +99,8 @@ def _indexed(folder: Path, cache: Path, workers: int | None, progress: Progress 
             if len(chunk) == _CHUNK:
                 yield chunk
                 chunk = []
-            if progress and found % _CHUNK == 0:
-                progress(f"indexing {folder.name}", found, None)
+            if found % _CHUNK == 0:
+                progress(Progress(f"indexing {folder.name}", found))
         yield chunk
 
     with _temporary_file(cache) as lines:
