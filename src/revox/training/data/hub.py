@@ -10,8 +10,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from revox.training.data.errors import DataError
-from revox.training.data.manifest import cut_record, lhotse
+from revox.training.data.errors import DataError, library
+from revox.training.data.manifest import cut_record
 
 if TYPE_CHECKING:
     from lhotse.cut import MonoCut
@@ -23,32 +23,21 @@ _LANGUAGE = ("language", "locale", "lang")
 _SPLITS = ("train", "validation", "valid", "dev", "test", "other", "validated", "all")
 
 
-def datasets_library() -> Any:
-    """The `datasets` module. Raises DataError when it is not installed."""
-    try:
-        import datasets
-    except ImportError:
-        raise DataError(
-            "Hugging Face datasets need the library `datasets`; install it with `pip install 'revox[train]'`"
-        ) from None
-    return datasets
-
-
 @functools.lru_cache(maxsize=64)
 def saved_dataset(folder: str) -> Any:
     """The `datasets.Dataset` of a folder written by `save_to_disk`, its audio column named `audio` and left
     undecoded. Raises DataError when there is none or the library is missing.
     """
-    library = datasets_library()
+    datasets = library("datasets")
     try:
-        dataset = library.load_from_disk(folder)
+        dataset = datasets.load_from_disk(folder)
     except Exception as error:  # its own, pyarrow's and the system's
         raise DataError(f"{folder} is a saved dataset that cannot be read ({error}); save it again") from None
     return _undecoded(dataset, folder)
 
 
 def _undecoded(dataset: Any, name: str) -> Any:
-    audio = datasets_library().Audio
+    audio = library("datasets").Audio
     features = dataset.features or {}
     columns = [column for column, kind in features.items() if isinstance(kind, audio)]
     if not columns:
@@ -115,7 +104,7 @@ class ClipStream:
             data = b""
         if isinstance(data, str):
             data = self._fetched(data)
-        cut = lhotse().MonoCut.from_dict(row_record(row, f"{self.name}@{i}", "", self.name))
+        cut = library("lhotse").MonoCut.from_dict(row_record(row, f"{self.name}@{i}", "", self.name))
         try:
             seconds, rate = audio_header(data)
         except AudioError:
@@ -193,7 +182,7 @@ def open_stream(spec: str) -> ClipStream:
 
     A single extra word that is a usual name of a split is one. Raises DataError when it cannot be opened.
     """
-    library = datasets_library()
+    datasets = library("datasets")
     name, *rest = spec.removeprefix("hf:").split(":")
     config, split = None, "train"
     if len(rest) == 1 and rest[0].split("[")[0].split(".")[0] in _SPLITS:
@@ -205,7 +194,7 @@ def open_stream(spec: str) -> ClipStream:
 
     def opened() -> Any:
         try:
-            dataset = library.load_dataset(name, config, split=split, streaming=True)
+            dataset = datasets.load_dataset(name, config, split=split, streaming=True)
             if dataset.features is None:
                 dataset = dataset._resolve_features()
         except Exception as error:  # the network's, the hub's, the library's own

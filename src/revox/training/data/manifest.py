@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from revox.training.data.errors import DataError
+from revox.training.data.errors import library
 
 if TYPE_CHECKING:
     from mmap import mmap
@@ -24,18 +24,6 @@ ROW = np.dtype(
         ("language", np.int32), ("seconds", np.float32), ("rate", np.int32), ("stamp", np.int64),
     ]
 )  # fmt: skip
-
-
-def lhotse() -> Any:
-    """The `lhotse` module. Raises DataError when it is not installed."""
-    try:
-        import lhotse
-        import lhotse.dataset
-    except ImportError:
-        raise DataError(
-            "training on speech needs the library `lhotse`; install it with `pip install 'revox[train]'`"
-        ) from None
-    return lhotse
 
 
 def cut_record(
@@ -147,7 +135,7 @@ class Manifest:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, i: int) -> MonoCut:
-        return lhotse().MonoCut.from_dict(json.loads(self.line(i)))
+        return library("lhotse").MonoCut.from_dict(json.loads(self.line(i)))
 
     def line(self, i: int) -> bytes:
         """The JSON of cut `i`, without its newline. Raises IndexError."""

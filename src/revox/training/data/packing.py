@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from revox.progress import Progress, ProgressCallback, ignore_progress
-from revox.training.data.errors import DataError
+from revox.training.data.errors import DataError, library
 from revox.training.data.hub import ClipStream
 from revox.training.data.locate import audio_source
-from revox.training.data.manifest import cut_record, cut_source, lhotse
+from revox.training.data.manifest import cut_record, cut_source
 from revox.training.data.pool import in_order
 from revox.training.data.shar import CUTS, shard_cuts
 from revox.training.data.sources import SpeechSource
@@ -50,9 +50,7 @@ def pack(
     Gives (id, reason) of the clips that could not be decoded in this run. Raises DataError when `folder`
     holds shards of other clips or settings.
     """
-    lhotse()
-    from lhotse.shar.writers import JsonlShardWriter, TarWriter
-
+    shar = library("lhotse.shar")
     if codec == "opus" and rate not in (8000, 12000, 16000, 24000, 48000):
         raise DataError(f"Opus cannot have {rate} Hz; pack at 24000 Hz or as flac")
     folder = Path(folder)
@@ -64,7 +62,10 @@ def pack(
     skipped: list[tuple[str, str]] = []
     while results := list(itertools.islice(encoded, clips_per_shard)):
         cuts, tar = (folder / f"{name}.{number:06d}" for name in ("cuts", "recording"))
-        with JsonlShardWriter(f"{cuts}.jsonl.gz", None) as lines, TarWriter(f"{tar}.tar", None) as files:
+        with (
+            shar.JsonlShardWriter(f"{cuts}.jsonl.gz", None) as lines,
+            shar.TarWriter(f"{tar}.tar", None) as files,
+        ):
             for result in results:
                 if isinstance(result, tuple):
                     skipped.append(result)

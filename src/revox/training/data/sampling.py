@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from revox.training.data.errors import DataError
+from revox.training.data.errors import DataError, library
 from revox.training.data.hub import ClipStream, StreamReader
-from revox.training.data.manifest import Manifest, lhotse
+from revox.training.data.manifest import Manifest
 from revox.training.data.sources import SpeechSource
 
 if TYPE_CHECKING:
@@ -121,9 +121,8 @@ class ClipSampler:
 
     def _filled(self) -> list[MonoCut]:
         """The block's draws, in the order of lhotse's bucketing sampler."""
-        sampling = lhotse().dataset.sampling
         self._streams_at = [reader.state() for reader in self._readers]
-        sampler = sampling.DynamicBucketingSampler(
+        sampler = library("lhotse.dataset").DynamicBucketingSampler(
             [self._draw(self._number * BLOCK + i) for i in range(BLOCK)],
             max_cuts=self.batch,
             duration_bins=[self.seconds * k / _BUCKETS for k in range(1, _BUCKETS)],
