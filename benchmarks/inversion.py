@@ -39,8 +39,8 @@ from revox.demo import checkpoint_folder
 from revox.demo.sentences import jsgf
 from revox.evaluation.reference_encoder import original_codec
 from revox.losses.spectral import mel_distance
-from revox.metrics.intelligibility import Recogniser, word_error_rate
-from revox.metrics.speaker import SpeakerJudge
+from revox.metrics.intelligibility import PocketsphinxRecognizer, word_error_rate
+from revox.metrics.speaker import SpeakerVerifier
 from revox.speech import Audio
 
 RECIPE_STEPS = [25, 50, 100, 200, 400]  # on the first two clips up to 1600: it does not come back
@@ -122,8 +122,8 @@ def main() -> None:
     print(
         f"quick encoder: {time.perf_counter() - began:.0f} s, worth asking: {quick is not None}", flush=True
     )
-    original, judge = original_codec(folder, arguments.encoder), SpeakerJudge()
-    recogniser = Recogniser(jsgf())
+    original, judge = original_codec(folder, arguments.encoder), SpeakerVerifier()
+    recognizer = PocketsphinxRecognizer(jsgf())
 
     def score(codes: Tensor, target: Tensor, truth: Tensor, voices: list, own: int, seed: int) -> dict:
         rows = tts.model.mm_audio_embeddings.voice_embedding(codes)
@@ -136,7 +136,7 @@ def main() -> None:
         return {
             "similarity": None if embedded is None else judge.similarity(embedded, voices[own]),
             "rank": len(voices) if embedded is None else judge.rank(embedded, voices, own),
-            "word_errors": word_error_rate(list(TEXTS), [recogniser.hear(s) for s in said]),
+            "word_errors": word_error_rate(list(TEXTS), [recognizer.transcribe(s) for s in said]),
             "ended": sum(not s.truncated for s in said) / len(said),
             "decoded_similarity": judge.similarity(Audio(decoded.numpy(), RATE), voices[own]),
             "mel": float(mel_distance(decoded[None], target[None], RATE)),

@@ -21,7 +21,7 @@ from revox.demo import checkpoint_folder
 from revox.demo.sentences import jsgf
 from revox.evaluation.reference_encoder import original_codec
 from revox.losses.spectral import mel_distance
-from revox.metrics.intelligibility import Recogniser, word_error_rate
+from revox.metrics.intelligibility import PocketsphinxRecognizer, word_error_rate
 from revox.speech import Audio
 
 
@@ -44,8 +44,8 @@ def main() -> None:
     chosen = preset_sentences(speech, asked.sentences)
     waves = [speech.waveform(i) for i in chosen]
     texts = [speech.utterances[i].text for i in chosen]
-    recogniser = Recogniser(jsgf())
-    source = [recogniser.hear(Audio(wave, RATE)) for wave in waves]
+    recognizer = PocketsphinxRecognizer(jsgf())
+    source = [recognizer.transcribe(Audio(wave, RATE)) for wave in waves]
     rows = {"source speech": {"words_wrong": round(word_error_rate(texts, source), 4)}}
     with torch.no_grad():
         codes = [codec.encode(torch.from_numpy(wave)[None]) for wave in waves]
@@ -53,7 +53,7 @@ def main() -> None:
             if state:
                 codec.load_state_dict(decoder_of(state), strict=False)
             decoded = [codec.decode(one)[0] for one in codes]
-            heard = [recogniser.hear(Audio(one.numpy(), RATE)) for one in decoded]
+            heard = [recognizer.transcribe(Audio(one.numpy(), RATE)) for one in decoded]
             mel = [
                 float(mel_distance(one[None, : len(wave)], torch.from_numpy(wave)[None], RATE))
                 for one, wave in zip(decoded, waves, strict=True)

@@ -25,7 +25,7 @@ from revox.coding.invert import InversionConfig, invert
 from revox.coding.prior import CodePrior
 from revox.demo import checkpoint_folder
 from revox.evaluation.reference_encoder import original_codec
-from revox.metrics.speaker import SpeakerJudge
+from revox.metrics.speaker import SpeakerVerifier
 from revox.speech import Audio
 
 
@@ -43,7 +43,7 @@ def main() -> None:
     codec = model.audio_tokenizer
     prior = CodePrior.from_codes(preset_codes(folder, model), codec)
     original = original_codec(folder, arguments.encoder)
-    judge = SpeakerJudge()
+    judge = SpeakerVerifier()
     config = InversionConfig()
     report: dict = {
         "date": datetime.date.today().isoformat(),

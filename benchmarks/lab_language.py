@@ -30,8 +30,8 @@ from lab_quality import cloning_table, long_clips, preset_sentences
 from revox import load
 from revox.demo.sentences import jsgf
 from revox.evaluation.reference_encoder import original_codec
-from revox.metrics.intelligibility import Recogniser, word_error_rate
-from revox.metrics.speaker import SpeakerJudge
+from revox.metrics.intelligibility import PocketsphinxRecognizer, word_error_rate
+from revox.metrics.speaker import SpeakerVerifier
 from revox.speech import Audio
 
 CODEC = "the codec"
@@ -54,7 +54,11 @@ def judged(folder: Path, encoder: Path, data: Path, sentences: int) -> tuple[dic
     speech = SpeechSet(data, "validation", "synthetic")
     chosen = preset_sentences(speech, sentences)
     texts = [speech.utterances[i].text for i in chosen]
-    codec, recogniser, judge = original_codec(folder, encoder), Recogniser(jsgf()), SpeakerJudge()
+    codec, recognizer, judge = (
+        original_codec(folder, encoder),
+        PocketsphinxRecognizer(jsgf()),
+        SpeakerVerifier(),
+    )
     tts = load(folder, device="cpu", dtype=torch.float32)
     spoken = [
         tts.speak(speech.utterances[i].text, speech.utterances[i].preset, seed=0, max_seconds=10.0)
@@ -63,10 +67,10 @@ def judged(folder: Path, encoder: Path, data: Path, sentences: int) -> tuple[dic
     clones = cloning_table(long_clips(speech), codec, tts, judge, texts[:3])
     with torch.no_grad():
         waves = [codec.decode(codec.encode(torch.from_numpy(speech.waveform(i))[None]))[0] for i in chosen]
-    through = word_error_rate(texts, [recogniser.hear(Audio(wave.numpy(), RATE)) for wave in waves])
+    through = word_error_rate(texts, [recognizer.transcribe(Audio(wave.numpy(), RATE)) for wave in waves])
     return {
         "sentences": len(texts),
-        "words_wrong": round(word_error_rate(texts, [recogniser.hear(a) for a in spoken]), 4),
+        "words_wrong": round(word_error_rate(texts, [recognizer.transcribe(a) for a in spoken]), 4),
         "ended_by_itself": sum(not a.truncated for a in spoken),
         "clones": clones["speakers"],
         "clones_first": clones["first_of_all"],

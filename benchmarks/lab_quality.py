@@ -25,8 +25,8 @@ from revox.demo import checkpoint_folder
 from revox.demo.sentences import jsgf
 from revox.evaluation.reference_encoder import original_codec
 from revox.losses.spectral import mel_distance
-from revox.metrics.intelligibility import Recogniser, word_error_rate
-from revox.metrics.speaker import SpeakerJudge
+from revox.metrics.intelligibility import PocketsphinxRecognizer, word_error_rate
+from revox.metrics.speaker import SpeakerVerifier
 from revox.speech import Audio
 
 MIN_SECONDS = 3.0
@@ -60,7 +60,7 @@ def preset_sentences(speech: SpeechSet, count: int) -> list[int]:
     return mine[:: max(1, len(mine) // count)][:count]
 
 
-def codec_table(clips: dict[str, np.ndarray], codec, judge: SpeakerJudge) -> dict[str, float]:
+def codec_table(clips: dict[str, np.ndarray], codec, judge: SpeakerVerifier) -> dict[str, float]:
     """Decoded clips beside their originals: similarity, rank among all, mel distance; and the floor."""
     originals = {k: judge.embed(Audio(v, RATE)) for k, v in clips.items()}
     names = list(clips)
@@ -89,14 +89,14 @@ def codec_table(clips: dict[str, np.ndarray], codec, judge: SpeakerJudge) -> dic
 
 
 def cloning_table(
-    clips: dict[str, np.ndarray], codec, tts, judge: SpeakerJudge, texts: list[str]
+    clips: dict[str, np.ndarray], codec, tts, judge: SpeakerVerifier, texts: list[str]
 ) -> dict[str, float]:
     """Speech in each clip's voice, from 5 s through the true encoder, beside the clips."""
     references = {
         k: v[: int(5 * RATE) // 1920 * 1920] for k, v in clips.items() if len(v) > MIN_SECONDS * RATE
     }
     embedded = [judge.embed(Audio(v, RATE)) for v in references.values()]
-    recogniser = Recogniser(jsgf())
+    recognizer = PocketsphinxRecognizer(jsgf())
     ranks, similarities, ceilings, heard = [], [], [], []
     for i, wave in enumerate(references.values()):
         with torch.no_grad():
@@ -110,7 +110,7 @@ def cloning_table(
             provenance={},
         )
         parts = [tts.speak(t, voice, seed=s, max_seconds=6.0) for s, t in enumerate(texts)]
-        heard += [recogniser.hear(part) for part in parts]
+        heard += [recognizer.transcribe(part) for part in parts]
         audio = Audio(np.concatenate([part.samples for part in parts]), RATE)
         if len(audio.samples) < RATE:
             ranks.append(len(references))
@@ -134,7 +134,7 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = arguments.checkpoint or checkpoint_folder()
     codec = original_codec(folder, arguments.encoder)
-    judge = SpeakerJudge()
+    judge = SpeakerVerifier()
     report: dict = {"date": datetime.date.today().isoformat(), "machine": f"{platform.machine()} CPU"}
     held = SpeechSet(arguments.data, "heldout", "synthetic")
     synthetic = long_clips(held)
@@ -146,15 +146,15 @@ def main() -> None:
         report["codec_human"] = codec_table(human, codec, judge)
         print("codec, human", report["codec_human"], flush=True)
 
-    recogniser = Recogniser(jsgf())
+    recognizer = PocketsphinxRecognizer(jsgf())
     chosen = preset_sentences(held, arguments.sentences)
     texts = [held.utterances[i].text for i in chosen]
-    source = [recogniser.hear(Audio(held.waveform(i), RATE)) for i in chosen]
+    source = [recognizer.transcribe(Audio(held.waveform(i), RATE)) for i in chosen]
     decoded = []
     for i in chosen:
         with torch.no_grad():
             wave = codec.decode(codec.encode(torch.from_numpy(held.waveform(i))[None]))[0].numpy()
-        decoded.append(recogniser.hear(Audio(wave, RATE)))
+        decoded.append(recognizer.transcribe(Audio(wave, RATE)))
     tts = load(folder, dtype=torch.float32)
     spoken, ended, similar, durations = [], 0, [], []
     for i in chosen:
@@ -162,12 +162,12 @@ def main() -> None:
         audio = tts.speak(utterance.text, utterance.preset, seed=0, max_seconds=10.0)
         ended += not audio.truncated
         durations.append(len(audio.samples) / RATE - utterance.samples / RATE)
-        spoken.append(recogniser.hear(audio))
+        spoken.append(recognizer.transcribe(audio))
         if len(audio.samples) > RATE:
             similar.append(judge.similarity(audio, Audio(held.waveform(i), RATE)))
     rng = np.random.default_rng(0)
     noise = [
-        recogniser.hear(Audio((rng.standard_normal(2 * RATE) * 0.05).astype(np.float32), RATE))
+        recognizer.transcribe(Audio((rng.standard_normal(2 * RATE) * 0.05).astype(np.float32), RATE))
         for _ in range(10)
     ]
     report["speech"] = {

@@ -1,6 +1,6 @@
 """Draws the lab's synthetic speakers: `python benchmarks/lab_speakers.py OUT.json`.
 
-Speakers whom the recogniser does not hear saying three sentences are dropped, so that everybody in the lab
+Speakers whom the recognizer does not hear saying three sentences are dropped, so that everybody in the lab
 can be judged by their words; Resemblyzer then says who sounds like whom.
 """
 
@@ -16,8 +16,8 @@ import numpy as np
 from lab.speakers import Speaker, cast_presets, draw_speakers, split_speakers, to_json
 from lab.synthesise import synthesise
 from revox.demo.sentences import jsgf, sentences
-from revox.metrics.intelligibility import Recogniser, word_error_rate
-from revox.metrics.speaker import SpeakerJudge
+from revox.metrics.intelligibility import PocketsphinxRecognizer, word_error_rate
+from revox.metrics.speaker import SpeakerVerifier
 from revox.speech.audio import Audio
 
 PROBES = list(itertools.islice(sentences("train", 77), 3))
@@ -26,14 +26,14 @@ _tools: list = []
 
 
 def _begin() -> None:
-    _tools.extend((Recogniser(jsgf(), reject_below=None), SpeakerJudge()))
+    _tools.extend((PocketsphinxRecognizer(jsgf(), reject_below=None), SpeakerVerifier()))
 
 
 def probe(speaker: Speaker) -> tuple[float, np.ndarray]:
     """Word error rate of the probes and the speaker's embedding [256]."""
-    recogniser, judge = _tools
+    recognizer, judge = _tools
     said = [synthesise(speaker, text).samples for text in PROBES]
-    heard = [recogniser.hear(Audio(samples, 24000)) for samples in said]
+    heard = [recognizer.transcribe(Audio(samples, 24000)) for samples in said]
     return word_error_rate(PROBES, heard), judge.embed(Audio(np.concatenate(said), 24000))
 
 

@@ -22,7 +22,7 @@ from revox.checkpoint.voices import load_voice
 from revox.demo import checkpoint_folder
 from revox.demo.sentences import jsgf
 from revox.evaluation.reference_encoder import original_codec
-from revox.metrics.intelligibility import Recogniser, word_error_rate
+from revox.metrics.intelligibility import PocketsphinxRecognizer, word_error_rate
 from revox.model.config import N_SPECIAL_CODES
 from revox.speech import Audio
 from revox.synthesis.generate import DEFAULT_CFG, noise_of
@@ -45,7 +45,7 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = arguments.checkpoint or checkpoint_folder()
     codec, tts = original_codec(folder, arguments.encoder), load(folder, device="cpu", dtype=torch.float32)
-    model, recogniser = tts.model, Recogniser(jsgf())
+    model, recognizer = tts.model, PocketsphinxRecognizer(jsgf())
     held = SpeechSet(arguments.data, "heldout", "synthetic")
     chosen = preset_sentences(held, arguments.sentences)
     texts = [held.utterances[i].text for i in chosen]
@@ -68,7 +68,7 @@ def main() -> None:
             heard.append(torch.cat((semantic_said[:, :1], acoustic_said[:, 1:]), dim=1)[0])
             hidden = model.step(torch.cat((semantic_read[:, :1], acoustic_read[:, 1:]), dim=1), cache)
         codes = torch.stack(heard, dim=1) - N_SPECIAL_CODES
-        return recogniser.hear(Audio(codec.decode(codes[None])[0].numpy(), RATE))
+        return recognizer.transcribe(Audio(codec.decode(codes[None])[0].numpy(), RATE))
 
     report: dict = {
         "date": datetime.date.today().isoformat(), "machine": f"{platform.machine()} CPU",

@@ -127,7 +127,7 @@ def recover(experiment: Experiment, arms: Sequence[Arm]) -> Path:
     with _stoppable():
         work = _Work(experiment, arms)
         work.prepare()
-        _ = work.scoring.recogniser  # what is missing is said before hours of training
+        _ = work.scoring.recognizer  # what is missing is said before hours of training
         for seed in range(experiment.seeds):
             for arm in arms:
                 with work.mine(arm):

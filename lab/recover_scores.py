@@ -29,10 +29,10 @@ from revox.evaluation.reference_encoder import original_codec
 from revox.evaluation.subject import random_codes
 from revox.evaluation.tables import rank
 from revox.losses.spectral import mel_distance, multi_resolution_stft_loss
-from revox.metrics.acceptance import acceptance
 from revox.metrics.codes import row_cosine, score_codes
-from revox.metrics.intelligibility import Recogniser, normalise_text, word_error_rate
-from revox.metrics.speaker import SpeakerJudge
+from revox.metrics.intelligibility import PocketsphinxRecognizer, normalize_text, word_error_rate
+from revox.metrics.likelihood import likelihood
+from revox.metrics.speaker import SpeakerVerifier
 from revox.model.codec import Codec
 from revox.speech import Audio
 from revox.synthesis.batch import embed
@@ -90,7 +90,7 @@ class Scoring:
         self.prior = CodePrior.from_codes(self.bank, self.original)
         rows = [self._rows(codes) for codes in self.bank]
         self.mean_row = torch.cat(rows).mean(dim=0)
-        self.judge = SpeakerJudge()
+        self.judge = SpeakerVerifier()
         frame = self.original.samples_per_frame
         self.clips = {kind: held_out_clips(data, kind, seconds, frame) for kind in KINDS}
         self._truth: dict[tuple[str, int], Tensor] = {}
@@ -101,9 +101,9 @@ class Scoring:
         return served(self.original)
 
     @cached_property
-    def recogniser(self) -> Recogniser:
+    def recognizer(self) -> PocketsphinxRecognizer:
         """pocketsphinx with the lab's grammar, rejection on."""
-        return Recogniser(jsgf())
+        return PocketsphinxRecognizer(jsgf())
 
     def _rows(self, codes: Tensor) -> Tensor:
         """Rows of the voice embedding `[frames, dim]`, the end frame left out."""
@@ -182,7 +182,7 @@ class Scoring:
             **self._likeness(kind, i, audio),
         }
         if whole and clip.text is not None:
-            found["heard"] = self.recogniser.hear(audio)
+            found["heard"] = self.recognizer.transcribe(audio)
             found["word_errors"], found["words"] = errors(clip.text, found["heard"])
         return found
 
@@ -195,7 +195,7 @@ class Scoring:
     def _nll(self, text: str, voice: Tensor, codes: Tensor) -> tuple[float, float]:
         """Nats a frame and flow-matching error of `codes` as `text` in the voice of other codes."""
         tts = self.tts
-        found = acceptance(tts.model, embed(tts.model, tts.prompter, text, self._voice(voice)), codes)
+        found = likelihood(tts.model, embed(tts.model, tts.prompter, text, self._voice(voice)), codes)
         return float(found.semantic_nll), float(found.flow_error)
 
     def _voice(self, codes: Tensor) -> Voice:
@@ -211,7 +211,7 @@ class Scoring:
             said = self.tts.synthesise(text, voice, seed=seed, max_seconds=3 + len(text) / 5)
             pieces += [said.audio.samples, np.zeros(round(PAUSE * RATE), np.float32)]
             missing += said.audio.truncated
-            of_text = errors(text, self.recogniser.hear(said.audio))
+            of_text = errors(text, self.recognizer.transcribe(said.audio))
             wrong, count = wrong + of_text[0], count + of_text[1]
             if said.codes.shape[1]:
                 likelihoods.append(self._nll(text, codes, said.codes))
@@ -239,7 +239,7 @@ def _whole(result: InversionResult, codes: Tensor) -> Tensor:
 
 def errors(text: str, heard: str) -> tuple[int, int]:
     """Wrong words and words in `text`."""
-    count = len(normalise_text(text).split())
+    count = len(normalize_text(text).split())
     return round(word_error_rate(text, heard) * count), count
 
 

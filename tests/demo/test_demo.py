@@ -82,7 +82,7 @@ def test_the_decoded_clip_is_as_long_as_the_reference_and_made_by_the_voice_that
 
 def test_similarities_are_those_of_the_judge_on_the_files(shown):
     out, summary = shown
-    judge = speaker.SpeakerJudge()
+    judge = speaker.SpeakerVerifier()
     other = OTHERS[0]
     for title in ("decoded", "speech"):
         made = read_audio(out / f"{title}.wav")

@@ -45,7 +45,7 @@ def test_the_written_form_belongs_to_the_same_split_and_reads_well():
     )
 
 
-def test_a_recogniser_accepts_the_grammar_and_knows_every_word():
+def test_a_recognizer_accepts_the_grammar_and_knows_every_word():
     pocketsphinx = pytest.importorskip("pocketsphinx")
     config = pocketsphinx.Config(lm=None)
     decoder = pocketsphinx.Decoder(config)

@@ -36,7 +36,7 @@ from revox.evaluation.clips import find_clips
 from revox.evaluation.evaluate import evaluate
 from revox.evaluation.reference_encoder import original_codec
 from revox.evaluation.subject import Setup, open_subject
-from revox.metrics.acceptance import acceptance
+from revox.metrics.likelihood import likelihood
 from revox.serving.engine import Engine
 from revox.serving.metrics import Metrics
 from revox.serving.settings import ServeSettings
@@ -213,7 +213,7 @@ def test_it_judges_acceptance_there(there: revox.Revox, here: revox.Revox):
         voice = here.voice(here.voices()[0])
         prompt = embed(tts.model, tts.prompter, "ten past nine", voice)
         codes = here.synthesise("ten past nine", voice, seed=3, max_seconds=1).codes
-        judged = acceptance(tts.model, prompt, codes)
+        judged = likelihood(tts.model, prompt, codes)
         return float(judged.semantic_nll), float(judged.flow_error)
 
     assert found(there) == pytest.approx(found(here), rel=1e-5)

@@ -460,17 +460,17 @@ def test_inverting_a_decoded_preset_comes_nearer(monkeypatch: pytest.MonkeyPatch
     assert {figure.name for figure in finding.figures} >= {"semantic codes found again", "seconds a step"}
 
 
-def test_an_unknown_voice_or_recogniser_is_the_users_mistake(tiny_checkpoint: Path):
+def test_an_unknown_voice_or_recognizer_is_the_users_mistake(tiny_checkpoint: Path):
     from revox.checkpoint.errors import VoiceError
     from revox.metrics.errors import MetricError
 
     with pytest.raises(VoiceError, match="pt_male"):
         examine(tiny_checkpoint, voices=["pt_mail"])
     with pytest.raises(MetricError, match="pocketsphinx"):
-        examine(tiny_checkpoint, recogniser="ears")
+        examine(tiny_checkpoint, recognizer="ears")
 
 
-def test_without_a_recogniser_the_words_are_skipped_and_say_how(tiny_checkpoint: Path):
+def test_without_a_recognizer_the_words_are_skipped_and_say_how(tiny_checkpoint: Path):
     finding = speech_checks.words(patient(tiny_checkpoint, ["pt_male"], load=False))
     assert finding.verdict is Verdict.SKIPPED
-    assert "--recogniser" in finding.sentence
+    assert "--recognizer" in finding.sentence

@@ -33,13 +33,13 @@ def _no_subject_is_kept(one_thread):
 class Ear:
     """Hears the same words in everything; the real ones are tested where they live."""
 
-    def hear(self, audio):
+    def transcribe(self, audio):
         return "good day"
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch, tiny_preset_codes):
-    monkeypatch.setattr("revox.metrics.intelligibility.Recogniser", lambda grammar: Ear())
+    monkeypatch.setattr("revox.metrics.intelligibility.PocketsphinxRecognizer", lambda grammar: Ear())
     monkeypatch.setattr("revox.cloning.clone.preset_codes", lambda *_: list(tiny_preset_codes.values())[:3])
     monkeypatch.setattr("revox.evaluation.acceptance_table.MAX_PRESETS", 2)
 
@@ -70,7 +70,7 @@ def setup_of(checkpoint, out, **settings):
 
 
 def test_the_codec_tables(tiny_checkpoint_with_encoder, found, tmp_path):
-    setup = setup_of(tiny_checkpoint_with_encoder, tmp_path, recogniser="pocketsphinx")
+    setup = setup_of(tiny_checkpoint_with_encoder, tmp_path, recognizer="pocketsphinx")
     report = evaluate("codec", setup, found)
     assert [t.title for t in report.tables] == [
         "Codec: all clips (1 clip)", "Codes: all clips (1 clip)",
@@ -132,7 +132,7 @@ def test_the_cloning_table_by_inversion(tiny_checkpoint, found, tmp_path, monkey
         return InversionResult(codes, (1.0,), 1, 0.0, False)
 
     monkeypatch.setattr("revox.coding.invert.invert", quick)
-    setup = setup_of(tiny_checkpoint, tmp_path, by="inversion", recogniser="pocketsphinx")
+    setup = setup_of(tiny_checkpoint, tmp_path, by="inversion", recognizer="pocketsphinx")
     table = evaluate("cloning", setup, [c for c in found if c.group == "human"]).tables[0]
     assert table.cell(CLONED, "similarity").clips == 2
     assert table.cell(CLONED, "word_errors").value == 0  # it hears "good day" in all
@@ -178,10 +178,10 @@ def test_options_that_cannot_be_are_refused_before_the_checkpoint_is_looked_for(
 
 def test_a_missing_judge_is_said_before_the_work(tiny_checkpoint, found, tmp_path, monkeypatch):
     def missing(_):
-        raise MetricError("Recognising words needs pocketsphinx; install it.")
+        raise MetricError("Recognizing words needs pocketsphinx; install it.")
 
-    monkeypatch.setattr("revox.metrics.intelligibility.Recogniser", missing)
-    setup = setup_of(tiny_checkpoint, tmp_path, by="inversion", recogniser="pocketsphinx")
+    monkeypatch.setattr("revox.metrics.intelligibility.PocketsphinxRecognizer", missing)
+    setup = setup_of(tiny_checkpoint, tmp_path, by="inversion", recognizer="pocketsphinx")
     with pytest.raises(MetricError, match="needs pocketsphinx"):
         evaluate("codec", setup, found)
 

@@ -19,7 +19,7 @@ from revox.evaluation.subject import noise_like
 from revox.evaluation.tables import Column, make_row
 from revox.losses.spectral import mel_distance, multi_resolution_stft_loss
 from revox.metrics.perceptual import estoi
-from revox.metrics.speaker import SpeakerJudge
+from revox.metrics.speaker import SpeakerVerifier
 from revox.speech import Audio, encode_audio, normalise_loudness, read_audio
 from revox.synthesis.stream import decode
 
@@ -50,7 +50,7 @@ def through_mp3(audio):
 
 @pytest.fixture(scope="module")
 def rows(speakers):
-    judge = SpeakerJudge()
+    judge = SpeakerVerifier()
     names, records = list(speakers), []
     for i, name in enumerate(names):
         reference = speakers[name]

@@ -123,9 +123,9 @@ def little(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def in_little(patch: pytest.MonkeyPatch) -> None:
-    """One text, and a recogniser that always hears the same: the tiny model babbles."""
+    """One text, and a recognizer that always hears the same: the tiny model babbles."""
     patch.setattr(recover_scores, "TEXTS", (TEXT,))
-    patch.setattr(recover_scores.Scoring, "recogniser", Deaf())
+    patch.setattr(recover_scores.Scoring, "recognizer", Deaf())
     # At hand, so that they need not be recovered from their arms each time.
     patch.setattr(recover_scores, "preset_codes", lambda *_: list(preset_codes().values()))
 
@@ -137,7 +137,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Deaf:
-    def hear(self, audio: object) -> str:
+    def transcribe(self, audio: object) -> str:
         return "seven"
 
 

@@ -6,9 +6,9 @@ import pytest
 
 from revox.metrics.errors import MetricError
 from revox.metrics.intelligibility import (
-    Recogniser,
+    PocketsphinxRecognizer,
     grammar_words,
-    normalise_text,
+    normalize_text,
     spell_number,
     word_error_rate,
 )
@@ -30,8 +30,8 @@ def opening():
 
 
 @pytest.fixture(scope="module")
-def recogniser():
-    return Recogniser(GRAMMAR)
+def recognizer():
+    return PocketsphinxRecognizer(GRAMMAR)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_numbers_are_spelled(digits, words):
 
 
 def test_text_is_normalised_to_words():
-    assert normalise_text("It’s 1,250 metres -- isn't IT?\n(yes)") == (
+    assert normalize_text("It’s 1,250 metres -- isn't IT?\n(yes)") == (
         "it's one thousand two hundred fifty metres isn't it yes"
     )
 
@@ -69,29 +69,29 @@ def test_the_error_rate_counts_substitutions_deletions_and_insertions_per_refere
             word_error_rate(reference, heard)
 
 
-def test_human_speech_is_heard_through_the_grammar(recogniser):
-    assert recogniser.hear(opening()) == "chapter one missus rachel lind is surprised"
-    assert recogniser.hear(opening().at(24000)) == "chapter one missus rachel lind is surprised"
+def test_human_speech_is_heard_through_the_grammar(recognizer):
+    assert recognizer.transcribe(opening()) == "chapter one missus rachel lind is surprised"
+    assert recognizer.transcribe(opening().at(24000)) == "chapter one missus rachel lind is surprised"
 
 
-def test_speech_outside_the_grammar_noise_and_silence_are_rejected(recogniser):
+def test_speech_outside_the_grammar_noise_and_silence_are_rejected(recognizer):
     audio = read_audio(CLIPS / "103-1240-0000.flac")
     rng = np.random.default_rng(0)
-    assert recogniser.hear(Audio(audio.samples[5 * 16000 : 9 * 16000], 16000)) == ""
-    assert recogniser.hear(Audio(rng.normal(scale=0.1, size=48000), 16000)) == ""
-    assert recogniser.hear(Audio(np.zeros(48000), 16000)) == ""
-    assert recogniser.hear(Audio(np.zeros(0), 16000)) == ""
+    assert recognizer.transcribe(Audio(audio.samples[5 * 16000 : 9 * 16000], 16000)) == ""
+    assert recognizer.transcribe(Audio(rng.normal(scale=0.1, size=48000), 16000)) == ""
+    assert recognizer.transcribe(Audio(np.zeros(48000), 16000)) == ""
+    assert recognizer.transcribe(Audio(np.zeros(0), 16000)) == ""
 
 
-def test_what_is_heard_does_not_depend_on_what_was_heard_before(recogniser):
-    alone = recogniser.hear_scored(opening())
-    recogniser.hear(Audio(np.random.default_rng(0).normal(scale=0.1, size=48000), 16000))
-    assert recogniser.hear_scored(opening()) == alone
-    assert Recogniser(GRAMMAR).hear_scored(opening()) == alone
+def test_what_is_heard_does_not_depend_on_what_was_heard_before(recognizer):
+    alone = recognizer.transcribe_scored(opening())
+    recognizer.transcribe(Audio(np.random.default_rng(0).normal(scale=0.1, size=48000), 16000))
+    assert recognizer.transcribe_scored(opening()) == alone
+    assert PocketsphinxRecognizer(GRAMMAR).transcribe_scored(opening()) == alone
 
 
 def test_without_a_grammar_it_hears_freely():
-    heard = Recogniser().hear(opening())
+    heard = PocketsphinxRecognizer().transcribe(opening())
     assert word_error_rate("chapter one missus rachel lynde is surprised", heard) < 0.5
 
 
@@ -104,15 +104,15 @@ def test_the_words_of_a_grammar_are_found():
 
 def test_an_unknown_word_and_a_broken_grammar_are_sentences():
     with pytest.raises(MetricError, match="lacks avonlea"):
-        Recogniser(GRAMMAR.replace("rachel", "avonlea"))
+        PocketsphinxRecognizer(GRAMMAR.replace("rachel", "avonlea"))
     with pytest.raises(MetricError, match="cannot be parsed"):
-        Recogniser("#JSGF V1.0; grammar x; public <s> = (one | two;")
+        PocketsphinxRecognizer("#JSGF V1.0; grammar x; public <s> = (one | two;")
 
 
 def test_missing_libraries_are_sentences(monkeypatch):
     monkeypatch.setitem(sys.modules, "pocketsphinx", None)
     monkeypatch.setitem(sys.modules, "jiwer", None)
     with pytest.raises(MetricError, match=r"revox\[eval\]"):
-        Recogniser()
+        PocketsphinxRecognizer()
     with pytest.raises(MetricError, match=r"revox\[eval\]"):
         word_error_rate("one", "one")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from revox.metrics.errors import MetricError
-from revox.metrics.speaker import SpeakerJudge
+from revox.metrics.speaker import SpeakerVerifier
 from revox.speech import Audio, read_audio
 
 CLIPS = sorted((Path(__file__).parents[1] / "speech" / "clips").glob("*.flac"))
@@ -20,7 +20,7 @@ def halves(audio):
 
 @pytest.fixture(scope="module")
 def judge():
-    return SpeakerJudge()
+    return SpeakerVerifier()
 
 
 def test_the_embedding_is_resemblyzers_own(judge):
@@ -71,7 +71,7 @@ def test_a_missing_resemblyzer_is_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "resemblyzer.audio", None)
     monkeypatch.setitem(sys.modules, "resemblyzer", None)
     with pytest.raises(MetricError, match=r"revox\[eval\]"):
-        SpeakerJudge()
+        SpeakerVerifier()
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from revox.metrics.errors import MetricError
-from revox.metrics.whisper import WhisperRecogniser
+from revox.metrics.whisper import WhisperRecognizer
 from revox.speech import Audio
 
 transformers = pytest.importorskip("transformers")
@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
 
 
 def test_a_local_whisper_hears_what_transformers_itself_hears(folder):
-    heard = WhisperRecogniser(str(folder)).hear(tone(2.0))
+    heard = WhisperRecognizer(str(folder)).transcribe(tone(2.0))
     processor = transformers.WhisperProcessor.from_pretrained(folder)
     model = transformers.WhisperForConditionalGeneration.from_pretrained(folder)
     features = processor(tone(2.0).samples, sampling_rate=16000, return_tensors="pt").input_features
@@ -56,14 +56,17 @@ def test_a_local_whisper_hears_what_transformers_itself_hears(folder):
 
 
 def test_long_audio_is_heard_in_pieces_of_30_s(folder):
-    recogniser = WhisperRecogniser(str(folder))
+    recognizer = WhisperRecognizer(str(folder))
     first, second = tone(30.0), tone(1.0, 600)
     both = Audio(np.concatenate((first.samples, second.samples)), 16000)
-    assert recogniser.hear(both) == f"{recogniser.hear(first)} {recogniser.hear(second)}".strip()
+    assert (
+        recognizer.transcribe(both)
+        == f"{recognizer.transcribe(first)} {recognizer.transcribe(second)}".strip()
+    )
 
 
 def test_silence_holds_no_words(folder):
-    assert WhisperRecogniser(str(folder)).hear(Audio(np.zeros(16000), 16000)) == ""
+    assert WhisperRecognizer(str(folder)).transcribe(Audio(np.zeros(16000), 16000)) == ""
 
 
 def test_pickled_weights_are_refused(folder, tmp_path):
@@ -73,12 +76,12 @@ def test_pickled_weights_are_refused(folder, tmp_path):
             (tmp_path / name).write_bytes((folder / name).read_bytes())
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(MetricError, match="cannot be loaded as a Whisper"):
-        WhisperRecogniser(str(tmp_path))
+        WhisperRecognizer(str(tmp_path))
 
 
 def test_a_folder_without_a_whisper_is_a_sentence(tmp_path):
     with pytest.raises(MetricError, match=r"name the folder of a Whisper"):
-        WhisperRecogniser(str(tmp_path))
+        WhisperRecognizer(str(tmp_path))
 
 
 def tone(seconds, hertz=300):

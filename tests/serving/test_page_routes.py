@@ -111,7 +111,7 @@ def test_the_page_is_open_and_similarity_is_not_without_a_key(talk, tmp_path):
 
 
 def test_similarity_is_what_the_judge_says_of_the_first_half_minute(talk):
-    judge = pytest.importorskip("revox.metrics.speaker").SpeakerJudge
+    judge = pytest.importorskip("revox.metrics.speaker").SpeakerVerifier
     try:
         judge = judge()
     except MetricError as error:

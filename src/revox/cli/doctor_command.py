@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from revox.doctor.findings import Finding, Report
     from revox.doctor.patient import Patient
 
+OLD_NAMES = {"--recognizer": "--recognizer"}
+
 
 def command(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint's folder, or a hub id (owner/name).")],
@@ -21,8 +23,9 @@ def command(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Four voices, and no trial of cloning.")] = False,
     voices: Annotated[str | None, typer.Option(help="Examine only these, separated by commas.")] = None,
-    recogniser: Annotated[
-        str, typer.Option(help="Who hears the words: none, pocketsphinx, or whisper:FOLDER_OR_HUB_ID.")
+    recognizer: Annotated[
+        str,
+        typer.Option(help="What transcribes the speech: none, pocketsphinx, or whisper:FOLDER_OR_HUB_ID."),
     ] = "none",
     sounds: Annotated[
         bool, typer.Option("--sounds", help="Also write what each voice decodes to and says, as marked .wav.")
@@ -57,7 +60,7 @@ def command(
             folder,
             name=named.resolve().name if named.is_dir() else checkpoint,
             voices=[name.strip() for name in voices.split(",") if name.strip()] if voices else None,
-            quick=quick, recogniser=recogniser, device=device, dtype=arithmetic, seed=seed,
+            quick=quick, recognizer=recognizer, device=device, dtype=arithmetic, seed=seed,
             on_start=progress.start, on_progress=progress.say, on_finding=progress.found,
             on_patient=kept.append,
         )  # fmt: skip

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from revox.cli.options import with_old_names
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -38,7 +40,7 @@ Seeds = Annotated[int, typer.Option("--seeds", min=1, help="How often, where the
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes that share the work.")]
 Listener = Annotated[
     str,
-    typer.Option("--recogniser", help="none, pocketsphinx, or a Whisper by folder or hub id."),
+    typer.Option("--recognizer", help="none, pocketsphinx, or whisper:FOLDER_OR_HUB_ID."),
 ]
 Grammar = Annotated[
     str | None,
@@ -47,10 +49,11 @@ Grammar = Annotated[
 Texts = Annotated[Path | None, typer.Option("--texts", help="What to speak: one text on each line.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
 
+_WITH_OLD_NAMES = with_old_names({"--recognizer": "--recognizer"})
 MAX_GRAMMAR = 1 << 18  # bytes; the lab's takes 4500
 
 
-@app.command("codec")
+@app.command("codec", cls=_WITH_OLD_NAMES)
 def codec_command(
     checkpoint: Checkpoint,
     clips: Clips,
@@ -64,19 +67,19 @@ def codec_command(
     limit: Limit = None,
     seeds: Seeds = 3,
     jobs: Jobs = 1,
-    recogniser: Listener = "none",
+    recognizer: Listener = "none",
     grammar: Grammar = None,
     device: Device = None,
 ) -> None:
     """Recordings beside what their codes decode to, wrong speakers, random codes and noise."""
     _run(
         "codec", checkpoint, clips, out, manifest, transcripts, limit, jobs, grammar, None,
-        by=by, encoder=encoder, steps=steps, seconds=seconds, seeds=seeds, recogniser=recogniser,
+        by=by, encoder=encoder, steps=steps, seconds=seconds, seeds=seeds, recognizer=recognizer,
         device=device,
     )  # fmt: skip
 
 
-@app.command("cloning")
+@app.command("cloning", cls=_WITH_OLD_NAMES)
 def cloning_command(
     checkpoint: Checkpoint,
     clips: Clips,
@@ -91,19 +94,19 @@ def cloning_command(
     limit: Limit = None,
     seeds: Seeds = 3,
     jobs: Jobs = 1,
-    recogniser: Listener = "none",
+    recognizer: Listener = "none",
     grammar: Grammar = None,
     device: Device = None,
 ) -> None:
     """New words in voices cloned from the clips: likeness, words, stops, acceptance."""
     _run(
         "cloning", checkpoint, clips, out, manifest, transcripts, limit, jobs, grammar, texts,
-        by=by, encoder=encoder, steps=steps, seconds=seconds, seeds=seeds, recogniser=recogniser,
+        by=by, encoder=encoder, steps=steps, seconds=seconds, seeds=seeds, recognizer=recognizer,
         device=device,
     )  # fmt: skip
 
 
-@app.command("acceptance")
+@app.command("acceptance", cls=_WITH_OLD_NAMES)
 def acceptance_command(
     checkpoint: Checkpoint,
     clips: Clips,

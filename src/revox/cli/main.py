@@ -8,6 +8,8 @@ from typing import Any
 
 import typer
 
+from revox.cli.options import with_old_names
+
 # name -> (module, attribute, is a group of commands)
 COMMANDS = {
     "inspect": ("revox.cli.inspect_command", "command", False),
@@ -40,11 +42,12 @@ def build_app() -> typer.Typer:
     )
     app.callback()(_root)
     for name, (module, attribute, is_group) in COMMANDS.items():
-        found: Any = getattr(importlib.import_module(module), attribute)
+        imported = importlib.import_module(module)
+        found: Any = getattr(imported, attribute)
         if is_group:
             app.add_typer(found, name=name)
         else:
-            app.command(name)(found)
+            app.command(name, cls=with_old_names(getattr(imported, "OLD_NAMES", {})))(found)
     return app
 
 

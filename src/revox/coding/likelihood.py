@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from revox.coding.invert import Opinion
-from revox.metrics.acceptance import soft_acceptance, soft_voice_embedding
+from revox.metrics.likelihood import soft_likelihood, soft_voice_embedding
 from revox.model.voxtral import Voxtral
 
 DRAWS = 2  # of noise and time for a slope; the next one has others
@@ -36,7 +36,7 @@ def unlikelihood(
     rows = soft_voice_embedding(model, probabilities.detach(), values.detach())
     tokens = torch.tensor(tokens_of(len(rows)), device=model.device)
     prompt = model.embed_prompt(tokens, audio_token, rows)
-    found = soft_acceptance(model, prompt, probabilities, values, draws=draws, seed=seed)
+    found = soft_likelihood(model, prompt, probabilities, values, draws=draws, seed=seed)
     return found.semantic_nll / values.shape[0] + found.flow_error
 
 

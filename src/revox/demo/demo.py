@@ -183,11 +183,11 @@ def _run(out: Path, folder: Path, steps: int | None, seed: int, stages: Stages) 
 def _similarity(reference: Audio, made: dict[str, Audio]) -> tuple[dict[str, Any] | None, list[str]]:
     """Of each thing made to the reference and to the other speakers, by Resemblyzer's cosine; and notes."""
     from revox.metrics.errors import MetricError
-    from revox.metrics.speaker import SpeakerJudge
+    from revox.metrics.speaker import SpeakerVerifier
     from revox.speech import read_audio
 
     try:
-        judge = SpeakerJudge()
+        judge = SpeakerVerifier()
     except MetricError as error:
         return None, [f"similarities are left out: {error}"]
     own = judge.embed(reference)

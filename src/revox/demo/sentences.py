@@ -1,6 +1,6 @@
 """The lab's narrow text domain: numbers, dates, times, prices and short everyday phrases.
 
-One grammar serves three purposes: it draws sentences, counts them, and is handed to a recogniser as JSGF.
+One grammar serves three purposes: it draws sentences, counts them, and is handed to a recognizer as JSGF.
 Sentences are lower-case words without digits or punctuation; `written` gives the form a person would type.
 """
 
@@ -252,7 +252,7 @@ def words() -> list[str]:
 
 
 def jsgf() -> str:
-    """The domain as a JSGF grammar, for a recogniser that must accept exactly these sentences."""
+    """The domain as a JSGF grammar, for a recognizer that must accept exactly these sentences."""
     lines = ["#JSGF V1.0;", "grammar domain;"]
     for name, body in _RULES.items():
         scope = "public " if name == "sentence" else ""

@@ -45,7 +45,7 @@ LOADED: tuple[tuple[str, Check], ...] = (
     ("speed", speed_check.speed),
 )
 
-RECOGNISERS = ("none", "pocketsphinx", "whisper")
+RECOGNIZERS = ("none", "pocketsphinx", "whisper")
 
 
 def examine(
@@ -54,7 +54,7 @@ def examine(
     name: str | None = None,
     voices: list[str] | None = None,
     quick: bool = False,
-    recogniser: str = "none",
+    recognizer: str = "none",
     device: str | None = None,
     dtype: torch.dtype | None = None,
     seed: int = 0,
@@ -70,19 +70,19 @@ def examine(
         name: what the report calls it; by default the folder's last name.
         voices: the voices to examine; by default all presets, or four when `quick`.
         quick: fewer voices, no inversion.
-        recogniser: "none", "pocketsphinx", or "whisper:" and a folder or hub id.
+        recognizer: "none", "pocketsphinx", or "whisper:" and a folder or hub id.
         device, dtype: as in `revox.load`.
         seed: of everything left to chance.
         on_start, on_progress, on_finding: told the check's name, what it does, what it found.
         on_patient: given what was decoded and spoken, at the end.
 
     Raises CheckpointError when the folder is no Voxtral TTS checkpoint at all, VoiceError for a voice that
-    does not exist, MetricError for a recogniser that does not, SpeakError for a device that is not there.
+    does not exist, MetricError for a recognizer that does not, SpeakError for a device that is not there.
     """
     folder = Path(folder).resolve()
-    if recogniser.partition(":")[0] not in RECOGNISERS:
-        raise MetricError(f"there is no recogniser {recogniser!r}; give none, pocketsphinx or whisper:MODEL")
-    patient = Patient(folder, seed=seed, quick=quick, recogniser=recogniser, progress=on_progress)
+    if recognizer.partition(":")[0] not in RECOGNIZERS:
+        raise MetricError(f"there is no recognizer {recognizer!r}; give none, pocketsphinx or whisper:MODEL")
+    patient = Patient(folder, seed=seed, quick=quick, recognizer=recognizer, progress=on_progress)
     _ = patient.params
     patient.names = choose_voices(folder, voices, quick)
     from revox.api import find_device
@@ -176,6 +176,6 @@ def made_with(patient: Patient, place: torch.device, dtype: torch.dtype | None) 
         "dtype": str(dtype).removeprefix("torch.") if dtype is not None else "default",
         "voices": len(patient.names),
         "quick": patient.quick,
-        "recogniser": patient.recogniser.partition(":")[0],
+        "recognizer": patient.recognizer.partition(":")[0],
         "seed": patient.seed,
     }

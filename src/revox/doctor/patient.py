@@ -25,7 +25,7 @@ from revox.synthesis.stream import decode
 
 if TYPE_CHECKING:
     from revox.doctor.speech_checks import Grip
-    from revox.metrics.speaker import SpeakerJudge
+    from revox.metrics.speaker import SpeakerVerifier
 
 SENTENCES = (
     "Please open the window in the kitchen.",
@@ -60,7 +60,7 @@ class Patient:
     tts: Revox | None = None
     seed: int = 0
     quick: bool = False
-    recogniser: str = "none"
+    recognizer: str = "none"
     names: list[str] = field(default_factory=list)
     suspects: list[str] = field(default_factory=list)
     progress: Callable[[str], None] | None = None
@@ -92,12 +92,12 @@ class Patient:
         return self.tts
 
     @cached_property
-    def judge(self) -> SpeakerJudge | str:
+    def judge(self) -> SpeakerVerifier | str:
         """The speaker judge, or the sentence that says how to install it."""
-        from revox.metrics.speaker import SpeakerJudge
+        from revox.metrics.speaker import SpeakerVerifier
 
         try:
-            return SpeakerJudge()
+            return SpeakerVerifier()
         except MetricError as error:
             return str(error)
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from revox.checkpoint.voices import Voice
 from revox.doctor.findings import NO_RANGE, Figure, Finding, Value, Verdict
 from revox.doctor.patient import SENTENCES, Patient
-from revox.metrics.acceptance import acceptance
 from revox.metrics.errors import MetricError
-from revox.metrics.intelligibility import normalise_text
+from revox.metrics.intelligibility import normalize_text
+from revox.metrics.likelihood import likelihood
 from revox.synthesis.batch import embed
 from revox.synthesis.generate import generate
 
@@ -146,14 +146,14 @@ def similarity(patient: Patient) -> Finding:
 
 
 def words(patient: Patient) -> Finding:
-    """Does a recogniser hear the right words?
+    """Does a recognizer hear the right words?
 
     pocketsphinx picks one of the sentences, Whisper writes freely.
     """
     name = "words"
-    kind, _, model = patient.recogniser.partition(":")
+    kind, _, model = patient.recognizer.partition(":")
     if kind == "none":
-        sentence = "No recogniser was given; --recogniser pocketsphinx or whisper:MODEL hears the words."
+        sentence = "No recognizer was given; --recognizer pocketsphinx or whisper:MODEL hears the words."
         return Finding(name, Verdict.SKIPPED, sentence)
     if kind == "pocketsphinx":
         return _chosen_sentences(patient)
@@ -161,16 +161,19 @@ def words(patient: Patient) -> Finding:
 
 
 def _chosen_sentences(patient: Patient) -> Finding:
-    from revox.metrics.intelligibility import Recogniser
+    from revox.metrics.intelligibility import PocketsphinxRecognizer
 
-    spoken = [normalise_text(text) for text in SENTENCES]
+    spoken = [normalize_text(text) for text in SENTENCES]
     grammar = f"#JSGF V1.0;\ngrammar doctor;\npublic <said> = {' | '.join(spoken)};\n"
-    recogniser = Recogniser(grammar, reject_below=None)
+    recognizer = PocketsphinxRecognizer(grammar, reject_below=None)
     rows: list[dict[str, Value]] = []
     right = 0
     for voice in patient.names:
         patient.say(f"{voice}: words")
-        heard, said = recogniser.hear(patient.spoken(voice).audio), normalise_text(patient.sentence_of(voice))
+        heard, said = (
+            recognizer.transcribe(patient.spoken(voice).audio),
+            normalize_text(patient.sentence_of(voice)),
+        )
         right += heard == said
         rows.append({"voice": voice, "said": said, "picked": heard})
     share, chance = right / max(1, len(rows)), 1 / len(SENTENCES)
@@ -183,16 +186,16 @@ def _chosen_sentences(patient: Patient) -> Finding:
 
 def _written_words(patient: Patient, model: str) -> Finding:
     from revox.metrics.intelligibility import word_error_rate
-    from revox.metrics.whisper import WhisperRecogniser
+    from revox.metrics.whisper import WhisperRecognizer
 
     if not model:
-        raise MetricError("Whisper needs a model: --recogniser whisper:FOLDER_OR_HUB_ID")
-    whisper = WhisperRecogniser(model)
+        raise MetricError("Whisper needs a model: --recognizer whisper:FOLDER_OR_HUB_ID")
+    whisper = WhisperRecognizer(model)
     rows: list[dict[str, Value]] = []
     rates = []
     for voice in patient.names:
         patient.say(f"{voice}: words")
-        said, heard = patient.sentence_of(voice), whisper.hear(patient.spoken(voice).audio)
+        said, heard = patient.sentence_of(voice), whisper.transcribe(patient.spoken(voice).audio)
         rates.append(word_error_rate(said, heard))
         rows.append({"voice": voice, "said": said, "heard": heard, "word error rate": round(rates[-1], 2)})
     rate = float(np.median(rates))
@@ -209,9 +212,9 @@ def _words_verdict(
     rows: list[dict[str, Value]],
 ) -> Finding:
     if share >= good:
-        return Finding(name, Verdict.PASS, "The recogniser hears what was asked for.", figures, tuple(rows))
+        return Finding(name, Verdict.PASS, "The recognizer hears what was asked for.", figures, tuple(rows))
     if share >= poor:
-        sentence = "The recogniser mishears part of the sentences; listen to them (--sounds)."
+        sentence = "The recognizer mishears part of the sentences; listen to them (--sounds)."
         return Finding(name, Verdict.WARN, sentence, figures, tuple(rows))
     sentence = (
         "The words are not those asked for. If the sentences sound like speech, the tokenizer is not this "
@@ -298,7 +301,7 @@ def _respelt(patient: Patient, text: str, voice: Voice) -> Tensor:
 
 def _cost(patient: Patient, prompt: Tensor, codes: Tensor, ended: bool) -> float:
     """Nats a frame of the semantic codes (and of the end, if it came) after this prompt."""
-    semantic = acceptance(patient.model.model, prompt, codes, draws=1).semantic
+    semantic = likelihood(patient.model.model, prompt, codes, draws=1).semantic
     return float((semantic if ended else semantic[:-1]).mean())
 
 

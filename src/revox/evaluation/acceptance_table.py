@@ -13,7 +13,9 @@ from revox.evaluation.clips import Clip
 from revox.evaluation.measured import RANDOM_CODES, Record
 from revox.evaluation.subject import Setup, Subject, chance, open_subject, random_codes
 from revox.evaluation.tables import Column, Table, make_row
-from revox.metrics.acceptance import PresetRows, acceptance, semantic_variety
+from revox.metrics.codes import semantic_variety
+from revox.metrics.likelihood import likelihood
+from revox.metrics.voice_embeddings import PresetEmbeddings
 from revox.synthesis.batch import embed
 from revox.synthesis.errors import SpeakError
 
@@ -59,7 +61,7 @@ def preset_names(setup: Setup) -> list[str]:
 def spoken_score(subject: Subject, text: str, voice: Voice, codes: Tensor) -> Record:
     """Likelihood, flow-matching error and variety of `codes` `[37, frames]` as `text` in `voice`."""
     tts = subject.tts
-    found = acceptance(tts.model, embed(tts.model, tts.prompter, text, voice), codes, draws=DRAWS)
+    found = likelihood(tts.model, embed(tts.model, tts.prompter, text, voice), codes, draws=DRAWS)
     return {
         "nll": float(found.semantic_nll),
         "end": float(found.end_nll),
@@ -69,7 +71,7 @@ def spoken_score(subject: Subject, text: str, voice: Voice, codes: Tensor) -> Re
 
 
 @lru_cache(maxsize=1)
-def preset_rows(setup: Setup) -> PresetRows:
+def preset_rows(setup: Setup) -> PresetEmbeddings:
     """The presets' rows, beside which a voice is judged."""
     rows = []
     for entry in list_voices(setup.checkpoint):
@@ -78,7 +80,7 @@ def preset_rows(setup: Setup) -> PresetRows:
                 rows.append(load_voice(setup.checkpoint, entry.name).embedding)
             except VoiceError:  # a damaged preset is `revox inspect`'s business
                 continue
-    return PresetRows(rows)
+    return PresetEmbeddings(rows)
 
 
 def measure_preset(setup: Setup, preset: str, text: str) -> Record:

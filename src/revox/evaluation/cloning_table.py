@@ -120,7 +120,7 @@ def _speak(subject: Subject, voice: Voice, seed: int) -> tuple[Record, Audio]:
     # Under half a second there is no voice to judge.
     silent = sound.seconds < 0.5
     scores["voice"] = [0.0] * 256 if silent else embedding(subject, sound)
-    if subject.recogniser is not None:
+    if subject.recognizer is not None:
         scores.update(word_errors=errors, words=count, heard=" / ".join(heard))
     if nll:
         scores.update(nll=float(np.mean(nll)), flow=float(np.mean(flow)))

@@ -99,9 +99,9 @@ def codec_tables(setup: Setup, records: list[tuple[Clip, Record]], title: str) -
         for name, kind in KINDS.items()
     ]
     sound = Table(f"Codec: {title}", columns, rows)
-    if setup.recogniser != "none" and any(clip.text is None for clip, _ in records):
+    if setup.recognizer != "none" and any(clip.text is None for clip, _ in records):
         sound.notes.append(
-            "Word errors of clips without a transcript are counted against what the recogniser hears in the "
+            "Word errors of clips without a transcript are counted against what the recognizer hears in the "
             "recording; its own line then counts the others only."
         )
     return [sound, _code_table(open_subject(setup), [clip for clip, _ in records], records, title)]

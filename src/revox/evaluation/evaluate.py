@@ -108,7 +108,7 @@ def _checked(setup: Setup, kind: str) -> Setup:
 def _judges_are_there(setup: Setup) -> None:
     """Raises MetricError now, not after an hour, when a judge cannot be had."""
     subject = open_subject(setup)
-    _ = subject.recogniser
+    _ = subject.recognizer
     _ = subject.speakers
 
 
@@ -168,7 +168,7 @@ def _facts(setup: Setup, clips: Sequence[Clip]) -> dict[str, str]:
         "from sound to codes": way,
         "clips": f"{len(clips)}, up to {setup.seconds:g} s of each",
         "seeds": str(setup.seeds),
-        "recogniser": f"{Path(setup.recogniser).name}{grammar}",
+        "recognizer": f"{Path(setup.recognizer).name}{grammar}",
         "speaker judge": "Resemblyzer; it is in no objective",
         "date": datetime.date.today().isoformat(),
         "revox": f"{__version__}, Python {platform.python_version()}, {platform.machine()}",

@@ -11,7 +11,7 @@ from revox.evaluation.clips import Clip
 from revox.evaluation.subject import Setup, Subject
 from revox.evaluation.tables import Column, candidates, rank
 from revox.losses.spectral import mel_distance, multi_resolution_stft_loss
-from revox.metrics.intelligibility import normalise_text, word_error_rate
+from revox.metrics.intelligibility import normalize_text, word_error_rate
 from revox.metrics.perceptual import estoi, installed, pesq
 from revox.speech import Audio
 
@@ -52,11 +52,11 @@ def distances(reference: Audio, audio: Audio) -> Record:
 
 def words(subject: Subject, expected: str | None, audio: Audio) -> Record:
     """What is `heard` in `audio`, its `word_errors` against `expected` and the number of `words` there."""
-    if subject.recogniser is None:
+    if subject.recognizer is None:
         return {}
-    heard = subject.recogniser.hear(audio)
+    heard = subject.recognizer.transcribe(audio)
     scores: Record = {"heard": heard}
-    count = len(normalise_text(expected or "").split())
+    count = len(normalize_text(expected or "").split())
     if expected and count:
         scores.update(word_errors=round(word_error_rate(expected, heard) * count), words=count)
     return scores
@@ -109,5 +109,5 @@ def speaker_columns(among: int) -> list[Column]:
 
 def word_column(setup: Setup) -> Column:
     """Word error rate, pooled over clips."""
-    reason = "" if setup.recogniser != "none" else "no recogniser"
+    reason = "" if setup.recognizer != "none" else "no recognizer"
     return Column("word_errors", "word errors (%)", "less", 1, "ratio", "words", reason)

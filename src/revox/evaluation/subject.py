@@ -7,7 +7,7 @@ import zlib
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,8 +19,9 @@ from revox.checkpoint.voices import Voice
 from revox.evaluation.cache import Cache, content_hash, file_identity, folder_identity, key_of
 from revox.evaluation.clips import Clip
 from revox.evaluation.errors import EvaluationError
+from revox.metrics.intelligibility import Recognizer, load_recognizer
 from revox.metrics.perceptual import installed
-from revox.metrics.speaker import SpeakerJudge
+from revox.metrics.speaker import SpeakerVerifier
 from revox.model.codec import Codec
 from revox.speech import Audio, normalise_loudness, read_audio, whole_frames, write_audio
 from revox.synthesis.stream import decode
@@ -35,13 +36,6 @@ MIN_SECONDS = 1.0
 WAYS = ("encoder", "inversion")
 
 
-class Listener(Protocol):
-    """A recogniser of words."""
-
-    def hear(self, audio: Audio) -> str:
-        """The words in `audio`."""
-
-
 @dataclass(frozen=True)
 class Setup:
     """Everything a measurement depends on, apart from the clip; plain values, so that it can be sent to
@@ -49,7 +43,7 @@ class Setup:
 
     `by`: the way from sound to codes, "encoder" or "inversion"; `encoder`: a file with the lab's encoder, put
     aside; `steps` of inversion; `seconds` that are taken of each clip; `seeds`: how many, where there is
-    chance; `recogniser`: "none", "pocketsphinx" or a Whisper by path or hub id; `grammar`: JSGF text for
+    chance; `recognizer`: "none", "pocketsphinx" or a Whisper by path or hub id; `grammar`: JSGF text for
     pocketsphinx; `texts` to be spoken.
     """
 
@@ -60,7 +54,7 @@ class Setup:
     steps: int | None = None
     seconds: float = 10.0
     seeds: int = 3
-    recogniser: str = "none"
+    recognizer: str = "none"
     grammar: str | None = None
     texts: tuple[str, ...] = ()
     device: str | None = None
@@ -68,7 +62,7 @@ class Setup:
 
     def identified(self) -> Setup:
         """The same with the `identity` of all files that results depend on, and of the judges."""
-        local = Path(self.recogniser)
+        local = Path(self.recognizer)
         whisper = ""
         if local.is_dir():
             whisper = key_of(files={p.name: file_identity(p) for p in sorted(local.iterdir()) if p.is_file()})
@@ -96,7 +90,7 @@ class Setup:
         return {
             **self.coding_key(),
             "seeds": self.seeds,
-            "recogniser": self.recogniser,
+            "recognizer": self.recognizer,
             "grammar": self.grammar,
             "texts": list(self.texts),
         }
@@ -135,23 +129,14 @@ class Subject:
         return model.audio_tokenizer
 
     @cached_property
-    def speakers(self) -> SpeakerJudge:
+    def speakers(self) -> SpeakerVerifier:
         """The speaker judge."""
-        return SpeakerJudge()
+        return SpeakerVerifier()
 
     @cached_property
-    def recogniser(self) -> Listener | None:
-        """The recogniser, or None when none was asked for."""
-        name = self.setup.recogniser
-        if name == "none":
-            return None
-        if name == "pocketsphinx":
-            from revox.metrics.intelligibility import Recogniser
-
-            return Recogniser(self.setup.grammar)
-        from revox.metrics.whisper import WhisperRecogniser
-
-        return WhisperRecogniser(name, self.setup.device or "cpu")
+    def recognizer(self) -> Recognizer | None:
+        """The recognizer, or None when none was asked for."""
+        return load_recognizer(self.setup.recognizer, self.setup.grammar, self.setup.device or "cpu")
 
     @cached_property
     def preset_codes(self) -> list[Tensor]:

@@ -1,1 +1,1 @@
-"""Numbers about audio and codes; `spectral` is differentiable, for losses too."""
+"""Scores of audio, words, codes and voice embeddings."""

@@ -76,3 +76,8 @@ def score_codes(codes: Tensor, reference: Tensor | None = None) -> dict[str, flo
         scores["acoustic_exact_share"] = acoustic_exact_share(codes, reference)
         scores["acoustic_level_error"] = acoustic_level_error(codes, reference)
     return scores
+
+
+def semantic_variety(codes: Tensor) -> float:
+    """Different semantic codes of an utterance's `codes` `[37, frames]`, as a share of its frames."""
+    return codebook_use(codes) / max(1, codes.shape[-1])

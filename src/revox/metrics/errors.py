@@ -2,4 +2,4 @@
 
 
 class MetricError(ValueError):
-    """A score that cannot be computed; the message is one sentence with the cause and the mend."""
+    """A score that cannot be computed; the message says why and how to fix it."""

@@ -1,7 +1,7 @@
 """Word error rate, by pocketsphinx (offline, its English model is in the wheel) and jiwer.
 
-A recogniser must first be shown to hear the source: report the word error rate of the original speech, of
-noise and of speech of another sentence beside that of the speech under test.
+A rate means something only if the recognizer understands the source: report that of the original speech, of
+noise and of another sentence with that of the speech under test.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,12 +26,12 @@ _ONES = (
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 # Rejection: nats a 10 ms frame by which the path through the grammar may be less likely than the best free
 # path through phones. With the lab's grammar, 23 of 24 of its sentences by espeak-ng and flite pass, all
-# heard without an error, and of speech outside it 27 of 40 pieces of LibriSpeech and 13 of 16 synthetic
-# sentences are rejected; white noise has no path at all.
+# without a word error, and outside it 27 of 40 pieces of LibriSpeech and 13 of 16 synthetic sentences are
+# rejected; white noise has no path at all.
 _REJECT_BELOW = -2.0
 
 
-def normalise_text(text: str) -> str:
+def normalize_text(text: str) -> str:
     """Lower case, whole numbers spelled out, punctuation gone (apostrophes stay), one space between words."""
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text.lower().replace("’", "'"))
     text = re.sub(r"\d+", lambda m: f" {spell_number(m.group())} ", text)
@@ -52,8 +52,8 @@ def spell_number(digits: str) -> str:
     return f"{spell_number(str(number // unit))} {name}{rest}"
 
 
-def word_error_rate(reference: str | Sequence[str], heard: str | Sequence[str]) -> float:
-    """Substitutions, deletions and insertions per reference word, over all pairs, after `normalise_text`.
+def word_error_rate(reference: str | Sequence[str], hypothesis: str | Sequence[str]) -> float:
+    """Substitutions, deletions and insertions per reference word, over all pairs, after `normalize_text`.
 
     May exceed 1. Raises MetricError when the reference holds no words, or when jiwer is missing.
     """
@@ -61,22 +61,29 @@ def word_error_rate(reference: str | Sequence[str], heard: str | Sequence[str]) 
         import jiwer
     except ImportError:
         raise MetricError(
-            "The word error rate needs jiwer; install it with `pip install 'revox[eval]'`."
+            "the word error rate needs jiwer; install it with `pip install 'revox[eval]'`"
         ) from None
     references = [reference] if isinstance(reference, str) else list(reference)
-    hypotheses = [heard] if isinstance(heard, str) else list(heard)
+    hypotheses = [hypothesis] if isinstance(hypothesis, str) else list(hypothesis)
     if len(references) != len(hypotheses):
         raise MetricError(
-            f"{len(references)} transcripts cannot be compared with {len(hypotheses)}; give one for each."
+            f"{len(references)} transcripts cannot be compared with {len(hypotheses)}; give one for each"
         )
-    references = [normalise_text(text) for text in references]
+    references = [normalize_text(text) for text in references]
     if not references or not all(references):
-        raise MetricError("A reference transcript holds no words; the word error rate needs at least one.")
-    return float(jiwer.wer(references, [normalise_text(text) for text in hypotheses]))
+        raise MetricError("a reference transcript holds no words; the word error rate needs at least one")
+    return float(jiwer.wer(references, [normalize_text(text) for text in hypotheses]))
 
 
-class Recogniser:
-    """Hears English words in audio, through a JSGF grammar, or freely when there is none.
+class Recognizer(Protocol):
+    """Transcribes speech: `PocketsphinxRecognizer` or `revox.metrics.whisper.WhisperRecognizer`."""
+
+    def transcribe(self, audio: Audio) -> str:
+        """The words in `audio`."""
+
+
+class PocketsphinxRecognizer:
+    """Transcribes English speech, within a JSGF grammar or, without one, freely.
 
     `grammar` is the text of a JSGF grammar whose words pocketsphinx's dictionary knows. With a grammar,
     rejection is on: speech that fits it much worse than a free loop of phones gives "". Raises MetricError
@@ -93,21 +100,21 @@ class Recogniser:
         unknown = sorted(w for w in grammar_words(grammar) if self._decoder.lookup_word(w) is None)
         if unknown:
             raise MetricError(
-                f"The recogniser's dictionary lacks {', '.join(unknown[:5])}; use other words in the grammar."
+                f"the recognizer's dictionary lacks {', '.join(unknown[:5])}; use other words in the grammar"
             )
         try:
             self._decoder.add_jsgf_string("domain", grammar)
             self._decoder.activate_search("domain")
         except (RuntimeError, ValueError):
-            raise MetricError("The JSGF grammar cannot be parsed; check its syntax.") from None
+            raise MetricError("the JSGF grammar cannot be parsed; check its syntax") from None
         self._phones = _decoder(lm=None, phones=True) if reject_below is not None else None
 
-    def hear(self, audio: Audio) -> str:
-        """The words heard, lower case; "" when nothing was, or when it was rejected."""
-        return self.hear_scored(audio)[0]
+    def transcribe(self, audio: Audio) -> str:
+        """The words, lower case; "" when there are none, or when they were rejected."""
+        return self.transcribe_scored(audio)[0]
 
-    def hear_scored(self, audio: Audio) -> tuple[str, float]:
-        """The words heard and how well they fit: log likelihood a frame less that of a free loop of phones.
+    def transcribe_scored(self, audio: Audio) -> tuple[str, float]:
+        """The words and how well they fit: log likelihood a frame less that of a free loop of phones.
 
         The score is 0.0 without a grammar and -inf when the grammar has no path.
         """
@@ -142,7 +149,7 @@ def _decoder(lm: str | None = "default", phones: bool = False) -> Any:
         import pocketsphinx
     except ImportError:
         raise MetricError(
-            "Recognising words needs pocketsphinx; install it with `pip install 'revox[eval]'`."
+            "recognizing words needs pocketsphinx; install it with `pip install 'revox[eval]'`"
         ) from None
     settings: dict[str, Any] = {"samprate": float(_RATE), "loglevel": "FATAL", "dither": False}
     if phones:
@@ -166,7 +173,7 @@ def _pcm(audio: Audio) -> bytes:
 
 def _decode(decoder: Any, pcm: bytes) -> tuple[str, float]:
     """The hypothesis and its path's log likelihood (natural)."""
-    # What was heard before must not matter: the front end starts afresh, its means come from the whole clip.
+    # Earlier clips must not matter: the front end starts afresh, its means come from the whole clip.
     decoder.reinit_feat()
     decoder.start_utt()
     decoder.process_raw(pcm, full_utt=True)
@@ -176,3 +183,20 @@ def _decode(decoder: Any, pcm: bytes) -> tuple[str, float]:
         return "", float("-inf")
     # pocketsphinx returns exp(log likelihood / 1024): its integer scores are shifted by 10 bits.
     return hypothesis.hypstr or "", 1024.0 * math.log(hypothesis.score)
+
+
+def load_recognizer(name: str, grammar: str | None = None, device: str = "cpu") -> Recognizer | None:
+    """The recognizer by name: "none", "pocketsphinx" (with a JSGF `grammar`) or a Whisper's folder or hub id.
+
+    A Whisper may have "whisper:" before it. Raises MetricError when it cannot be loaded.
+    """
+    if name == "none":
+        return None
+    if name == "pocketsphinx":
+        return PocketsphinxRecognizer(grammar)
+    from revox.metrics.whisper import WhisperRecognizer
+
+    model = name.removeprefix("whisper:")
+    if not model or model == "whisper":
+        raise MetricError("Whisper needs a model: --recognizer whisper:FOLDER_OR_HUB_ID")
+    return WhisperRecognizer(model, device)

@@ -1,8 +1,8 @@
 """PESQ and ESTOI, by their own libraries: how much worse than the original, and how much less intelligible.
 
 Both are optional. PESQ (ITU-T P.862.2, wide band) is the extra `pesq`, which needs a C compiler; ESTOI
-(Jensen and Taal 2016) is in the extra `eval`. They compare two waveforms moment by moment: of
-speech that says the same at another pace, or of a wrong speaker, they only say that it is another signal.
+(Jensen and Taal 2016) is in the extra `eval`. They compare two waveforms moment by moment: for speech at
+another pace, or by another speaker, they only say that it is another signal.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ def pesq(reference: Audio, audio: Audio) -> float | None:
 
     The longer is cut; both are brought to 16 kHz. Raises MetricError when the library is missing.
     """
-    if installed("pesq") is None:
-        raise _missing("pesq")
+    _require("pesq")
     import pesq as library
 
     a, b = _pair(reference, audio, _RATE)
@@ -53,8 +52,7 @@ def estoi(reference: Audio, audio: Audio) -> float | None:
     The longer is cut. None where less than 0.4 s of speech is left without its pauses, which is too little.
     Raises MetricError when the library is missing.
     """
-    if installed("pystoi") is None:
-        raise _missing("pystoi")
+    _require("pystoi")
     from pystoi import stoi
 
     a, b = _pair(reference, audio, reference.rate)
@@ -72,7 +70,7 @@ def _pair(reference: Audio, audio: Audio, rate: int) -> tuple[np.ndarray, np.nda
     return a[:length], b[:length]
 
 
-def _missing(library: str) -> MetricError:
-    return MetricError(
-        f"{library} is not installed; install it with `pip install 'revox[{_EXTRAS[library]}]'`."
-    )
+def _require(library: str) -> None:
+    if installed(library) is None:
+        extra = _EXTRAS[library]
+        raise MetricError(f"{library} is not installed; install it with `pip install 'revox[{extra}]'`")

@@ -1,9 +1,9 @@
-"""Speaker similarity, as judged by Resemblyzer (GE2E, arXiv 1710.10467). It judges and is in no loss.
+"""Speaker similarity by a speaker-verification model, Resemblyzer (GE2E, arXiv 1710.10467); in no loss.
 
 Its cosine on human speakers, the two halves of 83 clips of LibriSpeech (each half 4 to 8 s): same speaker
-0.93 on average (lowest 0.85), different speakers 0.58 (95 % under 0.72, highest 0.86); the own second half
-was nearest of 83 for all. White noise scores 0.50 against a speaker. Synthetic speakers need a calibration of
-their own.
+0.93 on average (lowest 0.85), different speakers 0.58 (95 % under 0.72, highest 0.86); for all 83 the other
+half of the same clip was nearest. White noise scores 0.50 against a speaker. Synthetic speakers need a
+calibration of their own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from revox.speech.audio import Audio
 _RATE = 16000
 
 
-class SpeakerJudge:
+class SpeakerVerifier:
     """Embeds voices and compares them, on the CPU. Needs the extra `eval`; the weights come with Resemblyzer.
 
     Raises MetricError when Resemblyzer is not installed.
@@ -32,8 +32,8 @@ class SpeakerJudge:
     def embed(self, audio: Audio) -> np.ndarray:
         """The voice of `audio` as a unit vector `[256]` (all zero for digital silence, which has no voice).
 
-        Brought to -30 dBFS, then long silences removed as Resemblyzer does; where that leaves nothing
-        (noise), the audio is taken as it is.
+        The audio is brought to -30 dBFS, then long silences are removed as Resemblyzer does; where that
+        leaves nothing (noise), the whole audio is embedded.
         """
         samples = audio.mono().at(_RATE).samples
         if not np.any(samples):
@@ -67,8 +67,7 @@ def _resemblyzer() -> tuple[Any, Any]:
             from resemblyzer import VoiceEncoder
     except ImportError as error:
         raise MetricError(
-            f"Judging speaker similarity needs Resemblyzer ({error.name or error} is missing); "
-            "install it with `pip install 'revox[eval]'`, "
-            "then `pip install --no-deps Resemblyzer`."
+            f"speaker similarity needs Resemblyzer ({error.name or error} is missing); install it with "
+            "`pip install 'revox[eval]'`, then `pip install --no-deps Resemblyzer`"
         ) from None
     return VoiceEncoder("cpu", verbose=False), resemblyzer.audio

@@ -1,4 +1,4 @@
-"""Words heard by a Whisper (arXiv 2212.04356), from a local folder or the hub, through transformers."""
+"""Transcripts by a Whisper (arXiv 2212.04356), from a local folder or the hub, through transformers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _RATE = 16000
 _WINDOW = 30 * _RATE
 
 
-class WhisperRecogniser:
-    """Hears words with any Whisper by path or hub id. Needs the extra `whisper`.
+class WhisperRecognizer:
+    """Transcribes speech with any Whisper by path or hub id. Needs the extra `whisper`.
 
-    Weights are read from safetensors only, never from pickles, and no code of the model's folder is run.
+    Weights are read from safetensors only, never from pickles, and no code in the model's folder is run.
     `language` is given to multilingual models. Raises MetricError when transformers is missing or the model
     cannot be loaded.
     """
@@ -26,13 +26,10 @@ class WhisperRecogniser:
         import torch
 
         try:
-            from transformers import (
-                WhisperForConditionalGeneration,
-                WhisperProcessor,
-            )
+            from transformers import WhisperForConditionalGeneration, WhisperProcessor
         except ImportError:
             raise MetricError(
-                "Whisper needs transformers; install it with `pip install 'revox[whisper]'`."
+                "Whisper needs transformers; install it with `pip install 'revox[whisper]'`"
             ) from None
         try:
             self._processor = WhisperProcessor.from_pretrained(source)
@@ -42,7 +39,7 @@ class WhisperRecogniser:
             why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             raise MetricError(
                 f"{source} cannot be loaded as a Whisper ({why}); name the {what} of a Whisper with "
-                "config.json, tokenizer and model.safetensors."
+                "config.json, tokenizer and model.safetensors"
             ) from None
         self._model.to(torch.device(device)).eval()  # type: ignore[arg-type]
         generation = self._model.generation_config
@@ -50,12 +47,12 @@ class WhisperRecogniser:
         if getattr(generation, "is_multilingual", False):
             self._options = {"language": language, "task": "transcribe"}
 
-    def hear(self, audio: Audio) -> str:
-        """The words heard, as Whisper writes them; long audio is heard in pieces of 30 s; "" for silence."""
+    def transcribe(self, audio: Audio) -> str:
+        """The words, as Whisper writes them, in pieces of 30 s; "" for silence."""
         import torch
 
         samples = audio.mono().at(_RATE).samples
-        heard = []
+        texts = []
         for start in range(0, len(samples), _WINDOW):
             piece = samples[start : start + _WINDOW]
             if not np.any(piece):
@@ -70,5 +67,5 @@ class WhisperRecogniser:
                     do_sample=False,
                     **self._options,
                 )
-            heard.append(self._processor.batch_decode(ids, skip_special_tokens=True)[0].strip())
-        return " ".join(filter(None, heard))
+            texts.append(self._processor.batch_decode(ids, skip_special_tokens=True)[0].strip())
+        return " ".join(filter(None, texts))

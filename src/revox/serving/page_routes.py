@@ -23,7 +23,7 @@ from revox.serving.errors import ApiError
 from revox.serving.state import state_of
 
 if TYPE_CHECKING:
-    from revox.metrics.speaker import SpeakerJudge
+    from revox.metrics.speaker import SpeakerVerifier
     from revox.serving.references import References
     from revox.serving.state import Reference
     from revox.speech import Audio
@@ -173,7 +173,7 @@ class Listener:
     """Resemblyzer, loaded when it is first asked, and asked by one request at a time."""
 
     def __init__(self) -> None:
-        self._judge: SpeakerJudge | None = None
+        self._judge: SpeakerVerifier | None = None
         self._turn = asyncio.Lock()
         self._waiting = 0
 
@@ -200,10 +200,10 @@ class Listener:
             self._waiting -= 1
 
     def _judged(self, reference: Audio, result: Audio) -> float:
-        from revox.metrics.speaker import SpeakerJudge
+        from revox.metrics.speaker import SpeakerVerifier
 
         if self._judge is None:
-            self._judge = SpeakerJudge()
+            self._judge = SpeakerVerifier()
         return self._judge.similarity(_first_seconds(reference), _first_seconds(result))
 
 

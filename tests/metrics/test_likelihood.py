@@ -7,15 +7,15 @@ import torch
 from torch.nn import functional
 
 from conftest import TINY, preset_codes, tiny_model
-from revox.metrics.acceptance import (
-    PresetRows,
-    acceptance,
-    semantic_variety,
-    soft_acceptance,
-    soft_rows,
+from revox.metrics.codes import semantic_variety
+from revox.metrics.errors import MetricError
+from revox.metrics.likelihood import (
+    likelihood,
+    soft_embedding,
+    soft_likelihood,
     soft_voice_embedding,
 )
-from revox.metrics.errors import MetricError
+from revox.metrics.voice_embeddings import PresetEmbeddings
 
 AUDIO = 24
 
@@ -56,7 +56,7 @@ def test_the_likelihood_is_that_of_speaking_frame_by_frame(model, prompt, codes)
         expected.append(-model.acoustic_transformer.semantic_logits(hidden)[0].log_softmax(0)[ids[0]])
         hidden = model.step(ids[None], cache)
     expected.append(-model.acoustic_transformer.semantic_logits(hidden)[0].log_softmax(0)[1])
-    found = acceptance(model, prompt, codes)
+    found = likelihood(model, prompt, codes)
     torch.testing.assert_close(found.semantic, torch.stack(expected), atol=1e-4, rtol=1e-4)
     assert float(found.semantic_nll) == pytest.approx(sum(map(float, expected)) / len(expected), abs=1e-4)
     assert float(found.end_nll) == pytest.approx(float(expected[-1]), abs=1e-4)
@@ -66,37 +66,37 @@ def test_what_the_model_chose_itself_is_likelier_than_anything_else(model, promp
     from revox.synthesis.generate import generate
 
     [spoken] = generate(model, [prompt], [0], max_frames=12)
-    own = acceptance(model, prompt, spoken.codes)
+    own = likelihood(model, prompt, spoken.codes)
     # Each code was the argmax: no other code of that frame costs less.
     other = spoken.codes.clone()
     other[0, -1] = (other[0, -1] + 1) % TINY.codec.semantic_codebook_size
-    assert acceptance(model, prompt, other).semantic[-2] >= own.semantic[-2]
+    assert likelihood(model, prompt, other).semantic[-2] >= own.semantic[-2]
     random = torch.randint(21, (37, spoken.codes.shape[1]), generator=torch.Generator().manual_seed(0))
-    assert acceptance(model, prompt, random).semantic_nll > own.semantic_nll
+    assert likelihood(model, prompt, random).semantic_nll > own.semantic_nll
 
 
 def test_flow_error_of_a_velocity_known_in_closed_form(model, prompt, codes, monkeypatch):
     """A velocity of zero errs by (x1 - x0)^2: x1^2 + 1 on average. The right velocity errs by nothing."""
     monkeypatch.setattr(model.acoustic_transformer, "velocity", lambda x, t, h: torch.zeros_like(x))
-    many = acceptance(model, prompt, codes, draws=400)
+    many = likelihood(model, prompt, codes, draws=400)
     expected = values(codes).square().mean(dim=0) + 1
     torch.testing.assert_close(many.flow, expected, atol=0.1, rtol=0)
     goal = values(codes).T
     monkeypatch.setattr(  # from a point on the way, x1 is (x1 - x_t) / (1 - t) away
         model.acoustic_transformer, "velocity", lambda x, t, h: (goal - x) / (1 - t[:, None])
     )
-    assert float(acceptance(model, prompt, codes).flow_error) < 1e-6
+    assert float(likelihood(model, prompt, codes).flow_error) < 1e-6
 
 
 def test_draws_are_fixed_by_the_seed(model, prompt, codes):
-    first, again = (acceptance(model, prompt, codes, seed=3).flow for _ in range(2))
+    first, again = (likelihood(model, prompt, codes, seed=3).flow for _ in range(2))
     assert torch.equal(first, again)
-    assert not torch.equal(first, acceptance(model, prompt, codes, seed=4).flow)
+    assert not torch.equal(first, likelihood(model, prompt, codes, seed=4).flow)
 
 
 def test_hard_codes_given_softly_score_the_same(model, prompt, codes):
-    hard = acceptance(model, prompt, codes)
-    soft = soft_acceptance(model, prompt, one_hot(codes), values(codes))
+    hard = likelihood(model, prompt, codes)
+    soft = soft_likelihood(model, prompt, one_hot(codes), values(codes))
     torch.testing.assert_close(soft.semantic, hard.semantic, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(soft.flow, hard.flow, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(
@@ -119,7 +119,7 @@ def test_soft_codes_by_hand(model):
     expected = expected + 0.75 * table[first + 10 + 2] + 0.25 * table[first + 11 + 2]
     for k in range(1, 36):
         expected = expected + table[first + 23 * k + 10 + 2]
-    torch.testing.assert_close(soft_rows(model, semantic, acoustic)[0], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(soft_embedding(model, semantic, acoustic)[0], expected, atol=1e-5, rtol=0)
 
 
 def test_expected_cross_entropy_is_linear_in_the_probabilities(model, prompt, codes):
@@ -129,9 +129,9 @@ def test_expected_cross_entropy_is_linear_in_the_probabilities(model, prompt, co
     for code in (5, 6):
         probabilities[-1] = 0
         probabilities[-1, code] = 1
-        costs.append(soft_acceptance(model, prompt, probabilities, values(codes)).semantic[-2])
+        costs.append(soft_likelihood(model, prompt, probabilities, values(codes)).semantic[-2])
     probabilities[-1, 5], probabilities[-1, 6] = 0.25, 0.75
-    mixed = soft_acceptance(model, prompt, probabilities, values(codes)).semantic[-2]
+    mixed = soft_likelihood(model, prompt, probabilities, values(codes)).semantic[-2]
     assert float(mixed) == pytest.approx(0.25 * float(costs[0]) + 0.75 * float(costs[1]), abs=1e-4)
 
 
@@ -143,7 +143,7 @@ def test_gradients_reach_both_inputs_at_every_frame_and_are_finite(model, codes)
     levels[0, 0], levels[1, 0] = -1.0, 1.0
     levels.requires_grad_()
     prompt = prompt_of(model, soft_voice_embedding(model, logits.softmax(-1), levels))
-    score = soft_acceptance(model, prompt, logits.softmax(-1), levels)
+    score = soft_likelihood(model, prompt, logits.softmax(-1), levels)
     (score.semantic_nll + score.flow_error).backward()
     for gradient, frame in ((logits.grad, 1), (levels.grad, 0)):
         assert gradient is not None
@@ -156,7 +156,7 @@ def test_the_gradient_in_a_value_is_the_difference_quotient(model, prompt, codes
     acoustic = acoustic.clamp(-0.98, 0.98).double().float().requires_grad_()
 
     def cost(v):
-        score = soft_acceptance(model, prompt, semantic, v, draws=2)
+        score = soft_likelihood(model, prompt, semantic, v, draws=2)
         return score.semantic_nll + score.flow_error
 
     [gradient] = torch.autograd.grad(cost(acoustic), acoustic)
@@ -172,7 +172,7 @@ def test_on_a_level_the_slope_is_the_mean_of_both_sides(model):
     semantic[0, 0] = 1
     acoustic = torch.zeros(36, 1, requires_grad=True)
     direction = torch.randn(TINY.backbone.dim, generator=torch.Generator().manual_seed(1))
-    (soft_rows(model, semantic, acoustic)[0] @ direction).backward()
+    (soft_embedding(model, semantic, acoustic)[0] @ direction).backward()
     table = model.mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight
     start = TINY.codec.semantic_codebook_size + 2
     for k in range(36):
@@ -186,18 +186,18 @@ def test_on_a_level_the_slope_is_the_mean_of_both_sides(model):
 )
 def test_codes_that_cannot_be_scored_are_a_sentence(model, prompt, bad):
     with pytest.raises(MetricError, match=r"codes"):
-        acceptance(model, prompt, bad)
+        likelihood(model, prompt, bad)
 
 
 def test_soft_codes_of_another_shape_are_a_sentence(model, codes):
     with pytest.raises(MetricError, match=r"probabilities \[frames, 512\]"):
-        soft_rows(model, one_hot(codes)[:, :-1], values(codes))
+        soft_embedding(model, one_hot(codes)[:, :-1], values(codes))
 
 
 def test_figures_of_rows_by_hand():
     """Rows around (3, 0) in two dimensions; the voice lies off by (0, 1) and moves twice as far."""
     presets = [torch.tensor([[3.0, -1.0], [3.0, 1.0]]), torch.tensor([[2.0, -1.0], [4.0, 1.0]])]
-    rows = PresetRows(presets, end=False)
+    rows = PresetEmbeddings(presets, end=False)
     figures = rows.score(torch.tensor([[2.0, -1.0], [4.0, 3.0]]), end=False)
     assert figures["offset"] == pytest.approx(1.0)
     assert figures["mean_row_cosine"] == pytest.approx(3 / math.sqrt(10))
@@ -209,7 +209,7 @@ def test_figures_of_rows_by_hand():
 
 def test_a_preset_among_presets_looks_like_one_and_noise_does_not(model):
     presets = [model.mm_audio_embeddings.voice_embedding(c) for c in preset_codes().values()]
-    rows = PresetRows(presets)
+    rows = PresetEmbeddings(presets)
     usual = [figures["spread_mismatch"] for figures in rows.score_presets()]
     assert len(usual) == 20
     constant = presets[0][:1].expand(30, -1)  # does not move at all
@@ -221,7 +221,7 @@ def test_a_preset_among_presets_looks_like_one_and_noise_does_not(model):
 
 def test_one_preset_is_too_few():
     with pytest.raises(MetricError, match="fewer than two"):
-        PresetRows([torch.randn(4, 8)])
+        PresetEmbeddings([torch.randn(4, 8)])
 
 
 def test_variety_is_the_share_of_different_semantic_codes():

@@ -1,0 +1,80 @@
+"""Voice embeddings compared with those of the presets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from revox.metrics.errors import MetricError
+
+NEAR_ZERO = 0.1  # of a dimension's root mean square over the presets
+
+
+class PresetEmbeddings:
+    """The embeddings of the model's own voices, and how far another voice's is from them.
+
+    `embeddings` are the presets', `[frames, dim]` each; `end` says whether the last frame is the end frame,
+    which is the same in all and left out. Raises MetricError with fewer than two presets.
+    """
+
+    def __init__(self, embeddings: Sequence[Tensor], end: bool = True) -> None:
+        voices = [(r[:-1] if end else r).detach().cpu().double() for r in embeddings]
+        voices = [v for v in voices if len(v)]
+        if len(voices) < 2:
+            raise MetricError(
+                "a voice embedding is compared with the presets', and this checkpoint has fewer than two; "
+                "use a checkpoint with its voice_embedding folder"
+            )
+        self.voices = voices
+
+    def score(self, embedding: Tensor, end: bool = True) -> dict[str, float]:
+        """Figures of an `embedding` `[frames, dim]` (without its last frame when `end`) against all presets.
+
+        row_norm: mean norm of a frame. mean_row_cosine: of the mean frame and the presets' (0.94 and more
+        between any two voices). offset: norm of the mean frame less the presets' mean frame. nearest_preset:
+        the largest cosine, after that subtraction, with a preset's mean frame. spread: geometric mean over
+        dimensions of the deviation over time, as a ratio to the presets'. spread_mismatch: mean |natural log|
+        of the single ratios. sparsity: share of values under a tenth of their dimension's root mean square
+        over the presets. sparsity_mismatch: mean absolute difference of that share from the presets',
+        dimension by dimension.
+        """
+        return _figures(embedding[:-1] if end else embedding, self.voices)
+
+    def score_presets(self) -> list[dict[str, float]]:
+        """The same of every preset, against the others."""
+        return [_figures(own, self.voices[:i] + self.voices[i + 1 :]) for i, own in enumerate(self.voices)]
+
+
+def _figures(embedding: Tensor, voices: Sequence[Tensor]) -> dict[str, float]:
+    own = embedding.detach().cpu().double()
+    if own.dim() != 2 or not len(own) or own.shape[1] != voices[0].shape[1]:
+        raise MetricError(
+            f"an embedding {list(embedding.shape)} cannot be scored; give [frames, {voices[0].shape[1]}]"
+        )
+    everything = torch.cat(list(voices))
+    common, mean = everything.mean(dim=0), own.mean(dim=0)
+    offsets = torch.stack([v.mean(dim=0) for v in voices]) - common
+    rms = everything.square().mean(dim=0).sqrt().clamp_min(1e-12)
+
+    def spread(x: Tensor) -> Tensor:
+        return x.std(dim=0, correction=0).clamp_min(1e-12)
+
+    def near_zero(x: Tensor) -> Tensor:
+        return (x.abs() < NEAR_ZERO * rms).double().mean(dim=0)
+
+    # Within voices: the difference between voices is in the offset.
+    ratio = (spread(own) / torch.stack([spread(v) for v in voices]).square().mean(dim=0).sqrt()).log()
+    sparse = near_zero(own)
+    expected = torch.stack([near_zero(v) for v in voices]).mean(dim=0)
+    return {
+        "row_norm": own.norm(dim=1).mean().item(),
+        "mean_row_cosine": torch.cosine_similarity(mean, common, dim=0).item(),
+        "offset": (mean - common).norm().item(),
+        "nearest_preset": torch.cosine_similarity((mean - common)[None], offsets).max().item(),
+        "spread": ratio.mean().exp().item(),
+        "spread_mismatch": ratio.abs().mean().item(),
+        "sparsity": sparse.mean().item(),
+        "sparsity_mismatch": (sparse - expected).abs().mean().item(),
+    }
