@@ -1,6 +1,6 @@
 """Packing of speech into Shar shards, lhotse's format: a few large files in place of many small ones.
 
-lhotse's SharWriter would encode in this process and change FLAC's last bit, so only its writers are used.
+lhotse's SharWriter encodes in the process that calls it; here workers encode, and its two file writers write.
 """
 
 from __future__ import annotations
