@@ -7,15 +7,17 @@ from typing import Annotated
 
 import typer
 
+from revox.cli.options import with_old_names
+
 app = typer.Typer(
     help="The codec encoder alone, in a file for others to inject; see docs/injecting.md.",
     no_args_is_help=True,
 )
 
 
-@app.command("export")
+@app.command("export", cls=with_old_names({"--out": "--output"}))
 def export_command(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write, ending in .safetensors.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors file to write.")],
     checkpoint: Annotated[
         str | None, typer.Option("--checkpoint", "-c", help="A checkpoint that has an encoder.")
     ] = None,
@@ -30,7 +32,7 @@ def export_command(
     from revox.checkpoint.locate import locate
     from revox.checkpoint.share import export_encoder
 
-    report = export_encoder(out, checkpoint=None if checkpoint is None else locate(checkpoint), run=run)
+    report = export_encoder(output, checkpoint=None if checkpoint is None else locate(checkpoint), run=run)
     console = Console(highlight=False)
     for line in (
         f"{report.path}: {report.tensors} tensors, {report.bytes / 1e6:,.1f} MB",

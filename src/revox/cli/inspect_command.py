@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from revox.cli.options import CheckpointArgument, CheckpointOption, Revision, chosen_checkpoint
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -14,19 +16,20 @@ if TYPE_CHECKING:
 
 
 def command(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint's folder, or a hub id (owner/name).")],
+    checkpoint: CheckpointArgument = None,
+    checkpoint_option: CheckpointOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    revision: Revision = None,
 ) -> None:
     """Say what a checkpoint holds, what it can do, and what each runtime does with it.
 
-    Only headers are read. Exit code 2, with a sentence, if something in the folder must be mended.
+    Only headers are read. Exit code 2, with a sentence, if something in the folder must be fixed.
     """
     from revox.checkpoint.errors import CheckpointError
     from revox.checkpoint.inspect import inspect
     from revox.checkpoint.locate import locate
 
-    report = inspect(locate(checkpoint, revision))
+    report = inspect(locate(chosen_checkpoint(checkpoint, checkpoint_option), revision))
     if as_json:
         print(json.dumps(report.to_json(), indent=2))
     else:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from revox.cli.options import Checkpoint, with_old_names
+
 if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
@@ -20,9 +22,7 @@ app = typer.Typer(
     help="Add, list, show, decode, remove or export the voices of a checkpoint.", no_args_is_help=True
 )
 
-Checkpoint = Annotated[
-    str, typer.Option("--checkpoint", "-c", help="The checkpoint's folder, or a hub id (owner/name).")
-]
+OLD_OPTIONS = with_old_names({"--out": "--output"})
 Name = Annotated[str, typer.Argument(help="The voice's name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -54,7 +54,7 @@ def list_command(checkpoint: Checkpoint, as_json: AsJson = False) -> None:
             escape(entry.name),
             "?" if entry.rows is None else str(entry.rows),
             "?" if entry.rows is None else f"{max(entry.rows - 1, 0) / frame_rate:.1f}",
-            "kept" if entry.has_codes else "in its rows",
+            "stored" if entry.has_codes else "in the embedding",
             escape(str(entry.provenance.get("method", "the release" if entry.preset else ""))),
             escape(str(entry.provenance.get("created_at", ""))[:10]),
             escape(str(agreed.get("subject") or agreed.get("statement") or "")),
@@ -90,10 +90,10 @@ def show_command(name: Name, checkpoint: Checkpoint, as_json: AsJson = False) ->
         if value is not None:
             console.print(f"{key:21} {value}", markup=False, soft_wrap=True)
     for line in log:
-        said = f"{line.get('at', '')} {line.get('event', '')}"
-        console.print(f"{'log':21} {said}", markup=False, soft_wrap=True)
+        message = f"{line.get('at', '')} {line.get('event', '')}"
+        console.print(f"{'log':21} {message}", markup=False, soft_wrap=True)
     if not provenance:
-        console.print("no record of how it was made (a preset of the release has none)")
+        console.print("no record of how it was made (the release's presets have none)")
 
 
 @app.command("add")
@@ -102,7 +102,7 @@ def add_command(
     file: Annotated[
         Path,
         typer.Argument(
-            help="Its rows (.pt, .safetensors, raw bf16 .bin) or its codes (.safetensors, tensor codes)."
+            help="Its embedding (.pt, .safetensors, raw bf16 .bin) or its codes (.safetensors, tensor codes)."
         ),
     ],
     checkpoint: Checkpoint,
@@ -135,31 +135,31 @@ def add_command(
         rows, settings = embedding_of_codes(codes, table, config), {"from": "codes", **_made(file)}
     else:
         rows = read_embedding(file, config.backbone.dim)
-        with console.status("looking for the codes behind its rows"):
+        with console.status("recovering the codes from the embedding"):
             found = recover_codes(rows, table, config)
         settings = {"from": "rows"}
-        _tell(console, found)
+        _print_recovered(console, found)
         if found.ended and bool(found.exact.all()):
             codes = found.codes
     record = provenance(agreed, "added from a file", settings, source=file)
     add_voice(folder, name, rows, codes, record, overwrite=overwrite, force=force)
-    said = f"voice {name} added to {folder}: {rows.shape[0]} rows"
-    console.print(said, markup=False, soft_wrap=True)
+    message = f"voice {name} added to {folder}: {rows.shape[0]} rows"
+    console.print(message, markup=False, soft_wrap=True)
 
 
-@app.command("decode")
+@app.command("decode", cls=OLD_OPTIONS)
 def decode_command(
     name: Name,
     checkpoint: Checkpoint,
-    out: Annotated[str, typer.Option("--out", "-o", help="Where the sound goes; - is standard output.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="The audio file; - is standard output.")],
     audio_format: Annotated[
-        str | None, typer.Option("--format", help="Instead of the ending of --out.")
+        str | None, typer.Option("--format", help="Instead of the extension of --output.")
     ] = None,
     recover: Annotated[
-        bool, typer.Option("--recover", help="From its rows, even if codes are kept.")
+        bool, typer.Option("--recover", help="From its embedding, even if its codes are stored.")
     ] = False,
 ) -> None:
-    """Write what a voice was made from, as its codes sound; a preset's codes are found from its rows.
+    """Decode a voice's codes to sound; a preset's codes are recovered from its embedding.
 
     The file is marked as synthetic.
     """
@@ -170,7 +170,7 @@ def decode_command(
     from revox.cli.marked import who_signs, write_synthetic
     from revox.speech import Audio, format_for
 
-    sound = "wav" if out == "-" and audio_format is None else format_for(out, audio_format)
+    sound = "wav" if output == "-" and audio_format is None else format_for(output, audio_format)
     folder, _ = _open(checkpoint)
     voice = load_voice(folder, name)
     console = Console(stderr=True, highlight=False)
@@ -181,18 +181,18 @@ def decode_command(
 
     codes = voice.codes
     if codes is None or recover:
-        with console.status("looking for the codes behind its rows"):
+        with console.status("recovering the codes from the embedding"):
             found = recover_codes(voice.embedding, read_table(folder), read_params(folder).voxtral_config())
-        _tell(console, found)
+        _print_recovered(console, found)
         codes = found.codes
     with console.status("decoding"), torch.inference_mode():
         model = load_model(folder, dtype=torch.float32, parts=("audio_tokenizer",))
         samples = model.audio_tokenizer.decode(codes[None])[0].numpy()
     rate = model.config.codec.sampling_rate
-    target = None if out == "-" else Path(out)
+    target = None if output == "-" else Path(output)
     write_synthetic(target, Audio(samples, rate), checkpoint, name, who_signs(), sound)
-    said = f"{codes.shape[1]} frames, {len(samples) / rate:.2f} s written to {out}"
-    console.print(said, markup=False, soft_wrap=True)
+    message = f"{codes.shape[1]} frames, {len(samples) / rate:.2f} s written to {output}"
+    console.print(message, markup=False, soft_wrap=True)
 
 
 @app.command("remove")
@@ -201,57 +201,57 @@ def remove_command(
     checkpoint: Checkpoint,
     force: Annotated[bool, typer.Option("--force", help="Remove it even if it is a preset.")] = False,
 ) -> None:
-    """Take a voice out of the checkpoint."""
+    """Remove a voice from the checkpoint."""
     from rich.console import Console
 
     from revox.checkpoint.voices import remove_voice
 
     folder, _ = _open(checkpoint)
     remove_voice(folder, name, force=force)
-    said = f"voice {name} removed from {folder}"
-    Console(stderr=True, highlight=False).print(said, markup=False, soft_wrap=True)
+    message = f"voice {name} removed from {folder}"
+    Console(stderr=True, highlight=False).print(message, markup=False, soft_wrap=True)
 
 
-@app.command("consent")
+@app.command("consent", cls=OLD_OPTIONS)
 def consent_command(
     checkpoint: Checkpoint,
     name: Annotated[
         str | None, typer.Argument(help="One voice, also a removed one; else all of them.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="A file for the JSON.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file for the JSON.")] = None,
 ) -> None:
     """Write who agreed to what, when, of which recording and by which method, as one JSON."""
     from revox.checkpoint.voices import consent_document
 
     folder, _ = _open(checkpoint)
-    _write_consent(consent_document(folder, name), out)
+    _write_consent(consent_document(folder, name), output)
 
 
-@app.command("export")
+@app.command("export", cls=OLD_OPTIONS)
 def export_command(
     name: Name,
     checkpoint: Checkpoint,
-    out: Annotated[
+    output: Annotated[
         Path,
         typer.Option(
-            "--out", "-o", help="NAME.pt for vllm-omni, .safetensors for mlx-audio, .bin for the C port."
+            "--output", "-o", help="NAME.pt for vllm-omni, .safetensors for mlx-audio, .bin for the C port."
         ),
     ],
     consent: Annotated[
-        bool, typer.Option("--consent", help="Write its record of consent (.json) instead of its rows.")
+        bool, typer.Option("--consent", help="Write its record of consent (.json) instead.")
     ] = False,
 ) -> None:
-    """Write a voice's rows for another runtime; the ending of --out says which."""
+    """Write a voice embedding for another runtime; the extension of --output says which."""
     if consent:
-        return consent_command(checkpoint, name, out)
+        return consent_command(checkpoint, name, output)
     from rich.console import Console
 
     from revox.checkpoint.voices import EXPORT_FORMATS, export_voice
 
     folder, _ = _open(checkpoint)
-    export_voice(folder, name, out)
-    said = f"voice {name} written to {out} for {EXPORT_FORMATS[out.suffix]}"
-    Console(stderr=True, highlight=False).print(said, markup=False, soft_wrap=True)
+    export_voice(folder, name, output)
+    message = f"voice {name} written to {output} for {EXPORT_FORMATS[output.suffix]}"
+    Console(stderr=True, highlight=False).print(message, markup=False, soft_wrap=True)
 
 
 def _write_consent(document: dict[str, Any], out: Path | None) -> None:
@@ -321,12 +321,12 @@ def _made(file: Path) -> dict[str, Any]:
         return {}
 
 
-def _tell(console: Console, found: RecoveredCodes) -> None:
-    console.print(f"codes found from the rows: {found.summary()}", soft_wrap=True)
+def _print_recovered(console: Console, found: RecoveredCodes) -> None:
+    console.print(f"codes recovered from the embedding: {found.summary()}", soft_wrap=True)
     if not found.ended:
-        console.print("[yellow]the rows do not close with the end frame that the model expects[/]")
+        console.print("[yellow]the embedding does not end with the end frame that the model expects[/]")
     if not bool(found.exact.all()):
-        console.print("[yellow]frames that are not explained exactly may sound wrong[/]")
+        console.print("[yellow]frames whose codes are not exact may sound wrong[/]")
 
 
 def _as_json(entry: VoiceEntry, frame_rate: float) -> dict[str, Any]:
