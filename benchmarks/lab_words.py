@@ -23,9 +23,10 @@ from revox.demo import checkpoint_folder
 from revox.demo.sentences import jsgf
 from revox.evaluation.reference_encoder import original_codec
 from revox.metrics.intelligibility import PocketsphinxRecognizer, word_error_rate
+from revox.model.backbone import KVCache
 from revox.model.config import N_SPECIAL_CODES
 from revox.speech import Audio
-from revox.synthesis.generate import DEFAULT_CFG, noise_of
+from revox.synthesis.engine import DEFAULT_CFG, noise_of
 
 # What is heard: true semantic, true acoustic; what is read of the past: true semantic, true acoustic.
 ROWS = {
@@ -58,7 +59,8 @@ def main() -> None:
         tokens = torch.tensor(tts.prompter.tokens_for_rows(utterance.text, len(rows)))
         prompt = model.embed_prompt(tokens, tts.prompter.audio_token, rows)
         frames = truth.shape[1]
-        hidden, cache = model.prefill([prompt], frames + 2)
+        cache = KVCache.empty(model.config.backbone, 1, len(prompt) + frames + 2, model.dtype, model.device)
+        hidden = model.prefill([prompt], cache)
         noise, heard = noise_of(0, model.config.codec.acoustic_dim), []
         for n in range(frames):
             own, true = model.acoustic_transformer.frame(hidden, noise[n][None], cfg), truth[:, n][None]
@@ -66,7 +68,7 @@ def main() -> None:
             own = torch.where(own[:, :1] < N_SPECIAL_CODES, true, own)
             semantic_said, acoustic_said, semantic_read, acoustic_read = (true if p else own for p in parts)
             heard.append(torch.cat((semantic_said[:, :1], acoustic_said[:, 1:]), dim=1)[0])
-            hidden = model.step(torch.cat((semantic_read[:, :1], acoustic_read[:, 1:]), dim=1), cache)
+            hidden = model.feed_frames(torch.cat((semantic_read[:, :1], acoustic_read[:, 1:]), dim=1), cache)
         codes = torch.stack(heard, dim=1) - N_SPECIAL_CODES
         return recognizer.transcribe(Audio(codec.decode(codes[None])[0].numpy(), RATE))
 

@@ -173,7 +173,7 @@ def language_losses(
     sequences = [
         torch.cat((head, embeddings.frames(ids[None])[0])) for head, ids in zip(heads, past, strict=True)
     ]
-    hidden = model.backbone(torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True))
+    hidden = model.teacher_forced(sequences)
     states, semantic, acoustic = [], [], []
     for i, said in enumerate(targets):
         states.append(hidden[i, starts[i] : starts[i] + said.shape[1] + 1])
@@ -247,7 +247,7 @@ def _own_words(
         return []
     embeddings, flow = model.mm_audio_embeddings, model.acoustic_transformer
     sequences = [torch.cat((heads[i], embeddings.frames(past[i][None])[0])) for i in chosen]
-    hidden = model.backbone(torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True))
+    hidden = model.teacher_forced(sequences)
     lengths = [past[i].shape[1] for i in chosen]
     states = torch.cat(
         [

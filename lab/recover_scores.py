@@ -35,7 +35,7 @@ from revox.metrics.likelihood import likelihood
 from revox.metrics.speaker import SpeakerVerifier
 from revox.model.codec import Codec
 from revox.speech import Audio
-from revox.synthesis.batch import embed
+from revox.synthesis.prompt import make_prompt
 
 TEXTS = tuple(islice(sentences("heldout", 5), 3))
 """Spoken in every cloned voice: sentences of the domain that no training has heard."""
@@ -195,7 +195,8 @@ class Scoring:
     def _nll(self, text: str, voice: Tensor, codes: Tensor) -> tuple[float, float]:
         """Nats a frame and flow-matching error of `codes` as `text` in the voice of other codes."""
         tts = self.tts
-        found = likelihood(tts.model, embed(tts.model, tts.prompter, text, self._voice(voice)), codes)
+        prompt = make_prompt(tts.model, tts.prompter, text, self._voice(voice)).embeddings
+        found = likelihood(tts.model, prompt, codes)
         return float(found.semantic_nll), float(found.flow_error)
 
     def _voice(self, codes: Tensor) -> Voice:
@@ -208,7 +209,7 @@ class Scoring:
         wrong = count = missing = 0
         likelihoods = []
         for text in TEXTS:
-            said = self.tts.synthesise(text, voice, seed=seed, max_seconds=3 + len(text) / 5)
+            said = self.tts.synthesize(text, voice, seed=seed, max_seconds=3 + len(text) / 5)
             pieces += [said.audio.samples, np.zeros(round(PAUSE * RATE), np.float32)]
             missing += said.audio.truncated
             of_text = errors(text, self.recognizer.transcribe(said.audio))

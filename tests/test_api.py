@@ -12,8 +12,8 @@ from revox.api import default_dtype, find_device
 from revox.checkpoint.errors import CheckpointError, VoiceError
 from revox.checkpoint.voices import Voice
 from revox.speech import Audio
+from revox.synthesis.engine import Engine, Request
 from revox.synthesis.errors import SpeakError
-from revox.synthesis.generate import noise_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -23,12 +23,12 @@ def tts(tiny_checkpoint):
     return revox.load(tiny_checkpoint, device="cpu")
 
 
-def test_speaking_is_the_prompt_the_models_own_frame_loop_and_the_codecs_decoder(tts):
+def test_speaking_is_the_prompt_the_engines_frames_and_the_codecs_decoder(tts):
     voice = tts.voice("pt_male")
     tokens = [1, 25, *[24] * len(voice.embedding), 36, *[1000 + byte for byte in b"ten to five"], 35, 25]
     prompt = tts.model.embed_prompt(torch.tensor(tokens), 24, voice.embedding)
-    codes = tts.model.speak(prompt, noise_of(0, 36)[:25])
-    expected = tts.model.audio_tokenizer.decode(codes[None])[0].numpy()
+    [one] = Engine(tts.model).generate_batch([Request(prompt, 0, 25)])
+    expected = tts.model.audio_tokenizer.decode_whole(one.codes()[None])[0].numpy()
     audio = tts.speak("ten to five", "pt_male", seed=0, max_seconds=2.0)
     assert audio.rate == tts.sampling_rate == 24000
     np.testing.assert_allclose(audio.samples, expected, atol=1e-5)
@@ -45,22 +45,29 @@ def test_a_stream_laid_end_to_end_is_what_speak_gives(tts):
 def test_a_voice_in_memory_speaks_as_the_same_rows_in_the_folder_do(tts):
     listed = tts.voice("neutral_female")
     unlisted = Voice("somebody", None, listed.embedding)
-    said = [tts.synthesise("Hello.", v, seed=2, max_seconds=1.0).codes for v in (listed, unlisted)]
+    said = [tts.synthesize("Hello.", v, seed=2, max_seconds=1.0).codes for v in (listed, unlisted)]
     assert torch.equal(*said)
 
 
 def test_meeting_the_limit_is_said_in_the_audio(tts):
-    full = tts.synthesise("Hello.", "de_male", seed=5, max_seconds=12.0)
+    full = tts.synthesize("Hello.", "de_male", seed=5, max_seconds=12.0)
     frames = full.codes.shape[1]
     assert 2 < frames < 150, "the fixture should end by itself here"
     assert not full.audio.truncated
     assert tts.speak("Hello.", "de_male", seed=5, max_seconds=0.08 * (frames - 1)).truncated
 
 
-def test_progress_is_told_the_seconds_spoken(tts):
-    heard = []
-    tts.speak("ten to five", "pt_male", seed=0, max_seconds=0.4, progress=heard.append)
-    assert heard == pytest.approx([0.08, 0.16, 0.24, 0.32, 0.4])
+def test_progress_counts_frames_and_seconds(tts):
+    told = []
+    tts.speak("ten to five", "pt_male", seed=0, max_seconds=0.4, progress=told.append)
+    assert [at.done for at in told] == [1, 2, 3, 4, 5]
+    assert [at.facts["seconds"] for at in told] == pytest.approx([0.08, 0.16, 0.24, 0.32, 0.4])
+
+
+def test_the_old_name_of_synthesize_works_for_one_version(tts):
+    with pytest.warns(DeprecationWarning, match=r"now Revox\.synthesize"):
+        old = tts.synthesise("Hello.", "pt_male", seed=1, max_seconds=0.16)
+    assert torch.equal(old.codes, tts.synthesize("Hello.", "pt_male", seed=1, max_seconds=0.16).codes)
 
 
 def test_a_request_that_cannot_be_spoken_is_refused_before_a_stream_is_read(tts):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,12 +17,11 @@ from revox.checkpoint.load import load_model
 from revox.checkpoint.locate import locate
 from revox.checkpoint.voices import Voice, list_voices, load_voice
 from revox.model.voxtral import Voxtral
+from revox.progress import ProgressCallback, ignore_progress
 from revox.speech import Audio, read_audio
-from revox.synthesis.batch import Request, Speech, embed, speak
+from revox.synthesis.engine import DEFAULT_CFG, Engine, Request, Speech
 from revox.synthesis.errors import SpeakError
-from revox.synthesis.generate import DEFAULT_CFG, check_settings
-from revox.synthesis.prompt import Prompter
-from revox.synthesis.stream import stream
+from revox.synthesis.prompt import Prompter, make_prompt
 
 if TYPE_CHECKING:
     from revox.coding.invert import InversionProgress
@@ -182,7 +182,7 @@ class Revox:
         cfg: float = DEFAULT_CFG,
         flow_steps: int | None = None,
         max_seconds: float | None = None,
-        progress: Callable[[float], None] | None = None,
+        progress: ProgressCallback = ignore_progress,
     ) -> Audio:
         """Speak `text` in a voice, one of the checkpoint's by name or a Voice.
 
@@ -193,12 +193,12 @@ class Revox:
             cfg: strength of classifier-free guidance, 0 to 10; 1 is none.
             flow_steps: Euler steps for a frame's acoustic codes, 1 to 100; else the checkpoint's own, 7.
             max_seconds: the longest that it may speak; 164 s (2048 frames) at most.
-            progress: told the seconds spoken so far.
+            progress: called after every frame (80 ms); `done` counts frames.
 
         Returns mono audio, `truncated` when it met the limit on its length before the model ended.
         Raises SpeakError on a request that cannot be spoken, VoiceError on an unknown voice.
         """
-        return self.synthesise(
+        return self.synthesize(
             text,
             voice,
             seed=seed,
@@ -208,7 +208,7 @@ class Revox:
             progress=progress,
         ).audio
 
-    def synthesise(
+    def synthesize(
         self,
         text: str,
         voice: Voice | str,
@@ -217,20 +217,16 @@ class Revox:
         cfg: float = DEFAULT_CFG,
         flow_steps: int | None = None,
         max_seconds: float | None = None,
-        progress: Callable[[float], None] | None = None,
+        progress: ProgressCallback = ignore_progress,
     ) -> Speech:
         """As `speak`, with the codes `[37, frames]` beside the audio."""
-        frame_rate = self.model.config.codec.frame_rate
-        [speech] = speak(
-            self.model,
-            self.prompter,
-            [Request(text, self._as_voice(voice), seed)],
-            cfg_alpha=cfg,
-            flow_steps=flow_steps,
-            max_frames=self._frames(max_seconds),
-            progress=None if progress is None else lambda n: progress(n / frame_rate),
-        )
-        return speech
+        request = self._request(text, voice, seed, cfg, max_seconds)
+        return Engine(self.model, flow_steps).speak(request, progress)
+
+    def synthesise(self, *arguments: Any, **options: Any) -> Speech:
+        """The old name of `synthesize`, until the next version."""
+        warnings.warn("Revox.synthesise is now Revox.synthesize", DeprecationWarning, stacklevel=2)
+        return self.synthesize(*arguments, **options)
 
     def stream(
         self,
@@ -246,14 +242,14 @@ class Revox:
 
         Laid end to end they are what `speak` gives. The last one is `truncated` if the speech met its limit.
         """
-        max_frames = self._frames(max_seconds)
-        check_settings(cfg, flow_steps, seed, max_frames)
-        prompt = embed(self.model, self.prompter, text, self._as_voice(voice))
-        return self._stream(prompt, seed=seed, cfg_alpha=cfg, flow_steps=flow_steps, max_frames=max_frames)
+        request = self._request(text, voice, seed, cfg, max_seconds)
+        return Engine(self.model, flow_steps).stream(request)
 
-    def _stream(self, prompt: Tensor, **settings: Any) -> Iterator[Audio]:
-        for samples, truncated in stream(self.model, prompt, **settings):
-            yield Audio(samples.cpu().numpy(), self.sampling_rate, truncated)
+    def _request(
+        self, text: str, voice: Voice | str, seed: int, cfg: float, max_seconds: float | None
+    ) -> Request:
+        prompt = make_prompt(self.model, self.prompter, text, self._as_voice(voice))
+        return Request(prompt.embeddings, seed, self._frames(max_seconds), cfg)
 
     def _as_voice(self, voice: Voice | str) -> Voice:
         return self.voice(voice) if isinstance(voice, str) else voice

@@ -139,7 +139,7 @@ def test_meeting_a_limit_is_said(speak, usual, expected, tmp_path, monkeypatch):
     assert f"stopped at --max-seconds {expected.seconds - 0.08:g}: the model had not finished" in said
 
     frames = round(expected.seconds * 12.5)
-    monkeypatch.setattr("revox.synthesis.generate.room_for_speech", lambda *_: frames - 1)
+    monkeypatch.setattr("revox.synthesis.engine.MAX_FRAMES", frames - 1)
     assert (
         "the model did not end by itself: it ran to the limit"
         in speak(SENTENCE, *usual, "-o", "-").stderr.decode()

@@ -13,7 +13,6 @@ from revox.coding.invert import (
     InversionConfig,
     InversionProgress,
     _Search,
-    decoder_reach,
     invert,
 )
 from revox.coding.objective import SpectralTarget
@@ -234,7 +233,7 @@ def test_the_decoder_is_given_all_the_context_it_hears(config: CodecConfig):
     )  # fmt: skip
     torch.manual_seed(0)
     codec = Codec(small, with_encoder=False).double().eval()
-    reach = decoder_reach(codec)
+    reach = codec.left_context
     latents = torch.randn(1, small.latent_dim, reach + 4, dtype=torch.float64)
     whole = codec.decode_latents(latents)[:, -small.samples_per_frame :]
     for kept in (reach + 1, reach + 2):

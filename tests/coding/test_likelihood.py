@@ -30,7 +30,7 @@ def soft(codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_it_prefers_the_text_that_was_said_and_judges_the_same_codes_the_same(tts):
-    codes = tts.synthesise(TEXT, "casual_male", seed=0).codes
+    codes = tts.synthesize(TEXT, "casual_male", seed=0).codes
     with torch.no_grad():
         right = opinion(tts, TEXT)(*soft(codes))
         again = opinion(tts, TEXT)(*soft(codes))
@@ -41,7 +41,7 @@ def test_it_prefers_the_text_that_was_said_and_judges_the_same_codes_the_same(tt
 
 
 def test_its_slope_reaches_both_kinds_of_codes_and_each_question_draws_anew(tts):
-    codes = tts.synthesise(TEXT, "casual_male", seed=0).codes[:, :10]
+    codes = tts.synthesize(TEXT, "casual_male", seed=0).codes[:, :10]
     probabilities, values = (x.requires_grad_() for x in soft(codes))
     ask = opinion(tts, TEXT)
     first, second = ask(probabilities, values), ask(probabilities, values)
@@ -52,7 +52,7 @@ def test_its_slope_reaches_both_kinds_of_codes_and_each_question_draws_anew(tts)
 
 
 def test_a_search_that_asks_ends_with_codes_that_the_model_likes_better(tts):
-    codes = tts.synthesise(TEXT, "casual_male", seed=0).codes
+    codes = tts.synthesize(TEXT, "casual_male", seed=0).codes
     codec = tts.model.audio_tokenizer
     target = codec.decode(codes[None])[0].detach()
     config = InversionConfig(steps=30, polish_rounds=0, opinion_weight=2.0, opinion_every=1)

@@ -37,13 +37,12 @@ from revox.evaluation.evaluate import evaluate
 from revox.evaluation.reference_encoder import original_codec
 from revox.evaluation.subject import Setup, open_subject
 from revox.metrics.likelihood import likelihood
-from revox.serving.engine import Engine
+from revox.serving.engine import EngineThread
 from revox.serving.metrics import Metrics
 from revox.serving.settings import ServeSettings
 from revox.speech import Audio, read_audio, write_audio
-from revox.synthesis.batch import embed
-from revox.synthesis.generate import generate
-from revox.synthesis.stream import decode
+from revox.synthesis.engine import Engine, Request
+from revox.synthesis.prompt import make_prompt
 from revox.training.restore import RunOptions, restore_encoder
 from revox.training.settings import EncoderTraining
 from revox.training.speaker import train_verifier
@@ -128,46 +127,45 @@ def there(second: str) -> revox.Revox:
 def test_it_speaks_there_what_it_speaks_here(here: revox.Revox, there: revox.Revox):
     voice = here.voices()[0]
     assert isinstance(next(there.model.parameters()), There)
-    one = here.synthesise("seven o'clock", voice, seed=3, max_seconds=1)
-    two = there.synthesise("seven o'clock", voice, seed=3, max_seconds=1)
+    one = here.synthesize("seven o'clock", voice, seed=3, max_seconds=1)
+    two = there.synthesize("seven o'clock", voice, seed=3, max_seconds=1)
     assert torch.equal(one.codes, two.codes.cpu())
     np.testing.assert_array_equal(one.audio.samples, two.audio.samples)
     chunks = list(there.stream("seven o'clock", voice, seed=3, max_seconds=1))
     assert sum(len(chunk.samples) for chunk in chunks) == len(one.audio.samples)
 
 
+def request(tts: revox.Revox, text: str, seed: int) -> Request:
+    """Eight frames of `text` in the first voice."""
+    prompt = make_prompt(tts.model, tts.prompter, text, tts.voice(tts.voices()[0]))
+    return Request(prompt.embeddings, seed, 8)
+
+
 def test_several_speak_there_together_what_each_does_alone(there: revox.Revox, here: revox.Revox):
     said = ("ten past nine", "see you on monday")
 
     def spoken(tts: revox.Revox) -> list[torch.Tensor]:
-        prompts = [embed(tts.model, tts.prompter, text, tts.voice(tts.voices()[0])) for text in said]
-        return [one.codes.cpu() for one in generate(tts.model, prompts, [1, 2], max_frames=8)]
+        requests = [request(tts, text, seed) for seed, text in enumerate(said, 1)]
+        return [one.codes().cpu() for one in Engine(tts.model).generate_batch(requests)]
 
     for one, two in zip(spoken(here), spoken(there), strict=True):
         assert torch.equal(one, two)
 
 
 def test_a_server_streams_there(there: revox.Revox, here: revox.Revox, tmp_path: Path):
-    prompt = embed(there.model, there.prompter, "ten past nine", there.voice(there.voices()[0]))
-
     async def heard() -> np.ndarray:
         settings = ServeSettings(checkpoint=str(checkpoint_folder()), voices_folder=tmp_path, marking=False)
-        engine = Engine(there.model, settings, Metrics())
+        engine = EngineThread(there.model, settings, Metrics())
         engine.start()
         try:
-            stream = engine.submit(prompt, 5, 8, streaming=True)
+            stream = engine.submit(request(there, "ten past nine", 5), streaming=True)
             return np.concatenate([chunk.samples async for chunk in stream])
         finally:
             await asyncio.to_thread(engine.close)
 
     sound = asyncio.run(heard())
-    codes = generate(
-        here.model,
-        [embed(here.model, here.prompter, "ten past nine", here.voice(here.voices()[0]))],
-        [5],
-        max_frames=8,
-    )[0].codes
-    np.testing.assert_allclose(sound, decode(here.model.audio_tokenizer, codes).numpy(), atol=1e-4)
+    expected = Engine(here.model).speak(request(here, "ten past nine", 5)).audio
+    np.testing.assert_allclose(sound, expected.samples, atol=1e-4)
 
 
 def test_it_clones_there_by_inversion(there: revox.Revox, here: revox.Revox):
@@ -211,8 +209,8 @@ def test_it_encodes_and_refines_there(second: str, here: revox.Revox):
 def test_it_judges_acceptance_there(there: revox.Revox, here: revox.Revox):
     def found(tts: revox.Revox) -> tuple[float, float]:
         voice = here.voice(here.voices()[0])
-        prompt = embed(tts.model, tts.prompter, "ten past nine", voice)
-        codes = here.synthesise("ten past nine", voice, seed=3, max_seconds=1).codes
+        prompt = make_prompt(tts.model, tts.prompter, "ten past nine", voice).embeddings
+        codes = here.synthesize("ten past nine", voice, seed=3, max_seconds=1).codes
         judged = likelihood(tts.model, prompt, codes)
         return float(judged.semantic_nll), float(judged.flow_error)
 

@@ -21,7 +21,6 @@ from revox.losses.spectral import mel_distance, multi_resolution_stft_loss
 from revox.metrics.perceptual import estoi
 from revox.metrics.speaker import SpeakerVerifier
 from revox.speech import Audio, encode_audio, normalise_loudness, read_audio
-from revox.synthesis.stream import decode
 
 FRAMES = 38  # 3 s
 ROWS = (RECORDING, "decoded", WRONG_SPEAKER, NOISE)
@@ -34,7 +33,7 @@ def speakers():
     model = load_model(folder, dtype=torch.float32, parts=PARTS)
     found = {}
     for i, codes in enumerate(preset_codes(folder, model)):
-        samples = decode(model.audio_tokenizer, codes[:, :FRAMES]).numpy()
+        samples = model.audio_tokenizer.decode(codes[None, :, :FRAMES])[0].numpy()
         found[f"preset {i}"] = Audio(normalise_loudness(samples, 24000), 24000)
     assert len(found) == 20
     return found

@@ -16,6 +16,8 @@ from revox.metrics.likelihood import (
     soft_voice_embedding,
 )
 from revox.metrics.voice_embeddings import PresetEmbeddings
+from revox.model.backbone import KVCache
+from revox.synthesis.engine import Engine, Request
 
 AUDIO = 24
 
@@ -50,11 +52,13 @@ def values(codes):
 
 def test_the_likelihood_is_that_of_speaking_frame_by_frame(model, prompt, codes):
     """Oracle: the loop that speaks, one frame at a time through its cache, made to say these codes."""
-    hidden, cache = model.prefill([prompt], codes.shape[1])
+    room = len(prompt) + codes.shape[1]
+    cache = KVCache.empty(model.config.backbone, 1, room, model.dtype, model.device)
+    hidden = model.prefill([prompt], cache)
     expected = []
     for ids in (codes + 2).T:
         expected.append(-model.acoustic_transformer.semantic_logits(hidden)[0].log_softmax(0)[ids[0]])
-        hidden = model.step(ids[None], cache)
+        hidden = model.feed_frames(ids[None], cache)
     expected.append(-model.acoustic_transformer.semantic_logits(hidden)[0].log_softmax(0)[1])
     found = likelihood(model, prompt, codes)
     torch.testing.assert_close(found.semantic, torch.stack(expected), atol=1e-4, rtol=1e-4)
@@ -63,15 +67,14 @@ def test_the_likelihood_is_that_of_speaking_frame_by_frame(model, prompt, codes)
 
 
 def test_what_the_model_chose_itself_is_likelier_than_anything_else(model, prompt):
-    from revox.synthesis.generate import generate
-
-    [spoken] = generate(model, [prompt], [0], max_frames=12)
-    own = likelihood(model, prompt, spoken.codes)
+    [spoken] = Engine(model).generate_batch([Request(prompt, 0, 12)])
+    codes = spoken.codes()
+    own = likelihood(model, prompt, codes)
     # Each code was the argmax: no other code of that frame costs less.
-    other = spoken.codes.clone()
+    other = codes.clone()
     other[0, -1] = (other[0, -1] + 1) % TINY.codec.semantic_codebook_size
     assert likelihood(model, prompt, other).semantic[-2] >= own.semantic[-2]
-    random = torch.randint(21, (37, spoken.codes.shape[1]), generator=torch.Generator().manual_seed(0))
+    random = torch.randint(21, (37, codes.shape[1]), generator=torch.Generator().manual_seed(0))
     assert likelihood(model, prompt, random).semantic_nll > own.semantic_nll
 
 

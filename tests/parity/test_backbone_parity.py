@@ -98,7 +98,7 @@ def test_the_layout_of_rotary_pairs_matters_so_that_the_permutation_is_tested(ba
 def test_token_by_token_with_the_cache_equals_all_at_once(backbones):
     ours, theirs = backbones
     embeddings = noise_of(2, 2, 30, 256)
-    cache = KVCache(ours.config, 2, 30, torch.float32, "cpu")
+    cache = KVCache.empty(ours.config, 2, 30, torch.float32, "cpu")
     steps = torch.cat([ours(embeddings[:, i : i + 1], cache) for i in range(30)], dim=1)
     assert relative_error(steps, ours(embeddings)) < 1e-5
     assert relative_error(steps, hidden_of(theirs, embeddings)) < TOLERANCE
@@ -107,7 +107,7 @@ def test_token_by_token_with_the_cache_equals_all_at_once(backbones):
 def test_a_prompt_in_chunks_and_then_steps_equals_all_at_once(backbones):
     ours, theirs = backbones
     embeddings = noise_of(3, 1, 41, 256)
-    cache = KVCache(ours.config, 1, 64, torch.float32, "cpu")
+    cache = KVCache.empty(ours.config, 1, 64, torch.float32, "cpu")
     parts = [ours(part, cache) for part in embeddings.split([17, 1, 12, 1, 1, 9], dim=1)]
     assert relative_error(torch.cat(parts, dim=1), hidden_of(theirs, embeddings)) < TOLERANCE
 
@@ -119,7 +119,7 @@ def test_each_prompt_of_a_right_padded_batch_and_its_steps_equal_what_it_gives_a
     padded = torch.full((3, max(lengths), 256), 3.0)
     for row, sequence, n in zip(padded, sequences, lengths, strict=True):
         row[:n] = sequence[0, :n]
-    cache = KVCache(ours.config, 3, max(lengths) + steps, torch.float32, "cpu")
+    cache = KVCache.empty(ours.config, 3, max(lengths) + steps, torch.float32, "cpu")
     prompt = ours(padded, cache, torch.tensor(lengths))
     fed = [
         ours(torch.cat([s[:, n + i : n + i + 1] for s, n in zip(sequences, lengths, strict=True)]), cache)
@@ -134,10 +134,12 @@ def test_each_prompt_of_a_right_padded_batch_and_its_steps_equal_what_it_gives_a
 def test_items_may_leave_a_batch_between_steps(backbones):
     ours, theirs = backbones
     sequences = noise_of(20, 3, 12, 256)
-    cache = KVCache(ours.config, 3, 12, torch.float32, "cpu")
+    cache = KVCache.empty(ours.config, 3, 12, torch.float32, "cpu")
     ours(sequences[:, :10], cache)
-    cache = cache.select(torch.tensor([2, 0]))
-    last = [ours(sequences[[2, 0], i : i + 1], cache) for i in (10, 11)]
+    cache.copy(2, 1)
+    cache.swap(0, 1)
+    left = cache.window(0, 2)
+    last = [ours(sequences[[2, 0], i : i + 1], left) for i in (10, 11)]
     expected = hidden_of(theirs, sequences[[2, 0]])[:, 10:]
     assert relative_error(torch.cat(last, dim=1), expected) < TOLERANCE
 
@@ -145,7 +147,7 @@ def test_items_may_leave_a_batch_between_steps(backbones):
 def test_far_positions_are_mistrals(backbones):
     ours, theirs = backbones
     embeddings = noise_of(4, 1, 1, 256)
-    cache = KVCache(ours.config, 1, 4096, torch.float32, "cpu")
+    cache = KVCache.empty(ours.config, 1, 4096, torch.float32, "cpu")
     past = noise_of(5, 1, 4095, 256)
     before = ours(past, cache)
     last = ours(embeddings, cache)

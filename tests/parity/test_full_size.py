@@ -131,7 +131,7 @@ def test_two_layers_of_the_backbone_at_full_size():
     error = relative_error(ours(embeddings), expected)
     report("hidden states of 2 layers, relative error", f"{error:.2e}")
     assert error < 1e-4
-    cache = KVCache(ours.config, 1, 48, torch.float32, "cpu")
+    cache = KVCache.empty(ours.config, 1, 48, torch.float32, "cpu")
     parts = [ours(part, cache) for part in embeddings.split([40, *[1] * 8], dim=1)]
     error = relative_error(torch.cat(parts, dim=1), expected)
     report("the same through the cache, relative error", f"{error:.2e}")

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from transformers import MistralModel
 
 from lab.tokenizer import write_tekken
-from revox.checkpoint.voices import Voice
 from revox.model.voxtral import Voxtral, parameter_name
-from revox.synthesis.generate import generate, noise_of
+from revox.synthesis.engine import Engine, Request, noise_of
 from revox.synthesis.prompt import Prompter
 
 TEXTS = [
@@ -57,10 +56,7 @@ def wav_of(samples: Tensor) -> bytes:
 @pytest.mark.parametrize("text", TEXTS)
 def test_the_prompt_of_a_listed_voice_is_mistral_commons(folder: Path, theirs: MistralTokenizer, text: str):
     expected = theirs.encode_speech_request(SpeechRequest(input=text, voice="neutral_male")).tokens
-    prompter = Prompter(folder)
-    assert prompter.tokens_for_listed(text, "neutral_male") == expected
-    assert prompter.tokens_for_rows(text, 12) == expected
-    assert prompter.tokens(text, Voice("neutral_male", None, torch.zeros(12, 256), {})) == expected
+    assert Prompter(folder).tokens_for_rows(text, 12) == expected
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -69,9 +65,8 @@ def test_the_prompt_of_a_voice_in_memory_is_mistral_commons_for_its_clip(
 ):
     clip = wav_of(speechlike(6 * 1920, seed=1))
     expected = theirs.encode_speech_request(SpeechRequest(input=text, ref_audio=clip)).tokens
-    # Six frames and the end frame; a listed name with other rows does not mislead.
-    for name in ("me", "de_female"):
-        assert Prompter(folder).tokens(text, Voice(name, None, torch.zeros(7, 256), {})) == expected
+    # Six frames and the end frame.
+    assert Prompter(folder).tokens_for_rows(text, 7) == expected
 
 
 def test_the_prompt_ends_where_the_first_frame_is_read(folder: Path):
@@ -144,12 +139,13 @@ def test_speech_in_a_batch_is_what_the_published_parts_say_one_at_a_time(talker,
         tokens = torch.tensor(prompter.tokens_for_rows(text, len(rows)))
         prompts.append(model.embed_prompt(tokens, AUDIO, rows))
         expected.append(their_speech(pair, backbone, tokens, rows, noise_of(seed, 36)[:limit]))
-    ours = generate(model, prompts, [seed for *_, seed in requests], max_frames=limit)
+    asked = [Request(prompt, seed, limit) for prompt, (*_, seed) in zip(prompts, requests, strict=True)]
+    ours = Engine(model).generate_batch(asked)
     for mine, (codes, ended) in zip(ours, expected, strict=True):
         assert mine.ended is ended
-        assert torch.equal(mine.codes, codes)
+        assert torch.equal(mine.codes(), codes)
     lengths = [codes.shape[1] for codes, _ in expected]
     assert len(set(lengths)) > 1, f"items leave the batch at different times: {lengths}"
     assert {ended for _, ended in expected} == {True, False}, "some end, some meet the limit"
-    alone = model.speak(prompts[0], noise_of(requests[0][2], 36)[:limit])
-    assert torch.equal(alone, expected[0][0])
+    [alone] = Engine(model).generate_batch(asked[:1])
+    assert torch.equal(alone.codes(), expected[0][0])

@@ -83,19 +83,19 @@ def held():
 
     @contextlib.contextmanager
     def holding(engine, frames):
-        go, step, made = threading.Event(), engine._batch.step, itertools.count()
+        go, step, made = threading.Event(), engine._engine.step, itertools.count()
 
         def waiting():
             if next(made) >= frames:
                 go.wait(60)
             return step()
 
-        engine._batch.step = waiting
+        engine._engine.step = waiting
         try:
             yield go
         finally:
             go.set()
-            engine._batch.step = step
+            engine._engine.step = step
 
     return holding
 

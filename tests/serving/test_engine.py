@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from revox.serving.engine import Engine
+from revox.serving.admission import AdmissionControl
+from revox.serving.engine import EngineThread
 from revox.serving.errors import ApiError
 from revox.serving.metrics import Metrics
-from revox.serving.pace import Pace
-from revox.synthesis.batch import embed
-from revox.synthesis.generate import generate
-from revox.synthesis.stream import decode
+from revox.synthesis.engine import Engine, Request
+from revox.synthesis.prompt import make_prompt
 
 REQUESTS = [("Hello.", "neutral_male", 3), ("Good evening, doctor.", "hi_female", 0), ("ten", "pt_male", 8)]
 FRAMES = 14
@@ -20,16 +19,17 @@ FRAMES = 14
 
 @pytest.fixture(scope="module")
 def prompts(tts):
-    return [embed(tts.model, tts.prompter, text, tts.voice(name)) for text, name, _ in REQUESTS]
+    return [
+        make_prompt(tts.model, tts.prompter, text, tts.voice(name)).embeddings for text, name, _ in REQUESTS
+    ]
 
 
 @pytest.fixture(scope="module")
 def alone(tts, prompts):
-    spoken = [
-        generate(tts.model, [prompt], [seed], max_frames=FRAMES)[0].codes
+    return [
+        Engine(tts.model).speak(Request(prompt, seed, FRAMES)).audio.samples
         for prompt, (*_, seed) in zip(prompts, REQUESTS, strict=True)
     ]
-    return [decode(tts.model.audio_tokenizer, codes).numpy() for codes in spoken]
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def run(tts, settings):
     """`run(dialogue, **settings)`: `async def dialogue(engine)` with a running engine."""
 
     def running(dialogue, **changes):
-        engine = Engine(tts.model, settings(**changes), Metrics())
+        engine = EngineThread(tts.model, settings(**changes), Metrics())
 
         async def everything():
             engine.start()
@@ -62,7 +62,7 @@ def _value(engine, name, **labels):
 def test_together_and_one_after_the_other_each_gives_what_it_gives_alone(run, prompts, alone):
     async def dialogue(engine):
         streams = [
-            engine.submit(prompt, seed, FRAMES, streaming=i != 1)
+            engine.submit(Request(prompt, seed, FRAMES), streaming=i != 1)
             for i, (prompt, (*_, seed)) in enumerate(zip(prompts, REQUESTS, strict=True))
         ]
         return await asyncio.gather(*map(_heard, streams))
@@ -76,7 +76,7 @@ def test_a_stream_starts_with_five_frames_or_as_many_as_were_asked_for(run, prom
     async def dialogue(engine):
         sizes = []
         for first in (None, 2):
-            stream = engine.submit(prompts[1], 0, FRAMES, streaming=True, first_frames=first)
+            stream = engine.submit(Request(prompts[1], 0, FRAMES), streaming=True, first_frames=first)
             sizes.append([chunk.frames async for chunk in stream])
         return sizes
 
@@ -85,16 +85,16 @@ def test_a_stream_starts_with_five_frames_or_as_many_as_were_asked_for(run, prom
     assert asked == [2, 3, 5, 4]
 
 
-class _Fixed(Pace):
+class _Fixed(AdmissionControl):
     """A machine that speaks two in time, and whose players are always about to run dry."""
 
-    handed = ()
+    sent = ()
 
-    def holds(self, streams, speed):
+    def allows(self, streams, speed):
         return streams <= 2 / speed
 
-    def soon_dry(self, handed, since, streams):
-        self.handed += (handed,)
+    def soon_dry(self, sent, since, streams):
+        self.sent += (sent,)
         return True
 
 
@@ -105,11 +105,13 @@ class _Fixed(Pace):
 )
 def test_no_more_are_spoken_at_once_than_are_heard_in_time(run, prompts, alone, streaming, keep_pace, most):
     async def dialogue(engine):
-        engine._pace = _Fixed(0.08)
-        together, step = [], engine._batch.step
-        engine._batch.step = lambda: together.append(engine._batch.count_speaking) or step()
+        engine._admission = _Fixed(0.08)
+        together, step = [], engine._engine.step
+        engine._engine.step = lambda: together.append(engine._engine.count_speaking) or step()
         asked = [(prompt, seed) for prompt, (*_, seed) in zip(prompts, REQUESTS, strict=True)]
-        streams = [engine.submit(prompt, seed, FRAMES, streaming=streaming) for prompt, seed in asked]
+        streams = [
+            engine.submit(Request(prompt, seed, FRAMES), streaming=streaming) for prompt, seed in asked
+        ]
         return await asyncio.gather(*map(_heard, streams)), max(together)
 
     heard, found = run(dialogue, keep_pace=keep_pace)
@@ -120,10 +122,10 @@ def test_no_more_are_spoken_at_once_than_are_heard_in_time(run, prompts, alone, 
 
 def test_one_listener_is_enough_for_whole_files_to_wait(run, prompts):
     async def dialogue(engine):
-        engine._pace = _Fixed(0.08)
-        together, step = [], engine._batch.step
-        engine._batch.step = lambda: together.append(engine._batch.count_speaking) or step()
-        streams = [engine.submit(prompts[0], 3, FRAMES, streaming=i == 0) for i in range(3)]
+        engine._admission = _Fixed(0.08)
+        together, step = [], engine._engine.step
+        engine._engine.step = lambda: together.append(engine._engine.count_speaking) or step()
+        streams = [engine.submit(Request(prompts[0], 3, FRAMES), streaming=i == 0) for i in range(3)]
         await asyncio.gather(*map(_heard, streams))
         return max(together)
 
@@ -133,9 +135,9 @@ def test_one_listener_is_enough_for_whole_files_to_wait(run, prompts):
 @pytest.mark.parametrize(("keep_pace", "sizes"), [(True, [5] * 8), (False, [5, 5, 5, 5, 5, 15])])
 def test_a_stream_is_handed_over_before_its_player_runs_dry(run, prompts, keep_pace, sizes):
     async def dialogue(engine):
-        engine._pace = _Fixed(0.08)
-        whole = await _heard(engine.submit(prompts[1], 0, 40))
-        return whole, [chunk async for chunk in engine.submit(prompts[1], 0, 40, streaming=True)]
+        engine._admission = _Fixed(0.08)
+        whole = await _heard(engine.submit(Request(prompts[1], 0, 40)))
+        return whole, [chunk async for chunk in engine.submit(Request(prompts[1], 0, 40), streaming=True)]
 
     whole, chunks = run(dialogue, keep_pace=keep_pace)
     assert [chunk.frames for chunk in chunks] == sizes
@@ -144,31 +146,31 @@ def test_a_stream_is_handed_over_before_its_player_runs_dry(run, prompts, keep_p
 
 def test_who_listens_at_double_speed_is_spoken_to_alone_and_hears_half_as_long(run, prompts):
     async def dialogue(engine):
-        engine._pace = _Fixed(0.08)
-        together, step = [], engine._batch.step
-        engine._batch.step = lambda: together.append(engine._batch.count_speaking) or step()
-        asked = [engine.submit(prompts[1], 0, 34, streaming=i == 0, speed=2.0 - i) for i in range(2)]
+        engine._admission = _Fixed(0.08)
+        together, step = [], engine._engine.step
+        engine._engine.step = lambda: together.append(engine._engine.count_speaking) or step()
+        asked = [engine.submit(Request(prompts[1], 0, 34), streaming=i == 0, speed=2.0 - i) for i in range(2)]
         await asyncio.gather(*map(_heard, asked))
-        return together, engine._pace.handed
+        return together, engine._admission.sent
 
     together, handed = run(dialogue)
     assert together == [1] * 68
     assert set(handed) == {25 * 0.08 / 2}
 
 
-def test_what_rounds_take_is_observed(run, prompts):
+def test_what_a_step_takes_is_observed(run, prompts):
     async def dialogue(engine):
-        await _heard(engine.submit(prompts[1], 0, FRAMES, streaming=True))
-        return engine._pace.expected(1)
+        await _heard(engine.submit(Request(prompts[1], 0, FRAMES), streaming=True))
+        return engine._admission.expected(1)
 
     assert 0 < run(dialogue) < 60
 
 
 def test_a_reader_who_takes_nothing_holds_up_nobody_and_loses_nothing(run, prompts, alone):
     async def dialogue(engine):
-        slow = engine.submit(prompts[1], 0, FRAMES, streaming=True)
-        quick = await _heard(engine.submit(prompts[0], 3, FRAMES, streaming=True))
-        await _heard(engine.submit(prompts[0], 3, FRAMES, streaming=True))
+        slow = engine.submit(Request(prompts[1], 0, FRAMES), streaming=True)
+        quick = await _heard(engine.submit(Request(prompts[0], 3, FRAMES), streaming=True))
+        await _heard(engine.submit(Request(prompts[0], 3, FRAMES), streaming=True))
         ahead = slow.frames
         return ahead, quick, await _heard(slow), slow.truncated
 
@@ -183,7 +185,7 @@ def test_a_reader_who_never_takes_anything_is_given_up(run, prompts, monkeypatch
     monkeypatch.setattr("revox.serving.engine.STALL_SECONDS", 0.1)
 
     async def dialogue(engine):
-        stream = engine.submit(prompts[1], 0, FRAMES, streaming=True)
+        stream = engine.submit(Request(prompts[1], 0, FRAMES), streaming=True)
         while not (stream.frames and not engine.active):
             await asyncio.sleep(0.01)
         await anext(stream)
@@ -197,9 +199,9 @@ def test_a_reader_who_never_takes_anything_is_given_up(run, prompts, monkeypatch
 def test_who_cancels_gives_the_place_to_the_next(run, held, prompts, alone):
     async def dialogue(engine):
         with held(engine, 20):
-            first = engine.submit(prompts[1], 0, streaming=True)
-            waits = engine.submit(prompts[1], 0, streaming=True)
-            second = engine.submit(prompts[0], 3, FRAMES)
+            first = engine.submit(Request(prompts[1], 0), streaming=True)
+            waits = engine.submit(Request(prompts[1], 0), streaming=True)
+            second = engine.submit(Request(prompts[0], 3, FRAMES))
             await anext(first)
             waits.cancel()
             first.cancel()
@@ -221,17 +223,18 @@ def test_who_cancels_gives_the_place_to_the_next(run, held, prompts, alone):
 def test_who_hangs_up_while_waiting_leaves_the_queue_to_others_at_once(run, held, prompts):
     async def dialogue(engine):
         with held(engine, 8), held(engine, 5) as go:
-            speaks = engine.submit(prompts[1], 0, streaming=True)
+            speaks = engine.submit(Request(prompts[1], 0), streaming=True)
             await anext(speaks)
-            waits = engine.submit(prompts[0], 3, FRAMES)
-            with pytest.raises(ApiError):
-                engine.check_room()
+            waits = engine.submit(Request(prompts[0], 3, FRAMES))
+            with pytest.raises(ApiError), engine.place():
+                pass
             waits.cancel()
             go.set()
             while _value(engine, "revox_queue_length"):
                 await asyncio.sleep(0.005)
             assert engine.active == 1, "its place is taken as before"
-            engine.check_room()
+            with engine.place():
+                pass
             assert _value(engine, "revox_utterances_total", outcome="cancelled") == 1
             speaks.cancel()
 
@@ -240,13 +243,15 @@ def test_who_hangs_up_while_waiting_leaves_the_queue_to_others_at_once(run, held
 
 def test_a_full_queue_is_a_429_that_says_when_to_ask_again(run, prompts):
     async def dialogue(engine):
-        streams = [engine.submit(prompts[0], 3, FRAMES) for _ in range(3)]
-        with pytest.raises(ApiError) as told:
-            engine.submit(prompts[0], 3, FRAMES)
-        part_of_one_let_in = engine.submit(prompts[0], 3, FRAMES, admitted=True)
-        for stream in (*streams, part_of_one_let_in):
+        with engine.place():
+            streams = [engine.submit(Request(prompts[0], 3, FRAMES)) for _ in range(2)]
+            with pytest.raises(ApiError) as told, engine.place():
+                pass
+            streams.append(engine.submit(Request(prompts[0], 3, FRAMES)))
+        for stream in streams:
             assert (await _heard(stream)).size
-        engine.check_room()
+        with engine.place():
+            pass
         return told.value
 
     error = run(dialogue, max_streams=1, max_queue=2)
@@ -260,33 +265,37 @@ def test_a_request_that_fails_is_alone_with_it(run, prompts, alone, tts, monkeyp
     bad[-1] += 1000.0
 
     async def dialogue(engine):
-        batch = engine._batch
+        frames = engine._engine
         victims = []
-        real = {"join": batch.join, "_step": batch._step, "decode": engine._decode}
+        real = {"join": frames.join, "step": frames.step, "decode": engine._decode}
 
-        def join(prompt, *rest):
-            if prompt is bad and where == "join":
+        def join(requests):
+            [request] = requests
+            if request.prompt is bad and where == "join":
                 raise RuntimeError("no room for this one")
-            one = real["join"](prompt, *rest)
-            victims.extend([one] if prompt is bad else [])
-            return one
+            [one] = real["join"](requests)
+            victims.extend([one] if request.prompt is bad else [])
+            return [one]
 
-        def step(first, stop):
-            if any(one in victims and len(one.ids) == 2 for one in batch.members[first:stop]):
+        def step(only=None):
+            taking_part = frames.speaking if only is None else [only]
+            if any(one in victims and len(one.frames) == 2 for one in taking_part):
                 raise RuntimeError("a broken frame")
-            return real["_step"](first, stop)
+            return real["step"](only)
 
         def decoded(one, start):
             if one in victims:
                 raise RuntimeError("a broken codec")
             return real["decode"](one, start)
 
-        monkeypatch.setattr(batch, "join", join)
+        monkeypatch.setattr(frames, "join", join)
         if where == "step":
-            monkeypatch.setattr(batch, "_step", step)
+            monkeypatch.setattr(frames, "step", step)
         if where == "decode":
             monkeypatch.setattr(engine, "_decode", decoded)
-        streams = [engine.submit(p, s, FRAMES) for p, s in ((prompts[0], 3), (bad, 1), (prompts[1], 0))]
+        streams = [
+            engine.submit(Request(p, s, FRAMES)) for p, s in ((prompts[0], 3), (bad, 1), (prompts[1], 0))
+        ]
         return await asyncio.gather(*map(_heard, streams), return_exceptions=True)
 
     first, failed, last = run(dialogue)
@@ -299,21 +308,19 @@ def test_a_request_that_fails_is_alone_with_it(run, prompts, alone, tts, monkeyp
 
 
 def test_sound_that_is_no_number_fails_its_own_request_only(run, prompts, alone, monkeypatch):
-    from revox.serving import engine as module
+    real, calls = Engine.decode, []
 
-    real, calls = module.decode_after, []
-
-    def decode_after(codec, codes, start):
+    def decode(engine, one, start):
         calls.append(1)
-        samples = real(codec, codes, start)
+        samples = real(engine, one, start)
         return samples * torch.nan if len(calls) == 1 else samples
 
-    monkeypatch.setattr(module, "decode_after", decode_after)
+    monkeypatch.setattr(Engine, "decode", decode)
 
     async def dialogue(engine):
         with pytest.raises(ApiError, match="finite"):
-            await _heard(engine.submit(prompts[0], 3, FRAMES))
-        return await _heard(engine.submit(prompts[0], 3, FRAMES))
+            await _heard(engine.submit(Request(prompts[0], 3, FRAMES)))
+        return await _heard(engine.submit(Request(prompts[0], 3, FRAMES)))
 
     np.testing.assert_allclose(run(dialogue), alone[0], atol=1e-6)
 
@@ -329,8 +336,8 @@ def test_a_defect_of_the_engine_itself_does_not_end_it(run, prompts, alone, monk
 
         monkeypatch.setattr(engine, "_sweep", sweep)
         with pytest.raises(ApiError) as told:
-            await _heard(engine.submit(prompts[0], 3, FRAMES))
-        return told.value.status, await _heard(engine.submit(prompts[0], 3, FRAMES))
+            await _heard(engine.submit(Request(prompts[0], 3, FRAMES)))
+        return told.value.status, await _heard(engine.submit(Request(prompts[0], 3, FRAMES)))
 
     status, heard = run(dialogue)
     assert status == 500
@@ -339,17 +346,17 @@ def test_a_defect_of_the_engine_itself_does_not_end_it(run, prompts, alone, monk
 
 def test_when_even_giving_up_fails_everybody_is_told_and_the_next_is_spoken(run, prompts, alone, monkeypatch):
     async def dialogue(engine):
-        batch = engine._batch
+        frames = engine._engine
 
         def broken(*_):
             raise RuntimeError("no memory")
 
-        for name in ("step", "step_one", "leave"):
-            monkeypatch.setattr(batch, name, broken)
+        for name in ("step", "leave"):
+            monkeypatch.setattr(frames, name, broken)
         with pytest.raises(ApiError) as told:
-            await _heard(engine.submit(prompts[0], 3, FRAMES))
+            await _heard(engine.submit(Request(prompts[0], 3, FRAMES)))
         assert told.value.status == 500
-        return await _heard(engine.submit(prompts[0], 3, FRAMES))
+        return await _heard(engine.submit(Request(prompts[0], 3, FRAMES)))
 
     np.testing.assert_allclose(run(dialogue), alone[0], atol=1e-6)
 
@@ -358,7 +365,7 @@ def test_nobody_waits_for_a_thread_that_has_ended(run, prompts):
     async def dialogue(engine):
         await asyncio.to_thread(engine.close)
         with pytest.raises(ApiError) as told:
-            engine.submit(prompts[0], 3, FRAMES, admitted=True)
+            engine.submit(Request(prompts[0], 3, FRAMES))
         return told.value.status
 
     assert run(dialogue) == 503
@@ -366,11 +373,11 @@ def test_nobody_waits_for_a_thread_that_has_ended(run, prompts):
 
 def test_whoever_still_speaks_or_waits_at_the_end_is_told(run, prompts):
     async def dialogue(engine):
-        streams = [engine.submit(prompts[1], 0, streaming=True) for _ in range(2)]
+        streams = [engine.submit(Request(prompts[1], 0), streaming=True) for _ in range(2)]
         await anext(streams[0])
         await asyncio.to_thread(engine.close)
         with pytest.raises(ApiError) as late:
-            engine.submit(prompts[1], 0)
+            engine.submit(Request(prompts[1], 0))
         heard = await asyncio.gather(*map(_heard, streams), return_exceptions=True)
         return [error.status for error in heard] + [late.value.status]
 
@@ -379,7 +386,7 @@ def test_whoever_still_speaks_or_waits_at_the_end_is_told(run, prompts):
 
 def test_what_was_done_is_counted(run, prompts):
     async def dialogue(engine):
-        await _heard(engine.submit(prompts[1], 0, FRAMES))
+        await _heard(engine.submit(Request(prompts[1], 0, FRAMES)))
         return (
             _value(engine, "revox_utterances_total", outcome="cut"),
             _value(engine, "revox_speech_seconds_total"),

@@ -7,8 +7,7 @@ import torch
 
 from revox.checkpoint.load import load_model
 from revox.checkpoint.voices import load_voice
-from revox.synthesis.batch import embed
-from revox.synthesis.prompt import Prompter
+from revox.synthesis.prompt import Prompter, make_prompt
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,6 +31,9 @@ def prompts_of(model, prompter, tiny_checkpoint):
     """`prompts_of([(text, voice, ...), ...])`: as the model reads them."""
 
     def embedded(requests):
-        return [embed(model, prompter, text, load_voice(tiny_checkpoint, name)) for text, name, _ in requests]
+        return [
+            make_prompt(model, prompter, text, load_voice(tiny_checkpoint, name)).embeddings
+            for text, name, _ in requests
+        ]
 
     return embedded

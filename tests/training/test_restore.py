@@ -26,6 +26,8 @@ from revox.cli import train_command
 from revox.cloning.clone import PARTS
 from revox.coding.invert import InversionConfig
 from revox.coding.student import QuickEncoderTraining
+from revox.synthesis.engine import Engine, Request
+from revox.synthesis.prompt import Prompt
 from revox.training.data import SpeechSource, find_sources
 from revox.training.errors import TrainingError
 from revox.training.inverted import inverted_recordings
@@ -256,15 +258,16 @@ def test_each_sentence_is_another_and_some_are_said_by_strangers(
 ):
     said: list[tuple[str, str, torch.Tensor]] = []
 
-    def embed(model: Any, prompter: Any, text: str, voice: Voice) -> torch.Tensor:
+    def make_prompt(model: Any, prompter: Any, text: str, voice: Voice) -> Prompt:
         said.append((text, voice.name, voice.embedding))
-        return torch.zeros(1, 1)
+        return Prompt(torch.zeros(1, 1), 1)
 
-    def generate(model: Any, prompts: list[torch.Tensor], seeds: list[int], max_frames: int) -> list[Any]:
-        return [SimpleNamespace(codes=torch.zeros(37, 2, dtype=torch.long), ended=True) for _ in prompts]
+    def generate_batch(engine: Engine, requests: list[Request]) -> list[Any]:
+        codes = torch.zeros(37, 2, dtype=torch.long)
+        return [SimpleNamespace(codes=lambda: codes, ended=True) for _ in requests]
 
-    monkeypatch.setattr("revox.training.spoken.embed", embed)
-    monkeypatch.setattr("revox.training.spoken.generate", generate)
+    monkeypatch.setattr("revox.training.spoken.make_prompt", make_prompt)
+    monkeypatch.setattr(Engine, "generate_batch", generate_batch)
 
     def spoken(count: int, strangers: float, name: str = "a") -> list[tuple[str, str, torch.Tensor]]:
         said.clear()

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from revox.cli.marked import log_written, model_name, say, who_signs, write_sound
+from revox.cli.progress import show_progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from revox.api import Revox
     from revox.checkpoint.voices import Voice
 
@@ -69,6 +67,8 @@ def command(
     ] = False,
 ) -> None:
     """Speak TEXT in a voice of a checkpoint; the file is marked as synthetic."""
+    from rich.console import Console
+
     from revox.marking import new_record
     from revox.speech import format_for
 
@@ -92,8 +92,8 @@ def command(
         # Raw samples can be heard while they are made: `... -o - --format pcm | aplay -r 24000 -f S16_LE`.
         seconds, cut, digest = _write_stream(tts, words, spoken_in, options)
     else:
-        with _progress() as spoken:
-            audio = tts.speak(words, spoken_in, progress=spoken, **options)
+        with show_progress(Console(stderr=True)) as progress:
+            audio = tts.speak(words, spoken_in, progress=progress, **options)
         if audio.samples.size == 0:
             _refuse_silence()
         digest = write_sound(audio, target, kind, None if no_mark else record, signer)
@@ -148,17 +148,20 @@ def _target(output: str) -> Path | None:
 def _write_stream(tts: Revox, text: str, voice: Voice, options: dict[str, Any]) -> tuple[float, bool, str]:
     import hashlib
 
+    from rich.console import Console
+
+    from revox.progress import Progress
     from revox.speech import encode_audio
 
     seconds, cut, digest = 0.0, False, hashlib.sha256()
-    with _progress() as spoken:
+    with show_progress(Console(stderr=True)) as progress:
         for chunk in tts.stream(text, voice, **options):
             data, _ = encode_audio(chunk, "pcm")
             digest.update(data)
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
             seconds, cut = seconds + chunk.seconds, chunk.truncated
-            spoken(seconds)
+            progress(Progress("speaking", round(12.5 * seconds), facts={"seconds": seconds}))
     if not seconds:
         _refuse_silence()
     return seconds, cut, digest.hexdigest()
@@ -177,15 +180,3 @@ def _why_cut(seconds: float, max_seconds: float | None) -> str:
         f"the model did not end by itself: it ran to the limit after {seconds:.1f} s, so the text may be cut "
         "off or the end may babble; try another --seed, or speak the text in parts"
     )
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[float], None]]:
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("speaking: {task.completed:.1f} s of speech"), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("speaking", total=None)
-        yield lambda seconds: bar.update(task, completed=seconds)

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from revox.coding.objective import SCALES, SpectralTarget
 from revox.coding.prior import CodePrior, starting_codes
-from revox.model.codec import Codec, decoder_reach
+from revox.model.codec import Codec
 
 CHECK_EVERY = 10  # steps between looks at the hard codes while noise is on
 TIMED_STEPS = 3
@@ -179,7 +179,7 @@ def invert(
     steps, stopped = 0, False
     for first in range(0, total, config.chunk_frames):
         last = min(first + config.chunk_frames, total)
-        before = codes[:, max(0, first - decoder_reach(codec)) :]
+        before = codes[:, max(0, first - codec.left_context) :]
         seconds = None if config.seconds is None else config.seconds * (last - first) / total
         clock = _Clock(seconds, progress, should_stop)  # finding the start counts too
         near = guess

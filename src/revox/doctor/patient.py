@@ -20,8 +20,7 @@ from revox.doctor.sound import SoundFigures, measure
 from revox.metrics.errors import MetricError
 from revox.model.config import VoxtralConfig
 from revox.speech import Audio
-from revox.synthesis.batch import Speech
-from revox.synthesis.stream import decode
+from revox.synthesis.engine import Speech
 
 if TYPE_CHECKING:
     from revox.doctor.speech_checks import Grip
@@ -132,7 +131,7 @@ class Patient:
             codes = self.recovered(name).codes
             self.say(f"{name}: decoding {codes.shape[1]} frames")
             model = self.model.model
-            samples = decode(model.audio_tokenizer, codes.to(model.device))
+            samples = model.audio_tokenizer.decode(codes[None].to(model.device))[0]
             self._decoded[name] = Audio(samples.float().cpu().numpy(), self.model.sampling_rate)
         return self._decoded[name]
 
@@ -144,7 +143,7 @@ class Patient:
         """The voice saying its sentence."""
         if name not in self._spoken:
             self.say(f"{name}: speaking")
-            self._spoken[name] = self.model.synthesise(
+            self._spoken[name] = self.model.synthesize(
                 self.sentence_of(name), name, seed=self.seed, max_seconds=MAX_SECONDS
             )
         return self._spoken[name]

@@ -14,8 +14,9 @@ from revox.doctor.patient import SENTENCES, Patient
 from revox.metrics.errors import MetricError
 from revox.metrics.intelligibility import normalize_text
 from revox.metrics.likelihood import likelihood
-from revox.synthesis.batch import embed
-from revox.synthesis.generate import generate
+from revox.progress import Progress
+from revox.synthesis.engine import Engine, Request
+from revox.synthesis.prompt import make_prompt
 
 PACE = (5.0, 30.0)
 """Characters a second; read speech has 10 to 20, and languages and moods differ."""
@@ -257,22 +258,21 @@ def text_grip(patient: Patient, texts: tuple[str, ...] = PROBES, frames: int = P
     for name in patient.pair():
         voice = patient.voice(name)
         with torch.inference_mode():
-            prompts = [embed(model, prompter, text, voice) for text in texts]
-            said = generate(
-                model, prompts, [patient.seed] * len(texts), max_frames=frames,
-                progress=_Frames(patient, name, len(texts)),
-            )  # fmt: skip
-            for i, speech in enumerate(said):
-                lengths.append(speech.codes.shape[1])
+            prompts = [make_prompt(model, prompter, text, voice).embeddings for text in texts]
+            requests = [Request(prompt, patient.seed, frames) for prompt in prompts]
+            spoken = Engine(model).generate_batch(requests, _Frames(patient, name, len(texts)))
+            for i, speech in enumerate(spoken):
+                codes = speech.codes()
+                lengths.append(codes.shape[1])
                 ended.append(speech.ended)
-                if not speech.codes.shape[1]:
+                if not codes.shape[1]:
                     continue
-                costs = [_cost(patient, prompt, speech.codes, speech.ended) for prompt in prompts]
+                costs = [_cost(patient, prompt, codes, speech.ended) for prompt in prompts]
                 rest = [cost for j, cost in enumerate(costs) if j != i]
                 own.append(costs[i])
                 other.append(float(np.mean(rest)))
                 differences.append(other[-1] - own[-1])
-                respelt.append(_cost(patient, _respelt(patient, texts[i], voice), speech.codes, speech.ended))
+                respelt.append(_cost(patient, _respelt(patient, texts[i], voice), codes, speech.ended))
     if not own:
         return Grip(0.0, 0.0, 0.0, 0.0, 0.0, float(np.mean(ended)))
     error = float(np.std(differences) / np.sqrt(len(differences)))
@@ -290,13 +290,13 @@ class _Frames:
     voice: str
     sentences: int
 
-    def __call__(self, frame: int) -> None:
-        self.patient.say(f"{self.voice}: frame {frame} of {self.sentences} sentences")
+    def __call__(self, at: Progress) -> None:
+        self.patient.say(f"{self.voice}: frame {at.done:g} of {self.sentences} sentences")
 
 
 def _respelt(patient: Patient, text: str, voice: Voice) -> Tensor:
     spelling = " ".join(word[:1].upper() + word[1:] for word in text.split())
-    return embed(patient.model.model, patient.model.prompter, spelling, voice)
+    return make_prompt(patient.model.model, patient.model.prompter, spelling, voice).embeddings
 
 
 def _cost(patient: Patient, prompt: Tensor, codes: Tensor, ended: bool) -> float:

@@ -9,7 +9,6 @@ import torch
 
 from revox.doctor.findings import NO_RANGE, Figure, Finding, Verdict
 from revox.doctor.patient import SENTENCES, Patient
-from revox.synthesis.stream import decode
 
 SPEED_SECONDS = 4.0
 
@@ -31,7 +30,7 @@ def speed(patient: Patient) -> Finding:
     codes = patient.recovered(voice).codes.to(model.device)
     _wait(model.device)
     started = time.perf_counter()
-    decode(model.audio_tokenizer, codes)
+    model.audio_tokenizer.decode(codes[None])
     _wait(model.device)
     decoding = time.perf_counter() - started
     factor = took / seconds if seconds else None

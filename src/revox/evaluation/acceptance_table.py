@@ -16,8 +16,8 @@ from revox.evaluation.tables import Column, Table, make_row
 from revox.metrics.codes import semantic_variety
 from revox.metrics.likelihood import likelihood
 from revox.metrics.voice_embeddings import PresetEmbeddings
-from revox.synthesis.batch import embed
 from revox.synthesis.errors import SpeakError
+from revox.synthesis.prompt import make_prompt
 
 OWN_SPEECH = "the model's own speech with presets"
 CODED_AGAIN = "the same, decoded and coded again"
@@ -61,7 +61,8 @@ def preset_names(setup: Setup) -> list[str]:
 def spoken_score(subject: Subject, text: str, voice: Voice, codes: Tensor) -> Record:
     """Likelihood, flow-matching error and variety of `codes` `[37, frames]` as `text` in `voice`."""
     tts = subject.tts
-    found = likelihood(tts.model, embed(tts.model, tts.prompter, text, voice), codes, draws=DRAWS)
+    prompt = make_prompt(tts.model, tts.prompter, text, voice).embeddings
+    found = likelihood(tts.model, prompt, codes, draws=DRAWS)
     return {
         "nll": float(found.semantic_nll),
         "end": float(found.end_nll),

@@ -24,7 +24,6 @@ from revox.metrics.perceptual import installed
 from revox.metrics.speaker import SpeakerVerifier
 from revox.model.codec import Codec
 from revox.speech import Audio, normalise_loudness, read_audio, whole_frames, write_audio
-from revox.synthesis.stream import decode
 
 if TYPE_CHECKING:
     from revox.coding.prior import CodePrior
@@ -197,7 +196,7 @@ class Subject:
     def decoded(self, codes: Tensor) -> Audio:
         """The sound of `codes` `[37, frames]`."""
         device = self.codec.output_proj.conv.weight.device
-        return Audio(decode(self.codec, codes.to(device)).cpu().numpy(), self.rate)
+        return Audio(self.codec.decode(codes[None].to(device))[0].float().cpu().numpy(), self.rate)
 
     def voice(self, codes: Tensor, name: str = "clone") -> Voice:
         """The voice of `codes` `[37, frames]`."""
@@ -214,7 +213,7 @@ class Subject:
         key = key_of(what="speech", identity=self.setup.identity, rows=rows, text=text, seed=seed)
 
         def make() -> tuple[Tensor, bool]:
-            said = self.tts.synthesise(text, voice, seed=seed, max_seconds=3 + len(text) / 5)
+            said = self.tts.synthesize(text, voice, seed=seed, max_seconds=3 + len(text) / 5)
             return said.codes, not said.audio.truncated
 
         return self.cache.codes(key, make)

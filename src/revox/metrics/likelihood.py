@@ -161,7 +161,7 @@ def _level_weights(values: Tensor, levels: int) -> Tensor:
 def _hidden(model: Voxtral, prompt: Tensor, rows: Tensor) -> Tensor:
     """Hidden states `[frames + 1, dim]` from which each frame, and after the last the end, is read."""
     inputs = torch.cat((prompt.to(model.device, model.dtype), rows.to(model.dtype)))
-    return model.backbone(inputs[None])[0, len(prompt) - 1 :]
+    return model.teacher_forced([inputs])[0, len(prompt) - 1 :]
 
 
 def _log_likelihood(model: Voxtral, hidden: Tensor) -> Tensor:

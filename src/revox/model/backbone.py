@@ -3,6 +3,8 @@ SwiGLU)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -10,46 +12,102 @@ from torch.nn import functional
 from .config import BackboneConfig
 from .layers import FeedForward, rotate_interleaved
 
+BLOCK = 256
+"""Positions by which a cache grows."""
 
+
+@dataclass(eq=False)
 class KVCache:
-    """Keys and values of every layer for a batch, of fixed capacity, each item at its own length.
+    """Keys and values of every layer, in slots that are each filled to their own length.
 
-    Item b holds `lengths[b]` positions. `keys` and `values` are `[layers, batch, capacity, kv_heads,
-    head_dim]`.
+    `keys` and `values` are `[layers, slots, capacity, kv_heads, head_dim]`; slot s holds `lengths[s]`
+    positions. `lengths` `[slots]` is on the CPU, so that no step waits for the device to learn how far it
+    reaches.
     """
 
-    def __init__(
-        self,
+    keys: Tensor
+    values: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def empty(
+        cls,
         config: BackboneConfig,
-        batch: int,
+        slots: int,
         capacity: int,
         dtype: torch.dtype,
         device: torch.device | str,
-    ) -> None:
-        shape = (config.n_layers, batch, capacity, config.n_kv_heads, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
+    ) -> KVCache:
+        """A cache of `slots` slots with room for `capacity` positions each; both may be 0 and grow later."""
+        shape = (config.n_layers, slots, capacity, config.n_kv_heads, config.head_dim)
+        keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        return cls(keys, values, torch.zeros(slots, dtype=torch.long, device="cpu"))
+
+    @property
+    def slots(self) -> int:
+        """Sequences there is room for."""
+        return self.keys.shape[1]
 
     @property
     def capacity(self) -> int:
-        """Positions there is room for."""
+        """Positions there is room for in each slot."""
         return self.keys.shape[2]
 
-    def store(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write `k`, `v` `[batch, time, kv_heads, head_dim]` at `positions` `[batch, time]`; give all of the
-        layer's."""
+    @property
+    def nbytes(self) -> int:
+        """Memory that the cache takes, in bytes."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def reserve(self, slots: int, positions: int) -> None:
+        """Make room for at least so many slots and positions, in whole blocks; the contents stay."""
+        if slots <= self.slots and positions <= self.capacity:
+            return
+        slots, positions = max(slots, self.slots), max(self.capacity, -(-positions // BLOCK) * BLOCK)
+        # Both are made before either is replaced: there may be no memory for the second.
+        self.keys, self.values = (_grown(part, slots, positions) for part in (self.keys, self.values))
+        self.lengths = functional.pad(self.lengths, (0, slots - len(self.lengths)))
+
+    def window(self, first: int, stop: int) -> KVCache:
+        """Slots `first` to `stop` as a cache over the same memory, with lengths of its own.
+
+        What is appended to it counts for this cache once its lengths are copied back, so that a forward pass
+        that fails can be repeated.
+        """
+        return KVCache(self.keys[:, first:stop], self.values[:, first:stop], self.lengths[first:stop].clone())
+
+    def append(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write `k`, `v` `[slots, time, kv_heads, head_dim]` at `positions` `[slots, time]` of a layer.
+
+        Returns all keys and values of the layer, `[slots, capacity, kv_heads, head_dim]`.
+        """
         rows = torch.arange(k.shape[0], device=k.device)[:, None]
         self.keys[layer][rows, positions] = k.to(self.keys.dtype)
         self.values[layer][rows, positions] = v.to(self.values.dtype)
         return self.keys[layer], self.values[layer]
 
-    def select(self, items: Tensor) -> KVCache:
-        """The cache of some items only, in the given order (for a batch that items leave)."""
-        other = object.__new__(KVCache)
-        other.keys, other.values = self.keys[:, items], self.values[:, items]
-        other.lengths = self.lengths[items]
-        return other
+    def copy(self, source: int, target: int) -> None:
+        """Overwrite slot `target` with slot `source`."""
+        length = int(self.lengths[source])
+        for part in (self.keys, self.values):
+            part[:, target, :length] = part[:, source, :length]
+        self.lengths[target] = length
+
+    def swap(self, a: int, b: int) -> None:
+        """Exchange two slots."""
+        length = int(self.lengths[[a, b]].max())
+        # Both are cloned before either is written: there may be no memory for the second.
+        clones = [part[:, a, :length].clone() for part in (self.keys, self.values)]
+        for part, clone in zip((self.keys, self.values), clones, strict=True):
+            part[:, a, :length] = part[:, b, :length]
+            part[:, b, :length] = clone
+        self.lengths[[a, b]] = self.lengths[[b, a]]
+
+
+def _grown(part: Tensor, slots: int, positions: int) -> Tensor:
+    layers, old_slots, old_positions, *rest = part.shape
+    grown = part.new_zeros((layers, slots, positions, *rest))
+    grown[:, :old_slots, :old_positions] = part
+    return grown
 
 
 class BackboneAttention(nn.Module):
@@ -77,7 +135,7 @@ class BackboneAttention(nn.Module):
         k = rotate_interleaved(self.wk(x).unflatten(-1, (self.n_kv_heads, -1)), angles)
         v = self.wv(x).unflatten(-1, (self.n_kv_heads, -1))
         if cache is not None:
-            k, v = cache.store(layer, positions, k, v)
+            k, v = cache.append(layer, positions, k, v)
             if mask is not None:
                 k, v = k[:, : mask.shape[-1]].to(q.dtype), v[:, : mask.shape[-1]].to(q.dtype)
         out = functional.scaled_dot_product_attention(
@@ -125,24 +183,25 @@ class Backbone(nn.Module):
     ) -> Tensor:
         """Normed hidden states `[batch, time, dim]` of `embeddings` `[batch, time, dim]`.
 
-        Without a cache: causal over the given positions. With one: the embeddings continue each item's past
-        and are appended to the cache. `lengths` `[batch]` says how many of the `time` positions are an
-        item's own
-        (the rest, on the right, is padding: not remembered, and its output means nothing).
+        Without a cache: causal over the given positions. With one: the embeddings continue each slot's past
+        and are appended to the cache. `lengths` `[batch]` says how many of the `time` positions belong to
+        each slot; the others, on its right, are padding: they are not remembered, and their output means
+        nothing.
         Raises ValueError when the cache has no room.
         """
         batch, time, _ = embeddings.shape
-        steps = torch.arange(time, device=embeddings.device)
+        steps = torch.arange(time, device=embeddings.device if cache is None else "cpu")
         mask = None
         if cache is None:
             positions = steps.expand(batch, time)
         else:
             positions = cache.lengths[:, None] + steps
-            reach = int(positions[:, -1].max()) + 1
-            if reach > cache.capacity:
-                raise ValueError(f"the cache holds {cache.capacity} positions, {reach} are needed")
-            # Padding may be written past an item's end: it is overwritten before any later query sees it.
-            mask = torch.arange(reach, device=embeddings.device) <= positions[:, None, :, None]
+            needed = int(positions.max()) + 1
+            if needed > cache.capacity:
+                raise ValueError(f"the cache holds {cache.capacity} positions, {needed} are needed")
+            positions = positions.to(embeddings.device)
+            # Padding may be written past a slot's end: it is overwritten before any later query sees it.
+            mask = torch.arange(needed, device=embeddings.device) <= positions[:, None, :, None]
         half = self.config.head_dim // 2
         inverse = self.config.rope_theta ** (-torch.arange(half, device=embeddings.device).float() / half)
         angles = positions.float()[..., None] * inverse

@@ -13,6 +13,10 @@ from .config import CodecConfig
 from .layers import CausalConv1d, CausalConvTranspose1d, FeedForward, alibi_slopes
 from .quantizer import Quantizer
 
+PIECE = 100
+"""Frames decoded at a time. The attention has a mask of patches squared: the longest speech, 2048 frames,
+would take 9 GB in one piece."""
+
 
 class CodecAttention(nn.Module):
     """Causal self-attention over a sliding window, with ALiBi and RMSNorm on whole q and k before the heads.
@@ -138,6 +142,8 @@ class Codec(nn.Module):
             config.acoustic_codebook_size,
             config.acoustic_dim,
         )
+        self.left_context = _left_context(self)
+        """Frames before its own that a frame of audio depends on: 21 for the release (serving takes 25)."""
 
     @property
     def samples_per_frame(self) -> int:
@@ -167,9 +173,8 @@ class Codec(nn.Module):
         for block in self.encoder_blocks:
             if isinstance(block, CausalConv1d):
                 if ends is not None:
-                    # A strided convolution completes its last frame by repeating the last value: give a
-                    # padded
-                    # item its own last value there, not the padding.
+                    # A strided convolution completes its last frame by repeating the last value: a padded
+                    # item gets its own last value there, not the padding.
                     x = _repeat_last(x, ends)
                     ends = torch.div(ends + block.stride - 1, block.stride, rounding_mode="floor")
                 x = block(x.transpose(1, 2)).transpose(1, 2)
@@ -191,36 +196,43 @@ class Codec(nn.Module):
             latents = self.encode_latents(waveform)
         return self.quantizer.encode(latents)
 
-    def decode_latents(self, latents: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def decode_latents(self, latents: Tensor) -> Tensor:
         """Waveform `[batch, frames * samples_per_frame]` of `latents` `[batch, latent_dim, frames]`; never
         clipped.
 
-        `lengths` `[batch]`, in frames: see `encode_latents`.
+        All in one piece, in memory that grows with the frames squared: for losses on short pieces.
         """
         x = latents.transpose(1, 2)
         for block in self.decoder_blocks:
             x = block(x) if isinstance(block, CodecTransformer) else block(x.transpose(1, 2)).transpose(1, 2)
-        if lengths is not None:
-            # Reflection at the start of a very short item must meet zeros beyond its end, as it does alone.
-            ends = lengths.to(x.device) * self.config.patches_per_frame
-            x = x.masked_fill(_beyond(ends, x.shape[1])[..., None], 0.0)
         patches = self.output_proj(x.transpose(1, 2))
         return patches.transpose(1, 2).flatten(1)
 
-    def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Waveform `[batch, samples]` of `codes` `[batch, n_codebooks, frames]` (from 0), in the weights'
-        dtype."""
-        dtype = self.output_proj.conv.weight.dtype
-        return self.decode_latents(self.quantizer.decode(codes, dtype), lengths)
+    def decode_whole(self, codes: Tensor) -> Tensor:
+        """What `decode` gives of all `codes`, in one piece: what parity tests compare."""
+        return self.decode_latents(self.quantizer.decode(codes, self.output_proj.conv.weight.dtype))
+
+    def decode(self, codes: Tensor, start: int = 0) -> Tensor:
+        """Waveform `[batch, samples]` of `codes` `[batch, n_codebooks, frames]` (from 0) from frame `start`
+        on, in the weights' dtype; never clipped.
+
+        Memory is bounded: the frames are decoded in pieces, each with as many frames before it as the decoder
+        sees (`left_context`), which gives what all at once gives, up to rounding.
+        """
+        pieces = []
+        for first in range(start, codes.shape[-1], PIECE):
+            context = max(0, first - self.left_context)
+            piece = self.decode_whole(codes[..., context : first + PIECE])
+            pieces.append(piece[:, (first - context) * self.samples_per_frame :])
+        if not pieces:
+            return self.quantizer.semantic_codebook.embedding_sum.new_zeros((codes.shape[0], 0))
+        return torch.cat(pieces, dim=1)
 
 
-def decoder_reach(codec: Codec) -> int:
-    """How many frames before its own a frame of audio depends on (21 for the release; its serving takes 25).
-
-    Goes back from a frame's first sample through the decoder: a convolution of kernel k sees k - 1 positions
-    back; a layer of attention its window; a transposed convolution of kernel k and stride s makes position t
-    from positions ceil((t - k + 1) / s) and later.
-    """
+def _left_context(codec: Codec) -> int:
+    """Goes back from a frame's first sample through the decoder: a convolution of kernel k sees k - 1
+    positions back; a layer of attention its window; a transposed convolution of kernel k and stride s makes
+    position t from positions ceil((t - k + 1) / s) and later."""
     far = 1000  # any frame far from the start
     position = far * codec.config.patches_per_frame - (codec.output_proj.kernel - 1)
     for block in reversed(codec.decoder_blocks):

@@ -3,13 +3,15 @@ file."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from .acoustic import AcousticTransformer
 from .backbone import Backbone, KVCache
 from .codec import Codec
-from .config import END_AUDIO_ID, VoxtralConfig
+from .config import VoxtralConfig
 from .embedding import Embeddings
 
 
@@ -24,7 +26,7 @@ def tensor_name(parameter: str) -> str:
 
 
 class Voxtral(nn.Module):
-    """Text and a voice's rows in, frames of codes and audio out."""
+    """Text and a voice embedding in, frames of codes and audio out."""
 
     def __init__(self, config: VoxtralConfig, with_encoder: bool) -> None:
         super().__init__()
@@ -44,59 +46,37 @@ class Voxtral(nn.Module):
         """The weights' type, and so the arithmetic's."""
         return self.backbone.norm.weight.dtype
 
-    def embed_prompt(self, tokens: Tensor, audio_token: int, rows: Tensor) -> Tensor:
+    def embed_prompt(self, tokens: Tensor, audio_token: int, voice_embedding: Tensor) -> Tensor:
         """Embeddings `[time, dim]` of prompt `tokens` `[time]`, the `audio_token` positions replaced by
-        `rows` `[N, dim]`.
+        `voice_embedding` `[N, dim]`.
 
-        Raises ValueError when the prompt has another number of audio positions than there are rows.
+        Raises ValueError when the prompt has another number of audio positions than the voice embedding.
         """
         embedded = self.mm_audio_embeddings.tok_embeddings(tokens)
         places = tokens == audio_token
-        if int(places.sum()) != rows.shape[0]:
+        if int(places.sum()) != voice_embedding.shape[0]:
             raise ValueError(
-                f"the prompt has {int(places.sum())} audio positions, the voice {rows.shape[0]} rows"
+                f"the prompt has {int(places.sum())} audio positions and the voice embedding "
+                f"{voice_embedding.shape[0]}; build the prompt for this voice"
             )
-        return embedded.masked_scatter(places[:, None], rows.to(embedded))
+        return embedded.masked_scatter(places[:, None], voice_embedding.to(embedded))
 
-    def prefill(self, prompts: list[Tensor], new_frames: int) -> tuple[Tensor, KVCache]:
-        """Read prompts (each `[time, dim]`), leaving room for `new_frames` more positions.
+    def prefill(self, prompts: Sequence[Tensor], cache: KVCache) -> Tensor:
+        """Read prompts (each `[time, dim]`) into the empty slots of `cache`, which must have room.
 
-        Gives the hidden state at each one's last position, `[batch, dim]`, from which the first frame is
-        read, and the cache.
+        Returns the hidden state at each one's last position, `[batch, dim]`, from which its first frame is
+        read.
         """
-        lengths = torch.tensor([len(p) for p in prompts], device=self.device)
-        padded = nn.utils.rnn.pad_sequence(prompts, batch_first=True)
-        cache = KVCache(
-            self.config.backbone, len(prompts), padded.shape[1] + new_frames, padded.dtype, padded.device
-        )
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device="cpu")
+        padded = nn.utils.rnn.pad_sequence(list(prompts), batch_first=True)
         hidden = self.backbone(padded, cache, lengths)
-        return hidden[torch.arange(len(prompts), device=self.device), lengths - 1], cache
+        return torch.stack([states[n - 1] for states, n in zip(hidden, lengths.tolist(), strict=True)])
 
-    def step(self, ids: Tensor, cache: KVCache) -> Tensor:
+    def feed(self, ids: Tensor, cache: KVCache) -> Tensor:
         """Feed the frames just spoken, ids `[batch, 37]`; the next hidden state `[batch, dim]`."""
         return self.backbone(self.mm_audio_embeddings.frames(ids[:, :, None]), cache)[:, 0]
 
-    @torch.inference_mode()
-    def speak(
-        self,
-        prompt: Tensor,
-        noise: Tensor,
-        cfg_alpha: float = 1.2,
-        steps: int | None = None,
-    ) -> Tensor:
-        """The frame loop for one prompt `[time, dim]`: codes `[37, frames]` from 0, without the end frame.
-
-        `noise` `[max_frames, 36]` is used row by row; speech ends at the first semantic id 1 or with the
-        noise.
-        """
-        hidden, cache = self.prefill([prompt], len(noise))
-        frames: list[Tensor] = []
-        for row in noise:
-            ids = self.acoustic_transformer.frame(hidden, row[None], cfg_alpha, steps)
-            if int(ids[0, 0]) == END_AUDIO_ID:
-                break
-            frames.append(ids[0])
-            hidden = self.step(ids, cache)
-        if not frames:
-            return torch.zeros((self.config.codec.n_codebooks, 0), dtype=torch.long, device=self.device)
-        return torch.stack(frames, dim=1) - 2
+    def teacher_forced(self, sequences: Sequence[Tensor]) -> Tensor:
+        """Hidden states `[batch, longest, dim]` of whole `sequences` (each `[time, dim]`: a prompt's
+        embeddings and those of given frames), without a cache; differentiable."""
+        return self.backbone(nn.utils.rnn.pad_sequence(list(sequences), batch_first=True))

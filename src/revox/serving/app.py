@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from revox import __version__
-from revox.serving.engine import Engine
+from revox.serving.engine import EngineThread
 from revox.serving.errors import RESPONSES, install_handlers
 from revox.serving.limits import BodyLimit, HostCheck, KeyCheck, OriginCheck
 from revox.serving.metrics import Counted, Metrics
@@ -51,7 +51,7 @@ def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
         redoc_url=None,
     )
     metrics = Metrics()
-    engine = Engine(tts.model, settings, metrics)
+    engine = EngineThread(tts.model, settings, metrics)
     state = ServerState(settings, tts, engine, metrics)
     app.state.revox = state
     state.keys = open_keys(settings)

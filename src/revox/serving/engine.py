@@ -1,8 +1,9 @@
 """The thread that owns the model: it speaks all requests together and hands their audio to asyncio.
 
-A request joins and leaves between two frames. A reader that is slow costs the others nothing: its utterance
-rests once it is far enough ahead. A request that fails is told so, alone. While somebody listens as it is
-spoken, no more are spoken at once than the machine speaks in real time (`revox.serving.pace`).
+A request joins and leaves between two frames. Requests of slow clients are paused once they are far enough
+ahead, so that they do not hold up the others. A request that fails gets its error alone. While a client
+listens to a stream, no more requests are spoken at once than the machine speaks in real time
+(`revox.serving.admission`).
 """
 
 from __future__ import annotations
@@ -14,21 +15,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from revox.model.codec import PIECE
 from revox.model.voxtral import Voxtral
+from revox.serving.admission import AdmissionControl
 from revox.serving.errors import ApiError, as_api_error
 from revox.serving.metrics import Metrics
-from revox.serving.pace import Pace
-from revox.synthesis.continuous import ContinuousBatch, Utterance
-from revox.synthesis.generate import DEFAULT_CFG
-from revox.synthesis.stream import FIRST_ENDS, PIECE, chunk_ends, decode_after
+from revox.synthesis.engine import FIRST_ENDS, Engine, Generation, Request, chunk_ends
 
 if TYPE_CHECKING:
     from revox.serving.settings import ServeSettings
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("revox.serving")
 
 STALL_SECONDS = 60.0
-"""A reader that takes nothing for so long, while its utterance rests for it, is given up."""
+"""A client that takes nothing for so long, while its request is paused for it, is given up."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Chunk:
     frames: int
 
 
-class Stream:
+class SpeechStream:
     """One request's audio, chunk by chunk: iterate over it, in the event loop that it was asked for in.
 
     Iterating raises ApiError when the request fails. `frames` counts what was made, `truncated` says at the
@@ -56,17 +55,13 @@ class Stream:
 
     def __init__(
         self,
-        prompt: Tensor,
-        seed: int,
-        max_frames: int | None,
+        request: Request,
         ends: Iterator[int],
         wake: threading.Event,
         live: bool = False,
-        cfg_alpha: float = DEFAULT_CFG,
         speed: float = 1.0,
     ) -> None:
-        self.prompt, self.seed, self.max_frames, self.ends = prompt, seed, max_frames, ends
-        self.live, self.cfg_alpha, self.speed = live, cfg_alpha, speed
+        self.request, self.ends, self.live, self.speed = request, ends, live, speed
         self.frames = 0
         self.truncated = False
         self.cancelled = False
@@ -76,8 +71,8 @@ class Stream:
         self._wake = wake
         self._taken = 0
         self._taken_at = self.asked_at
-        # The engine's own notes.
-        self.utterance: Utterance | None = None
+        # The engine thread's own notes.
+        self.generation: Generation | None = None
         self.end = next(ends)
         self.decoded = 0
         self.started_at = 0.0
@@ -98,43 +93,44 @@ class Stream:
         return item
 
     def cancel(self) -> None:
-        """Nobody listens any more; its place is free after the next frame."""
+        """The client is gone; the place is free after the next frame."""
         self.cancelled = True
         self._wake.set()
 
     @property
     def ahead(self) -> int:
-        """Frames made that nobody has taken."""
+        """Frames made that the client has not taken."""
         return self.decoded - self._taken
 
     @property
     def stalled(self) -> float:
-        """Seconds since somebody took something, or since it was its turn."""
+        """Seconds since the client took something, or since the request was started."""
         return time.monotonic() - max(self._taken_at, self.started_at)
 
     def put(self, item: Chunk | ApiError | None) -> None:
         """Hand over, from the engine's thread: a chunk, a failure, or the end (None)."""
         try:
             self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
-        except RuntimeError:  # the event loop is gone, and with it the reader
+        except RuntimeError:  # the event loop is gone, and with it the client
             self.cancelled = True
 
 
-class Engine:
+class EngineThread:
     """Requests in, streams out; see the module."""
 
     def __init__(self, model: Voxtral, settings: ServeSettings, metrics: Metrics) -> None:
         self.model, self.settings, self.metrics = model, settings, metrics
-        self._batch = ContinuousBatch(model)
-        self._pace = Pace(1 / model.config.codec.frame_rate)
-        self._waiting: deque[Stream] = deque()
-        self._active: list[Stream] = []
+        self._engine = Engine(model)
+        self._admission = AdmissionControl(1 / model.config.codec.frame_rate)
+        self._waiting: deque[SpeechStream] = deque()
+        self._active: list[SpeechStream] = []
+        self._preparing = 0
         self._lock = threading.Lock()  # guards _waiting and _over
         self._wake = threading.Event()
         self._closing = False
-        self._over = True  # nobody will take what is put into _waiting
+        self._over = True  # the thread will take nothing more from _waiting
         self._thread: threading.Thread | None = None
-        self._seconds = 5.0  # what an utterance took lately
+        self._seconds = 5.0  # what a request took lately
 
     @property
     def running(self) -> bool:
@@ -143,12 +139,12 @@ class Engine:
 
     @property
     def active(self) -> int:
-        """Utterances that have a place."""
+        """Requests that are being spoken."""
         return len(self._active)
 
     @property
     def waiting(self) -> int:
-        """Utterances that wait for a place."""
+        """Requests that wait for their turn."""
         return len(self._waiting)
 
     def start(self) -> None:
@@ -158,24 +154,28 @@ class Engine:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread; whoever still waits is told that the server stops."""
+        """End the thread; requests that still wait get an error that the server stops."""
         self._closing = True
         self._wake.set()
         if self._thread is not None:
             self._thread.join(timeout=30)
 
     async def drain(self, seconds: float) -> None:
-        """Wait until nothing is spoken any more, but no longer than so many seconds."""
+        """Wait until all requests are done, but no longer than so many seconds."""
         deadline = time.monotonic() + seconds
         while (self._active or self._waiting) and self.running and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
 
-    def check_room(self) -> None:
-        """Raise ApiError 429 when the queue is full, 503 when nothing is spoken any more."""
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold a place in the queue while a request is prepared and submitted.
+
+        Raises ApiError 429 when the queue is full, 503 when the server is not ready or stops.
+        """
         if self._closing or not self.running:
             raise _not_ready()
-        settings = self.settings
-        if len(self._waiting) + len(self._active) >= settings.max_streams + settings.max_queue:
+        settings, taken = self.settings, len(self._waiting) + len(self._active) + self._preparing
+        if taken >= settings.max_streams + settings.max_queue:
             again = max(1, math.ceil(self._seconds * len(self._waiting) / settings.max_streams))
             raise ApiError(
                 429,
@@ -184,31 +184,28 @@ class Engine:
                 code="queue_full",
                 headers={"Retry-After": str(again)},
             )
+        self._preparing += 1
+        try:
+            yield
+        finally:
+            self._preparing -= 1
 
     def submit(
         self,
-        prompt: Tensor,
-        seed: int,
-        max_frames: int | None = None,
+        request: Request,
         *,
         streaming: bool = False,
         first_frames: int | None = None,
-        admitted: bool = False,
-        cfg_alpha: float = DEFAULT_CFG,
         speed: float = 1.0,
-    ) -> Stream:
-        """Speak a prompt `[time, dim]` (`revox.synthesis.batch.embed`) when it is its turn.
+    ) -> SpeechStream:
+        """Speak a request when it is its turn. Its place should be held (`place`): the queue is not checked.
 
-        streaming: audio in chunks as soon as may be (the first after `first_frames`, 5 by default), sooner
-        where a player would run dry, not in long pieces. admitted: part of a request that has been let in;
-        the queue's limit does not hold. cfg_alpha: the scale of guidance. speed: at which what is made is
-        heard.
-        Raises ApiError as `check_room` does; 503 even when admitted.
+        streaming: audio in chunks as soon as possible (the first after `first_frames`, 5 by default), sooner
+        where a player would run dry; otherwise in long pieces. speed: of the playback.
+        Raises ApiError 503 when the server stops.
         """
-        if not admitted:
-            self.check_room()
-        ends = _ends(first_frames) if streaming else count(PIECE, PIECE)
-        stream = Stream(prompt, seed, max_frames, ends, self._wake, streaming, cfg_alpha, speed)
+        ends = chunk_ends(first_frames) if streaming else count(PIECE, PIECE)
+        stream = SpeechStream(request, ends, self._wake, streaming, speed)
         with self._lock:
             if self._over:
                 raise _not_ready()
@@ -223,57 +220,58 @@ class Engine:
         try:
             while not self._closing:
                 try:
-                    if not self._round():
+                    if not self._step():
                         self._wake.wait(timeout=1.0)
                         self._wake.clear()
-                except Exception as error:  # a defect of the engine itself: everybody is told, and it goes on
+                except Exception as error:  # a defect of this thread: all requests fail, it goes on
                     self._start_over(as_api_error(error))
         finally:
-            # However the thread ends: nobody waits for what never comes.
+            # However the thread ends: no client waits for what never comes.
             with self._lock:
                 self._over = True
                 left = [*self._active, *self._waiting]
                 self._waiting.clear()
             for stream in left:
-                stream.utterance = None
+                stream.generation = None
                 self._finish(stream, ApiError(503, "the server stops; ask again later", code="stopping"))
 
     def _start_over(self, error: ApiError) -> None:
-        """Tell everybody who has a place, and begin with an empty batch: what is in this one is not known."""
+        """Fail all requests that are being spoken, and begin with an empty engine: the state of this one is
+        not known."""
         for stream in list(self._active):
-            stream.utterance = None
+            stream.generation = None
             self._finish(stream, error)
-        self._batch = ContinuousBatch(self.model)
+        self._engine = Engine(self.model)
 
-    def _round(self) -> bool:
-        """One frame of everybody; False when there is nothing to do before somebody asks or takes."""
+    def _step(self) -> bool:
+        """One frame of every request; False when there is nothing to do before a client asks or takes."""
         began = time.monotonic()
         self._sweep()
         joined = self._admit()
-        speaking = [stream for stream in self._active if stream.utterance in self._batch.speaking]
+        speaking = [stream for stream in self._active if stream.generation in self._engine.speaking]
         if not speaking:
             return False
         try:
-            self._batch.step()
+            self._engine.step()
         except Exception as error:
-            log.warning("a step of %d utterances failed (%s); trying each alone", len(speaking), error)
+            log.warning("a step of %d requests failed (%s); trying each alone", len(speaking), error)
             self._each_alone(speaking)
         for stream in speaking:
-            if stream.utterance is not None:
+            if stream.generation is not None:
                 self._hand_over(stream)
-        self._pace.observe(len(speaking), time.monotonic() - began, joined)
+        self._admission.observe(len(speaking), time.monotonic() - began, joined)
         return True
 
-    def _each_alone(self, speaking: list[Stream]) -> None:
+    def _each_alone(self, speaking: list[SpeechStream]) -> None:
         for stream in speaking:
             try:
-                if stream.utterance is not None:
-                    self._batch.step_one(stream.utterance)
+                if stream.generation is not None:
+                    self._engine.step(stream.generation)
             except Exception as error:
                 self._finish(stream, as_api_error(error))
 
     def _sweep(self) -> None:
-        """Let go of those nobody listens to; let those rest who are far ahead, and wake who are not."""
+        """Drop the requests whose clients are gone; pause those that are far ahead, and resume the others."""
         with self._lock:
             gone = [stream for stream in self._waiting if stream.cancelled]
             for stream in gone:
@@ -283,35 +281,34 @@ class Engine:
             self.metrics.queued.set(len(self._waiting))
         lead = self.settings.lead_frames
         for stream in list(self._active):
-            resting = stream.utterance not in self._batch.speaking
+            generation, paused = stream.generation, stream.generation not in self._engine.speaking
             if stream.cancelled:
                 self._finish(stream, None, "cancelled")
-            elif resting and stream.stalled > STALL_SECONDS:
-                told = ApiError(
-                    408, f"nothing of the audio was taken for {STALL_SECONDS:g} s", code="stalled"
-                )
-                self._finish(stream, told, "stalled")
-            elif stream.utterance is not None and not resting and stream.ahead > lead:
-                self._batch.rest(stream.utterance)
-            elif stream.utterance is not None and resting and stream.ahead <= lead:
-                self._batch.wake(stream.utterance)
+            elif paused and stream.stalled > STALL_SECONDS:
+                error = ApiError(
+                    408, f"no audio was taken for {STALL_SECONDS:g} s; read the stream as it comes",
+                    code="stalled",
+                )  # fmt: skip
+                self._finish(stream, error, "stalled")
+            elif generation is not None and not paused and stream.ahead > lead:
+                self._engine.pause(generation)
+            elif generation is not None and paused and stream.ahead <= lead:
+                self._engine.resume(generation)
 
     def _admit(self) -> bool:
-        """Let the next one in, and say whether there was one; one a frame, for reading a prompt makes the
-        others wait."""
+        """Start the next request, and say whether there was one; one a step, because reading its prompt makes
+        the others wait."""
         joined = False
         while len(self._active) < self.settings.max_streams:
             with self._lock:
-                stream = self._waiting.popleft() if self._waiting and self._keeps_pace() else None
+                stream = self._waiting.popleft() if self._waiting and self._fits() else None
             self.metrics.queued.set(len(self._waiting))
             if stream is None:
                 break
             joined = True
             stream.started_at = time.monotonic()
             try:
-                stream.utterance = self._batch.join(
-                    stream.prompt, stream.seed, stream.max_frames, stream.cfg_alpha
-                )
+                [stream.generation] = self._engine.join([stream.request])
             except Exception as error:
                 self._finish(stream, as_api_error(error))
                 continue
@@ -321,30 +318,29 @@ class Engine:
                 break
         return joined
 
-    def _keeps_pace(self) -> bool:
-        """Whether the first who waits can join without anybody's player running dry."""
-        heard = [stream.speed for stream in (self._waiting[0], *self._active) if stream.live]
-        return not (heard and self._active and self.settings.keep_pace) or self._pace.holds(
-            self._batch.count_speaking + 1, max(heard)
+    def _fits(self) -> bool:
+        """Whether the first request that waits can start without any player running dry."""
+        speeds = [stream.speed for stream in (self._waiting[0], *self._active) if stream.live]
+        return not (speeds and self._active and self.settings.keep_pace) or self._admission.allows(
+            self._engine.count_speaking + 1, max(speeds)
         )
 
-    def _is_due(self, stream: Stream, made: int) -> bool:
+    def _is_due(self, stream: SpeechStream, made: int) -> bool:
         if made >= stream.end:
             return True
         # No smaller pieces than at the start: each is decoded with its context, which costs as much again.
         enough = stream.decoded > 0 and made - stream.decoded >= FIRST_ENDS[0]
         if not (stream.live and enough and self.settings.keep_pace):
             return False
-        seconds = self._pace.frame_seconds / stream.speed
+        seconds = self._admission.frame_seconds / stream.speed
         since = time.monotonic() - stream.first_at
-        return self._pace.soon_dry(stream.decoded * seconds, since, self._batch.count_speaking)
+        return self._admission.soon_dry(stream.decoded * seconds, since, self._engine.count_speaking)
 
-    def _hand_over(self, stream: Stream) -> None:
-        """Decode and hand over what is due of a stream that has just spoken."""
-        one = stream.utterance
+    def _hand_over(self, stream: SpeechStream) -> None:
+        """Decode and hand over what is due of a stream that has just got a frame."""
+        one = stream.generation
         assert one is not None
-        made = len(one.ids)
-        stream.frames = made
+        stream.frames = made = len(one.frames)
         try:
             if made > stream.decoded and (one.done or self._is_due(stream, made)):
                 samples = self._decode(one, stream.decoded)
@@ -359,29 +355,20 @@ class Engine:
             self._finish(stream, as_api_error(error))
             return
         if one.done:
-            stream.truncated = one.cut
-            self._finish(stream, None, "cut" if one.cut else "ended")
+            stream.truncated = one.truncated
+            self._finish(stream, None, "cut" if one.truncated else "ended")
 
-    @torch.inference_mode()
-    def _decode(self, one: Utterance, start: int) -> np.ndarray:
-        codec = self.model.audio_tokenizer
-        first = max(0, start - self._reach)
-        samples = decode_after(codec, one.codes(first), start - first).cpu().numpy()
+    def _decode(self, one: Generation, start: int) -> np.ndarray:
+        samples = self._engine.decode(one, start).cpu().numpy()
         if not np.isfinite(samples).all():
             raise ApiError(
                 500, "the model gave sound that is not finite; try another seed", code="not_finite"
             )
         return samples
 
-    @property
-    def _reach(self) -> int:
-        from revox.model.codec import decoder_reach
-
-        return decoder_reach(self.model.audio_tokenizer)
-
-    def _finish(self, stream: Stream, error: ApiError | None, outcome: str = "failed") -> None:
-        if stream.utterance is not None:
-            self._batch.leave(stream.utterance)
+    def _finish(self, stream: SpeechStream, error: ApiError | None, outcome: str = "failed") -> None:
+        if stream.generation is not None:
+            self._engine.leave(stream.generation)
         if stream in self._active:
             self._active.remove(stream)
         self.metrics.active.set(len(self._active))
@@ -392,18 +379,9 @@ class Engine:
             self.metrics.speech_seconds.inc(spoken)
             self.metrics.real_time_factor.observe(took / spoken)
             self._seconds += 0.2 * (took - self._seconds)
-        stream.utterance = None
+        stream.generation = None
         stream.put(error)
 
 
 def _not_ready() -> ApiError:
     return ApiError(503, "the server is stopping or not ready; ask again later", code="not_ready")
-
-
-def _ends(first: int | None) -> Iterator[int]:
-    """Frames at which chunks end: as in serving, or from a first one of another size on."""
-    if first is not None:
-        yield first
-    for end in chunk_ends():
-        if first is None or end > first:
-            yield end

@@ -17,16 +17,15 @@ from revox.serving.encoding import Shape, StreamEncoder, check_rate, encode_whol
 from revox.serving.errors import ApiError
 from revox.serving.model_routes import check_model
 from revox.serving.speech_request import Manner
-from revox.synthesis.batch import embed
+from revox.synthesis.engine import Request
+from revox.synthesis.prompt import make_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor
-
     from revox.checkpoint.voices import Voice
     from revox.marking import MarkRecord
-    from revox.serving.engine import Stream
+    from revox.serving.engine import SpeechStream
     from revox.serving.state import ServerState
 
 log = logging.getLogger("revox.serving")
@@ -68,24 +67,27 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class Speaker:
-    """Who speaks, and how: a request's fields looked up and found possible, ready for any text."""
+class ResolvedRequest:
+    """A request whose voice is found and whose options are possible, ready for any text.
+
+    `inline_reference`: the voice is of a recording that came with the request.
+    """
 
     state: ServerState
-    manner: Manner
+    options: Manner
     voice: Voice
     asked_by: str
-    one_off: bool
+    inline_reference: bool
 
     @property
     def seed(self) -> int:
-        """The request's seed, 0 unless it says."""
-        return self.manner.seed or 0
+        """The request's seed, 0 by default."""
+        return self.options.seed or 0
 
     @property
     def shape(self) -> Shape:
         """A fresh filter for speed and sample rate."""
-        return Shape(self.state.tts.sampling_rate, self.manner.speed or 1.0, self.manner.sample_rate)
+        return Shape(self.state.tts.sampling_rate, self.options.speed or 1.0, self.options.sample_rate)
 
     def record(self) -> MarkRecord | None:
         """What a mark will say; None when marking is off."""
@@ -96,48 +98,42 @@ class Speaker:
         return new_record(self.state.settings.served_name[:200], self.voice.name[:200])
 
     def headers(self) -> dict[str, str]:
-        """What the answer's headers say of it: the mark, and the seed."""
+        """The answer's headers: the mark, and the seed."""
         from revox.marking import stream_headers
 
         record = self.record()
         return {"x-revox-seed": str(self.seed), **(stream_headers(record) if record is not None else {})}
 
-    async def utterance(self, text: str, *, streaming: bool, admitted: bool = False) -> Utterance:
-        """Ask the engine for `text`. Raises ApiError on a text that cannot be spoken, 429 when it is full."""
-        check_text(self.state, text)
-        if not admitted:
-            self.state.engine.check_room()
-        prompt, tokens = await asyncio.to_thread(self._prompt, text)
-        stream = self.state.engine.submit(
-            prompt,
-            self.seed,
-            self.manner.max_new_tokens,
-            streaming=streaming,
-            first_frames=self.manner.initial_codec_chunk_frames,
-            admitted=admitted,
-            cfg_alpha=self.manner.cfg_alpha,
-            speed=self.manner.speed or 1.0,
-        )
-        return Utterance(self, stream, tokens)
+    async def speak(self, text: str, *, streaming: bool) -> SpeechResponse:
+        """Submit `text` to the engine, in a place that is held (`EngineThread.place`).
 
-    def _prompt(self, text: str) -> tuple[Tensor, int]:
-        tts = self.state.tts
-        return embed(tts.model, tts.prompter, text, self.voice), len(tts.prompter.text_tokens(text))
+        Raises ApiError on a text that cannot be spoken.
+        """
+        check_text(self.state, text)
+        tts, options = self.state.tts, self.options
+        prompt = await asyncio.to_thread(make_prompt, tts.model, tts.prompter, text, self.voice)
+        stream = self.state.engine.submit(
+            Request(prompt.embeddings, self.seed, options.max_new_tokens, options.cfg_alpha),
+            streaming=streaming,
+            first_frames=options.initial_codec_chunk_frames,
+            speed=options.speed or 1.0,
+        )
+        return SpeechResponse(self, stream, prompt.text_tokens)
 
 
 @dataclass
-class Utterance:
-    """One text on its way through the engine."""
+class SpeechResponse:
+    """The audio of one text, as it comes from the engine."""
 
-    speaker: Speaker
-    stream: Stream
+    request: ResolvedRequest
+    stream: SpeechStream
     text_tokens: int
 
     @property
     def usage(self) -> Usage:
-        """What it took; complete at the end."""
-        rows = int(self.speaker.voice.embedding.shape[0]) if self.speaker.one_off else 0
-        return Usage(self.text_tokens, rows, self.stream.frames)
+        """Tokens taken and made; complete at the end."""
+        positions = len(self.request.voice.embedding) if self.request.inline_reference else 0
+        return Usage(self.text_tokens, positions, self.stream.frames)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -158,9 +154,9 @@ class Utterance:
             self.stream.cancel()
             log.info(
                 "spoke for %s in voice %s: %s, %d frames in %.2f s, %s",
-                self.speaker.asked_by,
-                self.speaker.voice.name,
-                self.speaker.manner.response_format,
+                self.request.asked_by,
+                self.request.voice.name,
+                self.request.options.response_format,
                 self.stream.frames,
                 time.monotonic() - started,
                 outcome,
@@ -169,7 +165,7 @@ class Utterance:
     async def whole(self) -> bytes:
         """The complete file, marked. Raises ApiError when it fails."""
         with self._listening():
-            pieces, shape = [], self.speaker.shape
+            pieces, shape = [], self.request.shape
             async for chunk in self.stream:
                 pieces.append(shape.push(chunk.samples))
             pieces.append(shape.finish())
@@ -181,20 +177,20 @@ class Utterance:
             return await asyncio.to_thread(self._encoded, samples, shape.rate)
 
     def _encoded(self, samples: np.ndarray, rate: int) -> bytes:
-        format = self.speaker.manner.response_format
+        format = self.request.options.response_format
         data = encode_whole(samples, rate, format)
-        record = self.speaker.record()
+        record = self.request.record()
         if record is None:
             return data
         from revox.marking import mark_bytes
 
-        return mark_bytes(data, format, record=record, signer=self.speaker.state.signer)
+        return mark_bytes(data, format, record=record, signer=self.request.state.signer)
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """The file's bytes while it is made. Raises ApiError when it fails."""
         with self._listening():
-            shape = self.speaker.shape
-            encoder = StreamEncoder(self.speaker.manner.response_format, shape.rate)
+            shape = self.request.shape
+            encoder = StreamEncoder(self.request.options.response_format, shape.rate)
             async for chunk in self.stream:
                 if data := encoder.push(shape.push(chunk.samples)):
                     yield data
@@ -207,18 +203,18 @@ class Utterance:
                 yield data
 
 
-async def speaker_for(state: ServerState, manner: Manner, asked_by: str, streaming: bool) -> Speaker:
-    """Look up what a request asks for. Raises ApiError on all that cannot be, or would have no effect."""
-    check_model(state, manner.model)
-    check_rate(manner.response_format, manner.sample_rate)
-    if manner.initial_codec_chunk_frames is not None and not streaming:
+async def resolve(state: ServerState, options: Manner, asked_by: str, streaming: bool) -> ResolvedRequest:
+    """Find a request's voice and check its options. Raises ApiError on what cannot be or has no effect."""
+    check_model(state, options.model)
+    check_rate(options.response_format, options.sample_rate)
+    if options.initial_codec_chunk_frames is not None and not streaming:
         raise _useless("initial_codec_chunk_frames", "only a stream comes in chunks; leave it out, or stream")
-    name = manner.voice_name
-    if manner.ref_audio is None:
+    name = options.voice_name
+    if options.ref_audio is None:
         for field in ("ref_text", "consent"):
-            if getattr(manner, field) is not None:
+            if getattr(options, field) is not None:
                 raise _useless(field, f"{field} belongs to ref_audio; leave it out, or send ref_audio")
-        if manner.task_type == "Base":
+        if options.task_type == "Base":
             raise _useless(
                 "task_type", "Base speaks like a recording; send ref_audio, or leave task_type out"
             )
@@ -229,18 +225,18 @@ async def speaker_for(state: ServerState, manner: Manner, asked_by: str, streami
                 param="voice",
                 code="voice_missing",
             )
-        return Speaker(state, manner, await _named(state, name), asked_by, one_off=False)
+        return ResolvedRequest(state, options, await _named(state, name), asked_by, inline_reference=False)
     if name is not None:
         raise _useless("voice", "voice and ref_audio both say who speaks; give one of them")
-    if manner.task_type == "CustomVoice":
+    if options.task_type == "CustomVoice":
         raise _useless(
             "task_type", "CustomVoice speaks in a named voice; leave it out, or leave ref_audio out"
         )
-    reference = await state.references.resolve(manner.ref_audio)
+    reference = await state.references.resolve(options.ref_audio)
     voice = await state.voices.one_off(
-        reference, consent=manner.consent, ref_text=manner.ref_text, asked_by=asked_by
+        reference, consent=options.consent, ref_text=options.ref_text, asked_by=asked_by
     )
-    return Speaker(state, manner, voice, asked_by, one_off=True)
+    return ResolvedRequest(state, options, voice, asked_by, inline_reference=True)
 
 
 async def _named(state: ServerState, name: str) -> Voice:

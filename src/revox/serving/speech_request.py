@@ -13,7 +13,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from revox.serving.errors import ApiError, validation_error
-from revox.synthesis.generate import CFG_RANGE, DEFAULT_CFG, MAX_FRAMES
+from revox.synthesis.engine import CFG_RANGE, DEFAULT_CFG, MAX_FRAMES
 
 NO_EFFECT = "no_effect"
 """The type of pydantic's error for a field that would change nothing; it is a 400."""

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from revox.serving.encoding import NAMES, media_type
 from revox.serving.errors import ApiError, as_api_error
-from revox.serving.speaking import Utterance, speaker_for
+from revox.serving.speaking import SpeechResponse, resolve
 from revox.serving.speech_request import BatchRequest, SpeechRequest, batch_item
 from revox.serving.state import ServerState, asked_by, state_of
 
@@ -58,17 +58,17 @@ async def speech_stream(request: Request, body: SpeechRequest) -> Response:
 async def speech_batch(request: Request, body: BatchRequest) -> JSONResponse:
     """Speak 1 to 32 texts; an item that cannot be spoken has its error, and the others are spoken."""
     state = state_of(request)
-    state.engine.check_room()
-    # No more at a time than are spoken together: the queue is everybody's.
+    # No more at a time than are spoken together: all clients share the queue.
     turns = asyncio.Semaphore(state.settings.max_streams)
 
     async def one(index: int, item: Any) -> dict[str, Any]:
         async with turns:
             return await _batch_result(state, asked_by(request), body, index, item)
 
-    results = await _unless_gone(
-        request, asyncio.gather(*(one(i, item) for i, item in enumerate(body.items)))
-    )
+    with state.engine.place():
+        results = await _unless_gone(
+            request, asyncio.gather(*(one(i, item) for i, item in enumerate(body.items)))
+        )
     good = sum(result["status"] == "success" for result in results)
     return JSONResponse(
         {
@@ -86,9 +86,9 @@ async def _batch_result(
 ) -> dict[str, Any]:
     try:
         asked = batch_item(batch, item)
-        speaker = await speaker_for(state, asked, who, streaming=False)
-        utterance = await speaker.utterance(asked.input, streaming=False, admitted=True)
-        audio = await utterance.whole()
+        resolved = await resolve(state, asked, who, streaming=False)
+        response = await resolved.speak(asked.input, streaming=False)
+        audio = await response.whole()
     except Exception as error:
         return {"index": index, "status": "error", "error": as_api_error(error).message}
     return {
@@ -96,30 +96,30 @@ async def _batch_result(
         "status": "success",
         "audio_data": base64.b64encode(audio).decode(),
         "media_type": media_type(asked.response_format),
-        "usage": utterance.usage.body(),
+        "usage": response.usage.body(),
     }
 
 
 async def _speak(request: Request, body: SpeechRequest, streams: str | None) -> Response:
     state = state_of(request)
-    state.engine.check_room()
 
-    async def begin() -> Utterance:
-        speaker = await speaker_for(state, body, asked_by(request), streaming=streams is not None)
-        return await speaker.utterance(body.input, streaming=streams is not None)
+    async def begin() -> SpeechResponse:
+        with state.engine.place():
+            resolved = await resolve(state, body, asked_by(request), streaming=streams is not None)
+            return await resolved.speak(body.input, streaming=streams is not None)
 
-    utterance = await _unless_gone(request, begin())
-    headers = utterance.speaker.headers()
+    response = await _unless_gone(request, begin())
+    headers = response.request.headers()
     kind = media_type(body.response_format)
     if streams is None:
-        data = await _unless_gone(request, utterance.whole())
-        return Response(data, media_type=kind, headers={**headers, **utterance.headers})
-    pieces = utterance.pieces()
+        data = await _unless_gone(request, response.whole())
+        return Response(data, media_type=kind, headers={**headers, **response.headers})
+    pieces = response.pieces()
     # What fails before the first sound is still an answer with a status.
     first = await _unless_gone(request, anext(pieces))
     if streams == "audio":
-        return Streamed(_after(first, pieces), utterance, kind, headers)
-    return Streamed(_events(first, pieces, utterance), utterance, "text/event-stream", headers)
+        return Streamed(_after(first, pieces), response, kind, headers)
+    return Streamed(_events(first, pieces, response), response, "text/event-stream", headers)
 
 
 async def _after(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
@@ -129,10 +129,10 @@ async def _after(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenera
 
 
 async def _events(
-    first: bytes, rest: AsyncGenerator[bytes, None], utterance: Utterance
+    first: bytes, rest: AsyncGenerator[bytes, None], response: SpeechResponse
 ) -> AsyncGenerator[bytes, None]:
     """OpenAI's speech.audio events (platform.openai.com/docs/api-reference/audio), as by vllm-omni."""
-    format = utterance.speaker.manner.response_format
+    format = response.request.options.response_format
     try:
         async for data in _after(first, rest):
             audio = base64.b64encode(data).decode()
@@ -142,7 +142,7 @@ async def _events(
         told = as_api_error(error)
         yield _event({"type": "speech.audio.error", "error": {**told.body()["error"], "partial_audio": True}})
         return
-    yield _event({"type": "speech.audio.done", "usage": utterance.usage.body()})
+    yield _event({"type": "speech.audio.done", "usage": response.usage.body()})
 
 
 def _event(data: dict[str, Any]) -> bytes:
@@ -150,12 +150,16 @@ def _event(data: dict[str, Any]) -> bytes:
 
 
 class Streamed(Response):
-    """Bytes as they come. Whoever hangs up is noticed at once, and the utterance's place is free."""
+    """Bytes as they come. A client that hangs up is noticed at once, and its place is free."""
 
     def __init__(
-        self, pieces: AsyncGenerator[bytes, None], utterance: Utterance, kind: str, headers: dict[str, str]
+        self,
+        pieces: AsyncGenerator[bytes, None],
+        response: SpeechResponse,
+        kind: str,
+        headers: dict[str, str],
     ) -> None:
-        self.pieces, self.utterance = pieces, utterance
+        self.pieces, self.response = pieces, response
         self.status_code, self.media_type, self.background = 200, kind, None
         self.body = b""
         self.init_headers({**headers, "cache-control": "no-cache", "x-accel-buffering": "no"})
@@ -172,7 +176,7 @@ class Streamed(Response):
                 # The status is sent; the connection is closed without the last chunk, so the client knows.
                 log.warning("a stream broke off: %s", as_api_error(error).message)
         finally:
-            self.utterance.stream.cancel()
+            self.response.stream.cancel()
             for task in (sending, watching):
                 task.cancel()
             await asyncio.gather(sending, watching, return_exceptions=True)

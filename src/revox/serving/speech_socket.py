@@ -18,7 +18,7 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from revox.serving.errors import ApiError, as_api_error
 from revox.serving.sentences import Splitter
-from revox.serving.speaking import Speaker, Utterance, speaker_for
+from revox.serving.speaking import ResolvedRequest, SpeechResponse, resolve
 from revox.serving.speech_request import SessionConfig, parse
 from revox.serving.state import ServerState, asked_by, state_of
 
@@ -52,7 +52,7 @@ class Session:
         self._inbox: asyncio.Queue[str] = asyncio.Queue()
         self._ahead, self._room = 0, asyncio.Event()
         self._config: SessionConfig | None = None
-        self._speaker: Speaker | None = None
+        self._resolved: ResolvedRequest | None = None
         self._splitter = Splitter("sentence")
         self._open = False  # an utterance has begun
         self._utterance = 0
@@ -144,8 +144,8 @@ class Session:
             raise ApiError(
                 400, "stream_audio sends raw samples; take response_format pcm", param="response_format"
             )
-        speaker = await speaker_for(self.state, config, self.asked_by, streaming=config.stream_audio)
-        self._config, self._speaker = config, speaker
+        resolved = await resolve(self.state, config, self.asked_by, streaming=config.stream_audio)
+        self._config, self._resolved = config, resolved
         self._splitter = Splitter(config.split_granularity)
 
     async def _text(self, message: dict[str, Any]) -> None:
@@ -181,26 +181,27 @@ class Session:
 
     async def _speak(self, sentence: str) -> None:
         assert self._config is not None
-        assert self._speaker is not None
+        assert self._resolved is not None
         streaming, format = self._config.stream_audio, self._config.response_format
         where = {"utterance_index": self._utterance, "sentence_index": self._sentence}
         start: dict[str, Any] = {"type": "audio.start", **where, "sentence_text": sentence, "format": format}
         if format == "pcm":
             start["sample_rate"] = self._config.sample_rate or self.state.tts.sampling_rate
-        record = self._speaker.record()
+        record = self._resolved.record()
         if record is not None:
             start["mark"] = record.plain()
         await self.socket.send_json(start)
         sent, failed = 0, False
-        utterance: Utterance | None = None
+        response: SpeechResponse | None = None
         try:
-            utterance = await self._speaker.utterance(sentence, streaming=streaming)
+            with self.state.engine.place():
+                response = await self._resolved.speak(sentence, streaming=streaming)
             if streaming:
-                async for data in utterance.pieces():
+                async for data in response.pieces():
                     await self.socket.send_bytes(data)
                     sent += len(data)
             else:
-                data = await utterance.whole()
+                data = await response.whole()
                 await self.socket.send_bytes(data)
                 sent = len(data)
         except (WebSocketDisconnect, OSError):
@@ -209,11 +210,11 @@ class Session:
             failed = True
             await self._error(as_api_error(error), partial=sent > 0)
         finally:
-            if utterance is not None:
-                utterance.stream.cancel()
+            if response is not None:
+                response.stream.cancel()
         done: dict[str, Any] = {"type": "audio.done", **where, "total_bytes": sent, "error": failed}
-        if utterance is not None and not failed:
-            done["usage"] = utterance.usage.body()
+        if response is not None and not failed:
+            done["usage"] = response.usage.body()
         await self.socket.send_json(done)
         self._sentence += 1
 

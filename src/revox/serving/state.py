@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from revox.api import Revox
     from revox.checkpoint.voices import Voice
     from revox.marking import Signer
-    from revox.serving.engine import Engine
+    from revox.serving.engine import EngineThread
     from revox.serving.metrics import Metrics
     from revox.serving.settings import ServeSettings
     from revox.speech import Audio
@@ -83,7 +83,7 @@ class ServerState:
 
     settings: ServeSettings
     tts: Revox
-    engine: Engine
+    engine: EngineThread
     metrics: Metrics
     references: ReferenceResolver = field(init=False)
     voices: VoiceStore = field(init=False)

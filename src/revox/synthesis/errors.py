@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class SpeakError(ValueError):
-    """A request that cannot be spoken; the message is one sentence with the cause and the mend."""
+    """A request that cannot be spoken; the message is one sentence with the cause and the fix."""

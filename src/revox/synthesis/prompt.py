@@ -1,22 +1,28 @@
-"""Text and a voice's length -> the prompt's tokens, as mistral-common builds them.
+"""Text and a voice -> the prompt: tokens as mistral-common builds them, then embeddings.
 
 `[BOS] [BEGIN_AUDIO] [AUDIO] x N [NEXT_AUDIO_TEXT] text [REPEAT_AUDIO_TEXT] [BEGIN_AUDIO]`, where N is the
-number of the voice's rows (frames + 1). For a voice that tekken.json lists, the tokens are mistral-common's
-own `encode_speech_request`; for a voice in memory the same sequence is put together from the same tokenizer.
+length of the voice embedding (frames + 1). The tokens are those of mistral-common's `encode_speech_request`
+for a voice that tekken.json lists; put together here, they serve voices in memory as well.
 
 A caveat for those who send `ref_audio` to other runtimes: mistral-common counts N as
 ceil(samples / 24000 * 12.5) + 1 in floating point. For 34 lengths under a minute (13440, 26880, 53760
 samples ...: whole numbers of frames whose product rounds up) that is one more than the
-ceil(samples / 1920) + 1 rows that the encoder gives. A Voice here counts its rows, so it is not concerned.
+ceil(samples / 1920) + 1 that the encoder gives. The prompts made here count the voice embedding instead.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from revox.checkpoint.errors import CheckpointError
+from revox.model.voxtral import Voxtral
+from revox.synthesis.engine import MAX_POSITIONS
 from revox.synthesis.errors import SpeakError
 
 if TYPE_CHECKING:
@@ -26,7 +32,7 @@ if TYPE_CHECKING:
 class Prompter:
     """The tokenizer of a checkpoint folder, read once.
 
-    Raises CheckpointError when tekken.json is missing, unreadable, or no text-to-speech tokenizer.
+    Raises CheckpointError when tekken.json is missing, unreadable, or not a text-to-speech tokenizer.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -38,23 +44,17 @@ class Prompter:
         missing = [name for name in needed if ids is None or getattr(ids, name) is None]
         if missing:
             raise CheckpointError(
-                f"{self.path} is no text-to-speech tokenizer (without {', '.join(missing)}); "
+                f"{self.path} is not a text-to-speech tokenizer (without {', '.join(missing)}); "
                 "take the tekken.json of a Voxtral TTS checkpoint."
             )
-        self._listed: dict[str, int] = dict(encoder.audio_config.voice_num_audio_tokens or {})
 
     @property
     def audio_token(self) -> int:
-        """The id of `[AUDIO]`, whose places a voice's rows take."""
+        """The id of `[AUDIO]`, whose places the voice embedding takes."""
         return self._tokenizer.audio_encoder.special_ids.audio
 
-    @property
-    def listed_voices(self) -> dict[str, int]:
-        """Voices that tekken.json lists, with their rows."""
-        return dict(self._listed)
-
     def text_tokens(self, text: str) -> list[int]:
-        """Tokens of the text alone. Raises SpeakError on text that is empty or no valid Unicode.
+        """Tokens of the text alone. Raises SpeakError on text that is empty or not valid Unicode.
 
         Names of special tokens within the text ("[AUDIO]") are text like any other.
         """
@@ -68,35 +68,67 @@ class Prompter:
             ) from None
         return self._tokenizer.tokenizer.encode(text, bos=False, eos=False)
 
-    def tokens(self, text: str, voice: Voice) -> list[int]:
-        """The prompt for `text` in a voice, listed in the folder or only in memory.
+    def tokens_around(self, text_tokens: list[int], voice_length: int) -> list[int]:
+        """The prompt of a text's tokens for a voice embedding of `voice_length` positions."""
+        ids = self._tokenizer.audio_encoder.special_ids
+        return [
+            *self._tokenizer.start(), ids.begin_audio, *[ids.audio] * voice_length,
+            ids.text_to_audio, *text_tokens, ids.audio_to_text, ids.begin_audio,
+        ]  # fmt: skip
+
+    def tokens_for_rows(self, text: str, rows: int) -> list[int]:
+        """The prompt of `text` for a voice embedding of `rows` positions.
 
         Raises SpeakError on text that cannot be spoken.
         """
-        rows = int(voice.embedding.shape[0])
-        if self._listed.get(voice.name) == rows:
-            return self.tokens_for_listed(text, voice.name)
-        return self.tokens_for_rows(text, rows)
+        return self.tokens_around(self.text_tokens(text), rows)
 
-    def tokens_for_listed(self, text: str, name: str) -> list[int]:
-        """The prompt by mistral-common itself, for a voice that tekken.json lists.
 
-        Raises SpeakError on text that cannot be spoken or a name that is not listed.
-        """
-        from mistral_common.protocol.speech.request import SpeechRequest
+@dataclass(frozen=True)
+class Prompt:
+    """A text in a voice, as the backbone reads it: `embeddings` `[time, dim]`.
 
-        self.text_tokens(text)
-        if name not in self._listed:
-            raise SpeakError(f"{self.path} lists no voice {name!r}; see `revox voice list`")
-        return self._tokenizer.encode_speech_request(SpeechRequest(input=text, voice=name)).tokens
+    `text_tokens` is the number of tokens of the text alone.
+    """
 
-    def tokens_for_rows(self, text: str, rows: int) -> list[int]:
-        """The prompt for any voice of `rows` rows. Raises SpeakError on text that cannot be spoken."""
-        ids = self._tokenizer.audio_encoder.special_ids
-        return [
-            *self._tokenizer.start(), ids.begin_audio, *[ids.audio] * rows,
-            ids.text_to_audio, *self.text_tokens(text), ids.audio_to_text, ids.begin_audio,
-        ]  # fmt: skip
+    embeddings: Tensor
+    text_tokens: int
+
+
+def make_prompt(model: Voxtral, prompter: Prompter, text: str, voice: Voice) -> Prompt:
+    """The prompt of `text` in `voice`.
+
+    Raises SpeakError on text that is empty, not valid Unicode or too long, and on a voice of another model.
+    """
+    dim, vocabulary = model.config.backbone.dim, model.config.backbone.vocab_size
+    if voice.embedding.ndim != 2 or voice.embedding.shape[1] != dim:
+        raise SpeakError(
+            f"voice {voice.name!r} has an embedding {list(voice.embedding.shape)}, this model reads "
+            f"[N, {dim}]: the voice is of another model, make it again with this checkpoint"
+        )
+    text_tokens = prompter.text_tokens(text)
+    tokens = prompter.tokens_around(text_tokens, len(voice.embedding))
+    spare = MAX_POSITIONS - 1 - len(tokens)
+    if spare < 0:
+        fits = len(text_tokens) + spare
+        if fits < 1:
+            raise SpeakError(
+                f"voice {voice.name!r} has an embedding of {len(voice.embedding)} positions, which leave no "
+                f"room for text in {MAX_POSITIONS}; make it from a shorter reference"
+            )
+        raise SpeakError(
+            f"the text has {len(text_tokens)} tokens, and with voice {voice.name!r} at most {fits} fit into "
+            f"{MAX_POSITIONS} positions; speak it in parts"
+        )
+    if max(tokens) >= vocabulary:
+        raise SpeakError(
+            f"{prompter.path} gives token {max(tokens)}, and the model knows {vocabulary}: they are not of "
+            "one checkpoint, download it again"
+        )
+    with torch.inference_mode():
+        ids = torch.tensor(tokens, device=model.device)
+        embeddings = model.embed_prompt(ids, prompter.audio_token, voice.embedding.to(model.device))
+    return Prompt(embeddings, len(text_tokens))
 
 
 def _read(path: Path) -> Any:

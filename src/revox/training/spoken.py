@@ -18,9 +18,8 @@ from revox.checkpoint.load import load_model
 from revox.checkpoint.tensors import WEIGHTS
 from revox.checkpoint.voices import Voice, list_voices, load_voice
 from revox.cloning.clone import preset_codes
-from revox.synthesis.batch import embed
-from revox.synthesis.generate import generate
-from revox.synthesis.prompt import Prompter
+from revox.synthesis.engine import Engine, Request
+from revox.synthesis.prompt import Prompter, make_prompt
 from revox.training.errors import TrainingError
 from revox.training.kept import read_kept, write_kept
 
@@ -119,9 +118,12 @@ def spoken_codes(
 
     for start in range(len(found), count, AT_ONCE):
         which = range(start, min(start + AT_ONCE, count))
-        prompts = [embed(model, prompter, sentences[i % len(sentences)], speaker(i)) for i in which]
-        spoken = generate(model, prompts, [seed + i for i in which], max_frames=MAX_FRAMES)
-        found += [one.codes.cpu() if one.ended else one.codes[:, :0].cpu() for one in spoken]
+        requests = []
+        for i in which:
+            prompt = make_prompt(model, prompter, sentences[i % len(sentences)], speaker(i))
+            requests.append(Request(prompt.embeddings, seed + i, MAX_FRAMES))
+        spoken = Engine(model).generate_batch(requests)
+        found += [one.codes().cpu() if one.ended else one.codes()[:, :0].cpu() for one in spoken]
         write_kept(kept, stamp, {f"{i:06d}": codes.to(torch.int16) for i, codes in enumerate(found)})
         progress(len(found), count)
     return [codes for codes in found if codes.shape[1]]

@@ -1,0 +1,319 @@
+"""The one frame loop: a prompt becomes frames of codes, and codes become audio.
+
+Requests join, pause, resume and leave between two frames, and each says what it says alone, up to ties in the
+arithmetic's rounding: the rows of a batch do not meet, only the order of sums may change with its size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, count, groupby
+
+import torch
+from torch import Tensor
+
+from revox.model.backbone import KVCache
+from revox.model.config import END_AUDIO_ID, N_SPECIAL_CODES
+from revox.model.voxtral import Voxtral
+from revox.progress import Progress, ProgressCallback, ignore_progress
+from revox.speech import Audio
+from revox.synthesis.errors import SpeakError
+
+MAX_POSITIONS = 4096
+"""Prompt and speech together, as in serving."""
+MAX_FRAMES = 2048
+"""New frames, as in serving: 164 s."""
+CFG_RANGE = (0.0, 10.0)
+FLOW_STEPS_RANGE = (1, 100)
+DEFAULT_CFG = 1.2
+FIRST_ENDS = (5, 10, 15, 20)
+CHUNK = 25
+
+
+def chunk_ends(first: int | None = None) -> Iterator[int]:
+    """Frames at which the chunks of a stream end: 5, 10, 15, 20, 25, 50, 75 ..., as in serving.
+
+    So audio starts early and then costs less. `first` is the end of the first chunk where it is another.
+    """
+    if first is not None:
+        yield first
+    yield from (end for end in chain(FIRST_ENDS, count(CHUNK, CHUNK)) if end > (first or 0))
+
+
+def noise_of(seed: int, acoustic_dim: int) -> Tensor:
+    """The noise of a whole speech, `[MAX_FRAMES, acoustic_dim]`, float32, from a seed.
+
+    Always drawn at full length, on the CPU and in float32: neither the batch, the device, the dtype nor the
+    limit on the frames changes what a seed says.
+    """
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    return torch.randn(MAX_FRAMES, acoustic_dim, generator=generator, device="cpu", dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt `[time, dim]` to speak, and how.
+
+    `seed` decides between equally good ways of saying it, `max_frames` (of 80 ms) is the longest that it may
+    take, `cfg_alpha` the scale of classifier-free guidance, where 1 is none.
+    Raises SpeakError when a value is out of range or the prompt leaves no room to speak.
+    """
+
+    prompt: Tensor
+    seed: int = 0
+    max_frames: int | None = None
+    cfg_alpha: float = DEFAULT_CFG
+
+    def __post_init__(self) -> None:
+        low, high = CFG_RANGE
+        if not (math.isfinite(self.cfg_alpha) and low <= self.cfg_alpha <= high):
+            raise SpeakError(
+                f"cfg {self.cfg_alpha:g} is out of range: {low:g} to {high:g} is possible, "
+                f"{DEFAULT_CFG:g} is usual"
+            )
+        if not -(2**63) <= self.seed < 2**64:
+            raise SpeakError(f"the seed {self.seed} is out of range: take a whole number below 2^64")
+        if self.max_frames is not None and self.max_frames < 1:
+            raise SpeakError("the longest duration allowed is below one frame (80 ms); allow more")
+        if self.room < 1:
+            raise SpeakError(
+                f"a prompt of {len(self.prompt)} positions leaves none of {MAX_POSITIONS} for speech"
+            )
+
+    @property
+    def room(self) -> int:
+        """Frames that it may speak; 0 or less when the prompt is too long."""
+        return min(MAX_FRAMES, MAX_POSITIONS - len(self.prompt), self.max_frames or MAX_FRAMES)
+
+
+@dataclass(eq=False)
+class Generation:
+    """A request in the engine: its frames so far, and how it ended.
+
+    `frames` are ids `[37]`, without the end frame. `ended`: the model ended by itself; `truncated`: it met
+    the limit on its length. `hidden` `[dim]` is the state from which the next frame is read, None until the
+    last frame is fed to the backbone.
+    """
+
+    request: Request
+    noise: Tensor
+    hidden: Tensor | None = None
+    frames: list[Tensor] = field(default_factory=list)
+    ended: bool = False
+    truncated: bool = False
+
+    @property
+    def done(self) -> bool:
+        """No further frame comes."""
+        return self.ended or self.truncated
+
+    def codes(self, start: int = 0) -> Tensor:
+        """Codes `[37, frames]`, from 0, of the frames from `start` on."""
+        if len(self.frames) <= start:
+            return torch.zeros((self.noise.shape[1] + 1, 0), dtype=torch.long, device=self.noise.device)
+        return torch.stack(self.frames[start:], dim=1) - N_SPECIAL_CODES
+
+
+@dataclass(frozen=True)
+class Speech:
+    """Audio, `truncated` when it met the limit on its length, and its codes `[37, frames]` from 0."""
+
+    audio: Audio
+    codes: Tensor
+
+
+class Engine:
+    """Runs the frames of everything that is spoken together. Not for several threads at once.
+
+    The speaking generations have the first slots of the cache and the paused ones those after them, so a step
+    works on the cache where it lies. `step` may fail (no memory, a broken device); it can then be repeated,
+    for all or for one of them: no frame is lost.
+
+    `flow_steps`: Euler steps for a frame's acoustic codes; the checkpoint's own by default. Raises SpeakError
+    when they are out of range.
+    """
+
+    def __init__(self, model: Voxtral, flow_steps: int | None = None) -> None:
+        first, last = FLOW_STEPS_RANGE
+        if flow_steps is not None and not first <= flow_steps <= last:
+            raise SpeakError(
+                f"{flow_steps} flow steps are out of range: {first} to {last} are possible, 7 are usual"
+            )
+        self.model, self.flow_steps = model, flow_steps
+        self.generations: list[Generation] = []
+        self.count_speaking = 0
+        self.cache = self._empty_cache()
+
+    def _empty_cache(self) -> KVCache:
+        return KVCache.empty(self.model.config.backbone, 0, 0, self.model.dtype, self.model.device)
+
+    @property
+    def speaking(self) -> list[Generation]:
+        """Those that the next step works on."""
+        return self.generations[: self.count_speaking]
+
+    @torch.inference_mode()
+    def join(self, requests: Sequence[Request]) -> list[Generation]:
+        """Read the prompts of `requests`, which speak from the next step on.
+
+        Whatever is raised, the others are as they were.
+        """
+        if not requests:
+            return []
+        model, first = self.model, len(self.generations)
+        stop = first + len(requests)
+        self.cache.reserve(stop, max(len(request.prompt) for request in requests) + 1)
+        window = self.cache.window(first, stop)
+        window.lengths.zero_()
+        hidden = model.prefill([request.prompt for request in requests], window)
+        joined = []
+        for request, state in zip(requests, hidden, strict=True):
+            noise = noise_of(request.seed, model.config.codec.acoustic_dim)[: request.room]
+            joined.append(Generation(request, noise.to(model.device, model.dtype), state))
+        self.cache.lengths[first:stop] = window.lengths
+        self.generations += joined
+        try:
+            for generation in joined:
+                self.resume(generation)
+        except BaseException:
+            for generation in joined:
+                self.leave(generation)
+            raise
+        return joined
+
+    @torch.inference_mode()
+    def pause(self, generation: Generation) -> None:
+        """Leave `generation` out of the steps until `resume`; it keeps its place in the cache."""
+        slot = self.generations.index(generation)
+        if slot < self.count_speaking:
+            self._swap(slot, self.count_speaking - 1)
+            self.count_speaking -= 1
+
+    @torch.inference_mode()
+    def resume(self, generation: Generation) -> None:
+        """Let `generation` speak again."""
+        slot = self.generations.index(generation)
+        if slot >= self.count_speaking:
+            self._swap(slot, self.count_speaking)
+            self.count_speaking += 1
+
+    @torch.inference_mode()
+    def leave(self, generation: Generation) -> None:
+        """Forget `generation`, done or not. Needs no memory."""
+        if generation not in self.generations:
+            return
+        slot = self.generations.index(generation)
+        if slot < self.count_speaking:
+            self.count_speaking -= 1
+            self._move(self.count_speaking, slot)
+            slot = self.count_speaking
+        self._move(len(self.generations) - 1, slot)
+        self.generations.pop()
+        if not self.generations:
+            self.cache = self._empty_cache()
+
+    @torch.inference_mode()
+    def step(self, only: Generation | None = None) -> list[Generation]:
+        """One frame of everybody who speaks, or of one of them; those who are done with it leave.
+
+        Returns those who took part: `frames` has grown, or `ended` says that there is no more.
+        """
+        first, stop = 0, self.count_speaking
+        if only is not None:
+            first = self.generations.index(only)
+            stop = first + 1
+        taking_part = self.generations[first:stop]
+        if not taking_part:
+            return []
+        hidden = self._hidden_states(first, stop)
+        noise = torch.stack([one.noise[len(one.frames)] for one in taking_part])
+        alphas = torch.tensor([one.request.cfg_alpha for one in taking_part], device=noise.device)
+        ids = self.model.acoustic_transformer.frame(hidden, noise, alphas, self.flow_steps)
+        ended = (ids[:, 0] == END_AUDIO_ID).tolist()
+        for one, frame, end in zip(taking_part, ids, ended, strict=True):
+            one.hidden = None
+            if end:
+                one.ended = True
+            else:
+                one.frames.append(frame)
+                one.truncated = len(one.frames) == len(one.noise)
+        for one in taking_part:
+            if one.done:
+                self.leave(one)
+        return taking_part
+
+    def _hidden_states(self, first: int, stop: int) -> Tensor:
+        """States `[slots, dim]` to read frames from; the last frames that are not yet fed are fed now."""
+        slot = first
+        for fed, neighbors in groupby(self.generations[first:stop], key=lambda one: one.hidden is not None):
+            group = list(neighbors)
+            if not fed:
+                self.cache.reserve(len(self.generations), int(self.cache.lengths[first:stop].max()) + 1)
+                window = self.cache.window(slot, slot + len(group))
+                hidden = self.model.feed(torch.stack([one.frames[-1] for one in group]), window)
+                self.cache.lengths[slot : slot + len(group)] = window.lengths
+                for one, state in zip(group, hidden, strict=True):
+                    one.hidden = state
+            slot += len(group)
+        return torch.stack([one.hidden for one in self.generations[first:stop] if one.hidden is not None])
+
+    def _swap(self, a: int, b: int) -> None:
+        if a != b:
+            self.cache.swap(a, b)
+            self.generations[a], self.generations[b] = self.generations[b], self.generations[a]
+
+    def _move(self, source: int, target: int) -> None:
+        if source != target:
+            self.cache.copy(source, target)
+            self.generations[target] = self.generations[source]
+
+    def generate_batch(
+        self, requests: Sequence[Request], progress: ProgressCallback = ignore_progress
+    ) -> list[Generation]:
+        """Speak `requests` together, each to its end. `progress` counts frames."""
+        joined, frames = self.join(requests), 0
+        frame_rate = self.model.config.codec.frame_rate
+        try:
+            while not all(one.done for one in joined):
+                self.step()
+                frames += 1
+                progress(Progress("speaking", frames, facts={"seconds": frames / frame_rate}))
+        finally:
+            for one in joined:
+                self.leave(one)
+        return joined
+
+    def speak(self, request: Request, progress: ProgressCallback = ignore_progress) -> Speech:
+        """Speak one request to its end."""
+        [one] = self.generate_batch([request], progress)
+        return Speech(self._audio(one), one.codes())
+
+    def stream(self, request: Request) -> Iterator[Audio]:
+        """Speak one request and give its audio while it is made, in chunks that end as `chunk_ends` says.
+
+        Laid end to end the chunks are what `speak` gives; the last one is `truncated` where that is.
+        """
+        [one] = self.join([request])
+        ends, start = chunk_ends(), 0
+        end = next(ends)
+        try:
+            while not one.done:
+                self.step()
+                if len(one.frames) > start and (one.done or len(one.frames) >= end):
+                    yield self._audio(one, start)
+                    start, end = len(one.frames), next(ends)
+        finally:
+            self.leave(one)
+
+    def _audio(self, one: Generation, start: int = 0) -> Audio:
+        samples = self.decode(one, start).cpu().numpy()
+        return Audio(samples, self.model.config.codec.sampling_rate, truncated=one.truncated)
+
+    @torch.inference_mode()
+    def decode(self, generation: Generation, start: int = 0) -> Tensor:
+        """Samples, float32, of the frames from `start` on; never clipped."""
+        codec = self.model.audio_tokenizer
+        context = max(0, start - codec.left_context)
+        return codec.decode(generation.codes(context)[None], start - context)[0].float()
