@@ -99,7 +99,10 @@ class Arm(BaseModel):
         """The run's settings where it has `steps` in all."""
         schedule, given = self.schedule, dict(self.training)
         start = schedule.discriminators
-        judged = {**given.get("discriminator", {}), "start": steps if start is None else round(start * steps)}
+        discriminator = {
+            **given.get("discriminator", {}),
+            "start": steps if start is None else round(start * steps),
+        }
         if start is None:
             given["weights"] = {**given.get("weights", {}), "feature": 0.0, "adversarial": 0.0}
         given |= {
@@ -107,7 +110,7 @@ class Arm(BaseModel):
             "seed": seed,
             "warmup": max(1, round(schedule.warmup * steps)),
             "decay_steps": max(1, round(schedule.decay * steps)),
-            "discriminator": judged,
+            "discriminator": discriminator,
         }
         return EncoderTraining.model_validate(given | changes)
 

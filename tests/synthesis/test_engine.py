@@ -181,9 +181,9 @@ def test_each_is_guided_as_it_was_asked_to_be(model, engine, prompts):
     assert not _same(together[1], written_out(model, Request(prompts[1], TEXTS[1][2], FRAMES)))
 
 
-@pytest.mark.parametrize("part", ["feed", "frame"])
+@pytest.mark.parametrize("part", ["feed_frames", "frame"])
 def test_a_step_that_fails_loses_no_frame(engine, model, requests, alone, monkeypatch, part):
-    owner = model if part == "feed" else model.acoustic_transformer
+    owner = model if part == "feed_frames" else model.acoustic_transformer
     real, calls = getattr(owner, part), iter(range(100))
 
     def failing(*arguments):
@@ -294,7 +294,7 @@ def test_noise_is_that_of_a_cpu_generator_in_float32_from_its_start():
 def test_prompt_and_speech_together_fit_into_4096_positions(engine, model, monkeypatch, length, frames):
     # A model that never ends by itself, and takes no time.
     monkeypatch.setattr(model, "prefill", lambda prompts, cache: torch.zeros(len(prompts), 256))
-    monkeypatch.setattr(model, "feed", lambda ids, cache: torch.zeros(len(ids), 256))
+    monkeypatch.setattr(model, "feed_frames", lambda ids, cache: torch.zeros(len(ids), 256))
     monkeypatch.setattr(
         model.acoustic_transformer, "frame", lambda hidden, *_: torch.full((len(hidden), 37), 5)
     )

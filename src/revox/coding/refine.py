@@ -101,7 +101,7 @@ class Scorer:
         """The score of `codes` `[37, frames]`, from 0."""
         codes, config = codes.to(self.device), self.config
         values = self.codec.quantizer.acoustic_codebook.decode(codes[None, 1:])[0]
-        sound = self.codec.decode_latents(self.codec.quantizer.decode(codes[None]))
+        sound = self.codec.decode(codes[None])
         parts = {"reconstruction": float(self.target.distance(sound)[0])}
         if self.prior is not None:
             cost = self.prior.cost_of_codes(codes[None, 0], values[None])[0]

@@ -72,7 +72,7 @@ class Voxtral(nn.Module):
         hidden = self.backbone(padded, cache, lengths)
         return torch.stack([states[n - 1] for states, n in zip(hidden, lengths.tolist(), strict=True)])
 
-    def feed(self, ids: Tensor, cache: KVCache) -> Tensor:
+    def feed_frames(self, ids: Tensor, cache: KVCache) -> Tensor:
         """Feed the frames just spoken, ids `[batch, 37]`; the next hidden state `[batch, dim]`."""
         return self.backbone(self.mm_audio_embeddings.frames(ids[:, :, None]), cache)[:, 0]
 

@@ -252,7 +252,7 @@ class Engine:
             if not fed:
                 self.cache.reserve(len(self.generations), int(self.cache.lengths[first:stop].max()) + 1)
                 window = self.cache.window(slot, slot + len(group))
-                hidden = self.model.feed(torch.stack([one.frames[-1] for one in group]), window)
+                hidden = self.model.feed_frames(torch.stack([one.frames[-1] for one in group]), window)
                 self.cache.lengths[slot : slot + len(group)] = window.lengths
                 for one, state in zip(group, hidden, strict=True):
                     one.hidden = state
