@@ -25,6 +25,7 @@ from torch import Tensor
 
 from inversion_recipe import recipe
 from lab.data import RATE, SpeechSet
+from lab.sentences import jsgf
 from lab_quality import long_clips
 from revox import load
 from revox.api import Revox
@@ -36,7 +37,6 @@ from revox.coding.likelihood import opinion_on
 from revox.coding.prior import CodePrior
 from revox.coding.student import QuickEncoder, QuickEncoderTraining, quick_encoder_for
 from revox.demo import checkpoint_folder
-from revox.demo.sentences import jsgf
 from revox.evaluation.reference_encoder import original_codec
 from revox.losses.spectral import mel_distance
 from revox.metrics.intelligibility import PocketsphinxRecognizer, word_error_rate

@@ -16,9 +16,9 @@ import torch
 
 from lab.codec_training import HALVES
 from lab.data import RATE, SpeechSet
+from lab.sentences import jsgf
 from lab_quality import lab_arguments, preset_sentences
 from revox.demo import checkpoint_folder
-from revox.demo.sentences import jsgf
 from revox.evaluation.reference_encoder import original_codec
 from revox.losses.spectral import mel_distance
 from revox.metrics.intelligibility import PocketsphinxRecognizer, word_error_rate

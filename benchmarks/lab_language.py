@@ -25,10 +25,10 @@ import torch
 
 from lab.build import assemble, write_params
 from lab.data import RATE, SpeechSet
+from lab.sentences import jsgf
 from lab.settings import read_settings
 from lab_quality import cloning_table, long_clips, preset_sentences
 from revox import load
-from revox.demo.sentences import jsgf
 from revox.evaluation.reference_encoder import original_codec
 from revox.metrics.intelligibility import PocketsphinxRecognizer, word_error_rate
 from revox.metrics.speaker import SpeakerVerifier

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from lab.data import RATE, SpeechSet
+from lab.sentences import jsgf
 from revox import load
 from revox.checkpoint.voices import Voice
 from revox.demo import checkpoint_folder
-from revox.demo.sentences import jsgf
 from revox.evaluation.reference_encoder import original_codec
 from revox.losses.spectral import mel_distance
 from revox.metrics.intelligibility import PocketsphinxRecognizer, word_error_rate

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lab.sentences import jsgf, sentences
 from lab.speakers import Speaker, cast_presets, draw_speakers, split_speakers, to_json
 from lab.synthesise import synthesise
-from revox.demo.sentences import jsgf, sentences
 from revox.metrics.intelligibility import PocketsphinxRecognizer, word_error_rate
 from revox.metrics.speaker import SpeakerVerifier
 from revox.speech.audio import Audio

@@ -16,11 +16,11 @@ import platform
 import torch
 
 from lab.data import RATE, SpeechSet
+from lab.sentences import jsgf
 from lab_quality import lab_arguments, preset_sentences
 from revox import load
 from revox.checkpoint.voices import load_voice
 from revox.demo import checkpoint_folder
-from revox.demo.sentences import jsgf
 from revox.evaluation.reference_encoder import original_codec
 from revox.metrics.intelligibility import PocketsphinxRecognizer, word_error_rate
 from revox.model.backbone import KVCache

@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 
+from lab.sentences import sentences
 from revox.checkpoint.load import load_model
 from revox.cloning.clone import PARTS, preset_codes
 from revox.coding.encode import encode, served
 from revox.coding.pairs import PairSettings, PresetPairs
 from revox.demo import checkpoint_folder
-from revox.demo.sentences import sentences
 from revox.evaluation.reference_encoder import original_codec
 from revox.training.settings import Pairs
 from revox.training.spoken import spoken_codes

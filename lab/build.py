@@ -35,6 +35,7 @@ from lab.guide import Guide, GuideTrainer, GuideTraining
 from lab.language_training import LanguageData, LanguageTrainer, LanguageTraining, PromptTokens, Spoken
 from lab.phone_reader import PhoneReader, PhoneReaderTrainer, PhoneReading
 from lab.phones import phone_codebook
+from lab.sentences import words, written
 from lab.shards import unpack
 from lab.sizes import PRESETS, lab_params
 from lab.tokenizer import minimal_vocab_size, word_pieces, write_tekken
@@ -42,7 +43,6 @@ from revox.checkpoint.params import Params, read_params
 from revox.checkpoint.release import ENCODER_PREFIXES
 from revox.checkpoint.tensors import write_safetensors_stream
 from revox.coding.features import SpectralFeatures
-from revox.demo.sentences import words, written
 from revox.model.codec import Codec
 from revox.model.voxtral import Voxtral, tensor_name
 from revox.progress import Progress

@@ -19,9 +19,9 @@ import numpy as np
 
 from lab.errors import LabError
 from lab.flite import Flite, find_flite
+from lab.sentences import SPLITS, sentences
 from lab.speakers import Speaker, find_human_clips, synthetic_speakers
 from lab.synthesise import level, synthesise, trim
-from revox.demo.sentences import SPLITS, sentences
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech.files import replace_file, replacing
 

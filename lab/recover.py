@@ -34,10 +34,10 @@ from lab.recover_arms import OWN_VERIFIER, Arm, arm_named, in_order, known_arms
 from lab.recover_experiment import Experiment, Line
 from lab.recover_guard import identity, readable_roots
 from lab.recover_process import CLOCK_FILE, REFUSED, STOPPED, Task
+from lab.sentences import sentences
 from revox.checkpoint.encoder_file import ENCODER_FILE
 from revox.checkpoint.release import ENCODER_PREFIXES
 from revox.checkpoint.tensors import WEIGHTS, read_header
-from revox.demo.sentences import sentences
 from revox.evaluation.cache import file_identity, folder_identity
 from revox.progress import Progress
 from revox.speech.files import replace_file

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lab.data import KINDS, RATE, SpeechSet
 from lab.recover_arms import Arm
+from lab.sentences import jsgf, sentences
 from revox.api import load
 from revox.checkpoint.voices import Voice
 from revox.cloning.clone import preset_codes
@@ -24,7 +25,6 @@ from revox.coding.encode import encode, served
 from revox.coding.invert import InversionConfig, InversionResult, invert
 from revox.coding.prior import CodePrior
 from revox.coding.refine import refine
-from revox.demo.sentences import jsgf, sentences
 from revox.evaluation.reference_encoder import original_codec
 from revox.evaluation.subject import random_codes
 from revox.evaluation.tables import rank

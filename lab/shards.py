@@ -18,7 +18,7 @@ import numpy as np
 
 from lab.data import KINDS, RATE, SpeechSet, write_set
 from lab.errors import LabError
-from revox.demo.sentences import SPLITS
+from lab.sentences import SPLITS
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech.files import replacing
 

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 import lab
+from lab.sentences import split_of
 from revox.checkpoint.voices import load_voice
 from revox.demo import DemoError
 from revox.demo.demo import EXAMPLES, OTHERS, REFERENCE, SENTENCES, Stages, run_demo
-from revox.demo.sentences import split_of
 from revox.marking import verify_file
 from revox.metrics import speaker
 from revox.speech import read_audio
 
 TIME = r"(\w+ (fifteen|forty five|twenty|ten|o'clock|thirty)|(half past|quarter to|quarter past) \w+)"
-# The two rules of the domain's grammar (`revox.demo.sentences`) that the sentences are of.
+# The two rules of the domain's grammar (`lab.sentences`) that the sentences are of.
 RULES = (
     r"please (open|close) the (door|window|curtain) in the (kitchen|bedroom|garden|office|bathroom|hall)",
     rf"the (next|last) (train|bus|plane) to the (city|airport|station|coast) leaves at {TIME}",

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from lab import data
+from lab.sentences import split_of
 from lab.speakers import synthetic_speakers
 from lab.synthesise import Said
-from revox.demo.sentences import split_of
 
 
 @pytest.fixture

@@ -192,9 +192,9 @@ def _grammar(name: str | None) -> str | None:
     if name is None:
         return None
     if name == "lab":
-        from revox.demo.sentences import jsgf
+        from revox.demo import grammar_file
 
-        return jsgf()
+        return grammar_file().read_text(encoding="utf-8")
     from revox.evaluation.errors import EvaluationError
 
     path = Path(name)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from revox.demo.errors import DemoError
 
-__all__ = ["DemoError", "checkpoint_folder"]
+__all__ = ["DemoError", "checkpoint_folder", "grammar_file"]
 
 
 def checkpoint_folder() -> Path:
@@ -18,3 +18,8 @@ def checkpoint_folder() -> Path:
     if not (folder / "params.json").is_file():
         raise DemoError(f"{folder} holds no checkpoint; install revox again")
     return folder
+
+
+def grammar_file() -> Path:
+    """The sentences that the small checkpoint speaks, as a JSGF grammar for a recognizer."""
+    return Path(__file__).parent / "grammar.jsgf"

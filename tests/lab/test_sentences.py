@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from revox.demo import sentences
+from lab import sentences
 
 
 def first(split, seed, count):
@@ -52,3 +52,9 @@ def test_a_recognizer_accepts_the_grammar_and_knows_every_word():
     unknown = [word for word in sentences.words() if decoder.lookup_word(word) is None]
     assert unknown == []
     decoder.add_jsgf_string("domain", sentences.jsgf())
+
+
+def test_the_grammar_that_ships_is_the_labs():
+    from revox.demo import grammar_file
+
+    assert grammar_file().read_text(encoding="utf-8") == sentences.jsgf()
