@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from conftest import TINY, tiny_model
-from revox.checkpoint import CheckpointError
 from revox.checkpoint import inject as library
 from revox.checkpoint.encoder_file import decoder_sha256, read_record
+from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.inject import InjectionOptions, eject, inject
 from revox.checkpoint.inspect import inspect
 from revox.checkpoint.load import load_model

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from revox.checkpoint import CheckpointError, check_checkpoint
-from revox.checkpoint.inspect import Report, inspect
+from revox.checkpoint.errors import CheckpointError
+from revox.checkpoint.inspect import Report, check_checkpoint, inspect
 from revox.checkpoint.load import load_model
 from revox.checkpoint.params import Params
 from revox.checkpoint.release import expected_tensors
@@ -105,7 +105,7 @@ def test_a_partial_encoder_is_reported_and_trusted_by_nobody(
     assert report.problems == []
     assert "113 of 114" in report.notes[0]
     assert not capability(report, "cloning by ref_audio")
-    assert "uninitialised" in ref_audio(report, "vllm-omni 0.30")
+    assert "uninitialized" in ref_audio(report, "vllm-omni 0.30")
     assert "by inversion" in ref_audio(report, "revox")
 
 
@@ -312,12 +312,12 @@ BROKEN = {
     "rows of another width": (
         _pt("ar_male", torch.zeros(28, 64, dtype=torch.bfloat16)),
         "ar_male.pt",
-        r"holds BF16 \[28, 64\], where BF16 \[rows, 256\] was expected; copy",
+        r"holds BF16 \[28, 64\], where BF16 \[rows, 256\] was expected: .*; copy",
     ),
     "rows of another type": (
         _pt("ar_male", torch.zeros(28, 256)),
         "ar_male.pt",
-        r"holds F32 \[28, 256\], where BF16",
+        "holds F32, where BF16 was expected",
     ),
     "another rate": (
         _json("tekken.json", "audio.frame_rate", 25.0),

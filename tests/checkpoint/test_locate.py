@@ -8,8 +8,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
-from revox.checkpoint import CheckpointError, locate
-from revox.checkpoint.locate import FILES
+from revox.checkpoint.errors import CheckpointError
+from revox.checkpoint.locate import FILES, locate
 
 
 @pytest.fixture

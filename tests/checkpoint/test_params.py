@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from revox.checkpoint import CheckpointError
+from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.params import Params, read_params
 from revox.model.config import AcousticConfig, BackboneConfig, CodecConfig, VoxtralConfig
 

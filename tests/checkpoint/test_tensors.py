@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from revox.checkpoint import CheckpointError
+from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.params import Params
 from revox.checkpoint.release import TensorSpec, expected_tensors
 from revox.checkpoint.tensors import (

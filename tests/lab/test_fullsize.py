@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from lab.errors import LabError
 from lab.fullsize import write_random_checkpoint
-from revox.checkpoint import check_checkpoint
+from revox.checkpoint.inspect import check_checkpoint
 from revox.checkpoint.release import PRESETS, release_params
 
 PARITY = Path(__file__).parents[1] / "parity"

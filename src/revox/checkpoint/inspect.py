@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from revox.checkpoint.tensors import (
     FLOAT_DTYPES,
     TensorHeader,
     folder_tensors,
-    read_pt_header,
     weight_files,
 )
-from revox.checkpoint.voice_journal import VOICE_FOLDER, is_file_name, reading
+from revox.checkpoint.voice_journal import VOICE_FOLDER, reading
+from revox.checkpoint.voices import voice_entries
 from revox.model.config import VoxtralConfig
 
 
@@ -55,7 +56,7 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class ListedVoice:
-    """A voice: rows of its .pt, rows that tekken.json lists, and whether params.json names it."""
+    """A voice: the lengths of its .pt and in tekken.json (frames + 1), and whether params.json lists it."""
 
     name: str
     rows: int | None
@@ -89,7 +90,8 @@ class Report:
     """All that the headers say.
 
     `problems` must be fixed before the folder can be used; `notes` need not. `unreadable` is the sentence
-    with which `revox.checkpoint.load` refuses the weights, None if it reads them.
+    with which `revox.checkpoint.load` refuses the weights, None if it reads them. `encoder` is "absent",
+    "partial" or "complete".
     """
 
     folder: str
@@ -97,24 +99,24 @@ class Report:
     bytes: int
     sizes: dict[str, Any]
     files: list[FileSize]
-    components: list[Component]
-    encoder: str
     quantization: str | None
     unreadable: str | None
-    unknown: list[str]
-    mismatched: list[Mismatch]
-    voices: list[ListedVoice]
-    capabilities: list[Capability]
-    runtimes: list[Runtime]
-    notes: list[str]
-    problems: list[str]
+    encoder: str = "absent"
+    components: list[Component] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    mismatched: list[Mismatch] = field(default_factory=list)
+    voices: list[ListedVoice] = field(default_factory=list)
+    capabilities: list[Capability] = field(default_factory=list)
+    runtimes: list[Runtime] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values."""
         return asdict(self)
 
     def component(self, name: str) -> Component:
-        """The component of this name (one of `revox.checkpoint.tensors.COMPONENTS`)."""
+        """The component of this name (one of `revox.checkpoint.release.COMPONENTS`)."""
         return next(component for component in self.components if component.name == name)
 
 
@@ -127,65 +129,38 @@ def inspect(folder: str | Path) -> Report:
     """
     folder = Path(folder)
     notes: list[str] = []
-    problems: list[str] = []
     params, converted = _params(folder, notes)
     config = params.voxtral_config()
-    tensors = folder_tensors(folder)
-    expected = expected_tensors(config)
-    quantized = quantization(tensors)
-    components, mismatched = _compare(expected, tensors, quantized is not None)
-    unknown = sorted(
-        name
-        for name in tensors
-        if name not in expected and name not in IGNORED and not (quantized and is_companion(name))
-    )
-    encoder = _encoder_state(next(c for c in components if c.name == "codec_encoder"))
-    _encoder_notes(folder, tensors, notes)
-    with reading(folder):
-        voices = _voices(folder, params, notes, problems)
-    variant = quantized is not None or converted
-    _tensor_findings(
-        folder, components, mismatched, unknown, encoder, variant, tensors, expected, notes, problems
-    )
-    why_unreadable = unreadable(tensors, expected)
-    if why_unreadable and quantized:
-        notes.append(why_unreadable)
-
-    core = (
-        not variant
-        and not mismatched
-        and all(c.found == c.expected for c in components if c.name != "codec_encoder")
-    )
-    spoken = [voice for voice in voices if voice.rows is not None and voice.rows == voice.tekken_rows]
-    return Report(
+    tensors, expected = folder_tensors(folder), expected_tensors(config)
+    report = Report(
         folder=str(folder),
         parameters=sum(entry.parameters for entry in tensors.values()),
         bytes=sum(entry.end - entry.start for entry in tensors.values()),
         sizes=_sizes(params, config),
         files=_files(folder),
-        components=components,
-        encoder=encoder,
-        quantization=quantized,
-        unreadable=why_unreadable,
-        unknown=unknown,
-        mismatched=mismatched,
-        voices=voices,
-        capabilities=_capabilities(core, encoder, components, mismatched, len(spoken), variant),
-        runtimes=_runtimes(folder, config, core, encoder, unknown, spoken, variant),
+        quantization=quantization(tensors),
+        unreadable=unreadable(tensors, expected),
         notes=notes,
-        problems=problems,
     )
-
-
-def check_checkpoint(folder: str | Path) -> Report:
-    """Inspect a folder and refuse it if anything in it must be mended first.
-
-    Raises:
-        CheckpointError: one sentence about the first problem.
-    """
-    report = inspect(folder)
-    if report.problems:
-        raise CheckpointError(report.problems[0])
+    report.unknown = sorted(
+        name
+        for name in tensors
+        if name not in expected and name not in IGNORED and not (report.quantization and is_companion(name))
+    )
+    _compare(report, tensors, expected)
+    encoder = report.component("codec_encoder")
+    if encoder.found:
+        report.encoder = "complete" if encoder.found == encoder.expected else "partial"
+    _encoder_notes(folder, tensors, report)
+    with reading(folder):
+        _add_voices(folder, params, report)
+    variant = converted or report.quantization is not None
+    _tensor_findings(report, tensors, expected, variant)
+    core = [part for part in report.components if part.name != "codec_encoder"]
+    usable = not variant and not report.mismatched and not any(part.missing for part in core)
+    spoken = [voice for voice in report.voices if voice.rows is not None and voice.rows == voice.tekken_rows]
+    report.capabilities = _capabilities(report, usable, variant, len(spoken))
+    report.runtimes = _runtimes(folder, report, spoken, usable, variant)
     return report
 
 
@@ -202,18 +177,28 @@ def _params(folder: Path, notes: list[str]) -> tuple[Params, bool]:
     return read_params(folder), False
 
 
-def _compare(
-    expected: dict[str, TensorSpec], tensors: dict[str, TensorHeader], quantized: bool
-) -> tuple[list[Component], list[Mismatch]]:
+def check_checkpoint(folder: str | Path) -> Report:
+    """Inspect a folder, and raise CheckpointError with the first problem if there is one."""
+    report = inspect(folder)
+    if report.problems:
+        raise CheckpointError(report.problems[0])
+    return report
+
+
+# --------------------------------------------------------------------------------------------------- tensors
+
+
+def _compare(report: Report, tensors: dict[str, TensorHeader], expected: dict[str, TensorSpec]) -> None:
+    """Count the tensors of each component, and find those of another shape or type."""
     components = {name: Component(name, 0) for name in COMPONENTS}
-    mismatched = []
-    usual = _usual_types(expected, tensors)
+    usual = _usual_types(tensors, expected)
+    quantized = report.quantization is not None
     for name, spec in expected.items():
         part = components[spec.component]
         part.expected += 1
         entry = tensors.get(name)
-        packed = entry is None and quantized and _packed(name, tensors)
-        if entry is None and not packed:
+        stem = name.removesuffix("weight")
+        if entry is None and not (f"{stem}qweight" in tensors or f"{stem}weight_packed" in tensors):
             part.missing.append(name)
             continue
         part.found += 1
@@ -222,7 +207,7 @@ def _compare(
         elif entry.shape != spec.shape or (
             entry.dtype != spec.dtype and not (quantized or entry.dtype == usual[_kind(spec)])
         ):
-            mismatched.append(
+            report.mismatched.append(
                 Mismatch(name, f"{spec.dtype} {list(spec.shape)}", f"{entry.dtype} {list(entry.shape)}")
             )
     for name, entry in tensors.items():
@@ -232,7 +217,7 @@ def _compare(
             part.parameters += entry.parameters
             part.bytes += entry.end - entry.start
             part.dtypes[entry.dtype] = part.dtypes.get(entry.dtype, 0) + 1
-    return list(components.values()), mismatched
+    report.components = list(components.values())
 
 
 def _kind(spec: TensorSpec) -> tuple[str, bool]:
@@ -240,35 +225,25 @@ def _kind(spec: TensorSpec) -> tuple[str, bool]:
 
 
 def _usual_types(
-    expected: dict[str, TensorSpec], tensors: dict[str, TensorHeader]
+    tensors: dict[str, TensorHeader], expected: dict[str, TensorSpec]
 ) -> dict[tuple[str, bool], str]:
     """The float type that most vectors, and most matrices, of each component have.
 
     A folder converted to another float type as a whole is fine; a single tensor of another type is a mistake.
     """
-    counts: dict[tuple[str, bool], dict[str, int]] = {}
+    counts: dict[tuple[str, bool], Counter[str]] = {}
     for name, spec in expected.items():
-        count = counts.setdefault(_kind(spec), {"BF16": 0})
+        count = counts.setdefault(_kind(spec), Counter({"BF16": 0}))
         if name in tensors and tensors[name].dtype in FLOAT_DTYPES:
-            count[tensors[name].dtype] = count.get(tensors[name].dtype, 0) + 1
-    return {kind: max(count, key=lambda dtype: count[dtype]) for kind, count in counts.items()}
+            count[tensors[name].dtype] += 1
+    return {kind: count.most_common(1)[0][0] for kind, count in counts.items()}
 
 
-def _packed(name: str, tensors: dict[str, TensorHeader]) -> bool:
-    stem = name.removesuffix("weight")
-    return any(f"{stem}{packed}" in tensors for packed in ("qweight", "weight_packed"))
-
-
-def _encoder_state(component: Component) -> str:
-    if component.found == 0:
-        return "absent"
-    return "complete" if component.found == component.expected else "partial"
-
-
-def _encoder_notes(folder: Path, tensors: dict[str, TensorHeader], notes: list[str]) -> None:
-    """Which file holds the encoder, and who put it there."""
+def _encoder_notes(folder: Path, tensors: dict[str, TensorHeader], report: Report) -> None:
+    """Which file holds the encoder, who put it there, and whether it is whole."""
     from revox.checkpoint.share import injection_of
 
+    part = report.component("codec_encoder")
     files = {entry.file for name, entry in tensors.items() if component_of(name) == "codec_encoder"}
     for file in files:
         found = injection_of(file)
@@ -278,134 +253,82 @@ def _encoder_notes(folder: Path, tensors: dict[str, TensorHeader], notes: list[s
         more = f", and {len(adapted)} tensors of an adaptation" if adapted else ""
         if found:
             at = found.get("at", "an unknown day")
-            notes.append(f"revox injected this encoder ({run}) into {file.name} on {at}{more}.")
+            report.notes.append(f"revox injected this encoder ({run}) into {file.name} on {at}{more}.")
+    if report.encoder == "partial":
+        report.notes.append(
+            f"The codec encoder is partial: {part.found} of {part.expected} tensors, {part.missing[0]} the "
+            "first missing; vllm-omni would turn ref_audio on uninitialized, revox leaves it off."
+        )
     if not files and (folder / ENCODER_WEIGHTS).is_file():
-        notes.append(
+        report.notes.append(
             f"{ENCODER_WEIGHTS} is there, but the index does not list its tensors, so no engine reads it; "
             "inject the encoder again, or delete the file."
         )
 
 
 def _tensor_findings(
-    folder: Path,
-    components: list[Component],
-    mismatched: list[Mismatch],
-    unknown: list[str],
-    encoder: str,
-    variant: bool,
-    tensors: dict[str, TensorHeader],
-    expected: dict[str, TensorSpec],
-    notes: list[str],
-    problems: list[str],
+    report: Report, tensors: dict[str, TensorHeader], expected: dict[str, TensorSpec], variant: bool
 ) -> None:
-    absent = [n for part in components if part.name != "codec_encoder" for n in part.missing]
+    """Sentences about the tensors: notes for a variant (converted or quantized), else problems."""
+    absent = [n for part in report.components if part.name != "codec_encoder" for n in part.missing]
     asked = {name: spec for name, spec in expected.items() if spec.component != "codec_encoder"}
     if absent and not variant:
-        problems.append(missing(str(weight_files(folder)[0]), absent, asked))
+        report.problems.append(missing(str(next(iter(tensors.values())).file), absent, asked))
     elif absent:
-        notes.append(
+        report.notes.append(
             f"{len(absent)} of {len(asked)} tensors do not have the release's names: a converted folder."
         )
-    for wrong in mismatched:
+    for wrong in report.mismatched:
         sentence = mismatch(wrong.name, tensors[wrong.name], expected[wrong.name])
-        (notes if variant else problems).append(sentence)
-    if encoder == "partial":
-        part = components[COMPONENTS.index("codec_encoder")]
-        notes.append(
-            f"The codec encoder is partial: {part.found} of {part.expected} tensors, {part.missing[0]} the "
-            "first missing; vllm-omni would turn ref_audio on uninitialised, revox leaves it off."
-        )
-    other = {dtype for component in components for dtype in component.dtypes} & (FLOAT_DTYPES - {"BF16"})
+        (report.notes if variant else report.problems).append(sentence)
+    if report.quantization and report.unreadable:
+        report.notes.append(report.unreadable)
+    other = {dtype for part in report.components for dtype in part.dtypes} & (FLOAT_DTYPES - {"BF16"})
     if other and not variant:
-        count = sum(component.dtypes.get(dtype, 0) for component in components for dtype in other)
-        notes.append(f"{count} tensors are {' and '.join(sorted(other))}, where the release has BF16.")
-    if unknown:
-        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-        notes.append(
-            f"{len(unknown)} unknown tensors, which revox leaves alone: {', '.join(unknown[:3])}{more}."
+        count = sum(part.dtypes.get(dtype, 0) for part in report.components for dtype in other)
+        report.notes.append(f"{count} tensors are {' and '.join(sorted(other))}, where the release has BF16.")
+    if report.unknown:
+        more = f" and {len(report.unknown) - 3} more" if len(report.unknown) > 3 else ""
+        report.notes.append(
+            f"{len(report.unknown)} unknown tensors, which revox leaves alone: "
+            f"{', '.join(report.unknown[:3])}{more}."
         )
-        if any(name.startswith("audio_tokenizer.") for name in unknown) and not variant:
-            notes.append("vllm-omni refuses to start on an unknown tensor under audio_tokenizer.")
+        if not variant and any(name.startswith("audio_tokenizer.") for name in report.unknown):
+            report.notes.append("vllm-omni refuses to start on an unknown tensor under audio_tokenizer.")
 
 
-def _voices(folder: Path, params: Params, notes: list[str], problems: list[str]) -> list[ListedVoice]:
-    config = params.voxtral_config()
-    tekken_rows = _tekken(folder, params, problems)
-    listed = params.voices
+# ---------------------------------------------------------------------------------------- voices, tokenizer
+
+
+def _add_voices(folder: Path, params: Params, report: Report) -> None:
+    frame_rate = params.voxtral_config().codec.frame_rate
+    promised = _tekken(folder, params, report.problems)
     if (folder / ".revox" / "journal.json").exists():
-        notes.append("A change of voices was interrupted; the next `revox voice` command finishes it.")
-    embeddings = {path.name[:-3]: path for path in sorted((folder / VOICE_FOLDER).glob("*.pt"))}
-    voices = []
-    for name in dict.fromkeys([*listed, *tekken_rows, *embeddings]):
-        if not is_file_name(name):
-            problems.append(
-                f"{folder} lists a voice {name!r}, which cannot be a file's name; remove it there."
-            )
-            continue
-        path = folder / VOICE_FOLDER / f"{name}.pt"
-        rows: int | None = None
-        if name in embeddings and path.exists():
-            try:
-                header = read_pt_header(path)
-                if header.dtype != "BF16" or len(header.shape) != 2 or header.shape[1] != config.backbone.dim:
-                    raise CheckpointError(
-                        f"{path} holds {header.dtype} {list(header.shape)}, where BF16 [rows, "
-                        f"{config.backbone.dim}] was expected; copy or add the voice again."
-                    )
-                rows = header.shape[0]
-            except CheckpointError as error:
-                if _is_bare_pickle(path):
-                    notes.append(
-                        f"{path} is in torch's format before 1.6: its rows show only when it is loaded."
-                    )
-                else:
-                    problems.append(str(error))
-        elif name in embeddings:
-            problems.append(f"{path} is a link to a file that is gone; download the checkpoint again.")
-        else:
-            where = " and ".join(
-                file
-                for file, names in (("params.json", listed), ("tekken.json", tekken_rows))
-                if name in names
-            )
-            problems.append(
-                f"{path} is missing, but {where} lists the voice {name}; copy the file again or remove "
-                f"the voice (`revox voice remove {name}`)."
-            )
-        count = tekken_rows.get(name)
-        if rows is not None and count is not None and rows != count:
-            problems.append(
-                f"{folder / 'tekken.json'} gives the voice {name} {count} rows and {path} has {rows}; "
-                f"set audio.voice_num_audio_tokens.{name} to {rows}, or copy both files from one checkpoint."
-            )
-        if rows is not None and name in listed and count is None:
-            problems.append(
-                f"{folder / 'tekken.json'} does not list the voice {name} of params.json; "
-                f"set audio.voice_num_audio_tokens.{name} to {rows}."
-            )
-        elif rows is not None and name not in listed:
-            notes.append(
-                f"The voice {name} has a .pt but params.json does not list it: no runtime offers it."
+        report.notes.append("A change of voices was interrupted; the next `revox voice` command finishes it.")
+    for entry in voice_entries(folder, params, promised):
+        name, rows, path = entry.name, entry.rows, folder / VOICE_FOLDER / f"{entry.name}.pt"
+        if entry.problem:
+            unlisted = rows is not None and not entry.in_params and entry.expected_rows in (None, rows)
+            (report.notes if unlisted else report.problems).append(entry.problem)
+        elif rows is None:
+            report.notes.append(f"{path} is in torch's format before 1.6: only loading it shows its length.")
+        elif entry.dtype != "BF16":
+            report.problems.append(
+                f"{path} holds {entry.dtype}, where BF16 was expected; add the voice again."
             )
         if name != name.lower():
-            notes.append(f"vllm-omni cannot serve the voice {name}: it lower-cases the names in requests.")
-        voices.append(
+            report.notes.append(f"vllm-omni cannot serve the voice {name}: it lower-cases names in requests.")
+        report.voices.append(
             ListedVoice(
                 name=name,
                 rows=rows,
-                tekken_rows=count,
-                in_params=name in listed,
-                seconds=None if rows is None else round((rows - 1) / config.codec.frame_rate, 2),
+                tekken_rows=entry.expected_rows,
+                in_params=entry.in_params,
+                seconds=None if rows is None else round((rows - 1) / frame_rate, 2),
                 bytes=path.stat().st_size if path.exists() else 0,
-                added_by_revox=(folder / VOICE_FOLDER / f"{name}.voice.json").exists(),
+                added_by_revox=bool(entry.provenance),
             )
         )
-    return voices
-
-
-def _is_bare_pickle(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"\x80\x02"
 
 
 def _tekken(folder: Path, params: Params, problems: list[str]) -> dict[str, int]:
@@ -462,49 +385,40 @@ def _sizes(params: Params, config: VoxtralConfig) -> dict[str, Any]:
         "acoustic_layers": config.acoustic.n_layers,
         "flow_steps": config.acoustic.n_decoding_steps,
         "codec_dim": config.codec.dim,
-        "bits_per_weight": 16,
         "max_seq_len": params.max_seq_len,
+        "release": config == CONFIG,
     }
 
 
-def _capabilities(
-    core: bool,
-    encoder: str,
-    components: list[Component],
-    mismatched: list[Mismatch],
-    n_voices: int,
-    variant: bool,
-) -> list[Capability]:
-    parts = {component.name: component for component in components}
-    wrong = {component_of(mismatch.name) for mismatch in mismatched}
-    invertible = not variant and all(
-        parts[name].found == parts[name].expected and name not in wrong
-        for name in ("codec_decoder", "quantizer", "audio_embedding")
-    )
-    part = parts["codec_encoder"]
-    why_no_encoder = {
+# ---------------------------------------------------------------------------------------- what it is good for
+
+_EXTRA_FRAME = "speaks the presets (an extra [AUDIO] before the first frame)"
+
+
+def _capabilities(report: Report, usable: bool, variant: bool, n_voices: int) -> list[Capability]:
+    wrong = {component_of(mismatch.name) for mismatch in report.mismatched}
+    parts = [report.component(name) for name in ("codec_decoder", "quantizer", "audio_embedding")]
+    invertible = not variant and not any(part.missing or part.name in wrong for part in parts)
+    part = report.component("codec_encoder")
+    unusable = "the weights are not usable as they are"
+    presets = f"{n_voices} voices" if usable else unusable
+    cloning = {
         "absent": f"the codec encoder is not in the weights (0 of {part.expected} tensors); restore it first",
         "partial": f"the codec encoder is partial ({part.found} of {part.expected} tensors)",
-        "complete": "the codec encoder is complete"
-        if core
-        else "the encoder is there, but the weights are not usable",
-    }[encoder]
-    why_no_presets = (
-        "no voice with matching rows" if not n_voices else "the weights are not usable as they are"
-    )
+        "complete": "the codec encoder is complete" if usable else unusable,
+    }[report.encoder]
+    inversion = "through the frozen decoder, with `revox clone`"
     return [
         Capability(
             "preset speech",
-            core and n_voices > 0,
-            f"{n_voices} voices" if core and n_voices else why_no_presets,
+            usable and n_voices > 0,
+            presets if n_voices else "no voice of the length that tekken.json promises",
         ),
-        Capability("cloning by ref_audio", core and encoder == "complete", why_no_encoder),
+        Capability("cloning by ref_audio", usable and report.encoder == "complete", cloning),
         Capability(
             "cloning by inversion",
             invertible,
-            "through the frozen decoder, with `revox clone`"
-            if invertible
-            else "decoder, quantizer or table not usable",
+            inversion if invertible else "decoder, quantizer or table not usable",
         ),
         Capability("instructions", False, "accepted by vllm-omni and ignored: the model has no such input"),
         Capability("voice design", False, "the model has no description of a voice as input"),
@@ -512,62 +426,51 @@ def _capabilities(
 
 
 def _runtimes(
-    folder: Path,
-    config: VoxtralConfig,
-    core: bool,
-    encoder: str,
-    unknown: list[str],
-    spoken: list[ListedVoice],
-    variant: bool,
+    folder: Path, report: Report, spoken: list[ListedVoice], usable: bool, variant: bool
 ) -> list[Runtime]:
-    speaks = "speaks the presets" if spoken else "has no preset to speak"
-    if not core:
-        why = (
-            "does not read converted or quantized weights"
-            if variant
-            else "does not start: tensors are missing or wrong"
-        )
-        serves, clones = why, "no"
-        old = new = clones
-        ours, ours_cloning = why, "no"
-    else:
-        serves = speaks
-        if any(name.startswith("audio_tokenizer.") for name in unknown):
-            serves = "does not start: unknown tensors under audio_tokenizer"
-        restored = {"complete": "clones", "partial": "turned on, but clones from uninitialised weights"}
-        old = restored.get(encoder, "kills the engine")
-        new = restored.get(encoder, "refused as a bad request")
-        ours = speaks
-        ours_cloning = {
-            "complete": "clones with the encoder, or by inversion",
-            "partial": "clones by inversion (the partial encoder is left off)",
-            "absent": "clones by inversion",
-        }[encoder]
+    no_encoder = "no encoder in it"
+    if not usable:
+        broken = "does not start: tensors are missing or wrong"
+        why = "does not read converted or quantized weights" if variant else broken
+        fp8 = (report.quantization or "").startswith("FP8")
+        served = "has an FP8 path, which revox does not check" if fp8 else why
+        c_port = "reads its own INT8 variant only" if variant else broken
+        return [
+            Runtime("vllm-omni 0.18 to 0.28", why, "no"),
+            Runtime("vllm-omni 0.30 and later", served, "no"),
+            Runtime("mlx-audio", _mlx(folder, spoken) if variant else broken, no_encoder),
+            Runtime("voxtral-tts.c (C)", c_port, no_encoder),
+            Runtime("voxtral_tts_rs (Rust)", "does not start", no_encoder),
+            Runtime("revox", why, "no"),
+        ]
+    speaks = served = "speaks the presets" if spoken else "has no preset to speak"
+    if any(name.startswith("audio_tokenizer.") for name in report.unknown):
+        served = "does not start: unknown tensors under audio_tokenizer"
+    uninitialized = "turned on, but clones from uninitialized weights"
+    before, since, ours = {
+        "complete": ("clones", "clones", "clones with the encoder, or by inversion"),
+        "partial": (uninitialized, uninitialized, "clones by inversion (the partial encoder is left off)"),
+        "absent": ("kills the engine", "refused as a bad request", "clones by inversion"),
+    }[report.encoder]
+    c_port = (
+        _EXTRA_FRAME if report.sizes["release"] else "does not start: the release's sizes are compiled in"
+    )
+    return [
+        Runtime("vllm-omni 0.18 to 0.28", served, before),
+        Runtime("vllm-omni 0.30 and later", served, since),
+        Runtime("mlx-audio", _mlx(folder, spoken), no_encoder),
+        Runtime("voxtral-tts.c (C)", c_port, no_encoder),
+        Runtime("voxtral_tts_rs (Rust)", _EXTRA_FRAME, no_encoder),
+        Runtime("revox", speaks, ours),
+    ]
+
+
+def _mlx(folder: Path, spoken: list[ListedVoice]) -> str:
     safetensors = {path.stem for path in (folder / VOICE_FOLDER).glob("*.safetensors")}
     exported = sum(voice.name in safetensors for voice in spoken)
-    if exported == len(spoken) and spoken:
-        mlx = "speaks the presets (an extra [AUDIO] before the first frame)"
-    else:
-        mlx = (
-            f"speaks {exported} of {len(spoken)} voices: it reads NAME.safetensors in voice_embedding "
-            "(`revox voice export` writes them)"
-        )
-    if core and config == CONFIG:
-        c_port = "speaks the presets (an extra [AUDIO] before the first frame)"
-    elif core:
-        c_port = "does not start: the release's sizes are compiled in"
-    else:
-        c_port = "reads its own INT8 variant only" if variant else "does not start: tensors are missing"
-    rust = "speaks the presets (an extra [AUDIO] before the first frame)" if core else "does not start"
-    return [
-        Runtime("vllm-omni 0.18 to 0.28", serves, old),
-        Runtime("vllm-omni 0.30 and later", serves, new),
-        Runtime(
-            "mlx-audio",
-            mlx if core or variant else "does not start: tensors are missing or wrong",
-            "no encoder in it",
-        ),
-        Runtime("voxtral-tts.c (C)", c_port, "no encoder in it"),
-        Runtime("voxtral_tts_rs (Rust)", rust, "no encoder in it"),
-        Runtime("revox", ours, ours_cloning),
-    ]
+    if spoken and exported == len(spoken):
+        return _EXTRA_FRAME
+    return (
+        f"speaks {exported} of {len(spoken)} voices: it reads NAME.safetensors in voice_embedding "
+        "(`revox voice export` writes them)"
+    )

@@ -18,9 +18,7 @@ import contextlib
 import difflib
 import json
 import pickle
-import pickletools
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,16 +27,15 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import from_json
 
 from revox.checkpoint import consent_log
-from revox.checkpoint.errors import VoiceError
-from revox.checkpoint.params import read_params
+from revox.checkpoint.errors import CheckpointError, VoiceError
+from revox.checkpoint.params import Params, read_params
 from revox.checkpoint.release import PRESETS
+from revox.checkpoint.tensors import PtHeader, read_pt_header
 from revox.checkpoint.voice_journal import (
     VOICE_FOLDER,
-    check_writable,
     commit,
     consent_log_path,
     is_file_name,
-    listed_ids,
     promised_rows,
     reading,
     recover_journal,
@@ -51,27 +48,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from revox.model.config import VoxtralConfig
-
-__all__ = [
-    "EXPORT_FORMATS",
-    "Voice",
-    "VoiceEntry",
-    "add_voice",
-    "check_voice_free",
-    "check_voice_name",
-    "check_writable",
-    "codes_fit",
-    "consent_document",
-    "export_voice",
-    "find_voice",
-    "list_voices",
-    "load_voice",
-    "read_embedding",
-    "recover_journal",
-    "remove_voice",
-    "rows_in_header",
-    "save_codes",
-]
 
 EXPORT_FORMATS = {".pt": "vllm-omni", ".safetensors": "mlx-audio", ".bin": "the C port"}
 
@@ -107,14 +83,17 @@ class Voice:
 class VoiceEntry:
     """What the lists and headers say about a voice, without loading it.
 
-    rows: rows of its .pt (None when it is missing or unreadable); expected_rows: what tekken.json promises
-    (None when it is not there); preset: guarded against being overwritten; problem: a sentence, or None when
-    all is well.
+    rows: length of the embedding in its .pt (None when that is missing or unreadable), of the type `dtype`;
+    expected_rows: what tekken.json promises (None when it lists no such voice); in_params: whether
+    params.json lists it; preset: guarded against being overwritten; problem: a sentence, or None when all is
+    well.
     """
 
     name: str
     rows: int | None
+    dtype: str | None
     expected_rows: int | None
+    in_params: bool
     preset: bool
     has_codes: bool
     provenance: dict[str, Any]
@@ -131,15 +110,77 @@ def list_voices(folder: str | Path) -> list[VoiceEntry]:
     with contextlib.suppress(VoiceError, OSError):
         recover_journal(folder)
     with reading(folder):
-        params = read_params(folder)
-        promised = promised_rows(folder)
-        on_disk = (
-            sorted(path.stem for path in (folder / VOICE_FOLDER).glob("*.pt"))
-            if (folder / VOICE_FOLDER).is_dir()
-            else []
+        return voice_entries(folder, read_params(folder), promised_rows(folder))
+
+
+def voice_entries(folder: Path, params: Params, promised: Mapping[str, int]) -> list[VoiceEntry]:
+    """`list_voices` where both lists have been read already: params.json, and the lengths in tekken.json."""
+    on_disk = sorted(path.stem for path in (folder / VOICE_FOLDER).glob("*.pt"))
+    entries = []
+    for name in dict.fromkeys([*params.voices, *promised, *on_disk]):
+        listed, home = name in params.voices, folder / VOICE_FOLDER
+        problem: str | None = f"{folder} lists a voice {name!r}, which cannot be a file's name; remove it."
+        header, provenance, has_codes = None, {}, False
+        if is_file_name(name):
+            header, problem = _voice_header(home / f"{name}.pt", params.dim, listed, promised.get(name))
+            provenance = _read_provenance(folder, name)
+            has_codes = (home / f"{name}.codes.safetensors").is_file()
+        entries.append(
+            VoiceEntry(
+                name,
+                header.shape[0] if header else None,
+                header.dtype if header else None,
+                promised.get(name),
+                listed,
+                _guarded(name, provenance),
+                has_codes,
+                provenance,
+                problem,
+            )
         )
-        names = list(dict.fromkeys([*params.voices, *promised, *on_disk]))
-        return [_entry(folder, name, params.dim, name in params.voices, promised.get(name)) for name in names]
+    return entries
+
+
+def _voice_header(
+    path: Path, dim: int, listed: bool, promised: int | None
+) -> tuple[PtHeader | None, str | None]:
+    """The header of a voice's .pt if it is one, and what is wrong with it or with the lists."""
+    name, tekken = path.stem, path.parents[1] / "tekken.json"
+    if not path.is_file():
+        if path.is_symlink():
+            return None, f"{path} is a link to a file that is gone; download the checkpoint again."
+        where = " and ".join(
+            file for file, named in (("params.json", listed), (tekken.name, promised)) if named
+        )
+        return None, (
+            f"{path} is missing, but {where} lists the voice {name}; copy the file again or remove the voice "
+            f"(`revox voice remove {name}`)."
+        )
+    try:
+        header = read_pt_header(path)
+    except CheckpointError as error:
+        with open(path, "rb") as file:
+            bare = file.read(2) == b"\x80\x02"  # torch before 1.6: the loader says what it finds
+        return None, None if bare else str(error)
+    if len(header.shape) != 2 or header.shape[1] != dim:
+        return None, (
+            f"{path} holds {header.dtype} {list(header.shape)}, where BF16 [rows, {dim}] was expected: it is "
+            "of another model; copy or add the voice again."
+        )
+    rows, problem = header.shape[0], None
+    if promised is not None and promised != rows:
+        problem = (
+            f"{tekken} gives the voice {name} {promised} rows and {path} has {rows}; set "
+            f"audio.voice_num_audio_tokens.{name} to {rows}, or copy both files from one checkpoint."
+        )
+    elif promised is None and listed:
+        problem = (
+            f"{tekken} does not list the voice {name} of params.json; set "
+            f"audio.voice_num_audio_tokens.{name} to {rows}."
+        )
+    elif not listed:
+        problem = f"params.json does not list the voice {name}, so no runtime offers it; add it again."
+    return header, problem
 
 
 def find_voice(folder: str | Path, name: str) -> VoiceEntry:
@@ -151,24 +192,24 @@ def find_voice(folder: str | Path, name: str) -> VoiceEntry:
 
 
 def load_voice(folder: str | Path, name: str) -> Voice:
-    """A voice with its rows, codes (where they are on record) and provenance.
+    """A voice with its embedding, codes (where they are on record) and provenance.
 
     Raises VoiceError when it is unknown (the nearest names are offered), its .pt is missing, damaged, of
-    another model, or has other rows than tekken.json promises.
+    another model, or of another length than tekken.json promises.
     """
     folder = Path(folder)
     entry = find_voice(folder, name)
     with reading(folder):
         if entry.problem:
             raise VoiceError(entry.problem)
-        path = folder / VOICE_FOLDER / f"{name}.pt"
         config = read_params(folder).voxtral_config()
-        rows = read_embedding(path, config.backbone.dim)
-        return Voice(name, _read_codes(folder, name, len(rows) - 1, config), rows, entry.provenance)
+        embedding = read_embedding(folder / VOICE_FOLDER / f"{name}.pt", config.backbone.dim)
+        codes = _read_codes(folder, name, len(embedding) - 1, config)
+        return Voice(name, codes, embedding, entry.provenance)
 
 
 def read_embedding(path: str | Path, dim: int) -> Tensor:
-    """Rows `[N, dim]` bf16 of a voice file: .pt (loaded as weights only), .safetensors, or raw bf16 .bin.
+    """The embedding `[N, dim]` bf16 of a voice file: .pt (weights only), .safetensors, or raw bf16 .bin.
 
     Raises VoiceError naming the file, what was expected and what was found.
     """
@@ -182,12 +223,11 @@ def read_embedding(path: str | Path, dim: int) -> Tensor:
             from safetensors.torch import load_file
 
             tensors = load_file(path)
-            rows = tensors.get(MLX_TENSOR, next(iter(tensors.values()), None))
+            found = tensors.get(MLX_TENSOR, next(iter(tensors.values()), None))
         elif path.suffix == ".bin":
-            rows = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.bfloat16)
-            rows = rows.reshape(-1, dim)
+            found = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.bfloat16).reshape(-1, dim)
         else:
-            rows = torch.load(path, map_location="cpu", weights_only=True)
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise VoiceError(
             f"{path} holds something else than one tensor, which is not loaded: it could run code; "
@@ -198,98 +238,21 @@ def read_embedding(path: str | Path, dim: int) -> Tensor:
         raise VoiceError(
             f"{path} cannot be read as a voice ({why[:120]}); copy or download it again"
         ) from None
-    if not isinstance(rows, torch.Tensor):
-        raise VoiceError(f"{path} holds a {type(rows).__name__}, where one tensor [N, {dim}] was expected")
-    if rows.ndim != 2 or rows.shape[1] != dim or rows.shape[0] < 1 or not rows.is_floating_point():
+    if not isinstance(found, torch.Tensor):
+        raise VoiceError(f"{path} holds a {type(found).__name__}, where one tensor [N, {dim}] was expected")
+    _check_embedding(found, dim, str(path))
+    return found.detach().to(torch.bfloat16).contiguous()
+
+
+def _check_embedding(embedding: Tensor, dim: int, what: str) -> None:
+    shape = embedding.shape
+    if len(shape) != 2 or shape[0] < 1 or shape[1] != dim or not embedding.is_floating_point():
         raise VoiceError(
-            f"{path} holds {str(rows.dtype).removeprefix('torch.')} {list(rows.shape)}, where bf16 "
-            f"[N, {dim}] was expected: the voice is of another model, make it again with this checkpoint"
+            f"{what} holds {str(embedding.dtype).removeprefix('torch.')} {list(embedding.shape)}, where bf16 "
+            f"[frames + 1, {dim}] was expected: it is of another model, make it again with this checkpoint"
         )
-    if rows.shape[0] > MAX_ROWS:  # a small file can claim any number of them
-        raise VoiceError(f"{path} holds {rows.shape[0]:,} rows, where at most {MAX_ROWS:,} make a voice")
-    return rows.detach().to(torch.bfloat16).contiguous()
-
-
-def rows_in_header(path: str | Path) -> tuple[int, int] | None:
-    """(N, dim) of the tensor in a .pt file, from its pickle's opcodes: nothing is executed and torch is not
-    needed.
-
-    None when the file is not a zip with one tensor in it (torch before 1.6, or something else).
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith("/data.pkl") or name == "data.pkl"]
-            info = archive.getinfo(names[0])
-            if info.file_size > 1 << 20:
-                return None
-            pickled = archive.read(info)
-        numbers: list[int] | None = None
-        for opcode, argument, _ in pickletools.genops(pickled):
-            if opcode.name == "BINPERSID" and numbers is None:
-                numbers = []  # next come the storage's offset, then the shape
-            elif numbers is not None and opcode.name.startswith(("BININT", "INT", "LONG")):
-                numbers.append(int(argument or 0))
-            elif numbers is not None and opcode.name in ("TUPLE1", "TUPLE2", "TUPLE3", "TUPLE"):
-                return (numbers[1], numbers[2]) if opcode.name == "TUPLE2" and len(numbers) == 3 else None
-    except (OSError, zipfile.BadZipFile, KeyError, IndexError, ValueError, TypeError, NotImplementedError):
-        return None
-    return None
-
-
-def _entry(folder: Path, name: str, dim: int, listed: bool, promised: int | None) -> VoiceEntry:
-    path = folder / VOICE_FOLDER / f"{name}.pt"
-    problem = None
-    rows = None
-    if is_file_name(name):
-        header = rows_in_header(path)
-        rows = header[0] if header else None
-        if not path.is_file():
-            problem = (
-                f"{path} is missing although voice {name!r} is listed; copy it again or remove the voice"
-            )
-        elif header is None:
-            # Old or damaged files are left to the loader, which says what it finds.
-            problem = (
-                None
-                if _loadable(path)
-                else f"{path} is no voice file or is damaged; copy or download it again"
-            )
-        elif header[1] != dim:
-            problem = (
-                f"{path} has rows of {header[1]} values, where {dim} were expected: it is of another model"
-            )
-        elif promised is not None and promised != rows:
-            problem = (
-                f"{path} has {rows} rows and {folder / 'tekken.json'} promises {promised} for {name!r}; "
-                "copy both files again from one source"
-            )
-        elif not listed or promised is None:
-            missing = "params.json" if not listed else "tekken.json"
-            problem = (
-                f"{folder / missing} does not list voice {name!r}, so others do not offer it; add it again"
-            )
-    else:
-        problem = f"{folder} lists a voice {name!r}, which cannot be a file's name; remove it"
-    provenance = _read_provenance(folder, name) if is_file_name(name) else {}
-    codes = folder / VOICE_FOLDER / f"{name}.codes.safetensors"
-    return VoiceEntry(
-        name,
-        rows,
-        promised,
-        _guarded(name, provenance),
-        is_file_name(name) and codes.is_file(),
-        provenance,
-        problem,
-    )
-
-
-def _loadable(path: Path) -> bool:
-    # Files by torch before 1.6 are bare pickles; anything else without a readable header is damage.
-    try:
-        with open(path, "rb") as file:
-            return file.read(2) == b"\x80\x02"
-    except OSError:
-        return False
+    if len(embedding) > MAX_ROWS:  # a small file can claim any number of them
+        raise VoiceError(f"{what} holds {len(embedding):,} rows, where at most {MAX_ROWS:,} make a voice")
 
 
 def _read_provenance(folder: Path, name: str) -> dict[str, Any]:
@@ -354,7 +317,7 @@ def check_voice_name(name: str) -> str:
 def add_voice(
     folder: str | Path,
     name: str,
-    rows: Tensor,
+    embedding: Tensor,
     codes: Tensor | None,
     provenance: Mapping[str, Any],
     overwrite: bool = False,
@@ -362,66 +325,55 @@ def add_voice(
 ) -> None:
     """Add a voice, or replace one, so that every loader sees the old set or a whole new one (see the module).
 
-    rows: `[N, dim]`, stored as bf16. codes: `[n_codebooks, N - 1]` counted from 0, or None. provenance: plain
-    JSON values, not empty (`revox.cloning.consent.provenance`). overwrite: replace a voice of that name;
-    force: even a preset. Raises VoiceError when the name will not do, is taken, the shapes do not fit this
-    checkpoint, or the folder cannot be written.
+    embedding: `[N, dim]`, stored as bf16. codes: `[n_codebooks, N - 1]` counted from 0, or None. provenance:
+    plain JSON values, not empty (`revox.cloning.consent.provenance`). overwrite: replace a voice of that
+    name; force: even a preset. Raises VoiceError when the name will not do, is taken, the shapes do not fit
+    this checkpoint, or the folder cannot be written.
     """
     import torch
     from safetensors.torch import save
 
     folder = Path(folder)
     check_voice_name(name)
-    config = read_params(folder).voxtral_config()
-    dim, n_codebooks = config.backbone.dim, config.codec.n_codebooks
-    if rows.ndim != 2 or rows.shape[1] != dim or rows.shape[0] < 2 or not rows.is_floating_point():
-        raise VoiceError(
-            f"the rows of voice {name!r} are {list(rows.shape)}, where [frames + 1, {dim}] was expected"
-        )
-    if rows.shape[0] > MAX_ROWS:
-        raise VoiceError(
-            f"voice {name!r} has {rows.shape[0]:,} rows, where at most {MAX_ROWS:,} are possible"
-        )
-    if not torch.isfinite(rows).all():
-        raise VoiceError(f"the rows of voice {name!r} hold values that are not numbers; make the voice again")
-    if codes is not None:
-        if tuple(codes.shape) != (n_codebooks, rows.shape[0] - 1):
-            raise VoiceError(
-                f"the codes of voice {name!r} are {list(codes.shape)}, "
-                f"where [{n_codebooks}, {rows.shape[0] - 1}] was expected"
-            )
-        if not codes_fit(codes.cpu(), config):
-            raise VoiceError(
-                f"the codes of voice {name!r} are outside the codebooks of {folder}; make the voice again"
-            )
     if not provenance:
         raise VoiceError(
             f"voice {name!r} comes without provenance: say how it was made and whose voice it is"
         )
-    record = json.dumps(dict(provenance), indent=2, ensure_ascii=False) + "\n"
-
     with writing(folder):
-        promised = promised_rows(folder)
-        check_voice_free(folder, name, overwrite, force)
+        params, promised, rows = read_params(folder), promised_rows(folder), len(embedding)
+        _check_free(folder, name, {*params.voices, *promised}, overwrite, force)
+        _check_new(name, embedding, codes, params.voxtral_config())
         if codes is not None:
             stored_codes = codes.cpu().to(torch.int16).contiguous()
             stage_file(folder, name, ".codes.safetensors", save({"codes": stored_codes}))
+        record = json.dumps(dict(provenance), indent=2, ensure_ascii=False) + "\n"
         stage_file(folder, name, ".voice.json", record)
-        stored = rows.detach().cpu().to(torch.bfloat16).clone(memory_format=torch.contiguous_format)
+        stored = embedding.detach().cpu().to(torch.bfloat16).clone(memory_format=torch.contiguous_format)
         stage_file(folder, name, ".pt", pt_bytes(stored))
-        voices = listed_ids(folder)
         entry = {
             "operation": "add",
             "name": name,
-            "rows": int(rows.shape[0]),
-            "id": voices.get(name, max(voices.values(), default=-1) + 1),
+            "rows": rows,
+            "id": params.voices.get(name, max(params.voices.values(), default=-1) + 1),
             "codes": codes is not None,
             # Same length: one rename of the .pt is the whole change.
-            "unlist": promised.get(name, rows.shape[0]) != rows.shape[0]
-            or (name in voices) != (name in promised),
+            "unlist": promised.get(name, rows) != rows or (name in params.voices) != (name in promised),
             "event": consent_log.event("replaced" if name in promised else "added", name, provenance),
         }
         commit(folder, entry)
+
+
+def _check_new(name: str, embedding: Tensor, codes: Tensor | None, config: VoxtralConfig) -> None:
+    _check_embedding(embedding, config.backbone.dim, f"the embedding of voice {name!r}")
+    if len(embedding) < 2 or not bool(embedding.isfinite().all()):
+        raise VoiceError(f"the embedding of voice {name!r} is empty or not finite; make the voice again")
+    shape = [config.codec.n_codebooks, len(embedding) - 1]
+    if codes is not None and list(codes.shape) != shape:
+        raise VoiceError(f"the codes of voice {name!r} are {list(codes.shape)}, where {shape} was expected")
+    if codes is not None and not codes_fit(codes.cpu(), config):
+        raise VoiceError(
+            f"the codes of voice {name!r} are outside this checkpoint's codebooks; make the voice again"
+        )
 
 
 def remove_voice(folder: str | Path, name: str, force: bool = False) -> None:
@@ -431,11 +383,8 @@ def remove_voice(folder: str | Path, name: str, force: bool = False) -> None:
     """
     folder = Path(folder)
     with writing(folder):
-        known = {
-            *listed_ids(folder),
-            *promised_rows(folder),
-            *(path.stem for path in (folder / VOICE_FOLDER).glob("*.pt")),
-        }
+        on_disk = (path.stem for path in (folder / VOICE_FOLDER).glob("*.pt"))
+        known = {*read_params(folder).voices, *promised_rows(folder), *on_disk}
         if name not in known:
             raise _unknown(folder, name, sorted(known))
         record = _read_provenance(folder, name) if is_file_name(name) else {}
@@ -471,24 +420,23 @@ def consent_document(folder: str | Path, name: str | None = None) -> dict[str, A
 
 
 def check_voice_free(folder: str | Path, name: str, overwrite: bool = False, force: bool = False) -> None:
-    """Whether a voice of that name may be added, for who wants to know before the work rather than after it.
+    """Whether a voice of that name may be added, to be asked before the work rather than after it.
 
     Raises VoiceError when the name will not do, is a preset's, or is taken and `overwrite` is not said.
     """
     folder = Path(folder)
     check_voice_name(name)
-    taken = (
-        name in listed_ids(folder)
-        or name in promised_rows(folder)
-        or (folder / VOICE_FOLDER / f"{name}.pt").exists()
-    )
-    if not taken:
+    _check_free(folder, name, {*read_params(folder).voices, *promised_rows(folder)}, overwrite, force)
+
+
+def _check_free(folder: Path, name: str, listed: set[str], overwrite: bool, force: bool) -> None:
+    if force or (name not in listed and not (folder / VOICE_FOLDER / f"{name}.pt").exists()):
         return
-    if not force and _guarded(name, _read_provenance(folder, name)):
+    if _guarded(name, _read_provenance(folder, name)):
         raise VoiceError(
             f"voice {name!r} of {folder} is a preset; choose another name, or say --force to replace it"
         )
-    if not (overwrite or force):
+    if not overwrite:
         raise VoiceError(
             f"{folder} already has a voice {name!r}; choose another name, or say --overwrite to replace it"
         )
@@ -507,31 +455,25 @@ def save_codes(path: str | Path, codes: Tensor, provenance: Mapping[str, Any]) -
 
 
 def export_voice(folder: str | Path, name: str, out: str | Path) -> Path:
-    """Write a voice's rows for another runtime, chosen by `out`'s ending; returns the path written.
+    """Write a voice's embedding for another runtime, chosen by `out`'s ending; returns the path written.
 
     .pt is vllm-omni's (one bf16 tensor), .safetensors mlx-audio's (tensor "embedding"; it goes into the
     `voice_embedding` folder there), .bin the C port's (raw little-endian bf16, N x dim). Raises VoiceError
     for another ending or a voice that cannot be loaded.
     """
     import torch
+    from safetensors.torch import save
 
     out = Path(out)
     writers: dict[str, Callable[[Tensor], bytes]] = {
         ".pt": pt_bytes,
-        ".safetensors": _as_safetensors,
-        ".bin": lambda rows: rows.view(torch.int16).numpy().astype("<i2").tobytes(),
+        ".safetensors": lambda embedding: save({MLX_TENSOR: embedding}),
+        ".bin": lambda embedding: embedding.view(torch.int16).numpy().astype("<i2").tobytes(),
     }
     if out.suffix not in writers:
         endings = ", ".join(f"{suffix} ({runtime})" for suffix, runtime in EXPORT_FORMATS.items())
         raise VoiceError(f"{out} has no ending that tells the format; use one of {endings}")
     if not out.parent.is_dir():
         raise VoiceError(f"{out.parent} is not a folder; make it first")
-    voice = load_voice(folder, name)
-    replace_file(out, writers[out.suffix](voice.embedding.clone()))
+    replace_file(out, writers[out.suffix](load_voice(folder, name).embedding.clone()))
     return out
-
-
-def _as_safetensors(rows: Tensor) -> bytes:
-    from safetensors.torch import save
-
-    return save({MLX_TENSOR: rows})

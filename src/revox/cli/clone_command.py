@@ -82,7 +82,8 @@ def command(
     record_consent(consent)
     from revox.checkpoint.locate import locate
     from revox.checkpoint.params import read_params
-    from revox.checkpoint.voices import add_voice, check_voice_free, check_writable
+    from revox.checkpoint.voice_journal import check_writable
+    from revox.checkpoint.voices import add_voice, check_voice_free
 
     folder = locate(checkpoint)
     rate = read_params(folder).voxtral_config().codec.sampling_rate

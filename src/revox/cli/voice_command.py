@@ -270,7 +270,7 @@ def _open(checkpoint: str) -> tuple[Path, float]:
     from revox.checkpoint.errors import VoiceError
     from revox.checkpoint.locate import locate
     from revox.checkpoint.params import read_params
-    from revox.checkpoint.voices import recover_journal
+    from revox.checkpoint.voice_journal import recover_journal
 
     folder = locate(checkpoint)
     frame_rate = read_params(folder).voxtral_config().codec.frame_rate
