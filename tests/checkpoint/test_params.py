@@ -120,7 +120,7 @@ def test_a_missing_size_is_named_and_never_assumed(tmp_path: Path, path: str) ->
         ("multimodal.audio_tokenizer_args.decoder_convs_strides_str", "1,2,two,2", "whole numbers"),
         ("multimodal.audio_tokenizer_args.decoder_convs_strides_str", "1,2,2", "equally many"),
         ("multimodal.audio_tokenizer_args.decoder_convs_strides_str", "1,2,2,1", "multiply to the same"),
-        ("multimodal.audio_tokenizer_args.channels", 2, "channels should be 1"),
+        ("multimodal.audio_tokenizer_args.channels", 2, "channels: the value should be 1, found 2"),
         ("multimodal.audio_tokenizer_args.semantic_codebook_size", 4096, "codebook sizes .* the same"),
         ("multimodal.audio_model_args.audio_encoding_args.num_codebooks", 36, "num_codebooks should be 37"),
         ("multimodal.audio_model_args.audio_encoding_args.frame_rate", 25, "frame_rate should be 12.5"),

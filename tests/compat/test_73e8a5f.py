@@ -121,7 +121,7 @@ def test_a_server_goes_on_with_keys_voices_samples_jobs_and_log(old: Path) -> No
             events = {voice["voice"]: [e["event"] for e in voice["log"]] for voice in document["voices"]}
             assert events["eve"] == ["asked", "added", "removed"]
             assert events["frank"] == ["asked", "failed"]
-            assert [line["by"] for line in document["one_off"]] == ["team"]
+            assert [line["by"] for line in document["inline_references"]] == ["team"]
 
             preview = await client.get("/v1/audio/voices/carol/preview")
             assert preview.status_code == 200, preview.text

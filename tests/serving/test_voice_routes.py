@@ -901,7 +901,7 @@ def test_every_one_off_request_is_logged_and_one_recording_is_cloned_once(tts, s
     assert {line["origin"] for line in lines} == {"https://host.example"}
     assert lines[-1]["consent"]["given_by"] == "the operator of the server"
     assert lines[0]["consent"]["given_by"] == "ada"
-    assert voices.files.document()["one_off"] == lines
+    assert voices.files.document()["inline_references"] == lines
     assert voices.records() == []
     asyncio.run(voices.close())
 

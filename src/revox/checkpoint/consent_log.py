@@ -71,30 +71,26 @@ def document(
 
     voices: name and record of those that exist. lines: of the log; voices that only it knows are "removed".
     """
+    known = ("consent", "sha256", "file", "method", "created_at")
     found: dict[str, dict[str, Any]] = {}
     for name, record in voices:
-        said = event("", name, record)
-        found[name] = {
-            "voice": name,
-            "status": "present",
-            **{
-                key: said[key] for key in ("consent", "sha256", "file", "method", "created_at") if key in said
-            },
-            "log": [],
-        }
-    one_off: list[dict[str, Any]] = []
-    for line in lines:
-        of = line.get("voice")
+        line = event("", name, record)
+        facts = {key: line[key] for key in known if key in line}
+        found[name] = {"voice": name, "status": "present", **facts, "log": []}
+    inline: list[dict[str, Any]] = []
+    for logged in lines:
+        of = logged.get("voice")
         if isinstance(of, str):
-            found.setdefault(of, {"voice": of, "status": "removed", "log": []})["log"].append(dict(line))
+            entry = found.setdefault(of, {"voice": of, "status": "removed", "log": []})
+            entry["log"].append(dict(logged))
         else:
-            one_off.append(dict(line))
+            inline.append(dict(logged))
     return {
         "format": FORMAT,
         "exported_at": now(),
         "of": where,
         "voices": list(found.values()),
-        "one_off": one_off,
+        "inline_references": inline,
     }
 
 

@@ -11,6 +11,7 @@ Importing this does not import torch; reading an encoder does, and takes memory 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -31,6 +32,7 @@ from revox.checkpoint.tensors import (
     read_metadata,
     tensor_sha256,
 )
+from revox.speech.files import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,6 +140,17 @@ def read_encoder(
             )
     lines = [(name, "BF16", list(tensor.shape), _sha256(tensor)) for name, tensor in tensors.items()]
     return Encoder(path, tensors, read_record(path), _sha256_of(lines))
+
+
+def write_encoder(path: Path, encoder: Encoder, metadata: dict[str, str]) -> None:
+    """Write an encoder to a safetensors file, read back before it takes its place. Raises OSError."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        save_file(encoder.tensors, temporary, metadata)
+        lines = [(n, e.dtype, list(e.shape), tensor_sha256(e)) for n, e in read_header(temporary).items()]
+        if _sha256_of(lines) != encoder.sha256:
+            raise OSError(errno.EIO, "the encoder reads back otherwise than it was written", str(path))
 
 
 def check_adaptation(path: str | Path, expected: Mapping[str, TensorSpec]) -> dict[str, TensorHeader]:

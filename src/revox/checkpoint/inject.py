@@ -24,8 +24,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from revox.checkpoint.encoder_file import (
     RECORD_KEY,
@@ -33,6 +33,7 @@ from revox.checkpoint.encoder_file import (
     check_adaptation,
     decoder_sha256_of,
     read_encoder,
+    write_encoder,
 )
 from revox.checkpoint.errors import CheckpointError, VoiceError
 from revox.checkpoint.params import read_json, read_params
@@ -50,11 +51,10 @@ from revox.checkpoint.tensors import (
     read_header,
     read_metadata,
     tensor_blocks,
-    tensor_sha256,
     write_safetensors_stream,
 )
 from revox.checkpoint.voice_journal import VOICE_FOLDER, reading, recover_journal
-from revox.speech.files import replace_file, replacing
+from revox.speech.files import replace_file
 
 CARD = "consolidated.encoder.md"
 
@@ -185,8 +185,7 @@ def inject(
             metadata = read_metadata(next(iter(base.values())).file) | metadata
             _write_merged(place / WEIGHTS, base, adapted, new, metadata, progress)
         else:
-            entries = [(name, tuple(t.shape), "BF16", t) for name, t in new.tensors.items()]
-            _write_checked(place / ENCODER_WEIGHTS, entries, metadata)
+            write_encoder(place / ENCODER_WEIGHTS, new, metadata)
             _list_in_index(place, new.tensors)
         replace_file(place / CARD, checkpoint_card(injection, config))
     return report
@@ -256,8 +255,8 @@ def _list_in_index(folder: Path, names: Iterable[str]) -> None:
     """Have the index of sharded weights list the encoder's tensors `names` and no other of its file."""
     if (folder / INDEX).is_file():
         index = read_json(folder / INDEX)
-        kept = {name: file for name, file in index["weight_map"].items() if file != ENCODER_WEIGHTS}
-        index["weight_map"] = kept | dict.fromkeys(names, ENCODER_WEIGHTS)
+        others = {name: file for name, file in index["weight_map"].items() if file != ENCODER_WEIGHTS}
+        index["weight_map"] = others | dict.fromkeys(names, ENCODER_WEIGHTS)
         replace_file(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
@@ -287,21 +286,7 @@ def _write_merged(
         entries = [(name, base[name].shape, base[name].dtype, providers[name]) for name in base]
         if encoder is not None:
             entries += [(name, tuple(t.shape), "BF16", t) for name, t in encoder.tensors.items()]
-        _write_checked(
-            path, entries, metadata, lambda done, total: progress("writing", done, total), original
-        )
-
-
-def _write_checked(path: Path, entries: list[Any], *how: Any) -> None:
-    """`write_safetensors_stream`, with every tensor's hash read back before the file takes its place."""
-    with replacing(path) as temporary:
-        hashes = write_safetensors_stream(temporary, entries, *how)
-        for name, entry in read_header(temporary).items():
-            if tensor_sha256(entry) != hashes[name]:
-                raise CheckpointError(
-                    f"tensor {name} reads back with another hash than was written; nothing was changed: "
-                    "check the disk and try again."
-                )
+        write_safetensors_stream(path, entries, metadata, partial(progress, "writing"), original)
 
 
 def _replaced(folder: Path) -> dict[str, TensorHeader]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
@@ -48,7 +49,7 @@ class AcousticTransformerArgs(_Section):
     hidden_dim: Count
     n_heads: Count
     n_kv_heads: Count
-    use_biases: bool = False
+    use_biases: Literal[False] = False
     norm_eps: Size = 1e-5
     n_decoding_steps: Count | None = None
     """Euler steps of the flow; absent from the release, where the serving code takes 7."""
@@ -63,7 +64,7 @@ class AudioModelArgs(_Section):
     audio_encoding_args: AudioEncodingArgs
     audio_token_id: int
     begin_audio_token_id: int
-    input_embedding_concat_type: str = "sum"
+    input_embedding_concat_type: Literal["sum"] = "sum"
     acoustic_transformer_args: AcousticTransformerArgs
 
     @model_validator(mode="before")
@@ -85,7 +86,7 @@ class AudioModelArgs(_Section):
 class AudioTokenizerArgs(_Section):
     """`multimodal.audio_tokenizer_args`: the codec, and the list of voices."""
 
-    channels: Count = 1
+    channels: Literal[1] = 1
     sampling_rate: Count
     pretransform_patch_size: Count
     patch_proj_kernel_size: Count
@@ -94,7 +95,7 @@ class AudioTokenizerArgs(_Section):
     acoustic_codebook_size: Count
     acoustic_dim: Count
     conv_weight_norm: bool = True
-    causal: bool = True
+    causal: Literal[True] = True
     attn_sliding_window_size: Count
     half_attn_window_upon_downsampling: bool = True
     dim: Count
@@ -102,11 +103,11 @@ class AudioTokenizerArgs(_Section):
     head_dim: Count
     n_heads: Count
     n_kv_heads: Count
-    qk_norm: bool = True
+    qk_norm: Literal[True] = True
     qk_norm_eps: Size = 1e-6
-    use_biases: bool = False
+    use_biases: Literal[False] = False
     norm_eps: Size = 1e-2
-    layer_scale: bool = True
+    layer_scale: Literal[True] = True
     layer_scale_init: Size | None = None
     # The release omits the shape of the encoder, which it withholds; these are the serving code's defaults.
     encoder_transformer_lengths_str: str = "2,2,2,2"
@@ -147,16 +148,6 @@ class Params(_Section):
         model, codec = self.multimodal.audio_model_args, self.multimodal.audio_tokenizer_args
         acoustic, encoding = model.acoustic_transformer_args, model.audio_encoding_args
         rules: list[tuple[bool, str]] = [
-            (codec.channels == 1, "audio_tokenizer_args.channels should be 1"),
-            (codec.causal, "audio_tokenizer_args.causal should be true"),
-            (codec.qk_norm, "audio_tokenizer_args.qk_norm should be true"),
-            (codec.layer_scale, "audio_tokenizer_args.layer_scale should be true"),
-            (not codec.use_biases, "audio_tokenizer_args.use_biases should be false"),
-            (not acoustic.use_biases, "acoustic_transformer_args.use_biases should be false"),
-            (
-                model.input_embedding_concat_type == "sum",
-                'audio_model_args.input_embedding_concat_type should be "sum"',
-            ),
             (
                 codec.semantic_codebook_size == model.semantic_codebook_size
                 and codec.acoustic_codebook_size == model.acoustic_codebook_size
@@ -168,15 +159,13 @@ class Params(_Section):
                 encoding.num_codebooks == 1 + model.n_acoustic_codebook,
                 f"audio_encoding_args.num_codebooks should be {1 + model.n_acoustic_codebook}",
             ),
+            # The semantic head reads the backbone's hidden state: all widths are one.
             (
-                acoustic.input_dim == self.dim,
-                f"acoustic_transformer_args.input_dim should be dim, {self.dim}",
+                acoustic.input_dim == acoustic.dim == self.dim,
+                f"acoustic_transformer_args.dim and .input_dim should be dim, {self.dim}",
             ),
-            (
-                # The semantic head reads the backbone's hidden state: both widths are one.
-                acoustic.dim == self.dim,
-                f"acoustic_transformer_args.dim should be dim, {self.dim}",
-            ),
+            (self.head_dim % 2 == 0, "head_dim should be even"),
+            (acoustic.dim % 2 == 0, "acoustic_transformer_args.dim should be even"),
         ]
         for n_heads, n_kv_heads, where in (
             (self.n_heads, self.n_kv_heads, "n_heads"),
@@ -184,8 +173,6 @@ class Params(_Section):
             (codec.n_heads, codec.n_kv_heads, "audio_tokenizer_args.n_heads"),
         ):
             rules.append((n_heads % n_kv_heads == 0, f"{where} should be a multiple of n_kv_heads"))
-        rules.append((self.head_dim % 2 == 0, "head_dim should be even"))
-        rules.append((acoustic.dim % 2 == 0, "acoustic_transformer_args.dim should be even"))
         for holds, sentence in rules:
             if not holds:
                 raise ValueError(sentence)
@@ -235,56 +222,22 @@ class Params(_Section):
         """The sizes as plain dataclasses, as `revox.model` takes them."""
         codec = self.multimodal.audio_tokenizer_args
         acoustic = self.multimodal.audio_model_args.acoustic_transformer_args
+        stacks: dict[str, Any] = {
+            name: _numbers(name, getattr(codec, f"{name}_str"))
+            for part in ("encoder", "decoder")
+            for name in (f"{part}_transformer_lengths", f"{part}_convs_kernels", f"{part}_convs_strides")
+        }
         return VoxtralConfig(
-            backbone=BackboneConfig(
-                dim=self.dim,
-                n_layers=self.n_layers,
-                head_dim=self.head_dim,
-                hidden_dim=self.hidden_dim,
-                n_heads=self.n_heads,
-                n_kv_heads=self.n_kv_heads,
-                rope_theta=self.rope_theta,
-                norm_eps=self.norm_eps,
-                vocab_size=self.vocab_size,
-            ),
-            acoustic=AcousticConfig(
-                input_dim=acoustic.input_dim,
-                dim=acoustic.dim,
-                n_layers=acoustic.n_layers,
-                head_dim=acoustic.head_dim,
-                hidden_dim=acoustic.hidden_dim,
-                n_heads=acoustic.n_heads,
-                n_kv_heads=acoustic.n_kv_heads,
-                norm_eps=acoustic.norm_eps,
-                n_decoding_steps=acoustic.n_decoding_steps or 7,
-            ),
-            codec=CodecConfig(
-                sampling_rate=codec.sampling_rate,
-                pretransform_patch_size=codec.pretransform_patch_size,
-                patch_proj_kernel_size=codec.patch_proj_kernel_size,
-                semantic_codebook_size=codec.semantic_codebook_size,
-                semantic_dim=codec.semantic_dim,
-                acoustic_codebook_size=codec.acoustic_codebook_size,
-                acoustic_dim=codec.acoustic_dim,
-                conv_weight_norm=codec.conv_weight_norm,
-                attn_sliding_window_size=codec.attn_sliding_window_size,
-                half_attn_window_upon_downsampling=codec.half_attn_window_upon_downsampling,
-                dim=codec.dim,
-                hidden_dim=codec.hidden_dim,
-                head_dim=codec.head_dim,
-                n_heads=codec.n_heads,
-                n_kv_heads=codec.n_kv_heads,
-                qk_norm_eps=codec.qk_norm_eps,
-                norm_eps=codec.norm_eps,
-                layer_scale_init=codec.layer_scale_init or 0.01,
-                encoder_transformer_lengths=_numbers("", codec.encoder_transformer_lengths_str),
-                encoder_convs_kernels=_numbers("", codec.encoder_convs_kernels_str),
-                encoder_convs_strides=_numbers("", codec.encoder_convs_strides_str),
-                decoder_transformer_lengths=_numbers("", codec.decoder_transformer_lengths_str),
-                decoder_convs_kernels=_numbers("", codec.decoder_convs_kernels_str),
-                decoder_convs_strides=_numbers("", codec.decoder_convs_strides_str),
-            ),
+            backbone=BackboneConfig(**_sizes(BackboneConfig, self)),
+            acoustic=AcousticConfig(**_sizes(AcousticConfig, acoustic)),
+            codec=CodecConfig(**_sizes(CodecConfig, codec), **stacks),
         )
+
+
+def _sizes(config: type, section: _Section) -> dict[str, Any]:
+    """What a section says of a config's fields; the rest keeps the config's defaults."""
+    named = {field.name: getattr(section, field.name, None) for field in fields(config)}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def read_params(folder: str | Path, name: str = "params.json") -> Params:

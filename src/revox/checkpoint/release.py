@@ -56,6 +56,8 @@ MEAN_COSINE = (0.92, 1.0)
 EMBEDDING_TABLE = "mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight"
 TEXT_TABLE = "mm_audio_embeddings.tok_embeddings.weight"
 
+Shapes = dict[str, tuple[int, ...]]
+
 COMPONENTS = (
     "backbone",
     "text_embedding",
@@ -112,107 +114,92 @@ def component_of(name: str) -> str | None:
 def expected_tensors(config: VoxtralConfig) -> dict[str, TensorSpec]:
     """Every tensor of a complete checkpoint of these sizes, the encoder's (`codec_encoder`) included."""
     backbone, acoustic, codec = config.backbone, config.acoustic, config.codec
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def transformer(
-        prefix: str, dim: int, n_heads: int, n_kv_heads: int, head_dim: int, hidden_dim: int
-    ) -> None:
-        shapes[f"{prefix}attention.wq.weight"] = (n_heads * head_dim, dim)
-        shapes[f"{prefix}attention.wk.weight"] = (n_kv_heads * head_dim, dim)
-        shapes[f"{prefix}attention.wv.weight"] = (n_kv_heads * head_dim, dim)
-        shapes[f"{prefix}attention.wo.weight"] = (dim, n_heads * head_dim)
-        shapes[f"{prefix}feed_forward.w1.weight"] = (hidden_dim, dim)
-        shapes[f"{prefix}feed_forward.w2.weight"] = (dim, hidden_dim)
-        shapes[f"{prefix}feed_forward.w3.weight"] = (hidden_dim, dim)
-        shapes[f"{prefix}attention_norm.weight"] = (dim,)
-        shapes[f"{prefix}ffn_norm.weight"] = (dim,)
-
-    def stack(prefix: str, layers: int) -> None:
-        for layer in range(layers):
-            at = f"{prefix}layers.{layer}."
-            transformer(at, codec.dim, codec.n_heads, codec.n_kv_heads, codec.head_dim, codec.hidden_dim)
-            shapes[f"{at}attention.q_norm.weight"] = (codec.n_heads * codec.head_dim,)
-            shapes[f"{at}attention.k_norm.weight"] = (codec.n_kv_heads * codec.head_dim,)
-            shapes[f"{at}attention_scale"] = (codec.dim,)
-            shapes[f"{at}ffn_scale"] = (codec.dim,)
-
-    def convolution(prefix: str, first: int, second: int, kernel: int, weight_norm: bool = True) -> None:
-        # `first` is the output's channels, but the input's in a transposed convolution.
-        if weight_norm:
-            shapes[f"{prefix}conv.parametrizations.weight.original0"] = (first, 1, 1)
-            shapes[f"{prefix}conv.parametrizations.weight.original1"] = (first, second, kernel)
-        else:
-            shapes[f"{prefix}conv.weight"] = (first, second, kernel)
-
+    at, size = "acoustic_transformer.", codec.semantic_codebook_size
+    shapes: Shapes = {}
     for layer in range(backbone.n_layers):
-        heads = (backbone.n_heads, backbone.n_kv_heads, backbone.head_dim)
-        transformer(f"layers.{layer}.", backbone.dim, *heads, backbone.hidden_dim)
+        shapes |= _transformer(f"layers.{layer}.", backbone)
     shapes["norm.weight"] = (backbone.dim,)
-
-    shapes["mm_audio_embeddings.tok_embeddings.weight"] = (backbone.vocab_size, backbone.dim)
-    shapes["mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight"] = (
-        config.audio_embedding_rows,
-        backbone.dim,
-    )
-
+    shapes[TEXT_TABLE] = (backbone.vocab_size, backbone.dim)
+    shapes[EMBEDDING_TABLE] = (config.audio_embedding_rows, backbone.dim)
     for layer in range(acoustic.n_layers):
-        heads = (acoustic.n_heads, acoustic.n_kv_heads, acoustic.head_dim)
-        transformer(f"acoustic_transformer.layers.{layer}.", acoustic.dim, *heads, acoustic.hidden_dim)
-    shapes["acoustic_transformer.input_projection.weight"] = (acoustic.dim, codec.acoustic_dim)
-    shapes["acoustic_transformer.time_projection.weight"] = (acoustic.dim, acoustic.dim)
-    shapes["acoustic_transformer.llm_projection.weight"] = (acoustic.dim, acoustic.input_dim)
-    shapes["acoustic_transformer.semantic_codebook_output.weight"] = (
-        config.semantic_output_rows,
-        acoustic.dim,
-    )
-    shapes["acoustic_transformer.acoustic_codebook_output.weight"] = (codec.acoustic_dim, acoustic.dim)
-    shapes["acoustic_transformer.norm.weight"] = (acoustic.dim,)
-
-    at = "audio_tokenizer."
-    patch, kernel = codec.pretransform_patch_size, codec.patch_proj_kernel_size
-    blocks = list(
-        zip(
-            codec.decoder_transformer_lengths,
-            codec.decoder_convs_kernels,
-            codec.decoder_convs_strides,
-            strict=True,
-        )
-    )
-    convolution(f"{at}decoder_blocks.0.", codec.dim, codec.latent_dim, blocks[0][1])
-    index = 1
-    for block, (layers, _, _) in enumerate(blocks):
-        stack(f"{at}decoder_blocks.{index}.", layers)
-        index += 1
-        if block + 1 < len(blocks) and blocks[block + 1][1:] != (1, 1):
-            convolution(f"{at}decoder_blocks.{index}.", codec.dim, codec.dim, blocks[block + 1][1])
-            index += 1
-    convolution(f"{at}output_proj.", patch, codec.dim, kernel, codec.conv_weight_norm)
-
-    shapes[f"{at}quantizer.semantic_codebook.cluster_usage"] = (codec.semantic_codebook_size,)
-    shapes[f"{at}quantizer.semantic_codebook.embedding_sum"] = (
-        codec.semantic_codebook_size,
-        codec.semantic_dim,
-    )
-
-    convolution(f"{at}input_proj.", codec.dim, patch, kernel, codec.conv_weight_norm)
-    blocks = list(
-        zip(
-            codec.encoder_transformer_lengths,
-            codec.encoder_convs_kernels,
-            codec.encoder_convs_strides,
-            strict=True,
-        )
-    )
-    index = 0
-    for block, (layers, block_kernel, stride) in enumerate(blocks):
-        stack(f"{at}encoder_blocks.{index}.", layers)
-        index += 1
-        last = block + 1 == len(blocks)
-        if last or (block_kernel, stride) != (1, 1):
-            outputs = codec.latent_dim if last else codec.dim
-            convolution(f"{at}encoder_blocks.{index}.", outputs, codec.dim, block_kernel)
-            index += 1
-
+        shapes |= _transformer(f"{at}layers.{layer}.", acoustic)
+    shapes[f"{at}input_projection.weight"] = (acoustic.dim, codec.acoustic_dim)
+    shapes[f"{at}time_projection.weight"] = (acoustic.dim, acoustic.dim)
+    shapes[f"{at}llm_projection.weight"] = (acoustic.dim, acoustic.input_dim)
+    shapes[f"{at}semantic_codebook_output.weight"] = (config.semantic_output_rows, acoustic.dim)
+    shapes[f"{at}acoustic_codebook_output.weight"] = (codec.acoustic_dim, acoustic.dim)
+    shapes[f"{at}norm.weight"] = (acoustic.dim,)
+    shapes |= _decoder(codec)
+    shapes["audio_tokenizer.quantizer.semantic_codebook.cluster_usage"] = (size,)
+    shapes["audio_tokenizer.quantizer.semantic_codebook.embedding_sum"] = (size, codec.semantic_dim)
+    shapes |= _encoder(codec)
     return {
         name: TensorSpec(shape, "BF16", component_of(name) or "backbone") for name, shape in shapes.items()
     }
+
+
+def _transformer(prefix: str, config: BackboneConfig | AcousticConfig | CodecConfig) -> Shapes:
+    dim, hidden = config.dim, config.hidden_dim
+    queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    shapes: Shapes = {
+        "attention.wq.weight": (queries, dim),
+        "attention.wk.weight": (keys, dim),
+        "attention.wv.weight": (keys, dim),
+        "attention.wo.weight": (dim, queries),
+        "feed_forward.w1.weight": (hidden, dim),
+        "feed_forward.w2.weight": (dim, hidden),
+        "feed_forward.w3.weight": (hidden, dim),
+        "attention_norm.weight": (dim,),
+        "ffn_norm.weight": (dim,),
+    }
+    if isinstance(config, CodecConfig):
+        shapes |= {"attention.q_norm.weight": (queries,), "attention.k_norm.weight": (keys,)}
+        shapes |= {"attention_scale": (dim,), "ffn_scale": (dim,)}
+    return {f"{prefix}{name}": shape for name, shape in shapes.items()}
+
+
+def _stack(prefix: str, layers: int, codec: CodecConfig) -> Shapes:
+    shapes: Shapes = {}
+    for layer in range(layers):
+        shapes |= _transformer(f"{prefix}layers.{layer}.", codec)
+    return shapes
+
+
+def _convolution(prefix: str, first: int, second: int, kernel: int, weight_norm: bool = True) -> Shapes:
+    # `first` is the output's channels, but the input's in a transposed convolution.
+    if not weight_norm:
+        return {f"{prefix}conv.weight": (first, second, kernel)}
+    norm = f"{prefix}conv.parametrizations.weight.original"
+    return {f"{norm}0": (first, 1, 1), f"{norm}1": (first, second, kernel)}
+
+
+def _decoder(codec: CodecConfig) -> Shapes:
+    kernels, strides = codec.decoder_convs_kernels, codec.decoder_convs_strides
+    at, index = "audio_tokenizer.decoder_blocks.", 1
+    shapes = _convolution(f"{at}0.", codec.dim, codec.latent_dim, kernels[0])
+    for block, layers in enumerate(codec.decoder_transformer_lengths, 1):
+        shapes |= _stack(f"{at}{index}.", layers, codec)
+        index += 1
+        if block < len(kernels) and (kernels[block], strides[block]) != (1, 1):
+            shapes |= _convolution(f"{at}{index}.", codec.dim, codec.dim, kernels[block])
+            index += 1
+    patch, kernel = codec.pretransform_patch_size, codec.patch_proj_kernel_size
+    return shapes | _convolution(
+        "audio_tokenizer.output_proj.", patch, codec.dim, kernel, codec.conv_weight_norm
+    )
+
+
+def _encoder(codec: CodecConfig) -> Shapes:
+    kernels, strides = codec.encoder_convs_kernels, codec.encoder_convs_strides
+    at, index = "audio_tokenizer.encoder_blocks.", 0
+    patch, kernel = codec.pretransform_patch_size, codec.patch_proj_kernel_size
+    shapes = _convolution("audio_tokenizer.input_proj.", codec.dim, patch, kernel, codec.conv_weight_norm)
+    for block, layers in enumerate(codec.encoder_transformer_lengths, 1):
+        shapes |= _stack(f"{at}{index}.", layers, codec)
+        index += 1
+        last = block == len(kernels)
+        if last or (kernels[block - 1], strides[block - 1]) != (1, 1):
+            outputs = codec.latent_dim if last else codec.dim
+            shapes |= _convolution(f"{at}{index}.", outputs, codec.dim, kernels[block - 1])
+            index += 1
+    return shapes

@@ -16,11 +16,12 @@ from revox.checkpoint.encoder_file import (
     decoder_sha256_of,
     encoder_specs,
     read_encoder,
+    write_encoder,
 )
 from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.params import read_params
 from revox.checkpoint.release import CONFIG, ENCODER_PREFIXES, HUB_ID, LICENSE, expected_tensors
-from revox.checkpoint.tensors import folder_tensors, read_metadata, write_safetensors_stream
+from revox.checkpoint.tensors import folder_tensors, read_metadata
 from revox.model.config import VoxtralConfig
 from revox.speech.files import replace_file
 
@@ -96,11 +97,7 @@ def export_encoder(
         record = injection_of(encoder.path).get("encoder", {})
     record = {**record, **({"decoder_sha256": decoder} if decoder else {}), "license": LICENSE}
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_safetensors_stream(
-        out,
-        [(name, tuple(tensor.shape), "BF16", tensor) for name, tensor in encoder.tensors.items()],
-        {"format": "pt", RECORD_KEY: json.dumps(shareable(record))},
-    )
+    write_encoder(out, encoder, {"format": "pt", RECORD_KEY: json.dumps(shareable(record))})
     replace_file(card, encoder_card(encoder, record))
     return ExportReport(out, card, len(encoder.tensors), out.stat().st_size, encoder.sha256, record)
 

@@ -291,7 +291,7 @@ def write_safetensors_stream(
     metadata: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
     original: bytes = b"",
-) -> dict[str, str]:
+) -> None:
     """Write a safetensors file, header first and then one tensor's data after another, in the order given.
 
     Memory stays at one tensor, or at one block of one where the provider gives blocks. The file is replaced
@@ -304,9 +304,6 @@ def write_safetensors_stream(
         progress: called with (bytes written, bytes in all).
         original: a header (JSON) to write in place of this function's own if it lists the same tensors at the
             same places.
-
-    Returns:
-        SHA-256 of each tensor's bytes, by name.
 
     Raises:
         ValueError: a name given twice, an unknown type, or a provider that gives another number of bytes.
@@ -328,30 +325,25 @@ def write_safetensors_stream(
         listed = {"__metadata__": dict(metadata), **header} if metadata else header
         raw = json.dumps(listed, separators=(",", ":"), ensure_ascii=False).encode()
         raw += b" " * (-len(raw) % 8)
-    hashes = {}
 
     def write(file: BinaryIO) -> None:
         file.write(len(raw).to_bytes(8, "little") + raw)
         done = 0
         for name, _, _, provider in entries:
             first, last = header[name]["data_offsets"]
-            digest = hashlib.sha256()
             for block in _blocks(provider):
                 done += len(block)
                 if done > last:
                     raise ValueError(f"tensor {name}: more than the {last - first} bytes its shape takes")
                 file.write(block)
-                digest.update(block)
                 if progress is not None:
                     progress(done, total)
             if done != last:
                 raise ValueError(
                     f"tensor {name}: {done - first} bytes instead of the {last - first} its shape takes"
                 )
-            hashes[name] = digest.hexdigest()
 
     replace_file(path, write)
-    return hashes
 
 
 def _listed_in(header: bytes) -> dict[str, Any] | None:

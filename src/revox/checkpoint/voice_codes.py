@@ -29,7 +29,7 @@ from revox.model.config import EMPTY_AUDIO_ID, END_AUDIO_ID, N_SPECIAL_CODES, Vo
 ROUNDS = 24
 NOISE_SCALES = (1.0, 100.0)
 SETTLED_ROUNDS = 3
-POLISH_MOVES = 12
+SEARCH_MOVES = 12
 PAIR_CANDIDATES = 192
 PRIOR_NATS = 60.0
 
@@ -101,7 +101,7 @@ def recover_codes(rows: Tensor, table: Tensor, config: VoxtralConfig) -> Recover
         if scale == NOISE_SCALES[-1]:
             better = _residual(target[left], books, candidates) < error[left]
             candidates = torch.where(better[:, None], candidates, found[left])
-            candidates = _polish(target[left], books, candidates)
+            candidates = _local_search(target[left], books, candidates)
         residual = _residual(target[left], books, candidates)
         better = residual <= error[left]
         found[left[better]], error[left[better]] = candidates[better], residual[better]
@@ -219,10 +219,10 @@ def _cancel(rows: Tensor, books: Sequence[Tensor], noise_scale: float) -> Tensor
         else:
             new_semantic = p_semantic
 
-        guess = torch.cat((candidates[new_semantic.argmax(1)][:, None], new_acoustic.argmax(2)), 1)
-        settled = settled + 1 if torch.equal(guess, found[live]) else 0
-        found[live] = guess
-        open_ = ~_exact(full_rows[live], full_books, guess)
+        likeliest = torch.cat((candidates[new_semantic.argmax(1)][:, None], new_acoustic.argmax(2)), 1)
+        settled = settled + 1 if torch.equal(likeliest, found[live]) else 0
+        found[live] = likeliest
+        open_ = ~_exact(full_rows[live], full_books, likeliest)
         live = live[open_]
         if not len(live) or settled == SETTLED_ROUNDS or step == ROUNDS - 1:
             break
@@ -244,7 +244,7 @@ def _logits(observed: Tensor, book: Tensor, covariance: Tensor, identity: Tensor
     return observed @ whitened - 0.5 * (book.T * whitened).sum(0)
 
 
-def _polish(rows: Tensor, books: Sequence[Tensor], codes: Tensor) -> Tensor:
+def _local_search(rows: Tensor, books: Sequence[Tensor], codes: Tensor) -> Tensor:
     """Codes improved by changing one or two codebooks at a time for as long as that lowers the residual.
 
     The residual is weighed by the unit in the last place of each entry: small entries were rounded less.
@@ -257,7 +257,7 @@ def _polish(rows: Tensor, books: Sequence[Tensor], codes: Tensor) -> Tensor:
     for n in range(len(rows)):
         weight = 1 / _half_ulp(rows[n : n + 1])[0].clamp_min(1e-3 * float(_half_ulp(rows[n : n + 1]).max()))
         rest = (rows[n] - _sum(books, codes[n : n + 1])[0]) * weight
-        for _ in range(POLISH_MOVES):
+        for _ in range(SEARCH_MOVES):
             change = (options - options[starts + codes[n]][book_of]) * weight
             gain = change.square().sum(1) - 2 * change @ rest
             few = gain.topk(min(PAIR_CANDIDATES, len(gain)), largest=False).indices

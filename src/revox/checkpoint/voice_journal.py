@@ -22,7 +22,6 @@ that is itself a link to a folder elsewhere is first given a folder of its own, 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import re
@@ -37,7 +36,7 @@ from pydantic_core import from_json
 
 from revox.checkpoint import consent_log
 from revox.checkpoint.errors import VoiceError
-from revox.checkpoint.params import read_json, read_params
+from revox.checkpoint.params import read_json
 from revox.speech.files import replace_file, sync_folder
 
 VOICE_FOLDER = "voice_embedding"
@@ -181,34 +180,25 @@ def _apply(folder: Path, entry: Mapping[str, Any]) -> None:
 def _own_voice_folder(folder: Path) -> Path:
     """`voice_embedding`, made this folder's own if it is absent or a link to a folder elsewhere."""
     home = folder / VOICE_FOLDER
-    if home.is_symlink():
-        if folder.resolve() in home.resolve().parents:
-            return home
-        # A link can be swapped for another link in one rename, not for a folder.
-        own = next(path for path in _spare_folders(folder) if not path.exists() or _only_links(path))
-        shutil.rmtree(own, ignore_errors=True)  # links of an attempt that was killed
-        own.mkdir()
-        for path in home.resolve().iterdir() if home.exists() else ():
-            (own / path.name).symlink_to(path.resolve())
-        sync_folder(own)
-        reached("voice folder prepared")
-        beside = folder / f"{_WORK}/{VOICE_FOLDER}"
-        beside.unlink(missing_ok=True)
-        beside.symlink_to(own.name)
-        os.replace(beside, home)
-        sync_folder(folder)
-        reached("voice folder swapped")
-    else:
+    if not home.is_symlink() or folder.resolve() in home.resolve().parents:
         home.mkdir(exist_ok=True)
+        return home
+    # A link can be swapped for another link in one rename, not for a folder.
+    own = folder / f"{VOICE_FOLDER}.own"
+    if own.is_dir() and all(path.is_symlink() for path in own.iterdir()):
+        shutil.rmtree(own)  # links of an attempt that was killed
+    own.mkdir()
+    for path in home.resolve().iterdir() if home.exists() else ():
+        (own / path.name).symlink_to(path.resolve())
+    sync_folder(own)
+    reached("voice folder prepared")
+    temporary = folder / f"{_WORK}/{VOICE_FOLDER}"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(own.name)
+    os.replace(temporary, home)
+    sync_folder(folder)
+    reached("voice folder swapped")
     return home
-
-
-def _spare_folders(folder: Path) -> Iterator[Path]:
-    return (folder / f"{VOICE_FOLDER}.own{number or ''}" for number in itertools.count())
-
-
-def _only_links(folder: Path) -> bool:
-    return folder.is_dir() and all(path.is_symlink() for path in folder.iterdir())
 
 
 def _clear_leftovers(folder: Path) -> None:
@@ -216,11 +206,6 @@ def _clear_leftovers(folder: Path) -> None:
     for name in ("params.json", "tekken.json"):
         for path in folder.glob(f".{name}.*.tmp"):
             path.unlink(missing_ok=True)
-
-
-def listed_ids(folder: Path) -> dict[str, int]:
-    """Voice -> id, as params.json lists them to vllm-omni."""
-    return read_params(folder).voices
 
 
 def _set_param(folder: Path, name: str, value: int | None) -> None:
@@ -244,44 +229,19 @@ def _holder(path: Path, data: dict[str, Any], keys: tuple[str, ...]) -> dict[str
 
 
 def _set_in_json(path: Path, keys: tuple[str, ...], name: str, value: int | None) -> None:
-    """Set (or, with None, delete) one number in a JSON file, leaving the rest of its text as it was.
-
-    tekken.json is 15 MB of vocabulary: rewriting it would change every line for one number.
-    """
+    """Set (or, with None, delete) one number in a JSON file, whose layout is kept."""
     text = path.read_bytes().decode()
     data = json.loads(text)
     holder, key = _holder(path, data, keys), keys[-1]
-    old = holder.get(key) or {}
-    if old.get(name) == value:
+    voices = dict(holder.get(key) or {})
+    if voices.get(name) == value:
         return
-    holder[key] = {voice: number for voice, number in old.items() if voice != name or value is not None}
-    if value is not None:
-        holder[key][name] = value
-    spliced = _spliced(text, key, holder[key], data)
-    replace_file(path, spliced or json.dumps(data, indent=_indent(text), ensure_ascii=False))
-
-
-def _spliced(text: str, key: str, new: dict[str, int], data: dict[str, Any]) -> str | None:
-    """`text` with the flat object under `key` replaced by `new`, if that reads as `data`."""
-    for match in re.finditer(rf'"{re.escape(key)}"\s*:\s*(\{{[^{{}}]*\}})', text):
-        start_of_line = text.rfind("\n", 0, match.start()) + 1
-        margin = re.match(r"[ \t]*", text[start_of_line : match.start()])[0]  # type: ignore[index]
-        numbers = [f"{json.dumps(voice, ensure_ascii=False)}: {number}" for voice, number in new.items()]
-        if numbers and (step := _indent(text)):
-            between = "\n" + margin + " " * step
-            value = "{" + between + ("," + between).join(numbers) + "\n" + margin + "}"
-        else:
-            value = "{" + ", ".join(numbers) + "}"
-        result = text[: match.start(1)] + value + text[match.end(1) :]
-        with contextlib.suppress(ValueError):
-            if json.loads(result) == data:
-                return result
-    return None
-
-
-def _indent(text: str) -> int | None:
-    found = re.match(r"\s*\{\s*\n( +)", text)
-    return len(found[1]) if found else None
+    voices.pop(name, None) if value is None else voices.update({name: value})
+    holder[key] = voices
+    indent = re.match(r"\s*\{\s*\n( +)", text)
+    escaped = re.search(r"\\u(?!00[01])", text) is not None  # control characters always are
+    written = json.dumps(data, indent=len(indent[1]) if indent else None, ensure_ascii=escaped)
+    replace_file(path, written + text[len(text.rstrip()) :])
 
 
 # ---------------------------------------------------------------------------------------------------- locks
