@@ -25,7 +25,7 @@ from revox.deploy.server import (
     REFUSED,
     SPEAK_SECONDS,
     WORKS,
-    Server,
+    ServerClient,
     examine_server,
     reference_clip,
 )
@@ -345,24 +345,24 @@ def test_a_server_that_drips_is_given_up_when_the_time_is_over(first, piece):
         serving({"/health": drip(first, piece)}) as (url, _),
         pytest.raises(DeployError, match="did not answer"),
     ):
-        Server(url).ask("/health", seconds=0.3)
+        ServerClient(url).ask("/health", seconds=0.3)
 
 
 def test_time_that_is_over_before_the_connection_stands_is_over():
     with serving(omni()) as (url, fake), pytest.raises(DeployError, match="did not answer"):
-        Server(url).ask("/health", seconds=0)
+        ServerClient(url).ask("/health", seconds=0)
     assert fake.asked == []
 
 
 def test_speaking_is_given_minutes_and_a_question_seconds(monkeypatch):
     given: dict[str, set[float]] = {}
-    ask = Server.ask
+    ask = ServerClient.ask
 
-    def asked(self: Server, path: str, body: Any = None, seconds: float = ASK_SECONDS) -> Any:
+    def asked(self: ServerClient, path: str, body: Any = None, seconds: float = ASK_SECONDS) -> Any:
         given.setdefault(path, set()).add(seconds)
         return ask(self, path, body, seconds)
 
-    monkeypatch.setattr(Server, "ask", asked)
+    monkeypatch.setattr(ServerClient, "ask", asked)
     with serving(omni()) as (url, _):
         examine_server(url)
     assert given.pop("/v1/audio/speech") == {SPEAK_SECONDS}
@@ -378,7 +378,7 @@ def test_connecting_is_given_up_sooner_than_speaking(monkeypatch):
     monkeypatch.setattr("revox.deploy.server.ASK_SECONDS", 0.05)
     begun = time.monotonic()
     with pytest.raises(DeployError, match="did not answer within 100 s"):
-        Server("http://a").ask("/health", seconds=100)
+        ServerClient("http://a").ask("/health", seconds=100)
     assert time.monotonic() - begun < 15
 
 
@@ -392,7 +392,7 @@ def test_a_huge_answer_is_read_to_its_bound_and_not_believed():
             sent[0] += 65536
 
     with serving({"/health": huge}) as (url, _):
-        answer = Server(url).ask("/health")
+        answer = ServerClient(url).ask("/health")
     assert (len(answer.body), answer.cut, answer.json()) == (MAX_BYTES, True, None)
     # What was read, and what the system holds on the way.
     assert sent[0] < 3 * MAX_BYTES
@@ -404,7 +404,7 @@ def test_a_huge_answer_is_read_to_its_bound_and_not_believed():
 def test_what_does_not_speak_http_is_a_sentence(said):
     answers = {"/health": lambda handler, fake: handler.wfile.write(said) and None}
     with serving(answers) as (url, _), pytest.raises(DeployError, match="cannot be asked"):
-        Server(url).ask("/health", seconds=5)
+        ServerClient(url).ask("/health", seconds=5)
 
 
 def test_nobody_there_is_a_sentence():
@@ -423,10 +423,10 @@ def test_nobody_there_is_a_sentence():
 )  # fmt: skip
 def test_addresses_that_cannot_be_are_sentences(url):
     with pytest.raises(DeployError):
-        Server(url)
+        ServerClient(url)
 
 
 @pytest.mark.parametrize("key", ["", "a\r\nx: y", "schlüssel"])
 def test_keys_that_cannot_be_a_header_are_sentences(key):
     with pytest.raises(DeployError, match="key"):
-        Server("http://a", key)
+        ServerClient("http://a", key)

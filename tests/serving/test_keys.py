@@ -12,7 +12,6 @@ import pytest
 from revox.cli import main as cli
 from revox.serving.errors import ApiError, ServeError
 from revox.serving.keys import Keys, add_key, read_keys, remove_key
-from revox.serving.settings import ServeSettings
 
 
 @pytest.fixture
@@ -203,14 +202,6 @@ def test_two_that_add_at_once_both_stay(path):
     for thread in threads:
         thread.join()
     assert {key.name for key in read_keys(path).keys} == {f"key{i}" for i in range(12)}
-
-
-def test_the_servers_settings_open_them(path):
-    from revox.serving.keys import open_keys
-
-    secret = add_key(path, "ada")
-    assert open_keys(ServeSettings(checkpoint="x", api_keys=path)).admit(bearer(secret)) == "ada"
-    assert open_keys(ServeSettings(checkpoint="x")).admit(None) == "anonymous"
 
 
 def command(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:

@@ -21,10 +21,11 @@ import torch
 from revox.checkpoint.voices import Voice
 from revox.cloning.consent import provenance, source_of
 from revox.cloning.errors import CloneError
-from revox.coding.invert import InversionProgress
 from revox.demo import checkpoint_folder
 from revox.losses.stft import mel_spectrogram
 from revox.marking import verify_bytes
+from revox.progress import Progress, ignore_progress
+from revox.serving.cloner import ServedCloner
 from revox.serving.keys import add_key
 from revox.speech import read_audio
 
@@ -155,20 +156,19 @@ def tab(window):
         assert tab.complaints == []
 
 
-class FakeCloner:
+class FakeCloner(ServedCloner):
     """Makes a voice of known codes, when it is let; `by` "encoder" at once, "inversion" as a job."""
 
     def __init__(self, app, by):
-        self.tts, self.by = app.state.revox.tts, by
+        super().__init__(app.state.revox.tts, by, 1.0)
         self.go = threading.Event()
         self.error = None
         self.reference = None
         app.state.revox.voices._cloner = self
 
-    def __call__(self, reference, *, name, consent, ref_text, progress=None, should_stop=None):
+    def __call__(self, reference, *, name, consent, ref_text, progress=ignore_progress, should_stop=None):
         self.reference = reference
-        if progress is not None:
-            progress(InversionProgress("descent", 5, 10, 1.0, 1.0, 12.5))
+        progress(Progress("descent", 5, 10, {"seconds_left": 12.5}))
         while not self.go.wait(0.02) and not (should_stop and should_stop()):
             pass
         if self.error:

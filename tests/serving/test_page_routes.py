@@ -11,7 +11,7 @@ import pytest
 from revox.demo import checkpoint_folder
 from revox.metrics.errors import MetricError
 from revox.serving.keys import add_key
-from revox.serving.page_routes import FILES, JUDGED_SECONDS, other_server, policy
+from revox.serving.page_routes import COMPARED_SECONDS, FILES, other_server, policy
 from revox.speech import Audio, encode_audio, read_audio
 
 CLIPS = sorted((checkpoint_folder().parent / "examples").glob("*.flac"))
@@ -31,7 +31,7 @@ def both(reference: bytes, result: bytes, **more):
 def _decoded_here(monkeypatch):
     """Recordings are decoded in this process; that strangers' are not is shown in test_references."""
     monkeypatch.setattr(
-        "revox.serving.references.decode_apart", lambda data, rate, limit: read_audio(data, rate=rate)
+        "revox.serving.references.sandboxed_decode", lambda data, rate, limit: read_audio(data, rate=rate)
     )
 
 
@@ -120,8 +120,8 @@ def test_similarity_is_what_the_judge_says_of_the_first_half_minute(talk):
     long = read_audio(first).samples
     tail = read_audio(second).samples
     rate = 16_000
-    repeated = [long] * (1 + int(JUDGED_SECONDS * rate) // len(long))
-    filled = encode_audio(Audio(_joined([*repeated])[: int(JUDGED_SECONDS * rate)], rate), "wav")[0]
+    repeated = [long] * (1 + int(COMPARED_SECONDS * rate) // len(long))
+    filled = encode_audio(Audio(_joined([*repeated])[: int(COMPARED_SECONDS * rate)], rate), "wav")[0]
     longer = encode_audio(Audio(_joined([read_audio(filled).samples, tail]), rate), "wav")[0]
 
     async def dialogue(client, app):
@@ -182,8 +182,8 @@ def test_no_more_recordings_wait_for_the_judge_than_may(talk, monkeypatch):
         go.wait(30)
         return 0.5
 
-    monkeypatch.setattr(page_routes, "MAX_WAITING", 2)
-    monkeypatch.setattr(page_routes.Listener, "_judged", slow)
+    monkeypatch.setattr(page_routes, "MAX_COMPARISONS", 2)
+    monkeypatch.setattr(page_routes.Comparisons, "_compare", slow)
     clip = recording(CLIPS[0], 3.0)
 
     async def dialogue(client, app):
@@ -191,7 +191,7 @@ def test_no_more_recordings_wait_for_the_judge_than_may(talk, monkeypatch):
             asyncio.ensure_future(client.post("/v1/audio/similarity", **both(clip, clip))) for _ in range(2)
         ]
         await asyncio.to_thread(begun.wait, 30)
-        while app.state.listener._waiting < 2:
+        while app.state.comparisons.places.taken < 2:
             await asyncio.sleep(0.01)
         refused = await client.post("/v1/audio/similarity", **both(clip, clip))
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")

@@ -12,7 +12,7 @@ import pytest
 from revox.marking import verify_bytes
 from revox.serving.errors import ApiError
 from revox.serving.keys import add_key
-from revox.serving.state import Reference
+from revox.serving.references import Reference
 from revox.speech import Audio, read_audio
 
 SAID = {"input": "Hello.", "voice": "neutral_male", "seed": 3, "max_new_tokens": 7}
@@ -318,7 +318,7 @@ class _Recordings:
             raise ApiError(400, "no recording", param="ref_audio")
         return Reference(b"", Audio(np.zeros(10), 24000), "data")
 
-    async def one_off(self, reference, *, consent, ref_text, asked_by):
+    async def inline(self, reference, *, consent, ref_text, asked_by):
         self.asked.append((consent, ref_text, asked_by))
         return self.tts.voice("neutral_male")
 
@@ -331,7 +331,7 @@ def test_ref_audio_speaks_like_the_recording_and_hands_on_consent_and_transcript
     async def dialogue(client, app):
         state, parts = app.state.revox, _Recordings(tts)
         monkeypatch.setattr(state.references, "resolve", parts.resolve)
-        monkeypatch.setattr(state.voices, "one_off", parts.one_off)
+        monkeypatch.setattr(state.voices, "inline", parts.inline)
         bodies = [
             {**said, "ref_audio": "good", "consent": "mine", "ref_text": "ten", "task_type": "Base"},
             {**said, "ref_audio": "good", "voice": ""},

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import hashlib
 import io
+import itertools
 import json
 import os
 import threading
@@ -27,13 +28,14 @@ from revox.cli.voice_command import app as voice_app
 from revox.cloning.consent import provenance, source_of
 from revox.cloning.errors import CloneError
 from revox.demo import checkpoint_folder
+from revox.progress import Progress, ignore_progress
 from revox.serving import voice_files
 from revox.serving.app import create_app
-from revox.serving.cloner import CloneByModel
+from revox.serving.cloner import ServedCloner
 from revox.serving.errors import ApiError, ServeError
 from revox.serving.keys import add_key
-from revox.serving.state import Reference
-from revox.serving.voice_jobs import Voices
+from revox.serving.references import Reference
+from revox.serving.voices import Upload, Voices
 from revox.speech import Audio, encode_audio, read_audio
 
 CONSENT = "Ada Example, who agreed by e-mail on 2026-11-20"
@@ -42,11 +44,11 @@ SECOND = encode_audio(Audio(read_audio(CLIP, max_seconds=1.0).samples, 16_000), 
 SHA256 = hashlib.sha256(CLIP).hexdigest()
 
 
-class FakeCloner:
+class FakeCloner(ServedCloner):
     """Gives a voice of known codes, when it is let; fails when told; sees whether it should stop."""
 
     def __init__(self, tts, by: str = "inversion") -> None:
-        self.tts, self.by = tts, by
+        super().__init__(tts, by, 1.0)
         self.go = threading.Event()
         self.go.set()
         self.begun = threading.Event()
@@ -60,12 +62,9 @@ class FakeCloner:
         sizes = torch.tensor(self.tts.model.config.codebook_rows)[:, None] - 2
         return (torch.rand(len(sizes), self.frames, generator=generator) * sizes).long()
 
-    def __call__(self, reference, *, name, consent, ref_text, progress=None, should_stop=None):
+    def __call__(self, reference, *, name, consent, ref_text, progress=ignore_progress, should_stop=None):
         self.asked.append(name)
-        if progress is not None:
-            from revox.coding.invert import InversionProgress
-
-            progress(InversionProgress("descent", 5, 10, 1.0, 1.0, 12.5))
+        progress(Progress("descent", 5, 10, {"seconds_left": 12.5}))
         self.begun.set()
         for _ in range(5000):  # a test that fails does not hang
             if self.go.wait(0.01):
@@ -84,8 +83,34 @@ class FakeCloner:
 def _decoded_here(monkeypatch):
     """The clip is decoded in this process; that strangers' are not is shown in test_references."""
     monkeypatch.setattr(
-        "revox.serving.references.decode_apart", lambda data, rate, limit: read_audio(data, rate=rate)
+        "revox.serving.references.sandboxed_decode", lambda data, rate, limit: read_audio(data, rate=rate)
     )
+
+
+class Killed(BaseException):
+    pass
+
+
+@contextlib.contextmanager
+def killed_after(change: int, monkeypatch):
+    """The process dies right after so many changes to the disk."""
+    changes = itertools.count(1)
+
+    def watched(function):
+        def call(*arguments, **named):
+            result = function(*arguments, **named)
+            if next(changes) == change:
+                raise Killed
+            return result
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(voice_files, "replace_file", watched(voice_files.replace_file))
+        patch.setattr(consent_log, "append", watched(consent_log.append))
+        patch.setattr(Path, "unlink", watched(Path.unlink))
+        with pytest.raises(Killed):
+            yield
 
 
 def form(name: str = "ada", clip: bytes = CLIP, **fields):
@@ -250,8 +275,8 @@ def test_a_real_inversion_makes_a_voice_in_the_time_it_is_given(talk):
         ({"name": "neutral_male"}, 409, "already"),
         ({"ref_text": "x" * 4001}, 400, "longer than 4000"),
         ({"keep_sample": "perhaps"}, 422, "keep_sample"),
-        ({"speaker_embedding": "[1, 2]"}, 400, "no speaker embeddings"),
-        ({"language": "en"}, 400, "'language' is not taken"),
+        ({"speaker_embedding": "[1, 2]"}, 400, "speaker_embedding: unknown field"),
+        ({"language": "en"}, 400, "language: unknown field"),
         ({"clip": b""}, 400, "0 bytes"),
         ({"clip": b"these are words " * 100}, 400, "can be decoded"),
         ({"clip": SECOND}, 400, "speech"),
@@ -340,7 +365,7 @@ def test_more_voices_than_allowed_and_more_jobs_than_can_wait_are_refused(talk, 
         for job in (await client.get("/v1/audio/voice-jobs")).json()["data"]:
             await ended(client, job)
         assert await uploaded(client, name="c")
-        assert "3 uploaded voices at most" in refused(await client.post("/v1/audio/voices", **form("d")), 409)
+        assert "at most 3 uploaded voices" in refused(await client.post("/v1/audio/voices", **form("d")), 409)
 
     talk(dialogue, max_voices=3)
 
@@ -394,7 +419,7 @@ def test_a_disk_that_is_full_leaves_neither_half_a_voice_nor_its_recording(talk,
             answer = await client.post("/v1/audio/voices", **form(keep_sample="true"))
             job = await ended(client, answer.json()["job"])
         assert (job["state"], job["can_retry"]) == ("failed", True)
-        assert "could not be kept (No space left" in job["error"]
+        assert "could not be saved (No space left" in job["error"]
         refused(await client.get("/v1/audio/voices/ada"), 404)
         assert not list((tmp_path / "voices").glob("*.safetensors"))
         assert not list((tmp_path / "voices" / "samples").iterdir())
@@ -417,7 +442,7 @@ def test_an_upload_that_finds_the_disk_full_is_a_507_and_nothing_is_asked_for(ta
         with monkeypatch.context() as patch:
             patch.setattr(consent_log, "append", append)
             answer = await client.post("/v1/audio/voices", **form())
-        assert "disk is full: nothing was kept" in refused(answer, 507)
+        assert "disk is full: nothing was saved" in refused(answer, 507)
         assert answer.json()["error"]["code"] == "disk_full"
         assert await uploaded(client)
 
@@ -439,14 +464,9 @@ def test_a_recording_that_was_not_to_be_kept_is_not_given_out_though_one_lies_th
 def test_a_recording_of_a_job_that_a_kill_kept_from_beginning_is_gone_after_the_next_start(
     tts, tmp_path, monkeypatch
 ):
-    def kill(reached: str) -> None:
-        if reached == "job's sample":
-            raise Killed
-
     files = voice_files.VoiceFiles(tmp_path / "v", tts.model)
     files.save_job({"id": "whole", "created_at": 1}, CLIP)
-    monkeypatch.setattr(voice_files, "reached", kill)
-    with pytest.raises(Killed):
+    with killed_after(1, monkeypatch):
         files.save_job({"id": "half", "created_at": 1}, CLIP)
     (tmp_path / "v" / "jobs" / ".half.json.1-2.tmp").write_bytes(b"{")
     files.release()
@@ -522,7 +542,7 @@ def test_a_job_interrupted_by_a_stop_is_told_as_failed_and_retried_if_the_sample
 
 
 def test_a_stop_while_the_presets_are_looked_up_ends_the_search_and_keeps_no_half_of_them(tts, monkeypatch):
-    cloner = CloneByModel(tts, "inversion", 1.0)
+    cloner = ServedCloner(tts, "inversion", 1.0)
     looked: list[int] = []
 
     def recover(rows, table, config):
@@ -548,7 +568,7 @@ def test_a_server_that_was_killed_tells_its_job_as_interrupted(tts, settings):
     async def begin():
         reference = Reference(CLIP, read_audio(CLIP, rate=24_000), "upload")
         _, job = await voices.upload(
-            reference, name="ada", consent=CONSENT, details={"created_at": 1}, keep_sample=True, asked_by="x"
+            reference, Upload("ada", CONSENT, "x", keep_sample=True, details={"created_at": 1})
         )
         return job
 
@@ -556,10 +576,10 @@ def test_a_server_that_was_killed_tells_its_job_as_interrupted(tts, settings):
     assert cloner.begun.wait(20)
     voices.files.release()  # what a killed process leaves: its files, and no lock
     again = Voices(settings(), tts)
-    told = again.job(job.id)
+    told = again.jobs.get(job.id)
     assert (told["state"], told["can_retry"]) == ("failed", True)
     assert "stopped before" in told["error"]
-    voices._running.cancelled.set()
+    cloner.go.set()
     asyncio.run(again.close())
 
 
@@ -621,28 +641,18 @@ def test_a_voice_is_there_after_a_restart_and_gone_after_its_deletion_with_all_t
     talk(with_fake(third))
 
 
-class Killed(BaseException):
-    pass
-
-
-@pytest.mark.parametrize("step", ["sample", "voice", "logged"])
-def test_a_kill_while_a_voice_is_saved_leaves_a_whole_voice_or_none(tts, tmp_path, monkeypatch, step):
+@pytest.mark.parametrize(("change", "step"), [(1, "sample"), (2, "voice"), (3, "logged")])
+def test_a_kill_while_a_voice_is_saved_leaves_a_whole_voice_or_none(tts, tmp_path, monkeypatch, change, step):
     cloner = FakeCloner(tts)
     record = provenance(CONSENT, "inversion", source=CLIP)
     voice = Voice(
         "ada", cloner.codes(), tts.model.mm_audio_embeddings.voice_embedding(cloner.codes()), record
     )
 
-    def kill(reached: str) -> None:
-        if reached == step:
-            raise Killed
-
     files = voice_files.VoiceFiles(tmp_path / "v", tts.model)
-    monkeypatch.setattr(voice_files, "reached", kill)
-    with pytest.raises(Killed):
+    with killed_after(change, monkeypatch):
         files.save("ada", voice, {"created_at": 1}, CLIP)
     files.release()
-    monkeypatch.setattr(voice_files, "reached", lambda _: None)
     again = voice_files.VoiceFiles(tmp_path / "v", tts.model)
     assert list(again.records) == ([] if step == "sample" else ["ada"])
     assert again.sample("ada") == (None if step == "sample" else CLIP)
@@ -652,8 +662,8 @@ def test_a_kill_while_a_voice_is_saved_leaves_a_whole_voice_or_none(tts, tmp_pat
     again.release()
 
 
-@pytest.mark.parametrize("step", ["tombstone", "sample deleted", "voice deleted"])
-def test_a_kill_while_a_voice_is_removed_is_finished_at_the_next_start(tts, tmp_path, monkeypatch, step):
+@pytest.mark.parametrize("change", [1, 2, 3], ids=["tombstone", "sample deleted", "voice deleted"])
+def test_a_kill_while_a_voice_is_removed_is_finished_at_the_next_start(tts, tmp_path, monkeypatch, change):
     cloner = FakeCloner(tts)
     record = provenance(CONSENT, "inversion", source=CLIP)
     voice = Voice(
@@ -662,15 +672,9 @@ def test_a_kill_while_a_voice_is_removed_is_finished_at_the_next_start(tts, tmp_
     files = voice_files.VoiceFiles(tmp_path / "v", tts.model)
     files.save("ada", voice, {"created_at": 1}, CLIP)
 
-    def kill(reached: str) -> None:
-        if reached == step:
-            raise Killed
-
-    monkeypatch.setattr(voice_files, "reached", kill)
-    with pytest.raises(Killed):
+    with killed_after(change, monkeypatch):
         files.remove("ada", "ada")
     files.release()
-    monkeypatch.setattr(voice_files, "reached", lambda _: None)
     again = voice_files.VoiceFiles(tmp_path / "v", tts.model)
     assert again.records == {}
     assert [path.name for path in (tmp_path / "v").rglob("*ada*")] == []
@@ -857,38 +861,38 @@ def test_a_kept_sample_is_never_served_as_a_page(talk):
     talk(dialogue)
 
 
-# ---- one-off recordings
+# ---- inline references
 
 
-def one_off(voices: Voices, **given):
+def inline(voices: Voices, **given):
     reference = Reference(CLIP, read_audio(CLIP, rate=24_000), "https://host.example")
-    return voices.one_off(reference, **{"consent": CONSENT, "ref_text": None, "asked_by": "ada", **given})
+    return voices.inline(reference, **{"consent": CONSENT, "ref_text": None, "asked_by": "ada", **given})
 
 
-def test_a_one_off_voice_needs_a_way_to_clone_and_consent(tts, settings):
+def test_an_inline_reference_needs_a_way_to_clone_and_consent(tts, settings):
     voices = Voices(settings(), tts)
     with pytest.raises(ApiError) as refused:
-        asyncio.run(one_off(voices))
+        asyncio.run(inline(voices))
     assert refused.value.status == 400
     for way in ("no encoder", "POST /v1/audio/voices", "preset", "revox inject", "--clone-by inversion"):
         assert way in refused.value.message
     with pytest.raises(ApiError) as refused:
-        asyncio.run(one_off(voices, consent=None))
+        asyncio.run(inline(voices, consent=None))
     assert refused.value.code == "consent_required"
     with pytest.raises(ServeError, match="--clone-by encoder needs"):
         Voices(settings(clone_by="encoder"), tts)
 
 
-def test_every_one_off_request_is_logged_and_one_recording_is_cloned_once(tts, settings):
+def test_every_inline_reference_is_logged_and_one_recording_is_cloned_once(tts, settings):
     voices = Voices(settings(clone_by="inversion", consent_statement="all callers agreed in writing"), tts)
     voices._cloner = cloner = FakeCloner(tts)
 
     async def ask():
         cloner.go.clear()
-        asked = [asyncio.create_task(one_off(voices)) for _ in range(4)]
+        asked = [asyncio.create_task(inline(voices)) for _ in range(4)]
         await asyncio.to_thread(cloner.begun.wait, 20)
         cloner.go.set()
-        return [*await asyncio.gather(*asked), await one_off(voices, consent=None, asked_by="bob")]
+        return [*await asyncio.gather(*asked), await inline(voices, consent=None, asked_by="bob")]
 
     made = asyncio.run(ask())
     assert cloner.asked == ["one-off"]
@@ -906,37 +910,37 @@ def test_every_one_off_request_is_logged_and_one_recording_is_cloned_once(tts, s
     asyncio.run(voices.close())
 
 
-def test_a_one_off_cloning_that_nobody_waits_for_stops(tts, settings):
+def test_an_inline_cloning_that_no_request_waits_for_stops(tts, settings):
     voices = Voices(settings(clone_by="inversion"), tts)
     voices._cloner = cloner = FakeCloner(tts)
     cloner.go.clear()
 
     async def ask():
-        asked = asyncio.create_task(one_off(voices))
+        asked = asyncio.create_task(inline(voices))
         await asyncio.to_thread(cloner.begun.wait, 20)
         asked.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asked
         assert await asyncio.to_thread(cloner.stopped.wait, 20)
         cloner.go.set()
-        return await one_off(voices)
+        return await inline(voices)
 
     assert torch.equal(asyncio.run(ask()).codes, cloner.codes())
     assert cloner.asked == ["one-off"] * 2  # what was stopped is not kept
     asyncio.run(voices.close())
 
 
-def test_deleting_a_voice_forgets_one_off_voices_of_its_recording(tts, settings):
+def test_deleting_a_voice_forgets_inline_voices_of_its_recording(tts, settings):
     voices = Voices(settings(clone_by="inversion"), tts)
     voices._cloner = FakeCloner(tts)
-    asyncio.run(one_off(voices))
+    asyncio.run(inline(voices))
     record = provenance(CONSENT, "x", source=source_of(CLIP))
     cloner = FakeCloner(tts)
     rows = tts.model.mm_audio_embeddings.voice_embedding(cloner.codes())
     voices.files.save("ada", Voice("ada", cloner.codes(), rows, record), {"created_at": 1}, None)
-    assert len(voices._done) == 1
+    assert len(voices._inline) == 1
     voices.remove("ada", "x")
-    assert len(voices._done) == 0
+    assert len(voices._inline) == 0
     asyncio.run(voices.close())
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from revox.deploy.facts import Facts
-    from revox.deploy.rules import Finding
+    from revox.deploy.rules import RuleFinding
     from revox.deploy.server import ServerReport
 
 app = typer.Typer(help="Serve a folder with vllm-omni, and find what prevents it.", no_args_is_help=True)
@@ -172,7 +172,7 @@ def _checked(facts: Facts) -> dict[str, str]:
     }
 
 
-def _print_findings(findings: list[Finding], console: Console) -> None:
+def _print_findings(findings: list[RuleFinding], console: Console) -> None:
     from revox.deploy.rules import RULES
 
     for finding in findings:

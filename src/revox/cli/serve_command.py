@@ -107,13 +107,13 @@ def command(
         raise ServeError(
             f"serving needs {error.name}, which is not installed: pip install 'revox[serve]'"
         ) from None
-    from revox.serving.keys import open_keys
+    from revox.serving.keys import Keys
     from revox.serving.settings import settings_from
 
     settings = settings_from(**options, **several)
     # A port that is taken, or a file of keys that is none, is said before gigabytes are read.
     listener = _listen(settings)
-    open_keys(settings)
+    Keys(settings.api_keys, settings.rate_limit)
     import revox
     from revox.checkpoint.locate import locate
     from revox.serving.app import create_app
@@ -174,7 +174,7 @@ def _run(app: FastAPI, settings: ServeSettings, listener: socket.socket) -> None
 
     import uvicorn
 
-    class Server(uvicorn.Server):
+    class DrainingServer(uvicorn.Server):
         def handle_exit(self, sig: int, frame: Any) -> None:
             # From now on /ready says no, so that balancers send nobody else. uvicorn's own handler would end
             # the process by the signal in the end; one that has finished its work has not failed.
@@ -192,7 +192,7 @@ def _run(app: FastAPI, settings: ServeSettings, listener: socket.socket) -> None
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )
     listener.listen(128)
-    Server(config).run(sockets=[listener])
+    DrainingServer(config).run(sockets=[listener])
 
 
 def _say(text: str) -> None:

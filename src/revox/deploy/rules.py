@@ -43,7 +43,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Finding(Problem):
+class RuleFinding(Problem):
     """A problem and the name of the rule that found it."""
 
     rule: str
@@ -73,9 +73,9 @@ def rule(name: str, why: str, *sources: str) -> Callable[..., Callable[[Facts], 
     return register
 
 
-def find_problems(facts: Facts) -> list[Finding]:
+def find_problems(facts: Facts) -> list[RuleFinding]:
     """All findings, those that stop the server first."""
-    found = [Finding(**vars(one), rule=rule.name) for rule in RULES.values() for one in rule.check(facts)]
+    found = [RuleFinding(**vars(one), rule=rule.name) for rule in RULES.values() for one in rule.check(facts)]
     return sorted(found, key=lambda finding: not finding.stops)
 
 

@@ -68,7 +68,7 @@ class ServerReport:
     notes: list[str] = field(default_factory=list)
 
 
-class Server:
+class ServerClient:
     """A server's address, asked one question at a time."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
@@ -121,7 +121,7 @@ def examine_server(url: str, key: str | None = None, probe: bool = True) -> Serv
 
     Raises DeployError if nothing answers there, or if the server requires a key.
     """
-    server = Server(url, key)
+    server = ServerClient(url, key)
     report = ServerReport(server.url)
     health = server.ask("/health")
     report.healthy = health.status == 200
@@ -175,7 +175,7 @@ def ref_audio_is_safe(report: ServerReport, document: Mapping[str, Any]) -> tupl
     return True, ""
 
 
-def _try_ref_audio(server: Server, report: ServerReport) -> None:
+def _try_ref_audio(server: ServerClient, report: ServerReport) -> None:
     """One short word in the voice of a synthetic clip; afterwards the server must still be healthy."""
     body = {
         "input": "One.",
@@ -226,7 +226,7 @@ def reference_clip(seconds: float = 3.0, rate: int = 24000) -> bytes:
     return encode_audio(Audio(samples.astype(np.float32), rate), "wav")[0]
 
 
-def _json(server: Server, path: str, report: ServerReport) -> dict[str, Any]:
+def _json(server: ServerClient, path: str, report: ServerReport) -> dict[str, Any]:
     """A path's JSON object; {} and a note if it has none."""
     try:
         answer = server.ask(path)

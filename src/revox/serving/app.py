@@ -1,4 +1,4 @@
-"""The application: routes, errors, limits on bodies, and what lives as long as the server."""
+"""The application: routes, errors, limits, and what lives as long as the server."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from revox import __version__
+from revox.serving import model_routes, open_webui, page_routes, speech_routes, speech_socket, voice_routes
 from revox.serving.engine import EngineThread
-from revox.serving.errors import RESPONSES, install_handlers
-from revox.serving.limits import BodyLimit, HostCheck, KeyCheck, OriginCheck
+from revox.serving.error_responses import RESPONSES, install_handlers
+from revox.serving.keys import Keys
+from revox.serving.limits import BodyLimit, Check, host_check, key_check, origin_check
 from revox.serving.metrics import Counted, Metrics
+from revox.serving.references import References
 from revox.serving.settings import ServeSettings
 from revox.serving.state import ServerState
+from revox.serving.voices import Voices
 
 if TYPE_CHECKING:
     from revox.api import Revox
@@ -28,22 +33,12 @@ def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
 
     Raises ServeError or MarkError when files that the settings name cannot be used.
     """
-    from revox.serving import (
-        model_routes,
-        open_webui,
-        page_routes,
-        speech_routes,
-        speech_socket,
-        voice_routes,
-    )
-    from revox.serving.keys import open_keys
-    from revox.serving.references import open_references
-    from revox.serving.voice_jobs import open_voices
+    from revox.marking import load_signer
 
     app = FastAPI(
         title="revox",
         version=__version__,
-        description="Speech in cloned and preset voices; OpenAI's and vllm-omni's shapes.",
+        description="Speech in cloned and preset voices; compatible with OpenAI's and vllm-omni's clients.",
         lifespan=_lifespan,
         responses=RESPONSES,
         # FastAPI's own pages load their scripts from another host; /docs is one of ours.
@@ -51,24 +46,24 @@ def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
         redoc_url=None,
     )
     metrics = Metrics()
-    engine = EngineThread(tts.model, settings, metrics)
-    state = ServerState(settings, tts, engine, metrics)
-    app.state.revox = state
-    state.keys = open_keys(settings)
-    state.references = open_references(state)
-    state.voices = open_voices(state)
-    if settings.marking:
-        from revox.marking import load_signer
-
-        state.signer = load_signer(settings.sign_certificate, settings.sign_key)
+    references = References(settings, tts.sampling_rate)
+    app.state.revox = state = ServerState(
+        settings=settings,
+        tts=tts,
+        engine=EngineThread(tts.model, settings, metrics),
+        metrics=metrics,
+        keys=Keys(settings.api_keys, settings.rate_limit),
+        references=references,
+        voices=Voices(settings, tts, references),
+        signer=load_signer(settings.sign_certificate, settings.sign_key) if settings.marking else None,
+    )
+    app.state.comparisons = page_routes.Comparisons()
     install_handlers(app)
-    # The last one added is asked first.
+    # The middleware added last runs first.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
-    app.add_middleware(KeyCheck, keys=state.keys)
-    app.add_middleware(OriginCheck, allowed=settings.cors_origins)
+    app.add_middleware(Check, check=key_check(state.keys.admit))
+    app.add_middleware(Check, check=origin_check(settings.cors_origins))
     if settings.cors_origins:
-        from starlette.middleware.cors import CORSMiddleware
-
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
@@ -76,15 +71,10 @@ def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
             allow_headers=["authorization", "content-type"],
         )
     if settings.api_keys is None and "*" not in settings.cors_origins:
-        app.add_middleware(HostCheck, allowed=settings.allowed_hosts)
+        app.add_middleware(Check, check=host_check(settings.allowed_hosts))
     app.add_middleware(Counted, metrics=metrics)
-    app.include_router(model_routes.open_router)
-    app.include_router(model_routes.router)
-    app.include_router(speech_routes.router)
-    app.include_router(speech_socket.router)
-    app.include_router(voice_routes.router)
-    app.include_router(open_webui.router)
-    page_routes.mount(app)
+    for routes in (model_routes, speech_routes, speech_socket, voice_routes, open_webui, page_routes):
+        app.include_router(routes.router)
     return app
 
 
@@ -92,7 +82,7 @@ def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state: ServerState = app.state.revox
     if not state.settings.marking:
-        log.warning("marking is off: what is spoken does not say that it is synthetic")
+        log.warning("marking is off: speech is not marked as synthetic")
     state.engine.start()
     try:
         yield

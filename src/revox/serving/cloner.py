@@ -1,4 +1,4 @@
-"""A recording that came over HTTP to a voice, by the model that is served."""
+"""Makes voices of recordings that came over HTTP."""
 
 from __future__ import annotations
 
@@ -9,24 +9,33 @@ from typing import TYPE_CHECKING, Any
 
 from revox.checkpoint.voices import Voice
 from revox.cloning.errors import CloneError
+from revox.progress import Progress, ProgressCallback, ignore_progress
+from revox.speech import select_reference
 
 if TYPE_CHECKING:
     from revox.api import Revox
     from revox.cloning.consent import Consent
     from revox.coding.invert import InversionProgress
-    from revox.serving.state import Reference
+    from revox.serving.references import Reference
 
 
-class CloneByModel:
-    """By the served model: its encoder (`by` "encoder") or inversion in so many seconds."""
+class ServedCloner:
+    """Clones with the served checkpoint: `by` "encoder", at once, or by "inversion", within `seconds`."""
 
     def __init__(self, tts: Revox, by: str, seconds: float) -> None:
         self.tts, self.by, self.seconds = tts, by, seconds
         self._presets: list[Any] | None = None
         self._finding = threading.Lock()
 
+    def check(self, reference: Reference, ref_text: str | None) -> None:
+        """Check a recording before it is cloned. Raises AudioError or CodingError if it is unusable."""
+        from revox.cloning.clone import check_transcript
+
+        check_transcript(ref_text)
+        select_reference(reference.audio, rate=self.tts.sampling_rate, whole=ref_text is not None)
+
     def _preset_codes(self, should_stop: Callable[[], bool] | None) -> list[Any]:
-        """What the checkpoint's voices are made of, found once; half of it is never kept."""
+        """The codes of the checkpoint's voices, found once; an interrupted search is not kept."""
         from revox.cloning.clone import preset_codes
 
         with self._finding:
@@ -44,16 +53,18 @@ class CloneByModel:
         name: str,
         consent: Consent,
         ref_text: str | None,
-        progress: Callable[[InversionProgress], None] | None = None,
+        progress: ProgressCallback = ignore_progress,
         should_stop: Callable[[], bool] | None = None,
     ) -> Voice:
-        """The voice, with its provenance.
+        """The voice, with its provenance. ref_text: the transcript, which guides an inversion.
 
-        ref_text: what is said in the recording, of which inversion then asks the language model. progress and
-        should_stop: of inversion, which takes long. Raises AudioError or CloneError.
+        Raises AudioError or CodingError.
         """
         from revox.cloning.clone import clone_voice
         from revox.coding.likelihood import opinion_on
+
+        def show(at: InversionProgress) -> None:
+            progress(Progress(at.phase, at.step, at.steps, {"seconds_left": at.seconds_left}))
 
         searches = self.by == "inversion"
         opinion = None
@@ -71,7 +82,7 @@ class CloneByModel:
             source=reference.data,
             transcript=ref_text,
             opinion=opinion,
-            progress=progress,
+            progress=show,
             should_stop=should_stop,
         )
         voice = cloned.voice

@@ -1,4 +1,4 @@
-"""Audio of a request as it is to be sent: speed, sample rate and format, whole or piece by piece."""
+"""Audio in the speed, sample rate and format of a request, whole or in pieces."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ NAMES = ("wav", "pcm", "flac", "mp3", "aac", "opus")
 """OpenAI's formats; every one can be streamed."""
 RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 PAGES = {"ogg": {"page_duration": "200000"}}
-"""Microseconds of sound in a page of Ogg, which is sent when it is full; FFmpeg's own is a second."""
+"""Microseconds of audio in a page of Ogg, which is sent when it is full; FFmpeg's default is a second."""
 
 
 class Shape:
-    """What a request asks of its audio, applied to samples as they come."""
+    """Applies a request's speed and sample rate to samples as they arrive."""
 
     def __init__(self, rate: int, speed: float, sample_rate: int | None) -> None:
         self.rate = sample_rate or rate
@@ -31,7 +31,7 @@ class Shape:
             self._resampler = soxr.ResampleStream(rate, self.rate, 1, dtype="float32", quality="HQ")
 
     def push(self, samples: np.ndarray) -> np.ndarray:
-        """The samples that are certain by now."""
+        """The output samples that are final so far."""
         return self._resampled(self._stretch.push(samples), last=False)
 
     def finish(self) -> np.ndarray:
@@ -48,9 +48,11 @@ def check_rate(format: str, rate: int | None) -> None:
     """Raise ApiError 400 when a format cannot have a sample rate."""
     allowed = FORMATS[format].rates or RATES
     if rate is not None and rate not in allowed:
-        possible = ", ".join(str(one) for one in allowed)
+        expected = ", ".join(str(one) for one in allowed)
         raise ApiError(
-            400, f"{format} at {rate} Hz is not possible here; take one of {possible}", param="sample_rate"
+            400,
+            f"{format} cannot have a sample rate of {rate} Hz; use one of {expected}",
+            param="sample_rate",
         )
 
 
@@ -60,19 +62,14 @@ def encode_whole(samples: np.ndarray, rate: int, format: str) -> bytes:
 
 
 def media_type(format: str) -> str:
-    """The Content-Type of a format; pcm tells its rate and channels, as RFC 3190 names them."""
+    """The Content-Type of a format."""
     return FORMATS[format].media_type
 
 
-def as_int16(samples: np.ndarray) -> bytes:
-    """Little-endian 16-bit samples, clipped, as `revox.speech.encode_audio` writes them."""
-    return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype("<i2").tobytes()
-
-
 def wav_header(rate: int) -> bytes:
-    """The 44 bytes before mono 16-bit samples of unknown number: both sizes are the largest there is.
+    """The 44 bytes before mono 16-bit samples of unknown number: both sizes are the maximum.
 
-    As OpenAI and vllm-omni stream WAV; players read on until the end.
+    As OpenAI and vllm-omni stream WAV; players read until the end of the stream.
     """
     riff = struct.pack("<4sI4s", b"RIFF", 0xFFFFFFFF, b"WAVE")
     fmt = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, rate * 2, 2, 16)
@@ -80,35 +77,35 @@ def wav_header(rate: int) -> bytes:
 
 
 class StreamEncoder:
-    """Samples in, bytes of a format out, as soon as the codec gives them."""
+    """Samples in, bytes of a format out, as soon as the codec returns them."""
 
     def __init__(self, format: str, rate: int) -> None:
-        self.format, self.rate = format, rate
-        self._begun = False
+        self.rate = rate
+        self._kind = FORMATS[format]
+        self._header = wav_header(rate) if format == "wav" else b""
         self._container: Any = None
         if format not in ("wav", "pcm"):
             self._open()
 
     def push(self, samples: np.ndarray) -> bytes:
-        """The bytes that are certain by now; there may be none."""
+        """The bytes that are final so far; there may be none."""
         if self._container is not None:
             return self._encode(samples)
-        head = b"" if self._begun or self.format == "pcm" else wav_header(self.rate)
-        self._begun = True
-        return head + as_int16(samples)
+        header, self._header = self._header, b""
+        return header + _as_int16(samples).tobytes()
 
     def finish(self) -> bytes:
         """The rest."""
         if self._container is None:
-            return b"" if self._begun or self.format == "pcm" else wav_header(self.rate)
+            return self._header
         self._container.mux(self._stream.encode(None))
         self._container.close()
-        return self._sink.taken()
+        return self._sink.take()
 
     def _open(self) -> None:
         import av
 
-        kind = FORMATS[self.format]
+        kind = self._kind
         self._sink = _Sink()
         self._container = av.open(
             self._sink,
@@ -129,20 +126,22 @@ class StreamEncoder:
 
         if not samples.size:
             return b""
-        kind = FORMATS[self.format]
-        if kind.samples.startswith("s16"):
-            samples = np.frombuffer(as_int16(samples), np.int16)
-        else:
-            samples = np.clip(samples, -1, 1).astype(np.float32)
-        frame = av.AudioFrame.from_ndarray(samples[None], format=kind.samples, layout="mono")
+        is_int16 = self._kind.samples.startswith("s16")
+        samples = _as_int16(samples) if is_int16 else np.clip(samples, -1, 1).astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(samples[None], format=self._kind.samples, layout="mono")
         frame.sample_rate, frame.pts = self.rate, self._samples
         self._samples += samples.size
         self._container.mux(self._stream.encode(frame))
-        return self._sink.taken()
+        return self._sink.take()
+
+
+def _as_int16(samples: np.ndarray) -> np.ndarray:
+    """Little-endian 16-bit samples, clipped, as `revox.speech.encode_audio` writes them."""
+    return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype("<i2")
 
 
 class _Sink:
-    """What FFmpeg writes to: it cannot seek, so every container is written front to back."""
+    """FFmpeg's output; it cannot seek, so every container is written front to back."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -151,7 +150,7 @@ class _Sink:
         self._parts.append(bytes(data))
         return len(data)
 
-    def taken(self) -> bytes:
+    def take(self) -> bytes:
         data = b"".join(self._parts)
         self._parts.clear()
         return data

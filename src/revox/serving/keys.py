@@ -1,8 +1,8 @@
-"""API keys: who may ask, and how often.
+"""API keys: who may call the server, and how often.
 
-A key is 32 random bytes, shown once when it is made; the file keeps its SHA-256 only (a slow hash is for
-secrets that people think up, which these are not). The file is read again when it changes, so keys come and
-go without a restart. How often: a token bucket a key, a minute's worth at once and then as they come.
+A key is 32 random bytes, shown once when it is created; the file holds only its SHA-256 (slow hashes are for
+passwords that people choose). The file is read again when it changes, so keys can be added and removed
+without a restart. Rates are limited by a token bucket for each key, with a minute's worth of tokens.
 """
 
 from __future__ import annotations
@@ -21,15 +21,12 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from revox.serving.errors import ApiError, ServeError
 from revox.speech.files import replace_file
-
-if TYPE_CHECKING:
-    from revox.serving.settings import ServeSettings
 
 FORMAT = "revox keys 1"
 ANONYMOUS = "anonymous"
@@ -41,7 +38,7 @@ log = logging.getLogger("revox.serving")
 
 
 class Key(BaseModel):
-    """What is kept of a key: its name, its hash, since when, and its own limit (requests a minute)."""
+    """A stored key: its name, its hash, its date, and its own limit (requests a minute)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -52,7 +49,7 @@ class Key(BaseModel):
 
 
 class KeyFile(BaseModel):
-    """The file of keys."""
+    """The key file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -67,24 +64,24 @@ class KeyFile(BaseModel):
 
 
 def read_keys(path: str | Path) -> KeyFile:
-    """The keys of a file. Raises ServeError when it is missing or is no file of keys."""
+    """The keys in a file. Raises ServeError if it is missing or is not a key file."""
     path = Path(path).expanduser()
     try:
         return KeyFile.model_validate_json(path.read_bytes())
     except OSError as error:
         raise ServeError(
-            f"the file of keys {path} cannot be read ({error.strerror}); "
-            f"make one with: revox keys add NAME --file {path}"
+            f"the key file {path} cannot be read ({error.strerror}); "
+            f"create one with: revox keys add NAME --file {path}"
         ) from None
     except ValidationError as error:
         why = error.errors()[0]["msg"]
-        raise ServeError(f"{path} is no file of keys ({why}); make one with: revox keys add") from None
+        raise ServeError(f"{path} is not a key file ({why}); create one with: revox keys add") from None
 
 
 def add_key(path: str | Path, name: str, rate_limit: int | None = None, now: datetime | None = None) -> str:
-    """Make a key and keep its hash in the file, which is made if it is not there. Returns the key itself.
+    """Create a key and add its hash to the file, which is created if need be. Returns the key itself.
 
-    Raises ServeError when the name will not do or is taken, or the file cannot be used.
+    Raises ServeError if the name is invalid or taken, or the file cannot be used.
     """
     path = Path(path).expanduser()
     if not _NAME.fullmatch(name) or name == ANONYMOUS:
@@ -92,7 +89,7 @@ def add_key(path: str | Path, name: str, rate_limit: int | None = None, now: dat
             f"{name!r} cannot name a key: use 1 to 64 of the characters A-Z, a-z, 0-9, _, -, . and @"
         )
     if rate_limit is not None and rate_limit < 1:
-        raise ServeError(f"a limit of {rate_limit} requests a minute lets nobody in; give 1 or more")
+        raise ServeError(f"the rate limit is {rate_limit} requests a minute, expected 1 or more")
     with _changing(path):
         kept = read_keys(path).keys if path.exists() else ()
         if any(key.name == name for key in kept):
@@ -104,7 +101,7 @@ def add_key(path: str | Path, name: str, rate_limit: int | None = None, now: dat
 
 
 def remove_key(path: str | Path, name: str) -> None:
-    """Take a key out of the file; a running server notices. Raises ServeError when there is none."""
+    """Remove a key from the file; a running server notices. Raises ServeError if there is none."""
     path = Path(path).expanduser()
     with _changing(path):
         kept = read_keys(path).keys
@@ -115,20 +112,15 @@ def remove_key(path: str | Path, name: str) -> None:
 
 
 def hash_of(secret: str) -> str:
-    """What is kept of a key."""
+    """The hash of a key, as stored."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def open_keys(settings: ServeSettings) -> Keys:
-    """The keys of a server. Raises ServeError when its file cannot be used or holds no key."""
-    return Keys(settings.api_keys, settings.rate_limit)
-
-
 class Keys:
-    """Admits by key, and not too often (`revox.serving.state.KeyRing`).
+    """Admits requests by key and rate.
 
-    path: the file of keys; None: everybody may ask, together as often as `rate_limit` says (requests a
-    minute; None: without limit). clock: seconds, for tests. Raises ServeError when the file cannot be used.
+    path: the key file; None: no key is required, and all clients share `rate_limit` (requests a minute; None:
+    no limit). clock: seconds, for tests. Raises ServeError if the file cannot be used or holds no key.
     """
 
     def __init__(
@@ -143,29 +135,29 @@ class Keys:
         self._lock = threading.Lock()
         self._buckets: dict[tuple[str, str], _Bucket] = {}
         self._keys: tuple[Key, ...] = ()
-        self._seen: tuple[int, ...] | None = None
+        self._stamp: tuple[int, ...] | None = None
         if self._path is not None:
-            self._seen = _stamp(self._path)
+            self._stamp = _stamp(self._path)
             self._keys = read_keys(self._path).keys
             if not self._keys:
                 raise ServeError(
-                    f"{self._path} holds no key, so nobody could ask anything; "
-                    f"make one with: revox keys add NAME --file {self._path}"
+                    f"{self._path} holds no key, so every request would be refused; "
+                    f"create one with: revox keys add NAME --file {self._path}"
                 )
 
     def admit(self, authorization: str | None) -> str:
         """The name of the key in an `Authorization: Bearer ...` header.
 
-        Raises ApiError: 401 without a key that is known, 429 with Retry-After when it asks too often.
+        Raises ApiError: 401 without a known key, 429 with Retry-After above its rate.
         """
         with self._lock:
             if self._path is None:
-                name, kept, limit = ANONYMOUS, "", self._rate_limit
+                name, sha256, limit = ANONYMOUS, "", self._rate_limit
             else:
                 key = self._find(authorization)
-                name, kept, limit = key.name, key.sha256, key.rate_limit or self._rate_limit
+                name, sha256, limit = key.name, key.sha256, key.rate_limit or self._rate_limit
             if limit is not None:
-                self._take(name, kept, limit)
+                self._take(name, sha256, limit)
             return name
 
     def _find(self, authorization: str | None) -> Key:
@@ -173,26 +165,26 @@ class Keys:
         scheme, _, secret = (authorization or "").strip().partition(" ")
         secret = secret.strip()
         if scheme.lower() != "bearer" or not secret or len(secret) > _MAX_HEADER:
-            raise _unauthorised("no API key came with the request: send Authorization: Bearer KEY")
+            raise _unauthorized("the request has no API key; send Authorization: Bearer KEY")
         given = hash_of(secret)
         found = None
-        for key in self._keys:  # all of them, always: how long it takes tells nothing
+        for key in self._keys:  # always all of them: the time must not depend on the match
             if hmac.compare_digest(key.sha256, given):
                 found = key
         if found is None:
-            raise _unauthorised("the API key is not known; check it, or ask whoever runs the server for one")
+            raise _unauthorized("the API key is unknown; check it, or ask the server's operator for one")
         return found
 
-    def _take(self, name: str, kept: str, limit: int) -> None:
-        bucket = self._buckets.get((name, kept))
+    def _take(self, name: str, sha256: str, limit: int) -> None:
+        bucket = self._buckets.get((name, sha256))
         if bucket is None or bucket.limit != limit:
-            bucket = self._buckets[name, kept] = _Bucket(limit, self._clock())
+            bucket = self._buckets[name, sha256] = _Bucket(limit, self._clock())
         wait = bucket.take(self._clock())
         if wait > 0:
             seconds = max(1, math.ceil(wait))
             raise ApiError(
                 429,
-                f"{name} has asked more than {limit} times a minute; try again in {seconds} s",
+                f"{name} made more than {limit} requests a minute; try again in {seconds} s",
                 code="rate_limit_exceeded",
                 headers={"Retry-After": str(seconds)},
             )
@@ -200,25 +192,25 @@ class Keys:
     def _read_again(self) -> None:
         assert self._path is not None
         stamp = _stamp(self._path)
-        if stamp == self._seen:
+        if stamp == self._stamp:
             return
-        self._seen = stamp
+        self._stamp = stamp
         if stamp is None:
-            # Whoever deletes the file wants nobody let in.
-            log.error("the file of keys %s is gone: nobody is admitted until it is back", self._path)
+            # Deleting the file revokes every key.
+            log.error("the key file %s is gone: all requests are refused until it is back", self._path)
             self._keys = ()
             return
         try:
             self._keys = read_keys(self._path).keys
         except ServeError as error:
-            log.error("%s; the keys read before hold until it is mended", error)
+            log.error("%s; the keys read before stay valid until it is fixed", error)
             return
         known = {(key.name, key.sha256) for key in self._keys}
         self._buckets = {kept: bucket for kept, bucket in self._buckets.items() if kept in known}
 
 
 class _Bucket:
-    """A token bucket: `limit` at once, and one more every 60 / `limit` seconds."""
+    """A token bucket of `limit` tokens that refills in a minute."""
 
     def __init__(self, limit: int, now: float) -> None:
         self.limit = limit
@@ -226,7 +218,7 @@ class _Bucket:
         self._at = now
 
     def take(self, now: float) -> float:
-        """0 and a token less, or the seconds until there is one."""
+        """Take a token and return 0, or return the seconds until there is one."""
         self._tokens = min(self.limit, self._tokens + max(0.0, now - self._at) * self.limit / 60)
         self._at = now
         if self._tokens >= 1 - 1e-9:
@@ -235,7 +227,7 @@ class _Bucket:
         return (1 - self._tokens) * 60 / self.limit
 
 
-def _unauthorised(message: str) -> ApiError:
+def _unauthorized(message: str) -> ApiError:
     return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
@@ -256,7 +248,7 @@ def _write(path: Path, keys: KeyFile) -> None:
 
 @contextlib.contextmanager
 def _changing(path: Path) -> Iterator[None]:
-    """Keeps two that change the file apart. Raises ServeError when the folder cannot be written."""
+    """Holds the lock for changing the file. Raises ServeError if the folder cannot be written."""
     import fcntl
 
     try:

@@ -1,21 +1,48 @@
-"""What is refused before it is read: bodies too large, pages of other origins, other names, whoever may not
-ask."""
+"""Requests that are refused before their body is read, and how many may wait for the same thing."""
 
 from __future__ import annotations
 
 import contextlib
 import ipaddress
-import json
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from revox.serving.error_responses import answer
 from revox.serving.errors import ApiError
 
-if TYPE_CHECKING:
-    from revox.serving.state import KeyRing
+PRIVATE_DOMAINS = ("localhost", "local", "internal", "lan", "home.arpa", "svc")
+MONITORING_PATHS = ("/health", "/ready", "/metrics")
+
+
+class Places:
+    """At most `limit` at once: `with places:` raises ApiError 503 when all are taken.
+
+    action: for the message, as in "32 recordings are being read already".
+    """
+
+    def __init__(self, limit: int, action: str, retry_after: int = 5) -> None:
+        self.limit, self._action, self._retry_after = limit, action, retry_after
+        self.taken = 0
+
+    def __enter__(self) -> None:
+        self.check(self.taken)
+        self.taken += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.taken -= 1
+
+    def check(self, taken: int) -> None:
+        """Raise ApiError 503 if `taken` places are all there are."""
+        if taken >= self.limit:
+            raise ApiError(
+                503,
+                f"{self.limit} {self._action} already; try again later",
+                code="overloaded",
+                headers={"Retry-After": str(self._retry_after)},
+            )
 
 
 class BodyLimit:
@@ -29,18 +56,18 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        announced = HTTPConnection(scope).headers.get("content-length", "0")
         if announced.isdigit() and int(announced) > self.limit:
-            await _refuse(send, self._too_large)
+            await refuse(self._too_large, scope, receive, send)
             return
-        read, started, refused = 0, False, False
+        received, started, refused = 0, False, False
 
         async def counted() -> Message:
-            nonlocal read, refused
+            nonlocal received, refused
             message = await receive()
             if message["type"] == "http.request":
-                read += len(message.get("body", b""))
-                if read > self.limit:
+                received += len(message.get("body", b""))
+                if received > self.limit:
                     refused = True
                     raise _TooLargeError
             return message
@@ -48,14 +75,14 @@ class BodyLimit:
         async def watched(message: Message) -> None:
             nonlocal started
             if refused and not started:
-                return  # what the application makes of a body that broke off is not the answer
+                return  # the application's response to a truncated body
             started = True
             await send(message)
 
         with contextlib.suppress(_TooLargeError):
             await self.app(scope, counted, watched)
         if refused and not started:
-            await _refuse(send, self._too_large)
+            await refuse(self._too_large, scope, receive, send)
 
     @property
     def _too_large(self) -> ApiError:
@@ -64,117 +91,104 @@ class BodyLimit:
         )
 
 
-class OriginCheck:
-    """Answers 403 to what a page of another origin sends, unless the operator named that origin.
-
-    A browser lets any page post a form or open a WebSocket to this machine without asking (CORS only keeps
-    the page from reading answers), and tells of it in Origin; programs send none.
-    """
-
-    def __init__(self, app: ASGIApp, allowed: Collection[str]) -> None:
-        self.app, self.allowed = app, frozenset(allowed)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle a request or a WebSocket."""
-        changes = scope["type"] == "websocket" or scope.get("method") in ("POST", "PUT", "PATCH", "DELETE")
-        if scope["type"] in ("http", "websocket") and changes and not self._welcome(dict(scope["headers"])):
-            error = ApiError(
-                403,
-                "pages of another origin may not call this server; its operator can allow it (--cors-origin)",
-                code="origin_not_allowed",
-            )
-            await _refuse(send, error, scope["type"])
-            return
-        await self.app(scope, receive, send)
-
-    def _welcome(self, headers: dict[bytes, bytes]) -> bool:
-        origin = headers.get(b"origin", b"").decode("latin-1")
-        if not origin or origin in self.allowed or "*" in self.allowed:
-            return True
-        try:
-            netloc = urlsplit(origin).netloc.lower()
-        except ValueError:
-            return False
-        return netloc == headers.get(b"host", b"").decode("latin-1").lower()
-
-
-class HostCheck:
-    """Answers 403 to what was sent to a name that is not this server's.
-
-    A page can have its own name lead to this machine (DNS rebinding); to the browser the server is then of
-    the page's own origin. Addresses, names without a dot and those below `PRIVATE` cannot be had for that:
-    public name servers lead them nowhere. `allowed` are the operator's own names. Whoever watches over the
-    server may call it as he likes.
-    """
-
-    PRIVATE = ("localhost", "local", "internal", "lan", "home.arpa", "svc")
-    WATCHED = ("/health", "/ready", "/metrics")
-
-    def __init__(self, app: ASGIApp, allowed: Collection[str]) -> None:
-        self.app, self.allowed = app, frozenset(allowed)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle a request or a WebSocket."""
-        if scope["type"] in ("http", "websocket") and scope["path"] not in self.WATCHED:
-            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
-            if not self._ours(host):
-                error = ApiError(
-                    403,
-                    f"this server does not go by the name {host[:100]!r}; its operator can allow it "
-                    "(--allow-host)",
-                    code="host_not_allowed",
-                )
-                await _refuse(send, error, scope["type"])
-                return
-        await self.app(scope, receive, send)
-
-    def _ours(self, host: str) -> bool:
-        try:
-            name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
-        except ValueError:
-            return False
-        if name in self.allowed or "." not in name:
-            return True
-        with contextlib.suppress(ValueError):
-            ipaddress.ip_address(name)
-            return True
-        return name.endswith(tuple(f".{one}" for one in self.PRIVATE))
-
-
-class KeyCheck:
-    """Answers 401 or 429 to requests and WebSockets below /v1/ whose key may not ask, or not so often.
-
-    Here and not in the routes, which would read and take apart a whole upload first.
-    """
-
-    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
-        self.app, self.keys = app, keys
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle a request or a WebSocket; `revox.serving.state.asked_by` tells who was let in."""
-        if scope["type"] in ("http", "websocket") and scope["path"].startswith("/v1/"):
-            given = dict(scope["headers"]).get(b"authorization")
-            try:
-                name = self.keys.admit(None if given is None else given.decode("latin-1"))
-            except ApiError as error:
-                await _refuse(send, error, scope["type"])
-                return
-            scope.setdefault("state", {})["asked_by"] = name
-        await self.app(scope, receive, send)
-
-
-async def _refuse(send: Send, error: ApiError, kind: str = "http") -> None:
-    body = json.dumps(error.body()).encode()
-    prefix = "websocket." if kind == "websocket" else ""
-    headers = [
-        *((name.lower().encode(), value.encode()) for name, value in error.headers.items()),
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"connection", b"close"),
-    ]
-    await send({"type": f"{prefix}http.response.start", "status": error.status, "headers": headers})
-    await send({"type": f"{prefix}http.response.body", "body": body})
-
-
 class _TooLargeError(Exception):
     pass
+
+
+class Check:
+    """Calls `check` with every request and WebSocket before the application; its ApiError is the response."""
+
+    def __init__(self, app: ASGIApp, check: Callable[[HTTPConnection], None]) -> None:
+        self.app, self.check = app, check
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request or a WebSocket; other scopes pass."""
+        if scope["type"] in ("http", "websocket"):
+            try:
+                self.check(HTTPConnection(scope))
+            except ApiError as error:
+                await refuse(error, scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+async def refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with the error and close the connection, whose body was not read."""
+    response = answer(error)
+    response.headers["connection"] = "close"
+    await response(scope, receive, send)
+
+
+def origin_check(allowed: Collection[str]) -> Callable[[HTTPConnection], None]:
+    """Refuses (403) what pages of other origins send, unless the operator allows that origin.
+
+    A browser lets any page post a form or open a WebSocket to this machine without asking (CORS only keeps
+    the page from reading answers) and names the page in Origin; programs send no Origin.
+    """
+
+    def check(connection: HTTPConnection) -> None:
+        method = connection.scope.get("method")
+        if connection.scope["type"] == "http" and method not in ("POST", "PUT", "PATCH", "DELETE"):
+            return
+        origin = connection.headers.get("origin", "")
+        if not origin or origin in allowed or "*" in allowed:
+            return
+        with contextlib.suppress(ValueError):
+            if urlsplit(origin).netloc.lower() == connection.headers.get("host", "").lower():
+                return
+        raise ApiError(
+            403,
+            "pages of another origin may not call this server; its operator can allow it (--cors-origin)",
+            code="origin_not_allowed",
+        )
+
+    return check
+
+
+def host_check(allowed: Collection[str]) -> Callable[[HTTPConnection], None]:
+    """Refuses (403) requests to a host name that is not this server's.
+
+    A page can point its own name at this machine (DNS rebinding); the browser then takes the server for the
+    page's own origin. Addresses, names without a dot and names in `PRIVATE_DOMAINS` cannot be used for that,
+    since public name servers do not resolve them. `allowed` are the operator's own names. Monitoring may use
+    any name.
+    """
+
+    def check(connection: HTTPConnection) -> None:
+        host = connection.headers.get("host", "")
+        if connection.scope["path"] not in MONITORING_PATHS and not _is_own_name(host, allowed):
+            raise ApiError(
+                403,
+                f"this server does not answer to the name {host[:100]!r}; its operator can allow it "
+                "(--allow-host)",
+                code="host_not_allowed",
+            )
+
+    return check
+
+
+def _is_own_name(host: str, allowed: Collection[str]) -> bool:
+    try:
+        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return False
+    if name in allowed or "." not in name:
+        return True
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(name)
+        return True
+    return name.endswith(tuple(f".{domain}" for domain in PRIVATE_DOMAINS))
+
+
+def key_check(admit: Callable[[str | None], str]) -> Callable[[HTTPConnection], None]:
+    """Refuses (401, 429) requests below /v1/ that `admit` (authorization header -> name of the key) refuses.
+
+    As a middleware, since a route would read and parse the whole upload first; `revox.serving.state.asked_by`
+    gives the name.
+    """
+
+    def check(connection: HTTPConnection) -> None:
+        if connection.scope["path"].startswith("/v1/"):
+            connection.state.asked_by = admit(connection.headers.get("authorization"))
+
+    return check

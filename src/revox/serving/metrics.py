@@ -1,4 +1,4 @@
-"""Numbers about the server, for Prometheus; each server has its own registry."""
+"""Metrics of the server, for Prometheus; each server has its own registry."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class Metrics:
-    """What /metrics shows."""
+    """The metrics that /metrics shows."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
         self.requests = Counter(
-            "revox_requests", "Answers, by address and status.", ["path", "status"], registry=registry
+            "revox_requests", "Responses, by route and status.", ["path", "status"], registry=registry
         )
-        self.speech = Counter(
-            "revox_utterances", "Utterances, by how they ended.", ["outcome"], registry=registry
+        self.speech = Counter("revox_utterances", "Utterances, by outcome.", ["outcome"], registry=registry)
+        self.speech_seconds = Counter(
+            "revox_speech_seconds", "Seconds of speech generated.", registry=registry
         )
-        self.speech_seconds = Counter("revox_speech_seconds", "Seconds of speech made.", registry=registry)
         self.first_audio = Histogram(
             "revox_first_audio_seconds",
             "From an utterance's arrival to its first audio.",
@@ -29,16 +29,16 @@ class Metrics:
         )
         self.real_time_factor = Histogram(
             "revox_real_time_factor",
-            "Seconds of work a second of speech, from an utterance's turn to its end.",
+            "Seconds of computation for a second of speech, from an utterance's start to its end.",
             buckets=(0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 5, 10),
             registry=registry,
         )
-        self.active = Gauge("revox_active_streams", "Utterances being spoken.", registry=registry)
+        self.active = Gauge("revox_active_streams", "Active utterances.", registry=registry)
         self.tasks = Gauge("revox_tasks", "Tasks of the event loop.", registry=registry)
-        self.queued = Gauge("revox_queue_length", "Utterances waiting for their turn.", registry=registry)
+        self.queued = Gauge("revox_queue_length", "Utterances in the queue.", registry=registry)
 
     def text(self) -> bytes:
-        """All of it in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
@@ -46,7 +46,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class Counted:
-    """Counts the answers of an application, by route (not by address: anybody can make those up)."""
+    """Counts an application's responses by route (not by path, which clients can make up)."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics

@@ -1,4 +1,4 @@
-"""What the server is and how it fares: models, health, readiness, metrics."""
+"""The server itself: models, health, readiness, metrics."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from revox.serving.errors import ApiError
 from revox.serving.metrics import CONTENT_TYPE
 from revox.serving.state import ServerState, state_of
 
-open_router = APIRouter(tags=["server"])
-"""Open to everybody, for those who watch the server."""
-router = APIRouter(prefix="/v1", tags=["models"])
+router = APIRouter()
 
 STARTED = int(time.time())
 
 
-@open_router.get("/health", response_class=PlainTextResponse)
+@router.get("/health", response_class=PlainTextResponse, tags=["server"])
 async def health(request: Request) -> PlainTextResponse:
     """200 while the process works."""
     if not state_of(request).engine.running:
@@ -28,30 +26,30 @@ async def health(request: Request) -> PlainTextResponse:
     return PlainTextResponse("ok")
 
 
-@open_router.get("/ready")
+@router.get("/ready", tags=["server"])
 async def ready(request: Request) -> JSONResponse:
-    """200 while new requests are taken: not while the server drains."""
+    """200 while the server accepts new requests: not while it drains."""
     state = state_of(request)
     if state.draining or not state.engine.running:
-        raise ApiError(503, "the server takes no new requests", code="not_ready")
+        raise ApiError(503, "the server accepts no new requests", code="not_ready")
     return JSONResponse({"status": "ready", "active": state.engine.active, "waiting": state.engine.waiting})
 
 
-@open_router.get("/metrics", response_class=PlainTextResponse)
+@router.get("/metrics", response_class=PlainTextResponse, tags=["server"])
 async def metrics(request: Request) -> Response:
-    """Numbers in Prometheus' text format."""
+    """Metrics in Prometheus' text format."""
     shown = state_of(request).metrics
     shown.tasks.set(len(asyncio.all_tasks()))
     return Response(shown.text(), media_type=CONTENT_TYPE)
 
 
-@router.get("/models")
+@router.get("/v1/models", tags=["models"])
 async def models(request: Request) -> dict[str, Any]:
-    """The one model that is served, as OpenAI lists models."""
+    """The served model, as OpenAI lists models."""
     return {"object": "list", "data": [_card(state_of(request))]}
 
 
-@router.get("/models/{model:path}")
+@router.get("/v1/models/{model:path}", tags=["models"])
 async def model(request: Request, model: str) -> dict[str, Any]:
     """The served model by its id."""
     state = state_of(request)
@@ -60,22 +58,17 @@ async def model(request: Request, model: str) -> dict[str, Any]:
 
 
 def check_model(state: ServerState, name: str | None) -> None:
-    """Raise ApiError 404 when a request asks for a model that is not served; without a name it is the one."""
+    """Raise ApiError 404 when a request names a model that is not served; None is the served one."""
     served = state.settings.served_name
     if name is not None and name != served:
         raise ApiError(
             404,
-            f"the model {name!r} does not exist here; this server speaks with {served!r} "
-            "(--model-name gives it another name)",
+            f"there is no model {name!r} here; this server serves {served!r} (--model-name renames it)",
             param="model",
             code="model_not_found",
         )
 
 
 def _card(state: ServerState) -> dict[str, Any]:
-    return {
-        "id": state.settings.served_name,
-        "object": "model",
-        "created": STARTED,
-        "owned_by": "revox",
-    }
+    name = state.settings.served_name
+    return {"id": name, "object": "model", "created": STARTED, "owned_by": "revox"}

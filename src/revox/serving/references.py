@@ -1,9 +1,8 @@
-"""`ref_audio` and uploads as recordings: from a data URL, base64, an address or a file, each within its
-bounds.
+"""Recordings from `ref_audio` and uploads: a data URL, base64, an address or a file, each within its limits.
 
-What a stranger sends is only ever decoded in a process of its own (`revox.serving.decode_apart`). Addresses
-are fetched by `revox.serving.fetch`, and files opened below one folder only, one step of the path at a time
-and through no link, so that nothing changed meanwhile leads outside.
+Recordings are decoded in a sandboxed process (`revox.serving.sandboxed_decode`). Addresses are fetched by
+`revox.serving.fetch`. Files are opened below one folder only, one path segment at a time and without
+following links, so that a concurrent change cannot lead outside.
 """
 
 from __future__ import annotations
@@ -15,169 +14,118 @@ import contextlib
 import os
 import re
 import stat
-import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from revox.serving.decode_apart import decode_apart
-from revox.serving.errors import ApiError
+from revox.serving.errors import ApiError, ServeError
 from revox.serving.fetch import Fetched, fetch
-from revox.serving.state import Reference
-from revox.speech import AudioError
+from revox.serving.limits import Places
+from revox.serving.sandboxed_decode import sandboxed_decode
+from revox.speech import Audio, AudioError
 
 if TYPE_CHECKING:
-    from revox.serving.state import ServerState
+    from revox.serving.settings import ServeSettings
 
 FETCH_SECONDS = 15.0
 WORKERS = 2
 MAX_WAITING = 32
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
-_Result = TypeVar("_Result")
 
 
-def open_references(state: ServerState) -> References:
-    """The resolver of a server. Raises ServeError when its allowed folder is no folder."""
-    settings = state.settings
-    return References(
-        rate=state.tts.sampling_rate,
-        max_bytes=settings.max_body_bytes,
-        max_seconds=settings.max_reference_seconds,
-        allow_urls=settings.allow_urls,
-        allowed_folder=settings.allowed_folder,
-    )
+@dataclass(frozen=True)
+class Reference:
+    """A recording that came with a request: its bytes, decoded audio, and origin.
+
+    `origin` is for logs: "upload", "data", "https://host/..." or the file's name; never its content.
+    """
+
+    data: bytes
+    audio: Audio
+    origin: str
 
 
 class References:
-    """The ways in for a recording (`revox.serving.state.ReferenceResolver`).
+    """Reads recordings, at most `MAX_WAITING` at a time, as the settings allow.
 
-    Args:
-        rate: Hz of the decoded audio, mono.
-        max_bytes: of a recording as it came.
-        max_seconds: of a recording, decoded.
-        allow_urls: fetch http(s) addresses.
-        allowed_folder: read file:// addresses below it; None: none.
-        fetcher: url, bytes, seconds -> what came; the guarded one unless given.
-
-    Raises ServeError when the allowed folder is no folder.
+    rate: Hz of the decoded audio, mono. fetcher: url, bytes, seconds -> the recording; for tests. Raises
+    ServeError if the allowed folder is not a folder.
     """
 
     def __init__(
         self,
-        *,
+        settings: ServeSettings,
         rate: int,
-        max_bytes: int = 16 << 20,
-        max_seconds: float = 300.0,
-        allow_urls: bool = False,
-        allowed_folder: Path | None = None,
-        fetcher: Callable[[str, int, float], Fetched] | None = None,
+        fetcher: Callable[[str, int, float], Awaitable[Fetched]] | None = None,
     ) -> None:
-        from revox.serving.errors import ServeError
-
         self.rate = rate
-        self.max_bytes = max_bytes
-        self.max_seconds = max_seconds
-        self.allow_urls = allow_urls
-        self.folder = None if allowed_folder is None else allowed_folder.expanduser()
+        self.max_bytes, self.max_seconds = settings.max_body_bytes, settings.max_reference_seconds
+        self.allow_urls = settings.allow_urls
+        self.folder = settings.allowed_folder and settings.allowed_folder.expanduser()
         if self.folder is not None and not self.folder.is_dir():
-            raise ServeError(f"--allowed-folder {self.folder} is no folder; create it or name another")
+            raise ServeError(f"--allowed-folder {self.folder} is not a folder; create it or name another")
         self._fetch = fetcher or (lambda url, size, seconds: fetch(url, max_bytes=size, seconds=seconds))
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="reference")
-        self._waiting = 0
-        self._lock = threading.Lock()
+        self._places = Places(MAX_WAITING, "recordings are being read")
 
     async def resolve(self, ref_audio: str) -> Reference:
-        """A data URL, base64, http(s) or file address, decoded.
+        """The recording in a data URL or base64, or at an http(s) or file address.
 
-        Raises ApiError: 400 for what cannot be read, 403 for what may not be, 413 for too much, 503 when too
-        many are being read already.
+        Raises ApiError: 400 for what cannot be read, 403 for what is not allowed, 413 for too much, 503 when
+        too many are being read.
         """
-        return await self._apart(lambda: self.resolve_now(ref_audio))
+        with self._places:
+            return await self._decode(*await self._bytes(ref_audio))
 
     async def read(self, data: bytes, origin: str = "upload") -> Reference:
-        """The bytes of a recording, decoded. Raises ApiError as `resolve` does."""
-        return await self._apart(lambda: self.read_now(data, origin))
+        """A recording from its bytes. Raises ApiError as `resolve` does."""
+        with self._places:
+            return await self._decode(data, origin)
 
     def close(self) -> None:
-        """Let go of the threads."""
+        """Stop the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _apart(self, work: Callable[[], _Result]) -> _Result:
-        with self._lock:
-            if self._waiting >= MAX_WAITING:
-                raise ApiError(
-                    503,
-                    f"{MAX_WAITING} recordings are being read already; try again in a moment",
-                    code="overloaded",
-                    headers={"Retry-After": "5"},
-                )
-            self._waiting += 1
-        future = self._pool.submit(work)
-        future.add_done_callback(lambda _: self._done())
-        return await asyncio.wrap_future(future)
-
-    def _done(self) -> None:
-        with self._lock:
-            self._waiting -= 1
-
-    # ------------------------------------------------------------------------------------------ without await
-
-    def resolve_now(self, ref_audio: str) -> Reference:
-        """As `resolve`, in the caller's thread."""
-        data, origin = self._bytes(ref_audio)
-        return self.read_now(data, origin)
-
-    def read_now(self, data: bytes, origin: str) -> Reference:
-        """As `read`, in the caller's thread."""
+    async def _decode(self, data: bytes, origin: str) -> Reference:
         field = "audio_sample" if origin == "upload" else "ref_audio"
         if len(data) > self.max_bytes:
             raise self._too_large(field)
+        decoding = asyncio.get_running_loop().run_in_executor(
+            self._pool, sandboxed_decode, data, self.rate, self.max_seconds
+        )
         try:
-            audio = decode_apart(data, self.rate, self.max_seconds)
+            return Reference(data, await decoding, origin)
         except AudioError as error:
             raise ApiError(400, str(error), param=field, code="bad_audio") from None
-        return Reference(data, audio, origin)
 
-    def _bytes(self, ref_audio: str) -> tuple[bytes, str]:
+    async def _bytes(self, ref_audio: str) -> tuple[bytes, str]:
         text = ref_audio.strip()
         scheme = text[: text.find(":")].lower() if ":" in text[:16] else ""
         if scheme == "data":
             return self._data_url(text), "data"
         if scheme in ("http", "https"):
             if not self.allow_urls:
-                raise ApiError(
-                    403,
-                    "ref_audio is an address, and this server fetches none (--allow-urls would let it); "
-                    "send the recording itself as a data URL",
-                    param="ref_audio",
-                    code="urls_not_allowed",
-                )
-            found = self._fetch(text, self.max_bytes, FETCH_SECONDS)
+                raise _not_allowed("an http(s) address", "--allow-urls", "urls_not_allowed")
+            found = await self._fetch(text, self.max_bytes, FETCH_SECONDS)
             return found.data, found.origin
         if scheme == "file":
-            return self._file(text)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, self._file, text)
         if not scheme and _BASE64.fullmatch("".join(text.split())):
             return self._base64(text), "data"
-        raise ApiError(
-            400,
-            "ref_audio is neither a data URL (data:audio/wav;base64,...) nor base64 nor an http, https or "
-            "file address; send one of them",
-            param="ref_audio",
+        raise _bad(
+            "ref_audio is not a data URL (data:audio/wav;base64,...), base64, or an http, https or file "
+            "address; send one of them"
         )
 
     def _data_url(self, text: str) -> bytes:
         header, comma, body = text.partition(",")
         if not comma:
-            raise ApiError(400, "ref_audio's data URL has no comma before its data", param="ref_audio")
+            raise _bad("ref_audio's data URL has no comma before its data")
         if not header.lower().rstrip().endswith(";base64"):
-            raise ApiError(
-                400,
-                "ref_audio's data URL is not in base64; write data:audio/wav;base64,...",
-                param="ref_audio",
-            )
+            raise _bad("ref_audio's data URL is not in base64; write data:audio/wav;base64,...")
         if "%" in body:
             body = unquote_to_bytes(body).decode("ascii", "replace")
         return self._base64(body)
@@ -189,9 +137,7 @@ class References:
         try:
             return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
         except (binascii.Error, ValueError):
-            raise ApiError(
-                400, "ref_audio is damaged base64; encode the whole file again", param="ref_audio"
-            ) from None
+            raise _bad("ref_audio is damaged base64; encode the whole file again") from None
 
     def _too_large(self, field: str = "ref_audio") -> ApiError:
         return ApiError(
@@ -203,59 +149,63 @@ class References:
     def _file(self, text: str) -> tuple[bytes, str]:
         """The bytes of a regular file below the allowed folder, and its name."""
         if self.folder is None:
-            raise ApiError(
-                403,
-                "ref_audio is a file address, and this server reads none (--allowed-folder would let it); "
-                "send the recording itself as a data URL",
-                param="ref_audio",
-                code="files_not_allowed",
-            )
-        # One answer for all that may not be read: nothing is learnt of what lies outside.
+            raise _not_allowed("a file address", "--allowed-folder", "files_not_allowed")
+        # One answer for everything that may not be read, which reveals nothing about other files.
         refused = ApiError(
             403,
-            "ref_audio names no file that may be read: file addresses are read below the allowed folder "
-            "only, as file:///folder/name, without .. and without links",
+            "ref_audio names no readable file: files are read below the allowed folder only, as "
+            "file:///folder/name, without .. and without links",
             param="ref_audio",
             code="file_not_allowed",
         )
-        try:
-            parts = urlsplit(text)
-            path = os.fsdecode(unquote_to_bytes(parts.path))
-        except ValueError:
-            raise refused from None
-        if parts.netloc not in ("", "localhost") or parts.query or parts.fragment or "\0" in path:
-            raise refused
-        steps = self._below(path)
-        if not steps or any(step in ("..", ".", "") for step in steps):
-            raise refused
-        opened: list[int] = []
-        try:
-            opened.append(os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY))
-            for step in steps[:-1]:
-                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-                opened.append(os.open(step, flags, dir_fd=opened[-1]))
-            # A pipe would wait for its writer for ever.
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-            opened.append(os.open(steps[-1], flags, dir_fd=opened[-1]))
-            found = os.fstat(opened[-1])
-            if not stat.S_ISREG(found.st_mode):
-                raise refused
-            if found.st_size > self.max_bytes:
-                raise self._too_large()
-            with os.fdopen(opened.pop(), "rb") as file:
-                return file.read(self.max_bytes + 1), f"file {steps[-1]}"
-        except (OSError, ValueError):
-            raise refused from None
-        finally:
-            for descriptor in opened:
-                with contextlib.suppress(OSError):
-                    os.close(descriptor)
+        with contextlib.ExitStack() as opened:
+            try:
+                segments = self._segments(text)
+                descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+                opened.callback(os.close, descriptor)
+                for segment in segments[:-1]:
+                    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+                    descriptor = os.open(segment, flags, dir_fd=descriptor)
+                    opened.callback(os.close, descriptor)
+                # Without O_NONBLOCK a pipe would block until something writes to it.
+                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+                descriptor = os.open(segments[-1], flags, dir_fd=descriptor)
+                opened.callback(os.close, descriptor)
+                found = os.fstat(descriptor)
+                if stat.S_ISREG(found.st_mode) and found.st_size <= self.max_bytes:
+                    with os.fdopen(descriptor, "rb", closefd=False) as file:
+                        return file.read(self.max_bytes + 1), f"file {segments[-1]}"
+            except (OSError, ValueError):
+                raise refused from None
+        raise self._too_large() if stat.S_ISREG(found.st_mode) else refused
 
-    def _below(self, path: str) -> list[str]:
-        """The steps from the allowed folder, written as given or as it truly is, to `path`; [] if not
-        below."""
+    def _segments(self, text: str) -> list[str]:
+        """The path segments from the allowed folder, as given or resolved, to the file.
+
+        Raises ValueError if the address is not below the folder.
+        """
         assert self.folder is not None
+        parts = urlsplit(text)
+        path = os.fsdecode(unquote_to_bytes(parts.path))
+        if parts.netloc not in ("", "localhost") or parts.query or parts.fragment or "\0" in path:
+            raise ValueError
         for base in (os.path.abspath(self.folder), os.path.realpath(self.folder)):
-            if path.startswith(base.rstrip("/") + "/"):
-                return path[len(base.rstrip("/")) + 1 :].split("/")
-        return []
+            prefix = base.rstrip("/") + "/"
+            segments = path.removeprefix(prefix).split("/")
+            if path.startswith(prefix) and not {"..", ".", ""} & set(segments):
+                return segments
+        raise ValueError
+
+
+def _bad(message: str) -> ApiError:
+    return ApiError(400, message, param="ref_audio")
+
+
+def _not_allowed(what: str, option: str, code: str) -> ApiError:
+    return ApiError(
+        403,
+        f"ref_audio is {what}, which this server does not read ({option} allows it); send the recording "
+        "itself as a data URL",
+        param="ref_audio",
+        code=code,
+    )

@@ -1,4 +1,4 @@
-"""Everything `revox serve` can be told, validated once. The defaults are the safe choices."""
+"""The options of `revox serve`, validated once. The defaults are the safe choices."""
 
 from __future__ import annotations
 
@@ -17,35 +17,34 @@ _ORIGIN = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^/\s]+")
 
 
 def _origin(value: str) -> str:
-    # Browsers send it exactly so; anything else would never match.
+    # As browsers send it; anything else would never match.
     if value != "*" and not _ORIGIN.fullmatch(value):
-        raise ValueError("an origin is expected, as https://example.org or http://127.0.0.1:8001")
+        raise ValueError("expected an origin such as https://example.org or http://127.0.0.1:8001")
     return value.lower()
 
 
 def _host(value: str) -> str:
     if not _HOST.fullmatch(value):
-        raise ValueError("a name alone is expected, as tts.example.org")
+        raise ValueError("expected a host name such as tts.example.org")
     return value.lower()
 
 
 class ServeSettings(BaseModel):
     """The options of a server. Sizes are in bytes, durations in seconds.
 
-    checkpoint: the folder (or hub id) that is served. model_name: its id in /v1/models; else the folder's
-    name. voices_folder: where uploaded voices, their records and the log of removals are kept; `voices_path`
-    is what holds when none is given. allowed_folder: file:// references may be read below it only (None: not
-    at all). allow_urls: http(s) references are fetched. consent_statement: the operator's own, for one-off
-    references that come without one. clone_by: how recordings become voices ("encoder", "inversion"; None:
-    the encoder where the checkpoint has one, or else not at all). clone_seconds: the time an inversion may
-    take. api_keys: the file of hashed keys (None: everybody may ask). rate_limit: requests a minute for a key
-    that has no limit of its own (None: none). allowed_hosts: names by which this server may be called,
-    besides addresses and names that lead nowhere outside (asked only where there are no keys). max_streams:
-    requests that are spoken together. keep_pace: fewer while somebody listens to a stream, where the machine
-    would speak so many slower than they are heard. max_queue: requests that wait for their turn; the next one
-    is a 429. lead_frames: frames that a stream may be ahead of its reader before it rests. marking: what is
-    spoken says that it is synthetic, in file and headers, signed with sign_certificate and sign_key (PEM) or
-    a pair made here.
+    checkpoint: the folder that is served. model_name: its id in /v1/models; default the folder's name.
+    voices_folder: uploaded voices with their records and the log of consent and removals (see `voices_path`).
+    allowed_folder: file:// references are read below it only (None: not at all). allow_urls: http(s)
+    references are fetched. consent_statement: the operator's own, for inline references without consent.
+    clone_by: how recordings become voices ("encoder", "inversion"; None: the encoder if the checkpoint has
+    one; otherwise uploads are inverted and inline references refused). clone_seconds: the time limit of an
+    inversion. api_keys: the file of hashed keys (None: no key is required). rate_limit: requests a minute for
+    a key without a limit of its own (None: no limit). allowed_hosts: host names of this server, in addition
+    to addresses and private names (checked only without keys). max_streams: concurrent utterances. keep_pace:
+    run fewer while a client plays a stream that the machine could not keep up with. max_queue: requests that
+    wait; further ones are a 429. lead_frames: frames that a stream may be ahead of its client before it
+    pauses. marking: speech is marked as synthetic, in file and headers, signed with sign_certificate and
+    sign_key (PEM) or a generated pair.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -83,15 +82,15 @@ class ServeSettings(BaseModel):
     @classmethod
     def _says_something(cls, value: str | None) -> str | None:
         if value is not None and not any(character.isalpha() for character in value):
-            raise ValueError("a sentence is expected")
+            raise ValueError("expected a sentence")
         return value
 
     @field_validator("model_name")
     @classmethod
     def _names_a_model(cls, value: str | None) -> str | None:
-        # The voices' folder is named after it.
+        # The default folder of voices is named after it.
         if value is not None and not _MODEL_NAME.fullmatch(value):
-            raise ValueError("letters, digits, _, -, . and : are expected, and / between parts")
+            raise ValueError("expected letters, digits, _, -, . and :, and / between parts")
         return value
 
     @property
@@ -101,7 +100,7 @@ class ServeSettings(BaseModel):
 
     @property
     def voices_path(self) -> Path:
-        """The folder of uploaded voices: the one given, or one in the user's data folder for this model."""
+        """The folder of uploaded voices; default one in the user's data folder for this model."""
         if self.voices_folder is not None:
             return self.voices_folder.expanduser()
         data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
@@ -109,13 +108,13 @@ class ServeSettings(BaseModel):
 
 
 def settings_from(**options: Any) -> ServeSettings:
-    """Settings from the command line's options. Raises ServeError, one sentence, when one cannot be."""
+    """Settings from the command line's options. Raises ServeError, one sentence, when one is invalid."""
     try:
         return ServeSettings(**options)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]).replace("_", "-") if first["loc"] else "the options"
-        # These options are given once for each.
+        # Options that may be repeated have singular names.
         name = {"cors-origins": "cors-origin", "allowed-hosts": "allow-host"}.get(name, name)
-        said = first["msg"].removeprefix("Value error, ")
-        raise ServeError(f"--{name} {first.get('input')!r} will not do: {said}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise ServeError(f"--{name} is {first.get('input')!r}: {message}") from None

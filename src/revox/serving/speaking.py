@@ -233,7 +233,7 @@ async def resolve(state: ServerState, options: Manner, asked_by: str, streaming:
             "task_type", "CustomVoice speaks in a named voice; leave it out, or leave ref_audio out"
         )
     reference = await state.references.resolve(options.ref_audio)
-    voice = await state.voices.one_off(
+    voice = await state.voices.inline(
         reference, consent=options.consent, ref_text=options.ref_text, asked_by=asked_by
     )
     return ResolvedRequest(state, options, voice, asked_by, inline_reference=True)

@@ -12,11 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from revox.serving.errors import ApiError, validation_error
+from revox.serving.errors import NO_EFFECT, ApiError, validation_error
 from revox.synthesis.engine import CFG_RANGE, DEFAULT_CFG, MAX_FRAMES
-
-NO_EFFECT = "no_effect"
-"""The type of pydantic's error for a field that would change nothing; it is a 400."""
 
 
 def _without_effect(why: str, *neutral: Any) -> BeforeValidator:

@@ -1,12 +1,13 @@
-"""The voices that were uploaded to a server, on disk: one file each, so that there is never half of one.
+"""The voices that were uploaded to a server, on disk: one file each, so that a voice is complete or absent.
 
-    NAME.safetensors    rows bf16 `[N, dim]`, codes int16 `[n_codebooks, N - 1]`, and the record as metadata
-    samples/NAME        the recording as it came, only if it was asked to be kept
-    jobs/ID.json        a cloning that waits, runs or has ended; jobs/ID.sample its recording, while kept
+    NAME.safetensors    embedding (named "rows") bf16 `[N, dim]`, codes int16 `[n_codebooks, N - 1]`, and the
+                        record as metadata
+    samples/NAME        the recording as it came, only if requested
+    jobs/ID.json        a cloning job that waits, runs or has ended; jobs/ID.sample its recording, while kept
     consent.jsonl       the log (`revox.checkpoint.consent_log`)
     lock                held by the server that may write here
 
-What a kill leaves between two files is put right at the next start: the log says what was meant.
+If the server is killed between two files, the next start completes the change from the log.
 """
 
 from __future__ import annotations
@@ -38,12 +39,8 @@ FORMAT = "revox uploaded voice 1"
 log = logging.getLogger("revox.serving")
 
 
-def reached(step: str) -> None:
-    """Called after every change to the disk; tests stop here."""
-
-
 def fingerprint(model: Voxtral) -> str:
-    """What tells one checkpoint's voices from another's: a hash of the table that rows are sums of."""
+    """Identifies the checkpoint of a voice: a hash of the table that voice embeddings are sums of."""
     import torch
 
     table = model.mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight
@@ -54,10 +51,10 @@ def fingerprint(model: Voxtral) -> str:
 
 
 class VoiceFiles:
-    """The folder of a server's uploaded voices. It is made when the first voice comes.
+    """The folder of a server's uploaded voices, created for the first one.
 
-    model: whose voices they are; others found here are left alone and not offered. Raises ServeError when the
-    folder cannot be used or another server writes to it.
+    model: the checkpoint of the voices; other checkpoints' voices in the folder are ignored. Raises
+    ServeError if the folder cannot be used or another server writes to it.
     """
 
     def __init__(self, folder: Path, model: Voxtral) -> None:
@@ -66,7 +63,7 @@ class VoiceFiles:
         self._config = model.config
         self._of = fingerprint(model)
         self._lock: int | None = None
-        self._owning = threading.Lock()  # requests come in several threads, and a file's lock is per opening
+        self._owning = threading.Lock()  # for threads of this process; the file lock is per descriptor
         if folder.exists():
             self.own()
             self._restore()
@@ -74,13 +71,13 @@ class VoiceFiles:
     # --------------------------------------------------------------------------------------------- the folder
 
     def own(self) -> None:
-        """Make the folder and keep others from writing to it. Raises ServeError."""
+        """Create the folder and lock it for this server. Raises ServeError."""
         with self._owning:
             if self._lock is None:
                 self._lock = self._locked()
 
     def _locked(self) -> int:
-        """The descriptor of the folder's locked file."""
+        """The descriptor of the folder's lock file, locked."""
         try:
             for folder in (self.folder, self.folder / "samples", self.folder / "jobs"):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -95,7 +92,7 @@ class VoiceFiles:
         except OSError:
             os.close(descriptor)
             raise ServeError(
-                f"another server keeps its voices in {self.folder}; end it, or name another --voices-folder"
+                f"another server uses {self.folder}; stop it, or name another --voices-folder"
             ) from None
         return descriptor
 
@@ -120,7 +117,7 @@ class VoiceFiles:
             if record is None:
                 continue
             name = path.stem
-            if record["id"] in removed:  # killed after the tombstone: the removal is finished
+            if record["id"] in removed:  # killed after the tombstone: finish the removal
                 self._unlink(name)
                 continue
             self.records[name] = record
@@ -134,7 +131,7 @@ class VoiceFiles:
             if not self._path(sample.name).exists():
                 sample.unlink(missing_ok=True)
         jobs = self.folder / "jobs"
-        for path in (*jobs.glob(".*.tmp"), *jobs.glob("*.sample")):  # killed while a job was put down
+        for path in (*jobs.glob(".*.tmp"), *jobs.glob("*.sample")):  # killed while a job was saved
             if path.suffix == ".tmp" or not path.with_suffix(".json").exists():
                 path.unlink(missing_ok=True)
 
@@ -150,10 +147,10 @@ class VoiceFiles:
             if not isinstance(consent["statement"], str) or not isinstance(created, int):
                 raise ValueError
         except (CheckpointError, OSError, ValueError, KeyError, TypeError, AttributeError):
-            log.warning("%s is damaged or no voice; it is left alone and not offered", path)
+            log.warning("%s is damaged or not a voice; it is ignored", path)
             return None
         if record.get("checkpoint") != self._of:
-            log.warning("%s was made for another checkpoint; it is left alone and not offered", path)
+            log.warning("%s was made for another checkpoint; it is ignored", path)
             return None
         return record
 
@@ -162,9 +159,9 @@ class VoiceFiles:
     def save(
         self, name: str, voice: Voice, details: Mapping[str, Any], sample: bytes | None
     ) -> dict[str, Any]:
-        """Put a voice down for good, with its record, and its recording if kept. Returns the record.
+        """Save a voice with its record, and its recording if given. Returns the record.
 
-        Raises OSError when the disk does not take all of it; then nothing of it is left.
+        Raises OSError if the disk is full; then nothing of the voice is left.
         """
         import torch
         from safetensors.torch import save
@@ -185,13 +182,10 @@ class VoiceFiles:
         try:
             if sample is not None:
                 replace_file(self._sample(name), sample)
-                reached("sample")
             replace_file(self._path(name), save(tensors, {"revox": json.dumps(record)}))
-            reached("voice")
             consent_log.append(self.log_path, self._added(record), once=True)
-            reached("logged")
         except Exception:
-            # A disk that is full: no recording stays without its voice, and no voice that the log knows not.
+            # On a full disk, no recording stays without its voice and no voice without its line in the log.
             with contextlib.suppress(OSError):
                 self._unlink(name)
             raise
@@ -199,39 +193,38 @@ class VoiceFiles:
         return record
 
     def in_the_way(self, name: str) -> bool:
-        """Whether a file that is not offered (damaged, or another checkpoint's) has that name's place."""
+        """Whether an ignored file (damaged, or of another checkpoint) has the name."""
         return name not in self.records and self._path(name).exists()
 
     def load(self, name: str) -> Voice:
-        """A voice as it was saved. Raises VoiceError when its file is gone or damaged."""
+        """A saved voice. Raises VoiceError if its file is gone or damaged."""
         from safetensors import SafetensorError
         from safetensors.torch import load
 
         record = self.records[name]
         try:
             tensors = load(self._path(name).read_bytes())
-            rows, codes = tensors["rows"], tensors.get("codes")
+            embedding, codes = tensors["rows"], tensors.get("codes")
         except (OSError, SafetensorError, KeyError):
             raise VoiceError(
                 f"the file of voice {name!r} is gone or damaged; delete it and upload it again"
             ) from None
         codes = None if codes is None else codes.long()
-        fits = codes is None or (codes.shape[1] == len(rows) - 1 and codes_fit(codes, self._config))
-        if rows.ndim != 2 or rows.shape[1] != self._config.backbone.dim or not fits:
+        fits = codes is None or (codes.shape[1] == len(embedding) - 1 and codes_fit(codes, self._config))
+        if embedding.ndim != 2 or embedding.shape[1] != self._config.backbone.dim or not fits:
             raise VoiceError(f"the file of voice {name!r} is damaged; delete it and upload it again")
-        return Voice(name, codes, rows, record["provenance"])
+        return Voice(name, codes, embedding, record["provenance"])
 
     def remove(self, name: str, by: str) -> None:
-        """The tombstone first, then everything else of the voice."""
+        """Log the tombstone, then delete the voice and its recording."""
         self.own()
         record = self.records[name]
         self.note("removed", name, record["provenance"], removes=record["id"], by=by)
-        reached("tombstone")
         del self.records[name]
         self._unlink(name)
 
     def sample(self, name: str) -> bytes | None:
-        """The recording as it came, if it was kept."""
+        """The recording as it was uploaded, if it was kept."""
         if not self.records.get(name, {}).get("sample_kept"):
             return None
         try:
@@ -241,10 +234,8 @@ class VoiceFiles:
 
     def _unlink(self, name: str) -> None:
         self._sample(name).unlink(missing_ok=True)
-        reached("sample deleted")
         self._path(name).unlink(missing_ok=True)
         sync_folder(self.folder)
-        reached("voice deleted")
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
@@ -260,12 +251,12 @@ class VoiceFiles:
         return self.folder / "consent.jsonl"
 
     def note(self, kind: str, voice: str | None, record: Mapping[str, Any], **more: Any) -> None:
-        """Add a line to the log, on disk before anything else happens."""
+        """Add a line to the log, synced to disk."""
         self.own()
         consent_log.append(self.log_path, consent_log.event(kind, voice, record, **more))
 
     def document(self, name: str | None = None) -> dict[str, Any]:
-        """Everything known of consent, of one voice (also a removed one) or of all."""
+        """The record of consent, of one voice (also a removed one) or of all."""
         voices = [(each, record["provenance"]) for each, record in sorted(self.records.items())]
         found = consent_log.document(voices, consent_log.read(self.log_path), "uploaded voices")
         if name is not None:
@@ -281,11 +272,10 @@ class VoiceFiles:
     # --------------------------------------------------------------------------------------------------- jobs
 
     def save_job(self, job: Mapping[str, Any], sample: bytes | None = None) -> None:
-        """Keep what is known of a job, and its recording if that is kept."""
+        """Save a job, and its recording if given."""
         self.own()
         if sample is not None:
             replace_file(self.folder / "jobs" / f"{job['id']}.sample", sample)
-            reached("job's sample")
         replace_file(self.folder / "jobs" / f"{job['id']}.json", json.dumps(dict(job), indent=1))
 
     def jobs(self) -> list[dict[str, Any]]:
@@ -310,7 +300,7 @@ class VoiceFiles:
             return None
 
     def drop_job(self, job: str, only_sample: bool = False) -> None:
-        """Delete a job's recording, and what is known of it."""
+        """Delete a job's recording, and the job itself."""
         (self.folder / "jobs" / f"{job}.sample").unlink(missing_ok=True)
         if not only_sample:
             (self.folder / "jobs" / f"{job}.json").unlink(missing_ok=True)

@@ -1,30 +1,30 @@
-"""The endpoints of voices: list, upload, show, hear, delete; the jobs that make them; the record of consent.
+"""The endpoints of voices: list, upload, show, hear, delete; cloning jobs; the record of consent.
 
-Upload, list and delete have vllm-omni's shapes (its docs/serving/speech_api.md and entrypoints/openai), with
-more beside; errors have OpenAI's.
+Upload, list and delete have vllm-omni's format (its docs/serving/speech_api.md and entrypoints/openai), with
+additional fields; errors have OpenAI's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, File, Form, Request, UploadFile
+from fastapi import APIRouter, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, Response
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
-from revox.serving.errors import ApiError
+from revox.serving.encoding import encode_whole
+from revox.serving.errors import NO_EFFECT, ApiError
 from revox.serving.state import ServerState, asked_by, state_of
+from revox.serving.voices import Upload
 
 if TYPE_CHECKING:
-    from revox.serving.references import References
-    from revox.serving.voice_jobs import Voices
+    from revox.checkpoint.voices import Voice
 
 router = APIRouter(prefix="/v1/audio", tags=["voices"])
 
-FIELDS = frozenset(
-    {"audio_sample", "consent", "name", "subject", "ref_text", "speaker_description", "keep_sample"}
-)
 MAX_TEXT = 4000
 _RECORDINGS = frozenset({
     "audio/mpeg", "audio/wav", "audio/x-wav", "audio/wave", "audio/ogg", "audio/opus", "audio/aac",
@@ -34,17 +34,44 @@ _RECORDINGS = frozenset({
 _SAFE = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
 
-def _voices(state: ServerState) -> Voices:
-    return cast("Voices", state.voices)
+def _short(text: str | None) -> str | None:
+    if text is not None and len(text) > MAX_TEXT:
+        raise PydanticCustomError(NO_EFFECT, f"it is longer than {MAX_TEXT} characters; shorten it")
+    return text
+
+
+def _stripped(text: str | None) -> str | None:
+    return (text or "").strip() or None
+
+
+Note = Annotated[str | None, AfterValidator(_short), AfterValidator(_stripped)]
+
+
+class UploadForm(BaseModel):
+    """The form of POST /v1/audio/voices."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    audio_sample: UploadFile = Field(description="The recording: 3 to 30 s of one person.")
+    consent: Annotated[str, AfterValidator(_short)] = Field(
+        description="Whose voice it is, and that they agreed to its cloning."
+    )
+    name: str = Field(description="The new voice's name: a-z, 0-9, _ and -.")
+    subject: Note = Field(default=None, description="The name of the person whose voice it is.")
+    ref_text: Note = Field(default=None, description="The transcript of the recording.")
+    speaker_description: Note = Field(default=None, description="Stored with the voice and listed.")
+    keep_sample: bool = Field(default=False, description="Keep the recording itself on the server.")
 
 
 @router.get("/voices")
 async def list_voices(request: Request) -> dict[str, Any]:
-    """Every voice by name, and what is known of the uploaded ones: whose, when, of which recording."""
-    voices = _voices(state_of(request))
-    # Another thread may hold the voices while it writes to the disk: the server does not wait for it.
+    """Every voice by name, and for uploaded ones whose it is, when it was made, and of which recording."""
+    voices = state_of(request).voices
+    # In threads: another thread may hold the lock while it writes to the disk.
     names, records, jobs = await asyncio.gather(
-        asyncio.to_thread(voices.names), asyncio.to_thread(voices.records), asyncio.to_thread(voices.jobs)
+        asyncio.to_thread(voices.names),
+        asyncio.to_thread(voices.records),
+        asyncio.to_thread(voices.jobs.listed),
     )
     return {
         "voices": sorted(names),
@@ -58,61 +85,37 @@ async def list_voices(request: Request) -> dict[str, Any]:
     responses={200: {"description": "The voice is made."}, 202: {"description": "A job makes the voice."}},
 )
 async def upload_voice(
-    request: Request,
-    audio_sample: Annotated[UploadFile, File(description="The recording: 3 to 30 s of one person.")],
-    consent: Annotated[str, Form(description="Whose voice it is, and that they agreed to it being cloned.")],
-    name: Annotated[str, Form(description="The new voice's name: a-z, 0-9, _ and -.")],
-    subject: Annotated[str | None, Form(description="The name of the person whose voice it is.")] = None,
-    ref_text: Annotated[str | None, Form(description="What is said in the recording.")] = None,
-    speaker_description: Annotated[str | None, Form(description="Kept with the voice and listed.")] = None,
-    keep_sample: Annotated[bool, Form(description="Keep the recording itself on the server.")] = False,
+    request: Request, form: Annotated[UploadForm, Form(media_type="multipart/form-data")]
 ) -> Response:
-    """A new voice from a recording: at once by the checkpoint's encoder, or as a job by inversion."""
+    """Make a voice of a recording: at once with the checkpoint's encoder, or by inversion as a job."""
     state = state_of(request)
-    unknown = sorted(set(await request.form()) - FIELDS)
-    if unknown:
-        field = "speaker_embedding" if "speaker_embedding" in unknown else unknown[0][:100]
-        why = (
-            "this model has no speaker embeddings" if field == "speaker_embedding" else "it would do nothing"
-        )
-        raise ApiError(400, f"the field {field!r} is not taken: {why}; leave it out", param=field)
-    given = {"subject": subject, "ref_text": ref_text, "speaker_description": speaker_description}
-    texts = {key: (value or "").strip() or None for key, value in given.items()}
-    for key, text in {"consent": consent, **texts}.items():
-        if text is not None and len(text) > MAX_TEXT:
-            raise ApiError(400, f"{key} is longer than {MAX_TEXT} characters; shorten it", param=key)
-    voices = _voices(state)
-    await asyncio.to_thread(voices.check_name, name)
-    data = await audio_sample.read(state.settings.max_body_bytes + 1)
-    reference = await cast("References", state.references).read(data, "upload")
-    kind = (audio_sample.content_type or "").partition(";")[0].strip().lower()
+    await asyncio.to_thread(state.voices.check_name, form.name)
+    data = await form.audio_sample.read(state.settings.max_body_bytes + 1)
+    reference = await state.references.read(data)
+    kind = (form.audio_sample.content_type or "").partition(";")[0].strip().lower()
     details = {
         "created_at": int(time.time()),
         "file_size": len(data),
         "mime_type": kind if kind in _RECORDINGS else "application/octet-stream",
         "seconds": round(reference.audio.seconds, 2),
     }
-    if texts["speaker_description"]:
-        details["speaker_description"] = texts["speaker_description"]
-    record, job = await voices.upload(
+    if form.speaker_description:
+        details["speaker_description"] = form.speaker_description
+    record, job = await state.voices.upload(
         reference,
-        name=name,
-        consent=consent,
-        subject=texts["subject"],
-        ref_text=texts["ref_text"],
-        details=details,
-        keep_sample=keep_sample,
-        asked_by=asked_by(request),
+        Upload(
+            form.name, form.consent, asked_by(request), form.subject, form.ref_text, form.keep_sample, details
+        ),
     )
     if record is not None:
         return JSONResponse({"success": True, "voice": _uploaded(record)})
     assert job is not None
-    told = voices.told(job)
-    coming = {"name": name, "consent": job.consent["statement"], **details, "status": told["state"]}
+    shown = state.voices.jobs.show(job)
+    voice = {"name": job.name, "consent": job.consent["statement"], **details, "status": shown["state"]}
     if job.ref_text:
-        coming["ref_text"] = job.ref_text
+        voice["ref_text"] = job.ref_text
     return JSONResponse(
-        {"success": True, "voice": coming, "job": told},
+        {"success": True, "voice": voice, "job": shown},
         status_code=202,
         headers={"Location": f"/v1/audio/voice-jobs/{job.id}", "Retry-After": "5"},
     )
@@ -120,17 +123,15 @@ async def upload_voice(
 
 @router.get("/voices/{name}")
 async def show_voice(request: Request, name: str) -> dict[str, Any]:
-    """One voice: its length, where it comes from, and the consent on record."""
+    """One voice: its length, its provenance, and the consent on record."""
     state = state_of(request)
-    voices = _voices(state)
-    voice = await asyncio.to_thread(voices.voice, name)
-    record = voices.record(name)
-    frame_rate = state.tts.model.config.codec.frame_rate
+    voice = await asyncio.to_thread(state.voices.voice, name)
+    record = state.voices.record(name)
     found = {
         "name": name,
         "kind": "uploaded" if record else "checkpoint",
         "frames": voice.frames,
-        "seconds": round(voice.frames / frame_rate, 2),
+        "seconds": round(voice.frames / state.tts.model.config.codec.frame_rate, 2),
         "codes_kept": voice.codes is not None,
     }
     if record:
@@ -140,22 +141,21 @@ async def show_voice(request: Request, name: str) -> dict[str, Any]:
 
 @router.delete("/voices/{name}")
 async def delete_voice(request: Request, name: str) -> dict[str, Any]:
-    """Delete an uploaded voice: rows, codes, recording and what was derived; the log keeps a tombstone."""
-    await asyncio.to_thread(_voices(state_of(request)).remove, name, asked_by(request))
+    """Delete an uploaded voice: embedding, codes, recording and derived data; the log keeps a tombstone."""
+    await asyncio.to_thread(state_of(request).voices.remove, name, asked_by(request))
     return {"success": True, "message": f"Voice '{name}' deleted successfully"}
 
 
 @router.get("/voices/{name}/consent")
 async def voice_consent(request: Request, name: str) -> dict[str, Any]:
-    """Who agreed to what, when, of which recording, and every event of the voice, also of a removed one."""
-    voices = _voices(state_of(request))
-    found = await asyncio.to_thread(voices.files.document, name)
-    if not found["voices"]:
-        if name in await asyncio.to_thread(voices.names):
-            found = await asyncio.to_thread(_checkpoint_consent, state_of(request), name)
-        else:
-            raise voices.not_found(name)
-    return found
+    """Who agreed to what, when, for which recording, and every event of the voice, also of a removed one."""
+    state = state_of(request)
+    found = await asyncio.to_thread(state.voices.files.document, name)
+    if found["voices"]:
+        return found
+    if name in await asyncio.to_thread(state.voices.names):
+        return await asyncio.to_thread(_checkpoint_consent, state, name)
+    raise state.voices.not_found(name)
 
 
 def _checkpoint_consent(state: ServerState, name: str) -> dict[str, Any]:
@@ -172,39 +172,37 @@ def _checkpoint_consent(state: ServerState, name: str) -> dict[str, Any]:
 
 @router.get("/consent")
 async def all_consent(request: Request) -> dict[str, Any]:
-    """The whole record of consent of this server's uploads, removals and one-off recordings, as one JSON."""
-    return await asyncio.to_thread(_voices(state_of(request)).files.document)
+    """The complete record of consent: this server's uploads, removals and inline references."""
+    return await asyncio.to_thread(state_of(request).voices.files.document)
 
 
 @router.get("/voices/{name}/sample", response_class=Response)
 async def voice_sample(request: Request, name: str) -> Response:
-    """The recording a voice was made of, as it came, if it was kept."""
-    voices = _voices(state_of(request))
+    """The recording of a voice as it was uploaded, if it was kept."""
+    voices = state_of(request).voices
     record = voices.record(name)
     if record is None:
-        await asyncio.to_thread(voices.voice, name)  # 404 with the nearest names for no voice at all
+        await asyncio.to_thread(voices.voice, name)  # 404 with the nearest names for an unknown voice
     data = await asyncio.to_thread(voices.files.sample, name) if record else None
-    if data is None:
+    if record is None or data is None:
         raise ApiError(404, f"the recording of voice {name!r} was not kept", param="name", code="no_sample")
-    assert record is not None
     headers = _SAFE | {"Content-Disposition": f'attachment; filename="{name}"'}
     return Response(data, media_type=record["mime_type"], headers=headers)
 
 
 @router.get("/voices/{name}/preview", response_class=Response)
 async def voice_preview(request: Request, name: str) -> Response:
-    """What the voice was made from, as its codes sound (WAV); a preset's codes are found from its rows."""
+    """The recording as the voice's codes reproduce it (WAV); a preset's codes are recovered first."""
     state = state_of(request)
-    voice = await asyncio.to_thread(_voices(state).voice, name)
+    voice = await asyncio.to_thread(state.voices.voice, name)
     data, headers = await asyncio.to_thread(_previewed, state, voice)
     return Response(data, media_type="audio/wav", headers=_SAFE | headers)
 
 
-def _previewed(state: ServerState, voice: Any) -> tuple[bytes, dict[str, str]]:
+def _previewed(state: ServerState, voice: Voice) -> tuple[bytes, dict[str, str]]:
     import torch
 
     from revox.checkpoint.voice_codes import recover_codes
-    from revox.serving.encoding import encode_whole
 
     model = state.tts.model
     codes = voice.codes
@@ -225,48 +223,44 @@ def _previewed(state: ServerState, voice: Any) -> tuple[bytes, dict[str, str]]:
 
 @router.get("/voice-jobs")
 async def list_jobs(request: Request) -> dict[str, Any]:
-    """The clonings in the background, newest first."""
-    return {"object": "list", "data": await asyncio.to_thread(_voices(state_of(request)).jobs)}
+    """The cloning jobs, newest first."""
+    jobs = await asyncio.to_thread(state_of(request).voices.jobs.listed)
+    return {"object": "list", "data": jobs}
 
 
 @router.get("/voice-jobs/{id}")
 async def show_job(request: Request, id: str) -> dict[str, Any]:
-    """How a cloning stands."""
-    return await asyncio.to_thread(_voices(state_of(request)).job, id)
+    """The state of a cloning job."""
+    return await asyncio.to_thread(state_of(request).voices.jobs.get, id)
 
 
 @router.delete("/voice-jobs/{id}")
 async def cancel_job(request: Request, id: str) -> dict[str, Any]:
-    """End a cloning that waits or runs."""
-    return await asyncio.to_thread(_voices(state_of(request)).cancel, id, asked_by(request))
+    """Cancel a cloning job that waits or runs."""
+    return await asyncio.to_thread(state_of(request).voices.jobs.cancel, id, asked_by(request))
 
 
 @router.post("/voice-jobs/{id}/retry", status_code=202)
 async def retry_job(request: Request, id: str) -> dict[str, Any]:
-    """Try a failed cloning again, if its recording was kept."""
-    return await _voices(state_of(request)).retry(id, asked_by(request))
+    """Retry a failed cloning job, if its recording was kept."""
+    return await state_of(request).voices.retry(id, asked_by(request))
 
 
 def _uploaded(record: dict[str, Any]) -> dict[str, Any]:
-    """An uploaded voice as vllm-omni lists it, and whose it is, since when, of what and how it was made."""
+    """An uploaded voice as vllm-omni lists it, with its consent, recording and method."""
     provenance = record["provenance"]
     consent, source = provenance["consent"], provenance.get("source", {})
     shown = {
         "name": record["name"],
         "consent": consent["statement"],
         "created_at": record["created_at"],
-        "file_size": record.get("file_size"),
-        "mime_type": record.get("mime_type"),
         "embedding_source": "audio",
-        "subject": consent.get("subject"),
-        "given_by": consent.get("given_by"),
         "consent_recorded_at": consent.get("recorded_at"),
         "sha256": source.get("sha256"),
         "method": provenance.get("method"),
-        "seconds": record.get("seconds"),
-        "frames": record.get("frames"),
-        "ref_text": record.get("ref_text"),
-        "speaker_description": record.get("speaker_description"),
         "sample_kept": record.get("sample_kept", False),
+        **{key: consent.get(key) for key in ("subject", "given_by")},
+        **{key: record.get(key) for key in ("file_size", "mime_type", "seconds", "frames", "ref_text")},
+        "speaker_description": record.get("speaker_description"),
     }
     return {key: value for key, value in shown.items() if value is not None}
