@@ -18,7 +18,7 @@ from revox.coding.refine import Score, Scorer, guess_of, refine, refinement
 from revox.demo import checkpoint_folder
 from revox.evaluation.reference_encoder import original_codec
 from revox.model.codec import Codec
-from revox.speech import normalise_loudness, read_audio
+from revox.speech import normalize_loudness, read_audio
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -157,7 +157,7 @@ def test_in_the_lab_a_few_steps_improve_the_true_encoders_codes_and_beat_as_many
     model = load_model(folder, dtype=torch.float32, parts=PARTS)
     prior = CodePrior.from_codes(preset_codes(folder, model, max_frames=120), codec)
     clip = read_audio(folder.parent / "examples" / CLIP, rate=24000, max_seconds=4.0).samples
-    target = torch.from_numpy(normalise_loudness(clip, 24000))[24000 : 24000 + 20 * 1920].clone()
+    target = torch.from_numpy(normalize_loudness(clip, 24000))[24000 : 24000 + 20 * 1920].clone()
     encoded = encode(codec, target)
     plain = invert(codec, target, config=refinement(6), prior=prior)
     found = refine(codec, target, encoded, 6, prior=prior, others={"inversion": plain.codes})

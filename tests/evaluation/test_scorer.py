@@ -20,7 +20,7 @@ from revox.evaluation.tables import Column, make_row
 from revox.losses.spectral import mel_distance, multi_resolution_stft_loss
 from revox.metrics.perceptual import estoi
 from revox.metrics.speaker import SpeakerVerifier
-from revox.speech import Audio, encode_audio, normalise_loudness, read_audio
+from revox.speech import Audio, encode_audio, normalize_loudness, read_audio
 
 FRAMES = 38  # 3 s
 ROWS = (RECORDING, "decoded", WRONG_SPEAKER, NOISE)
@@ -34,7 +34,7 @@ def speakers():
     found = {}
     for i, codes in enumerate(preset_codes(folder, model)):
         samples = model.audio_tokenizer.decode(codes[None, :, :FRAMES])[0].numpy()
-        found[f"preset {i}"] = Audio(normalise_loudness(samples, 24000), 24000)
+        found[f"preset {i}"] = Audio(normalize_loudness(samples, 24000), 24000)
     assert len(found) == 20
     return found
 

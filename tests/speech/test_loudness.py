@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from revox.speech import loudness, normalise_loudness
+from revox.speech import loudness, normalize_loudness
 from revox.speech.loudness import loudness_gain
 
 
@@ -32,7 +32,7 @@ def test_a_clip_shorter_than_a_block_is_measured_all_the_same():
 
 def test_normalising_reaches_the_target_by_one_gain():
     x = tone(amplitude=0.01).astype(np.float32)
-    y = normalise_loudness(x, 48000, lufs=-23)
+    y = normalize_loudness(x, 48000, lufs=-23)
     assert loudness(y, 48000) == pytest.approx(-23, abs=0.01)
     np.testing.assert_allclose(y, x * (y[100] / x[100]), rtol=1e-5)
     assert y.dtype == np.float32
@@ -41,7 +41,7 @@ def test_normalising_reaches_the_target_by_one_gain():
 def test_the_peak_is_never_passed():
     x = tone(amplitude=0.01)
     x[1000] = 0.5
-    y = normalise_loudness(x, 48000, lufs=-10, peak=0.9)
+    y = normalize_loudness(x, 48000, lufs=-10, peak=0.9)
     assert np.abs(y).max() == pytest.approx(0.9, rel=1e-6)
 
 
@@ -49,4 +49,4 @@ def test_silence_and_noise_under_the_gate_stay_as_they_are():
     assert loudness(np.zeros(48000), 48000) == -math.inf
     assert loudness_gain(np.zeros(48000), 48000) == 1.0
     assert loudness_gain(tone(amplitude=1e-5), 48000) == 1.0
-    assert normalise_loudness(np.zeros(0), 48000).shape == (0,)
+    assert normalize_loudness(np.zeros(0), 48000).shape == (0,)

@@ -34,7 +34,7 @@ from revox.coding.refine import Score, Scorer, guess_of, refine, refinement
 from revox.coding.student import QuickEncoder
 from revox.model.codec import Codec
 from revox.model.voxtral import Voxtral
-from revox.speech import Audio, Selection, normalise_loudness, select_reference, whole_frames
+from revox.speech import Audio, Selection, normalize_loudness, select_reference, whole_frames
 
 METHODS = ("auto", "encoder", "inversion", "best")
 """The ways from sound to codes. "auto" is the encoder where there is one, else inversion; "best" goes every
@@ -121,7 +121,7 @@ def clone_voice(
     if selection is None:
         whole = transcript is not None
         selection = select_reference(audio, min_seconds, max_seconds, rate=rate, whole=whole)
-    samples = normalise_loudness(Audio(selection.samples, selection.rate).at(rate).samples, rate)
+    samples = normalize_loudness(Audio(selection.samples, selection.rate).at(rate).samples, rate)
     samples = whole_frames(samples, codec.samples_per_frame, rate)
     prior = CodePrior.from_codes(presets, codec) if presets else None
     target = torch.from_numpy(samples.copy())

@@ -23,7 +23,7 @@ from revox.metrics.intelligibility import Recognizer, load_recognizer
 from revox.metrics.perceptual import installed
 from revox.metrics.speaker import SpeakerVerifier
 from revox.model.codec import Codec
-from revox.speech import Audio, normalise_loudness, read_audio, whole_frames, write_audio
+from revox.speech import Audio, normalize_loudness, read_audio, whole_frames, write_audio
 
 if TYPE_CHECKING:
     from revox.coding.prior import CodePrior
@@ -168,7 +168,7 @@ class Subject:
             raise EvaluationError(f"{clip.name} has {audio.seconds:.1f} s, and at least 1 s is needed")
         if not np.isfinite(audio.samples).all() or not np.any(audio.samples):
             raise EvaluationError(f"{clip.name} is silent or damaged")
-        samples = normalise_loudness(audio.samples, self.rate)
+        samples = normalize_loudness(audio.samples, self.rate)
         return Audio(whole_frames(samples, self.codec.samples_per_frame, self.rate), self.rate)
 
     def codes(self, clip: Clip) -> Tensor:

@@ -3,7 +3,7 @@
 from revox.speech.activity import SpeechActivity, speech_activity, trim_silence
 from revox.speech.audio import Audio, resample
 from revox.speech.errors import AudioError
-from revox.speech.loudness import loudness, normalise_loudness
+from revox.speech.loudness import loudness, normalize_loudness
 from revox.speech.pitch import Pitch, median_pitch, pitch_track
 from revox.speech.read import audio_header, read_audio, read_span, stream_audio
 from revox.speech.selection import Selection, select_reference, whole_frames
@@ -21,7 +21,7 @@ __all__ = [
     "format_for",
     "loudness",
     "median_pitch",
-    "normalise_loudness",
+    "normalize_loudness",
     "pitch_track",
     "read_audio",
     "read_span",

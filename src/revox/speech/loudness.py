@@ -1,4 +1,4 @@
-"""Loudness (ITU-R BS.1770-4, by pyloudnorm) and its normalisation by one linear gain."""
+"""Loudness (ITU-R BS.1770-4, by pyloudnorm) and its normalization by one linear gain."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def loudness_gain(samples: np.ndarray, rate: int, lufs: float = REFERENCE_LUFS, 
     return min(10.0 ** ((lufs - measured) / 20.0), peak / float(np.abs(samples).max()))
 
 
-def normalise_loudness(
+def normalize_loudness(
     samples: np.ndarray, rate: int, lufs: float = REFERENCE_LUFS, peak: float = 0.98
 ) -> np.ndarray:
     """`samples` (`[n]` or `[channels, n]`, float32) times `loudness_gain`: no compression, no limiter."""

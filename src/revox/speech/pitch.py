@@ -16,7 +16,7 @@ _BLOCK = 2000  # frames worked on at a time, to bound memory
 class Pitch:
     """A pitch track: `f0` `[frames]` in Hz (nan where unvoiced), one frame each `hop` seconds.
 
-    `aperiodicity` `[frames]` is YIN's cumulative-mean-normalised difference at the chosen lag: 0 for a
+    `aperiodicity` `[frames]` is YIN's cumulative-mean-normalized difference at the chosen lag: 0 for a
     periodic frame, about 1 for noise.
     """
 
@@ -45,9 +45,9 @@ def pitch_track(
     threshold: float = 0.15,
     voiced_below: float = 0.3,
 ) -> Pitch:
-    """The pitch of mono `[n]` at `rate` Hz: frame i is centred on i * `hop` seconds.
+    """The pitch of mono `[n]` at `rate` Hz: frame i is centered on i * `hop` seconds.
 
-    The first lag whose normalised difference dips under `threshold` is taken, else the deepest; a frame is
+    The first lag whose normalized difference dips under `threshold` is taken, else the deepest; a frame is
     voiced when that dip is under `voiced_below` and the frame is not silent. `fmin` and `fmax` in Hz.
     """
     x = _band(resample(np.asarray(samples, dtype=np.float32), rate, _RATE).astype(np.float64))
@@ -96,7 +96,7 @@ def _moving_mean(x: np.ndarray, width: int) -> np.ndarray:
 def _yin(
     rows: np.ndarray, window: int, shortest: int, longest: int, threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`[frames, window + longest]` -> f0 in Hz and the normalised difference, `[frames]` each."""
+    """`[frames, window + longest]` -> f0 in Hz and the normalized difference, `[frames]` each."""
     size = 1 << (rows.shape[1] + window - 1).bit_length()
     head = np.fft.rfft(rows[:, :window], size)
     correlation = np.fft.irfft(np.conj(head) * np.fft.rfft(rows, size), size)[:, : longest + 1]
@@ -104,10 +104,10 @@ def _yin(
     energy = power[:, window : window + longest + 1] - power[:, : longest + 1]
     difference = np.maximum(energy[:, :1] + energy - 2 * correlation, 0.0)  # YIN eq. 7
     mean = np.cumsum(difference[:, 1:], 1) / np.arange(1, longest + 1)
-    normalised = np.ones_like(difference)
-    normalised[:, 1:] = difference[:, 1:] / np.maximum(mean, 1e-12)  # eq. 8
+    normalized = np.ones_like(difference)
+    normalized[:, 1:] = difference[:, 1:] / np.maximum(mean, 1e-12)  # eq. 8
 
-    inner = normalised[:, shortest : longest + 1]
+    inner = normalized[:, shortest : longest + 1]
     dips = np.zeros(inner.shape, dtype=bool)  # local minima inside the range
     dips[:, 1:-1] = (inner[:, 1:-1] <= inner[:, :-2]) & (inner[:, 1:-1] < inner[:, 2:])
     good = dips & (inner < threshold)
@@ -115,7 +115,7 @@ def _yin(
     lag = np.where(good.any(1), good.argmax(1), deepest) + shortest
 
     row = np.arange(len(rows))
-    before, at, after = (normalised[row, np.clip(lag + d, 0, longest)] for d in (-1, 0, 1))
+    before, at, after = (normalized[row, np.clip(lag + d, 0, longest)] for d in (-1, 0, 1))
     curve = before - 2 * at + after
     shift = np.where(curve > 1e-12, 0.5 * (before - after) / np.maximum(curve, 1e-12), 0.0)
     found = dips.any(1)

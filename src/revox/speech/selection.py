@@ -263,28 +263,29 @@ def _reason(selection: Selection, audio: Audio) -> str:
 
 
 def _warnings(selection: Selection, audio: Audio, min_seconds: float) -> list[str]:
-    said = []
+    found = []
     if audio.truncated:
-        said.append(f"Only the first {audio.seconds / 60:.0f} minutes of the recording were read.")
+        found.append(f"Only the first {audio.seconds / 60:.0f} minutes of the recording were read.")
     if selection.speech_seconds < min_seconds:
-        said.append(
-            f"Only {selection.speech_seconds:.1f} s of speech: under {min_seconds:g} s a voice is a guess."
+        found.append(
+            f"Only {selection.speech_seconds:.1f} s of speech: under {min_seconds:g} s the voice is rarely "
+            "faithful."
         )
     if selection.snr < _POOR_SNR:
-        said.append(
+        found.append(
             f"The speech is only about {selection.snr:.0f} dB over the noise; the voice will carry the noise."
         )
     if selection.clipped > 1e-3:
-        said.append(
+        found.append(
             f"{100 * selection.clipped:.1f} % of the samples are clipped; record at a lower level for a "
             "cleaner voice."
         )
     if selection.bandwidth < 9000:
-        said.append(
+        found.append(
             f"There is nothing above {selection.bandwidth / 1000:.1f} kHz in the recording; the voice will "
             "lack brightness that a recording at 24 kHz or more would give it."
         )
     level = 10 * math.log10(float(np.mean(np.square(selection.samples))) + 1e-12)
     if level < -45:
-        said.append(f"The recording is very quiet ({level:.0f} dBFS); its noise will be raised with it.")
-    return said
+        found.append(f"The recording is very quiet ({level:.0f} dBFS); its noise will be raised with it.")
+    return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +12,7 @@ import numpy as np
 
 from revox.speech.audio import Audio, resample
 from revox.speech.errors import AudioError
+from revox.speech.files import replace_file
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def format_for(target: str | os.PathLike[str] | None, format: str | None = None)
 
 
 def write_audio(target: str | os.PathLike[str] | BinaryIO, audio: Audio, format: str | None = None) -> int:
-    """Encode `audio` to a path (written beside, then renamed) or a binary file; returns the samples clipped.
+    """Encode `audio` to a path (replaced in one step) or a binary file; returns the samples clipped.
 
     The format is `format` (a key of `FORMATS`: wav 16 bit, wav-float, flac 16 bit, mp3, opus in Ogg, aac in
     ADTS, m4a, pcm raw little-endian 16 bit) or follows the path's extension. Samples outside [-1, 1] are
@@ -91,7 +91,7 @@ def write_audio(target: str | os.PathLike[str] | BinaryIO, audio: Audio, format:
     if path is None:
         target.write(data)  # type: ignore[union-attr]
     else:
-        _replace(path, data)
+        _write(path, data)
     return clipped
 
 
@@ -145,18 +145,12 @@ def encode_audio(audio: Audio, format: str = "wav") -> tuple[bytes, int]:
     return file.getvalue(), clipped
 
 
-def _replace(path: Path, data: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+def _write(path: Path, data: bytes) -> None:
     try:
         if path.exists() and not path.is_file() and not path.is_dir():  # /dev/stdout, a named pipe
             path.write_bytes(data)
-            return
-        try:
-            beside.write_bytes(data)
-            os.replace(beside, path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
+        else:
+            replace_file(path, data)
     except FileNotFoundError:
         raise AudioError(f"There is no folder {path.parent}; create it or choose another path.") from None
     except OSError as error:

@@ -267,14 +267,14 @@ def _batches(
 
 
 def _first_clips(held: Sequence[SpeechSource], seconds: float, rate: int) -> list[Tensor]:
-    from revox.speech import normalise_loudness, read_audio
+    from revox.speech import normalize_loudness, read_audio
 
     found = []
     for source in held:
         for cut in itertools.islice(source.cuts, HELD_OUT):
             file = audio_source(cut_source(cut))
             samples = read_audio(file).mono().at(rate).samples[: round(seconds * rate)]
-            found.append(torch.from_numpy(normalise_loudness(samples, rate).astype(np.float32)))
+            found.append(torch.from_numpy(normalize_loudness(samples, rate).astype(np.float32)))
     return found
 
 

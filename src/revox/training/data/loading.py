@@ -159,7 +159,7 @@ def decode_cut(source: str | bytes, place: float, known: float | None, seconds: 
     A longer clip is cut at `place` (0 to 1) of what is left over. `known`: its length in seconds, as far as
     it is known; then only what is needed is decoded. Raises AudioError.
     """
-    from revox.speech import Audio, AudioError, normalise_loudness, read_audio, read_span, resample
+    from revox.speech import Audio, AudioError, normalize_loudness, read_audio, read_span, resample
 
     audio, start = None, 0.0
     if known is not None:
@@ -181,4 +181,4 @@ def decode_cut(source: str | bytes, place: float, known: float | None, seconds: 
     samples = audio.samples[first : first + most]
     whole = not audio.truncated and len(samples) == len(audio.samples)
     samples = resample(samples, audio.rate, rate)[: max(1, round(seconds * rate))]
-    return np.ascontiguousarray(normalise_loudness(samples, rate)), whole
+    return np.ascontiguousarray(normalize_loudness(samples, rate)), whole
