@@ -30,7 +30,7 @@ from revox.coding.prior import CodePrior
 from revox.coding.refine import refine
 from revox.coding.student import QuickEncoderTraining, train_quick_encoder
 from revox.demo import checkpoint_folder
-from revox.doctor.examine import examine
+from revox.doctor.examine import DoctorSettings, examine
 from revox.doctor.findings import Verdict
 from revox.evaluation.clips import find_clips
 from revox.evaluation.evaluate import evaluate
@@ -266,7 +266,7 @@ def _hum(pitch: float) -> Audio:
 
 @pytest.mark.slow
 def test_the_doctor_examines_it_there(second: str):
-    report = examine(checkpoint_folder(), voices=["casual_male"], quick=True, device=second)
+    report = examine(checkpoint_folder(), DoctorSettings(("casual_male",), quick=True, device=second))
     found = {finding.name: finding for finding in report.findings}
     wrong = [finding.sentence for finding in found.values() if finding.verdict is Verdict.FAIL]
     assert not wrong

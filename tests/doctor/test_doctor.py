@@ -23,11 +23,12 @@ from lab.tokenizer import write_tekken
 from revox.cli import doctor_command
 from revox.demo import checkpoint_folder
 from revox.doctor import clone_checks, folder_checks, layout, speech_checks, voice_checks
-from revox.doctor.examine import examine
-from revox.doctor.findings import Finding, Report, Verdict
-from revox.doctor.patient import Patient, choose_voices
+from revox.doctor.checkpoint_under_test import CheckpointUnderTest, choose_voices
+from revox.doctor.examine import DoctorSettings, examine
+from revox.doctor.findings import CheckResult, DoctorReport, Verdict
 from revox.doctor.report import write_report
 from revox.doctor.sound import SoundFigures, measure
+from revox.progress import Progress
 from revox.speech import Audio, read_audio
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,10 +51,10 @@ def change_weights(folder: Path, change: Change) -> None:
     save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS)
 
 
-def patient(folder: Path, voices: list[str] = VOICES, load: bool = True) -> Patient:
+def under_test(folder: Path, voices: list[str] = VOICES, load: bool = True) -> CheckpointUnderTest:
     import revox
 
-    made = Patient(folder, quick=True)
+    made = CheckpointUnderTest(folder, quick=True)
     made.names = choose_voices(folder, voices, quick=True)
     if load:
         made.tts = revox.load(folder, "cpu", torch.float32)
@@ -88,17 +89,17 @@ def test_noise_hum_and_silence_are_not_speech_and_recordings_are():
 
 
 @pytest.fixture(scope="module")
-def healthy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> tuple[DoctorReport, Path]:
     """The doctor's report on the lab as it ships, and where it was written, under a telling path."""
     folder = tmp_path_factory.mktemp("somebody-private") / "my-lab"
     shutil.copytree(LAB, folder)
-    report = examine(folder, voices=VOICES, quick=True, device="cpu")
+    report = examine(folder, DoctorSettings(tuple(VOICES), quick=True, device="cpu"))
     out = folder.parent / "report"
     write_report(report, out, [folder, out])
     return report, out
 
 
-def test_the_shipped_lab_passes(healthy: tuple[Report, Path]):
+def test_the_shipped_lab_passes(healthy: tuple[DoctorReport, Path]):
     report, _ = healthy
     failed = [
         (finding.name, finding.sentence) for finding in report.findings if finding.verdict is Verdict.FAIL
@@ -108,7 +109,7 @@ def test_the_shipped_lab_passes(healthy: tuple[Report, Path]):
     assert {finding.name for finding in report.findings} >= {"inventory", "speaking", "q/k layout", "speed"}
 
 
-def test_the_report_tells_no_path_and_no_user(healthy: tuple[Report, Path]):
+def test_the_report_tells_no_path_and_no_user(healthy: tuple[DoctorReport, Path]):
     report, out = healthy
     told = json.loads((out / "doctor.json").read_text())
     assert told["verdict"] == report.verdict.value
@@ -124,7 +125,7 @@ def test_the_report_tells_no_path_and_no_user(healthy: tuple[Report, Path]):
 def test_sentences_with_paths_are_cleaned_before_they_are_written(tmp_path: Path):
     private = tmp_path / "ada" / "models"
     sentence = f"{private}/lab/tekken.json is missing; see {Path.home()}/notes/a.txt or /srv/data/x.pt."
-    report = Report("lab", {}, [Finding("inventory", Verdict.FAIL, sentence)])
+    report = DoctorReport("lab", {}, [CheckResult(Verdict.FAIL, sentence, name="inventory")])
     markdown, data = write_report(report, tmp_path / "out", [private / "lab"])
     for text in (markdown.read_text(), data.read_text()):
         assert "lab/tekken.json is missing" in text
@@ -134,11 +135,11 @@ def test_sentences_with_paths_are_cleaned_before_they_are_written(tmp_path: Path
 
 
 def test_ctrl_c_keeps_what_was_found(tiny_checkpoint: Path):
-    def stop(check: str) -> None:
-        if check == "weights":
+    def stop(at: Progress) -> None:
+        if at.facts["check"] == "weights":
             raise KeyboardInterrupt
 
-    report = examine(tiny_checkpoint, quick=True, on_start=stop)
+    report = examine(tiny_checkpoint, DoctorSettings(quick=True), progress=stop)
     assert report.stopped
     assert report.finding("inventory").verdict is Verdict.PASS
     assert report.finding("weights").verdict is Verdict.SKIPPED
@@ -152,7 +153,7 @@ def test_weights_that_do_not_load_for_any_reason_cost_no_report(
         raise RuntimeError("out of memory: 9 GB wanted\nand a trace of frames")
 
     monkeypatch.setattr("revox.load", full)
-    report = examine(tiny_checkpoint, quick=True)
+    report = examine(tiny_checkpoint, DoctorSettings(quick=True))
     assert report.finding("loading").sentence.endswith("RuntimeError: out of memory: 9 GB wanted")
     assert report.finding("inventory").verdict is Verdict.PASS
     assert report.finding("speed").verdict is Verdict.SKIPPED
@@ -162,7 +163,7 @@ def test_the_command_exits_with_1_on_a_fault_and_with_the_report(
     tiny_checkpoint_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     module = importlib.import_module("revox.doctor.examine")
-    monkeypatch.setattr(module, "LOADED", module.LOADED[:2])
+    monkeypatch.setattr(module, "LOADED", dict(list(module.LOADED.items())[:2]))
     (tiny_checkpoint_copy / "voice_embedding" / "de_male.pt").unlink()
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command()(doctor_command.command)
@@ -174,7 +175,7 @@ def test_the_command_exits_with_1_on_a_fault_and_with_the_report(
 
 
 def test_random_weights_are_told_from_a_trained_model(tiny_checkpoint: Path):
-    examined = patient(tiny_checkpoint, ["pt_male", "pt_female"])
+    examined = under_test(tiny_checkpoint, ["pt_male", "pt_female"])
     assert voice_checks.decoded_presets(examined).verdict is Verdict.FAIL
 
 
@@ -182,7 +183,7 @@ def test_random_weights_are_told_from_a_trained_model(tiny_checkpoint: Path):
 
 
 def test_query_and_key_rows_in_hugging_faces_layout_are_named(lab_copy: Path):
-    config = patient(lab_copy, load=False).config.backbone
+    config = under_test(lab_copy, load=False).config.backbone
 
     def permute(state: dict[str, Tensor]) -> dict[str, Tensor]:
         for i in range(config.n_layers):
@@ -192,7 +193,7 @@ def test_query_and_key_rows_in_hugging_faces_layout_are_named(lab_copy: Path):
         return state
 
     change_weights(lab_copy, permute)
-    broken = patient(lab_copy)
+    broken = under_test(lab_copy)
     assert voice_checks.decoded_presets(broken).verdict is Verdict.PASS  # the codec is well
     finding = layout.query_key_layout(broken)
     assert finding.verdict is Verdict.FAIL
@@ -200,7 +201,7 @@ def test_query_and_key_rows_in_hugging_faces_layout_are_named(lab_copy: Path):
 
 
 def test_reading_as_hugging_face_undoes_the_conversion_and_is_undone(tiny_checkpoint: Path):
-    backbone = patient(tiny_checkpoint, ["pt_male"]).model.model.backbone
+    backbone = under_test(tiny_checkpoint, ["pt_male"]).model.model.backbone
     before = [layer.attention.wk.weight.clone() for layer in backbone.layers]
     converted = [to_hugging_face(weight, backbone.config.head_dim) for weight in before]
     for layer, weight in zip(backbone.layers, converted, strict=True):
@@ -219,8 +220,8 @@ def sounding(pitch: float, voiced: float = 0.6) -> SoundFigures:
     return SoundFigures(4.0, -25.0, 40.0, 0.8, voiced, pitch, 0.5, 0.95)
 
 
-class Voices(Patient):
-    """A patient whose voices have these pitches (and voiced shares)."""
+class Voices(CheckpointUnderTest):
+    """A checkpoint whose voices have these pitches (and voiced shares)."""
 
     def __init__(self, pitches: dict[str, tuple[float, float]]) -> None:
         super().__init__(Path("nowhere"), names=list(pitches))
@@ -246,7 +247,7 @@ def test_one_odd_pitch_is_a_warning_and_an_unclear_one_is_none():
 
 
 def test_swapped_voices_of_the_lab_are_named(lab_copy: Path):
-    whole = patient(lab_copy, ["it_male", "fr_male", "casual_female", "hi_female"])
+    whole = under_test(lab_copy, ["it_male", "fr_male", "casual_female", "hi_female"])
     figures = {name: whole.decoded_figures(name) for name in whole.names}
     male = min(("it_male", "fr_male"), key=lambda n: figures[n].pitch)
     female = max(("casual_female", "hi_female"), key=lambda n: figures[n].pitch)
@@ -255,7 +256,7 @@ def test_swapped_voices_of_the_lab_are_named(lab_copy: Path):
     contents = [file.read_bytes() for file in files]
     for file, content in zip(files, reversed(contents), strict=True):
         file.write_bytes(content)
-    swapped = patient(lab_copy, whole.names, load=False)
+    swapped = under_test(lab_copy, whole.names, load=False)
     swapped.tts = whole.tts
     finding = voice_checks.pitch_and_names(swapped)
     assert finding.verdict is Verdict.FAIL
@@ -267,7 +268,7 @@ def test_swapped_voices_of_other_lengths_are_named_from_their_rows(tiny_checkpoi
     contents = [file.read_bytes() for file in files]
     for file, content in zip(files, reversed(contents), strict=True):
         file.write_bytes(content)
-    finding = folder_checks.inventory(patient(tiny_checkpoint_copy, ["pt_male"], load=False))
+    finding = folder_checks.inventory(under_test(tiny_checkpoint_copy, ["pt_male"], load=False))
     assert finding.verdict is Verdict.FAIL
     assert "it_male and fr_male are swapped" in finding.sentence
 
@@ -277,7 +278,7 @@ def test_rows_of_another_checkpoint_are_named(lab_copy: Path):
     rows = torch.load(path).detach().clone()
     rows[:7] = torch.randn(7, rows.shape[1]).to(torch.bfloat16)
     torch.save(rows, path)
-    finding = voice_checks.voice_embedding(patient(lab_copy))
+    finding = voice_checks.voice_embedding(under_test(lab_copy))
     assert finding.verdict is Verdict.FAIL
     assert "neutral_male" in finding.sentence
     assert "casual_female" not in finding.sentence
@@ -291,7 +292,7 @@ def test_a_codec_with_tensors_missing_is_named_and_nothing_else_is_tried(lab_cop
         return {k: v for k, v in state.items() if not k.startswith("audio_tokenizer.decoder_blocks.7.")}
 
     change_weights(lab_copy, drop)
-    report = examine(lab_copy, voices=VOICES, quick=True)
+    report = examine(lab_copy, DoctorSettings(tuple(VOICES), quick=True))
     finding = report.finding("inventory")
     assert finding.verdict is Verdict.FAIL
     assert "half-loaded codec" in finding.sentence
@@ -317,7 +318,7 @@ def test_a_codec_left_partly_at_random_values_is_named(lab_copy: Path):
         return state
 
     change_weights(lab_copy, forget)
-    broken = patient(lab_copy)
+    broken = under_test(lab_copy)
     finding = folder_checks.weights(broken)
     assert finding.verdict is Verdict.FAIL
     assert "codec is half-loaded" in finding.sentence
@@ -334,7 +335,7 @@ def test_a_codec_left_partly_at_zero_is_named_twice(lab_copy: Path):
         }
 
     change_weights(lab_copy, zero)
-    broken = patient(lab_copy)
+    broken = under_test(lab_copy)
     assert "decoder_blocks.6.conv" in folder_checks.weights(broken).sentence
     finding = voice_checks.decoded_presets(broken)
     assert finding.verdict is Verdict.FAIL
@@ -353,10 +354,10 @@ def test_trained_and_fresh_matrices_are_told_apart():
 # -- the tokenizer
 
 
-def tokenizer_of(folder: Path, **settings: object) -> Finding:
+def tokenizer_of(folder: Path, **settings: object) -> CheckResult:
     voices = json.loads((folder / "tekken.json").read_text())["audio"]["voice_num_audio_tokens"]
     write_tekken(folder / "tekken.json", voices, **settings)
-    return folder_checks.tokenizer(patient(folder, load=False))
+    return folder_checks.tokenizer(under_test(folder, load=False))
 
 
 def test_a_tokenizer_larger_or_much_smaller_than_the_table_is_named(lab_copy: Path):
@@ -372,7 +373,7 @@ def test_a_tokenizer_with_other_special_ids_is_named(lab_copy: Path):
         token["rank"] = {24: 25, 25: 24}.get(token["rank"], token["rank"])
     data["special_tokens"].sort(key=lambda token: token["rank"])
     path.write_text(json.dumps(data))
-    finding = folder_checks.tokenizer(patient(lab_copy, load=False))
+    finding = folder_checks.tokenizer(under_test(lab_copy, load=False))
     assert finding.verdict is Verdict.FAIL
     assert "[AUDIO] is 25 and params.json says 24" in finding.sentence
 
@@ -381,14 +382,14 @@ def test_what_is_known_of_the_release_is_used_for_its_sizes_only(tmp_path: Path,
     from revox.checkpoint.release import PRESETS
 
     (tmp_path / "params.json").write_text(RELEASE_PARAMS.read_text())
-    release = Patient(tmp_path)
+    release = CheckpointUnderTest(tmp_path)
     assert release.is_release_sized
-    assert not Patient(lab_copy).is_release_sized
+    assert not CheckpointUnderTest(lab_copy).is_release_sized
     rows = {**PRESETS, "pt_male": PRESETS["nl_male"], "nl_male": PRESETS["pt_male"]}
     # Both lists of the folder agree; only the release knows better.
     same = {name: (count, count) for name, count in rows.items()}
     assert set(folder_checks.exchanged_rows(release, same) or ()) == {"pt_male", "nl_male"}
-    assert folder_checks.exchanged_rows(Patient(lab_copy), same) is None
+    assert folder_checks.exchanged_rows(CheckpointUnderTest(lab_copy), same) is None
 
 
 def test_a_vocabulary_in_another_order_shows_in_a_table_with_structure():
@@ -419,7 +420,7 @@ def test_a_vocabulary_in_another_order_shows_in_a_table_with_structure():
 
 
 def test_the_encoder_check_tells_an_untrained_encoder(tiny_checkpoint_with_encoder: Path):
-    finding = clone_checks.encoder(patient(tiny_checkpoint_with_encoder, ["pt_male", "pt_female"]))
+    finding = clone_checks.encoder(under_test(tiny_checkpoint_with_encoder, ["pt_male", "pt_female"]))
     assert finding.verdict is Verdict.FAIL
     assert "unrelated" in finding.sentence
 
@@ -429,7 +430,7 @@ def test_the_encoder_check_judges_the_codes_that_serving_takes(
 ):
     judged: list[Tensor] = []
     monkeypatch.setattr(clone_checks, "semantic_agreement", lambda codes, _: float(judged.append(codes) or 0))
-    examined = patient(tiny_checkpoint_with_encoder, ["hi_female", "pt_female"])
+    examined = under_test(tiny_checkpoint_with_encoder, ["hi_female", "pt_female"])
     clone_checks.encoder(examined)
     sound = torch.from_numpy(examined.decoded("hi_female").samples)[None]
     codec = examined.model.model.audio_tokenizer
@@ -443,7 +444,7 @@ def test_the_encoder_check_judges_the_codes_that_serving_takes(
 def test_the_labs_own_encoder_passes(lab_copy: Path):
     from revox.evaluation.reference_encoder import original_codec
 
-    examined = patient(lab_copy, ["casual_female", "neutral_male", "es_female", "it_male"])
+    examined = under_test(lab_copy, ["casual_female", "neutral_male", "es_female", "it_male"])
     encoder = LAB.parents[3] / "lab" / "reference-encoder" / "encoder.safetensors"
     examined.model.model.audio_tokenizer = original_codec(lab_copy, encoder)
     assert clone_checks.encoder(examined).verdict is not Verdict.FAIL
@@ -452,12 +453,12 @@ def test_the_labs_own_encoder_passes(lab_copy: Path):
 def test_inverting_a_decoded_preset_comes_nearer(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(clone_checks, "STEPS", 4)
     monkeypatch.setattr(clone_checks, "CLONED_FRAMES", 12)
-    examined = patient(LAB)
+    examined = under_test(LAB)
     examined.quick = False
-    examined.judge = "no judge here"
+    examined.verifier = "not installed"
     finding = clone_checks.clone(examined)
     assert finding.verdict is not Verdict.FAIL
-    assert {figure.name for figure in finding.figures} >= {"semantic codes found again", "seconds a step"}
+    assert {figure.name for figure in finding.figures} >= {"semantic codes recovered", "seconds a step"}
 
 
 def test_an_unknown_voice_or_recognizer_is_the_users_mistake(tiny_checkpoint: Path):
@@ -465,12 +466,12 @@ def test_an_unknown_voice_or_recognizer_is_the_users_mistake(tiny_checkpoint: Pa
     from revox.metrics.errors import MetricError
 
     with pytest.raises(VoiceError, match="pt_male"):
-        examine(tiny_checkpoint, voices=["pt_mail"])
+        examine(tiny_checkpoint, DoctorSettings(("pt_mail",)))
     with pytest.raises(MetricError, match="pocketsphinx"):
-        examine(tiny_checkpoint, recognizer="ears")
+        examine(tiny_checkpoint, DoctorSettings(recognizer="ears"))
 
 
 def test_without_a_recognizer_the_words_are_skipped_and_say_how(tiny_checkpoint: Path):
-    finding = speech_checks.words(patient(tiny_checkpoint, ["pt_male"], load=False))
+    finding = speech_checks.words(under_test(tiny_checkpoint, ["pt_male"], load=False))
     assert finding.verdict is Verdict.SKIPPED
     assert "--recognizer" in finding.sentence

@@ -93,6 +93,8 @@ def terms_in(identifier: str) -> Iterator[str]:
 
 def identifiers(tree: ast.AST) -> Iterator[str]:
     """Names that a module gives: of classes, functions, parameters, variables, attributes, keys, options."""
+    # Options are keys only where old ones are mapped to new ones.
+    old = {key for node in ast.walk(tree) if isinstance(node, ast.Dict) for key in node.keys}
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield node.name
@@ -106,8 +108,12 @@ def identifiers(tree: ast.AST) -> Iterator[str]:
             yield node.slice.value
         elif isinstance(node, ast.keyword) and node.arg:
             yield node.arg
-        elif isinstance(node, ast.Constant) and re.fullmatch(r"--[a-z][a-z-]+", str(node.value)):
+        elif _is_option(node) and node not in old:
             yield node.value
+
+
+def _is_option(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and bool(re.fullmatch(r"--[a-z][a-z-]+", str(node.value)))
 
 
 def _is_key(node: ast.AST | None) -> bool:

@@ -49,7 +49,7 @@ Grammar = Annotated[
 Texts = Annotated[Path | None, typer.Option("--texts", help="What to speak: one text on each line.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
 
-_WITH_OLD_NAMES = with_old_names({"--recognizer": "--recognizer"})
+_WITH_OLD_NAMES = with_old_names({"--recogniser": "--recognizer"})
 MAX_GRAMMAR = 1 << 18  # bytes; the lab's takes 4500
 
 
@@ -246,14 +246,14 @@ def _show(console: Console, report: Report) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from revox.evaluation.report import ARROWS, MARKS
+    from revox.evaluation.report import ARROWS, LABELS
 
     for table in report.tables:
         # One figure a line, without its interval: a terminal is narrower than a page.
         grid = Table(title=escape(table.title))
         grid.add_column("", overflow="fold")
         for row in table.rows:
-            grid.add_column(escape(row.name) + MARKS[row.kind], overflow="fold")
+            grid.add_column(escape(row.name) + LABELS[row.kind], overflow="fold")
         for column in table.columns:
             cells = [row.cells.get(column.key) for row in table.rows]
             figures = [f"{cell.value:.{column.digits}f}" if cell else "–" for cell in cells]

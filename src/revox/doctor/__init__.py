@@ -1,1 +1,1 @@
-"""Is this checkpoint what it should be, and does revox do right by it? Checks and a report to share."""
+"""Is this checkpoint what it should be, and does revox handle it correctly? Checks, and a report to share."""

@@ -1,4 +1,4 @@
-"""Checks of cloning: codes found again through the decoder, and, where there is one, through the encoder."""
+"""Checks of cloning: codes recovered through the decoder and, if there is one, the encoder."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from revox.cloning.clone import float_codec
 from revox.coding.encode import encode, served
 from revox.coding.invert import InversionConfig, InversionProgress, invert
 from revox.coding.prior import CodePrior
-from revox.doctor.findings import NO_RANGE, Figure, Finding, Value, Verdict
-from revox.doctor.patient import Patient
+from revox.doctor.checkpoint_under_test import CheckpointUnderTest
+from revox.doctor.findings import NO_RANGE, CheckResult, Figure, Value, Verdict
 from revox.metrics.codes import acoustic_level_error, row_cosine, semantic_agreement
 from revox.speech import Audio
 
@@ -19,21 +19,20 @@ CLONED_FRAMES = 37  # 3 s
 ENCODED_VOICES = 4
 
 
-def clone(patient: Patient) -> Finding:
-    """One preset's decoded sound, inverted for a few steps: does the search come nearer to it?"""
-    name = "cloning by inversion"
-    if patient.quick:
-        return Finding(name, Verdict.SKIPPED, "Left out by --quick.")
-    voice = patient.pair()[0]
-    codec = float_codec(patient.model.model.audio_tokenizer)
-    truth = patient.recovered(voice).codes[:, :CLONED_FRAMES]
-    samples = patient.decoded(voice).samples[: truth.shape[1] * codec.samples_per_frame]
-    # Its own codes must not be among those that the search starts from.
-    bank = [patient.recovered(other).codes for other in patient.names if other != voice][:3]
-    prior = CodePrior.from_codes(bank, codec) if bank else None
+def clone(subject: CheckpointUnderTest) -> CheckResult:
+    """One preset's decoded sound, inverted for a few steps: does the objective fall?"""
+    if subject.quick:
+        return CheckResult(Verdict.SKIPPED, "Left out by --quick.")
+    voice = subject.pair()[0]
+    codec = float_codec(subject.model.model.audio_tokenizer)
+    truth = subject.recovered(voice).codes[:, :CLONED_FRAMES]
+    samples = subject.decoded(voice).samples[: truth.shape[1] * codec.samples_per_frame]
+    # Its own codes must not be among those that inversion starts from.
+    others = [subject.recovered(other).codes for other in subject.names if other != voice][:3]
+    prior = CodePrior.from_codes(others, codec) if others else None
 
     def progress(at: InversionProgress) -> None:
-        patient.say(f"{voice}: {at.phase} {at.step} of {at.steps}")
+        subject.update(f"{voice}: {at.phase} {at.step} of {at.steps}")
 
     settings = InversionConfig(steps=STEPS, polish_rounds=0)
     result = invert(
@@ -41,56 +40,54 @@ def clone(patient: Patient) -> Finding:
         torch.from_numpy(samples.copy()),
         config=settings,
         prior=prior,
-        seed=patient.seed,
+        seed=subject.seed,
         progress=progress,
     )
     with torch.inference_mode():
-        found = codec.decode(result.codes[None].to(patient.model.model.device))[0].float().cpu().numpy()
+        found = codec.decode(result.codes[None].to(subject.model.model.device))[0].float().cpu().numpy()
     first, last = result.losses[0], result.loss
     figures = [
         Figure("objective at the start", first),
         Figure(f"after {result.steps} steps", last, "below the start"),
-        Figure("semantic codes found again", semantic_agreement(result.codes, truth), NO_RANGE),
+        Figure("semantic codes recovered", semantic_agreement(result.codes, truth), NO_RANGE),
         Figure(
             "acoustic level error", acoustic_level_error(result.codes, truth), "below 7, that of random codes"
         ),
         Figure("seconds a step", result.seconds / max(1, result.steps)),
     ]
-    judge = patient.judge
-    if not isinstance(judge, str):
-        rate = patient.model.sampling_rate
-        likeness = judge.similarity(Audio(found, rate), Audio(samples, rate))
+    verifier = subject.verifier
+    if not isinstance(verifier, str):
+        rate = subject.model.sampling_rate
+        likeness = verifier.similarity(Audio(found, rate), Audio(samples, rate))
         figures.append(Figure("similarity of the decoded codes to the reference", likeness, "above 0.6"))
     if result.stopped:
         raise KeyboardInterrupt
     if not last < first:
-        sentence = (
-            f"Inverting {voice} came no nearer in {STEPS} steps: cloning with these weights will not work."
-        )
-        return Finding(name, Verdict.FAIL, sentence, tuple(figures))
-    if last > 0.95 * first:
-        sentence = (
-            f"Inverting {voice} hardly came nearer in {STEPS} steps; a clone needs `revox clone --budget`."
-        )
-        return Finding(name, Verdict.WARN, sentence, tuple(figures))
-    sentence = f"Inverting {voice} comes nearer to it with every step; {STEPS} steps are a beginning only."
-    return Finding(name, Verdict.PASS, sentence, tuple(figures))
+        verdict = Verdict.FAIL
+        sentence = f"The objective did not fall in {STEPS} steps: cloning with these weights will not work."
+    elif last > 0.95 * first:
+        verdict = Verdict.WARN
+        sentence = f"The objective hardly fell in {STEPS} steps; a clone needs `revox clone --budget`."
+    else:
+        verdict = Verdict.PASS
+        sentence = f"The objective falls steadily; {STEPS} steps are only a beginning."
+    return CheckResult(verdict, sentence, figures)
 
 
-def encoder(patient: Patient) -> Finding:
+def encoder(subject: CheckpointUnderTest) -> CheckResult:
     """Where there is an encoder: decoded presets encoded again, against the codes they came from."""
-    name = "encoder"
-    model = patient.model.model
+    model = subject.model.model
     codec = model.audio_tokenizer
     if not codec.has_encoder:
-        return Finding(name, Verdict.SKIPPED, "There is no (whole) encoder in this checkpoint.")
+        return CheckResult(Verdict.SKIPPED, "There is no complete encoder in this checkpoint.")
     codec = served(codec)
     rows: list[dict[str, Value]] = []
-    voices = patient.names[: 1 if patient.quick else ENCODED_VOICES]
-    mean_row = torch.cat([patient.voice(voice).embedding[:-1].float() for voice in patient.names]).mean(0)
+    voices = subject.names[: 1 if subject.quick else ENCODED_VOICES]
+    mean = torch.cat([subject.voice(voice).embedding[:-1].float() for voice in subject.names]).mean(0)
     for voice in voices:
-        patient.say(f"{voice}: encoding")
-        truth, sound = patient.recovered(voice).codes, patient.decoded(voice)
+        subject.update(f"{voice}: encoding")
+        truth, sound = subject.recovered(voice).codes, subject.decoded(voice)
+        own = subject.voice(voice).embedding[:-1].float()
         codes = encode(codec, torch.from_numpy(sound.samples)).codes.cpu()
         with torch.inference_mode():
             made = model.mm_audio_embeddings.voice_embedding(codes.to(model.device)).float().cpu()
@@ -99,29 +96,23 @@ def encoder(patient: Patient) -> Finding:
                 "voice": voice,
                 "semantic codes agree": round(semantic_agreement(codes, truth), 3),
                 "acoustic level error": round(acoustic_level_error(codes, truth), 2),
-                "row cosine, mean row off": round(
-                    row_cosine(made[:-1], patient.voice(voice).embedding[:-1].float(), mean_row), 3
-                ),
+                "embedding cosine": round(row_cosine(made[:-1], own, mean), 3),
             }
         )
-
-    def median(key: str) -> float:
-        return float(np.median([float(row[key] or 0.0) for row in rows]))
-
-    agree, error = median("semantic codes agree"), median("acoustic level error")
+    agree, error, cosine = (
+        float(np.median([float(row[key] or 0.0) for row in rows])) for key in list(rows[0])[1:]
+    )
     figures = (
         Figure("semantic codes agree, median", agree, "above 0.3"),
         Figure("acoustic level error, median", error, "below 4 (random codes: 7)"),
-        Figure("row cosine without the mean row, median", median("row cosine, mean row off"), "above 0.3"),
+        Figure("embedding cosine without the presets' mean, median", cosine, "above 0.3"),
     )
-    if agree < 0.05 and (error > 5.5 or median("row cosine, mean row off") < 0.1):
-        sentence = (
-            "The encoder gives codes unrelated to those of the sound: it is not this decoder's, or untrained."
-        )
-        return Finding(name, Verdict.FAIL, sentence, figures, tuple(rows))
-    if agree < 0.3 or error > 4 or median("row cosine, mean row off") < 0.3:
-        sentence = "The encoder finds only part of the codes again; compare clones through it with inversion."
-        return Finding(name, Verdict.WARN, sentence, figures, tuple(rows))
-    return Finding(
-        name, Verdict.PASS, "The encoder finds the codes of decoded speech again.", figures, tuple(rows)
-    )
+    if agree < 0.05 and (error > 5.5 or cosine < 0.1):
+        verdict = Verdict.FAIL
+        sentence = "The encoder's codes are unrelated to the sound: it is not this decoder's, or untrained."
+    elif agree < 0.3 or error > 4 or cosine < 0.3:
+        verdict = Verdict.WARN
+        sentence = "The encoder recovers only part of the codes; compare its clones with inversion's."
+    else:
+        verdict, sentence = Verdict.PASS, "The encoder recovers the codes of decoded speech."
+    return CheckResult(verdict, sentence, figures, rows)

@@ -1,181 +1,175 @@
-"""All checks in order, each by itself: what one of them trips over does not stop the others."""
+"""All checks in order; an error in one does not stop the others."""
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
 
 import revox
+from revox.api import find_device
 from revox.checkpoint.errors import CheckpointError
-from revox.doctor import (
-    clone_checks,
-    folder_checks,
-    layout,
-    speech_checks,
-    voice_checks,
-)
-from revox.doctor import speed as speed_check
-from revox.doctor.findings import Finding, Report, Value, Verdict
-from revox.doctor.patient import Patient, choose_voices
+from revox.doctor import clone_checks, folder_checks, layout, speech_checks, speed, text_checks, voice_checks
+from revox.doctor.checkpoint_under_test import CheckpointUnderTest, choose_voices
+from revox.doctor.findings import CheckResult, DoctorReport, Value, Verdict
 from revox.metrics.errors import MetricError
+from revox.progress import Progress, ProgressCallback, ignore_progress
 
-Check = Callable[[Patient], Finding]
+Check = Callable[[CheckpointUnderTest], CheckResult]
 
-ON_DISK: tuple[tuple[str, Check], ...] = (
-    ("inventory", folder_checks.inventory),
-    ("tokenizer", folder_checks.tokenizer),
-    ("weights", folder_checks.weights),
-)
-LOADED: tuple[tuple[str, Check], ...] = (
-    ("voice rows", voice_checks.voice_embedding),
-    ("decoded presets", voice_checks.decoded_presets),
-    ("pitch and names", voice_checks.pitch_and_names),
-    ("speaking", speech_checks.speaking),
-    ("similarity", speech_checks.similarity),
-    ("words", speech_checks.words),
-    ("text", speech_checks.follows_text),
-    ("q/k layout", layout.query_key_layout),
-    ("cloning by inversion", clone_checks.clone),
-    ("encoder", clone_checks.encoder),
-    ("speed", speed_check.speed),
-)
-
+ON_DISK: dict[str, Check] = {
+    "inventory": folder_checks.inventory,
+    "tokenizer": folder_checks.tokenizer,
+    "weights": folder_checks.weights,
+}
+LOADED: dict[str, Check] = {
+    "voice embeddings": voice_checks.voice_embedding,
+    "decoded presets": voice_checks.decoded_presets,
+    "pitch and names": voice_checks.pitch_and_names,
+    "speaking": speech_checks.speaking,
+    "similarity": speech_checks.similarity,
+    "words": speech_checks.words,
+    "text": text_checks.follows_text,
+    "q/k layout": layout.query_key_layout,
+    "cloning by inversion": clone_checks.clone,
+    "encoder": clone_checks.encoder,
+    "speed": speed.speed,
+}
 RECOGNIZERS = ("none", "pocketsphinx", "whisper")
 
 
-def examine(
-    folder: str | Path,
-    *,
-    name: str | None = None,
-    voices: list[str] | None = None,
-    quick: bool = False,
-    recognizer: str = "none",
-    device: str | None = None,
-    dtype: torch.dtype | None = None,
-    seed: int = 0,
-    on_start: Callable[[str], None] | None = None,
-    on_progress: Callable[[str], None] | None = None,
-    on_finding: Callable[[Finding], None] | None = None,
-    on_patient: Callable[[Patient], None] | None = None,
-) -> Report:
-    """Examine a checkpoint folder; KeyboardInterrupt ends it early, with what was found (`Report.stopped`).
+@dataclass(frozen=True)
+class DoctorSettings:
+    """What to examine and how.
 
     Args:
-        folder: the checkpoint's folder.
-        name: what the report calls it; by default the folder's last name.
         voices: the voices to examine; by default all presets, or four when `quick`.
         quick: fewer voices, no inversion.
         recognizer: "none", "pocketsphinx", or "whisper:" and a folder or hub id.
         device, dtype: as in `revox.load`.
-        seed: of everything left to chance.
-        on_start, on_progress, on_finding: told the check's name, what it does, what it found.
-        on_patient: given what was decoded and spoken, at the end.
-
-    Raises CheckpointError when the folder is no Voxtral TTS checkpoint at all, VoiceError for a voice that
-    does not exist, MetricError for a recognizer that does not, SpeakError for a device that is not there.
+        seed: of everything random.
     """
+
+    voices: tuple[str, ...] = ()
+    quick: bool = False
+    recognizer: str = "none"
+    device: str | None = None
+    dtype: torch.dtype | None = None
+    seed: int = 0
+
+
+def examine(
+    folder: str | Path,
+    settings: DoctorSettings | None = None,
+    *,
+    name: str | None = None,
+    progress: ProgressCallback = ignore_progress,
+    on_finding: Callable[[CheckResult], None] | None = None,
+) -> DoctorReport:
+    """Examine a checkpoint folder; KeyboardInterrupt ends it early, with the results so far.
+
+    The report calls the checkpoint `name`, by default the folder's last name. `on_finding` is called with
+    each result at once. Raises CheckpointError when the folder is not a Voxtral TTS checkpoint, VoiceError
+    for an unknown voice, MetricError for an unknown recognizer, SpeakError for a device that is not there.
+    """
+    settings = settings or DoctorSettings()
     folder = Path(folder).resolve()
-    if recognizer.partition(":")[0] not in RECOGNIZERS:
-        raise MetricError(f"there is no recognizer {recognizer!r}; give none, pocketsphinx or whisper:MODEL")
-    patient = Patient(folder, seed=seed, quick=quick, recognizer=recognizer, progress=on_progress)
-    _ = patient.params
-    patient.names = choose_voices(folder, voices, quick)
-    from revox.api import find_device
-
-    place = find_device(device)
-    report = Report(name or folder.name, made_with(patient, place, dtype))
-
-    def run(label: str, check: Check) -> Finding:
-        if on_start is not None:
-            on_start(label)
-        started = time.perf_counter()
-        finding = _guarded(label, check, patient)
-        took = time.perf_counter() - started
-        finding = Finding(
-            finding.name, finding.verdict, finding.sentence, finding.figures, finding.rows, took
+    if settings.recognizer.partition(":")[0] not in RECOGNIZERS:
+        raise MetricError(
+            f"there is no recognizer {settings.recognizer!r}; give none, pocketsphinx or whisper:MODEL"
         )
-        report.findings.append(finding)
-        if on_finding is not None:
-            on_finding(finding)
-        return finding
+    count, at = len(ON_DISK) + len(LOADED), "inventory"
+
+    def update(what: str) -> None:
+        progress(Progress("examining", len(report.findings), count, {"check": at, "now": what}))
+
+    subject = CheckpointUnderTest(
+        folder, None, settings.seed, settings.quick, settings.recognizer, progress=lambda what: update(what)
+    )
+    _ = subject.params
+    subject.names = choose_voices(folder, settings.voices, settings.quick)
+    device = find_device(settings.device)
+    report = DoctorReport(name or folder.name, _made_with(subject, device, settings.dtype))
 
     try:
-        for label, check in ON_DISK:
-            run(label, check)
-        why = _load(patient, place, dtype, on_start, report)
-        for label, check in LOADED:
-            if why is not None:
-                report.findings.append(Finding(label, Verdict.SKIPPED, why))
-            else:
-                run(label, check)
+        problem: str | None = None
+        for label, check in (ON_DISK | LOADED).items():
+            at = label
+            update("starting")
+            if label in LOADED and subject.tts is None and problem is None:
+                problem = _load(subject, device, settings.dtype, report)
+            if problem is not None:
+                report.findings.append(CheckResult(Verdict.SKIPPED, problem, name=label))
+                continue
+            started = time.perf_counter()
+            result = _guarded(check, subject)
+            took = time.perf_counter() - started
+            report.findings.append(dataclasses.replace(result, name=label, seconds=took))
+            if on_finding is not None:
+                on_finding(report.findings[-1])
     except KeyboardInterrupt:
         report.stopped = True
         known = {finding.name for finding in report.findings}
-        for label, _check in (*ON_DISK, *LOADED):
-            if label not in known:
-                report.findings.append(Finding(label, Verdict.SKIPPED, "Stopped by hand before this check."))
-    if on_patient is not None:
-        on_patient(patient)
+        skipped = CheckResult(Verdict.SKIPPED, "Interrupted before this check.")
+        missing = [label for label in ON_DISK | LOADED if label not in known]
+        report.findings += [dataclasses.replace(skipped, name=label) for label in missing]
+    report.sounds = subject.sounds()
     return report
 
 
-def _guarded(label: str, check: Check, patient: Patient) -> Finding:
+def _guarded(check: Check, subject: CheckpointUnderTest) -> CheckResult:
     try:
-        return check(patient)
-    except MetricError as error:  # a judge that is not installed says nothing about the checkpoint
-        return Finding(label, Verdict.SKIPPED, str(error))
-    except Exception as error:  # a broken checkpoint may break anything; the other checks still say something
-        return _refused(label, error)
+        return check(subject)
+    except MetricError as error:  # a library that is not installed says nothing about the checkpoint
+        return CheckResult(Verdict.SKIPPED, str(error))
+    except Exception as error:  # a broken checkpoint may break anything, and the other checks go on
+        return _failed(error)
 
 
-def _refused(label: str, error: Exception) -> Finding:
+def _failed(error: Exception) -> CheckResult:
     if isinstance(error, ValueError):  # all of the project's own errors are
-        return Finding(label, Verdict.FAIL, str(error))
+        return CheckResult(Verdict.FAIL, str(error))
     text = (str(error) or type(error).__name__).splitlines()[0]
-    return Finding(label, Verdict.FAIL, f"The check itself broke off: {type(error).__name__}: {text}")
+    return CheckResult(Verdict.FAIL, f"The check itself failed: {type(error).__name__}: {text}")
 
 
 def _load(
-    patient: Patient,
-    place: torch.device,
-    dtype: torch.dtype | None,
-    on_start: Callable[[str], None] | None,
-    report: Report,
+    subject: CheckpointUnderTest, device: torch.device, dtype: torch.dtype | None, report: DoctorReport
 ) -> str | None:
     """Load the model; None, or why it could not be loaded (which the checks on disk explain)."""
-    if on_start is not None:
-        on_start("loading")
-    if not patient.names:
+    if not subject.names:
         return "There is no voice to examine."
     try:
-        patient.tts = revox.load(patient.folder, place, dtype)
+        subject.tts = revox.load(subject.folder, device, dtype)
     except Exception as error:  # too little memory, say, must not cost the report
         if report.verdict is not Verdict.FAIL or not isinstance(error, CheckpointError):
-            report.findings.append(_refused("loading", error))
-        return "The model could not be loaded; mend what the checks above name first."
-    report.made_with["dtype"] = str(patient.tts.model.dtype).removeprefix("torch.")
+            report.findings.append(dataclasses.replace(_failed(error), name="loading"))
+        return "The model could not be loaded; fix what the checks above name first."
+    report.made_with["dtype"] = str(subject.tts.model.dtype).removeprefix("torch.")
     return None
 
 
-def made_with(patient: Patient, place: torch.device, dtype: torch.dtype | None) -> dict[str, Value]:
+def _made_with(
+    subject: CheckpointUnderTest, device: torch.device, dtype: torch.dtype | None
+) -> dict[str, Value]:
     """Versions, settings and the kind of machine; nothing that names a person or a host."""
-    device = torch.cuda.get_device_name(place) if place.type == "cuda" else place.type
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "revox": revox.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "system": f"{platform.system()} {platform.machine()}",
-        "device": device,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "dtype": str(dtype).removeprefix("torch.") if dtype is not None else "default",
-        "voices": len(patient.names),
-        "quick": patient.quick,
-        "recognizer": patient.recognizer.partition(":")[0],
-        "seed": patient.seed,
+        "voices": len(subject.names),
+        "quick": subject.quick,
+        "recognizer": subject.recognizer.partition(":")[0],
+        "seed": subject.seed,
     }

@@ -1,4 +1,4 @@
-"""What a check found, in a form that a person and a program can read."""
+"""The result of a check and the report of all, for people and for programs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from revox.speech import Audio
+
 Value = float | int | str | bool | None
 
 NO_RANGE = "no range known"
-"""In place of an expected range: the figure is there to be compared with other people's."""
+"""In place of an expected range: the figure can only be compared with other people's reports."""
 
 
 class Verdict(str, enum.Enum):
@@ -32,18 +34,18 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """The outcome of one check.
+class CheckResult:
+    """The result of one check.
 
-    `sentence` says what it means and what to do. `rows` is a table (one dict of plain values a line), for
-    figures of each voice.
+    `sentence` says what it means and what to do. `rows` is a table (one mapping of plain values a line), for
+    figures of each voice. `name` and `seconds` are set by `examine`.
     """
 
-    name: str
     verdict: Verdict
     sentence: str
-    figures: tuple[Figure, ...] = ()
+    figures: Sequence[Figure] = ()
     rows: Sequence[Mapping[str, Value]] = ()
+    name: str = ""
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -60,14 +62,44 @@ class Finding:
         }
 
 
+@dataclass(frozen=True)
+class TextDependence:
+    """How the speech depends on the text, over several sentences (nats a frame).
+
+    `own` is the negative log-likelihood of the model's speech given its own text, `other` given another
+    sentence, `capitalized` given the same words with capitals. `error` is the standard error of `difference`,
+    `frames` the mean length of a sentence.
+    """
+
+    own: float
+    other: float
+    capitalized: float
+    error: float
+    frames: float
+
+    @property
+    def difference(self) -> float:
+        """Nats a frame by which another text fits worse."""
+        return self.other - self.own
+
+    @property
+    def retained(self) -> float:
+        """Share of the difference that remains when the text is capitalized; nan without a difference."""
+        return 1 - (self.capitalized - self.own) / self.difference if self.difference > 0.02 else float("nan")
+
+
 @dataclass
-class Report:
-    """All findings about one checkpoint, and what they were made with."""
+class DoctorReport:
+    """The results of all checks of one checkpoint, and what they were made with.
+
+    `sounds` are what was decoded and spoken: kind -> voice -> audio; they are not part of the JSON.
+    """
 
     checkpoint: str
     made_with: dict[str, Value]
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[CheckResult] = field(default_factory=list)
     stopped: bool = False
+    sounds: dict[str, dict[str, Audio]] = field(default_factory=dict)
 
     @property
     def verdict(self) -> Verdict:
@@ -75,12 +107,9 @@ class Report:
         found = {finding.verdict for finding in self.findings}
         return next((v for v in (Verdict.FAIL, Verdict.WARN) if v in found), Verdict.PASS)
 
-    def finding(self, name: str) -> Finding:
-        """The finding of this name. Raises KeyError when there is none."""
-        for finding in self.findings:
-            if finding.name == name:
-                return finding
-        raise KeyError(name)
+    def finding(self, name: str) -> CheckResult:
+        """The result of the check of this name. Raises KeyError when there is none."""
+        return {finding.name: finding for finding in self.findings}[name]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -94,7 +123,7 @@ class Report:
 
 
 def plain(value: Value) -> Value:
-    """A value that JSON can hold: floats to four significant places, no nan."""
+    """A value that JSON can hold: floats to four significant digits, no nan."""
     if isinstance(value, float):
         return float(f"{value:.4g}") if abs(value) < float("inf") else None
     return value

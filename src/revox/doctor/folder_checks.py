@@ -14,8 +14,8 @@ from revox.checkpoint.inspect import inspect
 from revox.checkpoint.params import read_json
 from revox.checkpoint.release import PRESETS, TEXT_TABLE
 from revox.checkpoint.tensors import open_tensors, read_header, weight_files
-from revox.doctor.findings import Figure, Finding, Value, Verdict
-from revox.doctor.patient import Patient
+from revox.doctor.checkpoint_under_test import CheckpointUnderTest
+from revox.doctor.findings import CheckResult, Figure, Value, Verdict
 
 LARGE_VOCABULARY = 16384
 CHANCE = 2
@@ -23,10 +23,9 @@ CHANCE = 2
 _BLOCK = 512  # rows and columns of a matrix that are looked at: enough to tell trained from random
 
 
-def inventory(patient: Patient) -> Finding:
+def inventory(subject: CheckpointUnderTest) -> CheckResult:
     """Files, tensors and voices against what params.json asks for, from headers."""
-    name = "inventory"
-    report = inspect(patient.folder)
+    report = inspect(subject.folder)
     core = [part for part in report.components if part.name != "codec_encoder"]
     found, expected = sum(c.found for c in core), sum(c.expected for c in core)
     encoder = report.component("codec_encoder")
@@ -36,22 +35,22 @@ def inventory(patient: Patient) -> Finding:
         Figure("encoder tensors", encoder.found, f"0 or {encoder.expected}"),
         Figure("voices", sum(v.rows is not None and v.rows == v.tekken_rows for v in report.voices)),
         Figure("unknown tensors", len(report.unknown), "0"),
-        Figure("sizes", "the release's" if patient.is_release_sized else "another model's of the same kind"),
+        Figure("sizes", "the release's" if subject.is_release_sized else "another model's of the same kind"),
     ]
     rows: list[dict[str, Value]] = [
         {"component": c.name, "found": c.found, "expected": c.expected, "missing": ", ".join(c.missing[:4])}
         for c in report.components
     ]
-    exchanged = exchanged_rows(patient, {v.name: (v.rows, v.tekken_rows) for v in report.voices})
+    exchanged = exchanged_rows(subject, {v.name: (v.rows, v.tekken_rows) for v in report.voices})
     missing = [f"{c.name}: {', '.join(c.missing[:6])}" for c in core if c.missing]
     if exchanged:
         sentence = (
             f"The voices {exchanged[0]} and {exchanged[1]} are swapped: each file has the rows that "
             "tekken.json or the release gives the other. Rename them back, or copy both again."
         )
-        return Finding(name, Verdict.FAIL, sentence, tuple(figures), tuple(rows))
+        return CheckResult(Verdict.FAIL, sentence, figures, rows)
     if report.unreadable:
-        return Finding(name, Verdict.FAIL, report.unreadable, tuple(figures), tuple(rows))
+        return CheckResult(Verdict.FAIL, report.unreadable, figures, rows)
     if missing:
         half = (
             "half-loaded codec: "
@@ -59,20 +58,20 @@ def inventory(patient: Patient) -> Finding:
             else ""
         )
         sentence = f"Tensors are missing ({half}{'; '.join(missing)}). Copy or download the weights again."
-        return Finding(name, Verdict.FAIL, sentence, tuple(figures), tuple(rows))
+        return CheckResult(Verdict.FAIL, sentence, figures, rows)
     if report.problems:
-        return Finding(name, Verdict.FAIL, " ".join(report.problems[:3]), tuple(figures), tuple(rows))
+        return CheckResult(Verdict.FAIL, " ".join(report.problems[:3]), figures, rows)
     if report.notes:
-        return Finding(name, Verdict.WARN, " ".join(report.notes[:3]), tuple(figures), tuple(rows))
-    return Finding(name, Verdict.PASS, "Every file and tensor is there.", tuple(figures), tuple(rows))
+        return CheckResult(Verdict.WARN, " ".join(report.notes[:3]), figures, rows)
+    return CheckResult(Verdict.PASS, "Every file and tensor is there.", figures, rows)
 
 
 def exchanged_rows(
-    patient: Patient, voices: dict[str, tuple[int | None, int | None]]
+    subject: CheckpointUnderTest, voices: dict[str, tuple[int | None, int | None]]
 ) -> tuple[str, str] | None:
     """Two voices of which each has the rows promised for the other, by tekken.json or by the release."""
     promised = {name: rows for name, (_, rows) in voices.items() if rows is not None}
-    for known in (promised, PRESETS if patient.is_release_sized else {}):
+    for known in (promised, PRESETS if subject.is_release_sized else {}):
         wrong = [n for n, (rows, _) in voices.items() if n in known and rows is not None and rows != known[n]]
         pairs = [
             (a, b)
@@ -85,18 +84,17 @@ def exchanged_rows(
     return None
 
 
-def tokenizer(patient: Patient) -> Finding:
+def tokenizer(subject: CheckpointUnderTest) -> CheckResult:
     """Is tekken.json the tokenizer that this model was trained with?
 
     Its special tokens' ids and its size against params.json; and whether rows of the text table that stand
     for spellings of one word ("the", " the", "The") are alike, as they are in any trained table.
     """
-    name = "tokenizer"
     from revox.synthesis.prompt import Prompter
 
-    data = read_json(patient.folder / "tekken.json")
-    config, audio = data.get("config") or {}, patient.params.multimodal.audio_model_args
-    size, vocabulary = int(config.get("default_vocab_size") or 0), patient.params.vocab_size
+    data = read_json(subject.folder / "tekken.json")
+    config, audio = data.get("config") or {}, subject.params.multimodal.audio_model_args
+    size, vocabulary = int(config.get("default_vocab_size") or 0), subject.params.vocab_size
     figures = [Figure("tokens", size, str(vocabulary))]
     wrong = []
     if size > vocabulary:
@@ -105,17 +103,17 @@ def tokenizer(patient: Patient) -> Finding:
         wrong.append(f"it has only {size} tokens for the model's table of {vocabulary} rows")
     ids = _special_ids(data)
     # mistral-common must be able to read it; else its sentence is the finding.
-    ids["[AUDIO]"] = Prompter(patient.folder).audio_token
+    ids["[AUDIO]"] = Prompter(subject.folder).audio_token
     for token, wanted in (
         ("[AUDIO]", audio.audio_token_id),
         ("[BEGIN_AUDIO]", audio.begin_audio_token_id),
-        ("<s>", patient.params.multimodal.bos_token_id),
+        ("<s>", subject.params.multimodal.bos_token_id),
     ):
         if token in ids:
             figures.append(Figure(f"id of {token}", ids[token], str(wanted)))
             if ids[token] != wanted:
                 wrong.append(f"{token} is {ids[token]} and params.json says {wanted}")
-    alike, random, error, structured = spelling_likeness(data, patient.tensor(TEXT_TABLE))
+    alike, random, error, structured = spelling_likeness(data, subject.tensor(TEXT_TABLE))
     expected = "clearly above that of random pairs, in a large trained table"
     figures += [
         Figure("likeness of one word's spellings", alike, expected),
@@ -129,20 +127,20 @@ def tokenizer(patient: Patient) -> Finding:
             wrong.append("spellings of one word have rows no more alike than those of any two tokens")
         elif alike - random < 0.05:
             sentence = "Ids and sizes agree, but spellings of one word are hardly alike in the text table."
-            return Finding(name, Verdict.WARN, sentence, tuple(figures))
+            return CheckResult(Verdict.WARN, sentence, figures)
     if wrong:
         sentence = (
             f"tekken.json is the wrong tokenizer for these weights: {'; '.join(wrong)}. Take the tekken.json "
             "that was released with the weights."
         )
-        return Finding(name, Verdict.FAIL, sentence, tuple(figures))
+        return CheckResult(Verdict.FAIL, sentence, figures)
     if size < vocabulary:
         sentence = f"The tokenizer has {vocabulary - size} tokens fewer than the model's table has rows."
-        return Finding(name, Verdict.WARN, sentence, tuple(figures))
+        return CheckResult(Verdict.WARN, sentence, figures)
     sentence = "Ids and sizes agree with the model" + (
         ", and spellings of one word have rows alike." if judged and alike is not None else "."
     )
-    return Finding(name, Verdict.PASS, sentence, tuple(figures))
+    return CheckResult(Verdict.PASS, sentence, figures)
 
 
 def _special_ids(data: dict[str, Any]) -> dict[str, int]:
@@ -193,15 +191,14 @@ def spelling_likeness(
     return float(alike.mean()), float(random.mean()), error, structured
 
 
-def weights(patient: Patient) -> Finding:
+def weights(subject: CheckpointUnderTest) -> CheckResult:
     """Tensors that were left at zero, at a constant, or at random numbers that no training has touched."""
-    name = "weights"
     stuck: list[str] = []
     noise: list[str] = []
     broken: list[str] = []
     scales: dict[str, bool] = {}
     looked = 0
-    for tensor_name, tensor in _blocks(patient):
+    for tensor_name, tensor in _blocks(subject):
         looked += 1
         if not bool(tensor.isfinite().all()):
             broken.append(tensor_name)
@@ -215,7 +212,7 @@ def weights(patient: Patient) -> Finding:
             noise.append(tensor_name)
     left = [n for n, constant in scales.items() if constant]
     codec = [n for n in (*broken, *stuck, *noise, *left) if n.startswith("audio_tokenizer.")]
-    patient.suspects = codec
+    subject.suspects = codec
     figures = (
         Figure("tensors looked at", looked),
         Figure("with values that are not numbers", len(broken), "0"),
@@ -241,19 +238,19 @@ def weights(patient: Patient) -> Finding:
             f"{part}: {len(dead) + len(fresh)} tensors hold no training ({_some([*dead, *fresh])}). "
             "Copy or download the weights again."
         )
-        return Finding(name, Verdict.FAIL, sentence, figures, rows)
+        return CheckResult(Verdict.FAIL, sentence, figures, rows)
     matrices = [n for n in noise if n != TEXT_TABLE]
     if matrices or left:
         sentence = (
             f"Some tensors look hardly trained ({_some([*matrices, *left])}); listen before trusting them."
         )
-        return Finding(name, Verdict.WARN, sentence, figures, rows)
+        return CheckResult(Verdict.WARN, sentence, figures, rows)
     sentence = "No tensor is zero, constant or untouched by training."
     if noise:
         sentence = (
             "No tensor of the network is zero, constant or untouched; the text table is close to random."
         )
-    return Finding(name, Verdict.PASS, sentence, figures, rows)
+    return CheckResult(Verdict.PASS, sentence, figures, rows)
 
 
 def _some(names: list[str], most: int = 5) -> str:
@@ -261,14 +258,14 @@ def _some(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _blocks(patient: Patient) -> Iterator[tuple[str, Tensor]]:
+def _blocks(subject: CheckpointUnderTest) -> Iterator[tuple[str, Tensor]]:
     """Every tensor's name and a block of it, float32: whole vectors, up to 512 x 512 of a matrix."""
-    for path in weight_files(patient.folder):
+    for path in weight_files(subject.folder):
         header = read_header(path)
         with open_tensors(path) as file:
             for i, name in enumerate(sorted(header)):
                 if i % 40 == 0:
-                    patient.say(f"{i} of {len(header)} tensors")
+                    subject.update(f"{i} of {len(header)} tensors")
                 if not header[name].dtype.startswith(("BF", "F")):
                     continue
                 part = file.get_slice(name)[:_BLOCK].float()

@@ -1,16 +1,16 @@
 """Are the backbone's query and key rows in the layout of Mistral's files, as revox (and vllm-omni) read them?
 
-RoPE turns pairs of a head's rows. Mistral's files pair rows 2i and 2i+1; Hugging Face's pair i and
-i + head_dim/2, and converting permutes the rows of wq and wk. Read in the wrong layout a model loses its
-sense of where things are: it runs, and babbles. Two signs, which must agree:
+RoPE rotates pairs of a head's rows. Mistral's files pair rows 2i and 2i+1; Hugging Face's pair i and
+i + head_dim/2, and conversion permutes the rows of wq and wk. A model that is read in the wrong layout has
+wrong positions: it runs, and babbles. Two signs, which must agree:
 
-1. In the weights. The two rows of a pair share one frequency and grow alike, so their norms go together;
-   rows of different frequencies are free.
-2. In behaviour. A model that reads positions rightly says what the text says: given another text its own
-   speech is less likely (`text_grip`). How *certain* it is tells nothing: a confused model repeats itself
-   with great certainty.
+1. In the weights. The two rows of a pair share one frequency, so their norms are correlated; those of
+   different frequencies are not.
+2. In the output. With right positions the speech follows its text: given another text it is less likely
+   (`text_dependence`). How *certain* the model is does not help: a confused model repeats itself with great
+   certainty.
 
-The acoustic transformer has no positions: permuting its heads changes nothing, and nothing is claimed of it.
+The acoustic transformer has no positions: permuting its heads changes nothing, and it is not checked.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from revox.doctor.findings import Figure, Finding, Verdict
-from revox.doctor.patient import Patient
-from revox.doctor.speech_checks import text_grip
+from revox.doctor.checkpoint_under_test import CheckpointUnderTest
+from revox.doctor.findings import CheckResult, Figure, Verdict
+from revox.doctor.text_checks import text_dependence
 from revox.model.backbone import Backbone
 
 SIGN = 0.15
 """Least difference of pair likeness that counts. The small lab model has 0.3 and more for each layout."""
-GRIP_GAIN = 0.05
-"""Least gain of grip in nats a frame that counts."""
+LEAST_GAIN = 0.05
+"""Least gain of text dependence in nats a frame that counts."""
 
 
 def interleaved_order(n_heads: int, head_dim: int) -> Tensor:
@@ -90,53 +90,52 @@ def read_as_hugging_face(backbone: Backbone) -> Iterator[None]:
         turn(back=True)
 
 
-def query_key_layout(patient: Patient) -> Finding:
+def query_key_layout(subject: CheckpointUnderTest) -> CheckResult:
     """The two signs for the rows as they are stored, and read as Hugging Face's."""
-    name = "q/k layout"
-    backbone = patient.model.model.backbone
+    backbone = subject.model.model.backbone
     stored_sign, turned_sign = layout_sign(backbone)
-    stored = patient.grip or text_grip(patient)
+    stored = subject.text_dependence or text_dependence(subject)
     figures = [
         Figure("pairs alike, as Mistral's", stored_sign, f"above the other by {SIGN:g}"),
         Figure("pairs alike, as Hugging Face's", turned_sign),
-        Figure("text grip, as Mistral's", stored.grip, "above the other"),
+        Figure("text dependence, as Mistral's", stored.difference, "above the other"),
     ]
-    if patient.quick and stored_sign > turned_sign + SIGN and stored.grip > 2 * max(stored.error, 0.02):
-        return Finding(name, Verdict.PASS, "The rows are in Mistral's layout.", tuple(figures))
+    if subject.quick and stored_sign > turned_sign + SIGN and stored.difference > 2 * max(stored.error, 0.02):
+        return CheckResult(Verdict.PASS, "The rows are in Mistral's layout.", figures)
     with read_as_hugging_face(backbone):
-        turned = text_grip(patient)
+        turned = text_dependence(subject)
     figures += [
-        Figure("text grip, as Hugging Face's", turned.grip),
+        Figure("text dependence, as Hugging Face's", turned.difference),
         Figure("frames a sentence, as Mistral's", stored.frames),
         Figure("frames a sentence, as Hugging Face's", turned.frames),
     ]
     by_weights = turned_sign - stored_sign
-    by_speech = turned.grip - stored.grip
-    clearly = by_weights > SIGN and by_speech > -GRIP_GAIN
-    if clearly or (by_weights > 0 and by_speech > max(GRIP_GAIN, stored.grip)):
+    by_speech = turned.difference - stored.difference
+    clearly = by_weights > SIGN and by_speech > -LEAST_GAIN
+    if clearly or (by_weights > 0 and by_speech > max(LEAST_GAIN, stored.difference)):
         sentence = (
             "The q/k rows of the backbone are in Hugging Face's layout: read so, paired rows are alike "
-            f"({turned_sign:.2f} against {stored_sign:.2f}) and the speech follows its text "
-            f"({turned.grip:.2f} against {stored.grip:.2f} nats a frame). Convert them back (permute the "
-            "rows of wq and wk of every layer), or take the weights as Mistral released them."
+            f"({turned_sign:.2f} against {stored_sign:.2f}) and the speech follows its text better "
+            f"({turned.difference:.2f} against {stored.difference:.2f} nats a frame). Convert them back "
+            "(permute the rows of wq and wk of every layer), or use the weights as Mistral released them."
         )
-        return Finding(name, Verdict.FAIL, sentence, tuple(figures))
+        return CheckResult(Verdict.FAIL, sentence, figures)
     if by_weights > 0 and by_speech > 0:
         sentence = (
             "Both signs lean towards Hugging Face's layout, neither clearly; compare the speech by ear."
         )
-        return Finding(name, Verdict.WARN, sentence, tuple(figures))
-    if by_speech < -max(GRIP_GAIN, 2 * (stored.error + turned.error)):
+        return CheckResult(Verdict.WARN, sentence, figures)
+    if by_speech < -max(LEAST_GAIN, 2 * (stored.error + turned.error)):
         sentence = (
             "The rows are in Mistral's layout: the speech follows its text, and in the other it does not."
         )
-        return Finding(name, Verdict.PASS, sentence, tuple(figures))
-    if by_weights > SIGN or by_speech > max(GRIP_GAIN, 2 * (stored.error + turned.error)):
+        return CheckResult(Verdict.PASS, sentence, figures)
+    if by_weights > SIGN or by_speech > max(LEAST_GAIN, 2 * (stored.error + turned.error)):
         sentence = (
             "The two signs disagree about the layout of the q/k rows; the speech should decide, by ear."
         )
-        return Finding(name, Verdict.WARN, sentence, tuple(figures))
-    return Finding(name, Verdict.PASS, "The rows are in Mistral's layout.", tuple(figures))
+        return CheckResult(Verdict.WARN, sentence, figures)
+    return CheckResult(Verdict.PASS, "The rows are in Mistral's layout.", figures)
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""One report to share: Markdown for people, JSON for programs, and no path or name of a person in either."""
+"""One report to share: Markdown for people, JSON for programs, without personal paths or names."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from revox.doctor.findings import Finding, Report, Value, Verdict, plain
+from revox.doctor.findings import CheckResult, DoctorReport, Value, Verdict, plain
+from revox.evaluation.report import markdown_table
 from revox.speech.files import replace_file
 
-MARKS = {Verdict.PASS: "pass", Verdict.WARN: "**warn**", Verdict.FAIL: "**FAIL**", Verdict.SKIPPED: "skipped"}
+LABELS = {
+    Verdict.PASS: "pass",
+    Verdict.WARN: "**warn**",
+    Verdict.FAIL: "**FAIL**",
+    Verdict.SKIPPED: "skipped",
+}
 
 
-def write_report(report: Report, out: Path, private: Sequence[Path]) -> tuple[Path, Path]:
-    """Write doctor.md and doctor.json into `out` (made if it is not there); returns their paths.
+def write_report(report: DoctorReport, out: Path, private: Sequence[Path]) -> tuple[Path, Path]:
+    """Write doctor.md and doctor.json into `out` (created if missing); returns their paths.
 
-    `private` are folders whose paths must not be told: each becomes its last name. Raises OSError.
+    `private` are folders whose paths must not be in the report: each becomes its last name. Raises OSError.
     """
     out.mkdir(parents=True, exist_ok=True)
     markdown, data = out / "doctor.md", out / "doctor.json"
@@ -30,7 +36,7 @@ def write_report(report: Report, out: Path, private: Sequence[Path]) -> tuple[Pa
 def without_paths(text: str, private: Sequence[Path]) -> str:
     """`text` with every private folder as its last name, the home folder as ~ and other absolute paths gone.
 
-    Of any absolute path that is left only the last name is kept.
+    Of any other absolute path only the last name stays.
     """
     places = {str(path) for folder in private for path in (folder, folder.absolute(), folder.resolve())}
     for place in sorted(places, key=len, reverse=True):
@@ -46,17 +52,21 @@ def without_paths(text: str, private: Sequence[Path]) -> str:
     return re.sub(rf"(?<=[/\\]){re.escape(user)}(?=[/\\])", "USER", text)
 
 
-def to_markdown(report: Report) -> str:
+def to_markdown(report: DoctorReport) -> str:
     """The report as Markdown: the verdicts first, then each check with its figures."""
-    lines = [f"# revox doctor: {report.checkpoint}", ""]
     counts = {v: sum(f.verdict is v for f in report.findings) for v in Verdict}
-    told = ", ".join(f"{count} {verdict.value}" for verdict, count in counts.items() if count)
-    lines += [f"**{report.verdict.value.upper()}**: {told}.", ""]
+    summary = ", ".join(f"{count} {verdict.value}" for verdict, count in counts.items() if count)
+    lines = [
+        f"# revox doctor: {report.checkpoint}",
+        "",
+        f"**{report.verdict.value.upper()}**: {summary}.",
+        "",
+    ]
     if report.stopped:
-        lines += ["Stopped by hand: what follows is what was found until then.", ""]
+        lines += ["Interrupted: these are the results until then.", ""]
     lines += [", ".join(f"{key} {value}" for key, value in report.made_with.items()) + ".", ""]
     lines += _table(
-        [{"check": f.name, "": MARKS[f.verdict], "what it means": f.sentence} for f in report.findings]
+        [{"check": f.name, "": LABELS[f.verdict], "what it means": f.sentence} for f in report.findings]
     )
     for finding in report.findings:
         if finding.figures or finding.rows:
@@ -64,13 +74,12 @@ def to_markdown(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _section(finding: Finding) -> list[str]:
+def _section(finding: CheckResult) -> list[str]:
     lines = ["", f"## {finding.name}: {finding.verdict.value}", "", finding.sentence, ""]
     if finding.figures:
-        figures: list[dict[str, Value]] = [
-            {"figure": f.name, "found": f.value, "expected": f.expected} for f in finding.figures
-        ]
-        lines += _table(figures)
+        lines += _table(
+            [{"figure": f.name, "found": f.value, "expected": f.expected} for f in finding.figures]
+        )
     if finding.rows:
         lines += ["", *_table(finding.rows)]
     return lines
@@ -78,9 +87,7 @@ def _section(finding: Finding) -> list[str]:
 
 def _table(rows: Sequence[Mapping[str, Value]]) -> list[str]:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(_cell(row.get(column)) for column in columns) + " |" for row in rows]
-    return lines
+    return markdown_table(columns, [[_cell(row.get(column)) for column in columns] for row in rows])
 
 
 def _cell(value: Value) -> str:

@@ -7,27 +7,26 @@ import time
 
 import torch
 
-from revox.doctor.findings import NO_RANGE, Figure, Finding, Verdict
-from revox.doctor.patient import SENTENCES, Patient
+from revox.doctor.checkpoint_under_test import SENTENCES, CheckpointUnderTest
+from revox.doctor.findings import NO_RANGE, CheckResult, Figure, Verdict
 
 SPEED_SECONDS = 4.0
 
 
-def speed(patient: Patient) -> Finding:
+def speed(subject: CheckpointUnderTest) -> CheckResult:
     """Frames a second, real-time factor and time to the first audio of one stream; decoding alone; memory."""
-    name = "speed"
-    tts = patient.model
+    tts = subject.model
     model, rate = tts.model, tts.model.config.codec.frame_rate
-    voice = patient.names[0]
+    voice = subject.names[0]
     text = max(SENTENCES, key=len)
-    patient.say(f"{voice}: one stream")
+    subject.update(f"{voice}: one stream")
     started = time.perf_counter()
     first, seconds = None, 0.0
-    for chunk in tts.stream(text, voice, seed=patient.seed, max_seconds=SPEED_SECONDS):
+    for chunk in tts.stream(text, voice, seed=subject.seed, max_seconds=SPEED_SECONDS):
         first = first or time.perf_counter() - started
         seconds += chunk.seconds
     took = time.perf_counter() - started
-    codes = patient.recovered(voice).codes.to(model.device)
+    codes = subject.recovered(voice).codes.to(model.device)
     _wait(model.device)
     started = time.perf_counter()
     model.audio_tokenizer.decode(codes[None])
@@ -41,17 +40,17 @@ def speed(patient: Patient) -> Finding:
         Figure("seconds to the first audio", first),
         Figure("codec, seconds of sound decoded a second", codes.shape[1] / rate / decoding),
         Figure(
-            "memory, GB", memory(model.device), "about 9 in bf16" if patient.is_release_sized else NO_RANGE
+            "memory, GB", memory(model.device), "about 9 in bf16" if subject.is_release_sized else NO_RANGE
         ),
     )
     if factor is None:
-        return Finding(name, Verdict.WARN, "The voice ended without a sound, so there is no speed.", figures)
+        return CheckResult(Verdict.WARN, "The voice ended without a sound, so there is no speed.", figures)
     if factor > 1 and on_gpu:
-        return Finding(name, Verdict.WARN, "Slower than real time on a GPU; is it shared?", figures)
+        return CheckResult(Verdict.WARN, "Slower than real time on a GPU; is it shared?", figures)
     sentence = f"It speaks {1 / factor:.1f} times as fast as real time." if factor < 1 else (
         f"It takes {factor:.1f} s for a second of speech."
     )  # fmt: skip
-    return Finding(name, Verdict.PASS, sentence, figures)
+    return CheckResult(Verdict.PASS, sentence, figures)
 
 
 def memory(device: torch.device) -> float | None:

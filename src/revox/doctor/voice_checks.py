@@ -1,4 +1,4 @@
-"""Checks of the presets: rows, the codes behind them, how they sound, and whether the names fit."""
+"""Checks of the presets: embeddings, the codes behind them, their sound, and whether the names fit."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from revox.checkpoint.release import END_POSITION_NORM, MEAN_COSINE, POSITION_NORM, PRESETS
-from revox.doctor.findings import Figure, Finding, Value, Verdict
-from revox.doctor.patient import Patient, sex_of
+from revox.doctor.checkpoint_under_test import CheckpointUnderTest, sex_of
+from revox.doctor.findings import CheckResult, Figure, Value, Verdict
 from revox.doctor.sound import SoundFigures
 
 PITCH = {"male": (70.0, 200.0), "female": (135.0, 300.0)}
@@ -19,14 +19,13 @@ FAINTLY_VOICED = 0.12
 """Least share for a pitch that may support what another voice's clear one says."""
 
 
-def voice_embedding(patient: Patient) -> Finding:
-    """Are the presets' rows sums of this checkpoint's table, and of the length known of the release?"""
-    name = "voice rows"
+def voice_embedding(subject: CheckpointUnderTest) -> CheckResult:
+    """Are the presets' embeddings sums over this checkpoint's table, with the release's norms?"""
     rows: list[dict[str, Value]] = []
     means, explained, norms, ends = [], [], [], []
-    for voice in patient.names:
-        tensor = patient.voice(voice).embedding.float()
-        found = patient.recovered(voice)
+    for voice in subject.names:
+        tensor = subject.voice(voice).embedding.float()
+        found = subject.recovered(voice)
         body = tensor[:-1] if found.ended else tensor
         share = float(found.exact.float().mean()) if len(found.exact) else 0.0
         means.append(body.mean(0))
@@ -46,10 +45,10 @@ def voice_embedding(patient: Patient) -> Finding:
     unit = torch.nn.functional.normalize(torch.stack(means), dim=1)
     above = torch.triu(torch.ones(len(unit), len(unit), dtype=torch.bool), diagonal=1)
     cosines = (unit @ unit.T)[above]
-    release = patient.is_release_sized
+    release = subject.is_release_sized
 
     def within(bounds: tuple[float, float]) -> str:
-        return f"{bounds[0]:g} to {bounds[1]:g}" if release else "the release's do not apply to these sizes"
+        return f"{bounds[0]:g} to {bounds[1]:g}" if release else "unknown at these sizes"
 
     figures = (
         Figure("rows explained exactly by the table", float(np.mean(explained)), "above 0.9"),
@@ -61,13 +60,13 @@ def voice_embedding(patient: Patient) -> Finding:
             within(MEAN_COSINE),
         ),
     )
-    poor = [v for v, share in zip(patient.names, explained, strict=True) if share < 0.9]
+    poor = [v for v, share in zip(subject.names, explained, strict=True) if share < 0.9]
     if poor:
         sentence = (
-            f"The rows of {', '.join(poor[:5])} are not sums over this checkpoint's audio embedding table: "
-            "the voice files and the weights are not of one checkpoint. Copy both again."
+            f"The embeddings of {', '.join(poor[:5])} are not sums over this checkpoint's audio table: "
+            "the voice files and the weights are of different checkpoints. Copy both again."
         )
-        return Finding(name, Verdict.FAIL, sentence, figures, tuple(rows))
+        return CheckResult(Verdict.FAIL, sentence, figures, rows)
     odd = []
     if release:
         for figure, (low, high) in zip(
@@ -79,47 +78,45 @@ def voice_embedding(patient: Patient) -> Finding:
         odd += [f"the number of rows of {voice}" for voice in other]
     if odd:
         sentence = f"All rows are explained, but {', '.join(odd)} is not as in the release."
-        return Finding(name, Verdict.WARN, sentence, figures, tuple(rows))
-    sentence = "Every voice is a sum of rows of this checkpoint's table: its codes are known."
-    return Finding(name, Verdict.PASS, sentence, figures, tuple(rows))
+        return CheckResult(Verdict.WARN, sentence, figures, rows)
+    sentence = "Every voice is a sum over this checkpoint's table: its codes are known."
+    return CheckResult(Verdict.PASS, sentence, figures, rows)
 
 
-def decoded_presets(patient: Patient) -> Finding:
+def decoded_presets(subject: CheckpointUnderTest) -> CheckResult:
     """Do the presets' codes decode to speech?"""
-    name = "decoded presets"
     rows: list[dict[str, Value]] = []
     good = 0
-    for voice in patient.names:
-        figures = patient.decoded_figures(voice)
+    for voice in subject.names:
+        figures = subject.decoded_figures(voice)
         good += figures.is_speech
         rows.append({"voice": voice, **figures.as_row(), "not as speech": ", ".join(figures.faults)})
     share = good / max(1, len(rows))
     figures_ = (Figure("voices that decode to speech", share, "1 (0.8 and more passes)"),)
     if share >= 0.8:
-        sentence = "The presets decode to what has the signs of speech: the codec works."
-        return Finding(name, Verdict.PASS, sentence, figures_, tuple(rows))
+        sentence = "The presets decode to speech: the codec works."
+        return CheckResult(Verdict.PASS, sentence, figures_, rows)
     if share >= 0.5:
-        sentence = "Some presets decode to what hardly resembles speech; listen to them (--sounds)."
-        return Finding(name, Verdict.WARN, sentence, figures_, tuple(rows))
-    if patient.suspects:
-        more = "" if len(patient.suspects) < 5 else f" and {len(patient.suspects) - 4} more"
+        sentence = "Some presets decode to something unlike speech; listen to them (--sounds)."
+        return CheckResult(Verdict.WARN, sentence, figures_, rows)
+    if subject.suspects:
+        more = "" if len(subject.suspects) < 5 else f" and {len(subject.suspects) - 4} more"
         why = (
             "The codec is half-loaded: the presets do not decode to speech, and these of its tensors hold no "
-            f"training: {', '.join(patient.suspects[:4])}{more}. Copy or download the weights again."
+            f"training: {', '.join(subject.suspects[:4])}{more}. Copy or download the weights again."
         )
     else:
         why = (
             "The presets do not decode to speech although their codes are known and every tensor looks "
-            "trained: the codec's weights are not those of this table, or its arithmetic is wrong here; try "
+            "trained: the codec's weights do not belong to this table, or its arithmetic is wrong here; try "
             "--dtype float32 and --device cpu."
         )
-    return Finding(name, Verdict.FAIL, why, figures_, tuple(rows))
+    return CheckResult(Verdict.FAIL, why, figures_, rows)
 
 
-def pitch_and_names(patient: Patient) -> Finding:
+def pitch_and_names(subject: CheckpointUnderTest) -> CheckResult:
     """Does each preset's pitch allow what its name says, male or female?"""
-    name = "pitch and names"
-    pitches = {v: patient.decoded_figures(v) for v in patient.names if sex_of(v)}
+    pitches = {v: subject.decoded_figures(v) for v in subject.names if sex_of(v)}
     rows: list[dict[str, Value]] = []
     wrong: list[str] = []
     faintly_wrong: list[str] = []
@@ -134,13 +131,13 @@ def pitch_and_names(patient: Patient) -> Finding:
             wrong.append(voice)
         elif figures.is_speech and figures.voiced >= FAINTLY_VOICED and not fits:
             faintly_wrong.append(voice)
-        said = ("fits" if fits else "contradicts") if sure else "not clear"
+        match = ("fits" if fits else "contradicts") if sure else "not clear"
         rows.append(
             {
                 "voice": voice,
                 "pitch Hz": round(figures.pitch) if np.isfinite(figures.pitch) else None,
                 "voiced": round(figures.voiced, 2),
-                "the name": said,
+                "the name": match,
                 "expected": f"{low:g} to {high:g}",
             }
         )
@@ -149,25 +146,25 @@ def pitch_and_names(patient: Patient) -> Finding:
         Figure("whose pitch contradicts the name", len(wrong), "0"),
     )
     if not pitches:
-        return Finding(name, Verdict.SKIPPED, "No voice's name says male or female.", figures_)
+        return CheckResult(Verdict.SKIPPED, "No voice's name says male or female.", figures_)
     swapped = _swapped(wrong, wrong, pitches) or _swapped(wrong, faintly_wrong, pitches)
     if swapped:
-        told = " or ".join(f"{a} and {b}" for a, b in swapped)
+        names = " or ".join(f"{a} and {b}" for a, b in swapped)
         sentence = (
-            f"Two voices are swapped: {told}. Each has the pitch of the other's sex, and exchanged both fit. "
+            f"Two voices are swapped: {names}. Each has the pitch of the other's sex; exchanged, both fit. "
             "Exchange the two files in voice_embedding, or copy them again."
         )
-        return Finding(name, Verdict.FAIL, sentence, figures_, tuple(rows))
+        return CheckResult(Verdict.FAIL, sentence, figures_, rows)
     if wrong:
         sentence = (
             f"The pitch of {', '.join(wrong)} contradicts the name; listen whether a file is another voice's."
         )
-        return Finding(name, Verdict.WARN, sentence, figures_, tuple(rows))
+        return CheckResult(Verdict.WARN, sentence, figures_, rows)
     if clear < 0.5 * len(pitches):
         sentence = "Hardly any voice is voiced clearly enough for a pitch; swapped files would not show."
-        return Finding(name, Verdict.WARN, sentence, figures_, tuple(rows))
+        return CheckResult(Verdict.WARN, sentence, figures_, rows)
     sentence = "No preset's pitch contradicts its name. Files swapped within one sex do not show here."
-    return Finding(name, Verdict.PASS, sentence, figures_, tuple(rows))
+    return CheckResult(Verdict.PASS, sentence, figures_, rows)
 
 
 def _swapped(clear: list[str], others: list[str], pitches: dict[str, SoundFigures]) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from revox.evaluation.tables import Cell, Column, Table
 from revox.speech.files import replace_file
 
 ARROWS = {"more": " ↑", "less": " ↓", "": ""}
-MARKS = {"ceiling": " (ceiling)", "floor": " (floor)", "subject": ""}
+LABELS = {"ceiling": " (ceiling)", "floor": " (floor)", "subject": ""}
 HOW_TO_READ = (
     "Medians over clips (shares: means; word errors: all errors over all words) with 95 % bootstrap "
     "intervals over clips; with several seeds a clip counts with its mean. ↑ more is better, ↓ less is "
@@ -55,21 +56,26 @@ def shown(cell: Cell | None, column: Column) -> str:
 
 def markdown(report: Report) -> str:
     """The report's tables as Markdown."""
-    lines = [f"# {_plain(report.title)}", "", "| | |", "| --- | --- |"]
-    lines += [f"| {_plain(key)} | {_plain(value)} |" for key, value in report.facts.items()]
-    lines += ["", HOW_TO_READ]
+    facts = [(_plain(key), _plain(value)) for key, value in report.facts.items()]
+    lines = [f"# {_plain(report.title)}", "", *markdown_table(("", ""), facts), "", HOW_TO_READ]
     for table in report.tables:
-        heads = [_plain(c.title) + ARROWS[c.better] for c in table.columns]
-        lines += ["", f"## {_plain(table.title)}", "", f"| | {' | '.join(heads)} |"]
-        lines.append(f"| --- |{' --- |' * len(heads)}")
-        for row in table.rows:
-            cells = [shown(row.cells.get(c.key), c) for c in table.columns]
-            lines.append(f"| {_plain(row.name)}{MARKS[row.kind]} | {' | '.join(cells)} |")
+        head = ["", *(_plain(c.title) + ARROWS[c.better] for c in table.columns)]
+        rows = [
+            [_plain(row.name) + LABELS[row.kind], *(shown(row.cells.get(c.key), c) for c in table.columns)]
+            for row in table.rows
+        ]
+        lines += ["", f"## {_plain(table.title)}", "", *markdown_table(head, rows)]
         for note in table.notes:
             lines += ["", _plain(note)]
     if report.left_out:
         lines += ["", "## Left out", "", *(f"- {_plain(reason)}" for reason in report.left_out)]
     return "\n".join(lines) + "\n"
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table; cells are Markdown already."""
+    cells = [list(head), ["---"] * len(head), *map(list, rows)]
+    return [f"| {' | '.join(row)} |" for row in cells]
 
 
 def as_json(report: Report) -> str:
@@ -92,7 +98,7 @@ def html(report: Report) -> str:
     )
     page = environment.get_template("report.html.j2")
     return page.render(
-        report=report, how_to_read=HOW_TO_READ, shown=shown, arrows=ARROWS, marks=MARKS, brief=_brief
+        report=report, how_to_read=HOW_TO_READ, shown=shown, arrows=ARROWS, marks=LABELS, brief=_brief
     )
 
 

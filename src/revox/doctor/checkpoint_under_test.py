@@ -1,8 +1,8 @@
-"""The checkpoint under examination: what is loaded, decoded and spoken once serves all checks."""
+"""The checkpoint under test: what is loaded, decoded and spoken once serves all checks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,8 @@ from revox.checkpoint.params import Params, read_params
 from revox.checkpoint.release import CONFIG, PRESETS
 from revox.checkpoint.tensors import open_tensors, read_header, weight_files
 from revox.checkpoint.voice_codes import RecoveredCodes, recover_codes
-from revox.checkpoint.voices import Voice, list_voices, load_voice
+from revox.checkpoint.voices import Voice, find_voice, list_voices, load_voice
+from revox.doctor.findings import TextDependence
 from revox.doctor.sound import SoundFigures, measure
 from revox.metrics.errors import MetricError
 from revox.model.config import VoxtralConfig
@@ -23,7 +24,6 @@ from revox.speech import Audio
 from revox.synthesis.engine import Speech
 
 if TYPE_CHECKING:
-    from revox.doctor.speech_checks import Grip
     from revox.metrics.speaker import SpeakerVerifier
 
 SENTENCES = (
@@ -40,19 +40,18 @@ SENTENCES = (
     "Today is Tuesday the third of March.",
     "Please close the door at ten o'clock.",
 )
-"""Plain English that the small lab model was made for too. Voice i says sentence i, from the first again."""
+"""Plain English, also in the small lab model's domain. Voice i says sentence i, cyclically."""
 
 MAX_SECONDS = 20.0
 QUICK_VOICES = 4
 
 
 @dataclass
-class Patient:
-    """A checkpoint folder and what has been found out about it so far.
+class CheckpointUnderTest:
+    """A checkpoint folder and what is known about it so far.
 
-    `tts` is None until (and unless) the weights could be loaded. `suspects` are tensors whose values look
-    untrained. `names` are the voices to examine; `grip` is how the
-    speech depends on the text, once measured.
+    `tts` is None until the weights are loaded, and if they cannot be. `suspects` are tensors whose values
+    look untrained. `names` are the voices to examine. `text_dependence` is None until it is measured.
     """
 
     folder: Path
@@ -63,7 +62,7 @@ class Patient:
     names: list[str] = field(default_factory=list)
     suspects: list[str] = field(default_factory=list)
     progress: Callable[[str], None] | None = None
-    grip: Grip | None = None
+    text_dependence: TextDependence | None = None
     _recovered: dict[str, RecoveredCodes] = field(default_factory=dict)
     _decoded: dict[str, Audio] = field(default_factory=dict)
     _spoken: dict[str, Speech] = field(default_factory=dict)
@@ -91,8 +90,8 @@ class Patient:
         return self.tts
 
     @cached_property
-    def judge(self) -> SpeakerVerifier | str:
-        """The speaker judge, or the sentence that says how to install it."""
+    def verifier(self) -> SpeakerVerifier | str:
+        """The speaker-verification model, or the sentence that says how to install it."""
         from revox.metrics.speaker import SpeakerVerifier
 
         try:
@@ -100,8 +99,8 @@ class Patient:
         except MetricError as error:
             return str(error)
 
-    def say(self, what: str) -> None:
-        """Tell the user what is being done."""
+    def update(self, what: str) -> None:
+        """Report what is being done."""
         if self.progress is not None:
             self.progress(what)
 
@@ -118,9 +117,9 @@ class Patient:
         return load_voice(self.folder, name)
 
     def recovered(self, name: str) -> RecoveredCodes:
-        """The codes behind a voice's rows."""
+        """The codes behind a voice embedding."""
         if name not in self._recovered:
-            self.say(f"{name}: codes from rows")
+            self.update(f"{name}: codes from its embedding")
             table = self.model.model.mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight
             self._recovered[name] = recover_codes(self.voice(name).embedding, table.cpu(), self.config)
         return self._recovered[name]
@@ -129,31 +128,31 @@ class Patient:
         """A voice's own reference: its recovered codes, decoded."""
         if name not in self._decoded:
             codes = self.recovered(name).codes
-            self.say(f"{name}: decoding {codes.shape[1]} frames")
+            self.update(f"{name}: decoding {codes.shape[1]} frames")
             model = self.model.model
             samples = model.audio_tokenizer.decode(codes[None].to(model.device))[0]
             self._decoded[name] = Audio(samples.float().cpu().numpy(), self.model.sampling_rate)
         return self._decoded[name]
 
     def sentence_of(self, name: str) -> str:
-        """What this voice is asked to say."""
+        """The sentence of this voice."""
         return SENTENCES[self.names.index(name) % len(SENTENCES)]
 
     def spoken(self, name: str) -> Speech:
-        """The voice saying its sentence."""
+        """The voice speaking its sentence."""
         if name not in self._spoken:
-            self.say(f"{name}: speaking")
+            self.update(f"{name}: speaking")
             self._spoken[name] = self.model.synthesize(
                 self.sentence_of(name), name, seed=self.seed, max_seconds=MAX_SECONDS
             )
         return self._spoken[name]
 
     def decoded_figures(self, name: str) -> SoundFigures:
-        """What the voice's decoded reference measures."""
+        """Measurements of the voice's decoded reference."""
         return self._measured(f"decoded {name}", self.decoded(name))
 
     def spoken_figures(self, name: str) -> SoundFigures:
-        """What the voice's spoken sentence measures."""
+        """Measurements of the voice's spoken sentence."""
         return self._measured(f"spoken {name}", self.spoken(name).audio)
 
     def _measured(self, key: str, audio: Audio) -> SoundFigures:
@@ -162,7 +161,7 @@ class Patient:
         return self._figures[key]
 
     def sounds(self) -> dict[str, dict[str, Audio]]:
-        """All that was decoded and spoken so far: kind -> voice -> sound."""
+        """Everything decoded and spoken so far: kind -> voice -> sound."""
         spoken = {name: speech.audio for name, speech in self._spoken.items()}
         return {"decoded": dict(self._decoded), "spoken": spoken}
 
@@ -178,13 +177,11 @@ def sex_of(name: str) -> str | None:
     return next((sex for sex in ("female", "male") if name.endswith(f"_{sex}")), None)
 
 
-def choose_voices(folder: Path, wanted: list[str] | None, quick: bool) -> list[str]:
-    """The voices to examine: those asked for, or the presets (the first two of each sex when `quick`).
+def choose_voices(folder: Path, wanted: Sequence[str], quick: bool) -> list[str]:
+    """The voices to examine: those of `wanted`, or the presets (the first two of each sex when `quick`).
 
-    Raises VoiceError when one asked for does not exist.
+    Raises VoiceError when one of `wanted` does not exist.
     """
-    from revox.checkpoint.voices import find_voice
-
     if wanted:
         return [find_voice(folder, name).name for name in wanted]
     entries = [entry for entry in list_voices(folder) if entry.rows is not None]

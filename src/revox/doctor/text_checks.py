@@ -1,0 +1,89 @@
+"""Does the speech depend on its text?"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from revox.checkpoint.voices import Voice
+from revox.doctor.checkpoint_under_test import SENTENCES, CheckpointUnderTest
+from revox.doctor.findings import NO_RANGE, CheckResult, Figure, TextDependence, Verdict
+from revox.metrics.likelihood import likelihood
+from revox.synthesis.engine import Engine, Request
+from revox.synthesis.prompt import make_prompt
+
+PROBES = SENTENCES[:4]
+PROBE_FRAMES = 100
+LEAST_DEPENDENCE = 0.05
+"""Least nats a frame by which another text must fit worse. The small lab model, which babbles, has 0.2."""
+
+
+def text_dependence(subject: CheckpointUnderTest) -> TextDependence:
+    """Two voices speak `PROBES`; then their speech is scored given each of the texts, teacher-forced."""
+    model = subject.model.model
+    own, other, capitalized, lengths = [], [], [], []
+    for name in subject.pair():
+        voice = subject.voice(name)
+        subject.update(f"{name}: {len(PROBES)} sentences")
+        with torch.inference_mode():
+            prompts = [_prompt(subject, text, voice) for text in PROBES]
+            requests = [Request(prompt, subject.seed, PROBE_FRAMES) for prompt in prompts]
+            for i, speech in enumerate(Engine(model).generate_batch(requests)):
+                codes = speech.codes()
+                lengths.append(codes.shape[1])
+                if not codes.shape[1]:
+                    continue
+                costs = [_cost(subject, prompt, codes, speech.ended) for prompt in prompts]
+                own.append(costs.pop(i))
+                other.append(float(np.mean(costs)))
+                with_capitals = " ".join(word[:1].upper() + word[1:] for word in PROBES[i].split())
+                prompt = _prompt(subject, with_capitals, voice)
+                capitalized.append(_cost(subject, prompt, codes, speech.ended))
+    if not own:
+        return TextDependence(0.0, 0.0, 0.0, 0.0, 0.0)
+    error = float(np.std(np.array(other) - np.array(own)) / np.sqrt(len(own)))
+    means = [float(np.mean(costs)) for costs in (own, other, capitalized)]
+    return TextDependence(means[0], means[1], means[2], error, float(np.mean(lengths)))
+
+
+def _prompt(subject: CheckpointUnderTest, text: str, voice: Voice) -> Tensor:
+    return make_prompt(subject.model.model, subject.model.prompter, text, voice).embeddings
+
+
+def _cost(subject: CheckpointUnderTest, prompt: Tensor, codes: Tensor, ended: bool) -> float:
+    """Nats a frame of the semantic codes (and of the end, if it came) after this prompt."""
+    semantic = likelihood(subject.model.model, prompt, codes, draws=1).semantic
+    return float((semantic if ended else semantic[:-1]).mean())
+
+
+def follows_text(subject: CheckpointUnderTest) -> CheckResult:
+    """Does the speech depend on the text, and is a word in capitals still the same word?"""
+    found = subject.text_dependence = text_dependence(subject)
+    release = subject.is_release_sized
+    expected = f"above {LEAST_DEPENDENCE:g}, and above twice its error"
+    figures = (
+        Figure("nats a frame, own text", found.own),
+        Figure("nats a frame, another text", found.other),
+        Figure("another text fits worse by", found.difference, expected),
+        Figure("standard error of that", found.error),
+        Figure("share of that left with capitals", found.retained, "above 0.5" if release else NO_RANGE),
+        Figure("frames a sentence, mean", found.frames),
+    )
+    if found.difference < max(LEAST_DEPENDENCE / 2, found.error):
+        verdict = Verdict.FAIL
+        sentence = (
+            "The speech hardly depends on the text: the language model is at fault (its layout or its "
+            "weights), or tekken.json is the wrong tokenizer."
+        )
+    elif release and np.isfinite(found.retained) and found.retained < 0.3:
+        verdict = Verdict.FAIL
+        sentence = (
+            "The speech follows the tokens but not the words: the same words with capitals are other words "
+            "to the model. tekken.json is the wrong tokenizer; use the one released with the weights."
+        )
+    elif found.difference < max(LEAST_DEPENDENCE, 2 * found.error):
+        verdict, sentence = Verdict.WARN, "The speech depends little on the text."
+    else:
+        verdict, sentence = Verdict.PASS, "The speech depends on the text."
+    return CheckResult(verdict, sentence, figures)
