@@ -25,7 +25,7 @@ from revox.checkpoint.params import Params
 from revox.checkpoint.release import release_params
 from revox.coding.invert import InversionConfig, invert
 from revox.model.codec import Codec
-from revox.training.initial import initialise
+from revox.training.initial import initialize
 
 
 def measure(seconds: float, steps: int, device: str) -> dict[str, float]:
@@ -33,7 +33,7 @@ def measure(seconds: float, steps: int, device: str) -> dict[str, float]:
     torch.set_num_threads(1)
     config = Params.model_validate(release_params()).voxtral_config().codec
     codec = Codec(config, with_encoder=False)
-    initialise(codec, 0)
+    initialize(codec, 0)
     codec = codec.to(device).eval().requires_grad_(False)
     frames = int(seconds * config.frame_rate)
     noise = torch.randn(frames * config.samples_per_frame, generator=torch.Generator().manual_seed(0))

@@ -30,16 +30,17 @@ from revox.evaluation.reference_encoder import original_codec
 from revox.training.settings import Pairs
 from revox.training.spoken import spoken_codes
 
-STILL = {"mixed": 0.0, "shift": 0.0, "shake": 0.0, "strange": 0.0}
+ORDER = ("shortest", "longest", "mixed", "offset", "jitter", "replace")
+STILL = {"mixed": 0.0, "offset": 0.0, "jitter": 0.0, "replace": 0.0}
 WAYS: dict[str, dict[str, Any]] = {
     "as they were said": {"shortest": 16, "longest": 64, **STILL},
-    "as training takes them": Pairs().model_dump(exclude={"phases"}),
+    "as training takes them": Pairs().model_dump(exclude={"all_pass"}),
     "strung of 4 to 24 frames": {"shortest": 4, "longest": 24, **STILL},
-    "a voice's values moved": {"shortest": 16, "longest": 64, **STILL, "shift": 0.4},
-    "each frame's values moved": {"shortest": 16, "longest": 64, **STILL, "shake": 0.15},
+    "a voice's values moved": {"shortest": 16, "longest": 64, **STILL, "offset": 0.4},
+    "each frame's values moved": {"shortest": 16, "longest": 64, **STILL, "jitter": 0.15},
     "two voices mixed, half of them": {"shortest": 16, "longest": 64, **STILL, "mixed": 0.5},
     "as training took them before": {
-        "shortest": 4, "longest": 24, "mixed": 0.3, "shift": 0.4, "shake": 0.15, "strange": 0.05,
+        "shortest": 4, "longest": 24, "mixed": 0.3, "offset": 0.4, "jitter": 0.15, "replace": 0.05,
     },
 }  # fmt: skip
 FRAMES = 20
@@ -49,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--encoder", type=Path, default=Path("lab/reference-encoder/encoder.safetensors"))
     parser.add_argument("--sentences", type=int, default=320)
-    parser.add_argument("--strangers", type=float, default=0.7)
+    parser.add_argument("--interpolated", type=float, default=0.7)
     parser.add_argument("--items", type=int, default=80)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     asked = parser.parse_args()
@@ -60,14 +61,16 @@ def main() -> None:
     taken = served(original)
     with tempfile.TemporaryDirectory() as folder:
         said = spoken_codes(
-            checkpoint, asked.sentences, Path(folder) / "spoken.safetensors", dtype=torch.float32,
-            strangers=asked.strangers, sentences=list(islice(sentences("train", 0), asked.sentences)),
+            checkpoint, asked.sentences, Path(folder),
+            interpolated=asked.interpolated, sentences=list(islice(sentences("train", 0), asked.sentences)),
         )  # fmt: skip
     bank = preset_codes(checkpoint, model) + said
     rows = []
     for way, settings in WAYS.items():
         rng = torch.Generator().manual_seed(0)
-        drawn = PresetPairs(original, bank, PairSettings(**settings)).draw_codes(asked.items, FRAMES, rng)
+        drawn = PresetPairs(original, bank, PairSettings(*(settings[name] for name in ORDER))).draw_codes(
+            asked.items, FRAMES, rng
+        )
         same, levels = [], []
         for codes in drawn:
             with torch.no_grad():
@@ -84,7 +87,7 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     date = datetime.now(timezone.utc).date().isoformat()
     path = asked.out / f"{date}-pair-labels.json"
-    report = {"date": date, "sentences": asked.sentences, "strangers": asked.strangers, "rows": rows}
+    report = {"date": date, "sentences": asked.sentences, "interpolated": asked.interpolated, "rows": rows}
     path.write_text(json.dumps(report, indent=1) + "\n")
     print(path)
 

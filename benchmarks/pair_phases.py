@@ -31,7 +31,7 @@ from revox.demo import checkpoint_folder
 from revox.evaluation.reference_encoder import original_codec
 from revox.losses.spectral import mel_distance
 from revox.metrics.codes import row_cosine
-from revox.training.encoder import EncoderTrainer
+from revox.training.encoder import EncoderTrainer, TrainingData
 from revox.training.settings import EncoderTraining
 from revox.training.spoken import spoken_codes
 
@@ -68,9 +68,7 @@ def main() -> None:
     mean = torch.cat([model.mm_audio_embeddings.voice_embedding(c)[:-1].float() for c in presets]).mean(dim=0)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        bank = presets + spoken_codes(
-            checkpoint, asked.sentences, Path(folder) / "spoken.safetensors", dtype=torch.float32
-        )
+        bank = presets + spoken_codes(checkpoint, asked.sentences, Path(folder) / "spoken")
         for phases in asked.phases:
             settings = EncoderTraining.model_validate(
                 {
@@ -83,10 +81,10 @@ def main() -> None:
                     "warmup": 10,
                     "decay_steps": max(1, asked.steps // 2),
                     "weights": {"diversity": 0},
-                    "pair": {"phases": phases},
+                    "pair": {"all_pass": phases},
                 }
             )
-            trainer = EncoderTrainer(model, bank, settings, Path(folder) / f"{phases}")
+            trainer = EncoderTrainer(model, TrainingData(bank), settings, Path(folder) / f"{phases}")
             began, last = time.process_time(), []
             for step in range(asked.steps):
                 last = [*last[-19:], trainer.step()]

@@ -35,12 +35,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from revox.losses.spectral import SpectralObjective
 from revox.model.codec import Codec
 from revox.model.config import CodecConfig
 from revox.training import encoder as step_of
 from revox.training.ecapa import EcapaTdnn
-from revox.training.encoder import EncoderTrainer, Recordings, Teachers
-from revox.training.initial import initialise
+from revox.training.encoder import EncoderTrainer, Teachers, TrainingData
+from revox.training.initial import initialize
+from revox.training.recordings import Recordings
 from revox.training.settings import EncoderTraining
 from revox.training.speaker import SpeakerLoss
 from revox.training.world import World
@@ -146,14 +148,14 @@ def timed_parts(trainer: EncoderTrainer, watch: Stopwatch) -> Iterator[None]:
             return grad(outputs, inputs, grad_outputs, **options)
 
     def timed_backward(self: Tensor, *arguments: Any, **options: Any) -> None:
-        # The discriminators' own is inside `_judge`; the other one is the encoder's.
+        # The discriminators' own is inside `_update_discriminators`; the other one is the encoder's.
         part = "discriminators' own update" if in_waveform[0] else "encoder backward"
         with watch.part(part):
             backward(self, *arguments, **options)
 
-    inner = trainer._waveform_gradient
+    inner = trainer._waveform_losses
 
-    def waveform_gradient(*arguments: Any) -> Any:
+    def waveform_losses(*arguments: Any) -> Any:
         in_waveform[0] = True
         whose.clear()
         try:
@@ -171,12 +173,12 @@ def timed_parts(trainer: EncoderTrainer, watch: Stopwatch) -> Iterator[None]:
             return of_decoder(latents)
 
     put(trainer, "_decode_latents", decode_latents)
-    put(trainer, "_waveform_gradient", waveform_gradient)
-    time_it(trainer.objective, "spectra", "spectral losses forward")
-    time_it(trainer.objective, "forward", "spectral losses forward")
-    time_it(trainer.views, "spectra", "discriminators forward")
-    time_it(trainer.judges, "forward", "discriminators forward")
-    time_it(trainer, "_judge", "discriminators' own update")
+    put(trainer, "_waveform_losses", waveform_losses)
+    time_it(SpectralObjective, "spectra", "spectral losses forward")
+    time_it(SpectralObjective, "__call__", "spectral losses forward")
+    time_it(step_of, "stft", "discriminators forward")
+    time_it(trainer.discriminators, "forward", "discriminators forward")
+    time_it(trainer, "_update_discriminators", "discriminators' own update")
     time_it(trainer.optimizer, "step", "optimizer")
     mark(step_of, "feature_matching_loss", "discriminators")
     mark(step_of, "adversarial_loss", "discriminators")
@@ -197,7 +199,7 @@ def timed_parts(trainer: EncoderTrainer, watch: Stopwatch) -> Iterator[None]:
 def random_codec(config: CodecConfig) -> Codec:
     """A decoder to train against: random weights, a codebook of rows of unit size."""
     codec = Codec(config, with_encoder=False)
-    initialise(codec, 0)
+    initialize(codec, 0)
     with torch.no_grad():
         codec.quantizer.semantic_codebook.embedding_sum.normal_(generator=torch.Generator().manual_seed(0))
     return codec.requires_grad_(False)
@@ -232,11 +234,11 @@ def make_trainer(options: argparse.Namespace, folder: Path) -> EncoderTrainer:
     source = FromMemory(options.clips, round(options.seconds * config.sampling_rate), config.sampling_rate)
     model: Any = SimpleNamespace(audio_tokenizer=codec, mm_audio_embeddings=None)
     trainer = EncoderTrainer(
-        model, [torch.cat((semantic, acoustic))], settings, folder, recordings=source,
+        model, TrainingData([torch.cat((semantic, acoustic))], source), settings, folder,
         teachers=Teachers(speaker=speaker), world=World(device=options.device),
     )  # fmt: skip
     if options.channels_last:
-        trainer.judges.to(memory_format=torch.channels_last)
+        trainer.discriminators.to(memory_format=torch.channels_last)
     return trainer
 
 

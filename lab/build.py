@@ -24,8 +24,8 @@ from lab.codec_training import (
     HALVES,
     DecoderTrainer,
     DecoderTraining,
-    EncoderTrainer,
-    EncoderTraining,
+    ReferenceEncoderTrainer,
+    ReferenceEncoderTraining,
 )
 from lab.coded import CodedSpeech, code_speech
 from lab.data import KINDS, RATE, SpeechSet, prepare
@@ -47,7 +47,7 @@ from revox.model.codec import Codec
 from revox.model.voxtral import Voxtral, tensor_name
 from revox.progress import Progress
 from revox.speech.files import pt_bytes, replace_file, replacing
-from revox.training.run import Run, kept_state
+from revox.training.run import Run, saved_state
 
 CODED_AT_ONCE = 32
 """Utterances, sorted by length so that little of a batch is padding."""
@@ -73,7 +73,7 @@ class BuildSettings:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     guide: GuideTraining = field(default_factory=GuideTraining)
-    encoder: EncoderTraining = field(default_factory=EncoderTraining)
+    encoder: ReferenceEncoderTraining = field(default_factory=ReferenceEncoderTraining)
     reader: PhoneReading = field(default_factory=PhoneReading)
     decoder: DecoderTraining = field(default_factory=DecoderTraining)
     language: LanguageTraining = field(default_factory=LanguageTraining)
@@ -279,7 +279,7 @@ def _learnt(run: Path, stage: str, *, mmap: bool = False) -> Iterator[dict[str, 
     path = run / stage / f"{stage}-state.pt"
     if not path.is_file():
         raise LabError(f"{path} is missing: run the stage `{stage}` first")
-    with kept_state(path, mmap=mmap) as state:
+    with saved_state(path, mmap=mmap) as state:
         yield state
 
 
@@ -295,7 +295,7 @@ def trained_guide(run: Path, params: Params, settings: BuildSettings) -> Guide:
 
 def half_trainer(
     half: str, run: Path, params: Params, settings: BuildSettings, device: str, autocast: bool, report: Report
-) -> EncoderTrainer | DecoderTrainer:
+) -> ReferenceEncoderTrainer | DecoderTrainer:
     """The run of the codec's "encoder" or "decoder", at the state it was left in."""
     guide = trained_guide(run, params, settings)
     config = params.voxtral_config().codec
@@ -317,9 +317,9 @@ def half_trainer(
             coded[kind, split] = CodedSpeech(speech, frames, codes[0], values, config.samples_per_frame)
     held = {kind: one for (kind, split), one in coded.items() if split == "validation"}
     common = (guide, coded["synthetic", "train"], coded.get(("human", "train")), held, run / half)
-    trainer: EncoderTrainer | DecoderTrainer
+    trainer: ReferenceEncoderTrainer | DecoderTrainer
     if half == "encoder":
-        trainer = EncoderTrainer(config, settings.encoder, *common, device, autocast)
+        trainer = ReferenceEncoderTrainer(config, settings.encoder, *common, device, autocast)
     else:
         reader = trained_reader(run, settings, device, report) if settings.decoder.phones else None
         trainer = DecoderTrainer(config, settings.decoder, *common, device, autocast, reader)

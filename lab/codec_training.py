@@ -38,7 +38,7 @@ from revox.model.codec import Codec, CodecTransformer
 from revox.model.config import CodecConfig
 from revox.model.layers import CausalConv1d
 from revox.training.average import moving_average
-from revox.training.initial import initialise
+from revox.training.initial import initialize
 from revox.training.quantize import quantize_acoustic
 from revox.training.run import Run
 
@@ -89,7 +89,7 @@ class DecoderTraining:
 
 
 @dataclass(frozen=True)
-class EncoderTraining:
+class ReferenceEncoderTraining:
     """Settings of the encoder's run. The defaults are for one CPU core."""
 
     steps: int = 6000
@@ -157,7 +157,7 @@ def _weights(module: nn.Module, decay: float) -> list[dict[str, Any]]:
 def seeded_codec(config: CodecConfig, guide: Guide, seed: int) -> Codec:
     """A codec of fresh weights whose semantic codebook is the guide's."""
     codec = Codec(config, with_encoder=True)
-    initialise(codec, seed)
+    initialize(codec, seed)
     book = codec.quantizer.semantic_codebook
     book.cluster_usage.fill_(1.0)
     book.embedding_sum.copy_(guide.rows)
@@ -205,7 +205,7 @@ class _CodecRun(Run):
         self,
         name: str,
         config: CodecConfig,
-        settings: DecoderTraining | EncoderTraining,
+        settings: DecoderTraining | ReferenceEncoderTraining,
         guide: Guide,
         synthetic: CodedSpeech,
         human: CodedSpeech | None,
@@ -434,13 +434,13 @@ class DecoderTrainer(_CodecRun):
         return row
 
 
-class EncoderTrainer(_CodecRun):
+class ReferenceEncoderTrainer(_CodecRun):
     """The encoder's run."""
 
     def __init__(
         self,
         config: CodecConfig,
-        settings: EncoderTraining,
+        settings: ReferenceEncoderTraining,
         guide: Guide,
         synthetic: CodedSpeech,
         human: CodedSpeech | None,

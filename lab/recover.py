@@ -383,15 +383,14 @@ class _Work:
             arm, steps, seed, report_every=every, save_every=-(-steps // experiment.evaluations),
             validate_every=every * max(1, REPORTS // 4), keep=experiment.evaluations + 1,
         )  # fmt: skip
-        shared = self.out / "spoken" / f"{settings.sentences}-{settings.strangers:g}-{seed}.safetensors"
-        spoken = run / "spoken.safetensors"
+        shared = self.out / "spoken" / f"{settings.sentences}-{settings.interpolated:g}-{seed}"
+        spoken = run / "spoken"
         run.mkdir(parents=True, exist_ok=True)
-        if shared.is_file() and not spoken.is_file():
-            shutil.copyfile(shared, spoken)  # the same sentences, said once
+        if shared.is_dir() and not spoken.is_dir():
+            shutil.copytree(shared, spoken)  # the same sentences, said once
         told = self._work(f"{arm.title}, seed {seed}: training", run, settings.model_dump(mode="json"), seed)
-        if spoken.is_file() and not shared.is_file():
-            shared.parent.mkdir(exist_ok=True)
-            replace_file(shared, spoken.read_bytes())
+        if spoken.is_dir() and not shared.is_dir():
+            shutil.copytree(spoken, shared)
         last = _clock_lines(run)[-1]
         self.log.add(
             self._key("trained", arm, seed)

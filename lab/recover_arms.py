@@ -27,7 +27,7 @@ DISCRIMINATOR_WEIGHTS = {"feature": 2.0, "adversarial": 1.0}
 LIGHT_DISCRIMINATORS = {"n_ffts": [1024, 512, 256], "channels": 8, "every": 2}
 SPEAKER_WEIGHT = 3.0  # the published recipe's
 AVERAGE = 0.99
-LABELS = {"labels": 2, "inverted": 48, "inversion_steps": 80}
+PSEUDO_LABELS = {"pseudo_labels": 2, "pseudo_labeled": 48, "inversion_steps": 80}
 _OF_THE_EXPERIMENT = ("steps", "seed", "warmup", "decay_steps", "save_every", "keep", "report_every",
                       "validate_every", "autocast", "whisper")  # fmt: skip
 
@@ -184,8 +184,8 @@ def ablations(base: Arm) -> list[Arm]:
         )
         schedule = base.schedule.model_copy(update={"discriminators": 0.5})
         arms.append(changed.model_copy(update={"schedule": schedule}))
-    if settings.pairs and settings.pair.phases:
-        own = {**base.training.get("pair", {}), "phases": 0.0}
+    if settings.pairs and settings.pair.all_pass:
+        own = {**base.training.get("pair", {}), "all_pass": 0.0}
         arms.append(_changed(base, "no-phases", "in the decoder's own phases", {}, pair=own))
     if not weights.speaker:
         arms.append(
@@ -196,8 +196,8 @@ def ablations(base: Arm) -> list[Arm]:
         )  # fmt: skip
     if not settings.average:
         arms.append(_changed(base, "with-average", "keeping the weights' average", {}, average=AVERAGE))
-    if settings.clips and not settings.labels:
-        arms.append(_changed(base, "with-labels", "with recordings inverted beforehand", {}, **LABELS))
+    if settings.clips and not settings.pseudo_labels:
+        arms.append(_changed(base, "with-labels", "with recordings inverted beforehand", {}, **PSEUDO_LABELS))
     return arms
 
 

@@ -84,22 +84,25 @@ def _end_with_parent() -> None:
 
 
 def _train(task: Task) -> None:
-    from revox.training.restore import SETTINGS_FILE, RunOptions, restore_encoder
+    from revox.progress import Progress
+    from revox.training.restore import SETTINGS_FILE, TRAINING, RunOptions, restore_encoder
     from revox.training.settings import EncoderTraining
 
     settings = EncoderTraining.model_validate(task.settings)
 
-    def report(row: dict[str, float]) -> None:
-        timed = {name: row[name] for name in ("step", "seconds", "cpu_seconds")}
+    def progress(at: Progress) -> None:
+        if at.what != TRAINING:
+            say(what=at.what, done_so_far=at.done, out_of=at.total)
+            return
+        timed = {name: at.facts[name] for name in ("step", "seconds", "cpu_seconds")}
         with open(task.out / CLOCK_FILE, "a") as file:
             file.write(json.dumps(timed) + "\n")
-        say(of=settings.steps, **{k: v for k, v in row.items() if isinstance(v, (int, float))})
+        say(of=settings.steps, **{k: v for k, v in at.facts.items() if isinstance(v, (int, float))})
 
     options = RunOptions(
-        workers=0, device=task.device, cache=task.root / "cache", tensorboard=False, report=report,
-        resume=(task.out / SETTINGS_FILE).is_file(), say=lambda sentence: say(said=sentence),
-        progress=lambda what, done, of: say(what=what, done_so_far=done, out_of=of),
-        sentences=task.texts,
+        workers=0, device=task.device, cache=task.root / "cache", tensorboard=False,
+        resume=(task.out / SETTINGS_FILE).is_file(), message=lambda sentence: say(said=sentence),
+        progress=progress, sentences=task.texts,
     )  # fmt: skip
     restore_encoder(task.checkpoint, [str(task.speech)], task.out, settings, options)
 

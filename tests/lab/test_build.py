@@ -31,7 +31,7 @@ from lab.build import (
     write_params,
 )
 from lab.carried import carry_state
-from lab.codec_training import DecoderTraining, EncoderTraining
+from lab.codec_training import DecoderTraining, ReferenceEncoderTraining
 from lab.data import SpeechSet, write_set
 from lab.errors import LabError
 from lab.guide import GuideTraining
@@ -52,7 +52,7 @@ from revox.coding.features import SpectralFeatures
 from revox.model.codec import Codec
 from revox.model.config import CodecConfig
 from revox.training.errors import TrainingError
-from revox.training.initial import initialise, oscillators
+from revox.training.initial import initialize, oscillators
 from revox.training.quantize import quantize_acoustic
 from revox.training.run import Run
 
@@ -60,7 +60,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SETTINGS = BuildSettings(
     guide=GuideTraining(steps=4, batch=4, frames=6, width=16, blocks=1, warmup=1, decay_steps=2, save_every=2,
                         validate_every=100),
-    encoder=EncoderTraining(steps=4, batch=2, frames=4, warmup=1, decay_steps=2, save_every=2,
+    encoder=ReferenceEncoderTraining(steps=4, batch=2, frames=4, warmup=1, decay_steps=2, save_every=2,
                             validate_every=100, average=0.5),
     decoder=DecoderTraining(steps=4, batch=2, frames=4, warmup=1, decay_steps=2, save_every=2,
                             validate_every=100, discriminator_from=2, discriminator_channels=2, phones=1.0,
@@ -608,7 +608,7 @@ def test_features_show_a_tone_where_it_sounds_and_complete_the_last_frame():
 def test_the_codecs_ends_start_as_oscillators_that_hear_and_sound_a_tone():
     config = CodecConfig(dim=64, hidden_dim=32, head_dim=16, n_heads=4, n_kv_heads=4)
     codec = Codec(config, with_encoder=True)
-    initialise(codec, 0)
+    initialize(codec, 0)
     atoms = oscillators(64, 240, 7, 24000)
     assert np.allclose(np.linalg.norm(atoms, axis=1), 1)
     hidden = torch.zeros(1, 64, 20)

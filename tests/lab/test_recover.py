@@ -344,8 +344,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any], in
             time += (0.5 if step <= start else 2.0) + (30.0 if step <= 4 else 0.0)
             lines.append(json.dumps({"step": step, "cpu_seconds": time, "seconds": 10 * time}))
         (folder / "clock.jsonl").write_text("\n".join(lines))
-        if not (folder / "spoken.safetensors").exists():
-            (folder / "spoken.safetensors").write_text(f"said by {title}")
+        if not (folder / "spoken").exists():
+            (folder / "spoken").mkdir()
+            (folder / "spoken" / "000000.safetensors").write_text(f"said by {title}")
         return {"done": True, "confined": True}
 
     monkeypatch.setattr(_Work, "_work", work)
@@ -380,7 +381,7 @@ def test_each_row_and_seed_gets_the_steps_of_its_own_pace_its_own_seed_and_the_s
     for line in work.log.lines:
         said = (work._run(judged, line["seed"]).parent / work._run(MIXED, line["seed"])).name
         assert line["budget"] == 60.0
-        spoken = (work.out / "runs" / said / "spoken.safetensors").read_text()
+        spoken = (work.out / "runs" / said / "spoken" / "000000.safetensors").read_text()
         assert spoken == f"said by judged, seed {line['seed']}: training"  # the same for all arms of a seed
 
 
@@ -398,7 +399,7 @@ def test_rows_at_equal_time_hear_as_many_stretches_a_step_of_one_length():
     pairs, both = told["pairs"], told["pairs-and-human"]
     assert pairs.pairs == both.pairs
     assert pairs.pair == both.pair
-    assert (pairs.sentences, pairs.strangers) == (both.sentences, both.strangers)
+    assert (pairs.sentences, pairs.interpolated) == (both.sentences, both.interpolated)
     assert told["reconstruction"].clips == both.clips + both.pairs
     assert len({arm_named(name).schedule for name in told}) == 1
 
@@ -775,7 +776,7 @@ def test_an_ablation_changes_one_loss_and_nothing_else():
             "with-discriminators": {"discriminator"},
             "no-phases": {"pair"},
             "with-average": {"average"},
-            "with-labels": {"labels", "inverted", "inversion_steps"},
+            "with-labels": {"pseudo_labels", "pseudo_labeled", "inversion_steps"},
         }
         which = arm.name.removeprefix(f"{GOALS_FOR}-")
         assert others == settings.get(which, set()), arm.name

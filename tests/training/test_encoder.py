@@ -20,23 +20,25 @@ from torch import Tensor
 from conftest import preset_codes, tiny_model
 from revox.checkpoint.release import ENCODER_PREFIXES
 from revox.model.codec import Codec
-from revox.training.encoder import EncoderTrainer, Recordings, Validation
+from revox.training.encoder import EncoderTrainer, TrainingData
 from revox.training.errors import TrainingError
+from revox.training.recordings import Recordings
 from revox.training.settings import EncoderTraining, read_settings
+from revox.training.validation import Validation
 from revox.training.world import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SETTINGS: dict[str, Any] = {
-    "steps": 6, "clips": 2, "pairs": 2, "labels": 2, "inverted": 3, "seconds": 0.64, "save_every": 2,
-    "report_every": 1, "validate_every": 100, "warmup": 2, "decay_steps": 2, "learning_rate": 3e-5,
-    "resolutions": [[512, 40], [256, 20]],
+    "steps": 6, "clips": 2, "pairs": 2, "pseudo_labels": 2, "pseudo_labeled": 3, "seconds": 0.64,
+    "save_every": 2, "report_every": 1, "validate_every": 100, "warmup": 2, "decay_steps": 2,
+    "learning_rate": 3e-5, "resolutions": [[512, 40], [256, 20]],
     "weights": {"waveform": 1.0, "feature": 2.0, "adversarial": 1.0},
     "discriminator": {"start": 2, "every": 1, "n_ffts": [256, 128], "channels": 2, "seconds": 0.3},
 }  # fmt: skip
 
 
-NO_LABELS: dict[str, Any] = {"labels": 0, "inverted": 0}
+NO_LABELS: dict[str, Any] = {"pseudo_labels": 0, "pseudo_labeled": 0}
 
 
 def clips() -> list[Tensor]:
@@ -82,8 +84,13 @@ def trainer(folder: Path, world: World | None = None, **changes: Any) -> Encoder
     samples = 8 * 1920
     recordings = ClipsInMemory(clips(), samples, settings.clips, world) if settings.clips else None
     return EncoderTrainer(
-        tiny_model(), list(preset_codes().values()), settings, folder, recordings=recordings, world=world,
-        labelled=labelled() if settings.labels else (),
+        tiny_model(),
+        TrainingData(
+            list(preset_codes().values()), recordings, labelled() if settings.pseudo_labels else ()
+        ),
+        settings,
+        folder,
+        world=world,
         validation=Validation(clips=clips()[:2]),
     )  # fmt: skip
 
@@ -192,7 +199,7 @@ def test_pairs_teach_it_the_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     weights = {"commitment": 0.0, "diversity": 0.0}
     run = trainer(
         tmp_path, steps=60, clips=0, pairs=6, **NO_LABELS, seconds=0.32, learning_rate=2e-3, weights=weights,
-        pair={"phases": 0}, decay_steps=20,
+        pair={"all_pass": 0}, decay_steps=20,
     )  # fmt: skip
     always = run.pairs.draw_codes(6, run.frames, torch.Generator().manual_seed(0))
     monkeypatch.setattr(run.pairs, "draw_codes", lambda *_: always)
@@ -203,7 +210,7 @@ def test_pairs_teach_it_the_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_pairs_are_heard_in_other_phases_than_the_decoders_unless_told_otherwise(tmp_path: Path):
     off = {"clips": 0, **NO_LABELS}
-    plain = trainer(tmp_path / "plain", **off, pair={"phases": 0})
+    plain = trainer(tmp_path / "plain", **off, pair={"all_pass": 0})
     heard, codes, _ = plain._batch()
     torch.testing.assert_close(heard, plain.codec.decode(codes))
     turned, codes, _ = trainer(tmp_path / "turned", **off)._batch()
@@ -214,51 +221,21 @@ def test_pairs_are_heard_in_other_phases_than_the_decoders_unless_told_otherwise
 
 
 def test_recordings_that_were_inverted_teach_it_their_codes(tmp_path: Path):
-    only = {"clips": 0, "pairs": 0, "labels": 3, "weights": {"commitment": 0.0, "diversity": 0.0}}
+    only = {"clips": 0, "pairs": 0, "pseudo_labels": 3, "weights": {"commitment": 0.0, "diversity": 0.0}}
     run = trainer(tmp_path, steps=60, learning_rate=2e-3, decay_steps=20, **only)
     rows = [run.step() for _ in range(60)]
     assert rows[-1]["acoustic"] < 0.6 * rows[0]["acoustic"]
     assert rows[-1]["semantic"] < 0.6 * rows[0]["semantic"]
-    with pytest.raises(TrainingError, match="has been inverted"):
-        EncoderTrainer(tiny_model(), list(preset_codes().values()), run.settings, tmp_path)
+    with pytest.raises(TrainingError, match="has pseudo-labels"):
+        EncoderTrainer(tiny_model(), TrainingData(list(preset_codes().values())), run.settings, tmp_path)
 
 
 def test_pairs_and_inverted_recordings_stand_beside_their_own_codes(tmp_path: Path):
-    heard, codes, _ = trainer(tmp_path, clips=0, pair={"phases": 0})._batch()
+    heard, codes, _ = trainer(tmp_path, clips=0, pair={"all_pass": 0})._batch()
     assert len(heard) == len(codes) == 4
     torch.testing.assert_close(heard[:2], trainer(tmp_path).codec.decode(codes[:2]))
     for wave, its in zip(heard[2:], codes[2:], strict=True):
         assert any(torch.equal(wave, w.float()) and torch.equal(its, c) for w, c in labelled())
-
-
-def test_the_language_model_is_asked_about_those_whose_words_are_known(tmp_path: Path, monkeypatch):
-    asked: list[tuple[Any, ...]] = []
-
-    def acceptance(p: Tensor, values: Tensor, text: str, seed: int) -> Tensor:
-        asked.append((p.shape, values.shape, text, seed))
-        assert torch.allclose(p.sum(dim=1), torch.ones(len(p)))
-        assert bool((values.abs() <= 1).all())
-        return (values - 0.5).abs().mean()
-
-    weights = {"acceptance": 1.0, "reconstruction": 0.0, "commitment": 0.0, "diversity": 0.0}
-    run = trainer(
-        tmp_path, clips=3, pairs=0, **NO_LABELS, weights=weights, acceptance_clips=2, steps=40,
-        learning_rate=2e-3,
-    )  # fmt: skip
-    run.teachers.acceptance = acceptance
-    waves, texts = torch.stack([clip[:15360] for clip in clips()[:3]]), ["one", None, "three"]
-    real = Recordings(waves, torch.tensor([15360, 15360, 5000]), texts, [None] * 3)
-    monkeypatch.setattr(run.recordings, "draw", lambda: real)
-    rows = [run.step() for _ in range(40)]
-    size = run.codec.config.semantic_codebook_size
-    assert [entry[:3] for entry in asked[:2]] == [((8, size), (36, 8), "one"), ((3, size), (36, 3), "three")]
-    assert len({entry[3] for entry in asked}) == 40  # other draws at every step
-    assert rows[-1]["acceptance"] < 0.5 * rows[0]["acceptance"]
-    asked.clear()
-    silent = Recordings(waves, real.lengths, [None] * 3, [None] * 3)
-    monkeypatch.setattr(run.recordings, "draw", lambda: silent)
-    assert run.step()["acceptance"] == 0  # there all the same: ranks must agree on what is averaged
-    assert not asked
 
 
 def test_recordings_alone_bring_the_reconstruction_nearer_and_leave_decoder_and_codebook_alone(
@@ -374,9 +351,9 @@ def test_settings_that_will_not_do_are_a_sentence(tmp_path: Path):
     bad = tmp_path / "bad.yaml"
     for text, sentence in (
         ("clips: 0\npairs: 0\n", "nothing to learn from"),
-        ("labels: 4\n", "go together"),
-        ("inverted: 4\n", "go together"),
-        ("clips: 0\nweights: {acceptance: 1}\n", "is of recordings"),
+        ("pseudo_labels: 4\n", "go together"),
+        ("pseudo_labeled: 4\n", "go together"),
+        ("weights: {acceptance: 1}\n", "no such loss any more"),
         ("weights: {mell: 1}\n", "weights.mell"),
         ("learning_rate: -1\n", "learning_rate"),
         ("weights: {speaker: 1}\n", "verifier"),
@@ -392,3 +369,34 @@ def test_settings_that_will_not_do_are_a_sentence(tmp_path: Path):
         read_settings(tmp_path / "none.yaml")
     with pytest.raises(TrainingError, match="make it a multiple"):
         trainer(tmp_path, World(rank=0, size=3))
+
+
+def test_settings_of_version_0_1_are_read_and_their_new_names_are_said(tmp_path: Path):
+    old = tmp_path / "old.yaml"
+    old.write_text(
+        "labels: 2\ninverted: 8\nstrangers: 0.5\nacceptance_clips: 1\nweights: {acceptance: 0, mel: 3}\n"
+        "pair: {phases: 1.5, shift: 0.2, shake: 0.1, strange: 0.3}\n"
+    )
+    with pytest.warns(FutureWarning) as caught:
+        settings = read_settings(old)
+    assert (settings.pseudo_labels, settings.pseudo_labeled, settings.interpolated) == (2, 8, 0.5)
+    pair = settings.pair
+    assert (pair.all_pass, pair.offset, pair.jitter, pair.replace) == (1.5, 0.2, 0.1, 0.3)
+    assert settings.weights.mel == 3
+    said = [str(warning.message) for warning in caught]
+    assert len(said) == 9
+    assert any("pair.shake is called pair.jitter now" in sentence for sentence in said)
+
+
+def test_a_state_of_version_0_1_is_taken_up(tmp_path: Path):
+    whole = trainer(tmp_path / "whole")
+    for _ in range(3):
+        whole.step()
+    state = whole.state()
+    for new, old in (("discriminators", "judges"), ("discriminator_optimizer", "judge_optimizer")):
+        state[old] = state.pop(new)
+    whole.write_state(state)
+    again = trainer(tmp_path / "whole")
+    assert again.resume()
+    wanted, found = whole.step(), again.step()
+    assert found == wanted

@@ -6,9 +6,9 @@ import dataclasses
 import itertools
 import json
 import os
-import shutil
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,14 +26,15 @@ from revox.cli import train_command
 from revox.cloning.clone import PARTS
 from revox.coding.invert import InversionConfig
 from revox.coding.student import QuickEncoderTraining
+from revox.progress import Progress
 from revox.synthesis.engine import Engine, Request
 from revox.synthesis.prompt import Prompt
 from revox.training.data import SpeechSource, find_sources
 from revox.training.errors import TrainingError
-from revox.training.inverted import inverted_recordings
-from revox.training.restore import RunOptions, hold_out, restore_encoder, texts_of
+from revox.training.pseudo_labels import pseudo_labeled
+from revox.training.restore import TRAINING, RunOptions, hold_out, restore_encoder, texts_of
 from revox.training.settings import EncoderTraining
-from revox.training.spoken import read_sentences, spoken_codes, stranger
+from revox.training.spoken import interpolated_voice, read_sentences, spoken_codes
 
 SETTINGS: dict[str, Any] = {
     "steps": 4, "clips": 2, "pairs": 2, "seconds": 0.64, "save_every": 2, "report_every": 1,
@@ -66,17 +67,17 @@ def test_a_run_told_to_stop_saves_and_goes_on_to_the_same_encoder(
         tiny_checkpoint, [str(speech)], tmp_path / "whole", settings(), options(tmp_path / "cache")
     )
 
-    def stop(row: dict[str, float]) -> None:
-        if row["step"] == 2:
+    def stop(at: Progress) -> None:
+        if at.what == TRAINING and at.done == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
     out = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
         restore_encoder(
-            tiny_checkpoint, [str(speech)], out, settings(), options(tmp_path / "cache", report=stop)
+            tiny_checkpoint, [str(speech)], out, settings(), options(tmp_path / "cache", progress=stop)
         )
     said: list[str] = []
-    again = options(tmp_path / "cache", resume=True, say=said.append)
+    again = options(tmp_path / "cache", resume=True, message=said.append)
     resumed = restore_encoder(tiny_checkpoint, [str(speech)], out, settings(), again)
     assert "going on from step 2" in said
     assert any("but there are none: weights.feature and" in sentence for sentence in said)
@@ -103,10 +104,10 @@ def test_steps_too_short_to_be_told_have_a_pace_all_the_same(
     ticks = itertools.count()
     clock = SimpleNamespace(perf_counter=lambda: 0.01 * next(ticks), process_time=time.process_time)
     monkeypatch.setattr("revox.training.run.time", clock)
-    rows: list[dict[str, float]] = []
+    rows: list[Mapping[str, Any]] = []
     restore_encoder(
         tiny_checkpoint, [], tmp_path / "out", settings(clips=0, steps=2),
-        options(tmp_path, report=rows.append),
+        options(tmp_path, progress=lambda at: rows.append(at.facts)),
     )  # fmt: skip
     assert rows[0]["seconds"] == 0.0
     assert rows[0]["audio_seconds_per_second"] == pytest.approx(2 * 0.64 / 0.01)
@@ -115,7 +116,7 @@ def test_steps_too_short_to_be_told_have_a_pace_all_the_same(
 def test_recordings_are_inverted_once_and_kept_as_they_are_found(
     tiny_checkpoint: Path, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    import revox.training.inverted as module
+    import revox.training.pseudo_labels as module
 
     codec = load_model(tiny_checkpoint, dtype=torch.float32, parts=PARTS).audio_tokenizer
     sources = find_sources([str(speech)], cache=tmp_path / "cache", workers=0)
@@ -127,12 +128,12 @@ def test_recordings_are_inverted_once_and_kept_as_they_are_found(
 
     monkeypatch.setattr(module, "invert", invert)
     monkeypatch.setattr(module, "default_training", lambda codec: QuickEncoderTraining(steps=2))
-    kept = tmp_path / "inverted.safetensors"
+    cache = tmp_path / "pseudo-labels"
 
     def inverted(count: int, stamp: str = "a", **changes: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
         asked.clear()
-        wanted = settings(**{"labels": 2, "inverted": count, "inversion_steps": 3} | changes)
-        return inverted_recordings(codec, list(preset_codes().values()), sources, wanted, kept, stamp=[stamp])
+        wanted = settings(**{"pseudo_labels": 2, "pseudo_labeled": count, "inversion_steps": 3} | changes)
+        return pseudo_labeled(codec, list(preset_codes().values()), sources, wanted, cache, stamp=[stamp])
 
     two = inverted(2)
     assert len(asked) == 2
@@ -144,11 +145,12 @@ def test_recordings_are_inverted_once_and_kept_as_they_are_found(
     assert len(inverted(3)) == 3
     assert not asked
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_write", lambda *_: None)  # what is kept stays
+        patch.setattr(module, "save_stamped", lambda *_: None)  # the cache stays as it is
         for changes in ({"stamp": "b"}, {"seed": 1}, {"inversion_steps": 2}):
             inverted(1, **changes)
             assert len(asked) == 1, changes
-    kept.write_bytes(kept.read_bytes()[:200])
+    first = cache / "000000.safetensors"
+    first.write_bytes(first.read_bytes()[:200])
     inverted(1)
     assert len(asked) == 1  # damaged: inverted again
     stopped = dataclasses.replace(real(codec, asked[0].float(), seed=0, config=FEW), stopped=True)
@@ -158,56 +160,35 @@ def test_recordings_are_inverted_once_and_kept_as_they_are_found(
     assert len(inverted(1)) == 1
 
 
-def test_a_run_with_labels_and_the_language_models_word_goes_on_to_the_same_encoder(
+def test_a_run_with_pseudo_labels_goes_on_to_the_same_encoder(
     tiny_checkpoint: Path, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
-        "revox.training.inverted.default_training", lambda codec: QuickEncoderTraining(steps=2)
+        "revox.training.pseudo_labels.default_training", lambda codec: QuickEncoderTraining(steps=2)
     )
-    said = tmp_path / "said"
-    for file in speech.rglob("*.flac"):
-        to = said / file.relative_to(speech)
-        to.parent.mkdir(parents=True)
-        shutil.copy(file, to)
-        to.with_suffix(".txt").write_text("good evening")
-    asked = {
-        "labels": 2,
-        "inverted": 2,
-        "inversion_steps": 2,
-        "weights": {"acceptance": 1.0},
-        "seconds": 1.28,
-    }
-    rows: list[dict[str, float]] = []
+    asked = {"pseudo_labels": 2, "pseudo_labeled": 2, "inversion_steps": 2, "seconds": 1.28}
 
     def restored(out: Path, stop: bool = False, **changes: Any) -> Path:
-        def report(row: dict[str, float]) -> None:
-            rows.append(row)
-            if stop and row["step"] == 2:
+        def progress(at: Progress) -> None:
+            if stop and at.what == TRAINING and at.done == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        told = options(tmp_path / "cache", report=report, **changes)
-        return restore_encoder(tiny_checkpoint, [str(said)], out, settings(**asked), told)
+        told = options(tmp_path / "cache", progress=progress, **changes)
+        return restore_encoder(tiny_checkpoint, [str(speech)], out, settings(**asked), told)
 
     whole = restored(tmp_path / "whole")
-    assert all(row["acceptance"] > 0 for row in rows)
     with pytest.raises(KeyboardInterrupt):
         restored(tmp_path / "stopped", stop=True)
-    # A run begun before a setting was there goes on with its default.
-    kept = tmp_path / "stopped" / "settings.json"
-    begun = json.loads(kept.read_text())
-    assert begun.pop("acceptance_clips") == 1
-    kept.write_text(json.dumps(begun))
+    # A run begun before a setting was there goes on with its default; settings of 0.1 have older names.
+    path = tmp_path / "stopped" / "settings.json"
+    begun = json.loads(path.read_text())
+    assert begun.pop("compile") is False
+    begun |= {"labels": begun.pop("pseudo_labels"), "inverted": begun.pop("pseudo_labeled")}
+    begun |= {"strangers": begun.pop("interpolated"), "acceptance_clips": 1}
+    begun["pair"]["phases"] = begun["pair"].pop("all_pass")
+    begun["weights"]["acceptance"] = 0.0
+    path.write_text(json.dumps(begun))
     assert restored(tmp_path / "stopped", resume=True).read_bytes() == whole.read_bytes()
-
-
-def test_the_language_model_cannot_be_asked_where_no_words_are_known(
-    tiny_checkpoint: Path, speech: Path, tmp_path: Path
-):
-    with pytest.raises(TrainingError, match="no clip has a transcript"):
-        restore_encoder(
-            tiny_checkpoint, [str(speech)], tmp_path / "out", settings(weights={"acceptance": 1.0}),
-            options(tmp_path / "cache"),
-        )  # fmt: skip
 
 
 def speakers_of(sources: list[SpeechSource]) -> set[str]:
@@ -227,15 +208,14 @@ def test_speakers_that_are_looked_at_are_not_learnt_from(speech: Path, tmp_path:
 def test_what_the_presets_say_is_kept_and_taken_up_where_it_stopped(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("revox.training.spoken.AT_ONCE", 2)
+    monkeypatch.setattr("revox.training.spoken.BATCH", 2)
     monkeypatch.setattr("revox.training.spoken.MAX_FRAMES", 80)
-    kept, told = tmp_path / "spoken.safetensors", []
+    cache, told = tmp_path / "spoken", []
 
     def spoken(count: int, seed: int = 0) -> list[torch.Tensor]:
         told.clear()
         return spoken_codes(
-            tiny_checkpoint, count, kept, seed=seed, dtype=torch.float32,
-            progress=lambda done, of: told.append(done),
+            tiny_checkpoint, count, cache, seed=seed, progress=lambda at: told.append(at.done)
         )  # fmt: skip
 
     two = spoken(2)
@@ -246,14 +226,15 @@ def test_what_the_presets_say_is_kept_and_taken_up_where_it_stopped(
     assert all(torch.equal(a, b) and a.shape[0] == 37 for a, b in zip(two, four, strict=False))
     spoken(4)
     assert told == []
-    kept.write_bytes(kept.read_bytes()[:100])
+    first = cache / "000000.safetensors"
+    first.write_bytes(first.read_bytes()[:100])
     spoken(2)
     assert told == [2]  # damaged: spoken again
     spoken(2, seed=1)
     assert told == [2]  # another seed
 
 
-def test_each_sentence_is_another_and_some_are_said_by_strangers(
+def test_each_sentence_is_another_and_some_are_said_in_interpolated_voices(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     said: list[tuple[str, str, torch.Tensor]] = []
@@ -268,31 +249,32 @@ def test_each_sentence_is_another_and_some_are_said_by_strangers(
 
     monkeypatch.setattr("revox.training.spoken.make_prompt", make_prompt)
     monkeypatch.setattr(Engine, "generate_batch", generate_batch)
+    monkeypatch.setattr("revox.training.spoken.BATCH", 2)
 
-    def spoken(count: int, strangers: float, name: str = "a") -> list[tuple[str, str, torch.Tensor]]:
+    def spoken(count: int, share: float, name: str = "a") -> list[tuple[str, str, torch.Tensor]]:
         said.clear()
         texts = [f"sentence {i}" for i in range(24)]
-        spoken_codes(tiny_checkpoint, count, tmp_path / name, sentences=texts, strangers=strangers)
+        spoken_codes(tiny_checkpoint, count, tmp_path / name, sentences=texts, interpolated=share)
         return list(said)
 
     presets = spoken(24, 0.0)
     assert len({text for text, *_ in presets}) == 24
     assert len({name for _, name, _ in presets}) == 20
-    strangers = spoken(30, 1.0)
-    assert {name for _, name, _ in strangers} == {"stranger"}
-    assert len({float(rows.float().sum()) for *_, rows in strangers}) == 30
-    pairs = [(text, float(rows.float().sum())) for text, _, rows in strangers]
+    others = spoken(30, 1.0)
+    assert {name for _, name, _ in others} == {"interpolated"}
+    assert len({float(embedding.float().sum()) for *_, embedding in others}) == 30
+    pairs = [(text, float(embedding.float().sum())) for text, _, embedding in others]
     assert len(set(pairs)) == 30, "when the sentences are over, others say them"
     some = spoken(30, 0.5)
-    assert 5 < sum(name == "stranger" for _, name, _ in some) < 25
+    assert 5 < sum(name == "interpolated" for _, name, _ in some) < 25
     half = spoken(16, 0.5, "b") + spoken(30, 0.5, "b")
     assert [(text, name) for text, name, _ in half] == [(text, name) for text, name, _ in some]
 
 
-def test_a_stranger_keeps_what_is_said_and_stands_between_and_beside_the_presets(tiny_checkpoint: Path):
+def test_an_interpolated_voice_keeps_the_words_and_lies_between_and_around_the_presets(tiny_checkpoint: Path):
     rng = torch.Generator().manual_seed(0)
     presets = [torch.randint(0, 21, (37, 12), generator=rng) for _ in range(3)]
-    made = [stranger(presets, 21, rng) for _ in range(40)]
+    made = [interpolated_voice(presets, 21, rng) for _ in range(40)]
     for codes in made:
         (one,) = [p for p in presets if torch.equal(p[0], codes[0])]
         assert int(codes.min()) >= 0
@@ -331,12 +313,12 @@ def test_pairs_are_spoken_from_the_datas_words_and_from_texts_where_they_are_giv
         return []
 
     monkeypatch.setattr("revox.training.restore.spoken_codes", spoken)
-    few = settings(steps=1, sentences=3, strangers=0.25)
+    few = settings(steps=1, sentences=3, interpolated=0.25)
     restore_encoder(tiny_checkpoint, [str(speech)], tmp_path / "a", few, options(tmp_path / "cache"))
     given = options(tmp_path / "cache", sentences=("Mine.",))
     restore_encoder(tiny_checkpoint, [str(speech)], tmp_path / "b", few, given)
     assert [tuple(one["sentences"]) for one in told] == [("Ten past two.",)] * 2 + [("Mine.",)] * 2
-    assert {one["strangers"] for one in told} == {0.25}
+    assert {one["interpolated"] for one in told} == {0.25}
 
 
 def test_texts_that_are_empty_or_missing_are_a_sentence(tmp_path: Path):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from revox.training.watch import Expected, Watch
 
-EXPECTED = Expected(perplexity=200.0, saturated=0.04, row_norm=4.4, row_norm_deviation=0.1)
+EXPECTED = Expected(perplexity=200.0, saturated=0.04, embedding_norm=4.4, embedding_norm_deviation=0.1)
 HEALTHY = {"perplexity": 150.0, "mel": 0.5, "acoustic": 2.0, "discriminator": 1.5}
-CHECKED = {"valid_saturated": 0.05, "valid_row_norm": 4.5}
+CHECKED = {"valid_saturated": 0.05, "valid_embedding_norm": 4.5}
 
 
 def told(rows: list[dict[str, float]]) -> list[str]:
     watch = Watch(EXPECTED)
-    return [sentence for row in rows for sentence in watch.told(row)]
+    return [sentence for row in rows for sentence in watch.update(row)]
 
 
 def improving(count: int, **more: float) -> list[dict[str, float]]:
@@ -26,7 +26,7 @@ def test_collapse_saturation_and_strange_rows_are_told_once_each():
     for more, word in (
         ({"perplexity": 5.0}, "collapses"),
         ({"valid_saturated": 0.4}, "first or last level"),
-        ({"valid_row_norm": 7.0}, "norm of 7.00"),
+        ({"valid_embedding_norm": 7.0}, "norm of 7.00"),
     ):
         found = told(improving(30, **more))
         assert len(found) == 1

@@ -34,7 +34,7 @@ class StftDiscriminator(nn.Module):
 
     def forward(self, spectrum: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Score `[batch, 1, bins', frames]` and features of `spectrum` (complex)."""
-        # Compressed magnitude with the phase kept: harmonics 40 dB down are still seen.
+        # Magnitudes are compressed and phases stay: harmonics 40 dB down still count.
         magnitudes = (power(spectrum) + 1e-9).sqrt()
         x = torch.view_as_real(spectrum) * (magnitudes ** (0.4 - 1.0))[..., None]
         x = x.permute(0, 3, 1, 2)
@@ -57,10 +57,11 @@ class Discriminators(nn.Module):
         return [net(s) for net, s in zip(self.nets, spectra, strict=True)]
 
 
-Judged = list[tuple[Tensor, list[Tensor]]]
+Outputs = list[tuple[Tensor, list[Tensor]]]
+"""Score map and feature maps, for each resolution."""
 
 
-def discriminator_loss(real: Judged, fake: Judged) -> Tensor:
+def discriminator_loss(real: Outputs, fake: Outputs) -> Tensor:
     """Hinge loss of the discriminators, mean over resolutions."""
     losses = [
         functional.relu(1 - r).mean() + functional.relu(1 + f).mean()
@@ -69,12 +70,12 @@ def discriminator_loss(real: Judged, fake: Judged) -> Tensor:
     return torch.stack(losses).mean()
 
 
-def adversarial_loss(fake: Judged) -> Tensor:
-    """What the generator wants of the scores: -E[D(fake)], mean over resolutions."""
+def adversarial_loss(fake: Outputs) -> Tensor:
+    """Hinge loss of the generator: -E[D(fake)], mean over resolutions."""
     return torch.stack([-score.mean() for score, _ in fake]).mean()
 
 
-def feature_matching_loss(real: Judged, fake: Judged) -> Tensor:
+def feature_matching_loss(real: Outputs, fake: Outputs) -> Tensor:
     """L1 between feature maps relative to the real ones' mean size (EnCodec, eq. 2), mean over clips, layers
     and resolutions."""
     losses = []

@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revox.training.errors import TrainingError
+from revox.training.recordings import Recordings
 from revox.training.resampling import Resampler
 
 _RATE = 16000
@@ -323,3 +324,22 @@ class AsrDistillation(nn.Module):
         """
         worded = sum(len(h) > 0 for h in targets.hidden)
         return self.by_clip(latents, lengths, targets).sum() / max(worded, 1)
+
+
+class Distiller(nn.Module):
+    """Whisper's targets for a step's recordings, and the loss with its learned projection."""
+
+    def __init__(self, teacher: WhisperTeacher, distillation: AsrDistillation, rate: int) -> None:
+        super().__init__()
+        self.distillation = distillation
+        self._teacher, self._rate = [teacher], rate  # in a list: it is not part of what is trained
+
+    def forward(self, semantic: Tensor, recordings: Recordings) -> Tensor:
+        """The loss of latents `[clips, frames, dim]`."""
+        targets = self._teacher[0].targets(
+            recordings.waveforms, self._rate, recordings.lengths,
+            recordings.transcripts or [None] * len(semantic), languages=recordings.languages or None,
+        )  # fmt: skip
+        frames = torch.tensor([alignment.shape[1] for alignment in targets.alignment])
+        loss: Tensor = self.distillation(semantic, frames, targets)
+        return loss

@@ -32,7 +32,7 @@ def oscillators(channels: int, patch: int, kernel: int, rate: int, top: float = 
     return atoms
 
 
-def initialise(codec: Codec, seed: int, speech_level: float = 0.07) -> None:
+def initialize(codec: Codec, seed: int, speech_level: float = 0.07) -> None:
     """Weights so that activations start near unit size everywhere, whatever the level of the waveform, and so
     that the codec's two ends start as a bank of oscillators instead of noise.
 

@@ -1,40 +1,51 @@
-"""A step's recordings, from the data pipeline's endless batches."""
+"""A step's recordings, from the data room's endless batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from revox.training.data import ClipBatches
-from revox.training.encoder import Recordings
 
 
-class StreamedRecordings:
-    """Batches as `start(state)` gives them (`revox.training.data.ClipBatches`), begun at the first draw."""
+@dataclass(frozen=True)
+class Recordings:
+    """One process's part of a step's recordings.
+
+    `waveforms` `[clips, samples]`, full scale 1, silent beyond `lengths` `[clips]` (samples). Where known,
+    `transcripts` and `languages` are those of each whole clip.
+    """
+
+    waveforms: Tensor
+    lengths: Tensor
+    transcripts: Sequence[str | None] = ()
+    languages: Sequence[str | None] = ()
+
+
+class RecordingStream:
+    """Batches as `start(state)` gives them (`revox.training.data`), begun at the first draw."""
 
     def __init__(self, start: Callable[[dict[str, Any] | None], ClipBatches]) -> None:
         self._start = start
         self._from: dict[str, Any] | None = None
         self._batches: ClipBatches | None = None
 
-    @property
-    def failed(self) -> int:
-        """Clips that could not be decoded so far."""
-        return 0 if self._batches is None else self._batches.failed
-
     def draw(self) -> Recordings:
-        """This rank's next batch. Raises DataError when nothing can be decoded."""
+        """This process's next batch. Raises DataError when nothing can be decoded."""
         if self._batches is None:
             self._batches = self._start(self._from)
         batch = next(self._batches)
         return Recordings(batch.waveforms, batch.lengths, batch.transcripts, batch.languages)
 
     def state(self) -> dict[str, Any]:
-        """Where the sequence stands."""
+        """Where the sequence stands: numbers and strings."""
         return {"from": self._from} if self._batches is None else {"from": self._batches.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from there: the same recordings again."""
         self.close()
         self._from = state["from"]
 

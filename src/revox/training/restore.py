@@ -1,4 +1,4 @@
-"""From a checkpoint as released and folders of speech to an encoder: everything a run needs, put together."""
+"""From a checkpoint as released and folders of speech to an encoder: assembles what a run needs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from revox.checkpoint.encoder_file import ENCODER_FILE, decoder_sha256
 from revox.checkpoint.load import load_model
@@ -22,38 +22,35 @@ from revox.checkpoint.params import read_params
 from revox.cloning.clone import PARTS, preset_codes
 from revox.metrics.codes import perplexity, saturated_share
 from revox.model.config import CodecConfig
-from revox.progress import Progress as Step
+from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech.files import replace_file
 from revox.training.data import ClipBatches, ClipSampler, ClipStream, SpeechSource, find_sources
 from revox.training.data import report as report_sources
 from revox.training.data.locate import audio_source
 from revox.training.data.manifest import cut_source
-from revox.training.encoder import EncoderTrainer, Recordings, Teachers, Validation
+from revox.training.encoder import EncoderTrainer, Teachers, TrainingData
 from revox.training.errors import TrainingError
-from revox.training.inverted import inverted_recordings
-from revox.training.recordings import StreamedRecordings
-from revox.training.settings import EncoderTraining
+from revox.training.pseudo_labels import pseudo_labeled
+from revox.training.recordings import RecordingStream
+from revox.training.settings import EncoderTraining, with_present_names
 from revox.training.spoken import SENTENCES, spoken_codes
+from revox.training.validation import Validation
 from revox.training.watch import Expected, Watch
 from revox.training.world import World
 
-if TYPE_CHECKING:
-    from revox.training.distill import AsrDistillation, WhisperTeacher
-
 SETTINGS_FILE = "settings.json"
-HELD_OUT = 12  # clips of speakers that are not trained on, to look at
-
-Say = Callable[[str], None]
-Progress = Callable[[str, int, int | None], None]
+HELD_OUT = 12  # validation clips, of speakers that are not trained on
+TRAINING = "training the encoder"
+"""The phase whose progress has a row of figures, at every report."""
 
 
 @dataclass
 class RunOptions:
-    """What is not a setting of the method: where things are, and who is told what.
+    """What is not a setting of the method: where things are, and who receives messages.
 
-    `sentences` are what the model says for pairs; without any, what is said in the data.
-    `say` receives sentences, `progress` (what, done, of) of longer preparations, `report` a row of figures
-    every so many steps. Only the main process tells.
+    `sentences` are what the model says for pairs; without any, the transcripts of the data. `message`
+    receives sentences for the user, `progress` the preparations and, of `TRAINING`, the figures of every
+    report as facts. Only the main process calls them.
     """
 
     validation: Sequence[str] = ()
@@ -64,9 +61,8 @@ class RunOptions:
     resume: bool = False
     cache: Path | None = None
     tensorboard: bool = True
-    say: Say = lambda sentence: None
-    progress: Progress = lambda what, done, of: None
-    report: Callable[[dict[str, float]], None] = lambda row: None
+    message: Callable[[str], None] = lambda sentence: None
+    progress: ProgressCallback = ignore_progress
     record: dict[str, Any] = field(default_factory=dict)
 
 
@@ -81,50 +77,40 @@ def restore_encoder(
 
     `data` are the specs of `revox.training.data.find_sources`. A run that was stopped goes on with
     `options.resume`, with the same settings. Raises TrainingError on what cannot be done, KeyboardInterrupt
-    (the state is saved) when it was told to stop.
+    (the state is saved) when it was asked to stop.
     """
     options = options or RunOptions()
     world = World.join(options.device)
-    say = options.say if world.is_main else lambda sentence: None
+    message = options.message if world.is_main else lambda sentence: None
+    progress = options.progress if world.is_main else ignore_progress
     sources: list[SpeechSource] = []
-    if settings.clips or settings.labels:  # what can be wrong is said before anything is written or computed
-
-        def indexed(step: Step) -> None:
-            if world.is_main:
-                options.progress(step.what, int(step.done), None)
-
-        sources = find_sources(data, cache=options.cache, workers=options.workers, progress=indexed)
-        if settings.weights.acceptance and not any(map(_has_words, sources)):
-            raise TrainingError(
-                "the acceptance loss needs to know what is said, and no clip has a transcript: set "
-                "weights.acceptance to 0, or give speech with transcripts"
-            )
+    if settings.clips or settings.pseudo_labels:  # errors come before anything is written or computed
+        sources = find_sources(data, cache=options.cache, workers=options.workers, progress=progress)
     _check_folder(out, settings, options.resume, world)
     weights = settings.weights
     if "discriminator" in settings.model_fields_set and not (weights.feature or weights.adversarial):
-        say(
+        message(
             "the config says how discriminators are built, but there are none: weights.feature and "
             "weights.adversarial are 0"
         )
     model = load_model(checkpoint, dtype=torch.float32, parts=PARTS)
-    bank = preset_codes(checkpoint, model)
-    if not bank:
+    codes = preset_codes(checkpoint, model)
+    if not codes:
         raise TrainingError(f"{checkpoint} has no preset whose codes can be recovered: see `revox inspect`")
     config = read_params(checkpoint).voxtral_config().codec
     if settings.sentences and settings.pairs:
         spoken = partial(
-            spoken_codes, checkpoint, settings.sentences, out / "spoken.safetensors",
-            strangers=settings.strangers,
+            spoken_codes, checkpoint, settings.sentences, out / "spoken",
+            interpolated=settings.interpolated,
             sentences=options.sentences or texts_of(sources) or SENTENCES,
             seed=settings.seed, device=world.device,
-            dtype=torch.float32 if world.device == "cpu" else torch.bfloat16,
         )  # fmt: skip
         if world.is_main:
-            spoken(progress=partial(options.progress, "sentences spoken by the model"))
+            spoken(progress=progress)
         world.wait()
-        bank += spoken()  # from the file
-    said = sum(codes.shape[1] for codes in bank) / config.frame_rate
-    say(f"{len(bank)} utterances of the model's own ({said:.0f} s) for pairs")
+        codes += spoken()  # from the cache
+    seconds = sum(one.shape[1] for one in codes) / config.frame_rate
+    message(f"{len(codes)} utterances of the model's own ({seconds:.0f} s) for pairs")
     about: dict[str, Any] = {
         "decoder_sha256": decoder_sha256(checkpoint),
         "data": list(data),
@@ -132,29 +118,29 @@ def restore_encoder(
     recordings, held = None, []
     train: list[SpeechSource] = []
     if sources:
-        told = report_sources(sources, refuse_below=options.refuse_below, workers=options.workers)
-        for sentence in told.sentences:
-            say(sentence)
-        about["hours"], about["speakers"] = round(told.hours, 2), told.speakers
+        found = report_sources(sources, refuse_below=options.refuse_below, workers=options.workers)
+        for sentence in found.sentences:
+            message(sentence)
+        about["hours"], about["speakers"] = round(found.hours, 2), found.speakers
         if options.validation:
-            train, held = told.sources, find_sources(options.validation, cache=options.cache)
+            train, held = found.sources, find_sources(options.validation, cache=options.cache)
         else:
-            train, held = hold_out(told.sources, HELD_OUT)
+            train, held = hold_out(found.sources, HELD_OUT)
     if settings.clips:
-        recordings = StreamedRecordings(
+        recordings = RecordingStream(
             partial(_batches, train, settings, config.sampling_rate, world, options.workers)
         )
-    teachers = _teachers(settings, config, world.device, checkpoint)
-    labelled: list[tuple[Tensor, Tensor]] = []
-    if settings.labels:
-        invert = partial(
-            inverted_recordings, model.audio_tokenizer, bank, train, settings, out / "inverted.safetensors",
+    teachers = _teachers(settings, config, world.device)
+    labeled: list[tuple[Tensor, Tensor]] = []
+    if settings.pseudo_labels:
+        label = partial(
+            pseudo_labeled, model.audio_tokenizer, codes, train, settings, out / "pseudo-labels",
             stamp=[about["decoder_sha256"], *data], device=world.device,
         )  # fmt: skip
         if world.is_main:
-            invert(progress=options.progress)
+            label(progress=progress)
         world.wait()
-        labelled = invert()  # from the file
+        labeled = label()  # from the cache
     clips = _first_clips(held, settings.seconds, config.sampling_rate)
     writer = _writer(out) if options.tensorboard and world.is_main else None
     validation = Validation(clips=clips)
@@ -162,22 +148,22 @@ def restore_encoder(
         validation.sounds = partial(_write_sounds, writer, config.sampling_rate)
         validation.histogram = lambda step, use: writer.add_histogram("semantic codes", _spread(use), step)
     trainer = EncoderTrainer(
-        model, bank, settings, out, recordings=recordings, world=world, about=about,
-        teachers=teachers, labelled=labelled, validation=validation,
+        model, TrainingData(codes, recordings, labeled), settings, out, teachers=teachers,
+        validation=validation, world=world, about=about,
     )  # fmt: skip
     if options.resume:
         trainer.resume()
-        say(f"going on from step {trainer.step_count}")
-    watch = Watch(_expected(model, bank, config.acoustic_codebook_size))
+        message(f"going on from step {trainer.step_count}")
+    watch = Watch(_expected(model, codes, config.acoustic_codebook_size))
 
     def report(row: dict[str, float]) -> None:
         if not world.is_main:
             return
-        items = settings.clips + settings.pairs + settings.labels
-        # Seconds a step, earlier sittings included; the row's own are rounded, to 0 on a fast machine.
-        pace = trainer.seconds / trainer.step_count
+        items = settings.clips + settings.pairs + settings.pseudo_labels
+        # Earlier sittings included; the row's own seconds are rounded, to 0 on a fast machine.
+        seconds_a_step = trainer.seconds / trainer.step_count
         row = row | {
-            "audio_seconds_per_second": round(settings.seconds * items / pace, 2),
+            "audio_seconds_per_second": round(settings.seconds * items / seconds_a_step, 2),
             "seconds_left": trainer.seconds_left(),
             "cpu_seconds": round(trainer.cpu_seconds, 2),
         }
@@ -186,9 +172,9 @@ def restore_encoder(
         if writer is not None:
             for name, value in row.items():
                 writer.add_scalar(name, value, int(row["step"]))
-        options.report(row)
-        for warning in watch.told(row):
-            say(warning)
+        progress(Progress(TRAINING, trainer.step_count, settings.steps, row))
+        for warning in watch.update(row):
+            message(warning)
 
     try:
         trainer.run(
@@ -203,11 +189,6 @@ def restore_encoder(
         if writer is not None:
             writer.close()
     return out / ENCODER_FILE
-
-
-def _has_words(source: SpeechSource) -> bool:
-    """Whether some clip's words are known; of a stream that is not known before it is read."""
-    return isinstance(source.cuts, ClipStream) or any(source.cuts.texts())
 
 
 def texts_of(sources: Sequence[SpeechSource], most: int = 20_000) -> list[str]:
@@ -279,15 +260,18 @@ def _first_clips(held: Sequence[SpeechSource], seconds: float, rate: int) -> lis
 
 
 def _check_folder(out: Path, settings: EncoderTraining, resume: bool, world: World) -> None:
-    kept = out / SETTINGS_FILE
+    path = out / SETTINGS_FILE
     asked = settings.model_dump(mode="json")
-    if kept.is_file():
+    if path.is_file():
         if not resume:
             raise TrainingError(f"{out} holds a run already: go on with --resume, or name another folder")
         try:  # a setting that came later has its default
-            before = EncoderTraining.model_validate_json(kept.read_bytes()).model_dump(mode="json")
-        except ValueError:
-            raise TrainingError(f"{kept} cannot be read: start a new run in another folder") from None
+            given, _ = with_present_names(json.loads(path.read_bytes()))
+            before = EncoderTraining.model_validate(given).model_dump(mode="json")
+        except TrainingError:
+            raise
+        except (ValueError, AttributeError):
+            raise TrainingError(f"{path} cannot be read: start a new run in another folder") from None
         other = [name for name in asked if before.get(name) != asked[name]]
         free = {"steps", "decay_steps", "save_every", "report_every", "validate_every", "keep", "compile"}
         if set(other) - free:
@@ -300,15 +284,15 @@ def _check_folder(out: Path, settings: EncoderTraining, resume: bool, world: Wor
     world.wait()
     if world.is_main:
         out.mkdir(parents=True, exist_ok=True)
-        replace_file(kept, json.dumps(asked, indent=1))
+        replace_file(path, json.dumps(asked, indent=1))
 
 
-def _expected(model: Any, bank: Sequence[Tensor], levels: int) -> Expected:
-    together = torch.cat(list(bank), dim=1)
+def _expected(model: Any, codes: Sequence[Tensor], levels: int) -> Expected:
+    together = torch.cat(list(codes), dim=1)
     norms = torch.stack(
         [
-            model.mm_audio_embeddings.voice_embedding(codes)[:-1].float().norm(dim=-1).mean()
-            for codes in bank[:20]
+            model.mm_audio_embeddings.voice_embedding(one)[:-1].float().norm(dim=-1).mean()
+            for one in codes[:20]
         ]
     )
     return Expected(
@@ -316,34 +300,11 @@ def _expected(model: Any, bank: Sequence[Tensor], levels: int) -> Expected:
     )
 
 
-class Distiller(nn.Module):
-    """Whisper's targets for a batch, and the loss with its learned projection."""
-
-    def __init__(self, teacher: WhisperTeacher, distillation: AsrDistillation, rate: int) -> None:
-        super().__init__()
-        self.distillation = distillation
-        self._teacher, self._rate = [teacher], rate  # in a list: it is no part of what is trained
-
-    def forward(self, semantic: Tensor, recordings: Recordings) -> Tensor:
-        """The loss of latents `[clips, frames, dim]`."""
-        targets = self._teacher[0].targets(
-            recordings.waveforms, self._rate, recordings.lengths,
-            recordings.transcripts or [None] * len(semantic), languages=recordings.languages or None,
-        )  # fmt: skip
-        frames = torch.tensor([alignment.shape[1] for alignment in targets.alignment])
-        loss: Tensor = self.distillation(semantic, frames, targets)
-        return loss
-
-
-def _teachers(settings: EncoderTraining, config: CodecConfig, device: str, checkpoint: Path) -> Teachers:
+def _teachers(settings: EncoderTraining, config: CodecConfig, device: str) -> Teachers:
     rate = config.sampling_rate
     found = Teachers()
-    if settings.weights.acceptance:
-        from revox.training.acceptance import accepting
-
-        found.acceptance = accepting(checkpoint, device)
     if settings.weights.distillation and settings.whisper:
-        from revox.training.distill import AsrDistillation, WhisperTeacher
+        from revox.training.distill import AsrDistillation, Distiller, WhisperTeacher
 
         teacher = WhisperTeacher.load(settings.whisper, device)
         with torch.random.fork_rng(devices=[]):

@@ -5,61 +5,56 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import pickle
 import signal
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from revox.speech.files import replace_file
 from revox.training.errors import TrainingDivergedError, TrainingError
 
 
-class Schedule(Protocol):
-    """The settings that every run has."""
+class RunSettings(Protocol):
+    """What the settings of every run have, frozen or not."""
 
     @property
     def steps(self) -> int:
         """Steps in all."""
-        ...
 
     @property
     def learning_rate(self) -> float:
         """The highest."""
-        ...
 
     @property
     def warmup(self) -> int:
         """Steps until it is reached."""
-        ...
 
     @property
     def decay_steps(self) -> int:
         """Steps at the end over which it falls."""
-        ...
 
     @property
     def save_every(self) -> int:
         """Steps between states."""
-        ...
 
     @property
     def seed(self) -> int:
         """Of everything that is drawn."""
-        ...
 
 
 @contextlib.contextmanager
-def kept_state(path: Path, device: str = "cpu", *, mmap: bool = False) -> Iterator[dict[str, Any]]:
-    """What a run kept in its state file `path`, for a body that takes it up.
+def saved_state(path: Path, device: str = "cpu", *, mmap: bool = False) -> Iterator[dict[str, Any]]:
+    """The state that a run saved in the file `path`, for a body that takes it up.
 
-    Raises TrainingError for one that cannot be read, or is of another network.
+    Raises TrainingError if the file cannot be read or belongs to another network.
     """
     try:
         state = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
@@ -83,17 +78,17 @@ def kept_state(path: Path, device: str = "cpu", *, mmap: bool = False) -> Iterat
 class Run(ABC):
     """Steps, a log and resumable state in `folder`, as `NAME-state.pt` and `NAME-log.jsonl`.
 
-    A subclass takes steps and says what its state is; two generators, `rng` and `numpy_rng`, are part of it.
+    A subclass takes steps and says what its state is. Two generators, `rng` and `numpy_rng`, are part of it.
     """
 
-    def __init__(self, name: str, schedule: Schedule, folder: Path, device: str) -> None:
+    def __init__(self, name: str, schedule: RunSettings, folder: Path, device: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.schedule, self.device = schedule, device
         self.state_path, self.log_path = folder / f"{name}-state.pt", folder / f"{name}-log.jsonl"
         self.rng = torch.Generator().manual_seed(schedule.seed)
         self.numpy_rng = np.random.default_rng(schedule.seed)
         self.step_count, self.seconds = 0, 0.0
-        self.cpu_seconds = 0.0  # of this process, in steps: what they cost on a machine that others use too
+        self.cpu_seconds = 0.0  # of this process: what steps cost on a machine that others use too
 
     @abstractmethod
     def take_step(self) -> dict[str, float]:
@@ -108,11 +103,11 @@ class Run(ABC):
         """Take up what `state` gave."""
 
     def agreed(self, stop: bool) -> bool:
-        """Whether to stop, when this process was told to or not: of several that run together, all must."""
+        """Whether to stop, given whether this process was asked to: processes that train together agree."""
         return stop
 
     def step(self) -> dict[str, float]:
-        """`take_step`, counted and timed. Raises TrainingDivergedError when the loss is no number."""
+        """`take_step`, counted and timed. Raises TrainingDivergedError when the loss is not finite."""
         began, cpu_began = time.perf_counter(), time.process_time()
         losses = self.take_step()
         self.step_count += 1
@@ -126,8 +121,8 @@ class Run(ABC):
         return losses
 
     def seconds_left(self) -> int:
-        """For the steps still to take, at the pace of those taken, earlier sittings included."""
-        # not from a row of the log: its seconds are rounded, to 0 on a fast machine
+        """For the steps still to take, at the mean time of those taken, earlier sittings included."""
+        # Not from a row of the log, whose seconds are rounded: to 0 on a fast machine.
         return round(self.seconds / self.step_count * (self.schedule.steps - self.step_count))
 
     def learning_rate(self) -> float:
@@ -138,12 +133,14 @@ class Run(ABC):
         return schedule.learning_rate * warm * max(cool, 0.01)
 
     def save(self) -> None:
-        """Write the state beside and rename."""
+        """Replace the saved state by the present one."""
         self.write_state(self.state())
 
     def write_state(self, state: dict[str, Any]) -> None:
-        """Write `state` with what every run keeps: steps, seconds, generators. Raises OSError; then the state
-        before it is still there."""
+        """Save `state` with what every run has: steps, seconds, generators.
+
+        Raises OSError; the state saved before is then still there.
+        """
         state = state | {
             "step": self.step_count,
             "seconds": self.seconds,
@@ -151,28 +148,23 @@ class Run(ABC):
             "rng": self.rng.get_state(),
             "numpy_rng": json.dumps(self.numpy_rng.bit_generator.state),
         }
-        beside = self.state_path.with_suffix(".partial")
         try:
-            with beside.open("wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
+            replace_file(self.state_path, partial(torch.save, state))
         except (OSError, RuntimeError) as error:
-            with contextlib.suppress(OSError):
-                beside.unlink()
-            # what failed first: torch's own error, in closing its archive, comes over the system's
+            # When a write fails, torch raises its own error over the system's.
             first = error if isinstance(error, OSError) else error.__context__
             if not isinstance(first, OSError):
                 raise
             raise OSError(first.errno, first.strerror, str(self.state_path)) from error
-        os.replace(beside, self.state_path)
 
     def resume(self) -> bool:
-        """Go on from the saved state; False when there is none. Raises TrainingError for one that cannot be
-        read, or is of another network."""
+        """Go on from the saved state; False when there is none.
+
+        Raises TrainingError if it cannot be read or belongs to another network.
+        """
         if not self.state_path.is_file():
             return False
-        with kept_state(self.state_path, self.device) as state:
+        with saved_state(self.state_path, self.device) as state:
             self.load_state(state)
             self.rng.set_state(state["rng"].cpu())
             self.numpy_rng.bit_generator.state = json.loads(state["numpy_rng"])
@@ -188,9 +180,9 @@ class Run(ABC):
         report_every: int,
         validate_every: int,
     ) -> None:
-        """Step to the end of the schedule; each report is also a line of the log.
+        """Step to the end of the schedule. Each report is also a line of the log.
 
-        The state is kept every `save_every` steps and at the end. SIGINT and SIGTERM let the step in hand
+        The state is saved every `save_every` steps and at the end. SIGINT and SIGTERM let the step in hand
         finish, save, and raise KeyboardInterrupt: a state is never half a step. Raises
         TrainingDivergedError, and then saves nothing over the last good state.
         """
@@ -218,7 +210,7 @@ class Run(ABC):
 @contextlib.contextmanager
 def _asked_to_stop() -> Iterator[threading.Event]:
     stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may listen
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield stop
         return
     before = {

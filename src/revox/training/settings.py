@@ -1,7 +1,8 @@
-"""What a run that restores the encoder may be told, read and checked once."""
+"""Settings of a run that restores the encoder, read and checked once."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,15 +19,13 @@ class _Settings(BaseModel):
 
 
 class Weights(_Settings):
-    """What each loss counts; nought leaves it out, and what it would cost.
+    """What each loss counts; 0 leaves it out, and its cost.
 
     Of the reconstruction, among themselves: `mel`, `stft`, `waveform`, `feature`, `adversarial`, `speaker`.
     Of the latents, beside `reconstruction` as a whole: `semantic` and `acoustic` (pairs), `commitment`,
-    `diversity`, `distillation`, `acceptance` (what the language model thinks of a recording's codes, where
-    its transcript is known).
+    `diversity`, `distillation`.
 
-    What is 0 was not worth its cost in the lab at equal time (docs/recovery.md), or needs something: a
-    network, transcripts.
+    What is 0 was not worth its cost in the lab at equal time (docs/recovery.md), or needs another network.
     """
 
     mel: Weight = 4.0
@@ -41,28 +40,27 @@ class Weights(_Settings):
     commitment: Weight = 0.1
     diversity: Weight = 0.1
     distillation: Weight = 0.0
-    acceptance: Weight = 0.0
 
 
 class Pairs(_Settings):
-    """Pairs of codes and audio that the model makes; see `revox.coding.pairs.PairSettings`.
+    """Pairs of codes and the audio decoded from them; see `revox.coding.pairs.PairSettings`.
 
-    Little of what it says is changed: of codes that nobody would say, the sound tells less
-    (docs/recovery.md). `phases`: how far the audio's phases are turned, in milliseconds of delay
-    (`revox.training.phases`); 0: not at all.
+    Codes are changed little: of codes that nobody would say, the sound tells less (docs/recovery.md).
+    `all_pass` is the all-pass augmentation of the audio, in milliseconds of delay
+    (`revox.training.all_pass`); 0 is none.
     """
 
     shortest: Count = 16
     longest: Count = 64
     mixed: float = Field(default=0.0, ge=0, le=1)
-    shift: Weight = 0.15
-    shake: Weight = 0.05
-    strange: float = Field(default=0.0, ge=0, le=1)
-    phases: float = Field(default=2.5, ge=0, le=10)
+    offset: Weight = 0.15
+    jitter: Weight = 0.05
+    replace: float = Field(default=0.0, ge=0, le=1)
+    all_pass: float = Field(default=2.5, ge=0, le=10)
 
 
 class Discriminator(_Settings):
-    """The STFT discriminators: from step `start` on they judge a random window of `seconds` of every clip."""
+    """The STFT discriminators: from step `start` on they see a random window of `seconds` of every clip."""
 
     n_ffts: tuple[Count, ...] = (2048, 1536, 1024, 768, 512, 384, 256, 128)
     channels: Count = 16
@@ -73,16 +71,16 @@ class Discriminator(_Settings):
 
 
 class EncoderTraining(_Settings):
-    """One run. `clips` (recordings), `pairs` and `labels` (recordings inverted beforehand) are items a step
-    over all processes, `seconds` their length.
+    """One run. `clips` (recordings), `pairs` and `pseudo_labels` (recordings whose codes were found by
+    inversion beforehand) are items a step over all processes, `seconds` their length.
 
-    `stages` of the method are weights and counts: pairs only (clips 0), recordings only (pairs 0), both.
+    Pairs alone are `clips: 0`, recordings alone `pairs: 0`.
     """
 
     steps: Count = 100_000
     clips: int = Field(default=8, ge=0)
     pairs: int = Field(default=8, ge=0)
-    labels: int = Field(default=0, ge=0)
+    pseudo_labels: int = Field(default=0, ge=0)
     seconds: float = Field(default=4.0, gt=0.2, le=60)
     learning_rate: float = Field(default=3e-4, gt=0)
     warmup: Count = 500
@@ -91,8 +89,8 @@ class EncoderTraining(_Settings):
     weight_decay: Weight = 0.01
     clip_norm: float = Field(default=1.0, gt=0)
     average: float = Field(default=0.0, ge=0, lt=1)
-    """Decay of an average of the encoder's weights (`revox.training.average`), which is then looked at and
-    kept in their place; 0 for none."""
+    """Decay of an average of the encoder's weights (`revox.training.average`), which is then validated and
+    saved in their place; 0 for none."""
     decay: float = Field(default=0.9999, gt=0, le=1)
     """Of the `waveform` and `stft` weights, a step (the paper's gamma)."""
     balance: bool = True
@@ -102,14 +100,12 @@ class EncoderTraining(_Settings):
     resolutions: tuple[tuple[Count, Count], ...] = ((2048, 160), (1024, 100), (512, 60), (256, 30), (128, 15))
     sentences: int = Field(default=512, ge=0)
     """Spoken by the model before the first step, for pairs of what it says."""
-    strangers: float = Field(default=0.7, ge=0, le=1)
-    """Share of the sentences in voices between and beside the presets'."""
-    inverted: int = Field(default=0, ge=0)
-    """Recordings whose codes inversion finds before the first step, for `labels`."""
+    interpolated: float = Field(default=0.7, ge=0, le=1)
+    """Share of the sentences in interpolated voices, between and around the presets'."""
+    pseudo_labeled: int = Field(default=0, ge=0)
+    """Recordings whose codes inversion finds before the first step, for `pseudo_labels`."""
     inversion_steps: Count = 160
     """For each of them."""
-    acceptance_clips: Count = 1
-    """Recordings a step, of each process, that the language model is asked about."""
     whisper: str | None = None
     verifier: str | None = None
     autocast: bool | None = None
@@ -125,25 +121,57 @@ class EncoderTraining(_Settings):
 
     @model_validator(mode="after")
     def _sensible(self) -> EncoderTraining:
-        if not self.clips and not self.pairs and not self.labels:
-            raise ValueError("clips, pairs and labels are all 0: there is nothing to learn from")
-        if bool(self.labels) != bool(self.inverted):
-            raise ValueError("labels (items a step) and inverted (recordings beforehand) go together")
+        if not self.clips and not self.pairs and not self.pseudo_labels:
+            raise ValueError("clips, pairs and pseudo_labels are all 0: there is nothing to learn from")
+        if bool(self.pseudo_labels) != bool(self.pseudo_labeled):
+            raise ValueError(
+                "pseudo_labels (items a step) and pseudo_labeled (recordings beforehand) go together: set "
+                "both above 0, or neither"
+            )
         weights = self.weights
         through_decoder = (weights.mel, weights.stft, weights.waveform, weights.feature, weights.speaker)
         if weights.reconstruction and self.clips and not any(through_decoder):
             raise ValueError("reconstruction counts but none of its losses: set weights.reconstruction to 0")
-        from_clips = weights.reconstruction or weights.diversity or weights.distillation or weights.acceptance
-        known = self.pairs or self.labels
+        from_clips = weights.reconstruction or weights.diversity or weights.distillation
+        known = self.pairs or self.pseudo_labels
         if not ((self.clips and from_clips) or (known and (weights.semantic or weights.acoustic))):
             raise ValueError("all weights of what there is to learn from are 0")
         if self.weights.distillation and not self.whisper:
             raise ValueError("distillation needs a teacher: set whisper to a folder or a hub id")
-        if weights.acceptance and not self.clips:
-            raise ValueError("the acceptance loss is of recordings: set clips above 0")
         if self.weights.speaker and not self.verifier:
             raise ValueError("the speaker loss needs a network: set verifier to a folder or a hub id")
         return self
+
+
+_RENAMED = {
+    "strangers": "interpolated", "labels": "pseudo_labels", "inverted": "pseudo_labeled",
+    "pair.shift": "pair.offset", "pair.shake": "pair.jitter", "pair.strange": "pair.replace",
+    "pair.phases": "pair.all_pass",
+}  # fmt: skip
+_REMOVED = ("weights.acceptance", "acceptance_clips")
+
+
+def with_present_names(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Settings as version 0.1 named them by the names of today, and a sentence for each that changed.
+
+    Raises TrainingError for a weight of the acceptance loss, which is gone.
+    """
+    found = {name: dict(value) if isinstance(value, dict) else value for name, value in given.items()}
+    changes = []
+    for old in (*_RENAMED, *_REMOVED):
+        *groups, name = old.split(".")
+        group = found.get(groups[0]) if groups else found
+        if not isinstance(group, dict) or name not in group:
+            continue
+        if old in _RENAMED:
+            group[_RENAMED[old].split(".")[-1]] = group.pop(name)
+            changes.append(f"{old} is called {_RENAMED[old]} now")
+        elif name == "acceptance" and group[name]:
+            raise TrainingError(f"{old}: there is no such loss any more: set it to 0, or leave it out")
+        else:
+            del group[name]
+            changes.append(f"{old} is gone: leave it out")
+    return found, changes
 
 
 def read_settings(path: Path | None, **overrides: Any) -> EncoderTraining:
@@ -167,6 +195,9 @@ def read_settings(path: Path | None, **overrides: Any) -> EncoderTraining:
         if found is not None and not isinstance(found, dict):
             raise TrainingError(f"the config {path} holds no settings: write `name: value` lines")
         given = found or {}
+    given, changes = with_present_names(given)
+    for change in changes:
+        warnings.warn(f"the config {path}: {change}", FutureWarning, stacklevel=2)
     given |= {name: value for name, value in overrides.items() if value is not None}
     try:
         return EncoderTraining.model_validate(given)

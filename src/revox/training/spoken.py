@@ -1,30 +1,32 @@
 """What the model itself says, as codes: pairs whose right answer is the language model's own.
 
-Codes that nobody would say are poor questions: the sound that a decoder makes of them tells little of them,
-and what is learnt is noise. So most of what an encoder learns from is speech of the model, of many sentences
-and in many voices: the presets', and voices between and beside theirs.
+The sound that a decoder makes of arbitrary codes tells little of them, and an encoder that learns from such
+pairs learns noise. So most of its pairs are speech of the model, of many sentences and in many voices: the
+presets', and voices interpolated between and around them.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
 from revox.checkpoint.load import load_model
 from revox.checkpoint.tensors import WEIGHTS
 from revox.checkpoint.voices import Voice, list_voices, load_voice
 from revox.cloning.clone import preset_codes
+from revox.progress import Progress, ProgressCallback, ignore_progress
+from revox.speech.files import load_stamped, save_stamped, stamp_of
 from revox.synthesis.engine import Engine, Request
 from revox.synthesis.prompt import Prompter, make_prompt
 from revox.training.errors import TrainingError
-from revox.training.kept import read_kept, write_kept
 
-AT_ONCE = 32
-BESIDE = 0.6  # deviations that a stranger's acoustic values stand beside those between two presets
+BATCH = 32  # sentences spoken together, and cached in one file
+SPREAD = 0.6  # deviations by which an interpolated voice leaves the line between two presets
 MAX_FRAMES = 250  # 20 s: a sentence that does not end by then is babble
 
 SENTENCES = (
@@ -53,7 +55,7 @@ def read_sentences(path: Path) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise TrainingError(f"the texts {path} cannot be read: {reason}") from None
     found = [line for line in lines if line]
     if not found:
@@ -61,69 +63,91 @@ def read_sentences(path: Path) -> list[str]:
     return found
 
 
-def stranger(presets: Sequence[Tensor], levels: int, rng: torch.Generator) -> Tensor:
+def interpolated_voice(presets: Sequence[Tensor], levels: int, rng: torch.Generator) -> Tensor:
     """Codes `[37, frames]` of a voice that is none of `presets`, codes `[37, frames]` of so many `levels`.
 
-    One of them, its acoustic values moved for the whole of it: towards another's mean by any share of the
-    way, and by `BESIDE` of each codebook's deviation over the presets.
+    One of them, its acoustic values offset for the whole of it: towards another's mean by a uniform share of
+    the way, and by `SPREAD` normal deviations of each codebook over the presets.
     """
     one, other = (presets[int(torch.randint(len(presets), (), generator=rng))] for _ in range(2))
     own, target = one[1:].float(), other[1:].float().mean(dim=1)
     deviation = torch.cat([p[1:] for p in presets], dim=1).float().std(dim=1, correction=0).clamp_min(0.5)
     share = float(torch.rand((), generator=rng))
-    shift = share * (target - own.mean(dim=1))
-    shift = shift + BESIDE * torch.randn(len(own), generator=rng) * deviation
-    moved = (own + shift[:, None]).round().clamp(0, levels - 1).long()
+    offset = share * (target - own.mean(dim=1))
+    offset = offset + SPREAD * torch.randn(len(own), generator=rng) * deviation
+    moved = (own + offset[:, None]).round().clamp(0, levels - 1).long()
     return torch.cat((one[:1], moved))
 
 
+class _SpeakingModel:
+    """The model of a checkpoint, loaded, and the voices that it speaks in."""
+
+    def __init__(self, folder: Path, presets: Sequence[str], interpolated: float, seed: int, device: str):
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        self.folder, self.presets, self.interpolated, self.seed = folder, presets, interpolated, seed
+        self.model = load_model(folder, device=device, dtype=dtype)
+        self.prompter = Prompter(folder)
+        self.codes = preset_codes(folder, self.model) if interpolated else []
+
+    def voice(self, i: int, sentences: int) -> Voice:
+        """The voice of the `i`-th utterance; no two voices say one of `sentences` before all are said."""
+        rng = torch.Generator().manual_seed(self.seed * 1_000_003 + i)
+        if self.codes and float(torch.rand((), generator=rng)) < self.interpolated:
+            codes = interpolated_voice(self.codes, self.model.config.codec.acoustic_codebook_size, rng)
+            embeddings = self.model.mm_audio_embeddings
+            return Voice("interpolated", codes, embeddings.voice_embedding(codes.to(self.model.device)))
+        return load_voice(self.folder, self.presets[(i + i // sentences) % len(self.presets)])
+
+    def speak(self, which: range, sentences: Sequence[str]) -> dict[str, Tensor]:
+        """Codes `[37, frames]` of those utterances, int16, by number; none of those that did not end."""
+        requests = []
+        for i in which:
+            text, voice = sentences[i % len(sentences)], self.voice(i, len(sentences))
+            prompt = make_prompt(self.model, self.prompter, text, voice)
+            requests.append(Request(prompt.embeddings, self.seed + i, MAX_FRAMES))
+        spoken = Engine(self.model).generate_batch(requests)
+        return {
+            f"{i:06d}": one.codes().to("cpu", torch.int16).contiguous()
+            for i, one in zip(which, spoken, strict=True)
+            if one.ended
+        }
+
+
 def spoken_codes(
-    folder: Path,
+    checkpoint: Path,
     count: int,
-    kept: Path,
+    cache: Path,
     *,
-    strangers: float = 0.0,
+    interpolated: float = 0.0,
     sentences: Sequence[str] = SENTENCES,
     seed: int = 0,
     device: str = "cpu",
-    dtype: torch.dtype = torch.bfloat16,
-    progress: Callable[[int, int], None] = lambda done, of: None,
+    progress: ProgressCallback = ignore_progress,
 ) -> list[Tensor]:
-    """Codes `[37, frames]` of `count` sentences, said by the presets of the checkpoint `folder` in turn, or,
-    a share `strangers` of them, in a voice of its own each (`stranger`). No two voices say the same sentence
-    before there are no more sentences.
+    """Codes `[37, frames]` of `count` sentences that the model of the folder `checkpoint` says.
 
-    They are kept in the file `kept` after every few, and taken from there where they were made of the same
-    checkpoint, sentences, strangers and seed. What did not end by itself is left out.
+    It speaks in its presets' voices in turn, or, a share `interpolated` of the sentences, each in a voice of
+    its own (`interpolated_voice`); in float32 on the CPU, in bf16 elsewhere. Utterances that do not end by
+    themselves are left out. They are cached in the folder `cache`, `BATCH` to a file, and taken from there
+    where checkpoint, sentences, share and seed are the same. Raises TrainingError without a preset.
     """
-    voices = [entry.name for entry in list_voices(folder) if entry.preset and not entry.problem]
-    if not voices:
-        raise TrainingError(f"{folder} has no preset that could speak: set sentences to 0, or mend it")
-    digest = hashlib.sha256((folder / "params.json").read_bytes())
-    told = ((folder / WEIGHTS).stat().st_size, tuple(sentences), seed, voices, strangers)
-    digest.update(repr(told).encode())
-    stamp = digest.hexdigest()
-    found = [codes.long() for _, codes in sorted(read_kept(kept, stamp).items())]
-    if len(found) >= count:
-        return [codes for codes in found[:count] if codes.shape[1]]
-    model, prompter = load_model(folder, device=device, dtype=dtype), Prompter(folder)
-    presets = preset_codes(folder, model) if strangers else []
-
-    def speaker(i: int) -> Voice:
-        rng = torch.Generator().manual_seed(seed * 1_000_003 + i)
-        if presets and float(torch.rand((), generator=rng)) < strangers:
-            codes = stranger(presets, model.config.codec.acoustic_codebook_size, rng)
-            return Voice("stranger", codes, model.mm_audio_embeddings.voice_embedding(codes.to(model.device)))
-        return load_voice(folder, voices[(i + i // len(sentences)) % len(voices)])
-
-    for start in range(len(found), count, AT_ONCE):
-        which = range(start, min(start + AT_ONCE, count))
-        requests = []
-        for i in which:
-            prompt = make_prompt(model, prompter, sentences[i % len(sentences)], speaker(i))
-            requests.append(Request(prompt.embeddings, seed + i, MAX_FRAMES))
-        spoken = Engine(model).generate_batch(requests)
-        found += [one.codes().cpu() if one.ended else one.codes()[:, :0].cpu() for one in spoken]
-        write_kept(kept, stamp, {f"{i:06d}": codes.to(torch.int16) for i, codes in enumerate(found)})
-        progress(len(found), count)
-    return [codes for codes in found if codes.shape[1]]
+    presets = [entry.name for entry in list_voices(checkpoint) if entry.preset and not entry.problem]
+    if not presets:
+        raise TrainingError(
+            f"{checkpoint} has no preset that could speak: set sentences to 0, or repair the checkpoint"
+        )
+    params = hashlib.sha256((checkpoint / "params.json").read_bytes()).hexdigest()
+    facts = (params, (checkpoint / WEIGHTS).stat().st_size, list(sentences), seed, presets, interpolated)
+    speaker: _SpeakingModel | None = None
+    found: list[Tensor] = []
+    for start in range(0, count, BATCH):
+        which = range(start, min(start + BATCH, count))
+        path, stamp = cache / f"{start:06d}.safetensors", stamp_of(*facts, start, len(which))
+        content = load_stamped(path, stamp)
+        if content is None:
+            speaker = speaker or _SpeakingModel(checkpoint, presets, interpolated, seed, device)
+            content = save(speaker.speak(which, sentences))
+            save_stamped(path, stamp, content)
+            progress(Progress("sentences spoken by the model", which.stop, count))
+        found += [codes.long() for _, codes in sorted(load(content).items()) if codes.shape[1]]
+    return found

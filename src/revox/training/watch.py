@@ -1,4 +1,4 @@
-"""The known ways in which restoring an encoder fails, told while there is time to do something about it."""
+"""Warnings of the known ways in which restoring an encoder fails, while there is time to act."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Expected:
     """What the checkpoint's own codes look like (its presets and its speech): the perplexity of semantic
-    codes, the share of acoustic codes on the first or last level, and rows' norms, mean and deviation."""
+    codes, the share of acoustic codes on the first or last level, and the norm of an embedding's frames, mean
+    and deviation."""
 
     perplexity: float
     saturated: float
-    row_norm: float
-    row_norm_deviation: float
+    embedding_norm: float
+    embedding_norm_deviation: float
 
 
 class Watch:
-    """Reads the run's reports and says each warning once, and again when it has come back."""
+    """Reads the run's reports and gives each warning once, and again when its cause has come back."""
 
     PATIENCE = 20  # reports without progress
-    SETTLED = 5  # reports before anything but divergence is judged
+    SETTLED = 5  # reports before the first warning
 
     def __init__(self, expected: Expected) -> None:
         self.expected = expected
@@ -30,12 +31,12 @@ class Watch:
         self.won: deque[bool] = deque(maxlen=5)
         self.warned: set[str] = set()
 
-    def told(self, row: dict[str, float]) -> list[str]:
+    def update(self, row: dict[str, float]) -> list[str]:
         """Warnings that this report gives cause for, each a sentence with what to try."""
         self.reports += 1
         found = {
             "collapse": self._collapse(row), "saturation": self._saturation(row), "stall": self._stall(row),
-            "discriminator": self._discriminator(row), "rows": self._rows(row),
+            "discriminator": self._discriminator(row), "embeddings": self._embeddings(row),
         }  # fmt: skip
         if self.reports <= self.SETTLED:
             return []
@@ -49,8 +50,8 @@ class Watch:
         if used is None or used >= 0.1 * self.expected.perplexity:
             return None
         return (
-            f"the semantic codebook collapses: as if {used:.0f} codes were in use, where the model uses "
-            f"{self.expected.perplexity:.0f}; raise weights.diversity, or take more pairs"
+            f"the semantic codebook collapses: its perplexity is {used:.0f} codes, the model's "
+            f"{self.expected.perplexity:.0f}; raise weights.diversity, or train on more pairs"
         )
 
     def _saturation(self, row: dict[str, float]) -> str | None:
@@ -59,8 +60,8 @@ class Watch:
         if share is None or share <= limit:
             return None
         return (
-            f"{share:.0%} of the acoustic codes sit on the first or last level, where the model has "
-            f"{self.expected.saturated:.0%}; take more pairs, or lower weights.reconstruction"
+            f"{share:.0%} of the acoustic codes are on the first or last level, of the model's own "
+            f"{self.expected.saturated:.0%}; train on more pairs, or lower weights.reconstruction"
         )
 
     def _stall(self, row: dict[str, float]) -> str | None:
@@ -91,14 +92,14 @@ class Watch:
             "discriminator.learning_rate, or raise discriminator.every"
         )
 
-    def _rows(self, row: dict[str, float]) -> str | None:
-        norm = row.get("valid_row_norm")
+    def _embeddings(self, row: dict[str, float]) -> str | None:
+        norm = row.get("valid_embedding_norm")
         expected = self.expected
-        if norm is None or abs(norm - expected.row_norm) <= 4 * max(
-            expected.row_norm_deviation, 0.01 * expected.row_norm
+        if norm is None or abs(norm - expected.embedding_norm) <= 4 * max(
+            expected.embedding_norm_deviation, 0.01 * expected.embedding_norm
         ):
             return None
         return (
-            f"the clips' rows have a norm of {norm:.2f}, the presets' {expected.row_norm:.2f}: codes "
-            "that the language model does not know; take more pairs"
+            f"the clips' voice embeddings have a norm of {norm:.2f}, the presets' "
+            f"{expected.embedding_norm:.2f}: the language model does not know such codes; train on more pairs"
         )

@@ -1,0 +1,74 @@
+"""Pseudo-labels: recordings with the codes that inversion finds for them, to learn from as from pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from revox.cloning.clone import float_codec
+from revox.coding.invert import Guess, InversionConfig, invert
+from revox.coding.prior import CodePrior
+from revox.coding.student import default_training, quick_encoder_for
+from revox.model.codec import Codec
+from revox.progress import Progress, ProgressCallback, ignore_progress
+from revox.speech.files import load_stamped, save_stamped, stamp_of
+from revox.training.data import ClipBatches, ClipSampler, SpeechSource
+from revox.training.settings import EncoderTraining
+
+
+def pseudo_labeled(
+    codec: Codec,
+    preset_codes: Sequence[Tensor],
+    sources: Sequence[SpeechSource],
+    settings: EncoderTraining,
+    cache: Path,
+    *,
+    stamp: Sequence[str],
+    device: str = "cpu",
+    progress: ProgressCallback = ignore_progress,
+) -> list[tuple[Tensor, Tensor]]:
+    """`settings.pseudo_labeled` clips of `sources`, float16 `[samples]`, each with its codes `[37, frames]`.
+
+    A search starts at the posterior of the student encoder, which is trained on pairs of this decoder, and
+    stays near `preset_codes`: codes that only sound right would teach the encoder what the language model
+    never says. Each is cached in the folder `cache` as it is found, and taken from there where `stamp`, clips
+    and settings are the same. KeyboardInterrupt ends it and is raised again.
+    """
+    facts = (*stamp, settings.seconds, settings.inversion_steps, settings.seed)
+    found: list[tuple[Tensor, Tensor]] = []
+    for i in range(settings.pseudo_labeled):
+        content = load_stamped(cache / f"{i:06d}.safetensors", stamp_of(*facts, i))
+        if content is None:
+            break
+        tensors = load(content)
+        found.append((tensors["samples"], tensors["codes"].long()))
+    if len(found) == settings.pseudo_labeled:
+        return found
+    codec = float_codec(codec).to(device)
+    student = quick_encoder_for(
+        codec, list(preset_codes), default_training(codec), cache,
+        lambda step, steps, losses: progress(Progress("student encoder for inversion", step, steps, losses)),
+    )  # fmt: skip
+    prior, rate = CodePrior.from_codes(preset_codes, codec), codec.config.sampling_rate
+    length = max(1, round(settings.seconds * rate / codec.samples_per_frame)) * codec.samples_per_frame
+    sampler = ClipSampler(sources, seconds=settings.seconds, batch=1, seed=settings.seed + 1)
+    with ClipBatches(sampler, rate, workers=0) as clips:
+        for i, clip in zip(range(settings.pseudo_labeled), clips, strict=False):
+            if i < len(found):
+                continue
+            samples = clip.waveforms[0][:length]
+            samples = torch.nn.functional.pad(samples, (0, length - len(samples)))
+            guess = None if student is None else Guess(*student.guess(samples.to(device)))
+            config = InversionConfig().taking(settings.inversion_steps)
+            result = invert(codec, samples.to(device), config=config, prior=prior, guess=guess, seed=i)
+            if result.stopped:
+                raise KeyboardInterrupt
+            found.append((samples.half().cpu(), result.codes.cpu()))
+            content = save({"samples": found[-1][0], "codes": found[-1][1].to(torch.int16)})
+            save_stamped(cache / f"{i:06d}.safetensors", stamp_of(*facts, i), content)
+            progress(Progress("recordings inverted", i + 1, settings.pseudo_labeled))
+    return found
