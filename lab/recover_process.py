@@ -109,14 +109,14 @@ def _train(task: Task) -> None:
 
 def _verifier(task: Task) -> None:
     from revox.speech import read_audio
-    from revox.training.verifier import train_verifier
+    from revox.training.verifier import VerifierTraining, train_verifier
 
     files = sorted(task.speech.rglob("*.flac"))
     heard = ((file.parent.name, read_audio(file, mono=True)) for file in files)
     steps = int(task.settings["steps"])
     network = train_verifier(
-        ((name, audio.at(24000).samples) for name, audio in heard), 24000, steps=steps,
-        report=lambda step, loss: say(step=step, of=steps, loss=loss),
+        ((name, audio.at(24000).samples) for name, audio in heard), 24000, VerifierTraining(steps=steps),
+        progress=lambda at: say(step=at.done, of=steps, **at.facts),
     )  # fmt: skip
     network.save(task.out / "verifier.safetensors")
 

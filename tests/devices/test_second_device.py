@@ -47,7 +47,7 @@ from revox.synthesis.prompt import make_prompt
 from revox.training.restore import TRAINING as TRAINING_PHASE
 from revox.training.restore import RunOptions, restore_encoder
 from revox.training.settings import EncoderTraining
-from revox.training.speaker import train_verifier
+from revox.training.verifier import VerifierTraining, train_verifier
 from training.test_distill import save_whisper
 
 EXAMPLES = checkpoint_folder().parent / "examples"
@@ -321,7 +321,7 @@ def test_the_encoder_learns_there_what_it_learns_here(
     second: str, tiny_checkpoint: Path, said: Path, tmp_path: Path, autocast: bool
 ):
     people = [(str(i), np.random.default_rng(i).normal(size=16000).astype(np.float32)) for i in range(4)]
-    train_verifier(people, 24000, steps=1, batch=4).save(tmp_path / "verifier.safetensors")
+    train_verifier(people, 24000, VerifierTraining(steps=1, batch=4)).save(tmp_path / "verifier.safetensors")
     (tmp_path / "whisper").mkdir()
     whisper = save_whisper(tmp_path / "whisper")
     settings = EncoderTraining.model_validate(

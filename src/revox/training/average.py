@@ -15,10 +15,10 @@ def moving_average(module: nn.Module, decay: float) -> AveragedModel:
     that where a run began is soon forgotten. Buffers are the module's as they are.
     """
 
-    def update(kept: Sequence[Tensor], now: Sequence[Tensor], updates: Tensor | int) -> None:
+    def update(averages: Sequence[Tensor], now: Sequence[Tensor], updates: Tensor | int) -> None:
         n = float(updates)
         share = 1 - min(decay, (1 + n) / (10 + n))
-        for one, other in zip(kept, now, strict=True):
+        for one, other in zip(averages, now, strict=True):
             one.lerp_(other.to(one.dtype), share)
 
     return AveragedModel(module, multi_avg_fn=update)

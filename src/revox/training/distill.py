@@ -1,4 +1,4 @@
-"""Whisper distillation: semantic latents are to hold what a recogniser heard (arXiv 2603.25551, section 2).
+"""Whisper distillation: semantic latents should hold what a recognizer hears (arXiv 2603.25551, section 2).
 
 For a clip with text tokens y_1..y_L, codec frames 1..F and semantic latents z_f (after quantization,
 straight-through):
@@ -85,7 +85,7 @@ class WhisperTeacher:
         """
         self._model, self._tokenizer, self._features = model.eval().requires_grad_(False), tokenizer, features
         self._frame_rate = frame_rate
-        self._heard: dict[Hashable, np.ndarray] = {}
+        self._transcripts: dict[Hashable, np.ndarray] = {}
         self._resamplers: dict[int, Resampler] = {}
         config, generation = model.config, model.generation_config
         named = getattr(generation, "alignment_heads", None)
@@ -175,15 +175,15 @@ class WhisperTeacher:
         device = self._model.device
         with torch.autocast(device.type, enabled=False):
             features = self._mels(waveforms, rate, sizes)
-            heard = self._model.model.encoder(features)
-            prompts = self._prompts(heard, languages or [None] * len(sizes))
+            encoded = self._model.model.encoder(features)
+            prompts = self._prompts(encoded, languages or [None] * len(sizes))
             tokens = self._tokens(features, sizes, rate, transcripts, keys or [None] * len(sizes), prompts)
             # The last token is predicted, never fed.
             fed = [[*prompt, *t[:-1]] for prompt, t in zip(prompts, tokens, strict=True)]
             ids = torch.full((len(fed), max(map(len, fed))), self._tokenizer.eos_token_id)
             for row, item in zip(ids, fed, strict=True):
                 row[: len(item)] = torch.tensor(item)
-            states, attention = self._decode(ids.to(device), heard.last_hidden_state)
+            states, attention = self._decode(ids.to(device), encoded.last_hidden_state)
         hidden, alignment = [], []
         for i, (prompt, t) in enumerate(zip(prompts, tokens, strict=True)):
             own = slice(len(prompt) - 1, len(prompt) - 1 + len(t))  # each position predicts the next token
@@ -195,15 +195,15 @@ class WhisperTeacher:
         device = self._model.device
         inside = torch.arange(waveforms.shape[1]) < torch.tensor(sizes)[:, None]
         resampler = self._resamplers.setdefault(rate, Resampler(rate, _RATE).to(device))
-        heard = resampler(torch.where(inside.to(device), waveforms.detach().to(device).float(), 0.0))
+        resampled = resampler(torch.where(inside.to(device), waveforms.detach().to(device).float(), 0.0))
         clips = [
             row[: min(resampler.length(n), _LONGEST * _RATE)]
-            for row, n in zip(heard.cpu().numpy(), sizes, strict=True)
+            for row, n in zip(resampled.cpu().numpy(), sizes, strict=True)
         ]
         found = self._features(clips, sampling_rate=_RATE, return_tensors="pt", device=str(device))
         return found.input_features.to(device, self._model.dtype)
 
-    def _prompts(self, heard: Any, languages: Sequence[str | None]) -> list[list[int]]:
+    def _prompts(self, encoded: Any, languages: Sequence[str | None]) -> list[list[int]]:
         """The special tokens before the text: start, language and task (of a multilingual one), no times."""
         generation = self._model.generation_config
         start, silent = generation.decoder_start_token_id, self._special("<|notimestamps|>")
@@ -218,7 +218,7 @@ class WhisperTeacher:
                 )
             known.append(None if language is None else self._languages[f"<|{language}|>"])
         if None in known:
-            detected = self._model.detect_language(encoder_outputs=heard).tolist()
+            detected = self._model.detect_language(encoder_outputs=encoded).tolist()
             known = [d if k is None else k for k, d in zip(known, detected, strict=True)]
         task = self._special("<|transcribe|>")
         return [[start, language, *task, *silent] for language in known if language is not None]
@@ -246,16 +246,16 @@ class WhisperTeacher:
                 ids = self._tokenizer(f" {text}", add_special_tokens=False).input_ids if text else []
                 tokens.append(self._words_only(ids))
             else:
-                tokens.append(self._heard[key].tolist() if key in self._heard else None)
-        unheard = [i for i, found in enumerate(tokens) if found is None]
-        if unheard:
+                tokens.append(self._transcripts[key].tolist() if key in self._transcripts else None)
+        unknown = [i for i, found in enumerate(tokens) if found is None]
+        if unknown:
             for i, ids in zip(
-                unheard, self._transcribe(features[unheard], [prompts[i] for i in unheard]), strict=True
+                unknown, self._transcribe(features[unknown], [prompts[i] for i in unknown]), strict=True
             ):
                 limit = 8 + _TOKENS_A_SECOND * sizes[i] // rate
                 tokens[i] = self._words_only(ids)[:limit]
                 if keys[i] is not None:
-                    self._heard[keys[i]] = np.array(tokens[i], dtype=np.int32)
+                    self._transcripts[keys[i]] = np.array(tokens[i], dtype=np.int32)
         return [(found or [])[: room - len(prompt)] for found, prompt in zip(tokens, prompts, strict=True)]
 
     def _words_only(self, ids: Sequence[int]) -> list[int]:
@@ -273,14 +273,14 @@ class WhisperTeacher:
         )
         return ids.tolist()
 
-    def _decode(self, ids: Tensor, heard: Tensor) -> tuple[Tensor, Tensor]:
+    def _decode(self, ids: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states `[batch, tokens, width]` and mean attention `[batch, tokens, positions]`, float32."""
         usual = self._model.config._attn_implementation
         # Only the plain attention shows its weights; the encoder keeps the fast one.
         self._model.set_attn_implementation("eager")
         try:
             out = self._model.model.decoder(
-                input_ids=ids, encoder_hidden_states=heard, use_cache=False, output_attentions=True
+                input_ids=ids, encoder_hidden_states=encoded, use_cache=False, output_attentions=True
             )
         finally:
             self._model.set_attn_implementation(usual)
@@ -313,8 +313,8 @@ class AsrDistillation(nn.Module):
         with torch.autocast(latents.device.type, enabled=False):
             placed = self.projection(alignment @ latents.float())
             cosine = F.cosine_similarity(placed, hidden, dim=-1)  # 0 where both are padding
-        heard = torch.tensor(counts, device=latents.device)
-        return torch.where(heard > 0, 1 - cosine.sum(1) / heard.clamp(min=1), 0 * cosine.sum(1))
+        worded = torch.tensor(counts, device=latents.device)
+        return torch.where(worded > 0, 1 - cosine.sum(1) / worded.clamp(min=1), 0 * cosine.sum(1))
 
     def forward(self, latents: Tensor, lengths: Tensor, targets: DistillTargets) -> Tensor:
         """Mean of L_ASR over the clips that have words; 0 (with a graph) when none has.

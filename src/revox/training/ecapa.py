@@ -9,6 +9,7 @@ only): reflections start at each clip's own end, and nothing is averaged over pa
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -138,44 +139,50 @@ def _moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (weights * (x - mean).square()).sum(2, keepdim=True).clamp(min=1e-12).sqrt()
 
 
+@dataclass(frozen=True)
+class EcapaSizes:
+    """Sizes of a network; the defaults are those of `speechbrain/spkrec-ecapa-voxceleb`."""
+
+    mels: int = 80
+    channels: int = 1024
+    aggregated: int = 3072
+    kernels: tuple[int, ...] = (5, 3, 3, 3)
+    dilations: tuple[int, ...] = (1, 2, 3, 4)
+    attention: int = 128
+    squeezed: int = 128
+    scale: int = 8
+    dim: int = 192
+
+
 class EcapaTdnn(nn.Module):
     """Speaker embeddings of waveforms at 16 kHz."""
 
     rate = _RATE
 
-    def __init__(
-        self,
-        mels: int = 80,
-        channels: int = 1024,
-        aggregated: int = 3072,
-        kernels: tuple[int, ...] = (5, 3, 3, 3),
-        dilations: tuple[int, ...] = (1, 2, 3, 4),
-        attention: int = 128,
-        squeezed: int = 128,
-        scale: int = 8,
-        dim: int = 192,
-    ) -> None:
+    def __init__(self, sizes: EcapaSizes | None = None) -> None:
         super().__init__()
-        self.mels = mels
-        self.blocks = nn.ModuleList([_Tdnn(mels, channels, kernels[0], dilations[0])])
-        for kernel, dilation in zip(kernels[1:], dilations[1:], strict=True):
-            self.blocks.append(_Block(channels, scale, squeezed, kernel, dilation))
-        self.mfa = _Tdnn(channels * (len(kernels) - 1), aggregated)
-        self.asp = _AttentivePooling(aggregated, attention)
+        sizes = sizes or EcapaSizes()
+        channels, aggregated = sizes.channels, sizes.aggregated
+        self.mels = sizes.mels
+        self.blocks = nn.ModuleList([_Tdnn(sizes.mels, channels, sizes.kernels[0], sizes.dilations[0])])
+        for kernel, dilation in zip(sizes.kernels[1:], sizes.dilations[1:], strict=True):
+            self.blocks.append(_Block(channels, sizes.scale, sizes.squeezed, kernel, dilation))
+        self.mfa = _Tdnn(channels * (len(sizes.kernels) - 1), aggregated)
+        self.asp = _AttentivePooling(aggregated, sizes.attention)
         self.asp_bn = _Norm(2 * aggregated)
-        self.fc = _Conv(2 * aggregated, dim)
+        self.fc = _Conv(2 * aggregated, sizes.dim)
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> EcapaTdnn:
         """The network of a SpeechBrain state dict, its sizes read from the tensors' shapes.
 
-        Dilations, which no tensor shows, are the paper's 1, 2, 3, 4. Raises KeyError or RuntimeError on
+        Dilations, which no tensor shows, are the paper's 1, 2, 3, 4. Raises KeyError or RuntimeError for
         another network's.
         """
         first, aggregated = state["blocks.0.conv.conv.weight"], state["mfa.conv.conv.weight"]
         blocks = aggregated.shape[1] // first.shape[0]
         inner = "blocks.1.res2net_block.blocks.0.conv.conv.weight"
-        network = cls(
+        sizes = EcapaSizes(
             mels=first.shape[1],
             channels=first.shape[0],
             aggregated=aggregated.shape[0],
@@ -186,6 +193,7 @@ class EcapaTdnn(nn.Module):
             scale=first.shape[0] // state[inner].shape[0],
             dim=state["fc.conv.weight"].shape[0],
         )
+        network = cls(sizes)
         network.load_state_dict(state)
         return network
 
@@ -225,10 +233,10 @@ def fbank(waveforms: Tensor, mels: int, frames: Frames) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _triangles(mels: int) -> Tensor:
-    """`[mels, bins]`: height 1, both slopes as wide as the step from the lower neighbour (SpeechBrain)."""
+    """`[mels, bins]`: height 1, both slopes as wide as the step from the lower neighbor (SpeechBrain)."""
     with torch.inference_mode(False):
         highest = float(hz_to_mel(_RATE / 2, htk=True))
         hz = 700 * (10 ** (torch.linspace(0, highest, mels + 2) / 2595) - 1)  # in float32, as SpeechBrain
-        centre, step = hz[1:-1, None], (hz[1:-1] - hz[:-2])[:, None]
+        center, step = hz[1:-1, None], (hz[1:-1] - hz[:-2])[:, None]
         bins = torch.linspace(0, _RATE / 2, _WINDOW // 2 + 1)
-        return (1 - ((bins - centre) / step).abs()).clamp(min=0)
+        return (1 - ((bins - center) / step).abs()).clamp(min=0)

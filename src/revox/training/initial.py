@@ -22,12 +22,12 @@ def oscillators(channels: int, patch: int, kernel: int, rate: int, top: float = 
     spacing = np.gradient(hertz)
     span = kernel * patch
     atoms = np.zeros((channels, span))
-    for i, (centre, step) in enumerate(zip(hertz, spacing, strict=True)):
+    for i, (center, step) in enumerate(zip(hertz, spacing, strict=True)):
         length = int(np.clip(2 * rate / step, 1.5 * patch, span))
         window = np.hanning(length + 2)[1:-1]
         time = (np.arange(length) - length / 2) / rate
         for j, wave in enumerate((np.cos, np.sin)):
-            atom = window * wave(2 * np.pi * centre * time)
+            atom = window * wave(2 * np.pi * center * time)
             atoms[2 * i + j, :length] = atom / np.linalg.norm(atom)
     return atoms
 

@@ -1,7 +1,7 @@
 """Another sample rate, in PyTorch: on the device where the training is, and differentiable.
 
-Files and recordings are resampled by `revox.speech.resample` (soxr); this is for networks that listen at
-16 kHz to what a codec of 24 kHz makes.
+Files and recordings are resampled by `revox.speech.resample` (soxr); this is for networks of 16 kHz in the
+losses of a codec of 24 kHz.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Resampler(nn.Module):
         divisor = math.gcd(from_rate, to_rate)
         self.down, self.up = from_rate // divisor, to_rate // divisor
         cutoff = _ROLLOFF * min(1.0, self.up / self.down)  # of the old Nyquist frequency
-        self.reach = math.ceil(_ZEROS / cutoff)
+        self.radius = math.ceil(_ZEROS / cutoff)
         # Every `up` new samples the old ones stand alike: one filter each, `down` old samples apart.
-        taps = torch.arange(-self.reach, self.reach + self.down, dtype=torch.float64)
+        taps = torch.arange(-self.radius, self.radius + self.down, dtype=torch.float64)
         phases = torch.arange(self.up, dtype=torch.float64)[:, None] * self.down / self.up
         time = (taps - phases) * cutoff
         inside = (1 - (time / _ZEROS).square()).clamp(min=0)
@@ -42,7 +42,7 @@ class Resampler(nn.Module):
         self.register_buffer("kernel", kernel[:, None].float(), persistent=False)
 
     def length(self, samples: int) -> int:
-        """How many samples come of `samples`."""
+        """The number of new samples for `samples` old ones."""
         return -(-samples * self.up // self.down)
 
     def forward(self, waveform: Tensor) -> Tensor:
@@ -52,6 +52,6 @@ class Resampler(nn.Module):
         samples = waveform.shape[-1]
         flat = waveform.float().reshape(-1, 1, samples)
         groups = -(-self.length(samples) // self.up)
-        right = max(0, (groups - 1) * self.down + self.kernel.shape[-1] - self.reach - samples)
-        out = F.conv1d(F.pad(flat, (self.reach, right)), self.kernel, stride=self.down)[..., :groups]
+        right = max(0, (groups - 1) * self.down + self.kernel.shape[-1] - self.radius - samples)
+        out = F.conv1d(F.pad(flat, (self.radius, right)), self.kernel, stride=self.down)[..., :groups]
         return out.mT.reshape(*waveform.shape[:-1], -1)[..., : self.length(samples)]

@@ -143,11 +143,11 @@ class EncoderTraining(_Settings):
         return self
 
 
-_RENAMED = {
-    "strangers": "interpolated", "labels": "pseudo_labels", "inverted": "pseudo_labeled",
-    "pair.shift": "pair.offset", "pair.shake": "pair.jitter", "pair.strange": "pair.replace",
-    "pair.phases": "pair.all_pass",
-}  # fmt: skip
+_RENAMED = (
+    ("strangers", "interpolated"), ("labels", "pseudo_labels"), ("inverted", "pseudo_labeled"),
+    ("pair.shift", "pair.offset"), ("pair.shake", "pair.jitter"), ("pair.strange", "pair.replace"),
+    ("pair.phases", "pair.all_pass"),
+)  # fmt: skip
 _REMOVED = ("weights.acceptance", "acceptance_clips")
 
 
@@ -158,14 +158,14 @@ def with_present_names(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]
     """
     found = {name: dict(value) if isinstance(value, dict) else value for name, value in given.items()}
     changes = []
-    for old in (*_RENAMED, *_REMOVED):
+    for old, new in (*_RENAMED, *((name, None) for name in _REMOVED)):
         *groups, name = old.split(".")
         group = found.get(groups[0]) if groups else found
         if not isinstance(group, dict) or name not in group:
             continue
-        if old in _RENAMED:
-            group[_RENAMED[old].split(".")[-1]] = group.pop(name)
-            changes.append(f"{old} is called {_RENAMED[old]} now")
+        if new is not None:
+            group[new.split(".")[-1]] = group.pop(name)
+            changes.append(f"{old} is called {new} now")
         elif name == "acceptance" and group[name]:
             raise TrainingError(f"{old}: there is no such loss any more: set it to 0, or leave it out")
         else:

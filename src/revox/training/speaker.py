@@ -6,8 +6,8 @@ Three kinds of network, told apart by what lies under the name given:
 - an x-vector model of transformers (WavLMForXVector, UniSpeechSatForXVector, ...);
 - a small one that the project trained itself, see `revox.training.verifier`.
 
-What judges a result may not be part of what it was trained for: Resemblyzer's network, which judges speaker
-similarity in every table of this project, is refused under any name.
+The network that scores a result may not be in the loss it was trained with: Resemblyzer's, which scores
+speaker similarity in every table of this project, is refused under any name.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from revox.training.ecapa import EcapaTdnn
 from revox.training.errors import TrainingError
 from revox.training.resampling import Resampler
-from revox.training.verifier import SpeakerNet, train_verifier
+from revox.training.verifier import FORMAT, SpeakerNet
 
-__all__ = ["SpeakerLoss", "SpeakerNet", "XVector", "refuse_the_judge", "train_verifier"]
-
-_SHORTEST = 0.1  # seconds; less is extended by silence, so that every network's windows fit
+_SHORTEST = 0.1  # seconds; shorter clips are extended with silence, so that every network's windows fit
 
 
 class SpeakerLoss(nn.Module):
@@ -42,23 +42,24 @@ class SpeakerLoss(nn.Module):
     def __init__(self, network: nn.Module, rate: int = 24000) -> None:
         """`network(waveforms, lengths)` gives `[batch, dim]` at its own `network.rate`; clips are at `rate`.
 
-        Both in Hz. Raises TrainingError when the network is the judge's.
+        Both in Hz. Raises TrainingError when the network is Resemblyzer's.
         """
         super().__init__()
-        refuse_the_judge(network.state_dict())
+        refuse_resemblyzer(network.state_dict())
         self.network = network.eval().requires_grad_(False)
-        heard: Any = network.rate
-        self._heard = int(heard)
-        self.resampler = Resampler(rate, self._heard)
+        network_rate: Any = network.rate
+        self.resampler = Resampler(rate, int(network_rate))
+        self._shortest = round(_SHORTEST * network_rate)
 
     @classmethod
     def load(cls, source: str, rate: int = 24000, device: str = "cpu") -> SpeakerLoss:
         """With the network of a file, a folder or a hub id; a file or folder is never looked up elsewhere.
 
         Pickled files are read as plain tensors only. Raises TrainingError when there is no such network,
-        or when it is the judge's.
+        or when it is Resemblyzer's.
         """
-        _refuse_name(source)
+        if re.search(r"resemblyzer|(?<![a-z0-9])ge2e(?![a-z0-9])", source, re.I):
+            raise TrainingError(_REFUSED.format(source))
         return cls(_network(source), rate).to(torch.device(device))
 
     def train(self, mode: bool = True) -> SpeakerLoss:
@@ -68,8 +69,7 @@ class SpeakerLoss(nn.Module):
     def similarity(self, reconstruction: Tensor, original: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Cosine `[batch]` of the voices in two `[batch, samples]`; the gradient goes to the first only.
 
-        `lengths` `[batch]`, in samples, marks what lies beyond a clip's own end; each clip's value is the one
-        it has alone.
+        `lengths` `[batch]`, in samples, marks where each clip ends; its value is the one it has alone.
         """
         with torch.autocast(reconstruction.device.type, enabled=False):
             with torch.no_grad():
@@ -85,27 +85,30 @@ class SpeakerLoss(nn.Module):
         if lengths is None:
             lengths = torch.full((batch,), samples)
         lengths = lengths.to(waveforms.device)
-        beyond = torch.arange(samples, device=waveforms.device) >= lengths[:, None]
-        heard = self.resampler(waveforms.float().masked_fill(beyond, 0.0))
+        resampled = self.resampler(_silent_beyond(waveforms.float(), lengths))
         own = -(-lengths * self.resampler.up // self.resampler.down)
-        # The resampler rings on after a clip's end, which nobody hears who hears the clip alone.
-        heard = heard.masked_fill(torch.arange(heard.shape[1], device=own.device) >= own[:, None], 0.0)
-        shortest = round(_SHORTEST * self._heard)
-        heard = F.pad(heard, (0, max(0, shortest - heard.shape[1])))
-        return self.network(heard, own.clamp(min=shortest))
+        # The resampler rings beyond a clip's end, which a clip alone does not have.
+        resampled = _silent_beyond(resampled, own)
+        resampled = F.pad(resampled, (0, max(0, self._shortest - resampled.shape[1])))
+        return self.network(resampled, own.clamp(min=self._shortest))
+
+
+def _silent_beyond(waveforms: Tensor, lengths: Tensor) -> Tensor:
+    place = torch.arange(waveforms.shape[1], device=waveforms.device)
+    return waveforms.masked_fill(place >= lengths[:, None], 0.0)
 
 
 class XVector(nn.Module):
-    """An x-vector model of transformers, given normalised waveforms as its own preprocessor gives them.
+    """An x-vector model of transformers, given normalized waveforms as its own preprocessor gives them.
 
-    Clips of one length go through it together, others apart: the published base models normalise their first
+    Clips of one length go through it together, others apart: the published base models normalize their first
     layer over time, so that padding would change every clip. Cut a batch to one length and it is one pass.
     """
 
-    def __init__(self, model: Any, rate: int, normalise: bool) -> None:
-        """`rate` in Hz; `normalise`: each clip to mean 0 and variance 1 (`do_normalize`)."""
+    def __init__(self, model: Any, rate: int, normalize: bool) -> None:
+        """`rate` in Hz; `normalize`: each clip to mean 0 and variance 1 (`do_normalize`)."""
         super().__init__()
-        self.model, self.rate, self.normalise = model, rate, normalise
+        self.model, self.rate, self.normalize = model, rate, normalize
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
         """Embeddings `[batch, dim]` of `waveforms` `[batch, samples]`, `lengths` `[batch]` in samples."""
@@ -114,15 +117,15 @@ class XVector(nn.Module):
         for size in sorted(set(sizes)):
             rows = [i for i, n in enumerate(sizes) if n == size]
             clips = waveforms[rows, :size]
-            if self.normalise:  # Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm
-                centred = clips - clips.mean(1, keepdim=True)
-                clips = centred / (centred.square().mean(1, keepdim=True) + 1e-7).sqrt()
+            if self.normalize:  # Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm
+                centered = clips - clips.mean(1, keepdim=True)
+                clips = centered / (centered.square().mean(1, keepdim=True) + 1e-7).sqrt()
             for i, embedding in zip(rows, self.model(clips).embeddings, strict=True):
                 out[i] = embedding
         return torch.stack(out)
 
 
-def refuse_the_judge(state: Mapping[str, Any]) -> None:
+def refuse_resemblyzer(state: Mapping[str, Any]) -> None:
     """Raises TrainingError when tensors (name -> tensor, nested or not) are those of Resemblyzer's encoder.
 
     It is a GE2E network (arXiv 1710.10467): an LSTM of 3 layers of 256 and a linear layer of 256.
@@ -136,18 +139,13 @@ def refuse_the_judge(state: Mapping[str, Any]) -> None:
     }
     linear = any(shape == (256, 256) and name.endswith(".weight") for name, shape in shapes.items())
     if layers == {"0", "1", "2"} and linear:
-        raise TrainingError(_JUDGE.format("This network (3 LSTM layers of 256, linear 256)"))
+        raise TrainingError(_REFUSED.format("This network (3 LSTM layers of 256, linear 256)"))
 
 
-_JUDGE = (
-    "{} is Resemblyzer's, and the judge may not be in a loss; name another, such as "
+_REFUSED = (
+    "{} is Resemblyzer's, which scores similarity and may not be in a loss; name another, such as "
     "speechbrain/spkrec-ecapa-voxceleb, microsoft/wavlm-base-plus-sv or a verifier of your own."
 )
-
-
-def _refuse_name(source: str) -> None:
-    if re.search(r"resemblyzer|(?<![a-z0-9])ge2e(?![a-z0-9])", source, re.I):
-        raise TrainingError(_JUDGE.format(source))
 
 
 def _flat(state: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
@@ -166,7 +164,7 @@ def _network(source: str) -> nn.Module:
         return _from_file(path)
     if not path.is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         raise TrainingError(
-            f"{source} is no file, no folder and no hub id (owner/name) of a speaker network."
+            f"{source} is not a file, a folder or a hub id (owner/name): name one of a speaker network."
         )
 
     def find(name: str) -> Path | None:
@@ -184,7 +182,7 @@ def _network(source: str) -> nn.Module:
     weights = find("embedding_model.ckpt")
     if weights is None:
         raise TrainingError(
-            f"{source} holds no speaker network: neither SpeechBrain's embedding_model.ckpt nor the "
+            f"{source} does not hold a speaker network: it needs SpeechBrain's embedding_model.ckpt, or the "
             "config.json of a transformers model for x-vectors."
         )
     return _from_file(weights)
@@ -206,46 +204,29 @@ def _from_hub(source: str, name: str) -> Path | None:
 
 
 def _from_file(path: Path) -> nn.Module:
-    """A verifier of ours or SpeechBrain's ECAPA, by the names of its tensors."""
+    """A verifier of ours, which its file's metadata say, or SpeechBrain's ECAPA."""
+    kind: type[EcapaTdnn] = EcapaTdnn
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: dict[str, Tensor] = load_file(path)
+            with safe_open(path, framework="pt") as file:
+                kind = SpeakerNet if (file.metadata() or {}).get("format") == FORMAT else EcapaTdnn
+            state = load_file(path)
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
             state = _flat(loaded) if isinstance(loaded, Mapping) else {}
-    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, _safetensors_error()):
+    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError):
         raise TrainingError(
-            f"{path} is no file of plain tensors (safetensors, or a state dict of torch.save); it may be cut "
-            "short, or hold objects that are not read for safety."
+            f"{path} is not a file of plain tensors (safetensors, or a state dict of torch.save): it is cut "
+            "short, or holds objects that are not read for safety; name another file."
         ) from None
-    refuse_the_judge(state)
-    kind = SpeakerNet if _is_ours(path) else EcapaTdnn
+    refuse_resemblyzer(state)
     try:
         return kind.from_state(state)
     except (KeyError, IndexError, RuntimeError, ZeroDivisionError, ValueError):
         raise TrainingError(
-            f"{path} holds no speaker network that is known here: SpeechBrain's ECAPA-TDNN "
+            f"{path} does not hold a known speaker network: name SpeechBrain's ECAPA-TDNN "
             "(embedding_model.ckpt) or a verifier made by train_verifier."
         ) from None
-
-
-def _is_ours(path: Path) -> bool:
-    if path.suffix != ".safetensors":
-        return False
-    from safetensors import safe_open
-
-    from revox.training.verifier import FORMAT
-
-    with safe_open(path, framework="pt") as file:
-        return (file.metadata() or {}).get("format") == FORMAT
-
-
-def _safetensors_error() -> type[Exception]:
-    from safetensors import SafetensorError
-
-    return SafetensorError
 
 
 def _x_vector(source: str, local: bool) -> XVector:
