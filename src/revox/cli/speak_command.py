@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from revox.cli.marked import log_written, model_name, say, who_signs, write_sound
+from revox.cli.options import Checkpoint, Device, Revision
 from revox.cli.progress import show_progress
 
 if TYPE_CHECKING:
@@ -20,12 +21,7 @@ if TYPE_CHECKING:
 def command(
     voice: Annotated[str, typer.Option(help="A voice of the checkpoint; see `revox voice list`.")],
     output: Annotated[str, typer.Option("--output", "-o", help="The audio file; - is standard output.")],
-    checkpoint: Annotated[
-        str,
-        typer.Option(
-            "--checkpoint", "-c", envvar="REVOX_CHECKPOINT", help="A checkpoint's folder or hub id."
-        ),
-    ],
+    checkpoint: Checkpoint,
     text: Annotated[
         str | None, typer.Argument(help="What to say; - reads it from standard input.", show_default=False)
     ] = None,
@@ -36,7 +32,7 @@ def command(
             help="wav, flac, mp3, opus, aac, m4a or pcm; else the file's extension tells, - is wav."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed says it in the same way.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same speech.")] = 0,
     cfg: Annotated[float, typer.Option(help="Strength of guidance, 0 to 10; 1 is none.")] = 1.2,
     flow_steps: Annotated[
         int | None,
@@ -45,10 +41,8 @@ def command(
     max_seconds: Annotated[
         float | None, typer.Option(help="Stop after so many seconds of speech; 164 at most.")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps; else the accelerator if there is one.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    device: Device = None,
+    revision: Revision = None,
     no_mark: Annotated[
         bool, typer.Option("--no-mark", help="Do not mark the file as synthetic; that is logged.")
     ] = False,
@@ -121,7 +115,7 @@ def _text(text: str | None, file: str | None) -> str:
     name = "standard input" if file in (None, "-") else str(file)
     try:
         data = sys.stdin.buffer.read() if file in (None, "-") else Path(str(file)).expanduser().read_bytes()
-        # A byte order mark is no text; neither is the end of the last line.
+        # Neither a byte order mark nor the end of the last line is text.
         return data.decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise SpeakError(f"{name} is not UTF-8 text (byte {error.start + 1}); save it as UTF-8") from None
@@ -170,7 +164,7 @@ def _write_stream(tts: Revox, text: str, voice: Voice, options: dict[str, Any]) 
 def _refuse_silence() -> None:
     from revox.synthesis.errors import SpeakError
 
-    raise SpeakError("the model ended without a sound and nothing was written; try another --seed")
+    raise SpeakError("the model ended without a sound and nothing was written; try another text or voice")
 
 
 def _why_cut(seconds: float, max_seconds: float | None) -> str:

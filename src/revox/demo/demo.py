@@ -132,7 +132,7 @@ def _run(out: Path, folder: Path, steps: int | None, seed: int, stages: Stages) 
     seconds["speak"] = time.perf_counter() - began
     heard = sum(audio.seconds for audio in spoken)
     if not heard:
-        raise DemoError("the model ended without a sound; try another --seed")
+        raise DemoError("the model ended without a sound; the checkpoint does not speak this text")
     pause = np.zeros(round(PAUSE_SECONDS * tts.sampling_rate), dtype=np.float32)
     pieces = [piece for audio in spoken for piece in (audio.samples, pause)][:-1]
     speech = Audio(np.concatenate(pieces), tts.sampling_rate)
