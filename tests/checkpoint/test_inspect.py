@@ -203,6 +203,8 @@ def test_quantized_community_variants_are_reported_and_not_refused(
     with pytest.raises(CheckpointError) as refusal:
         load_model(folder)
     assert str(refusal.value) == report.unreadable
+    assert capability(report, "cloning by inversion")
+    load_model(folder, parts=("mm_audio_embeddings", "audio_tokenizer"))  # what inversion loads
 
 
 def test_a_converted_folder_with_config_json_alone_is_reported(folder: Path) -> None:

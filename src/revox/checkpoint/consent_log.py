@@ -52,7 +52,7 @@ def append(path: str | Path, line: Mapping[str, Any], once: bool = False) -> Non
     def is_there(tail: bytes) -> bool:
         return any(one.get("id") == line.get("id") for one in _lines(tail))
 
-    # JSON's own escapes: no text that a stranger gives can begin a line.
+    # JSON escapes newlines, so no text from outside can begin a line of its own.
     append_line(path, json.dumps(dict(line), ensure_ascii=True).encode(), is_there if once else None)
 
 

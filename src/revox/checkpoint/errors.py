@@ -1,4 +1,4 @@
-"""What can be wrong with a checkpoint on disk: each message names the file, the expected and the mend."""
+"""Errors of a checkpoint on disk: each message says what was found, what was expected, and the fix."""
 
 from __future__ import annotations
 

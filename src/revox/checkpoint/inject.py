@@ -204,14 +204,18 @@ def eject(
     they were, byte for byte, an adaptation undone too. From others the encoder's tensors are left out; all
     other tensors keep their bytes, under a new header.
 
-    Args, raises: as `inject`; also CheckpointError when there is no encoder, or when what an adaptation
-    replaced is no longer in `.revox`.
+    Args, raises: as `inject`; also CheckpointError when there is no encoder, or when the tensors that an
+    adaptation replaced are no longer in `.revox`.
     """
     folder = Path(folder)
     there, base = _split(folder)
     if not there and not (folder / ENCODER_WEIGHTS).is_file():
         raise CheckpointError(f"{folder} holds no encoder; there is nothing to take out.")
-    inside = any(entry.file.name != ENCODER_WEIGHTS for entry in there.values())
+    inside = {entry.file for entry in there.values()} - {folder / ENCODER_WEIGHTS}
+    if inside and out is None and {entry.file for entry in base.values()} != {folder / WEIGHTS}:
+        raise CheckpointError(
+            f"{folder} has its encoder inside sharded weights; make a new folder without it, with --out."
+        )
     replaced = _replaced(folder) if inside else {}
     report = InjectionReport(
         folder if out is None else Path(out),
@@ -226,7 +230,7 @@ def eject(
         return report
     with _place(folder, report.folder, base if inside else {}) as place:
         if inside:
-            _write_merged(place / WEIGHTS, base, replaced, None, read_metadata(folder / WEIGHTS), progress)
+            _write_merged(place / WEIGHTS, base, replaced, None, read_metadata(min(inside)), progress)
         else:
             _list_in_index(place, ())
             (place / ENCODER_WEIGHTS).unlink(missing_ok=True)
@@ -291,7 +295,7 @@ def _write_merged(
 
 def _replaced(folder: Path) -> dict[str, TensorHeader]:
     """The tensors that an adaptation of version 0.1 has replaced in place, which it kept in `.revox`."""
-    injection = injection_of(folder / WEIGHTS)
+    injection = injection_of(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else {}
     adapted = injection.get("adapted") or []
     if not adapted or "id" not in injection:
         return {}
@@ -308,7 +312,7 @@ def _replaced(folder: Path) -> dict[str, TensorHeader]:
 
 
 def _check_target(folder: Path, report: InjectionReport) -> None:
-    """Refuse a place that cannot be written to, that is something else's, or where there is no room."""
+    """Refuse a target that cannot be written to, already holds something, or has no room."""
     target, source = report.folder.resolve(), folder.resolve()
     if report.folder != folder:
         if target == source or source in target.parents:

@@ -22,6 +22,9 @@ from revox.checkpoint.voice_journal import VOICE_FOLDER, reading
 from revox.checkpoint.voices import voice_entries
 from revox.model.config import VoxtralConfig
 
+CODEC_PARTS = ("codec_decoder", "quantizer", "audio_embedding", "text_embedding")
+"""What cloning by inversion loads: it works where only the language model is quantized."""
+
 
 @dataclass(frozen=True)
 class FileSize:
@@ -159,7 +162,9 @@ def inspect(folder: str | Path) -> Report:
     core = [part for part in report.components if part.name != "codec_encoder"]
     usable = not variant and not report.mismatched and not any(part.missing for part in core)
     spoken = [voice for voice in report.voices if voice.rows is not None and voice.rows == voice.tekken_rows]
-    report.capabilities = _capabilities(report, usable, variant, len(spoken))
+    codec = {name: entry for name, entry in tensors.items() if component_of(name) in CODEC_PARTS}
+    invertible = not converted and unreadable(codec, expected) is None
+    report.capabilities = _capabilities(report, usable, invertible, len(spoken))
     report.runtimes = _runtimes(folder, report, spoken, usable, variant)
     return report
 
@@ -395,10 +400,10 @@ def _sizes(params: Params, config: VoxtralConfig) -> dict[str, Any]:
 _EXTRA_FRAME = "speaks the presets (an extra [AUDIO] before the first frame)"
 
 
-def _capabilities(report: Report, usable: bool, variant: bool, n_voices: int) -> list[Capability]:
+def _capabilities(report: Report, usable: bool, invertible: bool, n_voices: int) -> list[Capability]:
     wrong = {component_of(mismatch.name) for mismatch in report.mismatched}
-    parts = [report.component(name) for name in ("codec_decoder", "quantizer", "audio_embedding")]
-    invertible = not variant and not any(part.missing or part.name in wrong for part in parts)
+    parts = [report.component(name) for name in CODEC_PARTS]
+    invertible = invertible and not any(part.missing or part.name in wrong for part in parts)
     part = report.component("codec_encoder")
     unusable = "the weights are not usable as they are"
     presets = f"{n_voices} voices" if usable else unusable

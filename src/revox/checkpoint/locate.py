@@ -82,7 +82,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
     except errors.HfHubHTTPError as error:
         why = f"the hub answered with an error ({str(error).splitlines()[0]}): try again later"
     except errors.HFValidationError:
-        why = "it is no valid hub id: name a checkpoint's folder or owner/name"
+        why = "it is not a valid hub id: name a checkpoint's folder or owner/name"
     except Exception as error:  # the hub library's http errors are of another package in each of its versions
         reason = (str(error) or type(error).__name__).splitlines()[0]
         why = f"the download failed ({reason}): check the connection and the free space, and try again"

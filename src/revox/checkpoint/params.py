@@ -269,7 +269,7 @@ def read_json(path: Path, missing: str | None = None) -> dict[str, Any]:
         raise CheckpointError(missing or f"{path} is missing; copy or download it again.") from None
     except OSError as error:
         raise CheckpointError(
-            f"{path} cannot be read ({error.strerror}); expected a readable JSON file: mend its permissions."
+            f"{path} cannot be read ({error.strerror}); expected a readable JSON file: fix its permissions."
         ) from None
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); copy or download it again.") from None

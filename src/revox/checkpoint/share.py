@@ -1,4 +1,4 @@
-"""An encoder to hand on: the model cards, the encoder alone in a file, and its way to the hub."""
+"""Sharing an encoder: model cards, export to a file of its own, and upload to the hub."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ INJECTION_KEY = "revox_injection"
 """Where injected weights say, as JSON, what was added to them."""
 
 MARK = "<!-- written by revox: it is replaced and deleted with the encoder -->"
-"""Stands in every card of ours; a card without it is somebody's and left alone."""
+"""Marks the cards that revox wrote; a card without it is never replaced or deleted."""
 
 _ASKED_FOR = ("revox_run", "data", "steps")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -112,8 +112,8 @@ def push_encoder(
 ) -> str:
     """Upload an exported encoder and its card to the hub, in one commit; returns the commit's address.
 
-    The repository is made if it is not there. Its README.md becomes the card, unless somebody wrote one: then
-    the card is MODEL_CARD.md.
+    The repository is created if need be. Its README.md becomes the card, unless there is one that revox did
+    not write: then the card is MODEL_CARD.md.
 
     Args:
         path: a file that `export_encoder` wrote, its card beside it.
@@ -176,7 +176,7 @@ def is_ours(card: Path) -> bool:
 
 
 def shareable(value: Any) -> Any:
-    """A record without the paths of somebody's machine: of an absolute path only its last part is kept."""
+    """A record without paths of the local machine: only the last part of an absolute path is kept."""
     if isinstance(value, Mapping):
         return {str(key): shareable(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

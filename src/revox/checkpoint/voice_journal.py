@@ -52,7 +52,7 @@ Content = bytes | str | Callable[[BinaryIO], None]
 
 
 def recover_journal(folder: str | Path) -> str | None:
-    """Finish a change that was killed half way, or clear away one that had not begun.
+    """Finish a change that was interrupted, or clear away one that had not begun.
 
     Returns a sentence about what was done, None when there was nothing to do. Every voice command calls this
     first; it costs one look at the disk when there is nothing to do. Raises VoiceError when there is
@@ -67,7 +67,7 @@ def recover_journal(folder: str | Path) -> str | None:
 
 
 def promised_rows(folder: Path) -> dict[str, int]:
-    """Voice -> rows, as tekken.json promises them to whoever builds a prompt."""
+    """Voice -> length of its embedding, as tekken.json gives it to mistral-common."""
     audio = read_json(folder / "tekken.json").get("audio")
     voices = audio.get("voice_num_audio_tokens") if isinstance(audio, dict) else None
     if not isinstance(voices, dict):
@@ -76,7 +76,7 @@ def promised_rows(folder: Path) -> dict[str, int]:
 
 
 def consent_log_path(folder: Path) -> Path:
-    """Where a folder's log of consent and removals lies."""
+    """The path of a folder's log of consent and removals."""
     return folder / _WORK / "consent.jsonl"
 
 
@@ -85,16 +85,11 @@ def is_file_name(name: str) -> bool:
     return bool(name) and not name.startswith(".") and not set(name) & {"/", "\\", "\0"}
 
 
-def reached(step: str) -> None:
-    """Called after every change to the disk; tests kill the process here."""
-
-
 def stage_file(folder: Path, name: str, suffix: str, content: Content) -> None:
     """Lay one of a voice's new files ready; nothing is changed yet."""
     stage = folder / _WORK / "stage"
     stage.mkdir(exist_ok=True)
     replace_file(stage / f"{name}{suffix}", content)
-    reached(f"staged {suffix}")
 
 
 def commit(folder: Path, entry: dict[str, Any]) -> None:
@@ -103,9 +98,8 @@ def commit(folder: Path, entry: dict[str, Any]) -> None:
     `event` is the line for the log.
     """
     for path, keys in ((folder / "params.json", _PARAM_KEYS), (folder / "tekken.json", _TEKKEN_KEYS)):
-        _holder(path, read_json(path), keys)  # complains now rather than half way
+        _holder(path, read_json(path), keys)  # refuse now rather than in the middle of the change
     replace_file(folder / _WORK / "journal.json", json.dumps(entry) + "\n")
-    reached("journal written")
     _apply(folder, entry)
 
 
@@ -149,16 +143,13 @@ def _apply(folder: Path, entry: Mapping[str, Any]) -> None:
     if entry["operation"] == "remove":
         for suffix in reversed(SUFFIXES) if is_file_name(name) else ():
             (home / f"{name}{suffix}").unlink(missing_ok=True)
-            reached(f"deleted {suffix}")
     else:
         if not entry["codes"]:
             (home / f"{name}.codes.safetensors").unlink(missing_ok=True)
-            reached("deleted old codes")
         for suffix in SUFFIXES:
             # Not there: it went home before the kill.
             with contextlib.suppress(FileNotFoundError):
                 os.replace(stage / f"{name}{suffix}", home / f"{name}{suffix}")
-            reached(f"placed {suffix}")
         sync_folder(home)
         if not (home / f"{name}.pt").is_file():
             # Somebody emptied the staging folder: a voice without rows must not be listed.
@@ -170,11 +161,8 @@ def _apply(folder: Path, entry: Mapping[str, Any]) -> None:
         _set_param(folder, name, entry["id"])
     if isinstance(entry.get("event"), dict):
         consent_log.append(consent_log_path(folder), entry["event"], once=True)
-        reached("logged")
     (folder / _WORK / "journal.json").unlink()
-    reached("journal deleted")
     shutil.rmtree(stage, ignore_errors=True)
-    reached("stage cleared")
 
 
 def _own_voice_folder(folder: Path) -> Path:
@@ -191,18 +179,16 @@ def _own_voice_folder(folder: Path) -> Path:
     for path in home.resolve().iterdir() if home.exists() else ():
         (own / path.name).symlink_to(path.resolve())
     sync_folder(own)
-    reached("voice folder prepared")
     temporary = folder / f"{_WORK}/{VOICE_FOLDER}"
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(own.name)
     os.replace(temporary, home)
     sync_folder(folder)
-    reached("voice folder swapped")
     return home
 
 
 def _clear_leftovers(folder: Path) -> None:
-    """Delete what `replace_file` had begun when the process was killed; nobody writes now, says the lock."""
+    """Delete temporary files of a killed process; the lock is held, so no other process is writing."""
     for name in ("params.json", "tekken.json"):
         for path in folder.glob(f".{name}.*.tmp"):
             path.unlink(missing_ok=True)
@@ -210,12 +196,10 @@ def _clear_leftovers(folder: Path) -> None:
 
 def _set_param(folder: Path, name: str, value: int | None) -> None:
     _set_in_json(folder / "params.json", _PARAM_KEYS, name, value)
-    reached(f"params.json {'with' if value is not None else 'without'}")
 
 
 def _set_tekken(folder: Path, name: str, value: int | None) -> None:
     _set_in_json(folder / "tekken.json", _TEKKEN_KEYS, name, value)
-    reached(f"tekken.json {'with' if value is not None else 'without'}")
 
 
 def _holder(path: Path, data: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
@@ -299,7 +283,7 @@ def _not_writable(folder: Path, error: OSError) -> VoiceError:
 
 @contextlib.contextmanager
 def reading(folder: Path) -> Iterator[None]:
-    """Keeps writers out while several files are read; a folder that nobody ever wrote to needs no lock."""
+    """Keep writers out while several files are read; without a lock file nothing was ever written."""
     try:
         descriptor = os.open(folder / _WORK / "lock", os.O_RDONLY)
     except OSError:

@@ -3,9 +3,8 @@
 A voice NAME is in three places that other people's loaders read: `voice_embedding/NAME.pt` (bf16 `[N, dim]`),
 tekken.json (`audio.voice_num_audio_tokens.NAME` = N; mistral-common builds prompts from it) and params.json
 (`multimodal.audio_tokenizer_args.voice.NAME`; vllm-omni lists voices from it and loads the .pt of each at
-start). Beside the .pt lie two files of ours: `NAME.codes.safetensors` (int16 `[n_codebooks, frames]`) and
-`NAME.voice.json` (provenance). mlx-audio takes every .safetensors there for a voice, so it will offer a
-"NAME.codes" nobody asks for.
+start). revox adds two files: `NAME.codes.safetensors` (int16 `[n_codebooks, frames]`) and `NAME.voice.json`
+(provenance). mlx-audio takes every .safetensors in the folder for a voice, so it also offers "NAME.codes".
 
 How a voice is added so that no loader sees half of one: `revox.checkpoint.voice_journal`.
 
@@ -103,7 +102,7 @@ class VoiceEntry:
 def list_voices(folder: str | Path) -> list[VoiceEntry]:
     """Every voice that params.json or tekken.json lists or a .pt stands for, in params.json's order.
 
-    Reads headers only; a change that was killed half way is finished first, where the folder may be written.
+    Reads headers only; a change that was interrupted is finished first, where the folder may be written.
     Raises CheckpointError when params.json or tekken.json cannot be read.
     """
     folder = Path(folder)
