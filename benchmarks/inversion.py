@@ -16,7 +16,6 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +28,8 @@ from lab.sentences import jsgf
 from lab_quality import long_clips
 from revox import load
 from revox.api import Revox
-from revox.checkpoint.locate import user_cache
 from revox.checkpoint.voices import Voice
-from revox.cloning.clone import preset_codes
-from revox.coding.invert import Guess, InversionConfig, invert
-from revox.coding.likelihood import opinion_on
-from revox.coding.prior import CodePrior
-from revox.coding.student import QuickEncoder, QuickEncoderTraining, quick_encoder_for
+from revox.coding import Coder, CodingSettings, find_codes
 from revox.demo import checkpoint_folder
 from revox.evaluation.reference_encoder import original_codec
 from revox.losses.spectral import mel_distance
@@ -54,20 +48,17 @@ TEXTS = (
 Timed = tuple[str, float, Tensor]  # method and steps, seconds, codes
 
 
-def ours(codec, target: Tensor, prior: CodePrior, guess: Guess | None, opinion, seed: int, name: str):
+def ours(coder: Coder, target: Tensor, method: str, text: str | None, seed: int, name: str):
     """Our inversion at several lengths, each from the start (its schedule depends on its length)."""
     for steps in OUR_STEPS:
-        config = InversionConfig(steps=steps, polish_rounds=round(12 * steps / 160))
+        settings = CodingSettings(method, steps=steps, seed=seed)
         began = time.process_time()
-        found = invert(codec, target, config=config, prior=prior, guess=guess, opinion=opinion, seed=seed)
+        found = find_codes(coder, target, settings, transcript=text)
         yield f"{name} {steps}", time.process_time() - began, found.codes
 
 
 def methods(
     tts: Revox,
-    bank: list[Tensor],
-    prior: CodePrior,
-    quick: QuickEncoder | None,
     truth: Tensor,
     target: Tensor,
     text: str | None,
@@ -75,23 +66,18 @@ def methods(
     seed: int,
 ) -> Iterator[Timed]:
     """Codes of `target` by every method, one after another; `truth` are the true encoder's."""
-    codec = tts.model.audio_tokenizer
+    coder = tts.coder
     yield "true encoder", 0.0, truth
-    yield "a preset's codes", 0.0, _as_long(bank[(7 * clip + seed) % len(bank)], truth.shape[1])
-    guess = None
-    if quick is not None:
-        began = time.process_time()
-        guess = Guess(*quick.guess(target))
-        codes = guess.codes(codec.config.acoustic_codebook_size)
-        yield "quick encoder alone", time.process_time() - began, codes
-    yield from ours(codec, target, prior, None, None, seed, "inversion")
-    if guess is not None:
-        yield from ours(codec, target, prior, guess, None, seed, "quick + inversion")
+    presets = coder.preset_codes()
+    yield "a preset's codes", 0.0, _as_long(presets[(7 * clip + seed) % len(presets)], truth.shape[1])
+    began = time.process_time()
+    alone = find_codes(coder, target, CodingSettings("student", steps=0, seed=seed))
+    yield "student encoder alone", time.process_time() - began, alone.codes
+    yield from ours(coder, target, "inversion", None, seed, "inversion")
+    yield from ours(coder, target, "student", None, seed, "student + inversion")
     if text is not None:
-        tokens_of = partial(tts.prompter.tokens_for_rows, text)
-        opinion = opinion_on(tts.model, tokens_of, tts.prompter.audio_token)
-        yield from ours(codec, target, prior, guess, opinion, seed, "quick + words")
-    for found in recipe(codec, target, RECIPE_STEPS, seed=seed):
+        yield from ours(coder, target, "student", text, seed, "student + words")
+    for found in recipe(coder.codec, target, RECIPE_STEPS, seed=seed):
         yield f"recipe {found.steps}", found.seconds, found.codes
 
 
@@ -115,14 +101,10 @@ def main() -> None:
     folder = checkpoint_folder()
     tts = load(folder, device="cpu", dtype=torch.float32)
     codec = tts.model.audio_tokenizer
-    bank = preset_codes(folder, tts.model)
-    prior = CodePrior.from_codes(bank, codec)
     began = time.perf_counter()
-    quick = quick_encoder_for(codec, bank, QuickEncoderTraining(), user_cache())
-    print(
-        f"quick encoder: {time.perf_counter() - began:.0f} s, worth asking: {quick is not None}", flush=True
-    )
-    original, judge = original_codec(folder, arguments.encoder), SpeakerVerifier()
+    student = tts.coder.student()
+    print(f"student encoder: {time.perf_counter() - began:.0f} s, useful: {student is not None}", flush=True)
+    original, judge = Coder(original_codec(folder, arguments.encoder)), SpeakerVerifier()
     recognizer = PocketsphinxRecognizer(jsgf())
 
     def score(codes: Tensor, target: Tensor, truth: Tensor, voices: list, own: int, seed: int) -> dict:
@@ -160,10 +142,10 @@ def main() -> None:
                     wave, text = clips[names[i]][: int(arguments.seconds * RATE)], None
                 wave = wave[: len(wave) // codec.samples_per_frame * codec.samples_per_frame]
                 target = torch.from_numpy(wave.copy())
-                truth = original.encode(target[None])[0]
+                truth = find_codes(original, target, CodingSettings("encoder")).codes
                 if (kind, names[i], seed, f"recipe {RECIPE_STEPS[-1]}") in done:
                     continue
-                for method, seconds, codes in methods(tts, bank, prior, quick, truth, target, text, i, seed):
+                for method, seconds, codes in methods(tts, truth, target, text, i, seed):
                     if (kind, names[i], seed, method) in done:
                         continue
                     row = {"kind": kind, "clip": names[i], "seed": seed, "method": method, "seconds": seconds}

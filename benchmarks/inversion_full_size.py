@@ -29,7 +29,7 @@ from revox.training.initial import initialize
 
 
 def measure(seconds: float, steps: int, device: str) -> dict[str, float]:
-    """Time and floating-point operations of a step, time of a round of polish, peak memory."""
+    """Time and floating-point operations of a step, time of a round of local search, peak memory."""
     torch.set_num_threads(1)
     config = Params.model_validate(release_params()).voxtral_config().codec
     codec = Codec(config, with_encoder=False)
@@ -40,15 +40,15 @@ def measure(seconds: float, steps: int, device: str) -> dict[str, float]:
     target = (0.05 * noise).to(device)
     cuda = device.startswith("cuda")
 
-    def spent(n: int, polish: int) -> float:
+    def spent(n: int, rounds: int) -> float:
         began = time.perf_counter() if cuda else time.process_time()
-        invert(codec, target, config=InversionConfig(steps=n, polish_rounds=polish), seed=0)
+        invert(codec, target, config=InversionConfig(steps=n, local_search_rounds=rounds), seed=0)
         if cuda:
             torch.cuda.synchronize()
         return (time.perf_counter() if cuda else time.process_time()) - began
 
     spent(1, 0)
-    short, long, polished = spent(1, 0), spent(1 + steps, 0), spent(1, 1)
+    short, long, searched = spent(1, 0), spent(1 + steps, 0), spent(1, 1)
     operations = []
     for n in (1, 2):
         with FlopCounterMode(display=False) as counted:
@@ -58,7 +58,7 @@ def measure(seconds: float, steps: int, device: str) -> dict[str, float]:
     return {
         "clip_seconds": frames / config.frame_rate,
         "seconds_a_step": (long - short) / steps,
-        "seconds_a_polish_round": polished - short,
+        "seconds_a_local_search_round": searched - short,
         "gigaflops_a_step": (operations[1] - operations[0]) / 1e9,
         "peak_gb": memory,
     }

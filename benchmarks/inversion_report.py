@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-SERIES = {"recipe": "#c44", "inversion": "#48c", "quick + inversion": "#284", "quick + words": "#a4a"}
-LEVELS = {"true encoder": "#000", "a preset's codes": "#999", "quick encoder alone": "#8b8"}
+SERIES = {"recipe": "#c44", "inversion": "#48c", "student + inversion": "#284", "student + words": "#a4a"}
+LEVELS = {"true encoder": "#000", "a preset's codes": "#999", "student encoder alone": "#8b8"}
 FIGURES = {
     "similarity": "similarity of cloned speech",
     "word_errors": "word error rate of cloned speech",
@@ -50,7 +50,7 @@ def medians(rows: list[dict]) -> dict[str, dict[str, float]]:
 
 
 def series_of(method: str) -> tuple[str, int | None]:
-    """("quick + inversion", 40) of "quick + inversion 40"; (method, None) of one without steps."""
+    """("student + inversion", 40) of "student + inversion 40"; (method, None) of one without steps."""
     name, _, steps = method.rpartition(" ")
     return (name, int(steps)) if steps.isdigit() else (method, None)
 
@@ -64,7 +64,7 @@ def sooner(table: dict[str, dict[str, float]]) -> dict[str, object] | None:
     best = max(recipe, key=lambda m: recipe[m]["similarity"])
     goal, spent = recipe[best]["similarity"], recipe[best]["seconds"]
     ours: dict[str, dict[str, object]] = {}
-    for name in [*list(SERIES)[1:], "quick encoder alone"]:
+    for name in [*list(SERIES)[1:], "student encoder alone"]:
         mine = {m: r for m, r in table.items() if series_of(m)[0] == name}
         there = [m for m, r in mine.items() if r["similarity"] >= goal]
         if mine:
@@ -98,7 +98,7 @@ def markdown(tables: dict[str, dict[str, dict[str, float]]]) -> str:
 
 def _order(method: str) -> tuple[int, int]:
     name, steps = series_of(method)
-    names = ["true encoder", "a preset's codes", "quick encoder alone", *SERIES]
+    names = ["true encoder", "a preset's codes", "student encoder alone", *SERIES]
     return names.index(name), steps or 0
 
 

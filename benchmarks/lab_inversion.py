@@ -20,9 +20,9 @@ import torch
 from lab.data import RATE, SpeechSet
 from lab_quality import long_clips
 from revox.checkpoint.load import load_model
-from revox.cloning.clone import preset_codes
-from revox.coding.invert import InversionConfig, invert
-from revox.coding.prior import CodePrior
+from revox.coding import Coder, CodingSettings, find_codes
+from revox.coding.invert import InversionConfig
+from revox.coding.presets import preset_codes
 from revox.demo import checkpoint_folder
 from revox.evaluation.reference_encoder import original_codec
 from revox.metrics.speaker import SpeakerVerifier
@@ -41,8 +41,8 @@ def main() -> None:
     folder = checkpoint_folder()
     model = load_model(folder, dtype=torch.float32, parts=("audio_tokenizer", "mm_audio_embeddings"))
     codec = model.audio_tokenizer
-    prior = CodePrior.from_codes(preset_codes(folder, model), codec)
-    original = original_codec(folder, arguments.encoder)
+    coder = Coder(codec, preset_codes(folder, model))
+    original = Coder(original_codec(folder, arguments.encoder))
     judge = SpeakerVerifier()
     config = InversionConfig()
     report: dict = {
@@ -60,8 +60,8 @@ def main() -> None:
             length = min(len(clips[i]), int(arguments.seconds * RATE)) // frame * frame
             target = torch.from_numpy(clips[i][:length])
             found = {
-                "inversion": invert(codec, target, config=config, prior=prior, seed=0).codes,
-                "original encoder": original.encode(target[None])[0],
+                "inversion": find_codes(coder, target, CodingSettings("inversion")).codes,
+                "original encoder": find_codes(original, target, CodingSettings("encoder")).codes,
             }
             for name, codes in found.items():
                 with torch.no_grad():

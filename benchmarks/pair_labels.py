@@ -22,9 +22,10 @@ import torch
 
 from lab.sentences import sentences
 from revox.checkpoint.load import load_model
-from revox.cloning.clone import PARTS, preset_codes
-from revox.coding.encode import encode, served
+from revox.coding import Coder, CodingSettings, find_codes
+from revox.coding.find import MODEL_PARTS
 from revox.coding.pairs import PairSettings, PresetPairs
+from revox.coding.presets import preset_codes
 from revox.demo import checkpoint_folder
 from revox.evaluation.reference_encoder import original_codec
 from revox.training.settings import Pairs
@@ -56,9 +57,9 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     checkpoint = checkpoint_folder()
-    model = load_model(checkpoint, dtype=torch.float32, parts=PARTS)
+    model = load_model(checkpoint, dtype=torch.float32, parts=MODEL_PARTS)
     original = original_codec(checkpoint, asked.encoder)
-    taken = served(original)
+    coder = Coder(original)
     with tempfile.TemporaryDirectory() as folder:
         said = spoken_codes(
             checkpoint, asked.sentences, Path(folder),
@@ -74,7 +75,8 @@ def main() -> None:
         same, levels = [], []
         for codes in drawn:
             with torch.no_grad():
-                heard = encode(taken, original.decode(codes[None])[0]).codes[:, :FRAMES]
+                sound = original.decode(codes[None])[0]
+            heard = find_codes(coder, sound, CodingSettings("encoder")).codes[:, :FRAMES]
             same.append(float((heard[0] == codes[0]).float().mean()))
             levels.append(float((heard[1:] - codes[1:]).abs().float().mean()))
         rows.append(

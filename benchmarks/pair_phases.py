@@ -25,8 +25,9 @@ from torch import Tensor
 
 from lab.data import KINDS, RATE, SpeechSet
 from revox.checkpoint.load import load_model
-from revox.cloning.clone import PARTS, preset_codes
-from revox.coding.encode import encode, served
+from revox.coding import Coder, CodingSettings, find_codes
+from revox.coding.find import MODEL_PARTS
+from revox.coding.presets import preset_codes
 from revox.demo import checkpoint_folder
 from revox.evaluation.reference_encoder import original_codec
 from revox.losses.spectral import mel_distance
@@ -60,10 +61,11 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     checkpoint = checkpoint_folder()
-    model = load_model(checkpoint, dtype=torch.float32, parts=PARTS)
+    model = load_model(checkpoint, dtype=torch.float32, parts=MODEL_PARTS)
     original = original_codec(checkpoint, asked.encoder)
     clips = {kind: recordings(asked.data, kind, original.samples_per_frame) for kind in KINDS}
-    right = {kind: [encode(served(original), clip).codes for clip in clips[kind]] for kind in KINDS}
+    coder, encoding = Coder(original), CodingSettings("encoder")
+    right = {kind: [find_codes(coder, clip, encoding).codes for clip in clips[kind]] for kind in KINDS}
     presets = preset_codes(checkpoint, model)
     mean = torch.cat([model.mm_audio_embeddings.voice_embedding(c)[:-1].float() for c in presets]).mean(dim=0)
     rows: list[dict[str, Any]] = []
@@ -92,7 +94,7 @@ def main() -> None:
                     print(f"phases {phases:g}: step {step + 1} of {asked.steps}", flush=True)
             codec = copy.deepcopy(original)
             codec.load_state_dict(trainer.encoder_state(), strict=False)
-            codec = served(codec)
+            restored = Coder(codec)
             row: dict[str, Any] = {
                 "phases": phases, "steps": asked.steps, "cpu_seconds": round(time.process_time() - began),
                 "pairs_level_error": sum(one["acoustic"] for one in last) / len(last),
@@ -100,7 +102,7 @@ def main() -> None:
             for kind in KINDS:
                 found = []
                 for clip, truth in zip(clips[kind], right[kind], strict=True):
-                    codes = encode(codec, clip).codes
+                    codes = find_codes(restored, clip, encoding).codes
                     own, true = (
                         model.mm_audio_embeddings.voice_embedding(c)[:-1].float() for c in (codes, truth)
                     )

@@ -349,7 +349,7 @@ def encoder_is_done(run: Path, settings: BuildSettings) -> bool:
 
 
 @dataclass(frozen=True)
-class Coder:
+class WaveCoder:
     """What gives codes to waveforms: the encoder, or beside one that is still learning the guide, which it
     learns from. `stamp` tells one from another."""
 
@@ -359,12 +359,12 @@ class Coder:
     """int16 `[37, frames]` of each of several waveforms `[samples]`."""
 
 
-def coder(run: Path, params: Params, settings: BuildSettings, device: str = "cpu") -> Coder:
+def coder(run: Path, params: Params, settings: BuildSettings, device: str = "cpu") -> WaveCoder:
     """The encoder where it has been trained to its end, else the guide."""
     if encoder_is_done(run, settings):
         codec = trained_codec(run, params, ("encoder",))
         weights = sum(float(p.double().sum()) for p in codec.encoder_blocks.parameters())
-        return Coder("encoder", f"{weights:.9e}", partial(encode_speech, codec.to(device)))
+        return WaveCoder("encoder", f"{weights:.9e}", partial(encode_speech, codec.to(device)))
     guide = trained_guide(run, params, settings)
     spectra = SpectralFeatures(params.voxtral_config().codec)
     weights = sum(float(p.double().sum()) for p in guide.parameters())
@@ -373,10 +373,10 @@ def coder(run: Path, params: Params, settings: BuildSettings, device: str = "cpu
     def of_guide(waves: list[np.ndarray]) -> list[np.ndarray]:
         return [guide_codes(guide, spectra(torch.from_numpy(wave)).to(device)) for wave in waves]
 
-    return Coder("guide", f"{weights:.9e}", of_guide)
+    return WaveCoder("guide", f"{weights:.9e}", of_guide)
 
 
-def encoded(run: Path, by: Coder, kind: str, split: str, report: Report) -> list[np.ndarray]:
+def encoded(run: Path, by: WaveCoder, kind: str, split: str, report: Report) -> list[np.ndarray]:
     """Codes `[37, frames]` of every utterance, made once (in `run/NAME`)."""
     cache = run / by.name / f"language-codes-{kind}-{split}.npz"
     speech = SpeechSet(run / "data", split, kind)
@@ -474,7 +474,7 @@ def language_data(
 
 
 def _cached_codes(
-    cache: Path, stamp: str, by: Coder, speech: SpeechSet, progress: Callable[[int, int], None]
+    cache: Path, stamp: str, by: WaveCoder, speech: SpeechSet, progress: Callable[[int, int], None]
 ) -> list[np.ndarray]:
     if cache.is_file():
         with np.load(cache) as kept:

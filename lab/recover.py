@@ -45,7 +45,7 @@ from revox.training.settings import EncoderTraining
 
 if TYPE_CHECKING:
     from lab.recover_scores import Scoring
-    from revox.model.codec import Codec
+    from revox.coding import Coder
 
 LOG_FILE = "recover.jsonl"
 BEGUN_FILE = "begun.json"
@@ -316,10 +316,10 @@ class _Work:
             self._evaluate(trains, seed)
         if not missing:
             return
-        codec = self.scoring.restored(self._run(trains, seed) / ENCODER_FILE) if trains else None
+        restored = self.scoring.restored(self._run(trains, seed) / ENCODER_FILE) if trains else None
         for done, (kind, i) in enumerate(missing):
             self.experiment.progress(Progress(f"{arm.title}, seed {seed}: scoring", done, len(missing)))
-            self._score("score", arm, seed, kind, i, codec)
+            self._score("score", arm, seed, kind, i, restored)
         self.experiment.progress(Progress(f"{arm.title}, seed {seed}: scoring", len(missing), len(missing)))
 
     def _places(self, most: int | None = None) -> list[tuple[str, int]]:
@@ -340,11 +340,11 @@ class _Work:
         return self.log.find(self._key("score", arm, seed, kind=kind, clip=speaker)) is not None
 
     def _score(
-        self, what: str, arm: Arm, seed: int, kind: str, i: int, codec: Codec | None, **at: Any
+        self, what: str, arm: Arm, seed: int, kind: str, i: int, restored: Coder | None, **at: Any
     ) -> None:
         line = self._key(what, arm, seed, kind=kind, clip=self.scoring.clips[kind][i].speaker, **at)
         if self.log.find(line) is None:
-            scores = self.scoring.score(arm, kind, i, seed, codec, whole=what == "score")
+            scores = self.scoring.score(arm, kind, i, seed, restored, whole=what == "score")
             self.log.add(line | {"scores": scores})
 
     def _run(self, arm: Arm, seed: int) -> Path:
@@ -363,10 +363,10 @@ class _Work:
         places = self._places(EVALUATION_CLIPS)
         for done, path in enumerate(kept):
             step = int(path.stem.split("-")[1])
-            codec = self.scoring.restored(path)
+            restored = self.scoring.restored(path)
             for kind, i in places:
                 at = {"step": step, "seconds": round(clock(step), 1)}
-                self._score("evaluation", arm, seed, kind, i, codec, **at)
+                self._score("evaluation", arm, seed, kind, i, restored, **at)
             self.experiment.progress(Progress(f"{arm.title}, seed {seed}: evaluation", done + 1, len(kept)))
         self.log.add(self._key("evaluated", arm, seed))
 

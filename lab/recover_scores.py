@@ -20,11 +20,7 @@ from lab.recover_arms import Arm
 from lab.sentences import jsgf, sentences
 from revox.api import load
 from revox.checkpoint.voices import Voice
-from revox.cloning.clone import preset_codes
-from revox.coding.encode import encode, served
-from revox.coding.invert import InversionConfig, InversionResult, invert
-from revox.coding.prior import CodePrior
-from revox.coding.refine import refine
+from revox.coding import Coder, CodingSettings, find_codes
 from revox.evaluation.reference_encoder import original_codec
 from revox.evaluation.subject import random_codes
 from revox.evaluation.tables import rank
@@ -33,7 +29,6 @@ from revox.metrics.codes import row_cosine, score_codes
 from revox.metrics.intelligibility import PocketsphinxRecognizer, normalize_text, word_error_rate
 from revox.metrics.likelihood import likelihood
 from revox.metrics.speaker import SpeakerVerifier
-from revox.model.codec import Codec
 from revox.speech import Audio
 from revox.synthesis.prompt import make_prompt
 
@@ -86,19 +81,14 @@ class Scoring:
         self.checkpoint, self.encoder = checkpoint, encoder
         self.original = original_codec(checkpoint, encoder)
         self.tts = load(checkpoint, device="cpu", dtype=torch.float32)
-        self.bank = preset_codes(checkpoint, self.tts.model)
-        self.prior = CodePrior.from_codes(self.bank, self.original)
-        rows = [self._rows(codes) for codes in self.bank]
+        self.coder = Coder(self.original, self.tts.coder.preset_codes)
+        rows = [self._rows(codes) for codes in self.coder.preset_codes()]
         self.mean_row = torch.cat(rows).mean(dim=0)
         self.judge = SpeakerVerifier()
         frame = self.original.samples_per_frame
         self.clips = {kind: held_out_clips(data, kind, seconds, frame) for kind in KINDS}
         self._truth: dict[tuple[str, int], Tensor] = {}
         self._voices: dict[str, np.ndarray] = {}
-
-    @cached_property
-    def _served(self) -> Codec:
-        return served(self.original)
 
     @cached_property
     def recognizer(self) -> PocketsphinxRecognizer:
@@ -112,7 +102,8 @@ class Scoring:
     def truth(self, kind: str, i: int) -> Tensor:
         """The original encoder's codes `[37, frames]` of a clip, as served."""
         if (kind, i) not in self._truth:
-            self._truth[kind, i] = encode(self._served, self.clips[kind][i].samples).codes
+            samples = self.clips[kind][i].samples
+            self._truth[kind, i] = find_codes(self.coder, samples, CodingSettings("encoder")).codes
         return self._truth[kind, i]
 
     def voices(self, kind: str) -> np.ndarray:
@@ -122,37 +113,36 @@ class Scoring:
             self._voices[kind] = np.stack([self.judge.embed(one) for one in audio])
         return self._voices[kind]
 
-    def restored(self, encoder: Path) -> Codec:
-        """The codec with a restored encoder, bf16, as served."""
-        return served(original_codec(self.checkpoint, encoder))
+    def restored(self, encoder: Path) -> Coder:
+        """What finds codes with a restored encoder."""
+        return Coder(original_codec(self.checkpoint, encoder), self.coder.preset_codes)
 
-    def codes(self, arm: Arm, kind: str, i: int, seed: int, codec: Codec | None = None) -> Tensor:
-        """The codes `[37, frames]` that an arm finds for a clip; `codec` is the restored one where it has
-        one (`restored`)."""
+    def codes(self, arm: Arm, kind: str, i: int, seed: int, restored: Coder | None = None) -> Tensor:
+        """The codes `[37, frames]` that an arm finds for a clip, with the `restored` encoder where it has
+        one."""
         target = self.clips[kind][i].samples
-        if arm.by == "original":  # not `truth`, which may be at hand: what encoding takes is measured
-            return encode(self._served, target).codes
         if arm.by == "random":
             return random_codes(
                 self.original, len(target) // self.original.samples_per_frame, 1000 * seed + i
             )
         if arm.by == "inversion":
-            config = InversionConfig().taking(arm.steps or 0)
-            result = invert(self.original, target, config=config, prior=self.prior, seed=seed)
-            return _whole(result, result.codes)
-        assert codec is not None
-        encoded = encode(codec, target)
-        if arm.by == "encoder":
-            return encoded.codes
-        refined = refine(self.original, target, encoded, arm.steps or 0, prior=self.prior, seed=seed)
-        return _whole(refined.result, refined.codes)
+            settings = CodingSettings("inversion", steps=arm.steps, seed=seed)
+        else:
+            refine = (arm.steps or 0) if arm.by == "refinement" else 0
+            settings = CodingSettings("encoder", refine=refine, seed=seed)
+        coder = self.coder if arm.by in ("original", "inversion") else restored
+        assert coder is not None
+        found = find_codes(coder, target, settings)
+        if found.stopped:  # by Ctrl-C: a search that was not finished is not a measurement
+            raise KeyboardInterrupt
+        return found.codes
 
     def score(
-        self, arm: Arm, kind: str, i: int, seed: int, codec: Codec | None = None, whole: bool = True
+        self, arm: Arm, kind: str, i: int, seed: int, restored: Coder | None = None, whole: bool = True
     ) -> dict[str, Any]:
         """All figures of one clip; without `whole`, only those of the codes and of what they decode to."""
         clip, began = self.clips[kind][i], time.process_time()
-        codes = self.codes(arm, kind, i, seed, codec)
+        codes = self.codes(arm, kind, i, seed, restored)
         found: dict[str, Any] = {"coding_seconds": round(time.process_time() - began, 3)}
         found |= self._code_scores(kind, i, codes) | self._sound_scores(kind, i, codes, whole)
         if whole:
@@ -230,12 +220,6 @@ class Scoring:
             "cloned_nll": None if nll is None else float(nll[0]),
             "cloned_flow": None if nll is None else float(nll[1]),
         }
-
-
-def _whole(result: InversionResult, codes: Tensor) -> Tensor:
-    if result.stopped:  # by Ctrl-C: half found codes are no result
-        raise KeyboardInterrupt
-    return codes
 
 
 def errors(text: str, heard: str) -> tuple[int, int]:

@@ -89,7 +89,9 @@ def test_all_sound_voices_are_listed(tts):
 
 
 def test_cloning_gives_a_voice_that_can_be_spoken_with(tts, tiny_preset_codes, monkeypatch):
-    monkeypatch.setattr("revox.cloning.clone.preset_codes", lambda *_: list(tiny_preset_codes.values()))
+    monkeypatch.setattr(
+        "revox.coding.presets.preset_codes", lambda *_, **__: list(tiny_preset_codes.values())
+    )
     t = np.arange(4 * 16000) / 16000
     phase = 2 * np.pi * np.cumsum(140 + 30 * np.sin(2 * np.pi * 1.3 * t)) / 16000
     buzz = sum(np.sin(k * phase) / k for k in range(1, 20)) * np.clip(np.sin(2 * np.pi * 2 * t) + 0.5, 0, 1)

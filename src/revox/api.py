@@ -6,26 +6,28 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from revox.checkpoint.load import load_model
-from revox.checkpoint.locate import locate
+from revox.checkpoint.locate import locate, user_cache
+from revox.checkpoint.release import ENCODER_PREFIXES
+from revox.checkpoint.tensors import WEIGHTS, read_header
 from revox.checkpoint.voices import Voice, list_voices, load_voice
 from revox.model.voxtral import Voxtral
 from revox.progress import ProgressCallback, ignore_progress
-from revox.speech import Audio, read_audio
+from revox.speech import Audio
 from revox.synthesis.engine import DEFAULT_CFG, Engine, Request, Speech
 from revox.synthesis.errors import SpeakError
 from revox.synthesis.prompt import Prompter, make_prompt
 
 if TYPE_CHECKING:
-    from revox.coding.invert import InversionProgress
-    from revox.coding.student import QuickEncoder
+    from revox.cloning.clone import ClonedVoice, SelectedSpeech
+    from revox.cloning.consent import Consent
+    from revox.coding import Coder, CodingResult, CodingSettings
 
 SMALL_MODEL_BYTES = 2_000_000_000
 
@@ -35,6 +37,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     revision: str | None = None,
+    lazy: bool = False,
 ) -> Revox:
     """Load a Voxtral TTS checkpoint, a folder or a hub id, for cloning and speaking.
 
@@ -43,14 +46,17 @@ def load(
         device: where to compute; by default the machine's accelerator (CUDA, MPS), or else the CPU.
         dtype: the arithmetic's type; see `default_dtype`.
         revision: branch, tag or commit, for a hub id.
+        lazy: read weights when they are first needed: cloning without a transcript reads the codec and the
+            embedding table only.
 
     Raises CheckpointError when the checkpoint cannot be used, SpeakError when the device is not there.
     """
     folder = locate(checkpoint, revision)
     place = find_device(device)
-    if dtype is None:
-        dtype = default_dtype(folder, place)
-    return Revox(folder, load_model(folder, place, dtype), Prompter(folder))
+    tts = Revox(folder, place, default_dtype(folder, place) if dtype is None else dtype)
+    if not lazy:
+        _ = tts.model, tts.prompter
+    return tts
 
 
 def find_device(device: str | torch.device | None = None) -> torch.device:
@@ -83,15 +89,54 @@ def default_dtype(folder: Path, device: torch.device) -> torch.dtype:
 class Revox:
     """A loaded checkpoint. Made by `revox.load`."""
 
-    def __init__(self, folder: Path, model: Voxtral, prompter: Prompter) -> None:
-        self.folder = folder
-        self.model = model
-        self.prompter = prompter
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+        self.folder, self.device, self.dtype = folder, device, dtype
+
+    @cached_property
+    def model(self) -> Voxtral:
+        """The whole network."""
+        return load_model(self.folder, self.device, self.dtype)
+
+    @cached_property
+    def prompter(self) -> Prompter:
+        """The checkpoint's tokenizer."""
+        return Prompter(self.folder)
+
+    @cached_property
+    def _coding_model(self) -> Voxtral:
+        """The network as far as finding codes needs it; the rest may be without memory."""
+        from revox.coding.find import MODEL_PARTS
+
+        if "model" in self.__dict__:
+            return self.model
+        return load_model(self.folder, self.device, self.dtype, MODEL_PARTS)
+
+    @cached_property
+    def coder(self) -> Coder:
+        """What finds codes of recordings: the checkpoint's codec, preset codes, student encoder, guidance."""
+        from revox.coding import Coder
+        from revox.coding.presets import preset_codes
+
+        model = self._coding_model
+        return Coder(
+            model.audio_tokenizer,
+            lambda should_stop: preset_codes(self.folder, model, should_stop=should_stop),
+            language_model=lambda: (self.model, self.prompter),
+            cache=user_cache(),
+        )
 
     @property
     def sampling_rate(self) -> int:
         """Samples a second of everything spoken, Hz."""
-        return self.model.config.codec.sampling_rate
+        return self._coding_model.config.codec.sampling_rate
+
+    @property
+    def encoder(self) -> str:
+        """How much of the codec's encoder the checkpoint has: complete, partial or absent."""
+        if self._coding_model.audio_tokenizer.has_encoder:
+            return "complete"
+        there = any(name.startswith(ENCODER_PREFIXES) for name in read_header(self.folder / WEIGHTS))
+        return "partial" if there else "absent"
 
     def voices(self) -> list[str]:
         """Names of the checkpoint's voices that can be spoken with."""
@@ -103,75 +148,92 @@ class Revox:
 
     def clone(
         self,
-        reference: str | os.PathLike[str] | Audio,
+        reference: str | os.PathLike[str] | Audio | SelectedSpeech,
         *,
-        consent: str,
+        consent: str | Consent,
         name: str = "clone",
         transcript: str | None = None,
         method: str = "auto",
         refine: int = 0,
+        steps: int | None = None,
         budget: float | None = None,
         seed: int = 0,
+        progress: ProgressCallback = ignore_progress,
+        should_stop: Callable[[], bool] | None = None,
         quick_encoder: bool = False,
-        progress: Callable[[InversionProgress], None] | None = None,
-    ) -> Voice:
+    ) -> ClonedVoice:
         """A voice from a recording: 3 to 30 s of one person, in any container, rate and number of channels.
 
         The voice is in memory only; `revox.checkpoint.voices.add_voice` puts it into a folder.
 
         Args:
-            reference: the recording's file, or its audio.
+            reference: the recording's file, its audio, or a stretch selected before (`select`).
             consent: whose voice it is, and that they agreed; kept with the voice.
             name: what to call it.
-            transcript: what is said in the recording, if known; the search then asks the language model how
-                well the codes say it, and it is kept with the voice. The recording is then used whole, and
+            transcript: what is said in the recording, if known. The language model then guides a search
+                towards codes that say it, and it is kept with the voice. The recording is used whole, and
                 must be no longer than 30 s.
-            quick_encoder: let inversion's first guess of the codes be made by an encoder that is trained for
-                this checkpoint, once, in the time that `QuickEncoderTraining.seconds` allows.
             method: "auto" takes the codes from the checkpoint's encoder, at once, where it has one, and
-                searches for them where it has none; "encoder" and "inversion" insist on one, "best" goes both
-                ways and keeps the better codes.
-            refine: steps of search that improve the encoder's codes; what is worse than they were is not
-                kept.
+                searches for them (inversion) where it has none; "encoder" and "inversion" insist on one;
+                "student" is inversion that starts at the codes of a small encoder, trained once for this
+                checkpoint; "best" takes encoder and inversion and keeps the better codes.
+            refine: steps of search that improve the encoder's codes; they are kept only if they are better.
+            steps: steps of inversion.
             budget: seconds that the search for its codes may take.
             seed: the same seed gives the same voice.
-            progress: told how the search is going.
+            progress: called as the search goes on.
+            should_stop: called at every step; when true, the search ends with the best codes so far.
+            quick_encoder: deprecated name of `method="student"`.
 
-        Raises AudioError on a recording that cannot be used, CloneError without consent or for settings that
+        Raises AudioError on a recording that cannot be used, CodingError without consent or for settings that
         this checkpoint has no use for.
         """
-        from revox.cloning.clone import choose_ways, clone_voice
-        from revox.coding.likelihood import opinion_on
+        from revox.cloning.clone import CloneRequest, clone_voice
+        from revox.coding import CodingSettings
 
-        has_encoder = self.model.audio_tokenizer.has_encoder
-        ways = choose_ways(has_encoder, method, refine, budget, quick_encoder=quick_encoder)
-        searches = ways != ("encoder",)
-        if isinstance(reference, Audio):
-            audio, source = reference, None
-        else:
-            source = Path(reference)
-            audio = read_audio(source)
-        opinion = None
-        if transcript is not None and searches:
-            tokens_of = partial(self.prompter.tokens_for_rows, transcript)
-            opinion = opinion_on(self.model, tokens_of, self.prompter.audio_token)
-        cloned = clone_voice(
-            self.model,
-            audio,
-            transcript=transcript,
-            opinion=opinion,
-            encoder=self._quick_encoder if quick_encoder else None,
-            consent=consent,
-            name=name,
-            method=method,
-            refine_steps=refine,
-            budget=budget,
-            seed=seed,
+        if quick_encoder:
+            warnings.warn("quick_encoder=True is now method='student'", DeprecationWarning, stacklevel=2)
+            method = "student"
+        settings = CodingSettings(method, refine, steps, budget, seed)
+        return clone_voice(
+            self.coder,
+            self._coding_model.mm_audio_embeddings,
+            CloneRequest(reference, consent, name, transcript, settings),
             progress=progress,
-            presets=self._preset_codes if searches else (),
-            source=source,
+            should_stop=should_stop,
         )
-        return cloned.voice
+
+    def select(
+        self,
+        recording: str | os.PathLike[str] | Audio,
+        *,
+        transcript: str | None = None,
+        source: bytes | None = None,
+        max_seconds: float = 30.0,
+    ) -> SelectedSpeech:
+        """The stretch of a recording that `clone` would use; see `revox.cloning.clone.select_speech`."""
+        from revox.cloning.clone import select_speech
+
+        return select_speech(
+            recording, self.sampling_rate, transcript=transcript, source=source, max_seconds=max_seconds
+        )
+
+    def find_codes(
+        self,
+        audio: Audio,
+        settings: CodingSettings | None = None,
+        *,
+        transcript: str | None = None,
+        progress: ProgressCallback = ignore_progress,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> CodingResult:
+        """The codes of `audio`, all of it, at the checkpoint's rate; see `revox.coding.find_codes`."""
+        from revox.coding import find_codes
+
+        samples = torch.from_numpy(audio.samples.copy())
+        return find_codes(
+            self.coder, samples, settings, transcript=transcript, progress=progress, should_stop=should_stop
+        )
 
     def speak(
         self,
@@ -260,19 +322,3 @@ class Revox:
         if math.isnan(seconds):
             raise SpeakError("the longest duration allowed is not a number; give seconds")
         return int(max(0.0, min(seconds, 1e6)) * self.model.config.codec.frame_rate)
-
-    @cached_property
-    def _quick_encoder(self) -> QuickEncoder | None:
-        from revox.checkpoint.locate import user_cache
-        from revox.cloning.clone import float_codec
-        from revox.coding.student import default_training, quick_encoder_for
-
-        codec = float_codec(self.model.audio_tokenizer)
-        bank = self._preset_codes
-        return quick_encoder_for(codec, bank, default_training(codec), user_cache()) if bank else None
-
-    @cached_property
-    def _preset_codes(self) -> list[Tensor]:
-        from revox.cloning.clone import preset_codes
-
-        return preset_codes(self.folder, self.model)

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,12 @@ from revox.checkpoint.inject import InjectionOptions, eject, inject
 from revox.checkpoint.inspect import inspect
 from revox.checkpoint.voices import Voice, list_voices, load_voice
 from revox.cli import clone_command, voice_command
+from revox.cloning.clone import SELECTED
 from revox.coding.errors import CodingError
-from revox.coding.student import QuickEncoderTraining
+from revox.coding.student import StudentTraining
 from revox.demo import checkpoint_folder
 from revox.marking import verify_file
+from revox.progress import Progress
 from revox.speech import Audio, AudioError, read_audio, write_audio
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,7 +53,9 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def quick_presets(tiny_preset_codes: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     """The presets' codes at hand, so that they need not be recovered from their rows."""
-    monkeypatch.setattr("revox.cloning.clone.preset_codes", lambda *_: list(tiny_preset_codes.values()))
+    monkeypatch.setattr(
+        "revox.coding.presets.preset_codes", lambda *_, **__: list(tiny_preset_codes.values())
+    )
 
 
 def clone(*arguments: object) -> Result:
@@ -88,10 +93,11 @@ def test_clone_adds_a_voice_and_says_what_it_used(clip: Path, tiny_checkpoint_co
 def test_ctrl_c_keeps_the_best_so_far_and_still_adds_the_voice(
     clip: Path, tiny_checkpoint_copy: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def interrupt(self: object, at: object) -> None:
-        raise KeyboardInterrupt
+    def interrupt(at: Progress) -> None:
+        if at.what != SELECTED:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(clone_command._Progress, "__call__", interrupt)
+    monkeypatch.setattr(clone_command, "_show_progress", lambda *_: nullcontext(interrupt))
     result = clone(clip, *options(tiny_checkpoint_copy))
     assert result.exit_code == 0, result.output
     assert "stopped by hand after 1 steps" in " ".join(result.output.split())
@@ -158,7 +164,8 @@ def test_a_recording_that_is_moved_during_the_search_and_whose_name_is_no_text_l
 ):
     odd = tmp_path / os.fsdecode(b"caf\xe9.flac")
     shutil.copy(clip, odd)
-    monkeypatch.setattr(clone_command._Progress, "__call__", lambda *_: odd.unlink(missing_ok=True))
+    moved = nullcontext(lambda at: odd.unlink(missing_ok=True))
+    monkeypatch.setattr(clone_command, "_show_progress", lambda *_: moved)
     result = clone(odd, *options(tiny_checkpoint_copy))
     assert result.exit_code == 0, result.exception
     source = load_voice(tiny_checkpoint_copy, "me").provenance["source"]
@@ -222,7 +229,7 @@ def test_with_a_transcript_the_whole_recording_is_used_and_what_was_said_is_kept
         ("", "transcript is empty"),
         ("@", "cannot be read"),
         ("@none.txt", "cannot be read"),
-        ("caf\udce9", "no UTF-8"),
+        ("caf\udce9", "not UTF-8"),
     ],
 )
 def test_a_transcript_that_says_nothing_is_refused(
@@ -245,32 +252,35 @@ def test_a_recording_too_long_for_its_transcript_is_refused(
 
 
 @pytest.mark.usefixtures("quick_presets")
-def test_a_quick_encoder_is_trained_once_and_kept(
+def test_a_student_encoder_is_trained_once_and_kept(
     clip: Path, tiny_checkpoint_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     cache = tmp_path / "cache"
     monkeypatch.setenv("REVOX_CACHE", str(cache))
-    short = QuickEncoderTraining(steps=3, batch=2, frames=8, width=16, blocks=1)
+    short = StudentTraining(steps=3, batch=2, frames=8, width=16, blocks=1)
     monkeypatch.setattr("revox.coding.student.default_training", lambda _: short)
-    monkeypatch.setattr("revox.coding.student.is_worth_asking", lambda *_: True)
-    assert clone(clip, *options(tiny_checkpoint_copy), "--quick-encoder").exit_code == 0
+    monkeypatch.setattr("revox.coding.student.is_useful", lambda *_: True)
+    assert clone(clip, *options(tiny_checkpoint_copy), "--method", "student").exit_code == 0
+    assert load_voice(tiny_checkpoint_copy, "me").provenance["method"] == "student"
     kept = [(path.name, path.stat().st_mtime_ns) for path in cache.iterdir()]
     assert len(kept) == 1
-    again = clone(clip, *options(tiny_checkpoint_copy, "me2"), "--quick-encoder")
+    again = clone(clip, *options(tiny_checkpoint_copy, "me2"), "--quick-encoder")  # its old name
     assert again.exit_code == 0, again.exception
+    assert "--quick-encoder is now --method student" in again.output
+    assert load_voice(tiny_checkpoint_copy, "me2").provenance["method"] == "student"
     assert [(path.name, path.stat().st_mtime_ns) for path in cache.iterdir()] == kept
 
 
 @pytest.mark.usefixtures("quick_presets")
-def test_a_quick_encoder_that_learnt_nothing_is_left_out(
+def test_a_student_encoder_that_learned_nothing_is_left_out(
     clip: Path, tiny_checkpoint_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("REVOX_CACHE", str(tmp_path / "cache"))
-    short = QuickEncoderTraining(steps=1, batch=2, frames=8, width=16, blocks=1)
+    short = StudentTraining(steps=1, batch=2, frames=8, width=16, blocks=1)
     monkeypatch.setattr("revox.coding.student.default_training", lambda _: short)
-    result = clone(clip, *options(tiny_checkpoint_copy), "--quick-encoder")
+    result = clone(clip, *options(tiny_checkpoint_copy), "--method", "student")
     assert result.exit_code == 0, result.exception
-    assert "no better than a blind guess" in " ".join(result.output.split())
+    assert "the student encoder is of no use here" in " ".join(result.output.split())
     assert not (tmp_path / "cache").exists()
 
 
@@ -288,7 +298,7 @@ def test_an_injected_encoder_is_used_at_once_and_an_ejected_one_is_not(tmp_path:
     assert "steps_done" not in voice.provenance["settings"]
     assert clone(*named, "polished", "--refine", 2).exit_code == 0
     scores = load_voice(folder, "polished").provenance["settings"]["scores"]
-    kept = load_voice(folder, "polished").provenance["settings"]["kept"]
+    kept = load_voice(folder, "polished").provenance["settings"]["chosen"]
     assert scores[kept]["total"] <= scores["encoder"]["total"]
     refused = clone(*named, "other", "--budget", 5)
     assert isinstance(refused.exception, CodingError)
@@ -313,7 +323,7 @@ def test_a_part_of_an_encoder_is_left_off_and_said(
     assert isinstance(clone(clip, *options(folder), "--method", "encoder").exception, CodingError)
     result = clone(clip, *options(folder))
     assert result.exit_code == 0, result.exception
-    assert "a part of an encoder" in " ".join(result.output.split())
+    assert "only a part of an encoder" in " ".join(result.output.split())
     assert load_voice(folder, "me").provenance["method"] == "inversion"
 
 

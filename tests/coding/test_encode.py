@@ -11,10 +11,11 @@ from oracle import OracleMissingError, load_into_oracle, load_oracle
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import revox
 from revox.checkpoint.load import load_model
-from revox.cloning.clone import PARTS, clone_voice
-from revox.coding.encode import encode, served
+from revox.coding.encode import encode, served_codec
 from revox.coding.errors import CodingError
+from revox.coding.find import MODEL_PARTS
 from revox.model.voxtral import Voxtral
 from revox.speech import Audio
 
@@ -25,7 +26,7 @@ AGREED = "a made-up voice"
 
 @pytest.fixture(scope="module")
 def exact(tiny_checkpoint_with_encoder: Path) -> Voxtral:
-    return load_model(tiny_checkpoint_with_encoder, dtype=torch.float32, parts=PARTS)
+    return load_model(tiny_checkpoint_with_encoder, dtype=torch.float32, parts=MODEL_PARTS)
 
 
 @pytest.fixture(scope="module")
@@ -61,26 +62,28 @@ def test_codes_are_rows_of_vllm_omni_whatever_type_the_weights_were_loaded_in(
         expected = theirs.encode_waveforms([clip])[0]
         bf16 = load_model(tiny_checkpoint_with_encoder)
         for model in (bf16, exact):
-            codes = encode(model.audio_tokenizer, clip).codes
+            codes = encode(served_codec(model.audio_tokenizer), clip).codes
             assert torch.equal(bf16.mm_audio_embeddings.voice_embedding(codes), expected)
     assert exact.audio_tokenizer.output_proj.conv.weight.dtype == torch.float32  # it was copied
 
 
-def test_a_clone_has_the_rows_that_vllm_omni_gives_its_reference(theirs: nn.Module, exact: Voxtral):
+def test_a_clone_has_the_rows_that_vllm_omni_gives_its_reference(
+    theirs: nn.Module, tiny_checkpoint_with_encoder: Path
+):
     silence = torch.zeros(12000)
     audio = Audio(torch.cat((silence, buzz(7.0), silence)).numpy(), 24000)
-    cloned = clone_voice(exact, audio, consent=AGREED)
-    assert cloned.kept == "encoder"
+    cloned = revox.load(tiny_checkpoint_with_encoder, lazy=True).clone(audio, consent=AGREED)
+    assert cloned.coding.method == "encoder"
     assert cloned.reference.seconds > 6.5  # the whole stretch, in one piece
     with torch.no_grad():
         expected = theirs.encode_waveforms([torch.from_numpy(cloned.reference.samples)])[0]
-    assert torch.equal(cloned.voice.embedding, expected)
+    assert torch.equal(cloned.embedding, expected)
 
 
 def test_latents_are_what_the_codes_were_rounded_from(exact: Voxtral):
-    found = encode(exact.audio_tokenizer, buzz(1.0))
-    quantizer = served(exact.audio_tokenizer).quantizer
-    assert torch.equal(quantizer.encode(found.latents[None].bfloat16())[0], found.codes)
+    codec = served_codec(exact.audio_tokenizer)
+    found = encode(codec, buzz(1.0))
+    assert torch.equal(codec.quantizer.encode(found.latents[None].bfloat16())[0], found.codes)
     assert found.latents.dtype == torch.float32
 
 
@@ -88,7 +91,7 @@ def test_an_encoder_that_is_not_there_or_gives_no_numbers_is_refused(exact: Voxt
     released = load_model(tiny_checkpoint, parts=("audio_tokenizer",)).audio_tokenizer
     with pytest.raises(CodingError, match="has no encoder"):
         encode(released, buzz(0.5))
-    broken = served(exact.audio_tokenizer)
+    broken = served_codec(exact.audio_tokenizer)
     with torch.no_grad():
         broken.encoder_blocks[0].layers["0"].attention_scale.fill_(torch.nan)
     with pytest.raises(CodingError, match="not numbers"):

@@ -8,18 +8,14 @@ import torch
 from torch import Tensor
 
 from conftest import TINY
-from revox.coding.invert import (
-    Guess,
-    InversionConfig,
-    InversionProgress,
-    _Search,
-    invert,
-)
+from revox.coding.invert import InversionConfig, _Search, invert
 from revox.coding.objective import SpectralTarget
 from revox.coding.prior import CodePrior, _cheapest_path, starting_codes
+from revox.coding.regularizers import Posterior, Regularizers
 from revox.losses.spectral import mel_distance
 from revox.model.codec import Codec
 from revox.model.config import CodecConfig
+from revox.progress import Progress, ProgressCallback
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,7 +24,7 @@ SMALL = CodecConfig(
     decoder_transformer_lengths=(1, 1, 1, 1), layer_scale_init=0.3,
 )  # fmt: skip
 RATE = SMALL.sampling_rate
-SHORT = InversionConfig(steps=24, polish_rounds=3, prior_weight=0.0, scales=((512, 80), (1024, 160)))
+SHORT = InversionConfig(steps=24, local_search_rounds=3, prior_weight=0.0, scales=((512, 80), (1024, 160)))
 
 
 @pytest.fixture(scope="module")
@@ -87,27 +83,27 @@ def test_the_best_loss_never_rises(codec: Codec):
 
 def test_without_steps_the_starting_codes_are_the_result(codec: Codec):
     target = decode(codec, random_codes(6, seed=5))
-    result = invert(codec, target, config=InversionConfig(steps=0, polish_rounds=0), seed=7)
+    result = invert(codec, target, config=InversionConfig(steps=0, local_search_rounds=0), seed=7)
     start = starting_codes(codec, target, None, torch.Generator().manual_seed(7))
     assert result.steps == 0
     assert torch.equal(result.codes, start)
 
 
-def test_the_polish_alone_improves_codes_that_are_one_level_off(codec: Codec):
+def test_the_local_search_alone_improves_codes_that_are_one_level_off(codec: Codec):
     codes = random_codes(8, seed=6)
     codes[1:] = codes[1:].clamp(1, 19)
     off = codes.clone()
     off[1:] += torch.randint(-1, 2, off[1:].shape, generator=torch.Generator().manual_seed(0))
     prior = CodePrior.from_codes([off], codec)
-    config = InversionConfig(steps=0, polish_rounds=10, prior_weight=0.0)
-    result = invert(codec, decode(codec, codes), config=config, prior=prior)
+    config = InversionConfig(steps=0, local_search_rounds=10, prior_weight=0.0)
+    result = invert(codec, decode(codec, codes), config=config, regularizers=Regularizers(prior))
     assert result.loss < result.losses[0]
 
 
-def stop_after(steps: int) -> tuple[Callable[[InversionProgress], None], Callable[[], bool]]:
-    seen: list[InversionProgress] = []
+def stop_after(steps: int) -> tuple[ProgressCallback, Callable[[], bool]]:
+    seen: list[Progress] = []
 
-    def interrupt(at: InversionProgress) -> None:
+    def interrupt(at: Progress) -> None:
         seen.append(at)
         if len(seen) == steps:
             raise KeyboardInterrupt
@@ -117,7 +113,7 @@ def stop_after(steps: int) -> tuple[Callable[[InversionProgress], None], Callabl
 
 @pytest.mark.parametrize("steps", [1, 15, 26])
 def test_ctrl_c_keeps_the_best_codes_so_far(codec: Codec, steps: int):
-    # 24 steps of descent, then the polish: the last one falls into it.
+    # 24 steps of descent, then the local search: the last one falls into it.
     target = decode(codec, random_codes(6, seed=8))
     interrupt, _ = stop_after(steps)
     result = invert(codec, target, config=SHORT, progress=interrupt)
@@ -128,7 +124,7 @@ def test_ctrl_c_keeps_the_best_codes_so_far(codec: Codec, steps: int):
 
 
 def test_should_stop_ends_the_search_where_it_stands(codec: Codec):
-    seen: list[InversionProgress] = []
+    seen: list[Progress] = []
     result = invert(
         codec,
         decode(codec, random_codes(6, seed=8)),
@@ -137,9 +133,9 @@ def test_should_stop_ends_the_search_where_it_stands(codec: Codec):
         should_stop=lambda: len(seen) >= 9,
     )
     assert result.stopped
-    assert [at.step for at in seen] == list(range(1, 10))
-    assert {at.steps for at in seen} == {24}
-    assert seen[-1].best == result.loss
+    assert [at.done for at in seen] == list(range(1, 10))
+    assert {at.total for at in seen} == {24}
+    assert seen[-1].facts["best"] == result.loss
 
 
 def test_a_budget_that_is_spent_ends_the_search_unstopped_with_fewer_steps(codec: Codec):
@@ -155,7 +151,7 @@ def test_the_gradient_reaches_every_latent_through_rounding_and_codebook(codec: 
 
     target = decode(codec, random_codes(6, seed=9))
     none = torch.zeros((37, 0), dtype=torch.long)
-    search = _Search(codec, target, none, SHORT, None, torch.Generator().manual_seed(0))
+    search = _Search(codec, target, none, SHORT, Regularizers(), torch.Generator().manual_seed(0))
     for soft in (True, False):
         relaxed = search._relax(1.0, soft)
         search.objective.distance(search._decode(relaxed.latents)).sum().backward()
@@ -185,7 +181,12 @@ def test_with_a_prior_codes_stay_nearer_to_those_of_the_presets(codec: Codec):
     prior = CodePrior.from_codes([bank], codec)
     target = decode(codec, random_codes(6, seed=12))
     free, held = (
-        invert(codec, target, config=dataclasses.replace(SHORT, prior_weight=weight), prior=prior).codes
+        invert(
+            codec,
+            target,
+            config=dataclasses.replace(SHORT, prior_weight=weight),
+            regularizers=Regularizers(prior),
+        ).codes
         for weight in (0.0, 1.0)
     )
     assert (held[1:] - 10).abs().float().mean() < 0.5 * (free[1:] - 10).abs().float().mean()
@@ -273,7 +274,7 @@ def test_noisy_steps_round_half_dither_a_quarter_and_pass_a_quarter(codec: Codec
     frames = 400
     target = decode(codec, random_codes(frames, seed=3))
     context = torch.zeros((37, 0), dtype=torch.long)
-    search = _Search(codec, target, context, SHORT, None, torch.Generator().manual_seed(0))
+    search = _Search(codec, target, context, SHORT, Regularizers(), torch.Generator().manual_seed(0))
     with torch.no_grad():
         search.acoustic.add_(0.2 * torch.randn(search.acoustic.shape, generator=search.generator))
         search.semantic.add_(0.2 * torch.randn(search.semantic.shape, generator=search.generator))
@@ -292,15 +293,15 @@ def test_noisy_steps_round_half_dither_a_quarter_and_pass_a_quarter(codec: Codec
     assert 0.42 < hard.float().mean() < 0.58
 
 
-def test_a_guess_costs_nats_and_deviations_and_no_code_more_than_six_nats():
+def test_a_posterior_costs_nats_and_deviations_and_no_code_more_than_six_nats():
     sure = torch.tensor([[0.0, -8.0], [-1.0, -0.5]])
-    guess = Guess(sure, torch.tensor([[0.0, 0.5], [-1.0, 1.0]]))
+    posterior = Posterior(sure, torch.tensor([[0.0, 0.5], [-1.0, 1.0]]))
     values = torch.tensor([[0.1, 0.5], [-1.0, 0.6]])  # 21 levels lie 0.1 apart: off by 0.5 and 2 deviations
     strayed = 0.5 * (0.5**2 + 2**2) / 4
     for codes, nats in (((0, 0), 0.0 + 1.0), ((1, 1), 6.0 + 0.5)):
         expected = pytest.approx(nats / 2 / 2 + strayed, rel=1e-5)
         hard = torch.tensor(codes)
-        assert float(guess.cost_of_codes(hard[None], values[None], 21)[0]) == expected
-        assert float(guess.cost(torch.eye(2)[hard], values, 21)) == expected
-    half = float(guess.cost(torch.full((2, 2), 0.5), values, 21))
+        assert float(posterior.cost_of_codes(hard[None], values[None], 21)[0]) == expected
+        assert float(posterior.cost(torch.eye(2)[hard], values, 21)) == expected
+    half = float(posterior.cost(torch.full((2, 2), 0.5), values, 21))
     assert half == pytest.approx((3.0 + 0.75) / 2 / 2 + strayed, rel=1e-5)

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from revox.checkpoint.load import load_model
-from revox.cloning.clone import preset_codes
 from revox.coding.features import SpectralFeatures
-from revox.coding.invert import Guess, InversionConfig, invert
+from revox.coding.invert import InversionConfig, invert
 from revox.coding.pairs import PairSettings, PresetPairs
-from revox.coding.student import (
-    QuickEncoderTraining,
-    load_quick_encoder,
-    save_quick_encoder,
-    train_quick_encoder,
-)
+from revox.coding.presets import preset_codes
+from revox.coding.regularizers import Posterior, Regularizers
+from revox.coding.student import StudentTraining, load_student, save_student, train_student
 from revox.demo import checkpoint_folder
 from revox.model.codec import Codec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-STILL = PairSettings(mixed=0.0, shift=0.0, shake=0.0, strange=0.0)
-SHORT = QuickEncoderTraining(steps=60, batch=4, frames=8, width=48, blocks=1, warmup=5)
+STILL = PairSettings(mixed=0.0, offset=0.0, jitter=0.0, replace=0.0)
+SHORT = StudentTraining(steps=60, batch=4, frames=8, width=48, blocks=1, warmup=5)
 
 
 @pytest.fixture(scope="module")
@@ -66,60 +62,51 @@ def test_features_of_a_batch_are_those_of_its_clips(lab):
 
 def test_it_learns_to_say_the_codes_and_is_kept_for_this_checkpoint_only(lab, tmp_path: Path):
     codec, bank = lab
-    heard: list[dict[str, float]] = []
-    encoder = train_quick_encoder(
-        codec, bank, SHORT, STILL, progress=lambda step, steps, losses: heard.append(losses)
-    )
+    heard: list[Mapping[str, Any]] = []
+    encoder = train_student(codec, bank, SHORT, STILL, progress=lambda at: heard.append(at.facts))
     first, last = heard[:5], heard[-5:]
     assert np.mean([h["acoustic"] for h in last]) < 0.8 * np.mean([h["acoustic"] for h in first])
     assert np.mean([h["semantic"] for h in last]) < np.mean([h["semantic"] for h in first])
     path = tmp_path / "quick.safetensors"
-    save_quick_encoder(encoder, path, "this one")
-    again = load_quick_encoder(path, codec, "this one")
+    save_student(encoder, path, "this one")
+    again = load_student(path, codec, "this one")
     clip = codec.decode(bank[0][None, :, :10])[0]
     assert again is not None
-    for a, b in zip(again.guess(clip), encoder.guess(clip), strict=True):
+    for a, b in zip(again.posterior(clip), encoder.posterior(clip), strict=True):
         assert torch.equal(a, b)
-    assert load_quick_encoder(path, codec, "another one") is None
-    with safe_open(path, "pt") as file:
-        tensors, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
-    # What 0.1.0 kept besides: the front end's filters and windows.
-    older = {"features.bank": torch.zeros(80, 513), "features.mel_window": torch.zeros(1024)}
-    save_file({**tensors, **older}, path, metadata=about)
-    older_file = load_quick_encoder(path, codec, "this one")
-    assert older_file is not None
-    assert older_file.state_dict().keys() == encoder.state_dict().keys()
+    assert load_student(path, codec, "another one") is None
     path.write_bytes(path.read_bytes()[:100])
-    assert load_quick_encoder(path, codec, "this one") is None
+    assert load_student(path, codec, "this one") is None
 
 
 def test_time_ends_the_training(lab):
     codec, bank = lab
-    heard: list[int] = []
+    heard: list[float] = []
     brief = dataclasses.replace(SHORT, steps=10_000, seconds=0.5)
-    train_quick_encoder(codec, bank, brief, STILL, progress=lambda step, *_: heard.append(step))
+    train_student(codec, bank, brief, STILL, progress=lambda at: heard.append(at.done))
     assert 0 < len(heard) < 1000
 
 
-def test_inversion_starts_at_the_guess_and_a_heavy_weight_keeps_it_there(lab):
+def test_inversion_starts_at_the_posterior_and_a_heavy_weight_keeps_it_there(lab):
     codec, bank = lab
     wanted = bank[0][:, :10]
     target = codec.decode(wanted[None])[0]
     log_probabilities = torch.full((10, codec.config.semantic_codebook_size), -20.0)
     log_probabilities[torch.arange(10), wanted[0]] = 0.0
-    guess = Guess(log_probabilities, wanted[1:].float() / 10 - 1)
-    none = InversionConfig(steps=0, polish_rounds=0)
-    assert torch.equal(invert(codec, target, config=none, guess=guess).codes, wanted)
+    posterior = Posterior(log_probabilities, wanted[1:].float() / 10 - 1)
+    terms = Regularizers(posterior=posterior)
+    none = InversionConfig(steps=0, local_search_rounds=0)
+    assert torch.equal(invert(codec, target, config=none, regularizers=terms).codes, wanted)
     other = codec.decode(bank[1][None, :, :10])[0]
     moved = {}
     for weight in (0.0, 100.0):
-        config = InversionConfig(steps=12, polish_rounds=2, guess_weight=weight)
-        moved[weight] = invert(codec, other, config=config, guess=guess).codes
+        config = InversionConfig(steps=12, local_search_rounds=2, posterior_weight=weight)
+        moved[weight] = invert(codec, other, config=config, regularizers=terms).codes
     assert torch.equal(moved[100.0], wanted)
     assert not torch.equal(moved[0.0], wanted)
 
 
-def test_the_opinion_of_soft_codes_bends_the_search(lab):
+def test_guidance_by_soft_codes_bends_the_search(lab):
     codec, bank = lab
     target = codec.decode(bank[0][None, :, :10])[0]
     asked: list[tuple[torch.Size, torch.Size]] = []
@@ -128,9 +115,9 @@ def test_the_opinion_of_soft_codes_bends_the_search(lab):
         asked.append((probabilities.shape, values.shape))
         return values.mean()
 
-    config = InversionConfig(steps=24, polish_rounds=0, opinion_weight=20.0, opinion_every=2)
+    config = InversionConfig(steps=24, local_search_rounds=0, guidance_weight=20.0, guidance_every=2)
     plain = invert(codec, target, config=config).codes
-    bent = invert(codec, target, config=config, opinion=low_levels).codes
+    bent = invert(codec, target, config=config, regularizers=Regularizers(guidance=low_levels)).codes
     assert set(asked) == {((10, codec.config.semantic_codebook_size), (36, 10))}
     assert 12 < len(asked) < 30
     assert bent[1:].float().mean() < plain[1:].float().mean() - 2

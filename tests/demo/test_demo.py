@@ -45,7 +45,7 @@ def told():
 @pytest.fixture(scope="module")
 def shown(tiny_checkpoint, tmp_path_factory, told):
     out = tmp_path_factory.mktemp("demo") / "demo-output"
-    stages = Stages(told.append, lambda at: told.append(at.step))
+    stages = Stages(told.append, lambda at: told.append(int(at.done)))
     return out, run_demo(out, checkpoint=tiny_checkpoint, steps=2, stages=stages)
 
 

@@ -10,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from revox.cli.evaluate_command import app
+from revox.coding.errors import CodingError
 from revox.coding.invert import InversionResult
 from revox.evaluation import codec_table
 from revox.evaluation.acceptance_table import CLIPS, OTHER_TEXT, OWN_SPEECH, PRESETS, preset_names
@@ -40,7 +41,9 @@ class Ear:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch, tiny_preset_codes):
     monkeypatch.setattr("revox.metrics.intelligibility.PocketsphinxRecognizer", lambda grammar: Ear())
-    monkeypatch.setattr("revox.cloning.clone.preset_codes", lambda *_: list(tiny_preset_codes.values())[:3])
+    monkeypatch.setattr(
+        "revox.coding.presets.preset_codes", lambda *_, **__: list(tiny_preset_codes.values())[:3]
+    )
     monkeypatch.setattr("revox.evaluation.acceptance_table.MAX_PRESETS", 2)
 
 
@@ -131,8 +134,8 @@ def test_the_cloning_table_by_inversion(tiny_checkpoint, found, tmp_path, monkey
         codes = torch.zeros(37, target.numel() // codec.samples_per_frame, dtype=torch.long)
         return InversionResult(codes, (1.0,), 1, 0.0, False)
 
-    monkeypatch.setattr("revox.coding.invert.invert", quick)
-    setup = setup_of(tiny_checkpoint, tmp_path, by="inversion", recognizer="pocketsphinx")
+    monkeypatch.setattr("revox.coding.find.invert", quick)
+    setup = setup_of(tiny_checkpoint, tmp_path, method="inversion", recognizer="pocketsphinx")
     table = evaluate("cloning", setup, [c for c in found if c.group == "human"]).tables[0]
     assert table.cell(CLONED, "similarity").clips == 2
     assert table.cell(CLONED, "word_errors").value == 0  # it hears "good day" in all
@@ -142,13 +145,13 @@ def test_the_cloning_table_by_inversion(tiny_checkpoint, found, tmp_path, monkey
 
 
 def test_what_cannot_be_measured_is_a_sentence(tiny_checkpoint, clips, found, tmp_path):
-    with pytest.raises(EvaluationError, match=r"no whole encoder .*--by inversion"):
+    with pytest.raises(CodingError, match=r"no whole encoder.*--method auto"):
         evaluate("codec", setup_of(tiny_checkpoint, tmp_path), found)
-    with pytest.raises(EvaluationError, match="choose encoder or inversion"):
-        evaluate("codec", setup_of(tiny_checkpoint, tmp_path, by="magic"), found)
+    with pytest.raises(CodingError, match="no method 'magic'"):
+        evaluate("codec", setup_of(tiny_checkpoint, tmp_path, method="magic"), found)
     bad = [clip for clip in found if clip.name in ("short.wav", "broken.wav")]
     with pytest.raises(EvaluationError, match="none of 2 clips can be measured"):
-        evaluate("codec", setup_of(tiny_checkpoint, tmp_path, by="inversion"), bad)
+        evaluate("codec", setup_of(tiny_checkpoint, tmp_path, method="inversion"), bad)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +165,7 @@ def test_what_cannot_be_measured_is_a_sentence(tiny_checkpoint, clips, found, tm
 )
 def test_settings_that_cannot_be_are_a_sentence(tiny_checkpoint, found, tmp_path, settings, sentence):
     with pytest.raises((EvaluationError, SpeakError), match=sentence):
-        evaluate("codec", setup_of(tiny_checkpoint, tmp_path, **{"by": "inversion", **settings}), found)
+        evaluate("codec", setup_of(tiny_checkpoint, tmp_path, **{"method": "inversion", **settings}), found)
 
 
 @pytest.mark.parametrize("option", ["--limit=-1", "--jobs=0", "--seeds=0", "--steps=-1", "--grammar={big}"])
@@ -181,7 +184,7 @@ def test_a_missing_judge_is_said_before_the_work(tiny_checkpoint, found, tmp_pat
         raise MetricError("Recognizing words needs pocketsphinx; install it.")
 
     monkeypatch.setattr("revox.metrics.intelligibility.PocketsphinxRecognizer", missing)
-    setup = setup_of(tiny_checkpoint, tmp_path, by="inversion", recognizer="pocketsphinx")
+    setup = setup_of(tiny_checkpoint, tmp_path, method="inversion", recognizer="pocketsphinx")
     with pytest.raises(MetricError, match="needs pocketsphinx"):
         evaluate("codec", setup, found)
 

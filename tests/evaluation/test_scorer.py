@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from revox.checkpoint.load import load_model
-from revox.cloning.clone import PARTS, preset_codes
+from revox.coding.find import MODEL_PARTS
+from revox.coding.presets import preset_codes
 from revox.demo import checkpoint_folder
 from revox.evaluation.clips import Clip
 from revox.evaluation.measured import NOISE, RECORDING, WRONG_SPEAKER, add_ranks
@@ -30,7 +31,7 @@ ROWS = (RECORDING, "decoded", WRONG_SPEAKER, NOISE)
 def speakers():
     """20 voices, 3 s each at most."""
     folder = checkpoint_folder()
-    model = load_model(folder, dtype=torch.float32, parts=PARTS)
+    model = load_model(folder, dtype=torch.float32, parts=MODEL_PARTS)
     found = {}
     for i, codes in enumerate(preset_codes(folder, model)):
         samples = model.audio_tokenizer.decode(codes[None, :, :FRAMES])[0].numpy()

@@ -50,8 +50,9 @@ from lab.recover_arms import (
 from lab.recover_guard import identity
 from lab.recover_tables import GOALS, curve, goals_table, write_tables
 from revox.checkpoint.release import ENCODER_PREFIXES
-from revox.coding.encode import encode
+from revox.coding.find import find_codes
 from revox.coding.invert import InversionConfig, invert
+from revox.coding.regularizers import Regularizers
 from revox.progress import Progress
 
 TRAINING: dict[str, Any] = {
@@ -126,8 +127,8 @@ def in_little(patch: pytest.MonkeyPatch) -> None:
     """One text, and a recognizer that always hears the same: the tiny model babbles."""
     patch.setattr(recover_scores, "TEXTS", (TEXT,))
     patch.setattr(recover_scores.Scoring, "recognizer", Deaf())
-    # At hand, so that they need not be recovered from their arms each time.
-    patch.setattr(recover_scores, "preset_codes", lambda *_: list(preset_codes().values()))
+    # At hand, so that they need not be recovered from their rows each time.
+    patch.setattr("revox.coding.presets.preset_codes", lambda *_, **__: list(preset_codes().values()))
 
 
 @pytest.fixture
@@ -557,10 +558,11 @@ def test_inversion_is_the_search_from_afar_and_random_codes_are_each_seeds_and_c
 ):
     arm = Arm(name="inversion", title="inversion", by="inversion", steps=3)
     found = scoring.codes(arm, "human", 0, 5)
-    # As `revox clone --steps 3` has it: the polish cut short in proportion.
-    config = InversionConfig(steps=3, polish_rounds=0)
+    # As `revox clone --steps 3` has it: the local search shortened in proportion.
+    config = InversionConfig(steps=3, local_search_rounds=0)
+    terms = Regularizers(scoring.coder.prior())
     plain = invert(
-        scoring.original, scoring.clips["human"][0].samples, config=config, prior=scoring.prior, seed=5
+        scoring.original, scoring.clips["human"][0].samples, config=config, regularizers=terms, seed=5
     )
     assert torch.equal(found, plain.codes)
     drawn = [scoring.codes(RANDOM, "human", i, seed) for i in (0, 1) for seed in (0, 1)]
@@ -576,9 +578,9 @@ def test_the_time_of_the_original_is_that_of_encoding_also_where_its_codes_are_k
 
     def counted(*arguments: Any) -> Any:
         encoded.append(arguments)
-        return encode(*arguments)
+        return find_codes(*arguments)
 
-    monkeypatch.setattr(recover_scores, "encode", counted)
+    monkeypatch.setattr(recover_scores, "find_codes", counted)
     assert torch.equal(scoring.codes(ORIGINAL, "human", 0, 0), known)
     assert len(encoded) == 1
 

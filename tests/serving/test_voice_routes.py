@@ -13,7 +13,6 @@ import os
 import threading
 from datetime import datetime, timezone
 from pathlib import Path
-from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -539,25 +538,6 @@ def test_a_job_interrupted_by_a_stop_is_told_as_failed_and_retried_if_the_sample
 
     talk(first)
     talk(second)
-
-
-def test_a_stop_while_the_presets_are_looked_up_ends_the_search_and_keeps_no_half_of_them(tts, monkeypatch):
-    cloner = ServedCloner(tts, "inversion", 1.0)
-    looked: list[int] = []
-
-    def recover(rows, table, config):
-        looked.append(len(rows))
-        codes = torch.zeros(37, len(rows) - 1, dtype=torch.int64)
-        return SimpleNamespace(codes=codes, exact=torch.ones(len(rows) - 1, dtype=torch.bool))
-
-    monkeypatch.setattr("revox.cloning.clone.recover_codes", recover)
-    with pytest.raises(CloneError, match="stopped"):
-        cloner._preset_codes(lambda: len(looked) >= 3)
-    assert len(looked) == 3
-    assert len(cloner._preset_codes(lambda: False)) == 20
-    assert len(looked) == 23
-    cloner._preset_codes(None)
-    assert len(looked) == 23
 
 
 def test_a_server_that_was_killed_tells_its_job_as_interrupted(tts, settings):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import os
@@ -23,9 +22,8 @@ from revox.checkpoint.encoder_file import decoder_sha256, read_record
 from revox.checkpoint.load import load_model
 from revox.checkpoint.voices import Voice
 from revox.cli import train_command
-from revox.cloning.clone import PARTS
-from revox.coding.invert import InversionConfig
-from revox.coding.student import QuickEncoderTraining
+from revox.coding.find import MODEL_PARTS
+from revox.coding.student import StudentTraining
 from revox.progress import Progress
 from revox.synthesis.engine import Engine, Request
 from revox.synthesis.prompt import Prompt
@@ -41,9 +39,6 @@ SETTINGS: dict[str, Any] = {
     "validate_every": 4, "resolutions": [[256, 20]], "sentences": 0,
     "discriminator": {"start": 100},
 }  # fmt: skip
-
-
-FEW = InversionConfig(steps=1, polish_rounds=0)
 
 
 @pytest.fixture(scope="module")
@@ -118,16 +113,16 @@ def test_recordings_are_inverted_once_and_kept_as_they_are_found(
 ):
     import revox.training.pseudo_labels as module
 
-    codec = load_model(tiny_checkpoint, dtype=torch.float32, parts=PARTS).audio_tokenizer
+    codec = load_model(tiny_checkpoint, dtype=torch.float32, parts=MODEL_PARTS).audio_tokenizer
     sources = find_sources([str(speech)], cache=tmp_path / "cache", workers=0)
-    asked, real = [], module.invert
+    asked, real = [], module.find_codes
 
-    def invert(codec: Any, target: torch.Tensor, **given: Any) -> Any:
-        asked.append(target)
-        return real(codec, target, **given)
+    def counted(coder: Any, samples: torch.Tensor, settings: Any) -> Any:
+        asked.append(samples)
+        return real(coder, samples, settings)
 
-    monkeypatch.setattr(module, "invert", invert)
-    monkeypatch.setattr(module, "default_training", lambda codec: QuickEncoderTraining(steps=2))
+    monkeypatch.setattr(module, "find_codes", counted)
+    monkeypatch.setattr("revox.coding.student.default_training", lambda codec: StudentTraining(steps=2))
     cache = tmp_path / "pseudo-labels"
 
     def inverted(count: int, stamp: str = "a", **changes: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -153,8 +148,7 @@ def test_recordings_are_inverted_once_and_kept_as_they_are_found(
     first.write_bytes(first.read_bytes()[:200])
     inverted(1)
     assert len(asked) == 1  # damaged: inverted again
-    stopped = dataclasses.replace(real(codec, asked[0].float(), seed=0, config=FEW), stopped=True)
-    monkeypatch.setattr(module, "invert", lambda *_, **__: stopped)
+    monkeypatch.setattr(module, "find_codes", lambda *_, **__: SimpleNamespace(stopped=True))
     with pytest.raises(KeyboardInterrupt):
         inverted(5)
     assert len(inverted(4)) == 4
@@ -163,9 +157,7 @@ def test_recordings_are_inverted_once_and_kept_as_they_are_found(
 def test_a_run_with_pseudo_labels_goes_on_to_the_same_encoder(
     tiny_checkpoint: Path, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(
-        "revox.training.pseudo_labels.default_training", lambda codec: QuickEncoderTraining(steps=2)
-    )
+    monkeypatch.setattr("revox.coding.student.default_training", lambda codec: StudentTraining(steps=2))
     asked = {"pseudo_labels": 2, "pseudo_labeled": 2, "inversion_steps": 2, "seconds": 1.28}
 
     def restored(out: Path, stop: bool = False, **changes: Any) -> Path:

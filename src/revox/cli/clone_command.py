@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,14 +13,10 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import TaskID
-    from torch import Tensor
 
     from revox.checkpoint.voices import Voice
     from revox.cloning.clone import ClonedVoice
-    from revox.coding.invert import InversionProgress
-    from revox.coding.student import QuickEncoder
-    from revox.model.voxtral import Voxtral
+    from revox.progress import Progress
 
 
 def command(
@@ -35,29 +31,24 @@ def command(
     transcript: Annotated[
         str | None,
         typer.Option(
-            help="What is said in CLIP (30 s at most), or @FILE: the language model is then asked as well."
+            help="What is said in CLIP (30 s at most), or @FILE: the language model then guides the search."
         ),
     ] = None,
     method: Annotated[
         str,
         typer.Option(
-            metavar="auto|encoder|inversion|best",
-            help="Where the codes come from: the checkpoint's encoder if it has one, else inversion (auto); "
-            "or both, and the better ones are kept (best).",
+            metavar="auto|encoder|student|inversion|best",
+            help="How codes are found: by the checkpoint's encoder if it has one, else by inversion (auto); "
+            "by inversion from a small encoder, trained once for this checkpoint (student); or by encoder "
+            "and inversion, and the better codes are kept (best).",
         ),
     ] = "auto",
     refine: Annotated[
         int, typer.Option(min=0, help="Steps of inversion that improve the encoder's codes.")
     ] = 0,
-    quick_encoder: Annotated[
-        bool,
-        typer.Option(
-            "--quick-encoder", help="First train a small encoder for this checkpoint (kept for later)."
-        ),
-    ] = False,
     budget: Annotated[float | None, typer.Option(help="Seconds to spend on finding the codes.")] = None,
     steps: Annotated[
-        int | None, typer.Option(min=0, help="Steps of descent (the same number gives the same voice).")
+        int | None, typer.Option(min=0, help="Steps of inversion (the same number gives the same voice).")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="For everything left to chance.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a voice of that name.")] = False,
@@ -66,6 +57,9 @@ def command(
         Path | None,
         typer.Option(help="Also write how the reference sounds through the codes, marked, to this file."),
     ] = None,
+    quick_encoder: Annotated[
+        bool, typer.Option("--quick-encoder", hidden=True, help="The old name of --method student.")
+    ] = False,
 ) -> None:
     """Clone a voice from CLIP and add it to the checkpoint, with its encoder if it has one, or by search.
 
@@ -73,82 +67,71 @@ def command(
     taken meanwhile), its codes are written to a file that `revox voice add` takes.
     """
     from rich.console import Console
-    from rich.markup import escape
 
     from revox.cloning.consent import record_consent
 
     console = Console(stderr=True, highlight=False)
     # What can be wrong is said before anything is computed.
-    record_consent(consent)
+    agreed = record_consent(consent)
+    if quick_encoder:
+        console.print("[yellow]--quick-encoder is now --method student[/]")
+        method = "student"
     from revox.checkpoint.locate import locate
-    from revox.checkpoint.params import read_params
     from revox.checkpoint.voice_journal import check_writable
     from revox.checkpoint.voices import add_voice, check_voice_free
 
     folder = locate(checkpoint)
-    rate = read_params(folder).voxtral_config().codec.sampling_rate
     check_voice_free(folder, name, overwrite, force)
     check_writable(folder)
-    from revox.checkpoint.inspect import inspect
-    from revox.cloning.clone import choose_ways
-
-    encoder_there = inspect(folder).encoder
-    ways = choose_ways(encoder_there == "complete", method, refine, budget, steps, quick_encoder)
-    searches = ways != ("encoder",)
-    if encoder_there == "partial":
-        console.print("[yellow]a part of an encoder is in the weights, and left off: inverting[/]")
-    from revox.speech import AudioError, format_for, read_audio, select_reference
+    from revox.speech import AudioError, format_for
 
     if decoded is not None:
         format_for(decoded)
         if not decoded.parent.is_dir():
             raise AudioError(f"There is no folder {decoded.parent}; create it or choose another path.")
-    said = _transcript(transcript)
-    audio = read_audio(clip)
-    console.print(f"[bold]{escape(clip.name)}[/]: {audio.seconds:.1f} s at {audio.rate} Hz")
-    selection = select_reference(audio, rate=rate, whole=said is not None)
-    for line in (*selection.reasons, *(f"[yellow]{w}[/]" for w in selection.warnings)):
-        console.print(line)
-    import torch
+    spoken = _transcript(transcript)
+    import revox
 
-    from revox.checkpoint.load import PARTS as WHOLE
-    from revox.checkpoint.load import load_model
-    from revox.cloning.clone import PARTS, check_transcript, clone_voice, preset_codes
-
-    check_transcript(said)
-    # The whole model is read only to be asked about a transcript.
-    asked = said is not None and searches
-    model = load_model(folder, dtype=torch.float32, parts=WHOLE if asked else PARTS)
-    presets = preset_codes(folder, model) if searches else []
-    encoder = _quick_encoder(console, model, presets) if quick_encoder and presets else None
-    opinion = None
-    if asked:
-        from functools import partial
-
-        from revox.coding.likelihood import opinion_on
-        from revox.synthesis.prompt import Prompter
-
-        prompter = Prompter(folder)
-        opinion = opinion_on(model, partial(prompter.tokens_for_rows, said or ""), prompter.audio_token)
-    with _Progress(console) as progress:
-        cloned = clone_voice(
-            model, audio, consent=consent or "", name=name, method=method, refine_steps=refine,
-            budget=budget, steps=steps, seed=seed, progress=progress, presets=presets, source=clip,
-            selection=selection, encoder=encoder, transcript=said, opinion=opinion,
+    tts = revox.load(folder, lazy=True)
+    if tts.encoder == "partial":
+        console.print("[yellow]the weights hold only a part of an encoder, which is not used[/]")
+    with _show_progress(console, clip.name) as progress:
+        voice = tts.clone(
+            clip, consent=agreed, name=name, transcript=spoken, method=method, refine=refine, steps=steps,
+            budget=budget, seed=seed, progress=progress,
         )  # fmt: skip
-    voice = cloned.voice
+    if method == "student" and voice.coding.method == "inversion":
+        console.print("[yellow]the student encoder is of no use here: inversion went on without it[/]")
     with _kept_if_not_added(voice, folder):
         add_voice(folder, name, voice.embedding, voice.codes, voice.provenance, overwrite, force)
     if decoded is not None:
         from revox.cli.marked import who_signs, write_synthetic
 
-        write_synthetic(decoded, cloned.decoded, checkpoint, name, who_signs())
-    _summary(console, cloned, folder)
+        write_synthetic(decoded, voice.decoded, checkpoint, name, who_signs())
+    _summary(console, voice, folder)
+
+
+@contextmanager
+def _show_progress(console: Console, clip: str) -> Iterator[Callable[[Progress], None]]:
+    """Bars for the search, and sentences about the stretch selected."""
+    from revox.cli.progress import show_progress
+    from revox.cloning.clone import SELECTED
+
+    with show_progress(console) as show:
+
+        def report(at: Progress) -> None:
+            if at.what != SELECTED:
+                return show(at)
+            console.print(f"{clip}: {at.facts['reasons']}", markup=False)
+            if at.facts["warnings"]:
+                console.print(at.facts["warnings"], style="yellow", markup=False)
+
+        yield report
 
 
 @contextmanager
 def _kept_if_not_added(voice: Voice, folder: Path) -> Iterator[None]:
-    """What a search of minutes found outlasts a full disk, a name taken meanwhile, or Ctrl-C."""
+    """If the voice cannot be added (a full disk, a name taken meanwhile, Ctrl-C), its codes are saved."""
     from revox.checkpoint.errors import CheckpointError
     from revox.cloning.errors import CloneError
 
@@ -162,7 +145,7 @@ def _kept_if_not_added(voice: Voice, folder: Path) -> Iterator[None]:
         consent = voice.provenance["consent"]["statement"]
         arguments = (voice.name, path, "--checkpoint", folder, "--consent", consent)
         raise CloneError(
-            f"{why}. The codes found are kept in {path}; when that is mended, add them with: "
+            f"{why}. The codes found are kept in {path}; once that is fixed, add them with: "
             f"revox voice add {shlex.join(str(argument) for argument in arguments)}"
         ) from None
 
@@ -194,91 +177,36 @@ def _transcript(given: str | None) -> str | None:
             return given
         return Path(given[1:]).read_text(encoding="utf-8-sig").strip()
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise CloneError(f"the transcript {given} cannot be read: {reason}") from None
 
 
-def _quick_encoder(console: Console, model: Voxtral, presets: list[Tensor]) -> QuickEncoder | None:
-    """From the cache, or trained with a bar to watch."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from revox.checkpoint.locate import user_cache
-    from revox.cloning.clone import float_codec
-    from revox.coding.student import default_training, quick_encoder_for
-
-    codec = float_codec(model.audio_tokenizer)
-    training = default_training(codec)
-    columns = (
-        TextColumn("quick encoder"), BarColumn(), TextColumn("{task.fields[losses]}"), TimeElapsedColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("train", total=training.steps, losses="")
-
-        def told(step: int, steps: int, losses: dict[str, float]) -> None:
-            line = f"semantic {losses['semantic']:.2f} nats, acoustic {losses['acoustic']:.2f} levels"
-            bar.update(task, completed=step, total=steps, losses=line)
-
-        encoder = quick_encoder_for(codec, presets, training, user_cache(), told)
-    if encoder is None:
-        console.print("[yellow]the quick encoder is no better than a blind guess: going on without it[/]")
-    return encoder
-
-
-class _Progress:
-    """The inversion's progress as a bar on stderr, with loss and time left."""
-
-    def __init__(self, console: Console) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        self._bar = Progress(
-            TextColumn("{task.description:8}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[best]:.4f}"),
-            TextColumn("{task.fields[left]}"),
-            console=console,
-        )
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, at: InversionProgress) -> None:
-        left = f"{at.seconds_left:.0f} s left, Ctrl-C keeps the best"
-        if at.phase not in self._tasks:
-            self._tasks[at.phase] = self._bar.add_task(at.phase, total=at.steps, best=at.best, left=left)
-        self._bar.update(self._tasks[at.phase], completed=at.step, best=at.best, left=left)
-
-
-def _summary(console: Console, cloned: ClonedVoice, folder: Path) -> None:
-    result = cloned.result
-    if not cloned.scores and cloned.kept == "encoder":
+def _summary(console: Console, voice: ClonedVoice, folder: Path) -> None:
+    coding = voice.coding
+    if not coding.searches:
         console.print(
-            f"codes from the checkpoint's encoder in {result.seconds:.1f} s: "
-            f"spectral distance {result.loss:.4f}"
+            f"codes from the checkpoint's encoder in {coding.seconds:.1f} s: "
+            f"spectral distance {voice.distance:.4f}"
         )
-    elif result.losses and cloned.kept != "encoder":
-        ended = "stopped by hand after" if result.stopped else "done after"
-        losses = f"{result.losses[0]:.4f} -> {result.loss:.4f}"
-        console.print(f"{ended} {result.steps} steps, {result.seconds:.0f} s: loss {losses}")
-    if cloned.scores:
-        said = (
-            f"{name} {score.total:.4f} (sound {score.reconstruction:.4f}, acceptance {score.acceptance:.4f})"
-            for name, score in cloned.scores.items()
+    elif coding.search is not None and coding.search.losses:
+        search = coding.search
+        ended = "stopped by hand after" if search.stopped else "done after"
+        losses = f"{search.losses[0]:.4f} -> {search.loss:.4f}"
+        console.print(f"{ended} {search.steps} steps, {search.seconds:.0f} s: loss {losses}")
+    if coding.scores:
+        scores = (
+            f"{way} {score.total:.4f} (sound {score.reconstruction:.4f}, acceptance {score.acceptance:.4f})"
+            for way, score in coding.scores.items()
         )
-        console.print(f"score, less is better: {', '.join(said)}")
-        console.print(f"kept: {cloned.kept}")
-    name, frames = cloned.voice.name, cloned.voice.frames
-    seconds = cloned.reference.seconds
+        console.print(f"score, less is better: {', '.join(scores)}")
+        console.print(f"kept: {coding.method}")
     from rich.markup import escape
 
     where = escape(str(folder))
     console.print(
-        f"voice [bold]{name}[/] ({frames} frames, {seconds:.1f} s) is now in {where}", soft_wrap=True
+        f"voice [bold]{voice.name}[/] ({voice.frames} frames, {voice.reference.seconds:.1f} s) is now in "
+        f"{where}",
+        soft_wrap=True,
     )
-    command = f'revox speak "..." --checkpoint {shlex.quote(str(folder))} --voice {name} -o out.wav'
+    command = f'revox speak "..." --checkpoint {shlex.quote(str(folder))} --voice {voice.name} -o out.wav'
     console.print(f"Speak with it: {command}", markup=False, soft_wrap=True)

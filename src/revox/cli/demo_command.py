@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from revox.coding.invert import InversionProgress
+from revox.cli.progress import show_progress
 
 console = Console(stderr=True)
 
@@ -34,29 +32,10 @@ def command(
         print(checkpoint_folder())
         return
 
-    columns = (
-        TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("distance {task.fields[best]:.3f}, {task.fields[left]:.0f} s left"),
-    )  # fmt: skip
-    with Progress(*columns, console=console, transient=True) as progress:
-        tasks: dict[str, TaskID] = {}
+    def say(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True)
 
-        def cloning(at: InversionProgress) -> None:
-            if at.phase not in tasks:
-                tasks[at.phase] = progress.add_task(at.phase, best=at.best, left=at.seconds_left)
-            progress.update(
-                tasks[at.phase], completed=at.step, total=at.steps, best=at.best, left=at.seconds_left
-            )
-            # A log gets a line at each quarter, where a terminal has a bar.
-            if not console.is_terminal and at.step * 4 // at.steps > (at.step - 1) * 4 // at.steps:
-                line = f"  {at.phase} {at.step} of {at.steps}: distance {at.best:.3f}"
-                console.print(f"{line}, {at.seconds_left:.0f} s left", highlight=False)
-
-        def say(line: str) -> None:
-            for task in tasks.values():
-                progress.update(task, visible=False)
-            console.print(line, highlight=False, soft_wrap=True)
-
+    with show_progress(console) as cloning:
         summary = run_demo(out, steps=steps, seed=seed, stages=Stages(say, cloning))
     _print_demo(out, summary)
 

@@ -22,10 +22,19 @@ app = typer.Typer(
 Checkpoint = Annotated[str, typer.Argument(help="The checkpoint's folder, or a hub id.")]
 Clips = Annotated[Path, typer.Option("--clips", help="A folder of recordings; subfolders are groups.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where the report, its sounds and what was done go.")]
-By = Annotated[str, typer.Option("--by", help="From sound to codes: encoder or inversion.")]
-Encoder = Annotated[
-    Path | None, typer.Option("--encoder", help="The lab's encoder that was put aside, for scoring only.")
+Method = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        metavar="auto|encoder|student|inversion|best",
+        help="How codes are found, as in `revox clone`.",
+    ),
 ]
+OldMethod = Annotated[str | None, typer.Option("--by", hidden=True, help="The old name of --method.")]
+Encoder = Annotated[
+    Path | None, typer.Option("--encoder", help="The lab's reference encoder, for scoring only.")
+]
+Refine = Annotated[int, typer.Option("--refine", min=0, help="Steps that improve the encoder's codes.")]
 Steps = Annotated[int | None, typer.Option("--steps", min=0, help="Steps of inversion, for each clip.")]
 Manifest = Annotated[
     Path | None,
@@ -58,8 +67,9 @@ def codec_command(
     checkpoint: Checkpoint,
     clips: Clips,
     out: Out,
-    by: By = "encoder",
+    method: Method = "encoder",
     encoder: Encoder = None,
+    refine: Refine = 0,
     steps: Steps = None,
     manifest: Manifest = None,
     transcripts: Transcripts = None,
@@ -70,12 +80,13 @@ def codec_command(
     recognizer: Listener = "none",
     grammar: Grammar = None,
     device: Device = None,
+    by: OldMethod = None,
 ) -> None:
     """Recordings beside what their codes decode to, wrong speakers, random codes and noise."""
     _run(
         "codec", checkpoint, clips, out, manifest, transcripts, limit, jobs, grammar, None,
-        by=by, encoder=encoder, steps=steps, seconds=seconds, seeds=seeds, recognizer=recognizer,
-        device=device,
+        method=_method(method, by), encoder=encoder, refine=refine, steps=steps, seconds=seconds,
+        seeds=seeds, recognizer=recognizer, device=device,
     )  # fmt: skip
 
 
@@ -84,8 +95,9 @@ def cloning_command(
     checkpoint: Checkpoint,
     clips: Clips,
     out: Out,
-    by: By = "encoder",
+    method: Method = "encoder",
     encoder: Encoder = None,
+    refine: Refine = 0,
     steps: Steps = None,
     texts: Texts = None,
     manifest: Manifest = None,
@@ -97,12 +109,13 @@ def cloning_command(
     recognizer: Listener = "none",
     grammar: Grammar = None,
     device: Device = None,
+    by: OldMethod = None,
 ) -> None:
     """New words in voices cloned from the clips: likeness, words, stops, acceptance."""
     _run(
         "cloning", checkpoint, clips, out, manifest, transcripts, limit, jobs, grammar, texts,
-        by=by, encoder=encoder, steps=steps, seconds=seconds, seeds=seeds, recognizer=recognizer,
-        device=device,
+        method=_method(method, by), encoder=encoder, refine=refine, steps=steps, seconds=seconds,
+        seeds=seeds, recognizer=recognizer, device=device,
     )  # fmt: skip
 
 
@@ -111,8 +124,9 @@ def acceptance_command(
     checkpoint: Checkpoint,
     clips: Clips,
     out: Out,
-    by: By = "encoder",
+    method: Method = "encoder",
     encoder: Encoder = None,
+    refine: Refine = 0,
     steps: Steps = None,
     texts: Texts = None,
     manifest: Manifest = None,
@@ -122,6 +136,7 @@ def acceptance_command(
     seeds: Seeds = 3,
     jobs: Jobs = 1,
     device: Device = None,
+    by: OldMethod = None,
 ) -> None:
     """What the language model makes of the clips' codes, beside its own speech; and of their voices' rows.
 
@@ -129,8 +144,16 @@ def acceptance_command(
     """
     _run(
         "acceptance", checkpoint, clips, out, manifest, transcripts, limit, jobs, None, texts,
-        by=by, encoder=encoder, steps=steps, seconds=seconds, seeds=seeds, device=device,
+        method=_method(method, by), encoder=encoder, refine=refine, steps=steps, seconds=seconds,
+        seeds=seeds, device=device,
     )  # fmt: skip
+
+
+def _method(method: str, by: str | None) -> str:
+    if by is None:
+        return method
+    typer.echo("--by is now --method", err=True)
+    return by
 
 
 def _run(

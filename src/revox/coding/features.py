@@ -1,4 +1,4 @@
-"""Spectra by the frame of codes: what an encoder that is to be learnt quickly hears.
+"""Spectral features of each frame of codes: the input of the student encoder.
 
 A frame of codes (80 ms) is described by 80 mel bands at each of its patches (10 ms) and by the low bins of a
 longer transform, where single harmonics show the pitch, at every second patch.
@@ -67,7 +67,7 @@ class Block(nn.Module):
         self.out = nn.Linear(2 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply to `x`; a frame sees itself and the two before it."""
+        """Apply to `x`; the receptive field is a frame and the two before it."""
         inside = self.conv(functional.pad(self.norm(x).transpose(1, 2), (2, 0))).transpose(1, 2)
         gate, value = inside.chunk(2, dim=-1)
         return x + self.out(functional.silu(gate) * value)

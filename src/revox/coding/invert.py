@@ -6,32 +6,35 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from revox.coding.objective import SCALES, SpectralTarget
-from revox.coding.prior import CodePrior, starting_codes
+from revox.coding.prior import starting_codes
+from revox.coding.regularizers import Regularizers, guidance_of_codes
 from revox.model.codec import Codec
+from revox.progress import Progress, ProgressCallback, ignore_progress
 
-CHECK_EVERY = 10  # steps between looks at the hard codes while noise is on
+CHECK_EVERY = 10  # steps between evaluations of the hard codes while noise is on
 TIMED_STEPS = 3
-DESCENT_SHARE = 0.8  # of a budget in seconds; the rest is for the polish
-POLISH_STRETCH = 6  # frames
-POLISH_CANDIDATES = 4
-NEIGHBOURS = 16  # semantic codes tried in place of one
-LIKELIHOOD_FLOOR = -6.0  # nats a code costs at most: a guess may be wrong by being too sure
+DESCENT_SHARE = 0.8  # of a budget in seconds; the rest is for the local search
+STRETCH = 6  # frames that a trial of the local search changes one code in
+CANDIDATES = 4  # trials in a round of the local search
+NEIGHBORS = 16  # semantic codes tried in place of one
+
+DESCENT, LOCAL_SEARCH = "descent", "local search"
+"""The phases of a search, as `Progress.what` names them."""
 
 
 @dataclass(frozen=True)
 class InversionConfig:
-    """How codes are sought. The defaults take a clip of 6 s under 90 s on one core at the lab's size.
+    """How the search runs. The defaults take a clip of 6 s under 90 s on one core at the lab's size.
 
-    Of the `steps` of Adam the first `soft_share` see noisy, partly quantized codes, the rest only what will
-    be kept; `polish_rounds` of trying single codes follow. `seconds` shortens `steps` to what this machine
-    does in that time: the number of steps is then measured, and recorded; with `steps` alone it is
+    The first `soft_share` of the `steps` of Adam see noisy, partly quantized codes; the rest see only hard
+    ones. `local_search_rounds` of trying single codes follow. `seconds` shortens `steps` to what this machine
+    does in that time: the number of steps is then measured and recorded. With `steps` alone the search is
     deterministic.
     """
 
@@ -40,84 +43,27 @@ class InversionConfig:
     acoustic_rate: float = 0.3
     semantic_rate: float = 0.3  # in units of the codebook's standard deviation
     soft_share: float = 0.5
-    first_temperature: float = 1.0  # in squared distances between neighbouring semantic codes
+    first_temperature: float = 1.0  # in squared distances between neighboring semantic codes
     last_temperature: float = 0.1
     scales: tuple[tuple[int, int], ...] = SCALES
     stft_weight: float = 0.5
     waveform_weight: float = 0.0
     prior_weight: float = 0.02
-    guess_weight: float = 0.1
-    """Of staying near the guess, in nats a semantic code and deviations of an acoustic value."""
-    opinion_weight: float = 0.05
-    """Of the language model's opinion, in nats a semantic code and squared error of the velocity."""
-    opinion_every: int = 4  # steps between questions to the language model
-    polish_rounds: int = 12
+    posterior_weight: float = 0.1
+    """Of staying near the initial posterior: nats a semantic code, deviations of an acoustic value."""
+    guidance_weight: float = 0.05
+    """Of language-model guidance: nats a semantic code, squared error of the velocity."""
+    guidance_every: int = 4  # steps between evaluations of the language model
+    local_search_rounds: int = 12
     patience: int = 60
     """Steps on hard codes without a better result before the descent ends."""
     chunk_frames: int = 375
-    """A longer clip is taken in pieces of this many frames, each heard after the end of the one before."""
+    """A longer clip is searched in pieces of this many frames, each decoded after the end of the last."""
 
-    def taking(self, steps: int) -> InversionConfig:
-        """The same with so many `steps`. Who asks for a few wants an answer soon: the polish is cut short in
-        proportion."""
-        rounds = round(self.polish_rounds * min(1.0, steps / self.steps)) if self.steps else 0
-        return replace(self, steps=steps, polish_rounds=rounds)
-
-
-class Guess(NamedTuple):
-    """An encoder's first word: log probabilities of semantic codes `[frames, size]`, acoustic values in
-    [-1, 1] `[36, frames]`."""
-
-    log_probabilities: Tensor
-    values: Tensor
-
-    def codes(self, levels: int) -> Tensor:
-        """The likeliest codes `[37, frames]`, acoustic ones of so many `levels`."""
-        half = (levels - 1) / 2
-        acoustic = (self.values * half + half).round().clamp(0, levels - 1).long()
-        return torch.cat((self.log_probabilities.argmax(dim=1)[None], acoustic))
-
-    def cost(self, probabilities: Tensor, values: Tensor, levels: int) -> Tensor:
-        """How far soft codes lie from the guess, a scalar: nats a semantic code (`probabilities` `[frames,
-        size]`), spread over a frame's codes, and squared deviations of two of the `levels` an acoustic value
-        (`values` `[36, frames]`)."""
-        surprise = -(probabilities * self.log_probabilities.clamp_min(LIKELIHOOD_FLOOR)).sum(dim=1).mean()
-        return surprise / values.shape[0] + self._strayed(values, levels)
-
-    def cost_of_codes(self, semantic: Tensor, values: Tensor, levels: int) -> Tensor:
-        """The same `[batch]` of hard codes: `semantic` `[batch, frames]`, `values` `[batch, 36, frames]`."""
-        likelihood = self.log_probabilities.clamp_min(LIKELIHOOD_FLOOR)
-        surprise = -likelihood.gather(1, semantic.T).mean(dim=0)
-        return surprise / values.shape[1] + self._strayed(values, levels)
-
-    def _strayed(self, values: Tensor, levels: int) -> Tensor:
-        step = 2 / (levels - 1)
-        return 0.5 * ((values - self.values) / (2 * step)).square().mean(dim=(-2, -1))
-
-
-Opinion = Callable[[Tensor, Tensor], Tensor]
-
-
-def opinion_of_codes(opinion: Opinion, codec: Codec, codes: Tensor) -> float:
-    """An opinion of hard `codes` `[37, frames]`, which are soft ones that are certain."""
-    certain = functional.one_hot(codes[0], codec.config.semantic_codebook_size).float()
-    return float(opinion(certain, codec.quantizer.acoustic_codebook.decode(codes[None, 1:])[0]))
-
-
-@dataclass(frozen=True)
-class InversionProgress:
-    """Where an inversion stands.
-
-    `phase` is "descent" or "polish"; `loss` is the latest step's, `best` that of the best hard codes so far;
-    `seconds_left` is an estimate for this phase.
-    """
-
-    phase: str
-    step: int
-    steps: int
-    loss: float
-    best: float
-    seconds_left: float
+    def with_steps(self, steps: int) -> InversionConfig:
+        """The same with so many `steps`, and the local search shortened in proportion."""
+        share = min(1.0, steps / self.steps) if self.steps else 0.0
+        return replace(self, steps=steps, local_search_rounds=round(self.local_search_rounds * share))
 
 
 @dataclass(frozen=True)
@@ -146,23 +92,20 @@ def invert(
     target: Tensor,
     *,
     config: InversionConfig | None = None,
-    prior: CodePrior | None = None,
-    guess: Guess | None = None,
-    opinion: Opinion | None = None,
+    regularizers: Regularizers | None = None,
     seed: int = 0,
-    progress: Callable[[InversionProgress], None] | None = None,
+    progress: ProgressCallback = ignore_progress,
     should_stop: Callable[[], bool] | None = None,
 ) -> InversionResult:
     """Codes whose decoded sound is near `target` `[samples]`, a whole number of frames at the codec's rate.
 
-    With a `guess` of the codes (`QuickEncoder.guess`) the search starts there and pays for leaving. `opinion`
-    says, differentiably, how unlikely the language model finds soft codes (probabilities `[frames, size]`,
-    values `[36, frames]`); it is asked about a clip in one piece only.
+    The search starts at the initial posterior among the `regularizers`, where there is one, and otherwise at
+    preset codes. Language-model guidance applies to a clip in one piece only.
     The codec's weights must be float32. Deterministic for one `seed`, `config.steps` and thread count.
     KeyboardInterrupt or a true `should_stop()` ends the search: the best codes so far are the result,
-    `stopped`. Raises ValueError when the target is empty, not finite or no whole number of frames.
+    `stopped`. Raises ValueError when the target is empty, not finite, or not a whole number of frames.
     """
-    config = config or InversionConfig()
+    config, regularizers = config or InversionConfig(), regularizers or Regularizers()
     frame = codec.samples_per_frame
     whole = target.dim() == 1 and target.numel() > 0 and target.numel() % frame == 0
     if not whole or not bool(target.isfinite().all()):
@@ -172,7 +115,7 @@ def invert(
     generator = torch.Generator().manual_seed(seed)
     device = codec.output_proj.conv.weight.device
     target = target.detach().to(device, torch.float32)
-    prior = None if prior is None else prior.to(device)
+    regularizers = regularizers.to(device)
     total = target.numel() // frame
     codes = torch.zeros((codec.config.n_codebooks, 0), dtype=torch.long, device=device)
     losses: list[float] = []
@@ -182,12 +125,9 @@ def invert(
         before = codes[:, max(0, first - codec.left_context) :]
         seconds = None if config.seconds is None else config.seconds * (last - first) / total
         clock = _Clock(seconds, progress, should_stop)  # finding the start counts too
-        near = guess
-        if guess is not None:
-            near = Guess(guess[0][first:last].to(device), guess[1][:, first:last].to(device))
-        whole_clip = opinion if total <= config.chunk_frames else None
         piece = target[first * frame : last * frame]
-        search = _Search(codec, piece, before, config, prior, generator, near, whole_clip)
+        terms = regularizers.of_frames(first, last, total)
+        search = _Search(codec, piece, before, config, terms, generator)
         stopped = stopped or search.run(clock)
         codes = torch.cat((codes, search.best_codes), dim=1)
         losses += search.losses
@@ -199,10 +139,7 @@ class _Clock:
     """Time, progress and the wish to stop."""
 
     def __init__(
-        self,
-        seconds: float | None,
-        progress: Callable[[InversionProgress], None] | None,
-        should_stop: Callable[[], bool] | None,
+        self, seconds: float | None, progress: ProgressCallback, should_stop: Callable[[], bool] | None
     ) -> None:
         self.seconds, self.progress, self.should_stop = seconds, progress, should_stop
         self.started = time.monotonic()
@@ -217,10 +154,10 @@ class _Clock:
 
     def tick(self, step: int, steps: int, loss: float, best: float) -> bool:
         """Report one finished step; True when the search should stop."""
-        if self.progress is not None:
-            pace = (time.monotonic() - self.phase_started) / step
-            left = min(pace * (steps - step), max(0.0, self.left()))
-            self.progress(InversionProgress(self.phase, step, steps, loss, best, left))
+        pace = (time.monotonic() - self.phase_started) / step
+        left = min(pace * (steps - step), max(0.0, self.left()))
+        facts = {"loss": loss, "best": best, "seconds_left": left}
+        self.progress(Progress(self.phase, step, steps, facts))
         return self.should_stop is not None and self.should_stop()
 
 
@@ -246,41 +183,40 @@ class _Search:
         target: Tensor,
         context: Tensor,
         config: InversionConfig,
-        prior: CodePrior | None,
+        regularizers: Regularizers,
         generator: torch.Generator,
-        guess: Guess | None = None,
-        opinion: Opinion | None = None,
     ) -> None:
-        self.guess, self.opinion = guess, opinion
-        self.codec, self.config, self.prior, self.generator = codec, config, prior, generator
+        self.codec, self.config, self.generator = codec, config, generator
+        self.prior, self.posterior = regularizers.prior, regularizers.posterior
+        self.guidance = regularizers.guidance
         self.objective = SpectralTarget(
             target, codec.config.sampling_rate, config.scales, config.stft_weight, config.waveform_weight
         )
         self.table = codec.quantizer.semantic_codebook.embedding.detach().float()
         self.spread = self.table.std(dim=0).mean().clamp_min(1e-8)
-        self.neighbour = _neighbour_distance(self.table)
+        self.neighbor_distance = _neighbor_distance(self.table)
         self.top_level = codec.config.acoustic_codebook_size - 1
         self.level_step = 2 / self.top_level
-        self.context = codec.quantizer.decode(context[None])  # what is heard before this piece, as latents
+        self.context = codec.quantizer.decode(context[None])  # latents of the frames before this piece
         self.samples = target.numel()
         self.step = 0
         self.losses: list[float] = []
         self.best = math.inf
-        if guess is None:
-            start = starting_codes(codec, target, prior, generator)
+        if self.posterior is None:
+            start = starting_codes(codec, target, self.prior, generator)
         else:
-            start = guess.codes(codec.config.acoustic_codebook_size)
+            start = self.posterior.codes(codec.config.acoustic_codebook_size)
         self.best_codes = start
-        self._keep(start, float(self._loss_of_codes(start[None])[0]) + self._opinion_of_codes(start))
+        self._update(start, float(self._loss_of_codes(start[None])[0]) + self._guidance_of_codes(start))
         self.semantic = (self.table[start[0]] / self.spread).requires_grad_()
         # Not at the very ends, where the tanh has no slope left.
         values = codec.quantizer.acoustic_codebook.decode(start[1:]).clamp(-0.95, 0.95)
         self.acoustic = torch.atanh(values).requires_grad_()
 
     def run(self, clock: _Clock) -> bool:
-        """Descend, then polish. True when somebody stopped it, not when patience or the budget ended it."""
+        """Descend, then search locally. True when told to stop, not when patience or budget ended it."""
         try:
-            return self._descend(clock) or self._polish(clock)
+            return self._descend(clock) or self._search_locally(clock)
         except KeyboardInterrupt:
             return True
 
@@ -292,7 +228,7 @@ class _Search:
         return self.codec.decode_latents(torch.cat((context, latents), dim=2))[:, -self.samples :]
 
     def _relax(self, temperature: float, soft: bool) -> _Relaxed:
-        """Forward what the decoder hears, backward the soft versions (straight-through).
+        """Forward the quantized input of the decoder, backward the soft versions (straight-through).
 
         While `soft`, a frame's semantic row is the hard one half of the time; its acoustic values are
         rounded half of the time, dithered a quarter and left alone a quarter (the paper's schedule for
@@ -300,18 +236,19 @@ class _Search:
         """
         latents = self.semantic * self.spread
         distances = torch.cdist(latents, self.table).square()
-        probabilities = functional.softmax(-distances / (temperature * self.neighbour), dim=1)
+        probabilities = functional.softmax(-distances / (temperature * self.neighbor_distance), dim=1)
         semantic_codes = distances.argmin(dim=1)
         mixed, row = probabilities @ self.table, self.table[semantic_codes]
         values = torch.tanh(self.acoustic)
         levels = ((values.detach() + 1) / self.level_step).round()
-        heard = levels * self.level_step - 1
+        quantized = levels * self.level_step - 1
         if soft:
             draws = self._uniform(2, len(latents))
             dither = (2 * self._uniform(*values.shape) - 1) / (self.top_level + 1)
             row = torch.where(draws[0, :, None] < 0.5, row, mixed)
-            heard = torch.where(draws[1] < 0.5, heard, torch.where(draws[1] < 0.75, values + dither, values))
-        given = torch.cat(((mixed + (row - mixed).detach()).T, values + (heard - values).detach()))
+            noisy = torch.where(draws[1] < 0.75, values + dither, values)
+            quantized = torch.where(draws[1] < 0.5, quantized, noisy)
+        given = torch.cat(((mixed + (row - mixed).detach()).T, values + (quantized - values).detach()))
         codes = torch.cat((semantic_codes[None], levels.long()))
         return _Relaxed(given[None], codes, probabilities, values)
 
@@ -330,34 +267,34 @@ class _Search:
         values = self.codec.quantizer.acoustic_codebook.decode(codes[:, 1:])
         if self.prior is not None:
             cost = cost + self.config.prior_weight * self.prior.cost_of_codes(codes[:, 0], values)
-        if self.guess is not None:
-            far = self.guess.cost_of_codes(codes[:, 0], values, self.top_level + 1)
-            cost = cost + self.config.guess_weight * far
+        if self.posterior is not None:
+            far = self.posterior.cost_of_codes(codes[:, 0], values, self.top_level + 1)
+            cost = cost + self.config.posterior_weight * far
         return cost
 
     @torch.no_grad()
-    def _opinion_of_codes(self, codes: Tensor) -> float:
-        """What the language model says of hard `codes` `[37, frames]`, weighted."""
-        if self.opinion is None:
+    def _guidance_of_codes(self, codes: Tensor) -> float:
+        """The language model's loss of hard `codes` `[37, frames]`, weighted."""
+        if self.guidance is None:
             return 0.0
-        return self.config.opinion_weight * opinion_of_codes(self.opinion, self.codec, codes)
+        return self.config.guidance_weight * guidance_of_codes(self.guidance, self.codec, codes)
 
-    def _asks(self) -> bool:
-        return self.step % self.config.opinion_every == 0
+    def _guides(self) -> bool:
+        return self.step % self.config.guidance_every == 0
 
     def _soft_cost(self, relaxed: _Relaxed) -> Tensor | float:
         """What soft codes cost besides the distance."""
         cost: Tensor | float = 0.0
         if self.prior is not None:
             cost = cost + self.config.prior_weight * self.prior.cost(relaxed.probabilities, relaxed.values)
-        if self.guess is not None:
-            far = self.guess.cost(relaxed.probabilities, relaxed.values, self.top_level + 1)
-            cost = cost + self.config.guess_weight * far
-        if self.opinion is not None and self._asks():
-            cost = cost + self.config.opinion_weight * self.opinion(relaxed.probabilities, relaxed.values)
+        if self.posterior is not None:
+            far = self.posterior.cost(relaxed.probabilities, relaxed.values, self.top_level + 1)
+            cost = cost + self.config.posterior_weight * far
+        if self.guidance is not None and self._guides():
+            cost = cost + self.config.guidance_weight * self.guidance(relaxed.probabilities, relaxed.values)
         return cost
 
-    def _keep(self, codes: Tensor, loss: float) -> bool:
+    def _update(self, codes: Tensor, loss: float) -> bool:
         better = loss < self.best
         if better:
             self.best, self.best_codes = loss, codes.clone()
@@ -377,7 +314,7 @@ class _Search:
         )
         cooling = config.last_temperature / config.first_temperature
         since_better = 0
-        clock.start("descent")
+        clock.start(DESCENT)
         for i in range(steps):
             done = i / max(1, steps - 1)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -389,16 +326,15 @@ class _Search:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if not soft and (self.opinion is None or self._asks()):
+            if not soft and (self.guidance is None or self._guides()):
                 # What was decoded are the hard codes: their distance is at hand.
                 of_codes = float(distance.detach() + self._prior_of_codes(relaxed.codes[None])[0])
-                better = self._keep(relaxed.codes, of_codes + self._opinion_of_codes(relaxed.codes))
-                since_better = (
-                    0 if better else since_better + (1 if self.opinion is None else config.opinion_every)
-                )
+                better = self._update(relaxed.codes, of_codes + self._guidance_of_codes(relaxed.codes))
+                evaluated_every = 1 if self.guidance is None else config.guidance_every
+                since_better = 0 if better else since_better + evaluated_every
             elif soft and i % CHECK_EVERY == CHECK_EVERY - 1:
                 of_codes = float(self._loss_of_codes(relaxed.codes[None])[0])
-                self._keep(relaxed.codes, of_codes + self._opinion_of_codes(relaxed.codes))
+                self._update(relaxed.codes, of_codes + self._guidance_of_codes(relaxed.codes))
             self.step += 1
             if clock.tick(i + 1, steps, float(loss.detach()), self.best):
                 return True
@@ -418,53 +354,53 @@ class _Search:
         # The first one also pays for caches and memory.
         return max(1, int((seconds - sum(taken)) / min(taken)))
 
-    # -- polish
+    # -- local search
 
-    def _polish(self, clock: _Clock) -> bool:
-        """Try single codes where the slope promises most, in all stretches at once; keep what helps."""
+    def _search_locally(self, clock: _Clock) -> bool:
+        """Try single codes where the gradient promises most, in all stretches at once; keep what helps."""
         codec, quantizer = self.codec, self.codec.quantizer
         frames = self.best_codes.shape[1]
-        tried = torch.zeros((frames, 2 * codec.config.acoustic_dim + NEIGHBOURS), dtype=torch.bool)
-        clock.start("polish")
-        for i in range(self.config.polish_rounds):
+        tried = torch.zeros((frames, 2 * codec.config.acoustic_dim + NEIGHBORS), dtype=torch.bool)
+        clock.start(LOCAL_SEARCH)
+        for i in range(self.config.local_search_rounds):
             if clock.left() <= 0:
                 break
             latents = quantizer.decode(self.best_codes[None]).requires_grad_()
             waveform = self._decode(latents)
             (slope,) = torch.autograd.grad(self.objective.distance(waveform).sum(), latents)
             # Other borders every round.
-            borders = range(-(i * 3 % POLISH_STRETCH), frames, POLISH_STRETCH)
-            stretches = [(max(0, b), min(frames, b + POLISH_STRETCH)) for b in borders]
+            borders = range(-(i * 3 % STRETCH), frames, STRETCH)
+            stretches = [(max(0, b), min(frames, b + STRETCH)) for b in borders]
             candidates = self._candidates(slope[0], stretches, tried)
             with torch.no_grad():
-                heard = self._decode(quantizer.decode(candidates))
+                decoded = self._decode(quantizer.decode(candidates))
                 now = self.objective.distance_in_time(waveform.detach(), frames)
-                then = self.objective.distance_in_time(heard, frames)
+                then = self.objective.distance_in_time(decoded, frames)
                 combined = self.best_codes.clone()
                 for first, last in stretches:
-                    # A code is heard in its own frame and the next one most.
+                    # A code changes its own frame and the next one most.
                     error = then[:, first : last + 1].sum(dim=1)
                     if error.min() < now[0, first : last + 1].sum():
                         combined[:, first:last] = candidates[int(error.argmin()), :, first:last]
                 trials = torch.cat((combined[None], candidates))
-                heard = torch.cat((self._decode(quantizer.decode(combined[None])), heard))
-                losses = self.objective.distance(heard) + self._prior_of_codes(trials)
+                decoded = torch.cat((self._decode(quantizer.decode(combined[None])), decoded))
+                losses = self.objective.distance(decoded) + self._prior_of_codes(trials)
             chosen, before = int(losses.argmin()), self.best_codes
-            if self._keep(trials[chosen], float(losses[chosen]) + self._opinion_of_codes(trials[chosen])):
+            if self._update(trials[chosen], float(losses[chosen]) + self._guidance_of_codes(trials[chosen])):
                 tried[(before != self.best_codes).any(dim=0).cpu()] = False
-            if clock.tick(i + 1, self.config.polish_rounds, float(losses[0]), self.best):
+            if clock.tick(i + 1, self.config.local_search_rounds, float(losses[0]), self.best):
                 return True
         return False
 
     def _candidates(self, slope: Tensor, stretches: list[tuple[int, int]], tried: Tensor) -> Tensor:
-        """Variants `[POLISH_CANDIDATES, 37, frames]` of the best codes with one new code in each stretch.
+        """Variants `[CANDIDATES, 37, frames]` of the best codes with one new code in each stretch.
 
         The most promising moves are in the first variant. All are marked in `tried` `[frames, moves]`.
         """
-        gains, neighbours = self._promise(slope)
+        gains, neighbors = self._promise(slope)
         gains = gains.cpu().masked_fill(tried, -math.inf)
         n_moves, n_acoustic = gains.shape[1], self.codec.config.acoustic_dim
-        candidates = self.best_codes.repeat(POLISH_CANDIDATES, 1, 1)
+        candidates = self.best_codes.repeat(CANDIDATES, 1, 1)
         for first, last in stretches:
             order = gains[first:last].flatten().argsort(descending=True, stable=True)
             for candidate, place in zip(candidates, order.tolist(), strict=False):
@@ -475,15 +411,15 @@ class _Search:
                 if move < 2 * n_acoustic:
                     candidate[1 + move % n_acoustic, frame] += 1 if move >= n_acoustic else -1
                 else:
-                    candidate[0, frame] = neighbours[frame, move - 2 * n_acoustic]
+                    candidate[0, frame] = neighbors[frame, move - 2 * n_acoustic]
         return candidates
 
     def _promise(self, slope: Tensor) -> tuple[Tensor, Tensor]:
-        """What the slope `[latent, frames]` promises of each move from the best codes: gains `[frames,
-        moves]`.
+        """The gain of each move from the best codes to first order in `slope` `[latent, frames]`:
+        `[frames, moves]`.
 
-        Moves are each acoustic level down, each up, and the semantic code to one of its neighbours, which
-        are the second result, `[frames, NEIGHBOURS]`.
+        Moves are each acoustic level down, each up, and the semantic code to one of its neighbors, which
+        are the second result, `[frames, NEIGHBORS]`.
         """
         codes, dim = self.best_codes, self.table.shape[1]
         by_semantic, by_acoustic = slope[:dim].T, slope[dim:].T * self.level_step
@@ -492,16 +428,16 @@ class _Search:
         up = (-by_acoustic).masked_fill(levels == self.top_level, -math.inf)
         row = self.table[codes[0]]
         distances = torch.cdist(row, self.table).scatter(1, codes[0, :, None], math.inf)
-        count = min(NEIGHBOURS, len(self.table) - 1)
-        neighbours = distances.topk(count, largest=False).indices
-        gains = -torch.einsum("fnd,fd->fn", self.table[neighbours] - row[:, None], by_semantic)
-        gains = functional.pad(gains, (0, NEIGHBOURS - count), value=-math.inf)
-        return torch.cat((down, up, gains), dim=1), neighbours
+        count = min(NEIGHBORS, len(self.table) - 1)
+        neighbors = distances.topk(count, largest=False).indices
+        gains = -torch.einsum("fnd,fd->fn", self.table[neighbors] - row[:, None], by_semantic)
+        gains = functional.pad(gains, (0, NEIGHBORS - count), value=-math.inf)
+        return torch.cat((down, up, gains), dim=1), neighbors
 
 
-def _neighbour_distance(table: Tensor) -> Tensor:
-    """The usual squared distance from a semantic code's row to its nearest neighbour's: a scalar."""
+def _neighbor_distance(table: Tensor) -> Tensor:
+    """The median squared distance from a semantic code's row to its nearest neighbor: a scalar."""
     some = table[:1024]
     nearest = torch.cdist(some, table).square().kthvalue(min(2, len(table)), dim=1).values
-    nearest = nearest[nearest > 0]  # rows that coincide have no say
+    nearest = nearest[nearest > 0]  # not between rows that coincide
     return nearest.median() if len(nearest) else torch.ones((), device=table.device)

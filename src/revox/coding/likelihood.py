@@ -1,55 +1,54 @@
-"""What the language model thinks of codes that say a known text, for a search that can be bent by it."""
+"""Language-model guidance: how likely the model finds codes as speech of a known text."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from revox.coding.invert import Opinion
+from revox.coding.regularizers import Guidance
 from revox.metrics.likelihood import soft_likelihood, soft_voice_embedding
 from revox.model.voxtral import Voxtral
+from revox.synthesis.prompt import Prompter
 
-DRAWS = 2  # of noise and time for a slope; the next one has others
-JUDGING_DRAWS = 6  # for comparing codes: always the same ones
+GRADIENT_DRAWS = 2  # of noise and time for a gradient; other ones each time
+COMPARISON_DRAWS = 6  # for comparing codes; always the same ones
 
 
-def unlikelihood(
+def language_model_loss(
     model: Voxtral,
-    tokens_of: Callable[[int], list[int]],
-    audio_token: int,
-    probabilities: Tensor,
-    values: Tensor,
+    prompter: Prompter,
+    text: str,
+    soft_codes: tuple[Tensor, Tensor],
     *,
-    draws: int,
+    draws: int = GRADIENT_DRAWS,
     seed: int,
 ) -> Tensor:
-    """How unlikely `model` finds soft codes as speech of a text: a scalar, differentiable in the codes
-    (probabilities `[frames, size]`, values `[36, frames]`).
+    """How unlikely `model` finds `soft_codes` (probabilities `[frames, size]`, values `[36, frames]`) as
+    speech of `text`: a scalar, differentiable in the codes.
 
-    `tokens_of` gives the prompt's tokens for a voice of so many rows, as `Prompter.tokens_for_rows` does for
-    one text; `audio_token` is the id whose places the rows take. The voice is that of the codes themselves:
-    would a speaker who sounds like this say it like this? Nats a semantic code, spread over a frame's codes,
-    plus the squared error of the velocity, over `draws` of noise and time.
+    The voice is that of the codes themselves: would a speaker who sounds like this say it like this? Nats a
+    semantic code, spread over a frame's codes, plus the squared error of the velocity, over `draws` of noise
+    and time.
     """
-    rows = soft_voice_embedding(model, probabilities.detach(), values.detach())
-    tokens = torch.tensor(tokens_of(len(rows)), device=model.device)
-    prompt = model.embed_prompt(tokens, audio_token, rows)
+    probabilities, values = soft_codes
+    embedding = soft_voice_embedding(model, probabilities.detach(), values.detach())
+    tokens = torch.tensor(prompter.tokens_for_rows(text, len(embedding)), device=model.device)
+    prompt = model.embed_prompt(tokens, prompter.audio_token, embedding)
     found = soft_likelihood(model, prompt, probabilities, values, draws=draws, seed=seed)
     return found.semantic_nll / values.shape[0] + found.flow_error
 
 
-def opinion_on(model: Voxtral, tokens_of: Callable[[int], list[int]], audio_token: int) -> Opinion:
-    """`unlikelihood` for a search: other draws at every slope, the same ones wherever codes are compared."""
-    asked = 0
+def language_model_guidance(model: Voxtral, prompter: Prompter, text: str) -> Guidance:
+    """`language_model_loss` of `text` for a search: other draws at every gradient, the same ones wherever
+    codes are compared."""
+    gradients = 0
 
-    def opinion(probabilities: Tensor, values: Tensor) -> Tensor:
-        nonlocal asked
-        draws, seed = JUDGING_DRAWS, 0
+    def guidance(probabilities: Tensor, values: Tensor) -> Tensor:
+        nonlocal gradients
+        draws, seed = COMPARISON_DRAWS, 0
         if torch.is_grad_enabled():
-            asked += 1
-            draws, seed = DRAWS, asked
-        return unlikelihood(model, tokens_of, audio_token, probabilities, values, draws=draws, seed=seed)
+            gradients += 1
+            draws, seed = GRADIENT_DRAWS, gradients
+        return language_model_loss(model, prompter, text, (probabilities, values), draws=draws, seed=seed)
 
-    return opinion
+    return guidance

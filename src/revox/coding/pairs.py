@@ -1,8 +1,7 @@
-"""Pairs of codes and audio, made by the decoder itself from codes that its presets are known to use.
+"""Pairs of codes and audio: the decoder's output for codes near those of its presets.
 
-The decoder is a known machine: whatever codes it is given, what it makes of them is a question to which an
-encoder's right answer is known. Codes near those that the model itself makes are strung together
-from the presets' own, mixed between voices and shaken.
+The right codes of what the decoder makes are known, so such pairs train an encoder. The codes are strung
+together from stretches of the presets' own, interpolated between voices and jittered.
 """
 
 from __future__ import annotations
@@ -22,27 +21,29 @@ class PairSettings:
 
     Stretches of `shortest` to `longest` frames are strung together. `mixed` is the share of items whose
     acoustic values lie between two voices'. In units of each codebook's deviation over the presets, values
-    are moved by `shift` for a whole item and `shake` for a frame. `strange` is the share of semantic codes
-    drawn anew, from as often as the presets use them.
+    are moved by `offset` for a whole item and `jitter` for a frame. `replace` is the share of semantic codes
+    drawn anew, with the presets' frequencies.
     """
 
     shortest: int = 4
     longest: int = 16
     mixed: float = 0.5
-    shift: float = 0.6
-    shake: float = 0.25
-    strange: float = 0.1
+    offset: float = 0.6
+    jitter: float = 0.25
+    replace: float = 0.1
 
 
 class PresetPairs:
-    """Endless pairs from `bank`, the presets' codes, each `[37, frames]`. Raises ValueError without any."""
+    """Endless pairs from `preset_codes`, each `[37, frames]`. Raises ValueError without any."""
 
-    def __init__(self, codec: Codec, bank: Sequence[Tensor], settings: PairSettings | None = None) -> None:
+    def __init__(
+        self, codec: Codec, preset_codes: Sequence[Tensor], settings: PairSettings | None = None
+    ) -> None:
         self.codec, self.settings = codec, settings or PairSettings()
-        self.bank = [b.long().cpu() for b in bank if b.shape[1]]
-        if not self.bank:
+        self.preset_codes = [codes.long().cpu() for codes in preset_codes if codes.shape[1]]
+        if not self.preset_codes:
             raise ValueError("pairs need the codes of at least one preset")
-        frames = torch.cat(self.bank, dim=1)
+        frames = torch.cat(self.preset_codes, dim=1)
         self.levels = codec.config.acoustic_codebook_size
         self.deviation = frames[1:].float().std(dim=1, correction=0).clamp_min(0.5)
         self.counts = torch.bincount(frames[0], minlength=codec.config.semantic_codebook_size).float() + 0.05
@@ -56,12 +57,12 @@ class PresetPairs:
             if float(torch.rand((), generator=rng)) < settings.mixed:
                 share = float(torch.rand((), generator=rng))
                 levels = levels + share * (self._strung(frames, rng)[1:].float() - levels)
-            shift = torch.randn((len(levels), 1), generator=rng) * settings.shift
-            shake = torch.randn(levels.shape, generator=rng) * settings.shake
-            levels = levels + (shift + shake) * self.deviation[:, None]
-            strange = torch.rand(frames, generator=rng) < settings.strange
+            offset = torch.randn((len(levels), 1), generator=rng) * settings.offset
+            jitter = torch.randn(levels.shape, generator=rng) * settings.jitter
+            levels = levels + (offset + jitter) * self.deviation[:, None]
+            replaced = torch.rand(frames, generator=rng) < settings.replace
             drawn = torch.multinomial(self.counts, frames, replacement=True, generator=rng)
-            semantic = torch.where(strange, drawn, one[0])
+            semantic = torch.where(replaced, drawn, one[0])
             acoustic = levels.round().clamp(0, self.levels - 1).long()
             items.append(torch.cat((semantic[None], acoustic)))
         return torch.stack(items)
@@ -70,7 +71,7 @@ class PresetPairs:
         parts: list[Tensor] = []
         left = frames
         while left > 0:
-            voice = self.bank[int(torch.randint(len(self.bank), (), generator=rng))]
+            voice = self.preset_codes[int(torch.randint(len(self.preset_codes), (), generator=rng))]
             low, high = self.settings.shortest, self.settings.longest
             length = min(int(torch.randint(low, high + 1, (), generator=rng)), left, voice.shape[1])
             start = int(torch.randint(voice.shape[1] - length + 1, (), generator=rng))

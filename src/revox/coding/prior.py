@@ -1,6 +1,6 @@
 """What codes look like when the model itself makes them, from its presets: where inversion starts and stays.
 
-A decoder forgives codes that the language model would never produce; the presets' codes show which it does.
+Many codes that the language model would never produce decode well; the presets' codes show those it does.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ class CodePrior:
     """Statistics of codes the model made.
 
     `acoustic_mean` and `acoustic_std` `[36]` are of levels as values in [-1, 1]; `semantic_log_frequency`
-    `[size]` is the smoothed log frequency of each semantic code; `bank` are the codes, each `[37, frames]`.
+    `[size]` is the smoothed log frequency of each semantic code; `preset_codes` are the codes, each
+    `[37, frames]`.
     """
 
     acoustic_mean: Tensor
     acoustic_std: Tensor
     semantic_log_frequency: Tensor
-    bank: tuple[Tensor, ...]
+    preset_codes: tuple[Tensor, ...]
 
     @classmethod
     def from_codes(cls, codes: Sequence[Tensor], codec: Codec) -> CodePrior:
         """From the codes `[37, frames]` (from 0) of any number of presets. Raises ValueError without any."""
         if not codes:
             raise ValueError("a prior needs the codes of at least one preset")
-        bank = tuple(c.long().cpu() for c in codes)
-        frames = torch.cat(bank, dim=1)
+        preset_codes = tuple(c.long().cpu() for c in codes)
+        frames = torch.cat(preset_codes, dim=1)
         values = codec.quantizer.acoustic_codebook.decode(frames[1:])
         size = codec.config.semantic_codebook_size
         counts = torch.bincount(frames[0], minlength=size).float()
@@ -52,15 +53,15 @@ class CodePrior:
         # A codebook that never moves in the presets may still move by a level.
         level = 2 / (codec.config.acoustic_codebook_size - 1)
         deviation = values.std(dim=1, correction=0).clamp_min(level)
-        return cls(values.mean(dim=1), deviation, frequency.log(), bank)
+        return cls(values.mean(dim=1), deviation, frequency.log(), preset_codes)
 
     def to(self, device: torch.device) -> CodePrior:
-        """The same on another device (the bank stays where it is)."""
+        """The same on another device (the codes stay where they are)."""
         return CodePrior(
             self.acoustic_mean.to(device),
             self.acoustic_std.to(device),
             self.semantic_log_frequency.to(device),
-            self.bank,
+            self.preset_codes,
         )
 
     def cost(self, semantic: Tensor, acoustic: Tensor) -> Tensor:
@@ -93,20 +94,20 @@ def starting_codes(
     sweep over the semantic codes with the acoustic levels in the middle.
     """
     if prior is None:
-        bank, features, follows = _sweep(codec, generator)
+        units, features, follows = _sweep(codec, generator)
         join = 0.0
     else:
-        bank, features, follows = _preset_bank(codec, prior)
+        units, features, follows = _preset_units(codec, prior)
         join = JOIN_COST
     wanted = _features(target[None], codec)[0]
-    distance = torch.cdist(wanted, features, p=1) / features.shape[1]  # mean nats, [frames, bank]
-    return bank[:, _cheapest_path(distance.cpu(), follows, join)].to(target.device)
+    distance = torch.cdist(wanted, features, p=1) / features.shape[1]  # mean nats, [frames, units]
+    return units[:, _cheapest_path(distance.cpu(), follows, join)].to(target.device)
 
 
 def _cheapest_path(distance: Tensor, follows: Tensor, join: float) -> Tensor:
-    """Viterbi over `distance` `[frames, bank]`: the bank frames' indices, `[frames]`.
+    """Viterbi over `distance` `[frames, units]`: the units' indices, `[frames]`.
 
-    A step from a bank frame to the next is free where `follows` `[bank]` marks the next; any other costs
+    A step from a unit to the next is free where `follows` `[units]` marks the next; any other costs
     `join`.
     """
     cost = distance[0]
@@ -123,24 +124,24 @@ def _cheapest_path(distance: Tensor, follows: Tensor, join: float) -> Tensor:
     return torch.tensor(path[::-1])
 
 
-def _preset_bank(codec: Codec, prior: CodePrior) -> tuple[Tensor, Tensor, Tensor]:
+def _preset_units(codec: Codec, prior: CodePrior) -> tuple[Tensor, Tensor, Tensor]:
     device = codec.output_proj.conv.weight.device
     features, follows = [], []
-    for codes in prior.bank:
+    for codes in prior.preset_codes:
         features.append(_features(codec.decode(codes[None].to(device)), codec)[0])
         follows.append(torch.arange(codes.shape[1]) > 0)
-    return torch.cat(prior.bank, dim=1), torch.cat(features), torch.cat(follows)
+    return torch.cat(prior.preset_codes, dim=1), torch.cat(features), torch.cat(follows)
 
 
 def _sweep(codec: Codec, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     config = codec.config
     semantic = torch.randperm(config.semantic_codebook_size, generator=generator)[:SWEEP_CODES]
-    bank = torch.full((config.n_codebooks, len(semantic)), config.acoustic_codebook_size // 2)
-    bank[0] = semantic
+    units = torch.full((config.n_codebooks, len(semantic)), config.acoustic_codebook_size // 2)
+    units[0] = semantic
     device = codec.output_proj.conv.weight.device
-    steady = bank.T[:, :, None].expand(-1, -1, SWEEP_FRAMES).to(device)
+    steady = units.T[:, :, None].expand(-1, -1, SWEEP_FRAMES).to(device)
     features = [_features(codec.decode(group), codec)[:, -1] for group in steady.split(64)]
-    return bank, torch.cat(features), torch.zeros(len(semantic), dtype=torch.bool)
+    return units, torch.cat(features), torch.zeros(len(semantic), dtype=torch.bool)
 
 
 def _features(waveform: Tensor, codec: Codec) -> Tensor:

@@ -1,8 +1,8 @@
-"""An encoder made in minutes from the decoder alone: where inversion starts, and what it stays near.
+"""The student encoder, trained in minutes from the decoder alone: inversion starts at its posterior.
 
-It hears spectra and says codes, trained on pairs that the decoder makes (`PresetPairs`). It is no replacement
-for the missing encoder: it never hears a recording in training, and its codes are a first guess. But they are
-codes that the model would use, where a search that starts anywhere ends in codes that only sound right.
+It maps spectra to codes and is trained on pairs that the decoder makes (`PresetPairs`). It does not replace
+the missing encoder: it is never trained on a recording. But its codes are ones that the model would use,
+where a search from anywhere else ends in codes that only sound right.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,15 +23,19 @@ from torch.nn import functional
 
 from revox.coding.features import SpectralFeatures, frame_network
 from revox.coding.pairs import PairSettings, PresetPairs
+from revox.coding.regularizers import Posterior
 from revox.model.codec import Codec
 from revox.model.config import CodecConfig
+from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech.files import replace_file
 
 ENCODER_PARTS = ("input_proj.", "encoder_blocks.")  # of a codec; nothing here depends on them
+STUDENT_TRAINING = "training the student encoder"
+"""The phase of its training, as `Progress.what` names it."""
 
 
 @dataclass(frozen=True)
-class QuickEncoderTraining:
+class StudentTraining:
     """Settings of one training; `seconds` ends it earlier than `steps` would."""
 
     steps: int = 1500
@@ -46,20 +50,20 @@ class QuickEncoderTraining:
     seed: int = 0
 
 
-def default_training(codec: Codec) -> QuickEncoderTraining:
+def default_training(codec: Codec) -> StudentTraining:
     """Ten minutes at most at the release's size, the whole number of steps at the lab's."""
     big = sum(p.numel() for p in codec.parameters()) > 30e6
-    return QuickEncoderTraining(seconds=600.0 if big else None)
+    return StudentTraining(seconds=600.0 if big else None)
 
 
-class QuickEncoder(nn.Module):
-    """Features `[batch, frames, size]` -> what the codes may be.
+class StudentEncoder(nn.Module):
+    """Features `[batch, frames, size]` -> a posterior over codes.
 
     Semantic codes as log probabilities (by the distance of a latent to the codebook's rows, so that those
-    that were rare in training are judged by their neighbours), acoustic values in [-1, 1].
+    that were rare in training share in what their neighbors learned), acoustic values in [-1, 1].
     """
 
-    rows: Tensor
+    table: Tensor
     mean: Tensor
     scale: Tensor
 
@@ -67,7 +71,7 @@ class QuickEncoder(nn.Module):
         super().__init__()
         self.features = SpectralFeatures(config)
         self.semantic_dim, self.width, self.blocks = config.semantic_dim, width, blocks
-        self.register_buffer("rows", (table - table.mean(dim=0)) / table.std().clamp_min(1e-8))
+        self.register_buffer("table", (table - table.mean(dim=0)) / table.std().clamp_min(1e-8))
         self.register_buffer("mean", torch.zeros(self.features.size))
         self.register_buffer("scale", torch.ones(self.features.size))
         self.sharpness = nn.Parameter(torch.zeros(()))
@@ -77,44 +81,44 @@ class QuickEncoder(nn.Module):
         """Log probabilities `[batch, frames, codes]`, values `[batch, frames, 36]`."""
         latents = self.net((features - self.mean) / self.scale)
         semantic = latents[..., : self.semantic_dim]
-        distances = torch.cdist(semantic.flatten(0, 1), self.rows).square()
-        logits = -distances * self.sharpness.exp() / self.rows.shape[1] * 4
+        distances = torch.cdist(semantic.flatten(0, 1), self.table).square()
+        logits = -distances * self.sharpness.exp() / self.table.shape[1] * 4
         values = torch.tanh(latents[..., self.semantic_dim :])
         return logits.unflatten(0, semantic.shape[:2]).log_softmax(dim=-1), values
 
     @torch.no_grad()
-    def guess(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
-        """Of one clip `[samples]`: log probabilities `[frames, codes]`, values `[36, frames]`."""
+    def posterior(self, waveform: Tensor) -> Posterior:
+        """Of one clip `[samples]`, on the encoder's device."""
         log_probabilities, values = self(self.features(waveform)[None])
-        return log_probabilities[0], values[0].T
+        return Posterior(log_probabilities[0], values[0].T)
 
 
-def train_quick_encoder(
+def train_student(
     codec: Codec,
-    bank: list[Tensor],
-    training: QuickEncoderTraining | None = None,
+    preset_codes: Sequence[Tensor],
+    training: StudentTraining | None = None,
     pairs: PairSettings | None = None,
-    progress: Callable[[int, int, dict[str, float]], None] = lambda step, steps, losses: None,
-) -> QuickEncoder:
-    """Train on pairs from the codes `bank`, each `[37, frames]`; the codec's weights must be float32.
+    progress: ProgressCallback = ignore_progress,
+) -> StudentEncoder:
+    """Train on pairs from `preset_codes`, each `[37, frames]`; the codec's weights must be float32.
 
-    Ends after `training.steps` or `training.seconds`. `progress(step, steps, losses)`: `semantic` in nats,
-    `acoustic` in levels. KeyboardInterrupt ends it and is raised again.
+    Ends after `training.steps` or `training.seconds`. The facts of its progress are `semantic`, in nats, and
+    `acoustic`, in levels. KeyboardInterrupt ends it and is raised again.
     """
-    training = training or QuickEncoderTraining()
+    training = training or StudentTraining()
     device = codec.output_proj.conv.weight.device
-    source = PresetPairs(codec, bank, pairs)
+    source = PresetPairs(codec, preset_codes, pairs)
     rng = torch.Generator().manual_seed(training.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
         table = codec.quantizer.semantic_codebook.embedding.detach().float()
-        encoder = QuickEncoder(codec.config, table, training.width, training.blocks)
+        encoder = StudentEncoder(codec.config, table, training.width, training.blocks)
     encoder.to(device)
     half = (codec.config.acoustic_codebook_size - 1) / 2
     with torch.no_grad():
-        seen = encoder.features(source.draw(24, training.frames, rng)[1])
-        encoder.mean.copy_(seen.mean(dim=(0, 1)))
-        encoder.scale.copy_(seen.std(dim=(0, 1)) + 0.05)
+        sample = encoder.features(source.draw(24, training.frames, rng)[1])
+        encoder.mean.copy_(sample.mean(dim=(0, 1)))
+        encoder.scale.copy_(sample.std(dim=(0, 1)) + 0.05)
     optimizer = torch.optim.AdamW(
         encoder.net.parameters(), lr=training.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
@@ -141,14 +145,15 @@ def train_quick_encoder(
         (0.5 * semantic + acoustic).backward()
         nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
         optimizer.step()
-        progress(step + 1, training.steps, {"semantic": semantic.item(), "acoustic": acoustic.item()})
+        facts = {"semantic": semantic.item(), "acoustic": acoustic.item()}
+        progress(Progress(STUDENT_TRAINING, step + 1, training.steps, facts))
     return encoder.eval().requires_grad_(False)
 
 
-def is_worth_asking(encoder: QuickEncoder, codec: Codec, bank: list[Tensor], seed: int = 1) -> bool:
-    """Whether its guesses of fresh pairs are clearly better than saying the presets' usual codes: by half a
-    nat a semantic code, and a fifth of the usual acoustic error."""
-    source = PresetPairs(codec, bank)
+def is_useful(encoder: StudentEncoder, codec: Codec, preset_codes: Sequence[Tensor], seed: int = 1) -> bool:
+    """Whether its posterior of fresh pairs is clearly better than the presets' code frequencies: by half a
+    nat a semantic code, and a fifth of the acoustic error of their median levels."""
+    source = PresetPairs(codec, preset_codes)
     codes, audio = source.draw(8, 24, torch.Generator().manual_seed(seed))
     with torch.no_grad():
         log_probabilities, values = encoder(encoder.features(audio))
@@ -158,43 +163,44 @@ def is_worth_asking(encoder: QuickEncoder, codec: Codec, bank: list[Tensor], see
     blind = -usual[codes[:, 0]].mean()
     wanted = codes[:, 1:].transpose(1, 2).float()
     error = ((values + 1) * half - wanted).abs().mean()
-    middle = torch.cat(source.bank, dim=1)[1:].float().median(dim=1).values.to(codes.device)
+    middle = torch.cat(source.preset_codes, dim=1)[1:].float().median(dim=1).values.to(codes.device)
     return bool(semantic < blind - 0.5 and error < 0.8 * (wanted - middle).abs().mean())
 
 
-def quick_encoder_for(
+def student_encoder_for(
     codec: Codec,
-    bank: list[Tensor],
-    training: QuickEncoderTraining | None = None,
+    preset_codes: Sequence[Tensor],
+    training: StudentTraining | None = None,
     cache: Path | None = None,
-    progress: Callable[[int, int, dict[str, float]], None] = lambda step, steps, losses: None,
-) -> QuickEncoder | None:
-    """The quick encoder of this codec and these preset codes: from the folder `cache`, or trained and kept.
+    progress: ProgressCallback = ignore_progress,
+) -> StudentEncoder | None:
+    """The student encoder of this codec and these preset codes: from the folder `cache`, or trained and
+    saved there.
 
-    None when, after the training's time, it is not worth asking (`is_worth_asking`).
+    None when it is of no use after the training's time (`is_useful`).
     """
-    training = training or QuickEncoderTraining()
+    training = training or default_training(codec)
     digest = hashlib.sha256(repr(dataclasses.replace(training, seconds=None)).encode())
     for name, tensor in sorted(codec.state_dict().items()):
         if not name.startswith(ENCODER_PARTS):
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    for codes in bank:
+    for codes in preset_codes:
         digest.update(codes.cpu().numpy().tobytes())
     stamp = digest.hexdigest()
-    path = None if cache is None else cache / f"quick-encoder-{stamp[:16]}.safetensors"
-    encoder = None if path is None else load_quick_encoder(path, codec, stamp)
+    path = None if cache is None else cache / f"student-encoder-{stamp[:16]}.safetensors"
+    encoder = None if path is None else load_student(path, codec, stamp)
     if encoder is None:
-        encoder = train_quick_encoder(codec, bank, training, progress=progress)
-        if not is_worth_asking(encoder, codec, bank):
+        encoder = train_student(codec, preset_codes, training, progress=progress)
+        if not is_useful(encoder, codec, preset_codes):
             return None
         if path is not None:
-            # A cache that cannot be written costs the next clone some time, not this one its voice.
+            # A cache that cannot be written costs time in the next clone; this one is not affected.
             with contextlib.suppress(OSError):
-                save_quick_encoder(encoder, path, stamp)
+                save_student(encoder, path, stamp)
     return encoder
 
 
-def save_quick_encoder(encoder: QuickEncoder, path: Path, stamp: str) -> None:
+def save_student(encoder: StudentEncoder, path: Path, stamp: str) -> None:
     """Write the encoder to `path` (.safetensors); `stamp` says what it was made from."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
     shape = {"width": str(encoder.width), "blocks": str(encoder.blocks), "stamp": stamp}
@@ -202,8 +208,8 @@ def save_quick_encoder(encoder: QuickEncoder, path: Path, stamp: str) -> None:
     replace_file(path, save(tensors, metadata=shape))
 
 
-def load_quick_encoder(path: Path, codec: Codec, stamp: str) -> QuickEncoder | None:
-    """What `save_quick_encoder` wrote; None when there is none, or it was made from something else."""
+def load_student(path: Path, codec: Codec, stamp: str) -> StudentEncoder | None:
+    """What `save_student` wrote; None when there is none, or it was made from something else."""
     if not path.is_file():
         return None
     try:
@@ -212,10 +218,8 @@ def load_quick_encoder(path: Path, codec: Codec, stamp: str) -> QuickEncoder | N
             if about.get("stamp") != stamp:
                 return None
             table = codec.quantizer.semantic_codebook.embedding.detach().float()
-            encoder = QuickEncoder(codec.config, table, int(about["width"]), int(about["blocks"]))
-            # Older files hold the front end's windows and filters too.
-            names = [name for name in file.keys() if not name.startswith("features.")]  # noqa: SIM118
-            encoder.load_state_dict({name: file.get_tensor(name) for name in names})
+            encoder = StudentEncoder(codec.config, table, int(about["width"]), int(about["blocks"]))
+            encoder.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (SafetensorError, KeyError, ValueError, RuntimeError):
-        return None  # damaged: it is made again
+        return None  # damaged: it is trained again
     return encoder.to(codec.output_proj.conv.weight.device).eval().requires_grad_(False)

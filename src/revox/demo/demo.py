@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from revox.demo import checkpoint_folder
 from revox.demo.errors import DemoError
+from revox.progress import ProgressCallback, ignore_progress
 
 if TYPE_CHECKING:
-    from revox.coding.invert import InversionProgress
     from revox.speech import Audio
 
 EXAMPLES = Path(__file__).parent / "examples"
@@ -51,10 +51,10 @@ MARK = "made-by-revox-lab-demo"
 
 @dataclass(frozen=True)
 class Stages:
-    """What is told while it runs: `say` a line at each stage, `cloning` how the inversion is going."""
+    """Who is told while it runs: `say` gets a line at each stage, `cloning` the inversion's progress."""
 
     say: Callable[[str], None] = lambda line: None
-    cloning: Callable[[InversionProgress], None] = lambda at: None
+    cloning: ProgressCallback = ignore_progress
 
 
 def run_demo(
@@ -89,10 +89,9 @@ def _run(out: Path, folder: Path, steps: int | None, seed: int, stages: Stages) 
 
     import revox
     from revox.checkpoint.voices import add_voice
-    from revox.cloning.clone import clone_voice, preset_codes
     from revox.evaluation.mel_picture import mel_picture
     from revox.marking import MarkError, load_signer, new_record, write_marked
-    from revox.speech import Audio, read_audio, write_audio
+    from revox.speech import Audio, write_audio
     from revox.speech.files import replace_file
 
     began = time.perf_counter()
@@ -103,19 +102,12 @@ def _run(out: Path, folder: Path, steps: int | None, seed: int, stages: Stages) 
     began = time.perf_counter()
     clip = EXAMPLES / REFERENCE
     stages.say(f"cloning the voice of {clip.name}: looking for the codes that sound like it")
-    cloned = clone_voice(
-        tts.model,
-        read_audio(clip),
-        consent=CONSENT,
-        name=VOICE,
-        steps=steps,
-        seed=seed,
-        max_seconds=REFERENCE_SECONDS,
+    reference = tts.select(clip, max_seconds=REFERENCE_SECONDS)
+    cloned = tts.clone(
+        reference, consent=CONSENT, name=VOICE, method="inversion", steps=steps, seed=seed,
         progress=stages.cloning,
-        presets=preset_codes(folder, tts.model),
-        source=clip,
-    )
-    add_voice(folder, VOICE, cloned.voice.embedding, cloned.voice.codes, cloned.voice.provenance)
+    )  # fmt: skip
+    add_voice(folder, VOICE, cloned.embedding, cloned.codes, cloned.provenance)
     write_audio(out / "reference.wav", cloned.reference)
     try:
         signer = load_signer()
@@ -138,6 +130,7 @@ def _run(out: Path, folder: Path, steps: int | None, seed: int, stages: Stages) 
     speech = Audio(np.concatenate(pieces), tts.sampling_rate)
     write_marked(out / "speech.wav", speech, record=new_record("revox demo", VOICE), signer=signer)
 
+    search = cloned.coding.searches["inversion"]
     began = time.perf_counter()
     stages.say("comparing the speakers, drawing the spectrograms")
     similarity, notes = _similarity(cloned.reference, {"decoded": cloned.decoded, "speech": speech})
@@ -167,7 +160,7 @@ def _run(out: Path, folder: Path, steps: int | None, seed: int, stages: Stages) 
         "seconds": {stage: round(took, 2) for stage, took in seconds.items()},
         # Of the whole process: loading the libraries is part of what one waits for.
         "cpu_seconds": round(time.process_time(), 1),
-        "inversion": {"steps": cloned.result.steps, "loss": round(cloned.result.loss, 4), "seed": seed},
+        "inversion": {"steps": search.steps, "loss": round(search.loss, 4), "seed": seed},
         "machine": {
             "processor": platform.machine(),
             "cores": os.cpu_count(),

@@ -5,13 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from revox.cloning.clone import float_codec
-from revox.coding.encode import encode, served
-from revox.coding.invert import InversionConfig, InversionProgress, invert
-from revox.coding.prior import CodePrior
+from revox.coding import Coder, CodingSettings, find_codes
 from revox.doctor.checkpoint_under_test import CheckpointUnderTest
 from revox.doctor.findings import NO_RANGE, CheckResult, Figure, Value, Verdict
 from revox.metrics.codes import acoustic_level_error, row_cosine, semantic_agreement
+from revox.progress import Progress
 from revox.speech import Audio
 
 STEPS = 30
@@ -24,27 +22,22 @@ def clone(subject: CheckpointUnderTest) -> CheckResult:
     if subject.quick:
         return CheckResult(Verdict.SKIPPED, "Left out by --quick.")
     voice = subject.pair()[0]
-    codec = float_codec(subject.model.model.audio_tokenizer)
+    codec = subject.model.model.audio_tokenizer
     truth = subject.recovered(voice).codes[:, :CLONED_FRAMES]
     samples = subject.decoded(voice).samples[: truth.shape[1] * codec.samples_per_frame]
     # Its own codes must not be among those that inversion starts from.
     others = [subject.recovered(other).codes for other in subject.names if other != voice][:3]
-    prior = CodePrior.from_codes(others, codec) if others else None
+    coder = Coder(codec, others)
 
-    def progress(at: InversionProgress) -> None:
-        subject.update(f"{voice}: {at.phase} {at.step} of {at.steps}")
+    def progress(at: Progress) -> None:
+        subject.update(f"{voice}: {at.what} {at.done:.0f} of {at.total:.0f}")
 
-    settings = InversionConfig(steps=STEPS, polish_rounds=0)
-    result = invert(
-        codec,
-        torch.from_numpy(samples.copy()),
-        config=settings,
-        prior=prior,
-        seed=subject.seed,
-        progress=progress,
-    )
-    with torch.inference_mode():
-        found = codec.decode(result.codes[None].to(subject.model.model.device))[0].float().cpu().numpy()
+    settings = CodingSettings("inversion", steps=STEPS, seed=subject.seed, local_search=0)
+    coding = find_codes(coder, torch.from_numpy(samples.copy()), settings, progress=progress)
+    if coding.stopped:
+        raise KeyboardInterrupt
+    found = coder.decode(coding.codes).numpy()
+    result = coding.searches["inversion"]
     first, last = result.losses[0], result.loss
     figures = [
         Figure("objective at the start", first),
@@ -60,8 +53,6 @@ def clone(subject: CheckpointUnderTest) -> CheckResult:
         rate = subject.model.sampling_rate
         likeness = verifier.similarity(Audio(found, rate), Audio(samples, rate))
         figures.append(Figure("similarity of the decoded codes to the reference", likeness, "above 0.6"))
-    if result.stopped:
-        raise KeyboardInterrupt
     if not last < first:
         verdict = Verdict.FAIL
         sentence = f"The objective did not fall in {STEPS} steps: cloning with these weights will not work."
@@ -77,10 +68,8 @@ def clone(subject: CheckpointUnderTest) -> CheckResult:
 def encoder(subject: CheckpointUnderTest) -> CheckResult:
     """Where there is an encoder: decoded presets encoded again, against the codes they came from."""
     model = subject.model.model
-    codec = model.audio_tokenizer
-    if not codec.has_encoder:
+    if not model.audio_tokenizer.has_encoder:
         return CheckResult(Verdict.SKIPPED, "There is no complete encoder in this checkpoint.")
-    codec = served(codec)
     rows: list[dict[str, Value]] = []
     voices = subject.names[: 1 if subject.quick else ENCODED_VOICES]
     mean = torch.cat([subject.voice(voice).embedding[:-1].float() for voice in subject.names]).mean(0)
@@ -88,7 +77,7 @@ def encoder(subject: CheckpointUnderTest) -> CheckResult:
         subject.update(f"{voice}: encoding")
         truth, sound = subject.recovered(voice).codes, subject.decoded(voice)
         own = subject.voice(voice).embedding[:-1].float()
-        codes = encode(codec, torch.from_numpy(sound.samples)).codes.cpu()
+        codes = subject.model.find_codes(sound, CodingSettings("encoder")).codes
         with torch.inference_mode():
             made = model.mm_audio_embeddings.voice_embedding(codes.to(model.device)).float().cpu()
         rows.append(

@@ -100,7 +100,7 @@ def _measure_preset(subject: Subject, preset: str, text: str) -> Record:
         if not ended or codes.shape[1] < 5:  # no speech of its own accord
             continue
         rows[OWN_SPEECH].append(spoken_score(subject, text, voice, codes))
-        if subject.setup.by == "encoder":
+        if subject.setup.method == "encoder":
             coded = subject.encode(subject.decoded(codes))
             again.append(spoken_score(subject, text, voice, coded))
     if again:

@@ -82,11 +82,8 @@ def _measure(subject: Subject, clip: Clip, other: Clip | None) -> Record:
         "first_half": embedding(subject, first),
         "frames": codes.shape[1],
     }
-    if subject.setup.by == "inversion" and subject.codec.has_encoder:
-        # The encoder put aside knows the answer.
-        target = torch.from_numpy(reference.samples.copy())
-        with torch.inference_mode():
-            record["against_encoder"] = score_codes(codes, subject.codec.encode(target[None])[0])
+    if subject.setup.method != "encoder" and subject.coder.has_encoder:
+        record["against_encoder"] = score_codes(codes, subject.encode(reference, "encoder"))
     return record
 
 
@@ -124,7 +121,7 @@ def _code_table(subject: Subject, clips: list[Clip], records: list[tuple[Clip, R
         columns += agreement
     lines: list[tuple[str, str, list[Tensor]]] = [
         ("the presets' codes", "ceiling", subject.preset_codes),
-        (f"by {subject.setup.by}", "subject", codes),
+        (f"by {subject.setup.method}", "subject", codes),
         (RANDOM_CODES, "floor", random),
     ]
     table = Table(f"Codes: {title}", columns, [])

@@ -15,7 +15,7 @@ from revox.evaluation import acceptance_table, cloning_table, codec_table
 from revox.evaluation.clips import Clip, partners
 from revox.evaluation.errors import EvaluationError
 from revox.evaluation.report import ClipScores, Report
-from revox.evaluation.subject import WAYS, Setup, open_subject
+from revox.evaluation.subject import Setup, open_subject
 from revox.evaluation.tables import Table
 from revox.evaluation.workers import Progress, for_each
 from revox.speech import AudioError
@@ -83,8 +83,8 @@ def evaluate(
 
 
 def _checked(setup: Setup, kind: str) -> Setup:
-    if setup.by not in WAYS:
-        raise EvaluationError(f"there is no way {setup.by!r} from sound to codes; choose {' or '.join(WAYS)}")
+    has_encoder = setup.encoder is not None or inspect(setup.checkpoint).encoder == "complete"
+    setup.coding.ways(has_encoder)
     if setup.seeds < 1:
         raise EvaluationError(f"{setup.seeds} seeds measure nothing; give 1 or more")
     if not 1 <= setup.seconds <= MAX_SECONDS:  # nor is nan
@@ -93,13 +93,6 @@ def _checked(setup: Setup, kind: str) -> Setup:
         )
     if setup.device is not None:
         find_device(setup.device)
-    if setup.by == "encoder" and setup.encoder is None:
-        state = inspect(setup.checkpoint).encoder
-        if state != "complete":
-            raise EvaluationError(
-                f"{setup.checkpoint} has no whole encoder ({state}), so it cannot turn clips into codes; "
-                "say --by inversion, or restore the encoder first"
-            )
     if not setup.texts:
         setup = dataclasses.replace(setup, texts=DEFAULT_TEXTS)
     return setup.identified()
@@ -124,7 +117,7 @@ def _code(setup: Setup, clip: Clip) -> str | None:
 def _codes(
     setup: Setup, clips: Sequence[Clip], jobs: int, progress: Progress | None
 ) -> tuple[list[Clip], list[str]]:
-    problems = for_each(_code, [(setup, clip) for clip in clips], jobs, progress, f"codes by {setup.by}")
+    problems = for_each(_code, [(setup, clip) for clip in clips], jobs, progress, f"codes by {setup.method}")
     kept = [clip for clip, problem in zip(clips, problems, strict=True) if problem is None]
     left_out = [problem for problem in problems if problem is not None]
     if not kept:
@@ -159,13 +152,17 @@ def _count(group: Measured) -> str:
 def _facts(setup: Setup, clips: Sequence[Clip]) -> dict[str, str]:
     from revox import __version__
 
-    way = setup.by if setup.encoder is None else f"{setup.by} (put aside: {setup.encoder.name})"
-    if setup.by == "inversion" and setup.steps is not None:
-        way += f", {setup.steps} steps"
+    method = setup.method
+    if setup.encoder is not None:
+        method += f" (reference: {setup.encoder.name})"
+    if setup.steps is not None:
+        method += f", {setup.steps} steps"
+    if setup.refine:
+        method += f", {setup.refine} steps of refinement"
     grammar = ", with a grammar" if setup.grammar else ""
     return {
         "checkpoint": f"{setup.checkpoint.name}, {setup.identity[:12]}",
-        "from sound to codes": way,
+        "codes found by": method,
         "clips": f"{len(clips)}, up to {setup.seconds:g} s of each",
         "seeds": str(setup.seeds),
         "recognizer": f"{Path(setup.recognizer).name}{grammar}",

@@ -7,15 +7,14 @@ import zlib
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from revox.api import Revox, load
-from revox.checkpoint.load import load_model
 from revox.checkpoint.voices import Voice
+from revox.coding import Coder, CodingSettings, find_codes
 from revox.evaluation.cache import Cache, content_hash, file_identity, folder_identity, key_of
 from revox.evaluation.clips import Clip
 from revox.evaluation.errors import EvaluationError
@@ -25,14 +24,10 @@ from revox.metrics.speaker import SpeakerVerifier
 from revox.model.codec import Codec
 from revox.speech import Audio, normalize_loudness, read_audio, whole_frames, write_audio
 
-if TYPE_CHECKING:
-    from revox.coding.prior import CodePrior
-
-VERSION = 2
+VERSION = 3
 """Of the measurements: what an older one measured is measured again."""
 
 MIN_SECONDS = 1.0
-WAYS = ("encoder", "inversion")
 
 
 @dataclass(frozen=True)
@@ -40,16 +35,17 @@ class Setup:
     """Everything a measurement depends on, apart from the clip; plain values, so that it can be sent to
     another process.
 
-    `by`: the way from sound to codes, "encoder" or "inversion"; `encoder`: a file with the lab's encoder, put
-    aside; `steps` of inversion; `seconds` that are taken of each clip; `seeds`: how many, where there is
+    `method`, `refine` and `steps`: how codes are found (`CodingSettings`); `encoder`: a file with the lab's
+    reference encoder; `seconds` that are taken of each clip; `seeds`: how many, where there is
     chance; `recognizer`: "none", "pocketsphinx" or a Whisper by path or hub id; `grammar`: JSGF text for
     pocketsphinx; `texts` to be spoken.
     """
 
     checkpoint: Path
     out: Path
-    by: str = "encoder"
+    method: str = "encoder"
     encoder: Path | None = None
+    refine: int = 0
     steps: int | None = None
     seconds: float = 10.0
     seeds: int = 3
@@ -75,12 +71,18 @@ class Setup:
         )
         return dataclasses.replace(self, identity=identity)
 
+    @property
+    def coding(self) -> CodingSettings:
+        """How codes are found. Raises CodingError for settings that are not possible."""
+        return CodingSettings(self.method, self.refine, self.steps)
+
     def coding_key(self) -> dict[str, object]:
         """What the codes of a clip depend on."""
         return {
             "identity": self.identity,
-            "by": self.by,
-            "steps": self.steps if self.by == "inversion" else None,
+            "method": self.method,
+            "refine": self.refine,
+            "steps": self.steps,
             "seconds": self.seconds,
         }
 
@@ -112,20 +114,23 @@ class Subject:
 
     @cached_property
     def tts(self) -> Revox:
-        """The whole checkpoint."""
-        return load(self.setup.checkpoint, device=self.setup.device)
+        """The checkpoint, of which only what is used is loaded."""
+        return load(self.setup.checkpoint, device=self.setup.device, lazy=True)
 
     @cached_property
-    def codec(self) -> Codec:
-        """The codec in float32, on the CPU or the device asked for, with an encoder if there is one."""
-        if self.setup.encoder is not None:
-            from revox.evaluation.reference_encoder import original_codec
+    def coder(self) -> Coder:
+        """What finds codes: the checkpoint's own, or with the lab's reference encoder."""
+        if self.setup.encoder is None:
+            return self.tts.coder
+        from revox.evaluation.reference_encoder import original_codec
 
-            return original_codec(self.setup.checkpoint, self.setup.encoder)
-        model = load_model(
-            self.setup.checkpoint, self.setup.device or "cpu", torch.float32, ("audio_tokenizer",)
-        )
-        return model.audio_tokenizer
+        codec = original_codec(self.setup.checkpoint, self.setup.encoder)
+        return Coder(codec, self.tts.coder.preset_codes)
+
+    @property
+    def codec(self) -> Codec:
+        """The codec in float32."""
+        return self.coder.codec
 
     @cached_property
     def speakers(self) -> SpeakerVerifier:
@@ -137,21 +142,10 @@ class Subject:
         """The recognizer, or None when none was asked for."""
         return load_recognizer(self.setup.recognizer, self.setup.grammar, self.setup.device or "cpu")
 
-    @cached_property
+    @property
     def preset_codes(self) -> list[Tensor]:
-        """Codes `[37, frames]` of the presets, as far as they can be told from their rows."""
-        from revox.cloning.clone import preset_codes
-
-        parts = ("mm_audio_embeddings.audio_codebook_embeddings",)
-        return preset_codes(
-            self.setup.checkpoint, load_model(self.setup.checkpoint, dtype=torch.float32, parts=parts)
-        )
-
-    @cached_property
-    def _prior(self) -> CodePrior | None:
-        from revox.coding.prior import CodePrior
-
-        return CodePrior.from_codes(self.preset_codes, self.codec) if self.preset_codes else None
+        """Codes `[37, frames]` of the presets, as far as they can be recovered from their embeddings."""
+        return self.coder.preset_codes()
 
     @property
     def rate(self) -> int:
@@ -172,26 +166,17 @@ class Subject:
         return Audio(whole_frames(samples, self.codec.samples_per_frame, self.rate), self.rate)
 
     def codes(self, clip: Clip) -> Tensor:
-        """Codes `[37, frames]` of a clip, by the way under test."""
+        """Codes `[37, frames]` of a clip, by the method under test."""
         key = key_of(what="codes", clip=file_identity(clip.path), **self.setup.coding_key())
         return self.cache.codes(key, lambda: (self.encode(self.reference(clip)), True))[0]
 
-    def encode(self, audio: Audio) -> Tensor:
-        """Codes `[37, frames]` of `audio` at the codec's rate, by the way under test."""
-        target = torch.from_numpy(audio.samples.copy())
-        device = self.codec.output_proj.conv.weight.device
-        if self.setup.by == "encoder":
-            with torch.inference_mode():
-                return self.codec.encode(target[None].to(device))[0]
-        from revox.coding.invert import InversionConfig, invert
-
-        config = InversionConfig()
-        if self.setup.steps is not None:
-            config = dataclasses.replace(config, steps=self.setup.steps)
-        result = invert(self.codec, target, config=config, prior=self._prior, seed=0)
-        if result.stopped:  # by Ctrl-C: half found codes are no result
+    def encode(self, audio: Audio, method: str | None = None) -> Tensor:
+        """Codes `[37, frames]` of `audio` at the codec's rate, by the method under test or another."""
+        settings = self.setup.coding if method is None else CodingSettings(method)
+        found = find_codes(self.coder, torch.from_numpy(audio.samples.copy()), settings)
+        if found.stopped:  # by Ctrl-C: a search that was not finished is not a measurement
             raise KeyboardInterrupt
-        return result.codes
+        return found.codes
 
     def decoded(self, codes: Tensor) -> Audio:
         """The sound of `codes` `[37, frames]`."""
@@ -201,8 +186,8 @@ class Subject:
     def voice(self, codes: Tensor, name: str = "clone") -> Voice:
         """The voice of `codes` `[37, frames]`."""
         with torch.inference_mode():
-            rows = self.tts.model.mm_audio_embeddings.voice_embedding(codes.to(self.tts.model.device))
-        return Voice(name, codes, rows.cpu().to(torch.bfloat16), {})
+            embedding = self.tts.model.mm_audio_embeddings.voice_embedding(codes.to(self.tts.model.device))
+        return Voice(name, codes, embedding.cpu().to(torch.bfloat16), {})
 
     def spoken(self, text: str, voice: Voice, seed: int) -> tuple[Tensor, bool]:
         """The codes `[37, frames]` that the model speaks `text` with in `voice`, and whether it ended itself.

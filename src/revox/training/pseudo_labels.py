@@ -9,10 +9,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from revox.cloning.clone import float_codec
-from revox.coding.invert import Guess, InversionConfig, invert
-from revox.coding.prior import CodePrior
-from revox.coding.student import default_training, quick_encoder_for
+from revox.coding import Coder, CodingSettings, find_codes
 from revox.model.codec import Codec
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech.files import load_stamped, save_stamped, stamp_of
@@ -48,12 +45,8 @@ def pseudo_labeled(
         found.append((tensors["samples"], tensors["codes"].long()))
     if len(found) == settings.pseudo_labeled:
         return found
-    codec = float_codec(codec).to(device)
-    student = quick_encoder_for(
-        codec, list(preset_codes), default_training(codec), cache,
-        lambda step, steps, losses: progress(Progress("student encoder for inversion", step, steps, losses)),
-    )  # fmt: skip
-    prior, rate = CodePrior.from_codes(preset_codes, codec), codec.config.sampling_rate
+    coder, rate = Coder(codec.to(device), preset_codes, cache=cache), codec.config.sampling_rate
+    coder.student(progress)
     length = max(1, round(settings.seconds * rate / codec.samples_per_frame)) * codec.samples_per_frame
     sampler = ClipSampler(sources, seconds=settings.seconds, batch=1, seed=settings.seed + 1)
     with ClipBatches(sampler, rate, workers=0) as clips:
@@ -62,12 +55,11 @@ def pseudo_labeled(
                 continue
             samples = clip.waveforms[0][:length]
             samples = torch.nn.functional.pad(samples, (0, length - len(samples)))
-            guess = None if student is None else Guess(*student.guess(samples.to(device)))
-            config = InversionConfig().taking(settings.inversion_steps)
-            result = invert(codec, samples.to(device), config=config, prior=prior, guess=guess, seed=i)
-            if result.stopped:
+            search = CodingSettings("student", steps=settings.inversion_steps, seed=i)
+            coding = find_codes(coder, samples, search)
+            if coding.stopped:
                 raise KeyboardInterrupt
-            found.append((samples.half().cpu(), result.codes.cpu()))
+            found.append((samples.half().cpu(), coding.codes))
             content = save({"samples": found[-1][0], "codes": found[-1][1].to(torch.int16)})
             save_stamped(cache / f"{i:06d}.safetensors", stamp_of(*facts, i), content)
             progress(Progress("recordings inverted", i + 1, settings.pseudo_labeled))

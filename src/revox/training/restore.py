@@ -19,7 +19,8 @@ from torch import Tensor
 from revox.checkpoint.encoder_file import ENCODER_FILE, decoder_sha256
 from revox.checkpoint.load import load_model
 from revox.checkpoint.params import read_params
-from revox.cloning.clone import PARTS, preset_codes
+from revox.coding.find import MODEL_PARTS
+from revox.coding.presets import preset_codes
 from revox.metrics.codes import perplexity, saturated_share
 from revox.model.config import CodecConfig
 from revox.progress import Progress, ProgressCallback, ignore_progress
@@ -93,7 +94,7 @@ def restore_encoder(
             "the config says how discriminators are built, but there are none: weights.feature and "
             "weights.adversarial are 0"
         )
-    model = load_model(checkpoint, dtype=torch.float32, parts=PARTS)
+    model = load_model(checkpoint, dtype=torch.float32, parts=MODEL_PARTS)
     codes = preset_codes(checkpoint, model)
     if not codes:
         raise TrainingError(f"{checkpoint} has no preset whose codes can be recovered: see `revox inspect`")

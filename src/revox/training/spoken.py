@@ -18,7 +18,7 @@ from torch import Tensor
 from revox.checkpoint.load import load_model
 from revox.checkpoint.tensors import WEIGHTS
 from revox.checkpoint.voices import Voice, list_voices, load_voice
-from revox.cloning.clone import preset_codes
+from revox.coding.presets import preset_codes
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech.files import load_stamped, save_stamped, stamp_of
 from revox.synthesis.engine import Engine, Request

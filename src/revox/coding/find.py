@@ -1,0 +1,320 @@
+"""The one entry from sound to codes: which methods a request means, and the best codes they find."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from revox.coding.encode import Encoded, encode, float_codec, served_codec
+from revox.coding.errors import CodingError
+from revox.coding.invert import InversionConfig, InversionResult, invert
+from revox.coding.likelihood import language_model_guidance
+from revox.coding.objective import SpectralTarget
+from revox.coding.prior import CodePrior
+from revox.coding.refine import Score, Scorer, posterior_of, refinement
+from revox.coding.regularizers import Guidance, Posterior, Regularizers
+from revox.coding.student import StudentEncoder, student_encoder_for
+from revox.model.codec import Codec
+from revox.model.voxtral import Voxtral
+from revox.progress import ProgressCallback, ignore_progress
+from revox.synthesis.prompt import Prompter
+
+METHODS = ("auto", "encoder", "student", "inversion", "best")
+"""How codes are found. "auto" is the encoder where the checkpoint has one, else inversion; "student" is
+inversion from the student encoder's posterior; "best" takes encoder and inversion and keeps the better
+codes."""
+
+MODEL_PARTS = ("mm_audio_embeddings.audio_codebook_embeddings", "audio_tokenizer")
+"""The parts of a model that finding codes needs (`revox.checkpoint.load.load_model`), guidance apart."""
+
+ShouldStop = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class CodingSettings:
+    """How codes are found; the names are those of the command line's options.
+
+    `method` is one of `METHODS`. `refine`: steps of inversion from the encoder's codes. `steps`: of
+    inversion's descent. `budget`: seconds for all searches. The same `seed`, steps and thread count give the
+    same codes. `local_search`: rounds of trying single codes, by default in proportion to the steps.
+    `as_served`: the encoder in bf16, as runtimes serve it; float32 is for parity tests. `inversion`: what a
+    search is like otherwise.
+
+    Raises CodingError for a method that does not exist or a number out of range.
+    """
+
+    method: str = "auto"
+    refine: int = 0
+    steps: int | None = None
+    budget: float | None = None
+    seed: int = 0
+    local_search: int | None = None
+    as_served: bool = True
+    inversion: InversionConfig = field(default_factory=InversionConfig)
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise CodingError(f"there is no method {self.method!r}: use one of {', '.join(METHODS)}")
+        if self.refine < 0:
+            raise CodingError(f"{self.refine} steps of refinement are not possible: give 0 or more")
+        if self.steps is not None and self.steps < 0:
+            raise CodingError(f"{self.steps} steps are not possible: give 0 or more")
+        if self.budget is not None and not (math.isfinite(self.budget) and self.budget > 0):
+            raise CodingError(f"a budget of {self.budget:g} s is not possible: give seconds above 0")
+
+    def ways(self, has_encoder: bool) -> tuple[str, ...]:
+        """What these settings run on such a checkpoint, of "encoder", "refined", "student" and "inversion",
+        in that order. Raises CodingError for settings that it would ignore."""
+        method = self.method
+        if method == "encoder" and not has_encoder:
+            raise CodingError(
+                "this checkpoint has no whole encoder: use --method auto, which inverts, or put an encoder "
+                "in with `revox inject` (`revox inspect` shows what the checkpoint has)"
+            )
+        encodes = has_encoder and method in ("auto", "encoder", "best")
+        search = "student" if method == "student" else "inversion"
+        searches = not encodes or method == "best"
+        if self.refine and not encodes:
+            why = f"the method is {method}" if has_encoder else "this checkpoint has no whole encoder"
+            raise CodingError(
+                f"--refine improves an encoder's codes, and {why}: leave it out (inversion has --steps)"
+            )
+        if self.steps is not None and not searches:
+            raise CodingError(
+                "--steps is for inversion, and this checkpoint has an encoder, whose codes are taken at "
+                "once: leave it out, improve the codes with --refine N, or use --method inversion"
+            )
+        if self.budget is not None and not searches and not self.refine:
+            raise CodingError(
+                "the encoder's codes are taken at once, so --budget limits nothing: leave it out, improve "
+                "the codes with --refine N, or use --method inversion"
+            )
+        ways = (("encoder", encodes), ("refined", encodes and self.refine > 0), (search, searches))
+        return tuple(way for way, taken in ways if taken)
+
+    def search(self, searches: int) -> InversionConfig:
+        """The settings of each of so many searches."""
+        config = self.inversion
+        if self.budget is not None:
+            config = dataclasses.replace(config, seconds=self.budget / max(1, searches))
+        if self.steps is not None:
+            config = config.with_steps(self.steps)
+        if self.local_search is not None:
+            config = dataclasses.replace(config, local_search_rounds=self.local_search)
+        return config
+
+
+@dataclass(frozen=True)
+class CodingResult:
+    """Codes, and how they were found.
+
+    `codes` `[37, frames]`, int64, from 0, on the CPU. `method` is the way whose codes they are
+    (`CodingSettings.ways`). `scores` of all ways that were compared (`revox.coding.refine`), empty with only
+    one. `searches` are those that were run, `seconds` is the time of everything, `settings` what reproduces
+    the searches.
+    """
+
+    codes: Tensor
+    method: str
+    scores: dict[str, Score]
+    searches: dict[str, InversionResult]
+    seconds: float
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a search was stopped before it was done, by Ctrl-C or `should_stop`."""
+        return any(search.stopped for search in self.searches.values())
+
+    @property
+    def search(self) -> InversionResult | None:
+        """The search that found the codes; None where they are the encoder's."""
+        return self.searches.get(self.method)
+
+    def record(self) -> dict[str, Any]:
+        """What provenance keeps: settings, steps, and how codes compared; empty without a search."""
+        if not self.searches:
+            return {}
+        found = self.search
+        record = self.settings | {
+            "steps_done": sum(search.steps for search in self.searches.values()),
+            "stopped": self.stopped,
+            "loss": round(self.scores[self.method].total if found is None else found.loss, 6),
+        }
+        if self.scores:
+            record["chosen"] = self.method
+            record["scores"] = {way: score.to_json() for way, score in self.scores.items()}
+        return record
+
+
+class Coder:
+    """What finding codes needs of one checkpoint; each part is made when it is first needed.
+
+    codec: the checkpoint's, in any type, with an encoder if it has one. preset_codes: codes `[37, frames]` of
+    the model's own voices, or a function that finds them (and raises CodingError when told to stop): a search
+    starts there and stays near their statistics. language_model: gives the whole model and its prompter, for
+    guidance by a transcript. cache: the folder that keeps the student encoder.
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        preset_codes: Sequence[Tensor] | Callable[[ShouldStop | None], list[Tensor]] = (),
+        language_model: Callable[[], tuple[Voxtral, Prompter]] | None = None,
+        cache: Path | None = None,
+    ) -> None:
+        self._codec, self._find_presets, self._language_model = codec, preset_codes, language_model
+        self._cache = cache
+        self._presets: list[Tensor] | None = None
+        self._lock = threading.RLock()  # a server finds codes in several threads
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether the checkpoint has a whole encoder."""
+        return self._codec.has_encoder
+
+    @cached_property
+    def codec(self) -> Codec:
+        """The codec in float32, for searches and comparisons: bf16 is too coarse for gradients."""
+        return float_codec(self._codec)
+
+    @cached_property
+    def _served(self) -> Codec:
+        return served_codec(self._codec)
+
+    def preset_codes(self, should_stop: ShouldStop | None = None) -> list[Tensor]:
+        """Codes `[37, frames]` of the presets, found once."""
+        with self._lock:
+            if self._presets is None:
+                found = self._find_presets
+                self._presets = found(should_stop) if callable(found) else list(found)
+            return self._presets
+
+    @cached_property
+    def _prior(self) -> CodePrior | None:
+        presets = self.preset_codes()
+        return CodePrior.from_codes(presets, self.codec) if presets else None
+
+    def prior(self, should_stop: ShouldStop | None = None) -> CodePrior | None:
+        """The statistics of the presets' codes; None without presets."""
+        self.preset_codes(should_stop)
+        return self._prior
+
+    def student(self, progress: ProgressCallback = ignore_progress) -> StudentEncoder | None:
+        """The student encoder, trained if it is not in the cache; None without presets or if it is of no
+        use."""
+        with self._lock:
+            if "_student" not in self.__dict__:
+                presets = self.preset_codes()
+                trained = None
+                if presets:
+                    trained = student_encoder_for(self.codec, presets, None, self._cache, progress)
+                self._student = trained
+            return self._student
+
+    def guidance(self, transcript: str) -> Guidance:
+        """The language model's guidance towards codes that say `transcript`, for one clip."""
+        if self._language_model is None:
+            raise CodingError("there is no language model at hand for the transcript: leave it out")
+        model, prompter = self._language_model()
+        return language_model_guidance(model, prompter, transcript)
+
+    def encode(self, samples: Tensor, as_served: bool = True) -> Encoded:
+        """The encoder's codes and latents of `samples` `[samples]`. Raises CodingError without an encoder."""
+        return encode(self._served if as_served else self.codec, samples)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """The sound `[samples]` of `codes` `[37, frames]`, float32, on the CPU."""
+        return self.codec.decode(codes[None].to(_device(self.codec)))[0].float().cpu()
+
+    def distance(self, decoded: Tensor, target: Tensor, config: InversionConfig | None = None) -> float:
+        """The spectral distance of two sounds `[samples]`, as inversion measures it."""
+        config = config or InversionConfig()
+        objective = SpectralTarget(
+            target, self.codec.config.sampling_rate, config.scales, config.stft_weight, config.waveform_weight
+        )
+        return float(objective.distance(decoded[None])[0])
+
+
+def find_codes(
+    coder: Coder,
+    samples: Tensor,
+    settings: CodingSettings | None = None,
+    *,
+    transcript: str | None = None,
+    progress: ProgressCallback = ignore_progress,
+    should_stop: ShouldStop | None = None,
+) -> CodingResult:
+    """The codes of `samples` `[samples]` at the codec's rate, as `settings` ask for them.
+
+    With an encoder, and unless a search is asked for, they are the codes that runtimes with this checkpoint
+    give the same samples. Where several ways are taken the best codes are kept, the encoder's among equals.
+    A search needs a whole number of frames. `transcript`, what is said in the clip, lets the language model
+    guide the searches. KeyboardInterrupt or a true `should_stop()` ends a search with the best codes so far.
+
+    Raises CodingError for settings that this checkpoint has no use for, an encoder that is damaged, or when
+    stopped before there was anything to keep; ValueError for samples that are not such a clip.
+    """
+    settings = settings or CodingSettings()
+    began = time.monotonic()
+    ways = settings.ways(coder.has_encoder)
+    encoded = coder.encode(samples, settings.as_served) if "encoder" in ways else None
+    if ways == ("encoder",):
+        assert encoded is not None
+        return CodingResult(encoded.codes.cpu(), "encoder", {}, {}, time.monotonic() - began)
+    config = settings.search(sum(way != "encoder" for way in ways))
+    student = coder.student(progress) if "student" in ways else None
+    guidance = None if transcript is None else coder.guidance(transcript)
+    regularizers = Regularizers(coder.prior(should_stop), None, guidance)
+
+    def search(config: InversionConfig, posterior: Posterior | None) -> InversionResult:
+        return invert(
+            coder.codec, samples, config=config, seed=settings.seed, progress=progress,
+            regularizers=dataclasses.replace(regularizers, posterior=posterior), should_stop=should_stop,
+        )  # fmt: skip
+
+    searches: dict[str, InversionResult] = {}
+    if student is not None:
+        searches["student"] = search(config, student.posterior(samples.to(_device(coder.codec))))
+    elif "inversion" in ways or "student" in ways:  # a student of no use leaves plain inversion
+        searches["inversion"] = search(config, None)
+    scores: dict[str, Score] = {}
+    if encoded is None:
+        [method] = searches
+    else:
+        posterior = posterior_of(coder.codec, encoded)
+        terms = dataclasses.replace(regularizers, posterior=posterior)
+        if "refined" in ways and not any(found.stopped for found in searches.values()):
+            searches["refined"] = search(refinement(settings.refine, config), posterior)
+        candidates = {"encoder": encoded.codes}
+        candidates |= {way: searches[way].codes for way in ("refined", "inversion") if way in searches}
+        method, scores = Scorer(coder.codec, samples, config, terms).best_of(candidates)
+    result = CodingResult(
+        encoded.codes.cpu() if encoded is not None and method == "encoder" else searches[method].codes,
+        method, scores, searches, time.monotonic() - began,
+    )  # fmt: skip
+    if "refined" in searches and len(searches) == 1:
+        config = refinement(settings.refine, config)
+    about = {
+        **{name: value for name, value in dataclasses.asdict(config).items() if value is not None},
+        **({"refine": settings.refine} if "refined" in ways else {}),
+        "seed": settings.seed,
+        "preset_frames": sum(codes.shape[1] for codes in coder.preset_codes()),
+        "language_model_guidance": guidance is not None,
+    }
+    return dataclasses.replace(result, settings=about)
+
+
+def _device(codec: Codec) -> torch.device:
+    return codec.output_proj.conv.weight.device
