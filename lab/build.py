@@ -420,13 +420,10 @@ def trained_codec(run: Path, params: Params, halves: tuple[str, ...] = ("encoder
 
 @torch.no_grad()
 def encode_speech(codec: Codec, waves: list[np.ndarray]) -> list[np.ndarray]:
-    """Codes int16 `[37, frames]` of each of `waves` `[samples]`, all in one batch."""
+    """Codes int16 `[37, frames]` of each of `waves` `[samples]`."""
     device = codec.output_proj.conv.weight.device
-    lengths = torch.tensor([len(wave) for wave in waves])
-    batch = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(wave) for wave in waves], batch_first=True)
-    codes = codec.encode(batch.to(device), lengths.to(device)).cpu().numpy().astype(np.int16)
-    frames = -(-lengths // codec.samples_per_frame)
-    return [one[:, :n] for one, n in zip(codes, frames.tolist(), strict=True)]
+    codes = (codec.encode(torch.from_numpy(wave)[None].to(device))[0] for wave in waves)
+    return [one.cpu().numpy().astype(np.int16) for one in codes]
 
 
 @torch.no_grad()

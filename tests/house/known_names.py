@@ -114,6 +114,7 @@ TERMS: set[str] = {
     "revox.serving.engine: pace",
     "revox.serving.engine: reach",
     "revox.serving.engine: told",
+    "revox.serving.cloner: opinion",
     "revox.serving.decode_apart: decode apart",
     "revox.serving.decode_apart: said",
     "revox.serving.engine: wake",
@@ -134,10 +135,6 @@ TERMS: set[str] = {
     "revox.speech.pitch: normalised",
     "revox.speech.selection: said",
     "revox.speech.write: beside",
-    "revox.synthesis.continuous: kept",
-    "revox.synthesis.continuous: reach",
-    "revox.synthesis.continuous: wake",
-    "revox.synthesis.generate: kept",
     "revox.serving.voice_routes: told",
     "revox.training.pseudo_labels: guess",
 }

@@ -150,41 +150,23 @@ class Codec(nn.Module):
         """Samples of audio that one frame of codes stands for."""
         return self.config.samples_per_frame
 
-    def encode_latents(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def encode_latents(self, waveform: Tensor) -> Tensor:
         """Latents `[batch, latent_dim, frames]` of `waveform` `[batch, samples]`, the last frame completed.
 
-        `lengths` `[batch]`, in samples, marks what lies beyond an item's own end as padding; an item's first
-        ceil(length / samples_per_frame) frames are then what it gives alone.
         Raises RuntimeError without an encoder.
         """
         if not self.has_encoder:
             raise RuntimeError("this codec was built without its encoder")
         patch = self.config.pretransform_patch_size
         waveform = functional.pad(waveform, (0, -waveform.shape[-1] % patch))
-        ends = None
-        if lengths is not None:
-            ends = lengths.to(waveform.device)
-            waveform = waveform.masked_fill(_beyond(ends, waveform.shape[-1]), 0.0)
-            ends = torch.div(ends + patch - 1, patch, rounding_mode="floor")
         x = self.input_proj(waveform.unflatten(-1, (-1, patch)).transpose(1, 2)).transpose(1, 2)
         # Laid out in memory as serving does: matrix products add up in another order otherwise, and in bf16
         # 3 % of the codes change at the release's sizes.
-        x = x.contiguous()
-        for block in self.encoder_blocks:
-            if isinstance(block, CausalConv1d):
-                if ends is not None:
-                    # A strided convolution completes its last frame by repeating the last value: a padded
-                    # item gets its own last value there, not the padding.
-                    x = _repeat_last(x, ends)
-                    ends = torch.div(ends + block.stride - 1, block.stride, rounding_mode="floor")
-                x = block(x.transpose(1, 2)).transpose(1, 2)
-            else:
-                x = block(x)
-        return x.transpose(1, 2)
+        return _through(self.encoder_blocks, x.contiguous()).transpose(1, 2)
 
-    def encode(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def encode(self, waveform: Tensor) -> Tensor:
         """Codes `[batch, n_codebooks, frames]`, int64, from 0, of `waveform` `[batch, samples]`."""
-        return self.quantizer.encode(self.encode_latents(waveform, lengths))
+        return self.quantizer.encode(self.encode_latents(waveform))
 
     def encode_as_served(self, waveform: Tensor) -> Tensor:
         """Codes of one clip `[1, samples]` with the numerics of serving.
@@ -202,9 +184,7 @@ class Codec(nn.Module):
 
         All in one piece, in memory that grows with the frames squared: for losses on short pieces.
         """
-        x = latents.transpose(1, 2)
-        for block in self.decoder_blocks:
-            x = block(x) if isinstance(block, CodecTransformer) else block(x.transpose(1, 2)).transpose(1, 2)
+        x = _through(self.decoder_blocks, latents.transpose(1, 2))
         patches = self.output_proj(x.transpose(1, 2))
         return patches.transpose(1, 2).flatten(1)
 
@@ -229,6 +209,13 @@ class Codec(nn.Module):
         return torch.cat(pieces, dim=1)
 
 
+def _through(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+    """`x` `[batch, time, dim]` through transformers and convolutions, which want time last."""
+    for block in blocks:
+        x = block(x) if isinstance(block, CodecTransformer) else block(x.transpose(1, 2)).transpose(1, 2)
+    return x
+
+
 def _left_context(codec: Codec) -> int:
     """Goes back from a frame's first sample through the decoder: a convolution of kernel k sees k - 1
     positions back; a layer of attention its window; a transposed convolution of kernel k and stride s makes
@@ -244,12 +231,3 @@ def _left_context(codec: Codec) -> int:
             conv = cast(nn.ConvTranspose1d, block.conv)
             position = -((conv.kernel_size[0] - 1 - position) // conv.stride[0])
     return far - position
-
-
-def _beyond(ends: Tensor, time: int) -> Tensor:
-    return torch.arange(time, device=ends.device)[None, :] >= ends[:, None]
-
-
-def _repeat_last(x: Tensor, ends: Tensor) -> Tensor:
-    last = (ends - 1).clamp(min=0)[:, None, None].expand(-1, 1, x.shape[-1])
-    return torch.where(_beyond(ends, x.shape[1])[..., None], x.gather(1, last), x)
