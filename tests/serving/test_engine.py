@@ -80,7 +80,7 @@ def test_a_stream_starts_with_five_frames_or_as_many_as_were_asked_for(run, prom
             sizes.append([chunk.frames async for chunk in stream])
         return sizes
 
-    usual, asked = run(dialogue, keep_pace=False)
+    usual, asked = run(dialogue, admission_control=False)
     assert usual == [5, 5, 4]
     assert asked == [2, 3, 5, 4]
 
@@ -99,11 +99,13 @@ class _Fixed(AdmissionControl):
 
 
 @pytest.mark.parametrize(
-    ("streaming", "keep_pace", "most"),
+    ("streaming", "admission_control", "most"),
     [(True, True, 2), (False, True, 3), (True, False, 3)],
     ids=["listened to", "whole files", "told not to"],
 )
-def test_no_more_are_spoken_at_once_than_are_heard_in_time(run, prompts, alone, streaming, keep_pace, most):
+def test_no_more_are_spoken_at_once_than_are_heard_in_time(
+    run, prompts, alone, streaming, admission_control, most
+):
     async def dialogue(engine):
         engine._admission = _Fixed(0.08)
         together, step = [], engine._engine.step
@@ -114,7 +116,7 @@ def test_no_more_are_spoken_at_once_than_are_heard_in_time(run, prompts, alone, 
         ]
         return await asyncio.gather(*map(_heard, streams)), max(together)
 
-    heard, found = run(dialogue, keep_pace=keep_pace)
+    heard, found = run(dialogue, admission_control=admission_control)
     assert found == most
     for one, expected in zip(heard, alone, strict=True):
         np.testing.assert_allclose(one, expected, atol=1e-6)
@@ -132,14 +134,14 @@ def test_one_listener_is_enough_for_whole_files_to_wait(run, prompts):
     assert run(dialogue) == 2
 
 
-@pytest.mark.parametrize(("keep_pace", "sizes"), [(True, [5] * 8), (False, [5, 5, 5, 5, 5, 15])])
-def test_a_stream_is_handed_over_before_its_player_runs_dry(run, prompts, keep_pace, sizes):
+@pytest.mark.parametrize(("admission_control", "sizes"), [(True, [5] * 8), (False, [5, 5, 5, 5, 5, 15])])
+def test_a_stream_is_handed_over_before_its_player_runs_dry(run, prompts, admission_control, sizes):
     async def dialogue(engine):
         engine._admission = _Fixed(0.08)
         whole = await _heard(engine.submit(Request(prompts[1], 0, 40)))
         return whole, [chunk async for chunk in engine.submit(Request(prompts[1], 0, 40), streaming=True)]
 
-    whole, chunks = run(dialogue, keep_pace=keep_pace)
+    whole, chunks = run(dialogue, admission_control=admission_control)
     assert [chunk.frames for chunk in chunks] == sizes
     np.testing.assert_allclose(np.concatenate([c.samples for c in chunks]), whole, atol=1e-6)
 

@@ -141,7 +141,7 @@ def test_the_defaults_are_the_safe_choices():
     ("option", "value"),
     [
         ("port", 70000),
-        ("clone_by", "magic"),
+        ("method", "magic"),
         ("max_streams", 0),
         ("consent_statement", "..."),
         ("model_name", "../../etc"),

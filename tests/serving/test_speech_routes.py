@@ -198,7 +198,7 @@ def test_a_batch_speaks_what_it_can_and_tells_of_each_item_that_it_cannot(talk, 
     assert results[6]["media_type"] == "audio/pcm"
     assert len(base64.b64decode(results[6]["audio_data"])) == 2 * 2 * 1920
     for result, word in zip(
-        results[1:6], ("empty", "nobody", "instructions", "object", "whole"), strict=True
+        results[1:6], ("empty", "nobody", "instructions", "object", "complete response"), strict=True
     ):
         assert word in result["error"]
         assert "audio_data" not in result

@@ -12,7 +12,7 @@ from websockets.sync.client import connect
 from revox.marking import verify_bytes
 from revox.serving.keys import add_key
 from revox.serving.sentences import Splitter
-from revox.serving.speech_socket import EACH, Session
+from revox.serving.speech_socket import OVERHEAD, Session
 
 CONFIG = {
     "type": "session.config", "voice": "neutral_male", "seed": 3, "max_new_tokens": 6,
@@ -135,7 +135,7 @@ def test_tokens_sent_far_faster_than_they_are_spoken_keep_nobody_from_noticing_w
 def test_what_is_too_far_ahead_waits_in_the_network_and_is_spoken_all_the_same(
     serve, held, until, monkeypatch
 ):
-    monkeypatch.setattr("revox.serving.speech_socket.AHEAD", 4 * (EACH + 40))
+    monkeypatch.setattr("revox.serving.speech_socket.AHEAD", 4 * (OVERHEAD + 40))
     begun, begin = [], Session.__init__
     monkeypatch.setattr(Session, "__init__", lambda self, *given: begun.append(self) or begin(self, *given))
     with serve() as (url, app), connect(url.replace("http", "ws") + "/v1/audio/speech/stream") as socket_:
@@ -149,7 +149,7 @@ def test_what_is_too_far_ahead_waits_in_the_network_and_is_spoken_all_the_same(
             talker.say(type="input.text", text="x" * 500)
             talker.say(type="input.done")
             (one,) = begun
-            until(lambda: one._ahead > 4 * (EACH + 40), "so much is read")
+            until(lambda: one._ahead > 4 * (OVERHEAD + 40), "so much is read")
             talker.session.ping().wait(0.5)  # time in which all of it could be
             assert one._inbox.qsize() <= 5
             go.set()

@@ -854,17 +854,17 @@ def test_an_inline_reference_needs_a_way_to_clone_and_consent(tts, settings):
     with pytest.raises(ApiError) as refused:
         asyncio.run(inline(voices))
     assert refused.value.status == 400
-    for way in ("no encoder", "POST /v1/audio/voices", "preset", "revox inject", "--clone-by inversion"):
+    for way in ("no encoder", "POST /v1/audio/voices", "preset", "revox inject", "--method inversion"):
         assert way in refused.value.message
     with pytest.raises(ApiError) as refused:
         asyncio.run(inline(voices, consent=None))
     assert refused.value.code == "consent_required"
-    with pytest.raises(ServeError, match="--clone-by encoder needs"):
-        Voices(settings(clone_by="encoder"), tts)
+    with pytest.raises(ServeError, match="--method encoder needs"):
+        Voices(settings(method="encoder"), tts)
 
 
 def test_every_inline_reference_is_logged_and_one_recording_is_cloned_once(tts, settings):
-    voices = Voices(settings(clone_by="inversion", consent_statement="all callers agreed in writing"), tts)
+    voices = Voices(settings(method="inversion", consent_statement="all callers agreed in writing"), tts)
     voices._cloner = cloner = FakeCloner(tts)
 
     async def ask():
@@ -891,7 +891,7 @@ def test_every_inline_reference_is_logged_and_one_recording_is_cloned_once(tts, 
 
 
 def test_an_inline_cloning_that_no_request_waits_for_stops(tts, settings):
-    voices = Voices(settings(clone_by="inversion"), tts)
+    voices = Voices(settings(method="inversion"), tts)
     voices._cloner = cloner = FakeCloner(tts)
     cloner.go.clear()
 
@@ -911,7 +911,7 @@ def test_an_inline_cloning_that_no_request_waits_for_stops(tts, settings):
 
 
 def test_deleting_a_voice_forgets_inline_voices_of_its_recording(tts, settings):
-    voices = Voices(settings(clone_by="inversion"), tts)
+    voices = Voices(settings(method="inversion"), tts)
     voices._cloner = FakeCloner(tts)
     asyncio.run(inline(voices))
     record = provenance(CONSENT, "x", source=source_of(CLIP))

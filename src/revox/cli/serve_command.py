@@ -8,6 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from revox.cli.options import (
+    CheckpointArgument,
+    CheckpointOption,
+    Device,
+    Revision,
+    chosen_checkpoint,
+)
+
 if TYPE_CHECKING:
     import socket
 
@@ -16,85 +24,92 @@ if TYPE_CHECKING:
     from revox.serving.settings import ServeSettings
 
 
+OLD_NAMES = {
+    "--clone-by": "--method",
+    "--keep-pace": "--admission-control",
+    "--no-keep-pace": "--no-admission-control",
+}
+
+
 def command(
-    checkpoint: Annotated[str, typer.Argument(help="The checkpoint's folder, or a hub id.")],
+    checkpoint: CheckpointArgument = None,
+    checkpoint_option: CheckpointOption = None,
     host: Annotated[
-        str, typer.Option(help="The address to listen on; 0.0.0.0 is every network, for which keys are wise.")
+        str, typer.Option(help="The address to listen on; 0.0.0.0 is all of them, and should have API keys.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps; else the accelerator if there is one.")
-    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 picks a free one.")] = 8000,
+    device: Device = None,
     model_name: Annotated[
-        str | None, typer.Option(help="The model's id in the API; else the folder's name.")
+        str | None, typer.Option(help="The model's id in the API; default: the folder's name.")
     ] = None,
     voices_folder: Annotated[
-        Path | None, typer.Option(help="Where uploaded voices are kept; else in the user's data folder.")
+        Path | None, typer.Option(help="The folder of uploaded voices; default: in the user's data folder.")
     ] = None,
     keep_samples: Annotated[
         bool, typer.Option("--keep-samples", help="Keep the recordings of uploaded voices too.")
     ] = False,
-    clone_by: Annotated[
-        str | None,
+    method: Annotated[
+        str,
         typer.Option(
-            help="encoder or inversion: how recordings become voices; else by the encoder where there is one."
+            metavar="auto|encoder|inversion",
+            help="How recordings become voices; auto uses the encoder if there is one, and otherwise inverts "
+            "uploads and refuses ref_audio.",
         ),
-    ] = None,
-    clone_seconds: Annotated[float, typer.Option(help="Seconds that an inversion may take.")] = 60.0,
+    ] = "auto",
+    clone_seconds: Annotated[float, typer.Option(help="The time limit of an inversion, in seconds.")] = 60.0,
     consent_statement: Annotated[
         str | None,
-        typer.Option(help="Your own statement for ref_audio that comes without consent; it is logged."),
+        typer.Option(help="The operator's consent statement for ref_audio without one; it is logged."),
     ] = None,
     allowed_folder: Annotated[
-        Path | None, typer.Option(help="file:// recordings may be read below this folder; else not at all.")
+        Path | None, typer.Option(help="Allow file:// recordings below this folder; default: none.")
     ] = None,
     allow_urls: Annotated[
         bool, typer.Option("--allow-urls", help="Fetch http(s) recordings, never from private networks.")
     ] = False,
     api_keys: Annotated[
-        Path | None, typer.Option(help="The file of API keys; without it everybody who can connect may ask.")
+        Path | None, typer.Option(help="The file of API keys; default: no key is required.")
     ] = None,
     rate_limit: Annotated[
         int | None, typer.Option(min=1, help="Requests a minute for a key without a limit of its own.")
     ] = None,
     cors_origin: Annotated[
         list[str] | None,
-        typer.Option(help="A web origin whose pages may call the API; may be given again."),
+        typer.Option(help="A web origin whose pages may call the API; may be repeated."),
     ] = None,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(help="A name by which it may be called, as tts.example.org; may be given again."),
+        typer.Option(help="A host name of this server, such as tts.example.org; may be repeated."),
     ] = None,
-    max_streams: Annotated[int, typer.Option(min=1, max=256, help="Utterances spoken together.")] = 8,
-    keep_pace: Annotated[
-        bool, typer.Option(help="Fewer together where the machine would speak so many slower than heard.")
+    max_streams: Annotated[int, typer.Option(min=1, max=256, help="Concurrent utterances.")] = 8,
+    admission_control: Annotated[
+        bool, typer.Option(help="Run fewer at once if the machine could not keep up with playback.")
     ] = True,
     max_queue: Annotated[int, typer.Option(min=0, help="Utterances that may wait; more are a 429.")] = 64,
     max_text_characters: Annotated[int, typer.Option(min=1, help="The longest text of a request.")] = 4096,
-    max_reference_seconds: Annotated[float, typer.Option(help="The longest recording taken.")] = 300.0,
-    max_body_bytes: Annotated[int, typer.Option(min=1024, help="The largest body taken.")] = 16 << 20,
-    max_voices: Annotated[int, typer.Option(min=0, help="Uploaded voices kept at most.")] = 1000,
-    drain_seconds: Annotated[float, typer.Option(min=0, help="Time to finish in after SIGTERM.")] = 30.0,
-    marking: Annotated[
-        bool, typer.Option(help="Mark what is spoken as synthetic, in files and headers.")
-    ] = True,
+    max_reference_seconds: Annotated[float, typer.Option(help="The longest recording.")] = 300.0,
+    max_body_bytes: Annotated[int, typer.Option(min=1024, help="The largest body of a request.")] = 16 << 20,
+    max_voices: Annotated[int, typer.Option(min=0, help="The most uploaded voices.")] = 1000,
+    drain_seconds: Annotated[
+        float, typer.Option(min=0, help="Time to finish active requests after SIGTERM.")
+    ] = 30.0,
+    marking: Annotated[bool, typer.Option(help="Mark speech as synthetic, in files and headers.")] = True,
     sign_certificate: Annotated[
-        Path | None, typer.Option(help="Certificate chain (PEM) that signs marks; else one is made here.")
+        Path | None, typer.Option(help="Certificate chain (PEM) that signs marks; default: a generated one.")
     ] = None,
     sign_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    revision: Revision = None,
 ) -> None:
-    """Serve CHECKPOINT over HTTP, as OpenAI's and vllm-omni's clients expect it.
+    """Serve CHECKPOINT over HTTP, for clients of OpenAI's and vllm-omni's speech APIs.
 
-    Only this machine can connect unless --host says otherwise. Ctrl-C or SIGTERM lets what is being spoken
-    finish, and ends.
+    Only this machine can connect unless --host names another address. Ctrl-C or SIGTERM finishes the active
+    requests and exits.
     """
-    several = {"cors_origins": tuple(cors_origin or ()), "allowed_hosts": tuple(allow_host or ())}
-    options = {
-        name: value
-        for name, value in locals().items()
-        if name not in ("cors_origin", "allow_host", "several", "revision")
-    }
+    from revox.serving.settings import ServeSettings, settings_from
+
+    checkpoint = chosen_checkpoint(checkpoint, checkpoint_option)
+    repeated = {"cors_origins": tuple(cors_origin or ()), "allowed_hosts": tuple(allow_host or ())}
+    options = {name: value for name, value in locals().items() if name in ServeSettings.model_fields}
     from revox.serving.errors import ServeError
 
     try:
@@ -108,10 +123,9 @@ def command(
             f"serving needs {error.name}, which is not installed: pip install 'revox[serve]'"
         ) from None
     from revox.serving.keys import Keys
-    from revox.serving.settings import settings_from
 
-    settings = settings_from(**options, **several)
-    # A port that is taken, or a file of keys that is none, is said before gigabytes are read.
+    settings = settings_from(**options, **repeated)
+    # A port in use or an invalid key file is reported before gigabytes are loaded.
     listener = _listen(settings)
     Keys(settings.api_keys, settings.rate_limit)
     import revox
@@ -128,7 +142,7 @@ def command(
 
 
 def _model_name(checkpoint: str, folder: Path) -> str:
-    """A hub id is its own name; a folder goes by its last part."""
+    """A hub id is the name; of a folder it is the last part."""
     return folder.resolve().name if Path(checkpoint).expanduser().exists() else checkpoint
 
 
@@ -143,7 +157,7 @@ def _listen(settings: ServeSettings) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host can be so
+    except (OSError, UnicodeError) as error:  # UnicodeError: an invalid host name
         why = getattr(error, "strerror", None) or error
         raise ServeError(
             f"cannot listen on {settings.host} port {settings.port} ({why}); choose another --port or --host"
@@ -162,9 +176,9 @@ def _greeting(settings: ServeSettings, listener: socket.socket, tts: Any) -> str
         f"Docs     {url}/docs",
     ]
     if settings.api_keys is None and host not in ("127.0.0.1", "::1"):
-        lines.append("Everybody who reaches this address may speak and clone; --api-keys FILE closes it.")
+        lines.append("Anyone who reaches this address can speak and clone; --api-keys FILE restricts it.")
     if not settings.marking:
-        lines.append("Marking is off: what is spoken does not say that it is synthetic.")
+        lines.append("Marking is off: speech is not marked as synthetic.")
     return "\n".join(lines)
 
 
@@ -176,8 +190,8 @@ def _run(app: FastAPI, settings: ServeSettings, listener: socket.socket) -> None
 
     class DrainingServer(uvicorn.Server):
         def handle_exit(self, sig: int, frame: Any) -> None:
-            # From now on /ready says no, so that balancers send nobody else. uvicorn's own handler would end
-            # the process by the signal in the end; one that has finished its work has not failed.
+            # From now on /ready fails, so that load balancers send no new requests. uvicorn's own handler
+            # would exit by the signal, as if the server had failed.
             app.state.revox.draining = True
             self.force_exit = self.should_exit and sig == signal.SIGINT
             self.should_exit = True

@@ -321,7 +321,7 @@ class EngineThread:
     def _fits(self) -> bool:
         """Whether the first request that waits can start without any player running dry."""
         speeds = [stream.speed for stream in (self._waiting[0], *self._active) if stream.live]
-        return not (speeds and self._active and self.settings.keep_pace) or self._admission.allows(
+        return not (speeds and self._active and self.settings.admission_control) or self._admission.allows(
             self._engine.count_speaking + 1, max(speeds)
         )
 
@@ -330,7 +330,7 @@ class EngineThread:
             return True
         # No smaller pieces than at the start: each is decoded with its context, which costs as much again.
         enough = stream.decoded > 0 and made - stream.decoded >= FIRST_ENDS[0]
-        if not (stream.live and enough and self.settings.keep_pace):
+        if not (stream.live and enough and self.settings.admission_control):
             return False
         seconds = self._admission.frame_seconds / stream.speed
         since = time.monotonic() - stream.first_at

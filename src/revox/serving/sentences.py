@@ -1,4 +1,4 @@
-"""Text that comes in pieces -> sentences, each as soon as it is certain that it has ended."""
+"""Splits text that arrives in pieces into sentences, each as soon as its end is certain."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ENDS = {
 }
 """Marks that end a sentence or a clause: those that need white space after them, and those that do not."""
 
-# Words before a dot that ends no sentence; single letters (J. S. Bach) are told by their length.
+# Words before a dot that does not end a sentence; single letters (J. S. Bach) are found by their length.
 # fmt: off
 _ABBREVIATIONS = frozenset({
     "dr", "mr", "mrs", "ms", "prof", "sr", "jr", "st", "mt", "fig", "no", "vs", "etc", "approx", "dept",
@@ -22,10 +22,10 @@ _CLOSERS = "\"'”’»)]}」』）】"
 
 
 class Splitter:
-    """Takes text as it comes and gives what is complete; `flush` gives the rest.
+    """Returns complete sentences as text is fed; `flush` returns the rest.
 
-    by: "sentence", "clause", or "none" (everything at the flush). What it gives, laid end to end, is the text
-    less white space at the seams.
+    by: "sentence", "clause", or "none" (everything at the flush). The results, joined, are the text without
+    the white space between them.
     """
 
     def __init__(self, by: str) -> None:
@@ -34,27 +34,27 @@ class Splitter:
 
     @property
     def pending(self) -> int:
-        """Characters that wait."""
+        """Characters that are not returned yet."""
         return len(self._rest)
 
     def feed(self, text: str) -> list[str]:
-        """The pieces that are complete with `text`."""
+        """The sentences that `text` completes."""
         self._rest += text
         if self._by == "none":
             return []
-        given, start = [], 0
+        pieces, start = [], 0
         for end in self._ends():
             piece = self._rest[start:end].strip()
             start = end
             if piece:
-                given.append(piece)
+                pieces.append(piece)
         self._rest = self._rest[start:]
-        return given
+        return pieces
 
     def flush(self) -> list[str]:
-        """What is left, complete or not."""
-        given, self._rest = self._rest.strip(), ""
-        return [given] if given else []
+        """The rest, complete or not."""
+        rest, self._rest = self._rest.strip(), ""
+        return [rest] if rest else []
 
     def _ends(self) -> list[int]:
         spaced, alone = ENDS[self._by]

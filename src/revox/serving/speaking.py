@@ -1,4 +1,4 @@
-"""From a request to its audio: the voice, the prompt, the engine's stream, the bytes that are sent."""
+"""From a request to its audio: the voice, the prompt, the engine's stream, the encoded bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from revox.checkpoint.errors import VoiceError
 from revox.serving.encoding import Shape, StreamEncoder, check_rate, encode_whole
 from revox.serving.errors import ApiError
 from revox.serving.model_routes import check_model
-from revox.serving.speech_request import Manner
+from revox.serving.speech_request import SpeechOptions
 from revox.synthesis.engine import Request
 from revox.synthesis.prompt import make_prompt
 
@@ -35,31 +35,34 @@ log = logging.getLogger("revox.serving")
 class Usage:
     """Tokens, counted as vllm-omni counts them (its speech_usage.py).
 
-    `text_tokens` of the text alone; `audio_tokens` are the rows of a recording that came with the request, 0
-    for a voice by name; `output_tokens` are frames.
+    `text_tokens` of the text alone; `audio_tokens` are the positions of an inline reference, 0 for a voice by
+    name; `output_tokens` are frames.
     """
 
     text_tokens: int
     audio_tokens: int
     output_tokens: int
 
+    @property
+    def input_tokens(self) -> int:
+        """Tokens of text and reference."""
+        return self.text_tokens + self.audio_tokens
+
     def body(self) -> dict[str, Any]:
-        """As an answer carries it."""
-        taken = self.text_tokens + self.audio_tokens
+        """The usage in OpenAI's form."""
         return {
-            "input_tokens": taken,
+            "input_tokens": self.input_tokens,
             "output_tokens": self.output_tokens,
-            "total_tokens": taken + self.output_tokens,
+            "total_tokens": self.input_tokens + self.output_tokens,
             "input_token_details": {"text_tokens": self.text_tokens, "audio_tokens": self.audio_tokens},
         }
 
     def headers(self) -> dict[str, str]:
-        """As vllm-omni's headers."""
-        taken = self.text_tokens + self.audio_tokens
+        """The usage as vllm-omni's headers."""
         counts = {
-            "input": taken,
+            "input": self.input_tokens,
             "output": self.output_tokens,
-            "total": taken + self.output_tokens,
+            "total": self.input_tokens + self.output_tokens,
             "input-text": self.text_tokens,
             "input-audio": self.audio_tokens,
         }
@@ -74,7 +77,7 @@ class ResolvedRequest:
     """
 
     state: ServerState
-    options: Manner
+    options: SpeechOptions
     voice: Voice
     asked_by: str
     inline_reference: bool
@@ -203,34 +206,34 @@ class SpeechResponse:
                 yield data
 
 
-async def resolve(state: ServerState, options: Manner, asked_by: str, streaming: bool) -> ResolvedRequest:
+async def resolve(
+    state: ServerState, options: SpeechOptions, asked_by: str, streaming: bool
+) -> ResolvedRequest:
     """Find a request's voice and check its options. Raises ApiError on what cannot be or has no effect."""
     check_model(state, options.model)
     check_rate(options.response_format, options.sample_rate)
     if options.initial_codec_chunk_frames is not None and not streaming:
-        raise _useless("initial_codec_chunk_frames", "only a stream comes in chunks; leave it out, or stream")
+        raise _useless("initial_codec_chunk_frames", "only a stream has chunks; leave it out, or stream")
     name = options.voice_name
     if options.ref_audio is None:
         for field in ("ref_text", "consent"):
             if getattr(options, field) is not None:
                 raise _useless(field, f"{field} belongs to ref_audio; leave it out, or send ref_audio")
         if options.task_type == "Base":
-            raise _useless(
-                "task_type", "Base speaks like a recording; send ref_audio, or leave task_type out"
-            )
+            raise _useless("task_type", "Base requires ref_audio; send it, or leave task_type out")
         if name is None:
             raise ApiError(
                 400,
-                "there is no voice; give one of GET /v1/audio/voices by name, or ref_audio",
+                "the request names no voice; use one of GET /v1/audio/voices, or ref_audio",
                 param="voice",
                 code="voice_missing",
             )
         return ResolvedRequest(state, options, await _named(state, name), asked_by, inline_reference=False)
     if name is not None:
-        raise _useless("voice", "voice and ref_audio both say who speaks; give one of them")
+        raise _useless("voice", "voice and ref_audio exclude each other; send one of them")
     if options.task_type == "CustomVoice":
         raise _useless(
-            "task_type", "CustomVoice speaks in a named voice; leave it out, or leave ref_audio out"
+            "task_type", "CustomVoice requires a named voice; leave it out, or leave ref_audio out"
         )
     reference = await state.references.resolve(options.ref_audio)
     voice = await state.voices.inline(
@@ -243,7 +246,7 @@ async def _named(state: ServerState, name: str) -> Voice:
     try:
         return await asyncio.to_thread(state.voices.voice, name)
     except (ApiError, VoiceError):
-        # vllm-omni takes names in any case; the voices here are all lower case.
+        # vllm-omni accepts names in any case; the voices here are all lower case.
         if name == name.lower():
             raise
         return await asyncio.to_thread(state.voices.voice, name.lower())
@@ -253,13 +256,11 @@ def check_text(state: ServerState, text: str) -> None:
     """Raise ApiError 400 on a text that is empty or too long."""
     limit = state.settings.max_text_characters
     if not text.strip():
-        raise ApiError(
-            400, "the input is empty; give at least one word to speak", param="input", code="empty_input"
-        )
+        raise ApiError(400, "the input is empty; send at least one word", param="input", code="empty_input")
     if len(text) > limit:
         raise ApiError(
             400,
-            f"the input has {len(text):,} characters, and {limit:,} are taken at once; send it in parts",
+            f"the input has {len(text):,} characters, at most {limit:,} are allowed; send it in parts",
             param="input",
             code="input_too_long",
         )

@@ -1,8 +1,8 @@
-"""What can be asked of the speech endpoints: OpenAI's fields and vllm-omni's, and nothing without effect.
+"""The bodies of the speech endpoints: OpenAI's fields and vllm-omni's; values without effect are refused.
 
 The fields are those of OpenAI's `audio.speech.create` and of vllm-omni 0.30's
-vllm_omni/entrypoints/openai/protocol/audio.py. One that this model cannot follow is taken only with the value
-that asks for nothing; with any other it is refused, with the ways out.
+vllm_omni/entrypoints/openai/protocol/audio.py. Fields that this model does not support are accepted only with
+a neutral value; any other value is refused with a message that names the alternatives.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from revox.synthesis.engine import CFG_RANGE, DEFAULT_CFG, MAX_FRAMES
 
 def _without_effect(why: str, *neutral: Any) -> BeforeValidator:
     def check(value: Any) -> Any:
-        asked = value.strip().lower() if isinstance(value, str) else value
-        if value is None or any(asked == n and type(asked) is type(n) for n in neutral):
+        given = value.strip().lower() if isinstance(value, str) else value
+        if value is None or any(given == n and type(given) is type(n) for n in neutral):
             return None
         raise PydanticCustomError(NO_EFFECT, why.replace("{", "{{").replace("}", "}}"))
 
@@ -27,21 +27,20 @@ def _without_effect(why: str, *neutral: Any) -> BeforeValidator:
 
 
 _STYLE = (
-    "this model takes no instructions about style; choose a voice that speaks so, or clone one from a "
-    "recording that does"
+    "this model has no style instructions; choose a voice with that style, or clone one from a recording "
+    "that has it"
 )
 _LANGUAGE = (
-    "this model speaks the language that the text is written in; leave language out, and choose a voice of "
-    "that language"
+    "this model speaks the language of the text; leave language out, and choose a voice of that language"
 )
-_EMBEDDING = "this model reads no speaker embedding; give ref_audio, or a voice by name"
+_EMBEDDING = "this model has no speaker embeddings; use ref_audio, or a voice by name"
 
-Text = Annotated[str, Field(description="What to say.")]
+Text = Annotated[str, Field(description="The text to speak.")]
 Format = Literal["wav", "pcm", "flac", "mp3", "aac", "opus"]
 
 
 class VoiceId(BaseModel):
-    """A voice as OpenAI's custom voices are named."""
+    """A voice in the form of OpenAI's custom voices."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -49,7 +48,7 @@ class VoiceId(BaseModel):
 
 
 class ExtraParams(BaseModel):
-    """What vllm-omni takes for this model beside its fields (its voxtral_tts.py, `_extract_cfg_alpha`)."""
+    """vllm-omni's additional parameters for this model (its voxtral_tts.py, `_extract_cfg_alpha`)."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -57,16 +56,16 @@ class ExtraParams(BaseModel):
         default=None,
         ge=CFG_RANGE[0],
         le=CFG_RANGE[1],
-        description="How much the speech is held to text and voice: the scale of guidance, 1.2 by default.",
+        description="The scale of classifier-free guidance, 1.2 by default.",
     )
 
 
-class Manner(BaseModel):
-    """How something is to be spoken: all fields but the text, shared by every endpoint."""
+class SpeechOptions(BaseModel):
+    """All fields but the text, shared by every endpoint."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    model: str | None = Field(default=None, description="The served model's id; it may be left out.")
+    model: str | None = Field(default=None, description="The served model's id; may be left out.")
     voice: str | VoiceId | None = Field(
         default=None,
         validation_alias=AliasChoices("voice", "speaker"),
@@ -74,17 +73,17 @@ class Manner(BaseModel):
     )
     ref_audio: str | None = Field(
         default=None,
-        description="A recording to speak like, in place of a voice: data URL, base64, or where the server "
-        "allows it an http(s) or file address.",
+        description="A recording to clone instead of a voice: data URL, base64, or, if the server allows "
+        "it, an http(s) or file address.",
     )
-    ref_text: str | None = Field(default=None, description="What is said in ref_audio.")
+    ref_text: str | None = Field(default=None, description="The transcript of ref_audio.")
     consent: str | None = Field(
         default=None,
         max_length=4000,
         description="Whose voice ref_audio is, and that they agreed to its cloning.",
     )
     response_format: Format = "wav"
-    sample_rate: int | None = Field(default=None, description="Hz; else the model's own, 24000.")
+    sample_rate: int | None = Field(default=None, description="Hz; default the model's own, 24000.")
     speed: float | None = Field(
         default=1.0, ge=0.25, le=4.0, description="Faster or slower at the same pitch."
     )
@@ -92,50 +91,50 @@ class Manner(BaseModel):
         default=None,
         ge=-(2**63),
         lt=2**63,
-        description="The same seed says it in the same way; 0 by default.",
+        description="The same seed gives the same speech; 0 by default.",
     )
     max_new_tokens: int | None = Field(
-        default=None, ge=1, le=MAX_FRAMES, description="The longest that it may speak, in frames of 80 ms."
+        default=None, ge=1, le=MAX_FRAMES, description="The limit on its length, in frames of 80 ms."
     )
     initial_codec_chunk_frames: int | None = Field(
         default=None, ge=1, le=100, description="Frames in a stream's first chunk; 5 by default."
     )
-    # Of other models; taken with the values that ask for nothing.
+    # Fields of other models, accepted with neutral values.
     instructions: Annotated[Literal[""] | None, _without_effect(_STYLE, "")] = None
     task_type: Annotated[
         Literal["CustomVoice", "Base"] | None, BeforeValidator(lambda value: _task(value))
-    ] = Field(default=None, description="CustomVoice with a voice, Base with ref_audio; it may be left out.")
+    ] = Field(default=None, description="CustomVoice with a voice, Base with ref_audio; may be left out.")
     language: Annotated[Literal["Auto"] | None, _without_effect(_LANGUAGE, "auto", "")] = None
     x_vector_only_mode: Annotated[Literal[False] | None, _without_effect(_EMBEDDING, False)] = None
     speaker_embedding: Annotated[None, _without_effect(_EMBEDDING)] = None
     non_streaming_mode: Annotated[
-        None, _without_effect("this model has one way to read a prompt; leave non_streaming_mode out")
+        None, _without_effect("this model has one prompt mode; leave non_streaming_mode out")
     ] = None
     word_timestamps: Annotated[
         Literal[False] | None,
-        _without_effect("this server has no aligner and cannot give word_timestamps; leave it out", False),
+        _without_effect("this server has no aligner; leave word_timestamps out", False),
     ] = None
     ref_audio_2: Annotated[
-        None, _without_effect("this model speaks with one voice at a time; send two requests")
+        None, _without_effect("this model speaks in one voice at a time; send two requests")
     ] = None
     ambient_sound: Annotated[
-        None, _without_effect("this model makes speech only; leave ambient_sound out")
+        None, _without_effect("this model generates speech only; leave ambient_sound out")
     ] = None
     duration_seconds: Annotated[
         None,
-        _without_effect("this model decides how long it speaks; use speed, or max_new_tokens as a limit"),
+        _without_effect("this model determines the duration; use speed, or max_new_tokens as a limit"),
     ] = None
-    extra_params: ExtraParams | None = Field(default=None, description="As vllm-omni takes them.")
+    extra_params: ExtraParams | None = Field(default=None, description="vllm-omni's additional parameters.")
 
     @property
     def cfg_alpha(self) -> float:
         """The scale of guidance."""
-        asked = self.extra_params.cfg_alpha if self.extra_params is not None else None
-        return DEFAULT_CFG if asked is None else asked
+        given = self.extra_params.cfg_alpha if self.extra_params is not None else None
+        return DEFAULT_CFG if given is None else given
 
     @property
     def voice_name(self) -> str | None:
-        """The voice asked for, or None; a client that must name one may call it "default" or nothing."""
+        """The name of the voice, or None; "default" and "" count as None, for clients that must send one."""
         name = self.voice.id if isinstance(self.voice, VoiceId) else self.voice
         return None if name is None or name.strip().lower() in ("", "default") else name.strip()
 
@@ -146,24 +145,24 @@ def _task(value: Any) -> Any:
     if value == "VoiceDesign":
         raise PydanticCustomError(
             NO_EFFECT,
-            "this model cannot make a voice from a description; choose a voice of GET /v1/audio/voices, or "
+            "this model cannot design a voice from a description; choose one of GET /v1/audio/voices, or "
             "clone one from a recording (ref_audio, or POST /v1/audio/voices)",
         )
     raise PydanticCustomError("literal_error", "Input should be 'CustomVoice' or 'Base'")
 
 
-class SpeechRequest(Manner):
+class SpeechRequest(SpeechOptions):
     """The body of POST /v1/audio/speech."""
 
     input: Text
-    stream: bool = Field(default=False, description="Send audio while it is made, as events.")
+    stream: bool = Field(default=False, description="Send audio as it is generated, as events.")
     stream_format: Literal["audio", "sse"] | None = Field(
-        default=None, description="How a stream is sent: as the audio's own bytes, or as events."
+        default=None, description="The form of a stream: the bytes of the audio file, or events."
     )
 
     @property
     def streams(self) -> Literal["audio", "sse"] | None:
-        """How to stream; None is one whole answer."""
+        """The form of the stream; None is a complete response."""
         return self.stream_format or ("sse" if self.stream else None)
 
 
@@ -171,12 +170,12 @@ _ITEM = {
     "type": "object",
     "required": ["input"],
     "properties": {"input": {"type": "string"}},
-    "description": "An input, and any field of the batch that this item overrides.",
+    "description": "An input, and any fields that override those of the batch.",
 }
 
 
-class BatchRequest(Manner):
-    """The body of POST /v1/audio/speech/batch: fields that hold for all items, which may override them."""
+class BatchRequest(SpeechOptions):
+    """The body of POST /v1/audio/speech/batch: fields for all items, which may override them."""
 
     items: Annotated[
         list[Any],
@@ -184,22 +183,22 @@ class BatchRequest(Manner):
     ]
 
 
-class SessionConfig(Manner):
-    """The first message of WebSocket /v1/audio/speech/stream, less its `type`."""
+class SessionConfig(SpeechOptions):
+    """The first message of WebSocket /v1/audio/speech/stream, without its `type`."""
 
     stream_audio: bool = False
     split_granularity: Literal["none", "sentence", "clause"] = "sentence"
 
 
 def batch_item(batch: BatchRequest, item: Any) -> SpeechRequest:
-    """One item of a batch with what the batch says for all. Raises ApiError when it cannot be."""
+    """One item of a batch, with the fields of the batch. Raises ApiError if it is invalid."""
     if not isinstance(item, dict):
-        raise ApiError(422, "an item is an object with an input", param="items")
+        raise ApiError(422, "an item must be an object with an input", param="items")
     shared = batch.model_dump(exclude_unset=True, exclude={"items"})
     own = {name: value for name, value in item.items() if value is not None}
     if any(name in own for name in ("voice", "speaker")):
         shared.pop("voice", None)
-        # Its own voice stands against a recording for all.
+        # An item's own voice replaces a recording for all items.
         if "ref_audio" not in own:
             for name in ("ref_audio", "ref_text", "consent", "task_type"):
                 shared.pop(name, None)
@@ -208,12 +207,12 @@ def batch_item(batch: BatchRequest, item: Any) -> SpeechRequest:
             shared.pop(name, None)
     for name in ("stream", "stream_format"):
         if own.get(name):
-            raise ApiError(400, f"a batch is answered as a whole; leave {name} out", param=name)
+            raise ApiError(400, f"a batch has one complete response; leave {name} out", param=name)
     return parse(SpeechRequest, {**shared, **own})
 
 
 def parse(kind: type[Any], data: Any) -> Any:
-    """`data` as a model. Raises ApiError (400 for a field without effect, or else 422)."""
+    """`data` as a model. Raises ApiError (400 for a field without effect, otherwise 422)."""
     try:
         return kind.model_validate(data)
     except ValidationError as error:

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from revox.serving.encoding import NAMES, media_type
@@ -44,21 +44,21 @@ AUDIO: dict[int | str, dict[str, Any]] = {
 
 @router.post("/speech", responses=AUDIO, response_class=Response)
 async def speech(request: Request, body: SpeechRequest) -> Response:
-    """Speak a text: one file, or a stream (`stream`, `stream_format`)."""
+    """Speak a text: a complete file, or a stream (`stream`, `stream_format`)."""
     return await _speak(request, body, body.streams)
 
 
 @router.post("/speech/stream", responses=AUDIO, response_class=Response)
 async def speech_stream(request: Request, body: SpeechRequest) -> Response:
-    """Speak a text and send the audio while it is made; as events with stream_format sse."""
+    """Speak a text and send the audio as it is generated; as events with stream_format sse."""
     return await _speak(request, body, body.stream_format or "audio")
 
 
 @router.post("/speech/batch")
 async def speech_batch(request: Request, body: BatchRequest) -> JSONResponse:
-    """Speak 1 to 32 texts; an item that cannot be spoken has its error, and the others are spoken."""
+    """Speak 1 to 32 texts; an item that fails has an error, and the others are spoken."""
     state = state_of(request)
-    # No more at a time than are spoken together: all clients share the queue.
+    # No more at once than the engine runs: all clients share the queue.
     turns = asyncio.Semaphore(state.settings.max_streams)
 
     async def one(index: int, item: Any) -> dict[str, Any]:
@@ -115,7 +115,7 @@ async def _speak(request: Request, body: SpeechRequest, streams: str | None) -> 
         data = await _unless_gone(request, response.whole())
         return Response(data, media_type=kind, headers={**headers, **response.headers})
     pieces = response.pieces()
-    # What fails before the first sound is still an answer with a status.
+    # What fails before the first audio still gets a status.
     first = await _unless_gone(request, anext(pieces))
     if streams == "audio":
         return Streamed(_after(first, pieces), response, kind, headers)
@@ -138,9 +138,9 @@ async def _events(
             audio = base64.b64encode(data).decode()
             yield _event({"type": "speech.audio.delta", "audio": audio, "response_format": format})
     except Exception as error:
-        # The status is long sent; the stream itself tells of it.
-        told = as_api_error(error)
-        yield _event({"type": "speech.audio.error", "error": {**told.body()["error"], "partial_audio": True}})
+        # The status is sent already; the stream itself reports the error.
+        details = as_api_error(error).body()["error"]
+        yield _event({"type": "speech.audio.error", "error": {**details, "partial_audio": True}})
         return
     yield _event({"type": "speech.audio.done", "usage": response.usage.body()})
 
@@ -149,54 +149,42 @@ def _event(data: dict[str, Any]) -> bytes:
     return f"event: {data['type']}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
 
 
-class Streamed(Response):
-    """Bytes as they come. A client that hangs up is noticed at once, and its place is free."""
+class Streamed(StreamingResponse):
+    """Bytes as they are generated. A client that disconnects is noticed at once, and its place is free."""
 
     def __init__(
         self,
         pieces: AsyncGenerator[bytes, None],
         response: SpeechResponse,
-        kind: str,
+        media_type: str,
         headers: dict[str, str],
     ) -> None:
+        headers = {**headers, "cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(pieces, headers=headers, media_type=media_type)
         self.pieces, self.response = pieces, response
-        self.status_code, self.media_type, self.background = 200, kind, None
-        self.body = b""
-        self.init_headers({**headers, "cache-control": "no-cache", "x-accel-buffering": "no"})
-        # The length is not known yet.
-        self.raw_headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send everything, unless the client goes."""
-        sending = asyncio.ensure_future(self._send(send))
-        watching = asyncio.ensure_future(_disconnect(receive))
+        """Send everything, unless the client disconnects."""
+        # Starlette watches for it only below this version of ASGI; it relies on send failing above.
+        scope = {**scope, "asgi": {**scope["asgi"], "spec_version": "2.3"}}
         try:
-            await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
-            if sending.done() and (error := sending.exception()) is not None:
-                # The status is sent; the connection is closed without the last chunk, so the client knows.
-                log.warning("a stream broke off: %s", as_api_error(error).message)
+            await super().__call__(scope, receive, send)
+        except Exception as error:
+            # The status is sent: the connection closes without the last chunk, which tells the client.
+            log.warning("a stream failed: %s", as_api_error(error).message)
         finally:
             self.response.stream.cancel()
-            for task in (sending, watching):
-                task.cancel()
-            await asyncio.gather(sending, watching, return_exceptions=True)
             await self.pieces.aclose()
-
-    async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        async for data in self.pieces:
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """The result of `work`, which is cancelled when the client hangs up. The body must have been read."""
+    """The result of `work`, which is cancelled if the client disconnects. The body must have been read."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnect(request.receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            # Nobody reads it; 499 is what servers log for it.
+            # 499 is what servers log for a client that is gone.
             raise ApiError(499, "the client closed the connection", code="client_closed_request")
         return task.result()
     finally:

@@ -1,8 +1,8 @@
-"""WebSocket /v1/audio/speech/stream: text in pieces, audio out a sentence at a time.
+"""WebSocket /v1/audio/speech/stream: text in pieces, audio out sentence by sentence.
 
 The messages are vllm-omni 0.30's (vllm_omni/entrypoints/openai/serving_speech_stream.py): session.config,
 input.text, input.done and session.close in; audio.start, binary audio, audio.done, session.done and error
-out. Unlike there, sentences are spoken as they end unless split_granularity is "none".
+out. Unlike there, a sentence is spoken as soon as it is complete, unless split_granularity is "none".
 """
 
 from __future__ import annotations
@@ -31,21 +31,20 @@ CONFIG_SECONDS = 10.0
 IDLE_SECONDS = 30.0
 """Between a message and the next, while nothing is spoken."""
 AHEAD = 1 << 20
-"""Characters of messages that are read while others are worked on; then the client's network waits. A
-language model sends its tokens one by one, far faster than they are spoken, and what is not read answers no
-ping."""
-EACH = 64  # that a message counts beside its own: empty ones take room too
+"""Characters of messages that are read ahead; beyond that the client has to wait. A language model sends its
+tokens far faster than they are spoken, and pings are answered only while messages are read."""
+OVERHEAD = 64  # characters that a message counts in addition: empty messages take memory too
 
 
 @router.websocket("/speech/stream")
 async def speech_socket(socket: WebSocket) -> None:
-    """Text in pieces, audio out per sentence."""
+    """Text in pieces, audio out sentence by sentence."""
     await socket.accept()
     await Session(socket, state_of(socket), asked_by(socket)).run()
 
 
 class Session:
-    """One connection: its settings hold for every utterance until others are sent."""
+    """One connection. Its settings apply to every utterance until it sends others."""
 
     def __init__(self, socket: WebSocket, state: ServerState, asked_by: str) -> None:
         self.socket, self.state, self.asked_by = socket, state, asked_by
@@ -81,13 +80,13 @@ class Session:
         return self.socket.client_state == WebSocketState.CONNECTED
 
     async def _read(self) -> None:
-        """Put messages into the inbox until the client is gone."""
+        """Put messages into the inbox until the client disconnects."""
         while True:
             message = await self.socket.receive()
             if message["type"] == "websocket.disconnect":
                 return
             text = message.get("text") or ""
-            self._ahead += len(text) + EACH
+            self._ahead += len(text) + OVERHEAD
             self._inbox.put_nowait(text)
             while self._ahead > AHEAD:
                 self._room.clear()
@@ -102,7 +101,7 @@ class Session:
                 what = "session.config" if self._config is None else "message"
                 await self._error(ApiError(408, f"no {what} came within {patience:g} s"))
                 return
-            self._ahead -= len(raw) + EACH
+            self._ahead -= len(raw) + OVERHEAD
             self._room.set()
             try:
                 if not await self._handle(raw):
@@ -115,7 +114,7 @@ class Session:
                     return
 
     async def _handle(self, raw: str) -> bool:
-        """One message; False ends the session. Raises ApiError on one that cannot be followed."""
+        """Handle one message; False ends the session. Raises ApiError on an invalid one."""
         message = _message(raw, self.state.settings.max_body_bytes)
         kind = message.pop("type", None)
         if kind == "session.close":
@@ -123,7 +122,7 @@ class Session:
         if kind == "session.config":
             await self._configure(message)
         elif self._config is None:
-            raise ApiError(400, f"the first message is session.config, not {kind!r}", param="type")
+            raise ApiError(400, f"the first message is {kind!r}, expected session.config", param="type")
         elif kind == "input.text":
             await self._text(message)
         elif kind == "input.done":
@@ -131,18 +130,20 @@ class Session:
         else:
             raise ApiError(
                 400,
-                f"there is no message {kind!r}; send session.config, input.text, input.done or session.close",
+                f"unknown message {kind!r}; send session.config, input.text, input.done or session.close",
                 param="type",
             )
         return True
 
     async def _configure(self, message: dict[str, Any]) -> None:
         if self._open:
-            raise ApiError(409, "session.config cannot change what is being said; send input.done first")
+            raise ApiError(
+                409, "session.config cannot change an utterance in progress; send input.done first"
+            )
         config = parse(SessionConfig, message)
         if config.stream_audio and config.response_format != "pcm":
             raise ApiError(
-                400, "stream_audio sends raw samples; take response_format pcm", param="response_format"
+                400, "stream_audio sends raw samples; set response_format to pcm", param="response_format"
             )
         resolved = await resolve(self.state, config, self.asked_by, streaming=config.stream_audio)
         self._config, self._resolved = config, resolved
@@ -151,15 +152,15 @@ class Session:
     async def _text(self, message: dict[str, Any]) -> None:
         text = message.get("text")
         if not isinstance(text, str):
-            raise ApiError(422, "input.text has a text, which is a string", param="text")
+            raise ApiError(422, "input.text must have a text, a string", param="text")
         if not _is_unicode(text):
             raise ApiError(400, "the text is not valid Unicode; send whole characters", param="text")
         limit = self.state.settings.max_text_characters
         if self._splitter.pending + len(text) > limit:
             raise ApiError(
                 400,
-                f"more than {limit:,} characters would wait for the end of a sentence; this piece is left "
-                "out: send input.done, or shorter sentences",
+                f"more than {limit:,} characters would wait for the end of a sentence; this text was "
+                "dropped: send input.done, or shorter sentences",
                 param="text",
                 code="input_too_long",
             )
@@ -219,10 +220,10 @@ class Session:
         self._sentence += 1
 
     async def _error(self, error: ApiError, partial: bool = False) -> None:
-        told: dict[str, Any] = {"type": "error", "message": error.message, **error.body()}
+        message: dict[str, Any] = {"type": "error", "message": error.message, **error.body()}
         if partial:
-            told.update(partial_audio=True, action="discard")
-        await self.socket.send_json(told)
+            message.update(partial_audio=True, action="discard")
+        await self.socket.send_json(message)
 
 
 def _is_unicode(text: str) -> bool:
@@ -235,11 +236,11 @@ def _is_unicode(text: str) -> bool:
 
 def _message(raw: str, limit: int) -> dict[str, Any]:
     if len(raw) > limit:
-        raise ApiError(413, f"a message has at most {limit:,} characters", code="body_too_large")
+        raise ApiError(413, f"the message is longer than {limit:,} characters", code="body_too_large")
     try:
         message = json.loads(raw)
     except (ValueError, RecursionError):
-        raise ApiError(400, "a message is a JSON object with a type, sent as text") from None
+        raise ApiError(400, "a message must be a JSON object with a type, sent as text") from None
     if not isinstance(message, dict):
-        raise ApiError(400, "a message is a JSON object with a type, sent as text")
+        raise ApiError(400, "a message must be a JSON object with a type, sent as text")
     return message

@@ -77,15 +77,17 @@ class Voices:
 
     def __init__(self, settings: ServeSettings, tts: Revox, references: References | None = None) -> None:
         has_encoder = tts.model.audio_tokenizer.has_encoder
-        if settings.clone_by == "encoder" and not has_encoder:
+        if settings.method == "encoder" and not has_encoder:
             raise ServeError(
-                "--clone-by encoder needs a checkpoint with an encoder, and this one has none: inject one "
-                "with `revox inject`, or use --clone-by inversion"
+                "--method encoder needs a checkpoint with an encoder, and this one has none: inject one with "
+                "`revox inject`, or use --method inversion"
             )
         # Uploads are jobs and may take time; inline references make a request wait, and are inverted only if
         # the operator says so.
-        self.method = settings.clone_by or ("encoder" if has_encoder else "inversion")
-        self._inline_allowed = has_encoder or settings.clone_by == "inversion"
+        self.method: str = settings.method
+        if settings.method == "auto":
+            self.method = "encoder" if has_encoder else "inversion"
+        self._inline_allowed = has_encoder or settings.method == "inversion"
         self._settings, self._tts, self._references = settings, tts, references
         self._cloner = ServedCloner(tts, self.method, settings.clone_seconds)
         self._lock = threading.RLock()
@@ -318,7 +320,7 @@ class Voices:
                 400,
                 "ref_audio cannot be used: this checkpoint has no encoder. Upload the recording to "
                 "POST /v1/audio/voices, which finds its codes by inversion; use a preset; inject an encoder "
-                "with `revox inject`; or start the server with --clone-by inversion",
+                "with `revox inject`; or start the server with --method inversion",
                 param="ref_audio",
                 code="no_encoder",
             )
