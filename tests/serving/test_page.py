@@ -287,7 +287,7 @@ def test_a_file_is_cloned_with_consent_and_shown_beside_its_result(serve, tab):
         # One thing after another is asked for, and nothing is sent before all is there.
         for missing, fill in (
             ("no recording", lambda: page.locator("#file").set_input_files(CLIP)),
-            ("tick the box", lambda: page.locator("#agreed").check()),
+            ("Tick the box", lambda: page.locator("#agreed").check()),
             ("whose voice", lambda: page.locator("#consent").fill(CONSENT)),
             ("a name", lambda: page.locator("#name").fill("en_female_ada")),
         ):
@@ -474,7 +474,7 @@ def test_a_blind_comparison_hides_its_order_and_counts_every_rating(serve, tab):
         page.reload()  # they are kept
         page.locator("#tables tbody tr").first.wait_for()
         page.get_by_role("button", name="Delete results").click()
-        page.get_by_text("Nothing is rated yet.").wait_for()
+        page.get_by_text("No ratings yet.").wait_for()
         assert page.evaluate("localStorage.getItem('revox-ratings')") == "[]"
 
 
@@ -630,7 +630,7 @@ def test_everything_is_reached_and_done_with_the_keyboard(serve, tab):
             page.locator(f"#{part}").wait_for()
             assert page.evaluate("document.activeElement.id") == f"{part}-title"
             reached = tab_to("Clone" if part == "clone" else "Start")
-            assert ("Record" if part == "clone" else "Times each") in reached
+            assert ("Record" if part == "clone" else "Repetitions") in reached
         assert page.locator("[role=status]").count() >= 5
         named = page.locator("input, select, textarea").evaluate_all(
             "all => all.filter(one => !one.labels?.length).map(one => one.id)"

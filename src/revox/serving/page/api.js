@@ -114,8 +114,8 @@ function describe(name, uploaded) {
   return {
     name,
     preset: !uploaded,
-    language: code ? LANGUAGES[code] : english && !uploaded ? "English" : "Not told",
-    sex: words.find((word) => word === "female" || word === "male") ?? "not told",
+    language: code ? LANGUAGES[code] : english && !uploaded ? "English" : "Unknown",
+    sex: words.find((word) => word === "female" || word === "male") ?? "unknown",
     uploaded,
   };
 }

@@ -25,7 +25,7 @@ export function startClone(shared) {
   function wrong() {
     const missing = [
       [!recording(), "file", "There is no recording; choose a file, or record one."],
-      [!$("agreed").checked, "agreed", "Say that the person agreed: tick the box. Without consent nothing is cloned."],
+      [!$("agreed").checked, "agreed", "Tick the box that the person agreed; cloning requires consent."],
       [!$("consent").value.trim(), "consent", "Write whose voice it is, and how and when they agreed."],
       [!$("name").value.trim(), "name", "Give the voice a name."],
     ].find(([bad]) => bad);
@@ -54,7 +54,7 @@ export function startClone(shared) {
     }
     if ($("keep").checked) form.append("keep_sample", "true");
     $("clone-button").disabled = true;
-    $("clone-status").textContent = "The recording is being sent.";
+    $("clone-status").textContent = "Uploading the recording.";
     try {
       const answer = await request("/v1/audio/voices", { method: "POST", form });
       const { job } = await answer.json();
@@ -107,7 +107,7 @@ export function startClone(shared) {
       card.remove();
       if (reference) await made(name, reference);
       else {
-        $("clone-status").textContent = `The voice ${name} is made.`;
+        $("clone-status").textContent = `The voice ${name} is ready.`;
         await shared.refresh();
       }
       return;
@@ -145,7 +145,7 @@ export function startClone(shared) {
   async function made(name, reference) {
     await shared.refresh();
     shown = { name, reference, result: null };
-    $("clone-status").textContent = `The voice ${name} is made.`;
+    $("clone-status").textContent = `The voice ${name} is ready.`;
     load($("reference-audio"), reference);
     load($("result-audio"), null);
     $("similarity").textContent = "";
@@ -161,7 +161,7 @@ export function startClone(shared) {
     const mine = shown;
     tell($("result-error"));
     $("similarity").textContent = "";
-    $("result-caption").textContent = "Result: being spoken";
+    $("result-caption").textContent = "Result: generating";
     try {
       const blob = await fetched();
       if (mine !== shown) return;
@@ -203,13 +203,13 @@ export function startClone(shared) {
     form.append("reference", mine.reference, "reference");
     form.append("result", mine.result, "result");
     $("judge").disabled = true;
-    $("similarity").textContent = "Being judged; the first time takes longer.";
+    $("similarity").textContent = "Comparing; the first time takes longer.";
     tell($("result-error"));
     try {
       const answer = await request("/v1/audio/similarity", { method: "POST", form });
       const { similarity, judge } = await answer.json();
       $("similarity").textContent =
-        `Similarity ${similarity.toFixed(2)} (${judge}). The same person is about 0.93, two people about 0.58.`;
+        `Similarity ${similarity.toFixed(2)} (${judge}). About 0.93 for one person, about 0.58 for two.`;
     } catch (error) {
       $("similarity").textContent = error.status === 501 ? error.message : "";
       if (error.status !== 501) tell($("result-error"), error);
@@ -252,7 +252,7 @@ function startRecorder() {
   async function begin() {
     blob = null;
     if (!navigator.mediaDevices?.getUserMedia || !window.MediaRecorder) {
-      status.textContent = "This browser gives a microphone to https pages and to localhost only; choose a file.";
+      status.textContent = "This browser allows the microphone on https pages and localhost only; choose a file.";
       return;
     }
     let stream;
@@ -264,7 +264,7 @@ function startRecorder() {
     } catch (error) {
       const refused = error.name === "NotAllowedError";
       status.textContent = refused
-        ? "The browser was told not to use the microphone; allow it for this page, or choose a file."
+        ? "The microphone is blocked for this page; allow it, or choose a file."
         : "No microphone was found; choose a file.";
       return;
     } finally {
@@ -290,7 +290,7 @@ function startRecorder() {
     const began = performance.now();
     button.textContent = "Stop recording";
     button.classList.add("recording");
-    status.textContent = "Recording. Ten seconds are a good length.";
+    status.textContent = "Recording. Ten seconds is a good length.";
     timer = setInterval(() => {
       const passed = (performance.now() - began) / 1000;
       button.textContent = `Stop recording (${Math.floor(passed)} s)`;

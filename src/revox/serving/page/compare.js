@@ -21,7 +21,7 @@ export function startCompare() {
     const origin = asOrigin(given);
     $("other").value = origin ?? given;
     $("other-details").open = true;
-    if (!origin) tell($("other-error"), "That is no address of a server, as http://127.0.0.1:8001.");
+    if (!origin) tell($("other-error"), "That is not a server's address, such as http://127.0.0.1:8001.");
     return origin;
   }
 
@@ -71,8 +71,8 @@ export function startCompare() {
       $("phrases").focus();
       throw new Error("There are no phrases; write at least one.");
     }
-    const rounds = number($("rounds"), "Times each", true);
-    if (rounds < 1 || rounds > 20) throw new Error("Times each is 1 to 20.");
+    const rounds = number($("rounds"), "Repetitions", true);
+    if (rounds < 1 || rounds > 20) throw new Error("Repetitions is 1 to 20.");
     const seed = number($("compare-seed"), "The seed", true);
     return { sides, trials: plan(phrases, rounds), at: 0, seed, heard: new Map(), abort: new AbortController() };
   }
@@ -105,7 +105,7 @@ export function startCompare() {
     $("next").textContent = mine.at + 1 === mine.trials.length ? "Finish" : "Next";
     for (const which of ["first", "second"]) player(which, mine);
     $("trial-title").focus();
-    $("trial-status").textContent = "Both are being spoken.";
+    $("trial-status").textContent = "Generating both.";
     try {
       const both = await Promise.all(
         ["first", "second"].map((which) => {
@@ -200,12 +200,12 @@ export function startCompare() {
     try {
       localStorage.setItem(KEPT, JSON.stringify(ratings));
     } catch {
-      tell($("trial-error"), "The browser keeps nothing for this page: save the results as CSV before you close it.");
+      tell($("trial-error"), "The browser does not store data for this page: save the results as CSV before you close it.");
     }
   }
 
   function results() {
-    const none = element("p", { class: "status" }, "Nothing is rated yet.");
+    const none = element("p", { class: "status" }, "No ratings yet.");
     $("tables").replaceChildren(...(ratings.length ? summary(ratings).map(table) : [none]));
     $("csv").disabled = $("clear").disabled = !ratings.length;
   }
@@ -249,7 +249,7 @@ export function startCompare() {
     const origin = asOrigin($("other").value.trim());
     if (!$("other").value.trim()) location.assign("/#compare");
     else if (origin) location.assign(`/?with=${encodeURIComponent(origin)}#compare`);
-    else tell($("other-error"), "That is no address of another server, as http://127.0.0.1:8001.");
+    else tell($("other-error"), "That is not another server's address, such as http://127.0.0.1:8001.");
   });
   document.addEventListener("revox:other", askOther);
   for (const side of ["a", "b"]) {

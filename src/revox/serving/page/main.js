@@ -59,7 +59,7 @@ async function begin() {
 let asking = "";
 document.addEventListener("revox:key", ({ detail: { server, message } }) => {
   asking = server;
-  $("key-title").textContent = server ? `${server} needs an API key` : "An API key is needed";
+  $("key-title").textContent = server ? `${server} requires an API key` : "An API key is required";
   $("key-why").textContent = message;
   $("key-form").hidden = false;
   $("key").value = "";
@@ -69,7 +69,7 @@ $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const key = $("key").value.trim();
   if (!key || !/^[\x21-\x7e]+$/.test(key)) {
-    $("key-why").textContent = "A key is letters, digits and signs, without spaces.";
+    $("key-why").textContent = "A key consists of letters, digits and symbols, without spaces.";
     return;
   }
   setKey(asking, key);

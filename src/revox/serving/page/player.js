@@ -43,7 +43,7 @@ export async function speak(fields, on = {}) {
         piece = await reader.read();
       } catch (error) {
         if (error.name === "AbortError" || signal.aborted) throw error;
-        throw new Error("The speech broke off; what was heard is not all of it. Try again.");
+        throw new Error("The stream ended early; the speech is incomplete. Try again.");
       }
       if (piece.done) break;
       // A sample is two bytes, and a piece may end between them.

@@ -17,7 +17,7 @@ export async function decode(blob) {
   try {
     audio = await context.decodeAudioData(await blob.arrayBuffer());
   } catch {
-    throw new Error("This browser cannot read the recording, so there is no picture of it.");
+    throw new Error("This browser cannot decode the recording, so its spectrogram is missing.");
   }
   const mono = new Float32Array(audio.length);
   for (let channel = 0; channel < audio.numberOfChannels; channel++) {

@@ -25,7 +25,7 @@ export function startSpeak(shared) {
     $("speak-stop").disabled = false;
     try {
       const asked = fields();
-      status.textContent = "Asked; waiting for the first audio.";
+      status.textContent = "Waiting for the first audio.";
       const told = await speak(asked, {
         first: (after) => (status.textContent = `First audio after ${seconds(after)}.`),
       });
@@ -46,7 +46,7 @@ export function startSpeak(shared) {
     $("download").disabled = true;
     try {
       const asked = { ...fields(), response_format: $("format").value };
-      status.textContent = "The file is being spoken.";
+      status.textContent = "Generating the file.";
       const blob = await speech(asked);
       save(blob, `${asked.voice}-${asked.seed}.${asked.response_format}`);
       status.textContent = `The file is saved (${Math.ceil(blob.size / 1024)} kB).`;
@@ -71,8 +71,8 @@ export function startSpeak(shared) {
   $("format").addEventListener("change", () => {
     $("format-hint").textContent =
       $("format").value === "pcm"
-        ? "Raw samples (16 bit, 24 kHz, mono) have no place for a mark; take another format to pass it on."
-        : "The file is spoken again with the same seed, and marked as synthetic (unless the operator turned that off).";
+        ? "Raw samples (16 bit, 24 kHz, mono) cannot carry a mark; use another format to share the file."
+        : "The file is generated again with the same seed and marked as synthetic (unless the operator turned marking off).";
   });
 
   return {

@@ -32,7 +32,7 @@ export function startVoices(shared) {
       element("ul", { class: "grid" }, ...groups.get(name).map(card)),
     ]);
     $("voice-groups").replaceChildren(
-      ...(found.length ? found : [element("p", { class: "status" }, all.length ? "No voice is like that." : "")]),
+      ...(found.length ? found : [element("p", { class: "status" }, all.length ? "No voice matches." : "")]),
     );
   }
 
@@ -40,7 +40,7 @@ export function startVoices(shared) {
     const { name, uploaded } = voice;
     const play = element("button", { type: "button", "aria-label": `Play ${name}`, onclick: () => toggle(name) }, "Play");
     const use = element("button", { type: "button", "aria-label": `Speak with ${name}`, onclick: () => shared.speakWith(name) }, "Use");
-    const facts = [voice.language === "Not told" ? null : voice.language, voice.sex === "not told" ? null : voice.sex];
+    const facts = [voice.language === "Unknown" ? null : voice.language, voice.sex === "unknown" ? null : voice.sex];
     const about = facts.filter(Boolean).join(", ") || (uploaded ? `cloned by ${uploaded.method ?? "upload"}` : "preset");
     const made = element(
       "li",
@@ -51,7 +51,7 @@ export function startVoices(shared) {
       if (uploaded.speaker_description) {
         made.append(element("p", { class: "about" }, uploaded.speaker_description));
       }
-      made.append(element("p", { class: "about" }, `Consent: ${uploaded.consent ?? "not told"}`));
+      made.append(element("p", { class: "about" }, `Consent: ${uploaded.consent ?? "unknown"}`));
       const remove = element("button", { type: "button", "aria-label": `Delete ${name}`, onclick: () => drop(name) }, "Delete");
       made.append(element("div", { class: "buttons" }, remove));
     }
@@ -116,7 +116,7 @@ export function startVoices(shared) {
   }
 
   async function drop(name) {
-    if (!confirm(`Delete the voice ${name}? The log keeps that it was there, and whose it was.`)) return;
+    if (!confirm(`Delete the voice ${name}? The log keeps the record of its consent and deletion.`)) return;
     tell($("audition-error"));
     try {
       await request(`/v1/audio/voices/${encodeURIComponent(name)}`, { method: "DELETE" });
