@@ -34,3 +34,14 @@ def test_without_balance_it_is_the_plain_weighted_sum_and_an_unknown_loss_is_ref
     assert float(found) == 4.0
     with pytest.raises(KeyError):
         balancer.combine({"c": torch.ones(1)})
+
+
+@pytest.mark.parametrize("balance", [True, False])
+def test_a_factor_scales_a_losss_share_and_leaves_its_norm_alone(balance: bool):
+    plain, faded = (GradientBalancer({"a": 1.0, "b": 2.0}, World(), balance=balance) for _ in range(2))
+    gradients = {"a": torch.tensor([5.0, 0.0]), "b": torch.tensor([0.0, 0.3])}
+    wanted = plain.combine(gradients)
+    for _ in range(3):  # also once the norms have settled
+        found = faded.combine(gradients, {"b": 0.25})
+        assert torch.allclose(found, wanted * torch.tensor([1.0, 0.25]))
+    assert faded.norms() == pytest.approx(plain.norms())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import runpy
 import shutil
@@ -400,3 +401,58 @@ def test_a_state_of_version_0_1_is_taken_up(tmp_path: Path):
     assert again.resume()
     wanted, found = whole.step(), again.step()
     assert found == wanted
+
+
+def test_the_stft_and_waveform_losses_fade_with_the_balancer_on(tmp_path: Path, monkeypatch):
+    run = trainer(tmp_path, decay=0.5)
+    balancer, factors = run.balancers["waveform"], []
+    combine = balancer.combine
+    monkeypatch.setattr(balancer, "combine", lambda g, f: (factors.append(f), combine(g, f))[1])
+    for _ in range(3):
+        run.step()
+    assert factors == [{"stft": share, "waveform": share} for share in (1.0, 0.5, 0.25)]
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.5, 0.7])
+def test_every_length_works_in_whole_frames(tmp_path: Path, seconds: float):
+    run = trainer(tmp_path, **NO_LABELS, seconds=seconds)
+    run.data.recordings.samples = round(seconds * 24000)  # 7,200 samples are no whole number of 80 ms
+    real, _, recordings = run._batch()
+    assert real.shape == (4, run.frames * 1920)
+    assert recordings is not None
+    assert int(recordings.lengths.max()) <= run.frames * 1920
+    assert math.isfinite(run.step()["loss"])
+    assert abs(run.frames * 0.08 - seconds) <= 0.04
+
+
+def test_whisper_is_given_latents_after_the_codebook_straight_through(tmp_path: Path):
+    class Asr(torch.nn.Module):
+        def forward(self, semantic: Tensor, recordings: Recordings) -> Tensor:
+            self.given = semantic
+            return semantic.square().mean()
+
+    asr = Asr()
+    run = trainer(tmp_path, **NO_LABELS, whisper="none", weights={"distillation": 1.0})
+    run.teachers.asr = asr
+    run.step()
+    given = asr.given.detach().flatten(0, 1)
+    rows = run.table[torch.cdist(given, run.table).argmin(dim=1)]
+    torch.testing.assert_close(given, rows, atol=1e-5, rtol=0)
+    assert asr.given.requires_grad
+
+
+def test_nothing_is_learned_from_the_padding_of_short_clips(tmp_path: Path, monkeypatch):
+    run = trainer(tmp_path, **NO_LABELS, pairs=0, discriminator=SETTINGS["discriminator"] | {"start": 0})
+    waves = torch.stack([clip[:15360].clone() for clip in clips()[:2]])
+    waves[1, 3000:] = 0
+    short = Recordings(waves, torch.tensor([15360, 3000]))
+    monkeypatch.setattr(run.data.recordings, "draw", lambda: short)
+    balancer, found = run.balancers["latent"], {}
+    combine = balancer.combine
+    monkeypatch.setattr(balancer, "combine", lambda g: (found.update(g), combine(g))[1])
+    run.step()
+    for name in ("reconstruction", "diversity", "commitment"):
+        assert float(found[name][1, 2:].abs().max()) == 0, name  # 3,000 samples are in two frames
+        assert float(found[name][1, :2].abs().max()) > 0, name
+        assert float(found[name][0, 2:].abs().max()) > 0, name
+    assert int(run.use.sum()) == 8 + 2

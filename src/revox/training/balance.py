@@ -23,12 +23,13 @@ class GradientBalancer:
         self.squares: dict[str, float] = {}
         self.counts: dict[str, int] = {}
 
-    def combine(self, gradients: dict[str, Tensor]) -> Tensor:
+    def combine(self, gradients: dict[str, Tensor], factors: dict[str, float] | None = None) -> Tensor:
         """The weighted sum; `gradients` are of one shape, each of this rank's mean loss.
 
-        Raises KeyError for a loss without a weight.
+        `factors` multiply some weights for this step. A loss fades by such a factor: one in the loss itself
+        would be divided out with its norm. Raises KeyError for a loss without a weight.
         """
-        scales = {name: self.weights[name] for name in gradients}
+        scales = {name: self.weights[name] * (factors or {}).get(name, 1.0) for name in gradients}
         if self.balance:
             squares = torch.stack([g.float().square().sum() for g in gradients.values()])
             # A rank's mean loss counts 1 / ranks in the whole: so do its gradients in the whole's norm.

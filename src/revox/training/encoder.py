@@ -169,7 +169,7 @@ class EncoderTrainer(Run):
             self._decode_latents = _compiled(self._decode_latents)
         config = self.codec.config
         self.rate, self.levels = config.sampling_rate, config.acoustic_codebook_size
-        self.frames = max(1, round(settings.seconds * self.rate / self.codec.samples_per_frame))
+        self.frames = settings.frames(config)
         self.table = self.codec.quantizer.semantic_codebook.embedding.detach()
         self.sharpness = sharpness_of(self.table)
         pair = settings.pair
@@ -246,10 +246,15 @@ class EncoderTrainer(Run):
             losses.values["agreement"] = (nearest[clips:] == codes[:, 0]).float().mean()
         if recordings is not None:
             self._recording_losses(losses, real[:clips], recordings)
+        inside = self._inside(recordings, self.frames)
+        if inside is not None:
+            inside = torch.cat((inside, inside.new_ones(len(codes), self.frames)))
         if settings.weights.commitment > 0:
             # Towards the right row where it is known, else the nearest.
-            rows = torch.cat((nearest[:clips], codes[:, 0]))
-            losses.add("commitment", commitment_loss(self._split(z)[0], rows, self.table))
+            latent, rows = self._split(z)[0], torch.cat((nearest[:clips], codes[:, 0]))
+            if inside is not None:
+                latent, rows = latent[inside], rows[inside]
+            losses.add("commitment", commitment_loss(latent, rows, self.table))
         total = self.balancers["latent"].combine(losses.gradients)
         latents.backward(total.to(latents.dtype))
         self.world.average_gradients(self.encoder)
@@ -257,7 +262,8 @@ class EncoderTrainer(Run):
         self.optimizer.step()
         if self.averaged is not None:
             self.averaged.update_parameters(_encoder_of(self.codec))
-        counts = torch.bincount(nearest.flatten(), minlength=len(self.table)).float()
+        used = nearest.flatten() if inside is None else nearest[inside]
+        counts = torch.bincount(used, minlength=len(self.table)).float()
         self.use = 0.95 * self.use + self.world.sum(counts).cpu()
         return self._figures(losses.values) | {"norm": float(norm)}
 
@@ -277,8 +283,8 @@ class EncoderTrainer(Run):
         recordings, parts = None, []
         if settings.clips:
             assert self.data.recordings is not None
-            recordings = self.data.recordings.draw()
-            parts.append(recordings.waveforms[:, :samples].to(self.device))
+            recordings = self.data.recordings.draw().fitted(samples)
+            parts.append(recordings.waveforms.to(self.device))
         codes = torch.zeros((0, self.codec.config.n_codebooks, self.frames), dtype=torch.long)
         if settings.pairs:
             codes = self.pairs.draw_codes(settings.pairs, self.frames, self.rng)
@@ -301,6 +307,12 @@ class EncoderTrainer(Run):
         dim = self.codec.config.semantic_dim
         return z[..., :dim], z[..., dim:]
 
+    def _inside(self, recordings: Recordings | None, units: int) -> Tensor | None:
+        """Which frames or samples `[clips, units]` are of recordings and not of their padding; None: all."""
+        samples = self.frames * self.codec.samples_per_frame
+        inside = None if recordings is None else recordings.inside(units, samples)
+        return None if inside is None else inside.to(self.device)
+
     def _recording_losses(self, losses: _Losses, real: Tensor, recordings: Recordings) -> None:
         settings, weights = self.settings, self.settings.weights
         semantic, acoustic = self._split(losses.at[: len(real)])
@@ -319,19 +331,24 @@ class EncoderTrainer(Run):
             with self.arithmetic():
                 fake = self._decode_latents(quantized.transpose(1, 2))
             waveform = _Losses(fake.detach().float().requires_grad_(), self.weights)
-            self._waveform_losses(waveform, real, recordings.lengths)
-            gradient = self.balancers["waveform"].combine(waveform.gradients)
+            self._waveform_losses(waveform, real, recordings)
+            fading = settings.decay**self.step_count
+            factors = {"stft": fading, "waveform": fading}
+            gradient = self.balancers["waveform"].combine(waveform.gradients, factors)
             losses.values |= waveform.values
             losses.values["reconstruction"] = torch.stack([waveform.values[k] for k in ("mel", "stft")]).sum()
             (losses.gradients["reconstruction"],) = torch.autograd.grad(
                 fake, losses.at, gradient.to(fake.dtype)
             )
         if weights.diversity > 0:
-            p = semantic_log_probabilities(semantic, self.table, self.sharpness).exp().mean(dim=(0, 1))
+            p = semantic_log_probabilities(semantic, self.table, self.sharpness).exp()
+            inside = self._inside(recordings, self.frames)
+            p = p.mean(dim=(0, 1)) if inside is None else p[inside].mean(dim=0)
             p = p + (self.world.mean(p) - p.detach())
             losses.add("diversity", diversity_loss(p))
         if weights.distillation > 0 and self.teachers.asr is not None:
-            loss = self.teachers.asr(semantic, recordings)
+            always = torch.zeros(len(real))  # straight through the codebook, in all clips
+            loss = self.teachers.asr(quantize_semantic(semantic, self.table, always), recordings)
             losses.values["distillation"] = loss
             own = [p for p in self.teachers.asr.parameters() if p.requires_grad]
             gradients = torch.autograd.grad(loss, [losses.at, *own], retain_graph=True)
@@ -339,27 +356,28 @@ class EncoderTrainer(Run):
             for parameter, gradient in zip(own, gradients[1:], strict=True):
                 parameter.grad = gradient
 
-    def _waveform_losses(self, losses: _Losses, real: Tensor, lengths: Tensor) -> None:
+    def _waveform_losses(self, losses: _Losses, real: Tensor, recordings: Recordings) -> None:
         """The losses of a reconstruction `[clips, samples]` beside the original, `real`."""
         fake, settings = losses.at, self.settings
+        inside = self._inside(recordings, fake.shape[1])
+        if inside is not None:  # the padding is silence that nobody recorded: nothing is learned from it
+            fake = fake * inside
         terms = self.objective(self.objective.spectra(real), self.objective.spectra(fake))
-        fading = settings.decay**self.step_count
         losses.add("mel", terms.mel)
-        losses.add("stft", (terms.magnitude + terms.complex) * fading)
-        losses.add("waveform", (fake - real).abs().mean() * fading)
+        losses.add("stft", terms.magnitude + terms.complex)
+        losses.add("waveform", (fake - real).abs().mean())
         if self.teachers.speaker is not None:
-            losses.add("speaker", self.teachers.speaker(fake, real, lengths.to(self.device)))
+            losses.add("speaker", self.teachers.speaker(fake, real, recordings.lengths.to(self.device)))
         discriminated = settings.weights.feature or settings.weights.adversarial
         if discriminated and self.step_count >= settings.discriminator.start:
-            self._discriminator_losses(losses, real)
+            self._discriminator_losses(losses, real, fake)
 
-    def _discriminator_losses(self, losses: _Losses, real: Tensor) -> None:
+    def _discriminator_losses(self, losses: _Losses, real: Tensor, fake: Tensor) -> None:
         settings = self.settings.discriminator
         length = round(settings.seconds * self.rate)
         start = int(torch.randint(max(1, real.shape[1] - length + 1), (), generator=self.rng))
         real_spectra, fake_spectra = (
-            [stft(x[:, start : start + length], n, n // 4) for n in settings.n_ffts]
-            for x in (real, losses.at)
+            [stft(x[:, start : start + length], n, n // 4) for n in settings.n_ffts] for x in (real, fake)
         )
         if self.step_count % settings.every == 0:
             detached = [spectrum.detach() for spectrum in fake_spectra]

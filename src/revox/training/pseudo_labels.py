@@ -47,8 +47,8 @@ def pseudo_labeled(
         return found
     coder, rate = Coder(codec.to(device), preset_codes, cache=cache), codec.config.sampling_rate
     coder.student(progress)
-    length = max(1, round(settings.seconds * rate / codec.samples_per_frame)) * codec.samples_per_frame
-    sampler = ClipSampler(sources, seconds=settings.seconds, batch=1, seed=settings.seed + 1)
+    length = settings.frames(codec.config) * codec.samples_per_frame
+    sampler = ClipSampler(sources, seconds=length / rate, batch=1, seed=settings.seed + 1)
     with ClipBatches(sampler, rate, workers=0) as clips:
         for i, clip in zip(range(settings.pseudo_labeled), clips, strict=False):
             if i < len(found):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 from revox.training.data import ClipBatches
 
@@ -23,6 +26,22 @@ class Recordings:
     lengths: Tensor
     transcripts: Sequence[str | None] = ()
     languages: Sequence[str | None] = ()
+
+    def fitted(self, samples: int) -> Recordings:
+        """The same in exactly `samples` samples each, cut or silent at the end."""
+        missing = max(0, samples - self.waveforms.shape[1])
+        return dataclasses.replace(
+            self,
+            waveforms=functional.pad(self.waveforms[:, :samples], (0, missing)),
+            lengths=self.lengths.clamp(max=samples),
+        )
+
+    def inside(self, units: int, samples: int) -> Tensor | None:
+        """Which of `units` equal parts (frames, samples) of `samples` samples begin before a clip's end,
+        `[clips, units]`; None where all do."""
+        if bool((self.lengths >= samples).all()):
+            return None
+        return torch.arange(units) * (samples // units) < self.lengths.cpu()[:, None]
 
 
 class RecordingStream:

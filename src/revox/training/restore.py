@@ -128,9 +128,7 @@ def restore_encoder(
         else:
             train, held = hold_out(found.sources, HELD_OUT)
     if settings.clips:
-        recordings = RecordingStream(
-            partial(_batches, train, settings, config.sampling_rate, world, options.workers)
-        )
+        recordings = RecordingStream(partial(_batches, train, settings, config, world, options.workers))
     teachers = _teachers(settings, config, world.device)
     labeled: list[tuple[Tensor, Tensor]] = []
     if settings.pseudo_labels:
@@ -236,16 +234,16 @@ def hold_out(sources: Sequence[SpeechSource], clips: int) -> tuple[list[SpeechSo
 def _batches(
     sources: list[SpeechSource],
     settings: EncoderTraining,
-    rate: int,
+    config: CodecConfig,
     world: World,
     workers: int,
     state: dict[str, Any] | None,
 ) -> Any:
     sampler = ClipSampler(
-        sources, seconds=settings.seconds, batch=settings.clips // world.size, seed=settings.seed,
-        rank=world.rank, world=world.size,
+        sources, seconds=settings.frames(config) / config.frame_rate, batch=settings.clips // world.size,
+        seed=settings.seed, rank=world.rank, world=world.size,
     )  # fmt: skip
-    return ClipBatches(sampler, rate, workers=workers, state=state)
+    return ClipBatches(sampler, config.sampling_rate, workers=workers, state=state)
 
 
 def _first_clips(held: Sequence[SpeechSource], seconds: float, rate: int) -> list[Tensor]:

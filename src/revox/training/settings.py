@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from revox.model.config import CodecConfig
 from revox.training.errors import TrainingError
 
 Weight = Annotated[float, Field(ge=0)]
@@ -118,6 +119,10 @@ class EncoderTraining(_Settings):
     keep: Count = 3
     report_every: Count = 50
     validate_every: Count = 1000
+
+    def frames(self, config: CodecConfig) -> int:
+        """Frames of an item: `seconds`, rounded to whole frames of the codec."""
+        return max(1, round(self.seconds * config.sampling_rate / config.samples_per_frame))
 
     @model_validator(mode="after")
     def _sensible(self) -> EncoderTraining:
