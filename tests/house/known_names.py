@@ -136,5 +136,4 @@ TERMS: set[str] = {
     "revox.speech.selection: said",
     "revox.speech.write: beside",
     "revox.serving.voice_routes: told",
-    "revox.training.pseudo_labels: guess",
 }
