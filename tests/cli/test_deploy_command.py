@@ -253,4 +253,4 @@ def test_notes_of_the_folder_are_told(revox_cli, tmp_path):
     assert (code, "ar_male" in err) == (2, True)
     shutil.copy(folder / "voice_embedding" / "stray.pt", folder / "voice_embedding" / "ar_male.pt")
     code, _, err = revox_cli("deploy", "vllm-omni", str(folder))
-    assert (code, "note: The voice stray" in err) == (0, True)
+    assert (code, "note: params.json does not list the voice stray" in err) == (0, True)

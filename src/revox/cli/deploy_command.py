@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from revox.cli.options import CheckpointArgument, CheckpointOption, chosen_checkpoint
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -22,7 +24,8 @@ app = typer.Typer(help="Serve a folder with vllm-omni, and find what prevents it
 
 @app.command("vllm-omni")
 def vllm_omni_command(
-    folder: Annotated[Path, typer.Argument(help="The checkpoint's folder (not a hub id).")],
+    checkpoint: CheckpointArgument = None,
+    checkpoint_option: CheckpointOption = None,
     gpu_memory: Annotated[
         float, typer.Option(help="The share of the GPU's memory for both stages together, 0 to 1.")
     ] = 0.9,
@@ -43,7 +46,8 @@ def vllm_omni_command(
 
     from revox.deploy.vllm_omni import VERSION, Deployment, servable
 
-    folder, out = folder.expanduser(), out.expanduser()
+    folder = Path(chosen_checkpoint(checkpoint, checkpoint_option)).expanduser()  # not a hub id
+    out = out.expanduser()
     report = servable(folder)
     plan = Deployment(folder, out, gpu_memory, host, port, gpu)
     written = plan.write()

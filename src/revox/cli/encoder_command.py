@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from revox.cli.options import with_old_names
+from revox.cli.options import ENVIRONMENT, with_old_names
 
 app = typer.Typer(
     help="The codec encoder alone, in a file for others to inject; see docs/injecting.md.",
@@ -19,7 +19,8 @@ app = typer.Typer(
 def export_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors file to write.")],
     checkpoint: Annotated[
-        str | None, typer.Option("--checkpoint", "-c", help="A checkpoint that has an encoder.")
+        str | None,
+        typer.Option("--checkpoint", "-c", envvar=ENVIRONMENT, help="A checkpoint that has an encoder."),
     ] = None,
     run: Annotated[
         Path | None,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from revox.cli.options import Checkpoint, with_old_names
 from revox.cli.progress import duration, show_progress
 from revox.progress import Progress
 
@@ -18,12 +19,10 @@ def _group() -> None:
     pass
 
 
-@app.command("encoder")
+@app.command("encoder", cls=with_old_names({"-o": "--out"}))
 def encoder_command(
-    checkpoint: Annotated[
-        str, typer.Option("--checkpoint", "-c", help="The checkpoint's folder, or a hub id.")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder: log, state, encoder.")],
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option("--out", help="The run's folder: log, state, encoder.")],
     data: Annotated[
         list[str] | None,
         typer.Option(
