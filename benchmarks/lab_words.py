@@ -56,7 +56,7 @@ def main() -> None:
         utterance = held.utterances[which]
         truth = codec.encode(torch.from_numpy(held.waveform(which))[None])[0] + N_SPECIAL_CODES
         rows = load_voice(folder, utterance.preset).embedding.to(model.dtype)
-        tokens = torch.tensor(tts.prompter.tokens_for_rows(utterance.text, len(rows)))
+        tokens = torch.tensor(tts.prompter.tokens(utterance.text, len(rows)))
         prompt = model.embed_prompt(tokens, tts.prompter.audio_token, rows)
         frames = truth.shape[1]
         cache = KVCache.empty(model.config.backbone, 1, len(prompt) + frames + 2, model.dtype, model.device)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lab.speech.plan import Speaker, Utterance, read_plan, read_speakers
+from lab.speech.plan import PlannedUtterance, Speaker, read_plan, read_speakers
 
 RATE = 24_000  # Hz
 PEAK = 0.7
@@ -100,12 +100,14 @@ def read_index(folder: Path) -> dict[int, dict]:
     return {int(line["file"].split(".")[0]): line for line in lines}
 
 
-def is_same(line: dict, item: Utterance) -> bool:
+def is_same(line: dict, item: PlannedUtterance) -> bool:
     """Whether an index line is this utterance of the plan."""
     return (line["speaker"], line["written"]) == (item.speaker, item.written)
 
 
-def remaining(plan: Iterable[Utterance], indices: Sequence[dict[int, dict]], out: Path) -> list[Utterance]:
+def remaining(
+    plan: Iterable[PlannedUtterance], indices: Sequence[dict[int, dict]], out: Path
+) -> list[PlannedUtterance]:
     """The utterances of the plan that no index lists.
 
     Raises ValueError where an index has another sentence or speaker under a number of the plan.
@@ -125,7 +127,7 @@ def remaining(plan: Iterable[Utterance], indices: Sequence[dict[int, dict]], out
 
 
 def generate(
-    items: Iterable[Utterance],
+    items: Iterable[PlannedUtterance],
     speakers: dict[str, Speaker],
     speak: Callable[[Speaker, str], Spoken],
     write: Callable[[Path, np.ndarray], None],

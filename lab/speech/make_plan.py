@@ -17,8 +17,8 @@ import numpy as np
 
 from lab.speech.plan import (
     FIRST_FREE,
+    PlannedUtterance,
     Speaker,
-    Utterance,
     assemble,
     plain_words,
     write_plan,
@@ -101,9 +101,9 @@ def main() -> None:
 
     speakers = [Speaker(**fields) for fields in json.loads((args.kokoro / "speakers.json").read_text())]
     lines = [json.loads(line) for line in (args.kokoro / "plan.jsonl").open(encoding="utf-8")]
-    grammar = [Utterance(line["n"], line["speaker"], line["written"]) for line in lines]
+    grammar = [PlannedUtterance(line["n"], line["speaker"], line["written"]) for line in lines]
     lines = [json.loads(line) for line in (args.kokoro / "index.jsonl").open(encoding="utf-8")]
-    made = [Utterance(int(line["file"][:5]), line["speaker"], line["written"]) for line in lines]
+    made = [PlannedUtterance(int(line["file"][:5]), line["speaker"], line["written"]) for line in lines]
     with args.clips.open(encoding="utf-8", newline="") as file:
         judging = {row["file"] for row in csv.DictReader(file) if row["split"] != "train"}
     transcripts = transcript_words(args.librispeech, judging) + transcript_words(args.librispeech_multi)

@@ -43,7 +43,7 @@ class Speaker:
 
 
 @dataclass(frozen=True)
-class Utterance:
+class PlannedUtterance:
     """A sentence in a speaker's voice; `written` as a person would type it."""
 
     number: int
@@ -83,7 +83,7 @@ def write_speakers(path: Path, speakers: Iterable[Speaker]) -> None:
     path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
-def read_plan(path: Path) -> list[Utterance]:
+def read_plan(path: Path) -> list[PlannedUtterance]:
     """The utterances of a plan in the order of making.
 
     Raises ValueError naming the line that is not number, speaker and sentence, or repeats a number.
@@ -97,11 +97,11 @@ def read_plan(path: Path) -> list[Utterance]:
         if int(number) in numbers:
             raise ValueError(f"{path}, line {at}: number {number} stands in the plan twice")
         numbers.add(int(number))
-        plan.append(Utterance(int(number), speaker, written))
+        plan.append(PlannedUtterance(int(number), speaker, written))
     return plan
 
 
-def write_plan(path: Path, plan: Iterable[Utterance]) -> None:
+def write_plan(path: Path, plan: Iterable[PlannedUtterance]) -> None:
     """What `read_plan` reads."""
     lines = (f"{item.number}\t{item.speaker}\t{item.written}\n" for item in plan)
     path.write_text("".join(lines), encoding="utf-8")
@@ -119,11 +119,11 @@ def speaker_order(speakers: Sequence[Speaker], count: int, seed: int, preset_sha
 
 def assemble(
     speakers: Sequence[Speaker],
-    grammar: Sequence[Utterance],
-    made: Sequence[Utterance],
+    grammar: Sequence[PlannedUtterance],
+    made: Sequence[PlannedUtterance],
     sentences: Mapping[str, Sequence[str]],
     seed: int,
-) -> list[Utterance]:
+) -> list[PlannedUtterance]:
     """The whole plan: what is made, then validation and held-out speech, then training speech.
 
     grammar: all sentences of the grammar with their speakers. made: utterances that exist already; they
@@ -135,12 +135,12 @@ def assemble(
     split = {speaker.name: speaker.split for speaker in speakers}
     rest = [item for item in grammar if item.number not in done]
     number = max([FIRST_FREE - 1, *done]) + 1
-    free: dict[str, list[Utterance]] = {}
+    free: dict[str, list[PlannedUtterance]] = {}
     for offset, name in enumerate(SPLITS):
         of_split = [speaker for speaker in speakers if speaker.split == name]
         names = speaker_order(of_split, len(sentences[name]), seed + offset)
         free[name] = [
-            Utterance(number + i, who, written)
+            PlannedUtterance(number + i, who, written)
             for i, (who, written) in enumerate(zip(names, sentences[name], strict=True))
         ]
         number += len(free[name])

@@ -10,7 +10,6 @@ SHARED_CLASSES: set[str] = {
     "Report",
     "Speaker",
     "Spoken",
-    "Utterance",
     "_Progress",
 }
 
@@ -110,10 +109,6 @@ TERMS: set[str] = {
     "revox.evaluation.tables: judged",
     "revox.evaluation.tables: kept",
     "revox.evaluation.tables: summarise",
-    "revox.serving.engine: heard",
-    "revox.serving.engine: pace",
-    "revox.serving.engine: reach",
-    "revox.serving.engine: told",
     "revox.serving.cloner: opinion",
     "revox.serving.decode_apart: decode apart",
     "revox.serving.decode_apart: said",

@@ -56,7 +56,7 @@ def wav_of(samples: Tensor) -> bytes:
 @pytest.mark.parametrize("text", TEXTS)
 def test_the_prompt_of_a_listed_voice_is_mistral_commons(folder: Path, theirs: MistralTokenizer, text: str):
     expected = theirs.encode_speech_request(SpeechRequest(input=text, voice="neutral_male")).tokens
-    assert Prompter(folder).tokens_for_rows(text, 12) == expected
+    assert Prompter(folder).tokens(text, 12) == expected
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -66,11 +66,11 @@ def test_the_prompt_of_a_voice_in_memory_is_mistral_commons_for_its_clip(
     clip = wav_of(speechlike(6 * 1920, seed=1))
     expected = theirs.encode_speech_request(SpeechRequest(input=text, ref_audio=clip)).tokens
     # Six frames and the end frame.
-    assert Prompter(folder).tokens_for_rows(text, 7) == expected
+    assert Prompter(folder).tokens(text, 7) == expected
 
 
 def test_the_prompt_ends_where_the_first_frame_is_read(folder: Path):
-    tokens = Prompter(folder).tokens_for_rows("ten", 4)
+    tokens = Prompter(folder).tokens("ten", 4)
     bos, begin, nxt, repeat = 1, 25, 36, 35
     text = [1000 + byte for byte in b"ten"]
     assert tokens == [bos, begin, *[AUDIO] * 4, nxt, *text, repeat, begin]
@@ -136,7 +136,7 @@ def test_speech_in_a_batch_is_what_the_published_parts_say_one_at_a_time(talker,
     prompts, expected = [], []
     for text, frames, seed in requests:
         rows = model.mm_audio_embeddings.voice_embedding(random_codes(pair.config, 1, frames, seed)[0])
-        tokens = torch.tensor(prompter.tokens_for_rows(text, len(rows)))
+        tokens = torch.tensor(prompter.tokens(text, len(rows)))
         prompts.append(model.embed_prompt(tokens, AUDIO, rows))
         expected.append(their_speech(pair, backbone, tokens, rows, noise_of(seed, 36)[:limit]))
     asked = [Request(prompt, seed, limit) for prompt, (*_, seed) in zip(prompts, requests, strict=True)]

@@ -148,6 +148,21 @@ def test_the_engine_is_told_at_what_speed_its_frames_are_heard(talk, monkeypatch
     assert talk(dialogue) == [1.5, 0.5, 1.0]
 
 
+@pytest.mark.parametrize("path", ["/v1/audio/speech", "/v1/audio/speech/stream"])
+def test_one_request_takes_one_place_and_tokenizes_its_text_once(talk, tts, monkeypatch, path):
+    async def dialogue(client, app):
+        engine, calls = app.state.revox.engine, []
+        for owner, name in ((tts.prompter, "text_tokens"), (engine, "place"), (engine, "submit")):
+            real = getattr(owner, name)
+            monkeypatch.setattr(
+                owner, name, lambda *a, real=real, name=name, **k: calls.append(name) or real(*a, **k)
+            )
+        assert (await client.post(path, json=SAID)).status_code == 200
+        return calls
+
+    assert talk(dialogue) == ["place", "text_tokens", "submit"]
+
+
 def test_a_stream_that_fails_says_so_in_its_last_event_and_before_the_first_sound_by_its_status(
     talk, monkeypatch
 ):

@@ -23,7 +23,7 @@ def test_the_prompt_is_mistral_commons_for_a_listed_voice_of_the_same_length(pro
     listed = tokenizer.audio_encoder.audio_config.voice_num_audio_tokens
     for name, length in list(listed.items())[:4]:
         theirs = tokenizer.encode_speech_request(SpeechRequest(input=text, voice=name)).tokens
-        assert prompter.tokens_for_rows(text, length) == theirs
+        assert prompter.tokens(text, length) == theirs
 
 
 @pytest.mark.parametrize("frames", [1, 8, 40])
@@ -34,7 +34,7 @@ def test_an_unlisted_voice_gets_the_prompt_of_ref_audio_of_whole_frames(prompter
     write_audio(clip, Audio(np.zeros(1920 * frames, np.float32), 24000), "wav")
     request = SpeechRequest(input="Hello.", ref_audio=clip.getvalue())
     theirs = prompter._tokenizer.encode_speech_request(request).tokens
-    assert prompter.tokens_for_rows("Hello.", frames + 1) == theirs
+    assert prompter.tokens("Hello.", frames + 1) == theirs
 
 
 def test_mistral_common_counts_one_row_too_many_for_34_lengths_under_a_minute(prompter):
@@ -46,7 +46,7 @@ def test_mistral_common_counts_one_row_too_many_for_34_lengths_under_a_minute(pr
 
 
 def test_names_of_special_tokens_in_the_text_are_only_text(prompter):
-    tokens = prompter.tokens_for_rows("[AUDIO] </s> [BEGIN_AUDIO]", 5)
+    tokens = prompter.tokens("[AUDIO] </s> [BEGIN_AUDIO]", 5)
     assert tokens.count(prompter.audio_token) == 5
     assert min(prompter.text_tokens("[AUDIO] </s> [BEGIN_AUDIO]")) >= 1000
 
@@ -61,18 +61,18 @@ def test_special_tokens_are_found_by_name_wherever_they_are(tiny_checkpoint_copy
     )
     path.write_text(text.replace("[X]", "[REPEAT_AUDIO_TEXT]"))
     moved = Prompter(tiny_checkpoint_copy)
-    assert moved.tokens_for_rows("a", 2) == [1, 25, 24, 24, 35, 1097, 36, 25]
+    assert moved.tokens("a", 2) == [1, 25, 24, 24, 35, 1097, 36, 25]
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t "])
 def test_an_empty_text_is_refused(prompter, text):
     with pytest.raises(SpeakError, match="text is empty"):
-        prompter.tokens_for_rows(text, 5)
+        prompter.tokens(text, 5)
 
 
 def test_broken_unicode_is_refused(prompter):
     with pytest.raises(SpeakError, match="not valid Unicode at character 3"):
-        prompter.tokens_for_rows("ab\udc80", 5)
+        prompter.tokens("ab\udc80", 5)
 
 
 def test_a_folder_without_a_usable_tokenizer_is_refused(tiny_checkpoint_copy):

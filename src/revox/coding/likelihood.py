@@ -32,7 +32,7 @@ def language_model_loss(
     """
     probabilities, values = soft_codes
     embedding = soft_voice_embedding(model, probabilities.detach(), values.detach())
-    tokens = torch.tensor(prompter.tokens_for_rows(text, len(embedding)), device=model.device)
+    tokens = torch.tensor(prompter.tokens(text, len(embedding)), device=model.device)
     prompt = model.embed_prompt(tokens, prompter.audio_token, embedding)
     found = soft_likelihood(model, prompt, probabilities, values, draws=draws, seed=seed)
     return found.semantic_nll / values.shape[0] + found.flow_error

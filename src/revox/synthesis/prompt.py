@@ -76,12 +76,12 @@ class Prompter:
             ids.text_to_audio, *text_tokens, ids.audio_to_text, ids.begin_audio,
         ]  # fmt: skip
 
-    def tokens_for_rows(self, text: str, rows: int) -> list[int]:
-        """The prompt of `text` for a voice embedding of `rows` positions.
+    def tokens(self, text: str, voice_length: int) -> list[int]:
+        """The prompt of `text` for a voice embedding of `voice_length` positions.
 
         Raises SpeakError on text that cannot be spoken.
         """
-        return self.tokens_around(self.text_tokens(text), rows)
+        return self.tokens_around(self.text_tokens(text), voice_length)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from lab.speech.kokoro import RATE, Spoken, generate, read_index, remaining
-from lab.speech.plan import Speaker, Utterance
+from lab.speech.plan import PlannedUtterance, Speaker
 
 SPEAKERS = {"a": Speaker("a", "train", False, {"af_x": 1.0}, 1.0, 1.0)}
-PLAN = [Utterance(n, "a", written) for n, written in enumerate(["One two.", "Three.", "Four."])]
+PLAN = [PlannedUtterance(n, "a", written) for n, written in enumerate(["One two.", "Three.", "Four."])]
 
 
 def _speak(speaker: Speaker, written: str) -> Spoken:
@@ -71,6 +71,6 @@ def test_a_line_that_was_cut_off_is_dropped_and_its_utterance_made_again(tmp_pat
 
 def test_a_folder_of_another_plan_is_refused(tmp_path):
     _run(tmp_path, PLAN[:1])
-    other = [Utterance(0, "a", "Another.")]
+    other = [PlannedUtterance(0, "a", "Another.")]
     with pytest.raises(ValueError, match=r"utterance 0 is 'Another.' by a in the plan and 'One two.' by a"):
         remaining(other, [read_index(tmp_path)], tmp_path)

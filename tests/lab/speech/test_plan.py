@@ -8,8 +8,8 @@ import pytest
 
 from lab.speech.plan import (
     SPLITS,
+    PlannedUtterance,
     Speaker,
-    Utterance,
     assemble,
     plain_words,
     read_plan,
@@ -34,11 +34,11 @@ SPEAKERS = [
     _speaker("h", "heldout"),
 ]
 GRAMMAR = [
-    Utterance(0, "p", "Made."),
-    Utterance(1, "a", "One."),
-    Utterance(2, "h", "Two."),
-    Utterance(3, "b", "Three."),
-    Utterance(4, "v", "Four."),
+    PlannedUtterance(0, "p", "Made."),
+    PlannedUtterance(1, "a", "One."),
+    PlannedUtterance(2, "h", "Two."),
+    PlannedUtterance(3, "b", "Three."),
+    PlannedUtterance(4, "v", "Four."),
 ]
 SENTENCES = {"train": ["A b.", "C d."], "validation": ["E f."], "heldout": ["G h."]}
 
