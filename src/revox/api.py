@@ -307,6 +307,23 @@ class Revox:
         request = self._request(text, voice, seed, cfg, max_seconds)
         return Engine(self.model, flow_steps).stream(request)
 
+    def decode(self, voice: Voice | str) -> Audio:
+        """The recording of a voice as its codes reproduce it, mono.
+
+        Codes that are not on record, as of a preset, are recovered from the embedding. Raises VoiceError on
+        an unknown voice.
+        """
+        from revox.checkpoint.voice_codes import recover_codes
+
+        voice, model = self._as_voice(voice), self._coding_model
+        codes = voice.codes
+        if codes is None:
+            table = model.mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight
+            codes = recover_codes(voice.embedding, table, model.config).codes
+        with torch.inference_mode():
+            samples = model.audio_tokenizer.decode(codes[None].to(self.device))[0]
+        return Audio(samples.float().cpu().numpy(), self.sampling_rate)
+
     def _request(
         self, text: str, voice: Voice | str, seed: int, cfg: float, max_seconds: float | None
     ) -> Request:

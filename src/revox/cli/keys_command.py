@@ -10,8 +10,10 @@ import typer
 
 app = typer.Typer(help="Add, list or remove the API keys of a server.", no_args_is_help=True)
 
-File = Annotated[Path, typer.Option("--file", help="The file of hashed keys, as given to `revox serve`.")]
-Name = Annotated[str, typer.Argument(help="Whose key it is; it stands in logs and in records of consent.")]
+File = Annotated[
+    Path, typer.Option("--file", help="The file of hashed keys, as in `revox serve --api-keys`.")
+]
+Name = Annotated[str, typer.Argument(help="The owner of the key; appears in logs and records of consent.")]
 
 
 @app.command("add")
@@ -19,22 +21,22 @@ def add_command(
     name: Name,
     file: File,
     rate_limit: Annotated[
-        int | None, typer.Option(min=1, help="Requests a minute; else the server's own limit.")
+        int | None, typer.Option(min=1, help="Requests a minute; default: the server's limit.")
     ] = None,
 ) -> None:
-    """Make a key and print it, once; the file keeps its hash only. A running server notices."""
+    """Create a key and print it once; the file stores only its hash. A running server notices."""
     from revox.serving.keys import add_key
 
     print(add_key(file, name, rate_limit))
     print(
-        f"revox: this is the key of {name}; it is not kept anywhere and cannot be shown again",
+        f"revox: this is the key of {name}; it is not stored and cannot be shown again",
         file=sys.stderr,
     )
 
 
 @app.command("list")
 def list_command(file: File) -> None:
-    """List the names of the keys, since when they are there, and their limits."""
+    """List the names of the keys, their dates, and their limits."""
     from revox.serving.keys import read_keys
 
     for key in read_keys(file).keys:
@@ -44,7 +46,7 @@ def list_command(file: File) -> None:
 
 @app.command("remove")
 def remove_command(name: Name, file: File) -> None:
-    """Take a key out of the file. A running server notices."""
+    """Remove a key from the file. A running server notices."""
     from revox.serving.keys import remove_key
 
     remove_key(file, name)

@@ -155,7 +155,7 @@ def examine_server(url: str, key: str | None = None, probe: bool = True) -> Serv
 def ref_audio_is_safe(report: ServerReport, document: Mapping[str, Any]) -> tuple[bool, str]:
     """Whether a request with `ref_audio` cannot stop this server's engine, and if it could, why.
 
-    Two signs are required, since a wrong guess stops somebody's server: /version is a release from 0.30 on
+    Two signs are required, since a wrong guess can stop a server in use: /version is a release from 0.30 on
     (not a candidate, which may be older than the fix, pull request 7012), and the speech request has the
     field `sample_rate`, which 0.30.0 has and 0.28.0 does not (both wheels' vllm_omni/entrypoints/openai/
     protocol/audio.py). revox's own server refuses what it cannot do.

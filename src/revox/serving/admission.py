@@ -1,11 +1,11 @@
-"""How many requests this machine speaks at once so that no listener's player runs dry.
+"""Limits the concurrent requests so that no client's player runs dry.
 
-A step makes one frame for every request that is spoken, and takes longer the more there are. As long as it
-takes less time than a frame lasts as sound, all players are fed; with one request too many, all of them run
-dry. So a request that does not fit waits: a late beginning is heard once, a gap again and again.
+A step generates one frame of every active request, and takes longer with more of them. While a step is
+shorter than the audio of a frame, all players keep up; with one request too many, all of them run dry. A
+request that does not fit therefore waits: a late start is heard once, gaps are heard throughout.
 
-What one more request costs depends on the machine (on a GPU hardly anything), so it is tried, one at a time,
-and a number that was too many is not tried again for a while.
+The cost of one more request depends on the machine (on a GPU it is small), so it is tried, one at a time, and
+a number that was too many is not tried again for a while.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ REMEMBERED = 30.0  # seconds for which a number that was too many is not tried a
 
 
 class AdmissionControl:
-    """Recent seconds a step, by the number of requests that are spoken.
+    """Recent seconds per step, by the number of active requests.
 
-    `frame_seconds`: how long a frame lasts as sound. `clock`: seconds.
+    frame_seconds: duration of a frame's audio. clock: seconds.
     """
 
     def __init__(self, frame_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:

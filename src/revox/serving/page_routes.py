@@ -1,4 +1,4 @@
-"""The page at `/`: a few files of this package, and the one endpoint that it needs beside the API.
+"""The page at `/`: a few files of this package, and the one endpoint that it needs in addition to the API.
 
 The page is plain HTML, CSS and JavaScript: no framework, no build step, nothing from other hosts. Its
 Content-Security-Policy allows scripts, styles and images from here only, and Trusted Types keep it from

@@ -15,10 +15,10 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from revox.serving.encoding import encode_whole
 from revox.serving.errors import NO_EFFECT, ApiError
 from revox.serving.state import ServerState, asked_by, state_of
 from revox.serving.voices import Upload
+from revox.speech import encode_audio
 
 if TYPE_CHECKING:
     from revox.checkpoint.voices import Voice
@@ -200,19 +200,7 @@ async def voice_preview(request: Request, name: str) -> Response:
 
 
 def _previewed(state: ServerState, voice: Voice) -> tuple[bytes, dict[str, str]]:
-    import torch
-
-    from revox.checkpoint.voice_codes import recover_codes
-
-    model = state.tts.model
-    codes = voice.codes
-    if codes is None:
-        table = model.mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight
-        codes = recover_codes(voice.embedding, table, model.config).codes
-    with torch.inference_mode():
-        device = model.audio_tokenizer.output_proj.conv.weight.device
-        samples = model.audio_tokenizer.decode(codes[None].to(device))[0].float().cpu().numpy()
-    data = encode_whole(samples, state.tts.sampling_rate, "wav")
+    data, _ = encode_audio(state.tts.decode(voice), "wav")
     if not state.settings.marking:
         return data, {}
     from revox.marking import mark_bytes, new_record, stream_headers

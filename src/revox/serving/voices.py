@@ -76,7 +76,7 @@ class Voices:
     """
 
     def __init__(self, settings: ServeSettings, tts: Revox, references: References | None = None) -> None:
-        has_encoder = tts.model.audio_tokenizer.has_encoder
+        has_encoder = tts.encoder == "complete"
         if settings.method == "encoder" and not has_encoder:
             raise ServeError(
                 "--method encoder needs a checkpoint with an encoder, and this one has none: inject one with "

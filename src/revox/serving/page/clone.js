@@ -1,4 +1,4 @@
-// Cloning: a recording and consent become a voice, at once or by a job; the reference beside the result.
+// Cloning: a recording and consent become a voice, at once or as a job; then reference and result together.
 
 import { get, request, speech } from "./api.js";
 import { $, element, load, tell } from "./dom.js";
@@ -84,15 +84,15 @@ export function startClone(shared) {
       request(`/v1/audio/voice-jobs/${job.id}`, { method: "DELETE" }).catch((error) => tell(failed, error)),
     );
     $("jobs").append(card);
-    let said = -1;
+    let shownPercent = -1;
     let now = job;
     try {
       while (now.state === "queued" || now.state === "running") {
         bar.value = now.progress;
         at.textContent = describe(now);
         const percent = Math.floor((now.progress * 100) / SAID_EVERY) * SAID_EVERY;
-        if (percent !== said) $("clone-status").textContent = `${name}: ${describe(now)}`;
-        said = percent;
+        if (percent !== shownPercent) $("clone-status").textContent = `${name}: ${describe(now)}`;
+        shownPercent = percent;
         await new Promise((resolve) => setTimeout(resolve, POLL));
         now = await get(`/v1/audio/voice-jobs/${job.id}`);
       }
@@ -150,12 +150,12 @@ export function startClone(shared) {
     load($("result-audio"), null);
     $("similarity").textContent = "";
     $("result").hidden = false;
-    $("result-title").textContent = `${name}: the reference beside the result`;
+    $("result-title").textContent = `${name}: reference and result`;
     $("result-title").focus();
     await hear(() => speech({ input: $("result-text").value, voice: name }), "Result, spoken in the new voice");
   }
 
-  // Fetch a result, and show it beside the reference.
+  // Fetch a result, and show it next to the reference.
   async function hear(fetched, caption) {
     if (!shown) return;
     const mine = shown;

@@ -220,9 +220,9 @@ export function startCompare() {
         ...[one.n, one.mean.toFixed(2), ...one.counts].map((value) => element("td", {}, String(value))),
       ),
     );
-    const told = `Rated higher: ${a.name} ${better.a}, ${b.name} ${better.b}, the same ${better.same}.`;
+    const summary = `Rated higher: ${a.name} ${better.a}, ${b.name} ${better.b}, the same ${better.same}.`;
     const made = element("table", {}, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows));
-    return element("div", { class: "scroll" }, made, element("p", { class: "hint" }, told));
+    return element("div", { class: "scroll" }, made, element("p", { class: "hint" }, summary));
   }
 
   function clear() {

@@ -51,7 +51,7 @@ async function begin() {
     $("model").textContent = models.data?.[0]?.id ?? "";
     await shared.refresh();
   } catch (error) {
-    // That a key is needed is said beside its field.
+    // The form of the key shows this error.
     if (error.status !== 401) tell($("problem"), error);
   }
 }

@@ -13,7 +13,7 @@ export function stop() {
   current?.abort.abort();
 }
 
-// Speak `fields` of POST /v1/audio/speech and play it as it comes; one at a time, the last one asked for.
+// Speak `fields` of POST /v1/audio/speech and play it as it is generated; one at a time, the latest request.
 // on.first(seconds) when the first audio is here. Resolves when all was heard:
 // {firstAudio, took, spoken: seconds, pauses}. Stopping is an AbortError.
 export async function speak(fields, on = {}) {

@@ -101,15 +101,15 @@ export function melSpectrogram(samples, { size = SIZE, hop = HOP, bands = BANDS,
 }
 
 // Dark to bright with even steps of lightness (points of matplotlib's magma).
-const COLOURS = [
+const COLORS = [
   [0, 0, 4], [28, 16, 68], [79, 18, 123], [129, 37, 129], [181, 54, 122],
   [229, 80, 100], [251, 135, 97], [254, 194, 135], [252, 253, 191],
 ];
 
-function colour(share) {
-  const at = Math.min(Math.max(share, 0), 1) * (COLOURS.length - 1);
-  const low = Math.min(Math.floor(at), COLOURS.length - 2);
-  return COLOURS[low].map((value, i) => value + (COLOURS[low + 1][i] - value) * (at - low));
+function color(share) {
+  const at = Math.min(Math.max(share, 0), 1) * (COLORS.length - 1);
+  const low = Math.min(Math.floor(at), COLORS.length - 2);
+  return COLORS[low].map((value, i) => value + (COLORS[low + 1][i] - value) * (at - low));
 }
 
 function levels(samples) {
@@ -137,7 +137,7 @@ export function draw(canvas, samples, span, title) {
   for (let x = 0; x < width; x++) {
     for (let y = 0; y < canvas.height; y++) {
       const level = frames[x]?.[BANDS - 1 - (y >> 1)] ?? FLOOR - 1;
-      const [r, g, b] = colour((level - FLOOR) / (CEILING - FLOOR));
+      const [r, g, b] = color((level - FLOOR) / (CEILING - FLOOR));
       image.data.set([r, g, b, 255], 4 * (y * width + x));
     }
   }

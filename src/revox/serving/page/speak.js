@@ -1,4 +1,4 @@
-// Text to speech: played as it comes, and as a marked file.
+// Text to speech: played as it is generated, and as a marked file.
 
 import { speech } from "./api.js";
 import { $, number, options, save, seconds, tell } from "./dom.js";
@@ -26,13 +26,13 @@ export function startSpeak(shared) {
     try {
       const asked = fields();
       status.textContent = "Waiting for the first audio.";
-      const told = await speak(asked, {
+      const result = await speak(asked, {
         first: (after) => (status.textContent = `First audio after ${seconds(after)}.`),
       });
-      const pauses = told.pauses ? ` It paused ${told.pauses} times: the server speaks slower than it is heard.` : "";
+      const pauses = result.pauses ? ` It paused ${result.pauses} times: the server is slower than the playback.` : "";
       status.textContent =
-        `First audio after ${seconds(told.firstAudio ?? 0)}. ${seconds(told.spoken)} of speech ` +
-        `came in ${seconds(told.took)}.${pauses}`;
+        `First audio after ${seconds(result.firstAudio ?? 0)}. ${seconds(result.spoken)} of speech ` +
+        `came in ${seconds(result.took)}.${pauses}`;
     } catch (error) {
       status.textContent = error.name === "AbortError" ? "Stopped." : "";
       tell($("speak-error"), error);
