@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from revox.coding import Coder, CodingSettings, find_codes
 from revox.losses.spectral import mel_distance
 from revox.metrics.codes import codebook_use, perplexity, saturated_share
 from revox.model.codec import Codec
@@ -17,6 +18,7 @@ from revox.model.embedding import Embeddings
 
 PRESETS = 20  # at most, whose codes are compared
 SOUNDS = 4  # clips that can be listened to
+ENCODER = CodingSettings("encoder")
 
 
 @dataclass
@@ -32,15 +34,15 @@ class Validation:
     histogram: Callable[[int, Tensor], None] | None = None
 
 
-def as_served(codec: Codec, encoder: dict[str, Tensor]) -> Codec:
-    """A copy of `codec` with the weights `encoder`, in bf16."""
+def as_served(codec: Codec, encoder: dict[str, Tensor]) -> Coder:
+    """What finds codes with a copy of `codec` that has the weights `encoder`, in bf16."""
     served = copy.deepcopy(codec)
     served.load_state_dict(encoder, strict=False)
-    return served.to(torch.bfloat16).eval()
+    return Coder(served.to(torch.bfloat16).eval())
 
 
 @torch.no_grad()
-def preset_figures(codec: Codec, served: Codec, presets: Sequence[Tensor], frames: int) -> dict[str, float]:
+def preset_figures(codec: Codec, served: Coder, presets: Sequence[Tensor], frames: int) -> dict[str, float]:
     """How codes of decoded presets compare with the right ones.
 
     `presets` are codes `[37, frames]`, of which the first `frames` are taken: the share of semantic codes
@@ -51,7 +53,7 @@ def preset_figures(codec: Codec, served: Codec, presets: Sequence[Tensor], frame
     for codes in presets[:PRESETS]:
         codes = codes[:, :frames].to(device)
         audio = codec.decode(codes[None])
-        found = served.encode_as_served(audio.to(torch.bfloat16))[0]
+        found = find_codes(served, audio[0], ENCODER).codes.to(device)
         agreement.append(float((found[0] == codes[0]).float().mean()))
         error.append(float((found[1:] - codes[1:]).abs().float().mean()))
     return {"valid_agreement": float(np.mean(agreement)), "valid_levels": float(np.mean(error))}
@@ -59,7 +61,7 @@ def preset_figures(codec: Codec, served: Codec, presets: Sequence[Tensor], frame
 
 @torch.no_grad()
 def clip_figures(
-    codec: Codec, served: Codec, embeddings: Embeddings, clips: Sequence[Tensor]
+    codec: Codec, served: Coder, embeddings: Embeddings, clips: Sequence[Tensor]
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Figures of `clips` `[samples]` through the codec, and the first few before and after by name.
 
@@ -71,10 +73,10 @@ def clip_figures(
     sounds: dict[str, Tensor] = {}
     for i, clip in enumerate(clips):
         clip = clip.to(device)
-        codes = served.encode_as_served(clip[None].to(torch.bfloat16))
-        decoded = codec.decode(codes)[0, : len(clip)]
+        codes = find_codes(served, clip, ENCODER).codes
+        decoded = codec.decode(codes[None].to(device))[0, : len(clip)]
         distances.append(mel_distance(decoded[None], clip[None], rate))
-        found.append(codes[0].cpu())  # where the embedding table is
+        found.append(codes)
         norms.append(float(embeddings.voice_embedding(found[-1])[:-1].float().norm(dim=-1).mean()))
         if i < SOUNDS:
             sounds |= {f"{i}-original": clip.cpu(), f"{i}-decoded": decoded.cpu()}
