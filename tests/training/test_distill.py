@@ -206,7 +206,7 @@ def test_a_multilingual_teacher_is_told_or_finds_the_language_and_uses_the_last_
         waves[:1], RATE, lengths[:1], ["ab"], languages=[SPECIALS[found - len(LETTERS)].strip("<|>")]
     )
     torch.testing.assert_close(left.hidden[0], asked.hidden[0])
-    with pytest.raises(TrainingError, match="knows no language 'xx'; it knows de, en"):
+    with pytest.raises(TrainingError, match="does not know the language 'xx'; it knows de, en"):
         teacher.targets(waves, RATE, lengths, ["ab", "ab"], languages=["xx", None])
 
 
@@ -259,9 +259,9 @@ def test_a_text_longer_than_the_decoder_is_cut_where_it_ends(teacher):
 
 def test_what_cannot_be_heard_is_a_sentence(teacher):
     waves = torch.zeros(1, 31 * RATE)
-    with pytest.raises(TrainingError, match=r"31\.0 s cannot be distilled: Whisper hears 30 s"):
+    with pytest.raises(TrainingError, match=r"31\.0 s cannot be distilled: Whisper takes 30 s"):
         teacher.targets(waves, RATE, torch.tensor([31 * RATE]), ["a"])
-    with pytest.raises(TrainingError, match="no whole number of samples"):
+    with pytest.raises(TrainingError, match="not a whole number of samples"):
         teacher.targets(waves, 22051, torch.tensor([100]), ["a"])
 
 
@@ -302,9 +302,7 @@ def identity_loss():
 
 def test_the_loss_is_one_minus_the_mean_cosine_worked_out_by_hand():
     latents, targets, expected = by_hand()
-    assert math.isclose(
-        float(identity_loss()(latents, torch.tensor([2]), targets).detach()), expected, rel_tol=1e-6
-    )
+    assert math.isclose(float(identity_loss()(latents, targets).detach()), expected, rel_tol=1e-6)
 
 
 def test_padding_and_other_clips_do_not_change_a_clips_value_and_the_batch_is_their_mean():
@@ -319,10 +317,10 @@ def test_padding_and_other_clips_do_not_change_a_clips_value_and_the_batch_is_th
             torch.zeros(0, 3),
         ],
     )
-    values = identity_loss().by_clip(batch, torch.tensor([2, 3, 3]), both)
+    values = identity_loss().by_clip(batch, both)
     torch.testing.assert_close(values.detach(), torch.tensor([expected, 1 / 3, 0.0]))
     # The third clip has no words: it is in no mean.
-    mean = identity_loss()(batch, torch.tensor([2, 3, 3]), both)
+    mean = identity_loss()(batch, both)
     assert math.isclose(float(mean.detach()), (expected + 1 / 3) / 2, rel_tol=1e-6)
 
 
@@ -336,7 +334,7 @@ def test_gradient_reaches_latents_and_projection_and_never_the_teacher(folder):
     assert not teacher._model.training
     loss = AsrDistillation(4, teacher.width)
     latents = torch.randn(2, 7, 4, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
-    loss(latents, torch.tensor([7, 4]), targets).backward()
+    loss(latents, targets).backward()
     assert waves.grad is None
     assert (latents.grad[0].abs().sum(1) > 0).all()
     assert (latents.grad[1, 4:] == 0).all()
@@ -353,7 +351,7 @@ def test_training_the_projection_alone_brings_the_loss_down(teacher):
     values = []
     for _ in range(60):
         optimizer.zero_grad()
-        value = loss(latents, torch.tensor([7, 4]), targets)
+        value = loss(latents, targets)
         value.backward()
         optimizer.step()
         values.append(float(value.detach()))
@@ -363,7 +361,7 @@ def test_training_the_projection_alone_brings_the_loss_down(teacher):
 def test_a_batch_without_words_gives_zero_and_a_graph_for_every_process():
     loss = AsrDistillation(3, 2)
     empty = DistillTargets([torch.zeros(0, 2)], [torch.zeros(0, 4)])
-    value = loss(torch.randn(1, 4, 3), torch.tensor([4]), empty)
+    value = loss(torch.randn(1, 4, 3), empty)
     value.backward()
     assert float(value.detach()) == 0
     assert (loss.projection.weight.grad == 0).all()
@@ -371,5 +369,5 @@ def test_a_batch_without_words_gives_zero_and_a_graph_for_every_process():
 
 def test_latents_of_other_lengths_than_the_targets_are_refused():
     latents, targets, _ = by_hand()
-    with pytest.raises(TrainingError, match=r"Latents of \[1\] frames do not fit targets of \[2\]"):
-        identity_loss()(latents, torch.tensor([1]), targets)
+    with pytest.raises(TrainingError, match=r"1 clips of 1 frames do not fit targets of \[2\]"):
+        identity_loss()(latents[:, :1], targets)

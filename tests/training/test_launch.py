@@ -113,7 +113,7 @@ def test_sigterm_saves_and_exits_with_0_and_resume_ends_where_an_uninterrupted_r
     assert taken >= 2
     steps = ("--steps", str(taken + 2))
     said = finished(tmp_path, *COMMAND, *arguments, *steps, "--out", str(run), "--resume")
-    assert f"going on from step {taken}" in said
+    assert f"continuing from step {taken}" in said
     finished(tmp_path, *COMMAND, *arguments, *steps, "--out", str(tmp_path / "whole"))
     ours, whole = log(run), log(tmp_path / "whole")
     assert [row["step"] for row in ours] == [row["step"] for row in whole] == list(range(1, taken + 3))

@@ -74,8 +74,8 @@ def test_a_run_told_to_stop_saves_and_goes_on_to_the_same_encoder(
     said: list[str] = []
     again = options(tmp_path / "cache", resume=True, message=said.append)
     resumed = restore_encoder(tiny_checkpoint, [str(speech)], out, settings(), again)
-    assert "going on from step 2" in said
-    assert any("but there are none: weights.feature and" in sentence for sentence in said)
+    assert "continuing from step 2" in said
+    assert any("none is used: weights.feature and" in sentence for sentence in said)
     assert resumed.read_bytes() == whole.read_bytes()
     record = read_record(whole)
     assert record["decoder_sha256"] == decoder_sha256(tiny_checkpoint)
@@ -89,7 +89,7 @@ def test_a_run_told_to_stop_saves_and_goes_on_to_the_same_encoder(
     assert (
         restore_encoder(tiny_checkpoint, [str(speech)], out, faster, again) == resumed
     )  # the steps are done
-    with pytest.raises(TrainingError, match="no run to go on with"):
+    with pytest.raises(TrainingError, match="not hold a run to continue"):
         restore_encoder(tiny_checkpoint, [str(speech)], tmp_path / "new", settings(), again)
 
 

@@ -1,4 +1,4 @@
-"""Losses on latents whose right codes are known, and on what latents do to the codebook."""
+"""Losses of latents whose codes are known, and of the use that latents make of the codebook."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch.nn import functional
 
 
 def sharpness_of(table: Tensor, certainty: float = 3.0, sample: int = 1024) -> float:
-    """How much a squared distance to a codebook row counts, in nats: so much that a row stands out from one
-    at the median distance between rows by `certainty` times the log of the codebook's size.
+    """The factor, in nats, of a squared distance to a codebook row in a softmax over rows: with it a row's
+    logit exceeds that of a row at the median distance by `certainty` times the log of the codebook's size.
 
     `table` is `[size, dim]`; the median is over its first `sample` rows.
     """
@@ -22,9 +22,11 @@ def sharpness_of(table: Tensor, certainty: float = 3.0, sample: int = 1024) -> f
 
 
 def semantic_log_probabilities(latents: Tensor, table: Tensor, sharpness: float) -> Tensor:
-    """Log probabilities `[..., size]` of the codes of `latents` `[..., dim]`: a softmax of minus the squared
-    distance to each row of `table` `[size, dim]`, so that the likeliest code is the nearest, which serving
-    takes."""
+    """Log probabilities `[..., size]` of the codes of `latents` `[..., dim]`.
+
+    A softmax of minus the squared distance to each row of `table` `[size, dim]`, times `sharpness`: the
+    likeliest code is the nearest, which serving takes.
+    """
     points = latents.float().flatten(0, -2)
     distances = (
         points.square().sum(-1, keepdim=True) - 2 * points @ table.T + table.square().sum(-1)
@@ -41,7 +43,7 @@ def semantic_loss(latents: Tensor, codes: Tensor, table: Tensor, sharpness: floa
 
 def acoustic_loss(latents: Tensor, codes: Tensor, levels: int) -> Tensor:
     """Mean distance in levels of tanh(`latents`) `[batch, frames, 36]` from the levels `codes` `[batch, 36,
-    frames]`: the median's regression, which knows that levels have an order."""
+    frames]`: a regression to the median, which respects the order of levels."""
     half = (levels - 1) / 2
     values = (torch.tanh(latents.float()) + 1) * half
     return (values - codes.transpose(1, 2)).abs().mean()
@@ -49,16 +51,16 @@ def acoustic_loss(latents: Tensor, codes: Tensor, levels: int) -> Tensor:
 
 def commitment_loss(latents: Tensor, codes: Tensor, table: Tensor) -> Tensor:
     """Mean squared distance of `latents` `[batch, frames, dim]` from the rows of `table` `[size, dim]` that
-    `codes` `[batch, frames]` name and that get no gradient (van den Oord et al., arXiv 1711.00937), relative
+    `codes` `[batch, frames]` select, which get no gradient (van den Oord et al., arXiv 1711.00937), relative
     to the mean square of the table."""
     table = table.detach().float()
     return (latents.float() - table[codes]).square().mean() / table.square().mean().clamp_min(1e-12)
 
 
 def diversity_loss(mean_probabilities: Tensor) -> Tensor:
-    """How far a codebook's mean use `[size]` is from even: log size minus the entropy, in nats (0 is even).
+    """Log size minus the entropy of a codebook's mean use `[size]`, in nats; 0 where use is uniform.
 
-    It keeps soft assignments from settling on a few codes (wav2vec 2.0, arXiv 2006.11477, eq. 4).
+    It prevents the collapse of soft assignments to a few codes (wav2vec 2.0, arXiv 2006.11477, eq. 4).
     """
     p = mean_probabilities.clamp_min(1e-12)
     return math.log(len(p)) + (p * p.log()).sum()

@@ -9,10 +9,10 @@ from torch.optim.swa_utils import AveragedModel
 
 
 def moving_average(module: nn.Module, decay: float) -> AveragedModel:
-    """A copy of `module` that follows it at each `update_parameters(module)`, an exponential moving average.
+    """An exponential moving average of `module`, updated by `update_parameters(module)`.
 
-    The first update copies; the `n`-th after it keeps min(`decay`, (1 + n) / (10 + n)) of what was there, so
-    that where a run began is soon forgotten. Buffers are the module's as they are.
+    The first update copies; the `n`-th after it has a decay of min(`decay`, (1 + n) / (10 + n)), so that the
+    initial weights are soon forgotten. Buffers are copied from the module.
     """
 
     def update(averages: Sequence[Tensor], now: Sequence[Tensor], updates: Tensor | int) -> None:

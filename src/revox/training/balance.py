@@ -1,4 +1,4 @@
-"""Losses weighed by what they do, not by what they measure."""
+"""Losses weighted by their share of the gradient."""
 
 from __future__ import annotations
 

@@ -73,9 +73,9 @@ def frames_of_attention(attention: Tensor, samples: int, rate: int, samples_per_
 
 
 class WhisperTeacher:
-    """A frozen Whisper that says what each text token sounds like to it, and when it was said.
+    """A frozen Whisper that gives a hidden state and a time for each text token.
 
-    No module of the training: nothing of it is trained, saved with a run or shared between processes.
+    It is not a module of the training: nothing of it is trained, saved with a run or shared by processes.
     """
 
     def __init__(self, model: Any, tokenizer: Any, features: Any, frame_rate: float = 12.5) -> None:
@@ -165,11 +165,13 @@ class WhisperTeacher:
         """
         samples_per_frame = round(rate / self._frame_rate)
         if samples_per_frame * self._frame_rate != rate:
-            raise TrainingError(f"{rate} Hz is no whole number of samples a frame of {self._frame_rate} Hz.")
+            raise TrainingError(
+                f"{rate} Hz is not a whole number of samples for a frame of {self._frame_rate} Hz."
+            )
         sizes = [int(n) for n in lengths]
         if max(sizes) > _LONGEST * rate:
             raise TrainingError(
-                f"A clip of {max(sizes) / rate:.1f} s cannot be distilled: Whisper hears {_LONGEST} s at "
+                f"A clip of {max(sizes) / rate:.1f} s cannot be distilled: Whisper takes {_LONGEST} s at "
                 "once; cut clips shorter, or train without distillation."
             )
         device = self._model.device
@@ -213,7 +215,7 @@ class WhisperTeacher:
         for language in languages:
             if language is not None and f"<|{language}|>" not in self._languages:
                 raise TrainingError(
-                    f"This Whisper knows no language {language!r}; it knows "
+                    f"This Whisper does not know the language {language!r}; it knows "
                     f"{', '.join(sorted(name.strip('<|>') for name in self._languages))}."
                 )
             known.append(None if language is None else self._languages[f"<|{language}|>"])
@@ -295,16 +297,16 @@ class AsrDistillation(nn.Module):
         super().__init__()
         self.projection = nn.Linear(semantic_dim, whisper_width, bias=False)
 
-    def by_clip(self, latents: Tensor, lengths: Tensor, targets: DistillTargets) -> Tensor:
+    def by_clip(self, latents: Tensor, targets: DistillTargets) -> Tensor:
         """Each clip's own value `[batch]`, between 0 and 2; 0 for one without tokens. See `forward`."""
-        sizes = [int(n) for n in lengths]
-        if sizes != [a.shape[1] for a in targets.alignment]:
+        batch, frames, _ = latents.shape
+        sizes = [a.shape[1] for a in targets.alignment]
+        if len(sizes) != batch or max(sizes) > frames:
             raise TrainingError(
-                f"Latents of {sizes} frames do not fit targets of {[a.shape[1] for a in targets.alignment]} "
-                "frames; make both from the same clips, cut alike."
+                f"{batch} clips of {frames} frames do not fit targets of {sizes} frames; make both from the "
+                "same clips, cut alike."
             )
         counts = [len(h) for h in targets.hidden]
-        batch, frames, _ = latents.shape
         alignment = latents.new_zeros(batch, max(counts), frames, dtype=torch.float32)
         hidden = alignment.new_zeros(batch, max(counts), self.projection.out_features)
         for i, (tokens, size) in enumerate(zip(counts, sizes, strict=True)):
@@ -316,14 +318,14 @@ class AsrDistillation(nn.Module):
         worded = torch.tensor(counts, device=latents.device)
         return torch.where(worded > 0, 1 - cosine.sum(1) / worded.clamp(min=1), 0 * cosine.sum(1))
 
-    def forward(self, latents: Tensor, lengths: Tensor, targets: DistillTargets) -> Tensor:
+    def forward(self, latents: Tensor, targets: DistillTargets) -> Tensor:
         """Mean of L_ASR over the clips that have words; 0 (with a graph) when none has.
 
-        `latents` `[batch, frames, semantic_dim]` after quantization, straight-through; `lengths` `[batch]` in
-        frames. Computed in float32. Raises TrainingError when `lengths` are not the targets' frames.
+        `latents` `[batch, frames, semantic_dim]` after quantization, straight-through, of which each clip has
+        as many as its targets. Computed in float32. Raises TrainingError when there are fewer.
         """
         worded = sum(len(h) > 0 for h in targets.hidden)
-        return self.by_clip(latents, lengths, targets).sum() / max(worded, 1)
+        return self.by_clip(latents, targets).sum() / max(worded, 1)
 
 
 class Distiller(nn.Module):
@@ -340,6 +342,5 @@ class Distiller(nn.Module):
             recordings.waveforms, self._rate, recordings.lengths,
             recordings.transcripts or [None] * len(semantic), languages=recordings.languages or None,
         )  # fmt: skip
-        frames = torch.tensor([alignment.shape[1] for alignment in targets.alignment])
-        loss: Tensor = self.distillation(semantic, frames, targets)
+        loss: Tensor = self.distillation(semantic, targets)
         return loss

@@ -8,4 +8,4 @@ class TrainingError(ValueError):
 
 
 class TrainingDivergedError(TrainingError):
-    """The loss is no longer a number. What was saved before is kept."""
+    """The loss is not finite. The state that was saved before stays."""

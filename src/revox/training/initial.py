@@ -1,4 +1,4 @@
-"""Weights with which a codec starts to learn."""
+"""Initial weights of a codec."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from revox.model.layers import CausalConv1d, CausalConvTranspose1d
 
 
 def oscillators(channels: int, patch: int, kernel: int, rate: int, top: float = 8000.0) -> np.ndarray:
-    """Windowed cosines and sines `[channels, kernel * patch]`, their frequencies even on the mel scale.
+    """Windowed cosines and sines `[channels, kernel * patch]`, with frequencies evenly spaced in mel.
 
-    A window is as long as the spacing of the frequencies asks for (a Gabor frame); each row has unit norm.
+    From 40 Hz to `top` Hz, at `rate` Hz. The length of a window follows from the spacing of the frequencies
+    (a Gabor frame); each row has unit norm.
     """
     pairs = channels // 2
     mels = np.linspace(hz_to_mel(40.0, htk=True), hz_to_mel(top, htk=True), pairs)
@@ -33,11 +34,11 @@ def oscillators(channels: int, patch: int, kernel: int, rate: int, top: float = 
 
 
 def initialize(codec: Codec, seed: int, speech_level: float = 0.07) -> None:
-    """Weights so that activations start near unit size everywhere, whatever the level of the waveform, and so
-    that the codec's two ends start as a bank of oscillators instead of noise.
+    """Set weights with which activations start near unit size in every layer, and the codec's two ends start
+    as a bank of oscillators instead of noise.
 
     The norms' eps is 0.01: activations far below 0.1 would pass them almost unscaled, every layer would stay
-    at nearly nothing, and the codec would be its convolutions alone. `speech_level` is the waveform's RMS.
+    near zero, and only the convolutions would act. `speech_level` is the waveform's RMS (full scale 1).
     """
     rng = torch.Generator().manual_seed(seed)
 
@@ -56,7 +57,7 @@ def initialize(codec: Codec, seed: int, speech_level: float = 0.07) -> None:
                 continue
             weight = module.conv.weight
             if name == "output_proj":
-                # The atom of channel i begins at its own patch and goes on into the next ones.
+                # The atom of channel i begins at its own patch and extends into the next ones.
                 spread = atoms.unflatten(1, (kernel, patch)).flip(1)  # channels, taps back, samples
                 module.conv.weight = spread.permute(2, 0, 1) * speech_level
                 continue

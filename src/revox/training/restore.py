@@ -91,8 +91,8 @@ def restore_encoder(
     weights = settings.weights
     if "discriminator" in settings.model_fields_set and not (weights.feature or weights.adversarial):
         message(
-            "the config says how discriminators are built, but there are none: weights.feature and "
-            "weights.adversarial are 0"
+            "the config describes discriminators, but none is used: weights.feature and weights.adversarial "
+            "are 0"
         )
     model = load_model(checkpoint, dtype=torch.float32, parts=MODEL_PARTS)
     codes = preset_codes(checkpoint, model)
@@ -152,7 +152,7 @@ def restore_encoder(
     )  # fmt: skip
     if options.resume:
         trainer.resume()
-        message(f"going on from step {trainer.step_count}")
+        message(f"continuing from step {trainer.step_count}")
     watch = Watch(_expected(model, codes, config.acoustic_codebook_size))
 
     def report(row: dict[str, float]) -> None:
@@ -191,9 +191,9 @@ def restore_encoder(
 
 
 def texts_of(sources: Sequence[SpeechSource], most: int = 20_000) -> list[str]:
-    """What is said in the clips, each sentence once, in an order of its own; of streams it is not known yet.
+    """The transcripts of the clips, each once, in a fixed order of hashes; streams do not have them yet.
 
-    Only those of 4 to 200 characters: what is longer takes long to say, and what is shorter says little.
+    Only those of 4 to 200 characters: longer ones take long to speak, and shorter ones teach little.
     """
     found = {
         text.capitalize() if text.isupper() else text
@@ -208,8 +208,8 @@ def texts_of(sources: Sequence[SpeechSource], most: int = 20_000) -> list[str]:
 def hold_out(sources: Sequence[SpeechSource], clips: int) -> tuple[list[SpeechSource], list[SpeechSource]]:
     """`sources` without some speakers, and up to `clips` clips of those speakers, one each.
 
-    The speakers are those whose names' places come first in a fixed order, a tenth of all at most: the same
-    in every run on the same data. Streams are left as they are. With fewer than ten speakers none is held.
+    At most a tenth of the speakers is held out, the same ones in every run on the same data; with fewer than
+    ten speakers none. Streams are left as they are.
     """
     train: list[SpeechSource] = []
     held: list[SpeechSource] = []
@@ -263,14 +263,18 @@ def _check_folder(out: Path, settings: EncoderTraining, resume: bool, world: Wor
     asked = settings.model_dump(mode="json")
     if path.is_file():
         if not resume:
-            raise TrainingError(f"{out} holds a run already: go on with --resume, or name another folder")
+            raise TrainingError(
+                f"{out} already holds a run: continue it with --resume, or name another folder"
+            )
         try:  # a setting that came later has its default
             given, _ = with_present_names(json.loads(path.read_bytes()))
             before = EncoderTraining.model_validate(given).model_dump(mode="json")
         except TrainingError:
             raise
         except (ValueError, AttributeError):
-            raise TrainingError(f"{path} cannot be read: start a new run in another folder") from None
+            raise TrainingError(
+                f"{path} is not a run's settings: start a new run in another folder"
+            ) from None
         other = [name for name in asked if before.get(name) != asked[name]]
         free = {"steps", "decay_steps", "save_every", "report_every", "validate_every", "keep", "compile"}
         if set(other) - free:
@@ -279,7 +283,7 @@ def _check_folder(out: Path, settings: EncoderTraining, resume: bool, world: Wor
                 f"{out} was begun with another {name}: leave the config as it was, or start a new run"
             )
     elif resume:
-        raise TrainingError(f"{out} holds no run to go on with: leave --resume out")
+        raise TrainingError(f"{out} does not hold a run to continue: leave --resume out")
     world.wait()
     if world.is_main:
         out.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from revox.training.errors import TrainingError
 
 @dataclass(frozen=True)
 class World:
-    """Rank, number of processes, and this one's device. Every process must make the same calls."""
+    """Rank, number of processes, and this process's device. Every process must make the same calls."""
 
     rank: int = 0
     size: int = 1
@@ -24,7 +24,10 @@ class World:
 
     @classmethod
     def join(cls, device: str | None = None) -> World:
-        """The world that the environment names. Joins its process group (NCCL on GPUs, gloo on CPUs)."""
+        """The world of the environment's variables; joins its process group (NCCL on GPUs, gloo on CPUs).
+
+        Raises TrainingError when there are several processes and accelerate is missing.
+        """
         if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls(device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
         try:
@@ -47,7 +50,7 @@ class World:
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over ranks of `value`, which is not changed and gives no gradient."""
+        """The sum over ranks of `value`, without a gradient; `value` itself stays as it is."""
         value = value.detach().clone()
         if self.size > 1:
             dist.all_reduce(value)
@@ -62,7 +65,7 @@ class World:
         if self.size == 1:
             return
         found = [p for p in parameters if p.grad is not None]
-        # One message of all: a hundred small ones cost more than their bytes.
+        # One message for all: a hundred small ones cost more than their bytes.
         flat = torch.cat([p.grad.flatten() for p in found if p.grad is not None])
         dist.all_reduce(flat)
         flat /= self.size
