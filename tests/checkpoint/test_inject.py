@@ -412,7 +412,7 @@ def dead_channel(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         (without(GAIN), "holds 113 of the encoder's 114 tensors"),
         (lambda t: t | {GAIN: t[GAIN][:-1]}, "codec of other sizes"),
         (lambda t: t | {DIRECTION: t[DIRECTION].transpose(0, 1).contiguous()}, "codec of other sizes"),
-        (lambda t: t | {"encoder_blocks.8.layers.0.ffn_scale": torch.ones(3)}, "another codec"),
+        (lambda t: t | {"encoder_blocks.8.layers.0.ffn_scale": torch.ones(3)}, "not an encoder of this"),
         (lambda t: t | {"decoder_blocks.0.conv.weight": torch.ones(3)}, "more than an encoder"),
         (lambda t: {"layers.0.weight": torch.ones(3)}, "not an encoder of this codec"),
         (lambda t: t | {f"audio_tokenizer.{NORM}": t[NORM].clone()}, "twice"),

@@ -261,32 +261,25 @@ def _in_bf16(path: Path, name: str, entry: TensorHeader, tensor: Tensor) -> Tens
 def _check_names(path: Path, found: Mapping[str, TensorHeader], wanted: Mapping[str, TensorSpec]) -> None:
     unknown = [name for name in found if name not in wanted]
     missing = [name for name in wanted if name not in found]
-    if not unknown and not missing:
-        return
     foreign = [name for name in unknown if not name.startswith(ENCODER_PREFIXES)]
     ours = [name for name in unknown if name not in foreign]
     if missing and any(name.endswith(("conv.weight", "weight_g", "weight_v")) for name in ours):
-        why = (
-            f"stores convolutions without their weight-norm pairs ({unknown[0]}); save the encoder with "
-            "parametrizations.weight.original0 and original1"
+        raise CheckpointError(
+            f"{path} stores convolutions without their weight-norm pairs ({ours[0]}); save the encoder with "
+            "parametrizations.weight.original0 and original1."
         )
-    elif foreign and missing:
-        why = (
-            f"is not an encoder of this codec: it holds {foreign[0]} and lacks {missing[0]}; name the file "
-            f"with the encoder's {len(wanted)} tensors"
+    if foreign and not missing:
+        raise CheckpointError(
+            f"{path} holds more than an encoder ({foreign[0]}); write the encoder alone with "
+            "`revox encoder export`."
         )
-    elif foreign:
-        why = (
-            f"holds more than an encoder ({foreign[0]}); write the encoder alone with `revox encoder export`"
+    if unknown:
+        raise CheckpointError(
+            f"{path} is not an encoder of this codec: it holds {unknown[0]}, which params.json does not ask "
+            f"for; name the file with the encoder's {len(wanted)} tensors, or train one for this checkpoint."
         )
-    elif unknown:
-        why = (
-            f"is the encoder of another codec: params.json asks for no {unknown[0]}; train one for this "
-            "checkpoint"
+    if missing:
+        raise CheckpointError(
+            f"{path} holds {len(found)} of the encoder's {len(wanted)} tensors, {missing[0]} the first "
+            "missing; an engine would clone from uninitialized weights: take the whole encoder."
         )
-    else:
-        why = (
-            f"holds {len(wanted) - len(missing)} of the encoder's {len(wanted)} tensors, {missing[0]} the "
-            "first missing; an engine would clone from uninitialized weights: take the whole encoder"
-        )
-    raise CheckpointError(f"{path} {why}.")

@@ -39,7 +39,7 @@ from revox.checkpoint.errors import CheckpointError, VoiceError
 from revox.checkpoint.params import read_json, read_params
 from revox.checkpoint.readable import check_tensors
 from revox.checkpoint.release import ENCODER_PREFIXES, expected_tensors
-from revox.checkpoint.share import INJECTION_KEY, checkpoint_card, injection_of, is_ours, shareable
+from revox.checkpoint.share import INJECTION_KEY, injection_of, is_ours, model_card, shareable
 from revox.checkpoint.tensors import (
     ENCODER_WEIGHTS,
     INDEX,
@@ -187,7 +187,7 @@ def inject(
         else:
             write_encoder(place / ENCODER_WEIGHTS, new, metadata)
             _list_in_index(place, new.tensors)
-        replace_file(place / CARD, checkpoint_card(injection, config))
+        replace_file(place / CARD, model_card(new, injection["encoder"], injection))
     return report
 
 

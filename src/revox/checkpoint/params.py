@@ -286,23 +286,20 @@ def _is_voxtral_tts(data: dict[str, Any]) -> bool:
 def _why_no_params(folder: Path) -> str:
     if not folder.is_dir():
         return f"{folder} is not a folder; name the folder of a checkpoint (with params.json) or a hub id."
-    if (folder / "config.json").is_file():
-        try:
-            other = from_json((folder / "config.json").read_bytes())
-            kind = other.get("model_type") or next(iter(other.get("architectures") or []), "unknown")
-        except (OSError, ValueError, AttributeError):
-            kind = "unknown"
-        if kind == MODEL_TYPE:
-            return (
-                f"{folder}/params.json is missing: this is a converted Voxtral TTS checkpoint, so take "
-                "the original folder, with params.json and consolidated.safetensors."
-            )
+    if not (folder / "config.json").is_file():
         return (
-            f"{folder} holds another model (its config.json says {kind!r}, and there is no params.json); "
-            "name the folder of a Voxtral TTS checkpoint."
+            f"{folder}/params.json is missing; name the folder of a Voxtral TTS checkpoint, or download it "
+            "again."
         )
+    try:
+        other = from_json((folder / "config.json").read_bytes())
+        kind = other.get("model_type") or next(iter(other.get("architectures") or []), "unknown")
+    except (OSError, ValueError, AttributeError):
+        kind = "unknown"
+    what = "a converted Voxtral TTS checkpoint" if kind == MODEL_TYPE else "another model"
     return (
-        f"{folder}/params.json is missing; name the folder of a Voxtral TTS checkpoint, or download it again."
+        f"{folder} holds {what} (its config.json says {kind!r}, and {folder}/params.json is missing); name the "
+        "original folder of a Voxtral TTS checkpoint, with params.json and consolidated.safetensors."
     )
 
 

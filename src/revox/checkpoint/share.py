@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Any
 
 from revox.checkpoint.encoder_file import (
@@ -22,7 +23,6 @@ from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.params import read_params
 from revox.checkpoint.release import CONFIG, ENCODER_PREFIXES, HUB_ID, LICENSE, expected_tensors
 from revox.checkpoint.tensors import folder_tensors, read_metadata
-from revox.model.config import VoxtralConfig
 from revox.speech.files import replace_file
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def export_encoder(
     record = {**record, **({"decoder_sha256": decoder} if decoder else {}), "license": LICENSE}
     out.parent.mkdir(parents=True, exist_ok=True)
     write_encoder(out, encoder, {"format": "pt", RECORD_KEY: json.dumps(shareable(record))})
-    replace_file(card, encoder_card(encoder, record))
+    replace_file(card, model_card(encoder, record))
     return ExportReport(out, card, len(encoder.tensors), out.stat().st_size, encoder.sha256, record)
 
 
@@ -190,74 +190,37 @@ def shareable(value: Any) -> Any:
     return value
 
 
-def encoder_card(encoder: Encoder, record: Mapping[str, Any]) -> str:
-    """The card of an encoder alone, with the head that the hub reads."""
+def model_card(
+    encoder: Encoder, record: Mapping[str, Any], injection: Mapping[str, Any] | None = None
+) -> str:
+    """The card of an encoder alone, or of the checkpoint that it was injected into."""
     shapes = {name: tuple(tensor.shape) for name, tensor in encoder.tensors.items()}
     release = {name: spec.shape for name, spec in encoder_specs(expected_tensors(CONFIG)).items()}
-    size = f"{encoder.parameters / 1e6:.1f} M parameters, bf16"
-    text = f"""The {len(shapes)} tensors ({size}) of the codec encoder that {HUB_ID} was released
-without. Injected into the checkpoint, they let it clone a voice from `ref_audio`:
-
-    revox inject --checkpoint FOLDER --encoder encoder.safetensors
-"""
-    return _card(shapes == release, "A codec encoder for Voxtral TTS", text, record, encoder.sha256)
-
-
-def checkpoint_card(injection: Mapping[str, Any], config: VoxtralConfig) -> str:
-    """The card of a checkpoint with an encoder injected, from the record of the injection."""
-    parameters = sum(spec.parameters for spec in encoder_specs(expected_tensors(config)).values())
-    adapted = injection.get("adapted") or []
-    changed = "All other tensors are as they were, byte for byte."
-    if adapted:
-        changed = (
-            f"{len(adapted)} tensors of the model were replaced by those of an adaptation "
-            f"(`{_code(injection.get('adaptation'))}`). The others are as they were, byte for byte."
-        )
-    made_for = {
-        True: "The encoder names the decoder that it was trained against, and it is this checkpoint's.",
-        False: "**The encoder was trained against another decoder**; it was injected by force.",
-        None: "The encoder does not say which decoder it was trained against.",
-    }[injection.get("decoder_agrees")]
-    size = f"{parameters / 1e6:.1f} M parameters, {parameters * 2 / 1e6:.1f} MB, bf16"
-    at = _plain(injection.get("at", "an unknown day"))
-    text = f"""Added on {at}: the tensors of the codec encoder ({size}),
-under `audio_tokenizer.input_proj` and `audio_tokenizer.encoder_blocks`. {changed}
-{made_for}
-"""
-    record, sha256 = injection.get("encoder") or {}, _code(injection.get("encoder_sha256"))
-    return _card(config == CONFIG, "Voxtral TTS with a codec encoder", text, record, sha256)
-
-
-def _card(for_release: bool, title: str, text: str, record: Mapping[str, Any], sha256: str) -> str:
-    # What the hub reads of a card comes first; the base model only where the sizes are its.
-    base = f"base_model: {HUB_ID}\n" if for_release else ""
+    injected = "`revox inject --checkpoint FOLDER --encoder encoder.safetensors` adds it to a checkpoint."
+    if injection is not None:
+        made_for = {
+            True: "It names the decoder that it was trained against, and it is this checkpoint's.",
+            False: "**It was trained against another decoder**; it was injected by force.",
+            None: "It does not say which decoder it was trained against.",
+        }[injection["decoder_agrees"]]
+        injected = f"Injected into this checkpoint on {injection['at']}. {made_for}"
+        if injection["adapted"]:
+            source = str(injection["adaptation"]).replace("`", "'")
+            count = len(injection["adapted"])
+            injected += f"\n{count} tensors of the model were replaced by an adaptation (`{source}`)."
+        injected += " All other tensors are as they were, byte for byte."
     rows = {key: record.get(key, "not recorded") for key in _ASKED_FOR} | dict(record)
-    table = "".join(f"| {_plain(key)} | {_plain(value)} |\n" for key, value in shareable(rows).items())
-    return f"""---
-license: cc-by-nc-4.0
-{base}library_name: revox
-pipeline_tag: text-to-speech
-tags: [voxtral, voice-cloning]
----
-{MARK}
-
-# {title}
-
-{text}
-## Where the encoder comes from
-
-| | |
-| --- | --- |
-{table}
-SHA-256 of its tensors: `{sha256}`
-
-## License and consent
-
-{LICENSE} (no commercial use): the weights of {HUB_ID} are under it, and what is made from
-them, as an encoder trained against them is, falls under the same license.
-
-Clone a voice only if the person agreed.
-"""
+    return Template((Path(__file__).parent / "model_card.md").read_text()).substitute(
+        # The hub reads the first lines; the base model is named only where the sizes are its.
+        base=f"base_model: {HUB_ID}\n" if shapes == release else "",
+        mark=MARK,
+        size=f"{encoder.parameters / 1e6:.1f} M parameters, {encoder.parameters * 2 / 1e6:.1f} MB, bf16",
+        release=HUB_ID,
+        license=LICENSE,
+        injected=injected,
+        rows="".join(f"| {_plain(key)} | {_plain(value)} |\n" for key, value in shareable(rows).items()),
+        sha256=encoder.sha256,
+    )
 
 
 def _plain(value: Any) -> str:
@@ -266,8 +229,3 @@ def _plain(value: Any) -> str:
         value = ", ".join(value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return re.sub(r"([\\`*<>|\[\]])", r"\\\1", " ".join(text.split()))[:500]
-
-
-def _code(value: Any) -> str:
-    """A value between backticks."""
-    return " ".join(str(value or "not recorded").replace("`", "'").split())
