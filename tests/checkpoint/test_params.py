@@ -155,7 +155,7 @@ def test_a_folder_of_another_model_is_told_from_an_incomplete_one(tmp_path: Path
     with pytest.raises(CheckpointError, match=r"params\.json is missing; name the folder of a Voxtral"):
         read_params(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(CheckpointError, match=r"holds another model \(its config\.json says 'llama'"):
+    with pytest.raises(CheckpointError, match=r"holds another model \(config\.json says 'llama'"):
         read_params(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "voxtral_tts"}')
     with pytest.raises(CheckpointError, match="a converted Voxtral TTS checkpoint"):

@@ -98,6 +98,18 @@ def test_what_a_library_writes_to_the_temporary_path_takes_the_files_place(tmp_p
     assert os.listdir(tmp_path) == ["a.bin"]
 
 
+def test_a_library_that_makes_the_file_anew_does_not_change_its_permissions(tmp_path: Path) -> None:
+    def library(temporary: Path) -> None:
+        temporary.unlink()
+        temporary.touch(0o600)
+
+    umask = os.umask(0)
+    os.umask(umask)
+    with replacing(tmp_path / "a") as temporary:
+        library(temporary)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
 def test_a_full_disk_is_the_systems_sentence_whatever_the_library_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -298,7 +298,7 @@ def _why_no_params(folder: Path) -> str:
         kind = "unknown"
     what = "a converted Voxtral TTS checkpoint" if kind == MODEL_TYPE else "another model"
     return (
-        f"{folder} holds {what} (its config.json says {kind!r}, and {folder}/params.json is missing); name the "
+        f"{folder} holds {what} (config.json says {kind!r}, and {folder}/params.json is missing); name the "
         "original folder of a Voxtral TTS checkpoint, with params.json and consolidated.safetensors."
     )
 

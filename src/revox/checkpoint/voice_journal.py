@@ -86,7 +86,7 @@ def is_file_name(name: str) -> bool:
 
 
 def stage_file(folder: Path, name: str, suffix: str, content: Content) -> None:
-    """Lay one of a voice's new files ready; nothing is changed yet."""
+    """Stage one of a voice's new files; the voices do not change yet."""
     stage = folder / _WORK / "stage"
     stage.mkdir(exist_ok=True)
     replace_file(stage / f"{name}{suffix}", content)
@@ -137,8 +137,8 @@ def _apply(folder: Path, entry: Mapping[str, Any]) -> None:
     """Do what the journal says. Every step may be done again after a kill; the order is the module's."""
     name, stage = entry["name"], folder / _WORK / "stage"
     if entry["operation"] == "remove" or entry["unlist"]:
-        _set_param(folder, name, None)
-        _set_tekken(folder, name, None)
+        _set_in_json(folder / "params.json", _PARAM_KEYS, name, None)
+        _set_in_json(folder / "tekken.json", _TEKKEN_KEYS, name, None)
     home = _own_voice_folder(folder)
     if entry["operation"] == "remove":
         for suffix in reversed(SUFFIXES) if is_file_name(name) else ():
@@ -147,18 +147,18 @@ def _apply(folder: Path, entry: Mapping[str, Any]) -> None:
         if not entry["codes"]:
             (home / f"{name}.codes.safetensors").unlink(missing_ok=True)
         for suffix in SUFFIXES:
-            # Not there: it went home before the kill.
+            # A file that is not there was moved before the kill.
             with contextlib.suppress(FileNotFoundError):
                 os.replace(stage / f"{name}{suffix}", home / f"{name}{suffix}")
         sync_folder(home)
         if not (home / f"{name}.pt").is_file():
-            # Somebody emptied the staging folder: a voice without rows must not be listed.
+            # The staged files were deleted: a voice without an embedding must not be listed.
             (folder / _WORK / "journal.json").unlink()
             raise VoiceError(
                 f"the interrupted change to voice {name!r} lost its staged files; add the voice again"
             )
-        _set_tekken(folder, name, entry["rows"])
-        _set_param(folder, name, entry["id"])
+        _set_in_json(folder / "tekken.json", _TEKKEN_KEYS, name, entry["rows"])
+        _set_in_json(folder / "params.json", _PARAM_KEYS, name, entry["id"])
     if isinstance(entry.get("event"), dict):
         consent_log.append(consent_log_path(folder), entry["event"], once=True)
     (folder / _WORK / "journal.json").unlink()
@@ -192,14 +192,6 @@ def _clear_leftovers(folder: Path) -> None:
     for name in ("params.json", "tekken.json"):
         for path in folder.glob(f".{name}.*.tmp"):
             path.unlink(missing_ok=True)
-
-
-def _set_param(folder: Path, name: str, value: int | None) -> None:
-    _set_in_json(folder / "params.json", _PARAM_KEYS, name, value)
-
-
-def _set_tekken(folder: Path, name: str, value: int | None) -> None:
-    _set_in_json(folder / "tekken.json", _TEKKEN_KEYS, name, value)
 
 
 def _holder(path: Path, data: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:

@@ -37,8 +37,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         with open(temporary, "xb") as file, contextlib.suppress(FileNotFoundError):
             os.fchmod(file.fileno(), path.stat().st_mode & 0o777 | 0o200)
+        mode = temporary.stat().st_mode & 0o777
         yield temporary
         with open(temporary, "rb") as file:
+            os.fchmod(file.fileno(), mode)  # some libraries make the file anew, for its owner alone
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
