@@ -12,7 +12,7 @@ import numpy as np
 from lab.data import KINDS
 from lab.recover_arms import Arm
 from lab.recover_experiment import Experiment, Line
-from revox.evaluation.report import Report, markdown
+from revox.evaluation.report import EvaluationReport, markdown
 from revox.evaluation.tables import Column, Table, make_row
 from revox.speech.files import replace_file, replacing
 
@@ -101,7 +101,7 @@ def write_tables(path: Path, arms: Sequence[Arm], lines: Sequence[Line], experim
     """Tables of what there is in `lines` to `path` (Markdown), the curves beside it."""
     tables, figures = _tables(arms, lines)
     drawn = draw_curves(path.with_name(CURVES_FILE), arms, lines)
-    report = Report("The lab's encoder, restored", _facts(arms, lines, experiment), tables, [], [])
+    report = EvaluationReport("The lab's encoder, restored", _facts(arms, lines, experiment), tables, [], [])
     text = markdown(report)
     text += "\n" + goals_table(arms, figures) + "\n" + _times(arms, lines)
     if drawn:

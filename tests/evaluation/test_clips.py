@@ -87,7 +87,7 @@ def test_transcripts_in_another_encoding_are_a_sentence(folder, tmp_path):
     path = tmp_path / "said.txt"
     for encoding in ("latin-1", "utf-16"):
         path.write_text("d.flac café", encoding=encoding)
-        with pytest.raises(EvaluationError, match=r"said\.txt cannot be read .*no UTF-8 text"):
+        with pytest.raises(EvaluationError, match=r"said\.txt cannot be read .*not UTF-8 text"):
             find_clips(folder, transcripts=path)
     with pytest.raises(EvaluationError, match="Is a directory"):
         find_clips(folder, transcripts=tmp_path)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from revox.cli.evaluate_command import app
+from revox.cli.main import build_app
 from revox.coding.errors import CodingError
 from revox.coding.invert import InversionResult
 from revox.evaluation import codec_table
@@ -31,8 +31,8 @@ def _no_subject_is_kept(one_thread):
     open_subject.cache_clear()
 
 
-class Ear:
-    """Hears the same words in everything; the real ones are tested where they live."""
+class SameWords:
+    """The same transcript of everything; the real recognizers have tests of their own."""
 
     def transcribe(self, audio):
         return "good day"
@@ -40,7 +40,7 @@ class Ear:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch, tiny_preset_codes):
-    monkeypatch.setattr("revox.metrics.intelligibility.PocketsphinxRecognizer", lambda grammar: Ear())
+    monkeypatch.setattr("revox.metrics.intelligibility.PocketsphinxRecognizer", lambda grammar: SameWords())
     monkeypatch.setattr(
         "revox.coding.presets.preset_codes", lambda *_, **__: list(tiny_preset_codes.values())[:3]
     )
@@ -101,7 +101,7 @@ def test_the_codec_tables(tiny_checkpoint_with_encoder, found, tmp_path):
 def test_a_second_run_measures_nothing_again(tiny_checkpoint_with_encoder, found, tmp_path, monkeypatch):
     setup = setup_of(tiny_checkpoint_with_encoder, tmp_path, seeds=1)
     first = evaluate("codec", setup, found)
-    monkeypatch.setattr(codec_table, "_measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(codec_table, "measure", lambda *_: pytest.fail("measured again"))
     again = evaluate("codec", setup, found)
     assert again.tables == first.tables
     with pytest.raises(pytest.fail.Exception):  # another setting is another measurement
@@ -146,7 +146,7 @@ def test_the_cloning_table_by_inversion(tiny_checkpoint, found, tmp_path, monkey
 
 def test_what_cannot_be_measured_is_a_sentence(tiny_checkpoint, clips, found, tmp_path):
     with pytest.raises(CodingError, match=r"no whole encoder.*--method auto"):
-        evaluate("codec", setup_of(tiny_checkpoint, tmp_path), found)
+        evaluate("codec", setup_of(tiny_checkpoint, tmp_path, method="encoder"), found)
     with pytest.raises(CodingError, match="no method 'magic'"):
         evaluate("codec", setup_of(tiny_checkpoint, tmp_path, method="magic"), found)
     bad = [clip for clip in found if clip.name in ("short.wav", "broken.wav")]
@@ -158,7 +158,7 @@ def test_what_cannot_be_measured_is_a_sentence(tiny_checkpoint, clips, found, tm
     ("settings", "sentence"),
     [
         ({"device": "potato"}, "device 'potato' is not available"),
-        ({"seconds": float("nan")}, "nan seconds of each clip cannot be taken"),
+        ({"seconds": float("nan")}, "nan seconds of each clip cannot be used"),
         ({"seconds": float("inf")}, "give 1 to 600"),
         ({"seeds": 0}, "give 1 or more"),
     ],
@@ -173,7 +173,7 @@ def test_options_that_cannot_be_are_refused_before_the_checkpoint_is_looked_for(
     big = tmp_path / "big.jsgf"
     big.write_text("#JSGF V1.0; grammar g; public <g> = " + "one | " * 50_000 + "two;")
     arguments = ["codec", "nowhere", "--clips", str(clips), "--out", str(tmp_path / "out")]
-    result = CliRunner().invoke(app, [*arguments, option.format(big=big)])
+    result = CliRunner().invoke(build_app(), ["evaluate", *arguments, option.format(big=big)])
     refused = result.exit_code == 2 or "give a smaller grammar" in str(result.exception)
     assert refused, result.output
     assert not (tmp_path / "out").exists()
@@ -191,9 +191,9 @@ def test_a_missing_judge_is_said_before_the_work(tiny_checkpoint, found, tmp_pat
 
 def test_the_command_writes_the_report(tiny_checkpoint_with_encoder, clips, tmp_path):
     result = CliRunner().invoke(
-        app,
-        ["codec", str(tiny_checkpoint_with_encoder), "--clips", str(clips), "--out", str(tmp_path / "out"),
-         "--limit", "1", "--seeds", "1"],
+        build_app(),
+        ["evaluate", "codec", str(tiny_checkpoint_with_encoder), "--clips", str(clips),
+         "--out", str(tmp_path / "out"), "--limit", "1", "--seeds", "1"],
         env={"COLUMNS": "200"},
     )  # fmt: skip
     assert result.exit_code == 0, result.output

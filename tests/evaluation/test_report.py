@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from html.parser import HTMLParser
 
-from revox.evaluation.report import ClipScores, Report, html, markdown, write_report
+from revox.evaluation.report import ClipScores, EvaluationReport, html, markdown, write_report
 from revox.evaluation.tables import Cell, Column, Row, Table
 
 WICKED = '<script>alert("x")</script> | a & b'
@@ -20,10 +20,10 @@ def report():
         Row(WICKED, "floor"),
     ]
     clip = ClipScores(
-        WICKED, "ada", "human", WICKED, {"decoded": [{"mel": 0.5, "heard": WICKED}, {"mel": 0.6}]},
+        WICKED, "ada", "human", WICKED, {"decoded": [{"mel": 0.5, "transcript": WICKED}, {"mel": 0.6}]},
         {"decoded": "sounds/a.mp3"},
     )  # fmt: skip
-    return Report(
+    return EvaluationReport(
         "revox evaluate codec", {"clips": WICKED}, [Table("Codec", columns, rows, [WICKED])], [clip], [WICKED]
     )
 
@@ -45,7 +45,7 @@ class Page(HTMLParser):
 def test_the_page_shows_names_as_they_are_and_runs_none_of_them():
     page = Page(html(report()))
     assert "script" not in page.tags
-    assert page.text.count(WICKED) >= 6  # fact, row, note, left out, clip's name, text, heard
+    assert page.text.count(WICKED) >= 6  # fact, row, note, left out, clip's name, text, transcript
     assert page.sources == ["sounds/a.mp3"]
     assert "0.50 [0.41, 0.60]" in page.text
     assert "0.55" in page.text  # the clip's mean over seeds

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from revox.evaluation.cache import Cache, file_identity, folder_identity, key_of
+from revox.evaluation.cache import Cache, file_identity, folder_identity
 from revox.evaluation.errors import EvaluationError
 from revox.evaluation.workers import for_each
 
@@ -22,7 +22,7 @@ def squared(x):
 
 def test_processes_share_the_work_and_keep_its_order():
     seen = []
-    results = for_each(squared, [(x,) for x in range(5)], 2, lambda done, of, what: seen.append((done, of)))
+    results = for_each(squared, [(x,) for x in range(5)], 2, lambda at: seen.append((at.done, at.total)))
     assert [value for value, _ in results] == [0, 1, 4, 9, 16]
     assert os.getpid() not in {process for _, process in results}
     assert seen == [(i, 5) for i in range(6)]
@@ -45,14 +45,14 @@ def test_a_process_that_the_system_ends_is_a_sentence():
         for_each(ended_from_outside, [(1,), (2,)], 2)
 
 
-def deaf(x):
+def ctrl_c_is_blocked(x):
     return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_ctrl_c_is_for_the_first_process_alone():
     # The mask is the system's own and set before a process begins: there is no moment at which one hears it.
-    assert for_each(deaf, [(1,), (2,)], 2) == [True, True]
-    assert not deaf(0)
+    assert for_each(ctrl_c_is_blocked, [(1,), (2,)], 2) == [True, True]
+    assert not ctrl_c_is_blocked(0)
 
 
 def told_and_asleep(x):
@@ -87,7 +87,7 @@ def test_what_was_done_before_an_interruption_is_not_done_again(tmp_path):
                 raise KeyboardInterrupt
             return {"x": x}
 
-        return cache.record(key_of(x=x), make)
+        return cache.record(str(x), make)
 
     tasks = [(x,) for x in range(4)]
     with pytest.raises(KeyboardInterrupt):
@@ -113,7 +113,7 @@ def test_a_damaged_record_is_made_again(tmp_path):
     ):
         path.write_bytes(damage)
         assert cache.record("k", lambda: {"a": 2}) == {"a": 2}
-        assert Cache(tmp_path).find("k") == {"a": 2}
+        assert cache.record("k", lambda: pytest.fail("made again")) == {"a": 2}
 
 
 def test_codes_come_back_from_the_cache_as_they_were(tmp_path):

@@ -11,6 +11,7 @@ SHARED_CLASSES: set[str] = {
     "Speaker",
     "Spoken",
     "_Progress",
+    "Utterance",
 }
 
 # Functions with more than eight parameters.
@@ -114,12 +115,8 @@ TERMS: set[str] = {
     "revox.serving.decode_apart: said",
     "revox.serving.engine: wake",
     "revox.serving.keys: kept",
-    "revox.serving.page_routes: heard",
     "revox.serving.page_routes: judge",
     "revox.serving.settings: pace",
-    "revox.serving.speaking: manner",
-    "revox.serving.speaking: one off",
-    "revox.serving.settings: said",
     "revox.serving.speech_request: manner",
     "revox.serving.speech_routes: told",
     "revox.serving.speech_socket: told",

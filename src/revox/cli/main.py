@@ -20,7 +20,7 @@ COMMANDS = {
     "voice": ("revox.cli.voice_command", "app", True),
     "inject": ("revox.cli.inject_command", "command", False),
     "encoder": ("revox.cli.encoder_command", "app", True),
-    "evaluate": ("revox.cli.evaluate_command", "app", True),
+    "evaluate": ("revox.cli.evaluate_command", "command", False),
     "train": ("revox.cli.train_command", "app", True),
     "deploy": ("revox.cli.deploy_command", "app", True),
     "serve": ("revox.cli.serve_command", "command", False),

@@ -1,1 +1,1 @@
-"""Bench, comparison, reports and pictures."""
+"""Tables about a checkpoint, from a folder of clips; reports and pictures."""

@@ -1,4 +1,4 @@
-"""A folder of clips -> what is known of each: whose voice, which group, what is said."""
+"""The clips of a folder, with speaker, group and transcript where known."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MANIFESTS = ("manifest.csv", "manifest.jsonl")
 
 @dataclass(frozen=True)
 class Clip:
-    """One recording. `name` is its path inside the folder; `group` keeps unlike speech apart in tables."""
+    """One recording. `name` is its path inside the folder; each `group` has tables of its own."""
 
     path: Path
     name: str
@@ -38,9 +38,9 @@ def find_clips(
     With a manifest (CSV with a header, or JSONL; by default `manifest.csv` or `manifest.jsonl` in the
     folder): its entries, columns `file` (inside the folder), and where known `speaker`, `group`, `text`.
     Without: every audio file; the speaker is the file's stem, the group the subfolder. `transcripts` adds
-    texts: one clip a line, its file name or stem, a space or tab, the words (as LibriSpeech has them).
-    `limit` takes so many of each group. Nothing outside the folder is read: a link or an entry that leads
-    out is refused.
+    texts: one clip a line, its file name or stem, a space or tab, the words (as in LibriSpeech). `limit`
+    clips of each group are taken. Nothing outside the folder is read: a link or an entry that leads out of it
+    is refused.
 
     Raises EvaluationError when there is no clip, or a file cannot be read as described.
     """
@@ -89,10 +89,10 @@ def _found(folder: Path) -> list[Clip]:
         hidden = any(part.startswith(".") for part in relative.parts)
         if path.suffix.lower() not in AUDIO_ENDINGS or hidden or not path.is_file():
             continue
-        # Bytes of a name that are no UTF-8 could not be written into a report.
-        told = Path(os.fsencode(relative).decode("utf-8", "backslashreplace"))
-        group = told.parts[0] if len(told.parts) > 1 else ""
-        clips.append(Clip(_inside(folder, path), told.as_posix(), told.stem, group))
+        # Bytes of a name that are not UTF-8 could not be written into a report.
+        printable = Path(os.fsencode(relative).decode("utf-8", "backslashreplace"))
+        group = printable.parts[0] if len(printable.parts) > 1 else ""
+        clips.append(Clip(_inside(folder, path), printable.as_posix(), printable.stem, group))
     return clips
 
 
@@ -121,15 +121,13 @@ def _entries(manifest: Path) -> list[dict]:
             entries = [json.loads(line) for line in text.splitlines() if line.strip()]
         else:
             entries = list(csv.DictReader(text.splitlines()))
-        json.dumps(
-            entries, ensure_ascii=False
-        ).encode()  # half a surrogate could not be written into a report
+        json.dumps(entries, ensure_ascii=False).encode()  # half a surrogate could not be written
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise EvaluationError(
             f"{manifest} cannot be read as a list of clips ({error}); give CSV with a header, or JSONL"
         ) from None
     if not all(isinstance(entry, dict) for entry in entries):
-        raise EvaluationError(f"{manifest} holds lines that are no JSON objects; give one object a line")
+        raise EvaluationError(f"{manifest} holds lines that are not JSON objects; give one object a line")
     return entries
 
 
@@ -144,7 +142,7 @@ def _transcripts(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise EvaluationError(
             f"{path} cannot be read as transcripts ({why}); save it as UTF-8 text"
         ) from None

@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import platform
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from revox.checkpoint.inspect import inspect
 from revox.evaluation import acceptance_table, cloning_table, codec_table
 from revox.evaluation.clips import Clip, partners
 from revox.evaluation.errors import EvaluationError
-from revox.evaluation.report import ClipScores, Report
-from revox.evaluation.subject import Setup, open_subject
+from revox.evaluation.report import ClipScores, EvaluationReport
+from revox.evaluation.subject import Setup, measured, open_subject
 from revox.evaluation.tables import Table
-from revox.evaluation.workers import Progress, for_each
+from revox.evaluation.workers import for_each
+from revox.progress import ProgressCallback, ignore_progress
 from revox.speech import AudioError
 from revox.speech.read import MAX_SECONDS
 
@@ -27,86 +29,83 @@ DEFAULT_TEXTS = (
     "Please come to the library at quarter to nine.",
     "Today is Monday the third of June.",
 )
-"""Plain English that the lab's narrow domain knows too."""
+"""Plain English, also in the lab's domain."""
 
 Measured = list[tuple[Clip, dict[str, Any]]]
 
 
 def evaluate(
-    kind: str, setup: Setup, clips: Sequence[Clip], jobs: int = 1, progress: Progress | None = None
-) -> Report:
+    kind: str,
+    setup: Setup,
+    clips: Sequence[Clip],
+    jobs: int = 1,
+    progress: ProgressCallback = ignore_progress,
+) -> EvaluationReport:
     """Measure `clips` and make the tables of `kind`, one set for each group of clips.
 
-    What is measured is kept under `setup.out`: after Ctrl-C, or with more clips, the same call goes on where
-    it was. `jobs` processes share the work. Clips that cannot be measured are left out, with the reason.
-    Raises EvaluationError when nothing can be measured, MetricError when a judge is missing, CheckpointError
-    when the checkpoint cannot be used, SpeakError for a device that is not there.
+    Measurements are saved under `setup.out`: after Ctrl-C, or with more clips, the same call resumes. `jobs`
+    processes share the work. Clips that cannot be measured are left out, with the reason. Raises
+    EvaluationError when nothing can be measured, CodingError for a method that the checkpoint cannot use,
+    MetricError when a library is missing, CheckpointError when the checkpoint cannot be used, SpeakError for
+    a device that is not there.
     """
     if kind not in KINDS:
         raise EvaluationError(f"{kind!r} cannot be evaluated; choose one of {', '.join(KINDS)}")
-    setup = _checked(setup, kind)
-    _judges_are_there(setup)
-    clips, left_out = _codes(setup, clips, jobs, progress)
+    setup = _checked(setup)
+    subject = open_subject(setup)
+    _ = subject.recognizer, subject.verifier  # a library that is missing shows now, not after an hour
+    clips, left_out = _with_codes(setup, clips, jobs, progress)
     others = partners(clips)
+
+    def each(measure: Callable[..., dict[str, Any]], more: Callable[[Clip], tuple[Any, ...]]) -> Measured:
+        tasks = [(kind, measure, setup, clip, *more(clip)) for clip in clips]
+        return list(zip(clips, for_each(measured, tasks, jobs, progress, "scores"), strict=True))
+
+    make: Callable[[Measured, str], list[Table]]
     if kind == "codec":
-        measured = _each(codec_table.measure, setup, clips, lambda c: (others[c.name],), jobs, progress)
-        make: Callable[[Measured, str], list[Table]] = lambda group, title: codec_table.codec_tables(  # noqa: E731
-            setup, group, title
-        )
+        found = each(codec_table.measure, lambda c: (others[c.name],))
+        make = partial(codec_table.codec_tables, setup)
     elif kind == "cloning":
         presets: Sequence[str | None] = acceptance_table.preset_names(setup) or [None]
         turn = {clip.name: presets[i % len(presets)] for i, clip in enumerate(clips)}
-        measured = _each(
-            cloning_table.measure, setup, clips, lambda c: (others[c.name], turn[c.name]), jobs, progress
-        )
-        make = lambda group, title: cloning_table.cloning_tables(setup, group, title)  # noqa: E731
+        found = each(cloning_table.measure, lambda c: (others[c.name], turn[c.name]))
+        make = partial(cloning_table.cloning_tables, setup)
     else:
+        acceptance_table.preset_embeddings(setup)  # what is missing shows before any work
         names = acceptance_table.preset_names(setup)
-        acceptance_table.preset_rows(setup)  # says what is missing before any work
-        tasks = [(setup, name, text) for name in names for text in setup.texts]
-        own = for_each(acceptance_table.measure_preset, tasks, jobs, progress, "the model's own speech")
-        voices = {clip.name: _voice_of(clip, clips) for clip in clips}
-        measured = _each(
-            acceptance_table.measure_clip,
-            setup,
-            clips,
-            lambda c: (voices[c.name], others[c.name]),
-            jobs,
-            progress,
-        )
-        make = lambda group, title: acceptance_table.acceptance_tables(setup, own, group, title)  # noqa: E731
+        speech = ("own speech", acceptance_table.measure_preset, setup)
+        tasks = [(*speech, name, text) for name in names for text in setup.texts]
+        own = for_each(measured, tasks, jobs, progress, "the model's own speech")
+        found = each(acceptance_table.measure, lambda c: (_voice_of(c, clips), others[c.name]))
+        make = partial(acceptance_table.acceptance_tables, setup, own)
     tables = []
     for name in dict.fromkeys(clip.group for clip in clips):
-        group = [(clip, record) for clip, record in measured if clip.group == name]
+        group = [(clip, record) for clip, record in found if clip.group == name]
         tables += make(group, f"{name or 'all clips'} ({_count(group)})")
-    return Report(f"revox evaluate {kind}", _facts(setup, clips), tables, _by_clip(measured), left_out)
+    scores = [_clip_scores(clip, record) for clip, record in found]
+    return EvaluationReport(f"revox evaluate {kind}", _facts(setup, clips), tables, scores, left_out)
 
 
-def _checked(setup: Setup, kind: str) -> Setup:
-    has_encoder = setup.encoder is not None or inspect(setup.checkpoint).encoder == "complete"
-    setup.coding.ways(has_encoder)
+def _checked(setup: Setup) -> Setup:
     if setup.seeds < 1:
         raise EvaluationError(f"{setup.seeds} seeds measure nothing; give 1 or more")
     if not 1 <= setup.seconds <= MAX_SECONDS:  # nor is nan
         raise EvaluationError(
-            f"{setup.seconds:g} seconds of each clip cannot be taken; give 1 to {MAX_SECONDS:g}"
+            f"{setup.seconds:g} seconds of each clip cannot be used; give 1 to {MAX_SECONDS:g}"
         )
     if setup.device is not None:
         find_device(setup.device)
+    has_encoder = setup.encoder is not None or inspect(setup.checkpoint).encoder == "complete"
+    setup.coding.ways(has_encoder)
+    if setup.method == "auto":
+        setup = dataclasses.replace(setup, method="encoder" if has_encoder else "inversion")
     if not setup.texts:
         setup = dataclasses.replace(setup, texts=DEFAULT_TEXTS)
     return setup.identified()
 
 
-def _judges_are_there(setup: Setup) -> None:
-    """Raises MetricError now, not after an hour, when a judge cannot be had."""
-    subject = open_subject(setup)
-    _ = subject.recognizer
-    _ = subject.speakers
-
-
 def _code(setup: Setup, clip: Clip) -> str | None:
-    """A clip's codes into the cache; why not, if they cannot be had."""
+    """Find a clip's codes, into the cache; returns why not if that fails."""
     try:
         open_subject(setup).codes(clip)
     except (AudioError, EvaluationError) as error:
@@ -114,28 +113,16 @@ def _code(setup: Setup, clip: Clip) -> str | None:
     return None
 
 
-def _codes(
-    setup: Setup, clips: Sequence[Clip], jobs: int, progress: Progress | None
+def _with_codes(
+    setup: Setup, clips: Sequence[Clip], jobs: int, progress: ProgressCallback
 ) -> tuple[list[Clip], list[str]]:
     problems = for_each(_code, [(setup, clip) for clip in clips], jobs, progress, f"codes by {setup.method}")
-    kept = [clip for clip, problem in zip(clips, problems, strict=True) if problem is None]
+    usable = [clip for clip, problem in zip(clips, problems, strict=True) if problem is None]
     left_out = [problem for problem in problems if problem is not None]
-    if not kept:
+    if not usable:
         why = left_out[0] if left_out else "there are no clips"
         raise EvaluationError(f"none of {len(clips)} clips can be measured: {why}")
-    return kept, left_out
-
-
-def _each(
-    measure: Callable[..., dict[str, Any]],
-    setup: Setup,
-    clips: Sequence[Clip],
-    more: Callable[[Clip], tuple[Any, ...]],
-    jobs: int,
-    progress: Progress | None,
-) -> Measured:
-    tasks = [(setup, clip, *more(clip)) for clip in clips]
-    return list(zip(clips, for_each(measure, tasks, jobs, progress, "scores"), strict=True))
+    return usable, left_out
 
 
 def _voice_of(clip: Clip, clips: Sequence[Clip]) -> Clip:
@@ -166,24 +153,18 @@ def _facts(setup: Setup, clips: Sequence[Clip]) -> dict[str, str]:
         "clips": f"{len(clips)}, up to {setup.seconds:g} s of each",
         "seeds": str(setup.seeds),
         "recognizer": f"{Path(setup.recognizer).name}{grammar}",
-        "speaker judge": "Resemblyzer; it is in no objective",
+        "speaker verification": "Resemblyzer, which is in no objective",
         "date": datetime.date.today().isoformat(),
         "revox": f"{__version__}, Python {platform.python_version()}, {platform.machine()}",
     }
 
 
-def _by_clip(measured: Measured) -> list[ClipScores]:
-    found = []
-    for clip, record in measured:
-        rows = {
-            # An embedding is 256 numbers that nobody reads.
-            name: [{k: v for k, v in scores.items() if k != "voice"} for scores in seeds]
-            for name, seeds in {**record["rows"]}.items()
-        }
-        for name, seeds in record.get("voice_embedding", {}).items():
-            rows.setdefault(name, [{} for _ in seeds])
-            rows[name] = [a | b for a, b in zip(rows[name], seeds, strict=False)] or seeds
-        found.append(
-            ClipScores(clip.name, clip.speaker, clip.group, clip.text, rows, record.get("sounds", {}))
-        )
-    return found
+def _clip_scores(clip: Clip, record: dict[str, Any]) -> ClipScores:
+    # An embedding is 256 numbers that nobody reads.
+    rows = {
+        name: [{k: v for k, v in scores.items() if k != "voice"} for scores in seeds]
+        for name, seeds in record["rows"].items()
+    }
+    for name, seeds in record.get("embeddings", {}).items():
+        rows[name] = [a | b for a, b in zip(rows.get(name) or [{}] * len(seeds), seeds, strict=False)]
+    return ClipScores(clip.name, clip.speaker, clip.group, clip.text, rows, record.get("sounds", {}))

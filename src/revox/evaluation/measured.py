@@ -1,4 +1,4 @@
-"""What all tables measure of a sound beside its original."""
+"""What all tables measure of a sound against its original."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from revox.evaluation.clips import Clip
 from revox.evaluation.subject import Setup, Subject
-from revox.evaluation.tables import Column, candidates, rank
+from revox.evaluation.tables import Column, Table, candidates, make_row, rank
 from revox.losses.spectral import mel_distance, multi_resolution_stft_loss
 from revox.metrics.intelligibility import normalize_text, word_error_rate
 from revox.metrics.perceptual import estoi, installed, pesq
@@ -25,8 +25,21 @@ Record = dict[str, Any]
 
 
 def embedding(subject: Subject, audio: Audio) -> list[float]:
-    """The voice of `audio` `[256]`, rounded to what a file need hold."""
-    return [round(float(x), 5) for x in subject.speakers.embed(audio)]
+    """The voice of `audio` `[256]`, rounded for a file."""
+    return [round(float(x), 5) for x in subject.verifier.embed(audio)]
+
+
+def reference_record(
+    subject: Subject, reference: Audio, rows: dict[str, list[Record]], sounds: Record
+) -> Record:
+    """A clip's record; the voice of its first half is what the recording itself is compared with."""
+    first, _ = halves(reference)
+    return {
+        "rows": rows,
+        "sounds": sounds,
+        "voice": embedding(subject, reference),
+        "first_half": embedding(subject, first),
+    }
 
 
 def halves(audio: Audio) -> tuple[Audio, Audio]:
@@ -51,21 +64,21 @@ def distances(reference: Audio, audio: Audio) -> Record:
 
 
 def words(subject: Subject, expected: str | None, audio: Audio) -> Record:
-    """What is `heard` in `audio`, its `word_errors` against `expected` and the number of `words` there."""
+    """The `transcript` of `audio`, its `word_errors` against `expected` and the number of `words` there."""
     if subject.recognizer is None:
         return {}
-    heard = subject.recognizer.transcribe(audio)
-    scores: Record = {"heard": heard}
+    transcript = subject.recognizer.transcribe(audio)
+    scores: Record = {"transcript": transcript}
     count = len(normalize_text(expected or "").split())
     if expected and count:
-        scores.update(word_errors=round(word_error_rate(expected, heard) * count), words=count)
+        scores.update(word_errors=round(word_error_rate(expected, transcript) * count), words=count)
     return scores
 
 
 def add_ranks(records: list[tuple[Clip, Record]], ceiling: str = RECORDING) -> int:
-    """`similarity` and `rank` of every sound's voice among the recordings'; gives how many a rank is among.
+    """Add `similarity` and `rank` of every sound's voice among the recordings'; returns how many it is among.
 
-    The ceiling's own are already there (its first half): a recording is not compared with itself.
+    A recording is compared with its own first half, not with itself.
     """
     references = np.array([record["voice"] for _, record in records])
     speakers = [clip.speaker for clip, _ in records]
@@ -74,13 +87,24 @@ def add_ranks(records: list[tuple[Clip, Record]], ceiling: str = RECORDING) -> i
             for scores in seeds:
                 if scores.get("voice") is None:
                     continue
-                judged, candidates_ = np.array(scores["voice"]), references
+                voice, among = np.array(scores["voice"]), references
                 if row == ceiling:
-                    candidates_ = references.copy()
-                    candidates_[own] = record["first_half"]
-                scores["similarity"] = float(candidates_[own] @ judged)
-                scores["rank"] = rank(judged, candidates_, speakers, own)
+                    among = references.copy()
+                    among[own] = record["first_half"]
+                scores["similarity"] = float(among[own] @ voice)
+                scores["rank"] = rank(voice, among, speakers, own)
     return candidates(speakers)
+
+
+def table_of(
+    title: str, kinds: dict[str, str], records: list[tuple[Clip, Record]], columns: list[Column]
+) -> Table:
+    """A table with a row for each of `kinds` (name -> kind) that has scores."""
+    rows = [
+        make_row(name, kind, [record["rows"].get(name, []) for _, record in records], columns)
+        for name, kind in kinds.items()
+    ]
+    return Table(title, columns, [row for row in rows if row.cells])
 
 
 def sound_columns(setup: Setup, among: int) -> list[Column]:
@@ -94,20 +118,15 @@ def sound_columns(setup: Setup, among: int) -> list[Column]:
         Column("stft", "STFT distance", "less"),
         Column("pesq", "PESQ", "more", unavailable=reason("pesq")),
         Column("estoi", "ESTOI", "more", unavailable=reason("pystoi")),
-        *speaker_columns(among),
-        word_column(setup),
+        *voice_columns(setup, among),
     ]
 
 
-def speaker_columns(among: int) -> list[Column]:
-    """Similarity to the recording, and its rank."""
+def voice_columns(setup: Setup, among: int) -> list[Column]:
+    """Similarity to the recording, its rank, and the word error rate pooled over clips."""
+    reason = "" if setup.recognizer != "none" else "no recognizer"
     return [
         Column("similarity", "speaker similarity", "more"),
         Column("rank", f"rank of {among}", "less", 1),
+        Column("word_errors", "word errors (%)", "less", 1, "ratio", "words", reason),
     ]
-
-
-def word_column(setup: Setup) -> Column:
-    """Word error rate, pooled over clips."""
-    reason = "" if setup.recognizer != "none" else "no recognizer"
-    return Column("word_errors", "word errors (%)", "less", 1, "ratio", "words", reason)

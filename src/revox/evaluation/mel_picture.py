@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +11,9 @@ import numpy as np
 
 from revox.speech.audio import Audio
 from revox.speech.errors import AudioError
+from revox.speech.files import replace_file
 
-_FLOOR, _CEILING = -60.0, 5.0  # dB about the clip's loud parts
+_FLOOR, _CEILING = -60.0, 5.0  # dB relative to the clip's loud parts
 _MELS = 96
 _TICKS = (0, 500, 1000, 2000, 4000, 8000)  # Hz
 
@@ -21,11 +21,11 @@ _TICKS = (0, 500, 1000, 2000, 4000, 8000)  # Hz
 def mel_picture(
     path: str | os.PathLike[str], clips: Sequence[tuple[str, Audio]], max_seconds: float = 30.0
 ) -> Path:
-    """Draw the mel spectrogram of each (title, audio) to a PNG, written beside and renamed; its path.
+    """Draw the mel spectrogram of each (title, audio) to a PNG; returns its path.
 
     All clips share the time axis (the first `max_seconds` of each) and the frequency axis (0 Hz to half the
-    highest rate, at most 12 kHz); each is shown in dB about its own loud parts. Raises AudioError when
-    there is nothing to draw, matplotlib is missing or the file cannot be written.
+    highest rate, at most 12 kHz); levels are in dB relative to each clip's loud parts. Raises AudioError
+    when there is nothing to draw, matplotlib is missing or the file cannot be written.
     """
     if not clips or any(audio.samples.shape[-1] == 0 for _, audio in clips):
         raise AudioError("There is no audio to draw; give at least one clip with samples.")
@@ -60,18 +60,18 @@ def mel_picture(
     figure.colorbar(image, ax=list(axes), label="dB", pad=0.01, aspect=15 * len(clips), shrink=0.9)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
-    return _replace(Path(path), buffer.getvalue())
+    return _write(Path(path), buffer.getvalue())
 
 
 def _band(hz: float, rate: int) -> float:
-    """Where `hz` lies on the axis of mel bands, 0 to `_MELS`."""
+    """The place of `hz` on the axis of mel bands, 0 to `_MELS`."""
     from revox.losses.stft import hz_to_mel
 
     return float(hz_to_mel(hz) / hz_to_mel(rate / 2)) * _MELS
 
 
 def _levels(audio: Audio, rate: int, seconds: float) -> np.ndarray:
-    """`[bands, frames]` in dB about the loudest 1 %, a frame each 10 ms, bands up to half of `rate`."""
+    """`[bands, frames]` in dB relative to the loudest 1 %, a frame each 10 ms, bands up to half of `rate`."""
     import torch
 
     from revox.losses.stft import hz_to_mel, mel_spectrogram, mel_to_hz
@@ -79,19 +79,16 @@ def _levels(audio: Audio, rate: int, seconds: float) -> np.ndarray:
     samples = torch.from_numpy(audio.mono().at(rate).samples[: round(seconds * rate)])
     n_fft = 1 << round(np.log2(rate * 0.043))
     mel = mel_spectrogram(samples, rate, n_fft, rate // 100, _MELS).double().numpy()
-    # Half of the unit-area norm is taken back, and hum is kept out of the scale: both would hide the speech.
-    centres = mel_to_hz(np.linspace(0, hz_to_mel(rate / 2), _MELS))
-    mel *= np.sqrt(np.maximum(centres, 1000.0) / 1000.0)[:, None]
+    # Half of the unit-area norm is undone, and hum does not set the scale: both would hide the speech.
+    centers = mel_to_hz(np.linspace(0, hz_to_mel(rate / 2), _MELS))
+    mel *= np.sqrt(np.maximum(centers, 1000.0) / 1000.0)[:, None]
     loud = max(float(np.percentile(mel[_MELS // 20 :], 99)), 1e-9)
     return 20 * np.log10(np.maximum(mel / loud, 1e-5))
 
 
-def _replace(path: Path, data: bytes) -> Path:
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+def _write(path: Path, data: bytes) -> Path:
     try:
-        beside.write_bytes(data)
-        os.replace(beside, path)
+        replace_file(path, data)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise AudioError(f"{path} cannot be written ({error.strerror}); choose another path.") from None
     return path

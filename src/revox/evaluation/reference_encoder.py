@@ -1,4 +1,4 @@
-"""The encoder put aside: read by scoring and by nothing else."""
+"""The lab's reference encoder: read for scoring and for nothing else."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from revox.model.voxtral import Voxtral
 
 
 def original_codec(checkpoint: Path, encoder: Path) -> Codec:
-    """The lab's codec with the encoder that was put aside in the file `encoder`, float32, frozen.
+    """The lab's codec with the reference encoder in the file `encoder`, float32, frozen.
 
     For scoring only: a method that restores the encoder must never see this. Raises EvaluationError when
     the file is missing or is not this checkpoint's encoder.
     """
     if not encoder.is_file():
         raise EvaluationError(
-            f"{encoder} is missing: the lab's encoder is kept outside its checkpoint, in that file"
+            f"{encoder} is missing; the lab's reference encoder is lab/reference-encoder/encoder.safetensors"
         )
     released: Voxtral = load_model(checkpoint, dtype=torch.float32, parts=("audio_tokenizer",))
     codec = Codec(released.audio_tokenizer.config, with_encoder=True)

@@ -1,4 +1,4 @@
-"""Tables as Markdown, JSON, and an HTML page with the sounds beside the numbers."""
+"""Tables as Markdown, JSON, and an HTML page with sounds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LABELS = {"ceiling": " (ceiling)", "floor": " (floor)", "subject": ""}
 HOW_TO_READ = (
     "Medians over clips (shares: means; word errors: all errors over all words) with 95 % bootstrap "
     "intervals over clips; with several seeds a clip counts with its mean. ↑ more is better, ↓ less is "
-    "better. A ceiling is what could be reached, a floor what something wrong would score."
+    "better. A ceiling is the best possible score, a floor that of something wrong."
 )
 
 
@@ -34,8 +34,8 @@ class ClipScores:
 
 
 @dataclass
-class Report:
-    """What was measured, of what, and what was left out."""
+class EvaluationReport:
+    """What was measured, of which clips, and what was left out."""
 
     title: str
     facts: dict[str, str]
@@ -45,7 +45,7 @@ class Report:
 
 
 def shown(cell: Cell | None, column: Column) -> str:
-    """A figure as a table shows it: `0.61 [0.55, 0.66]`, or why there is none."""
+    """A figure of a table as text: `0.61 [0.55, 0.66]`, or why there is none."""
     if column.unavailable:
         return column.unavailable
     if cell is None:
@@ -54,7 +54,7 @@ def shown(cell: Cell | None, column: Column) -> str:
     return value if cell.clips == 1 else f"{value} [{low}, {high}]"
 
 
-def markdown(report: Report) -> str:
+def markdown(report: EvaluationReport) -> str:
     """The report's tables as Markdown."""
     facts = [(_plain(key), _plain(value)) for key, value in report.facts.items()]
     lines = [f"# {_plain(report.title)}", "", *markdown_table(("", ""), facts), "", HOW_TO_READ]
@@ -78,15 +78,14 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[s
     return [f"| {' | '.join(row)} |" for row in cells]
 
 
-def as_json(report: Report) -> str:
-    """Everything, single clips and seeds included, as JSON."""
-    plain = dataclasses.asdict(report)
-    plain["how_to_read"] = HOW_TO_READ
+def as_json(report: EvaluationReport) -> str:
+    """Everything as JSON, including single clips and seeds."""
+    plain = {**dataclasses.asdict(report), "how_to_read": HOW_TO_READ}
     return json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
 
 
-def html(report: Report) -> str:
-    """One page; its sounds are files beside it. Names and texts are escaped."""
+def html(report: EvaluationReport) -> str:
+    """One page; its sounds are files in the same folder. Names and texts are escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -98,12 +97,12 @@ def html(report: Report) -> str:
     )
     page = environment.get_template("report.html.j2")
     return page.render(
-        report=report, how_to_read=HOW_TO_READ, shown=shown, arrows=ARROWS, marks=LABELS, brief=_brief
+        report=report, how_to_read=HOW_TO_READ, shown=shown, arrows=ARROWS, labels=LABELS, means=_means
     )
 
 
-def write_report(report: Report, folder: Path) -> list[Path]:
-    """report.md, report.json and report.html in `folder`; each written in one step."""
+def write_report(report: EvaluationReport, folder: Path) -> list[Path]:
+    """Write report.md, report.json and report.html into `folder`; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     contents = {"report.md": markdown(report), "report.json": as_json(report), "report.html": html(report)}
     for name, content in contents.items():
@@ -111,8 +110,8 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     return [folder / name for name in contents]
 
 
-def _brief(scores: list[dict[str, Any]], table: Table) -> list[str]:
-    """A clip's scores of one row, as far as the table has columns for them: means over seeds."""
+def _means(scores: list[dict[str, Any]], table: Table) -> list[str]:
+    """A clip's scores of one row in the table's columns: means over seeds."""
     found = []
     for column in table.columns:
         values = [s[column.key] for s in scores if s.get(column.key) is not None]
@@ -127,6 +126,6 @@ def _brief(scores: list[dict[str, Any]], table: Table) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Text that stays one cell of a Markdown table and makes no mark-up of its own."""
+    """Text without Markdown's own marks, on one line: one cell of a table."""
     escaped = "".join(f"\\{c}" if c in "\\|`*_<>[]#" else c for c in text)
     return " ".join(escaped.split())

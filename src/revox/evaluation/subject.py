@@ -1,12 +1,15 @@
-"""What is measured and by whom: a checkpoint, a way from sound to codes, and the judges. One a process."""
+"""The subject of an evaluation: a checkpoint, how codes are found, and the models that score."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +18,7 @@ from torch import Tensor
 from revox.api import Revox, load
 from revox.checkpoint.voices import Voice
 from revox.coding import Coder, CodingSettings, find_codes
-from revox.evaluation.cache import Cache, content_hash, file_identity, folder_identity, key_of
+from revox.evaluation.cache import Cache, file_identity, folder_identity
 from revox.evaluation.clips import Clip
 from revox.evaluation.errors import EvaluationError
 from revox.metrics.intelligibility import Recognizer, load_recognizer
@@ -23,27 +26,27 @@ from revox.metrics.perceptual import installed
 from revox.metrics.speaker import SpeakerVerifier
 from revox.model.codec import Codec
 from revox.speech import Audio, normalize_loudness, read_audio, whole_frames, write_audio
+from revox.speech.files import stamp_of
 
-VERSION = 3
-"""Of the measurements: what an older one measured is measured again."""
+VERSION = 4
+"""Of the measurements: those of older versions are made again."""
 
 MIN_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything a measurement depends on, apart from the clip; plain values, so that it can be sent to
-    another process.
+    """Everything a measurement depends on, apart from the clip; plain values, for other processes.
 
-    `method`, `refine` and `steps`: how codes are found (`CodingSettings`); `encoder`: a file with the lab's
-    reference encoder; `seconds` that are taken of each clip; `seeds`: how many, where there is
-    chance; `recognizer`: "none", "pocketsphinx" or a Whisper by path or hub id; `grammar`: JSGF text for
-    pocketsphinx; `texts` to be spoken.
+    `method`, `refine` and `steps`: how codes are found (`CodingSettings`). `encoder`: a file with the lab's
+    reference encoder. `seconds`: the most that is used of each clip. `seeds`: how many, where something is
+    random. `recognizer`: "none", "pocketsphinx" or "whisper:" and a path or hub id. `grammar`: JSGF text for
+    pocketsphinx. `texts`: to be spoken. `identity`: see `identified`.
     """
 
     checkpoint: Path
     out: Path
-    method: str = "encoder"
+    method: str = "auto"
     encoder: Path | None = None
     refine: int = 0
     steps: int | None = None
@@ -56,18 +59,15 @@ class Setup:
     identity: str = ""
 
     def identified(self) -> Setup:
-        """The same with the `identity` of all files that results depend on, and of the judges."""
-        local = Path(self.recognizer)
-        whisper = ""
-        if local.is_dir():
-            whisper = key_of(files={p.name: file_identity(p) for p in sorted(local.iterdir()) if p.is_file()})
-        identity = key_of(
-            version=VERSION,
-            checkpoint=folder_identity(self.checkpoint),
-            encoder=file_identity(self.encoder) if self.encoder else None,
-            whisper=whisper,
-            pesq=installed("pesq"),
-            pystoi=installed("pystoi"),
+        """The same with the `identity` of all files and libraries that results depend on."""
+        whisper = Path(self.recognizer.removeprefix("whisper:"))
+        files = sorted(path for path in whisper.iterdir() if path.is_file()) if whisper.is_dir() else []
+        identity = stamp_of(
+            VERSION,
+            folder_identity(self.checkpoint),
+            file_identity(self.encoder) if self.encoder else None,
+            {path.name: file_identity(path) for path in files},
+            [installed(library) for library in ("pesq", "pystoi")],
         )
         return dataclasses.replace(self, identity=identity)
 
@@ -76,25 +76,13 @@ class Setup:
         """How codes are found. Raises CodingError for settings that are not possible."""
         return CodingSettings(self.method, self.refine, self.steps)
 
-    def coding_key(self) -> dict[str, object]:
+    def coding_key(self) -> list[object]:
         """What the codes of a clip depend on."""
-        return {
-            "identity": self.identity,
-            "method": self.method,
-            "refine": self.refine,
-            "steps": self.steps,
-            "seconds": self.seconds,
-        }
+        return [self.identity, self.method, self.refine, self.steps, self.seconds]
 
-    def key(self) -> dict[str, object]:
+    def key(self) -> list[object]:
         """What a clip's scores depend on."""
-        return {
-            **self.coding_key(),
-            "seeds": self.seeds,
-            "recognizer": self.recognizer,
-            "grammar": self.grammar,
-            "texts": list(self.texts),
-        }
+        return [*self.coding_key(), self.seeds, self.recognizer, self.grammar, self.texts]
 
 
 @lru_cache(maxsize=1)
@@ -103,8 +91,17 @@ def open_subject(setup: Setup) -> Subject:
     return Subject(setup)
 
 
+def measured(
+    what: str, measure: Callable[..., dict[str, Any]], setup: Setup, *about: Clip | str | None
+) -> Any:
+    """`measure(subject, *about)`, from the cache if it was measured before; `what` names the measurement."""
+    subject = open_subject(setup)
+    parts = [[file_identity(one.path), one.name, one.text] if isinstance(one, Clip) else one for one in about]
+    return subject.cache.record(stamp_of(what, parts, setup.key()), lambda: measure(subject, *about))
+
+
 class Subject:
-    """A checkpoint under test, with its judges; each part is loaded when it is first asked for."""
+    """A checkpoint under evaluation, with the models that score; each part is loaded on first use."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
@@ -114,7 +111,7 @@ class Subject:
 
     @cached_property
     def tts(self) -> Revox:
-        """The checkpoint, of which only what is used is loaded."""
+        """The checkpoint; only the parts that are used are loaded."""
         return load(self.setup.checkpoint, device=self.setup.device, lazy=True)
 
     @cached_property
@@ -133,8 +130,8 @@ class Subject:
         return self.coder.codec
 
     @cached_property
-    def speakers(self) -> SpeakerVerifier:
-        """The speaker judge."""
+    def verifier(self) -> SpeakerVerifier:
+        """The speaker-verification model."""
         return SpeakerVerifier()
 
     @cached_property
@@ -143,17 +140,12 @@ class Subject:
         return load_recognizer(self.setup.recognizer, self.setup.grammar, self.setup.device or "cpu")
 
     @property
-    def preset_codes(self) -> list[Tensor]:
-        """Codes `[37, frames]` of the presets, as far as they can be recovered from their embeddings."""
-        return self.coder.preset_codes()
-
-    @property
     def rate(self) -> int:
         """Hz of everything that is compared."""
         return self.codec.config.sampling_rate
 
     def reference(self, clip: Clip) -> Audio:
-        """What is measured of a clip: its first seconds, mono, levelled, in whole frames.
+        """The part of a clip that is measured: its first seconds, mono, leveled, in whole frames.
 
         Raises AudioError when it cannot be read, EvaluationError when it is too short or silent.
         """
@@ -166,15 +158,15 @@ class Subject:
         return Audio(whole_frames(samples, self.codec.samples_per_frame, self.rate), self.rate)
 
     def codes(self, clip: Clip) -> Tensor:
-        """Codes `[37, frames]` of a clip, by the method under test."""
-        key = key_of(what="codes", clip=file_identity(clip.path), **self.setup.coding_key())
+        """Codes `[37, frames]` of a clip, by the method under evaluation."""
+        key = stamp_of("codes", file_identity(clip.path), self.setup.coding_key())
         return self.cache.codes(key, lambda: (self.encode(self.reference(clip)), True))[0]
 
     def encode(self, audio: Audio, method: str | None = None) -> Tensor:
-        """Codes `[37, frames]` of `audio` at the codec's rate, by the method under test or another."""
+        """Codes `[37, frames]` of `audio` at the codec's rate, by the method under evaluation or another."""
         settings = self.setup.coding if method is None else CodingSettings(method)
         found = find_codes(self.coder, torch.from_numpy(audio.samples.copy()), settings)
-        if found.stopped:  # by Ctrl-C: a search that was not finished is not a measurement
+        if found.stopped:  # by Ctrl-C: an unfinished search is not a measurement
             raise KeyboardInterrupt
         return found.codes
 
@@ -183,35 +175,36 @@ class Subject:
         device = self.codec.output_proj.conv.weight.device
         return Audio(self.codec.decode(codes[None].to(device))[0].float().cpu().numpy(), self.rate)
 
-    def voice(self, codes: Tensor, name: str = "clone") -> Voice:
+    def voice(self, codes: Tensor) -> Voice:
         """The voice of `codes` `[37, frames]`."""
+        model = self.tts.model
         with torch.inference_mode():
-            embedding = self.tts.model.mm_audio_embeddings.voice_embedding(codes.to(self.tts.model.device))
-        return Voice(name, codes, embedding.cpu().to(torch.bfloat16), {})
+            embedding = model.mm_audio_embeddings.voice_embedding(codes.to(model.device))
+        return Voice("clone", codes, embedding.cpu().to(torch.bfloat16), {})
 
     def spoken(self, text: str, voice: Voice, seed: int) -> tuple[Tensor, bool]:
-        """The codes `[37, frames]` that the model speaks `text` with in `voice`, and whether it ended itself.
+        """The codes `[37, frames]` of the model's speech of `text` in `voice`, and whether it ended itself.
 
-        It is given about twice the time that slow speech takes.
+        The limit is about twice the time that slow speech takes.
         """
-        rows = content_hash(voice.embedding.contiguous().view(torch.int16).numpy().tobytes())
-        key = key_of(what="speech", identity=self.setup.identity, rows=rows, text=text, seed=seed)
+        content = voice.embedding.contiguous().view(torch.int16).numpy().tobytes()
+        key = stamp_of("speech", self.setup.identity, hashlib.sha256(content).hexdigest(), text, seed)
 
         def make() -> tuple[Tensor, bool]:
-            said = self.tts.synthesize(text, voice, seed=seed, max_seconds=3 + len(text) / 5)
-            return said.codes, not said.audio.truncated
+            speech = self.tts.synthesize(text, voice, seed=seed, max_seconds=3 + len(text) / 5)
+            return speech.codes, not speech.audio.truncated
 
         return self.cache.codes(key, make)
 
-    def keep_sound(self, clip: Clip, row: str, audio: Audio) -> str:
-        """Write a sound for the report; its path beside it."""
+    def save_sound(self, clip: Clip, row: str, audio: Audio) -> str:
+        """Write a sound for the report; returns its path relative to the report."""
         stem = "".join(c if c.isascii() and c.isalnum() else "-" for c in f"{clip.name}-{row}")[-80:]
-        name = f"{stem}-{key_of(clip=clip.name, row=row)[:8]}.mp3"
+        name = f"{stem}-{stamp_of(clip.name, row)[:8]}.mp3"
         write_audio(self.sounds / name, audio)
         return f"sounds/{name}"
 
 
-def chance(clip: Clip, seed: int) -> int:
+def clip_seed(clip: Clip, seed: int) -> int:
     """A seed of its own for each clip: the same noise for all would hide how much clips differ."""
     return zlib.crc32(f"{clip.name} {seed}".encode())
 

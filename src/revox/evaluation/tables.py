@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ class Column:
     """A figure of a table.
 
     `better` is "more", "less" or "" (neither). `statistic` over clips: "median"; "mean" for shares; "ratio",
-    100 times the sum of `key` over the sum of `per`, for error rates. `unavailable` says why nobody has it.
+    100 times the sum of `key` over the sum of `per`, for error rates. `unavailable` says why it is missing.
     """
 
     key: str
@@ -30,8 +31,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure over clips: its value, the 95 % bootstrap interval, how many clips had it, and by how much it
-    moved between seeds (largest less smallest; None where there is no chance in it)."""
+    """A figure over clips: its value, the 95 % bootstrap interval, how many clips had it, and its range over
+    seeds (largest less smallest; None where nothing is random)."""
 
     value: float
     low: float
@@ -63,88 +64,80 @@ class Table:
         return next((r.cells.get(key) for r in self.rows if r.name == row), None)
 
 
-def summarise(clips: Sequence[Sequence[Scores]], column: Column) -> Cell | None:
+def summarize(clips: Sequence[Sequence[Scores]], column: Column) -> Cell | None:
     """One figure of one row: `clips` holds, for each clip, its scores with each seed.
 
-    A clip counts once, with the mean over its seeds: clips, not seeds, are what a table generalises over. The
-    interval is the percentile bootstrap's over clips (Efron and Tibshirani 1993, chapter 13), 2,000 resamples
-    with a fixed seed; of one clip it is the value itself.
+    A clip counts once, with the mean over its seeds: a table generalizes over clips, not over seeds. The
+    interval is scipy's percentile bootstrap over clips (Efron and Tibshirani 1993, chapter 13), 2,000
+    resamples with a fixed seed; of one clip it is the value itself.
     """
-    names = [column.key, *([column.per] if column.per else [])]
-    found = ([_figures(scores, names) for scores in seeds] for seeds in clips)
-    usable = [kept for seeds in found if (kept := [figures for figures in seeds if figures is not None])]
-    if not usable:
+    from scipy.stats import bootstrap
+
+    keys = [column.key, *([column.per] if column.per else [])]
+    usable = [figures for seeds in clips if (figures := _figures(seeds, keys))]
+    values = np.array([np.mean(seeds, axis=0) for seeds in usable])  # [clips, 1 or 2]
+    if not usable or (column.per and not values[:, 1].sum()):
         return None
     statistic = _STATISTICS[column.statistic]
-    values = np.array([np.mean(seeds, axis=0) for seeds in usable])  # [clips, 1 or 2]
-    if column.statistic == "ratio" and not values[:, 1].sum():
-        return None
-    value = float(statistic(values[None])[0])
-    low, high = bootstrap(values, statistic)
-    count = min(map(len, usable))
-    seed_range = None
-    if count > 1:
-        each = np.array([[seeds[i] for seeds in usable] for i in range(count)])
-        medians = statistic(each)
-        seed_range = float(medians.max() - medians.min())
+    value = low = high = float(statistic(*values.T))
+    if len(usable) > 1:
+        interval = bootstrap(
+            values.T,
+            statistic,
+            n_resamples=RESAMPLES,
+            paired=True,
+            vectorized=True,
+            method="percentile",
+            rng=0,
+        ).confidence_interval
+        low, high = float(interval.low), float(interval.high)
+    by_seed = [statistic(*np.array(one).T) for one in zip(*usable, strict=False)]
+    seed_range = float(max(by_seed) - min(by_seed)) if len(by_seed) > 1 else None
     return Cell(value, low, high, len(usable), seed_range)
 
 
-def _figures(scores: Scores, names: Sequence[str]) -> list[float] | None:
-    figures = [scores.get(name) for name in names]
-    return None if None in figures else [float(figure) for figure in figures if figure is not None]
+def _figures(seeds: Sequence[Scores], keys: Sequence[str]) -> list[list[float]]:
+    """The figures of each seed that has them all."""
+    found = ([scores.get(key) for key in keys] for scores in seeds)
+    return [[float(x) for x in figures if x is not None] for figures in found if None not in figures]
 
 
-def bootstrap(
-    values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0
-) -> tuple[float, float]:
-    """The 95 % percentile interval of `statistic` over the clips of `values` `[clips, n]`.
-
-    `statistic` maps `[resamples, clips, n]` to `[resamples]`.
-    """
-    rng = np.random.default_rng(seed)
-    drawn = values[rng.integers(len(values), size=(RESAMPLES, len(values)))]
-    low, high = np.nanquantile(statistic(drawn), (0.025, 0.975))
-    return float(low), float(high)
+def _ratio(errors: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
+    return 100 * errors.sum(axis=axis) / np.maximum(counts.sum(axis=axis), 1e-9)
 
 
-def _ratio(values: np.ndarray) -> np.ndarray:
-    sums = values.sum(axis=1)
-    return 100 * sums[:, 0] / np.where(sums[:, 1] > 0, sums[:, 1], np.nan)
-
-
-_STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "median": lambda values: np.median(values[..., 0], axis=1),
-    "mean": lambda values: np.mean(values[..., 0], axis=1),
+_STATISTICS: dict[str, Callable[..., Any]] = {
+    "median": lambda x, axis=-1: np.median(x, axis=axis),
+    "mean": lambda x, axis=-1: np.mean(x, axis=axis),
     "ratio": _ratio,
 }
 
 
 def make_row(name: str, kind: str, clips: Sequence[Sequence[Scores]], columns: Sequence[Column]) -> Row:
     """A row of a table from the scores of its clips."""
-    cells = {column.key: summarise(clips, column) for column in columns if not column.unavailable}
+    cells = {column.key: summarize(clips, column) for column in columns if not column.unavailable}
     return Row(name, kind, {key: cell for key, cell in cells.items() if cell is not None})
 
 
 def rank(
-    judged: np.ndarray, references: np.ndarray, speakers: Sequence[str], own: int, among: int = 20
+    voice: np.ndarray, references: np.ndarray, speakers: Sequence[str], own: int, among: int = 20
 ) -> int:
-    """The place of `references[own]` `[clips, dim]` by similarity to `judged` `[dim]`, 1 is the nearest.
+    """The place of `references[own]` `[clips, dim]` by similarity to `voice` `[dim]`; 1 is the nearest.
 
     It competes with one clip of each of up to `among` - 1 other speakers: those that follow it in the list,
-    around its end, so always the same ones. No voice at all (zeros) takes the last place.
+    cyclically, so always the same ones. Zeros, which are no voice, take the last place.
     """
     others: dict[str, int] = {}
     for step in range(1, len(references)):
         i = (own + step) % len(references)
         if speakers[i] != speakers[own] and len(others) < among - 1:
             others.setdefault(speakers[i], i)
-    if not np.any(judged):
+    if not np.any(voice):
         return 1 + len(others)
-    scores = references @ judged
+    scores = references @ voice
     return 1 + int(sum(scores[i] > scores[own] for i in others.values()))
 
 
 def candidates(speakers: Sequence[str], among: int = 20) -> int:
-    """How many a rank is among."""
+    """How many voices a rank is among."""
     return min(among, len(set(speakers)))

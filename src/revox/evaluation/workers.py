@@ -1,4 +1,4 @@
-"""The same work for many clips, in several processes, stopped and taken up again at any time."""
+"""The same work for many clips, in several processes, interrupted and resumed at any time."""
 
 from __future__ import annotations
 
@@ -13,48 +13,39 @@ from contextlib import contextmanager
 from typing import Any
 
 from revox.evaluation.errors import EvaluationError
-
-Progress = Callable[[int, int, str], None]
+from revox.progress import Progress, ProgressCallback, ignore_progress
 
 
 def for_each(
     work: Callable[..., Any],
     tasks: Sequence[tuple[Any, ...]],
     jobs: int = 1,
-    progress: Progress | None = None,
+    progress: ProgressCallback = ignore_progress,
     what: str = "",
 ) -> list[Any]:
-    """`work(*task)` of every task, in the tasks' order; `jobs` processes share them.
+    """`work(*task)` of every task, in the tasks' order, in `jobs` processes.
 
-    `work` keeps its own results, so that nothing is lost when Ctrl-C (KeyboardInterrupt) or an error ends it
-    all. `progress` is told how many are done, of how many, and `what`. Raises EvaluationError when a process
-    is ended from outside, as systems do when the memory runs out.
+    `work` saves its own results, so that nothing is lost when Ctrl-C (KeyboardInterrupt) or an error ends
+    the call. `progress` gets `what`. Raises EvaluationError when a process is killed, as systems do when
+    memory runs out.
     """
-    done = 0
-
-    def tell() -> None:
-        if progress is not None:
-            progress(done, len(tasks), what)
-
-    tell()
     results: list[Any] = [None] * len(tasks)
+    progress(Progress(what, 0, len(tasks)))
     if jobs <= 1 or len(tasks) <= 1:
         for i, task in enumerate(tasks):
             results[i] = work(*task)
-            done += 1
-            tell()
+            progress(Progress(what, i + 1, len(tasks)))
         return results
     # A fresh interpreter: a forked one would inherit torch's threads and locks in the middle of their work.
     context = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // jobs)
     pool = ProcessPoolExecutor(min(jobs, len(tasks)), context, _start, (threads,))
     try:
-        with _deaf_to_ctrl_c():
+        with _ctrl_c_blocked():
             places = {pool.submit(work, *task): i for i, task in enumerate(tasks)}
-        for future in as_completed(places):
+        for done, future in enumerate(as_completed(places), start=1):
             results[places[future]] = future.result()
-            done += 1
-            tell()
+            progress(Progress(what, done, len(tasks)))
     except BaseException as error:
         workers = list((pool._processes or {}).values())
         pool.shutdown(wait=False, cancel_futures=True)
@@ -62,8 +53,8 @@ def for_each(
             worker.terminate()
         if isinstance(error, BrokenProcessPool):
             raise EvaluationError(
-                "a process that shared the work was ended from outside, perhaps for want of memory: what is "
-                "done is kept; try again with fewer --jobs"
+                "a worker process was killed, perhaps because memory ran out; what is done is saved: run the "
+                "same command again with fewer --jobs"
             ) from None
         raise
     pool.shutdown()
@@ -71,11 +62,11 @@ def for_each(
 
 
 @contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """What is started meanwhile never hears Ctrl-C, which reaches every process of a terminal.
+def _ctrl_c_blocked() -> Iterator[None]:
+    """Processes started meanwhile never get Ctrl-C, which the terminal sends to all of them.
 
-    The first process hears it afterwards, and ends the others. (Ignoring it only once a process runs would
-    leave the second that it takes to start.)
+    The first process gets it afterwards, and ends the others. (Ignoring it in a process that runs already
+    would leave the second that it takes to start.)
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -91,7 +82,7 @@ def _start(threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A first process that is killed cannot end the others; they would wait for work for ever."""
+    """A parent that is killed cannot end its workers; they would wait for work forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
