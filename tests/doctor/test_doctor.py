@@ -388,8 +388,8 @@ def test_what_is_known_of_the_release_is_used_for_its_sizes_only(tmp_path: Path,
     rows = {**PRESETS, "pt_male": PRESETS["nl_male"], "nl_male": PRESETS["pt_male"]}
     # Both lists of the folder agree; only the release knows better.
     same = {name: (count, count) for name, count in rows.items()}
-    assert set(folder_checks.exchanged_rows(release, same) or ()) == {"pt_male", "nl_male"}
-    assert folder_checks.exchanged_rows(CheckpointUnderTest(lab_copy), same) is None
+    assert set(folder_checks.exchanged_voices(release, same) or ()) == {"pt_male", "nl_male"}
+    assert folder_checks.exchanged_voices(CheckpointUnderTest(lab_copy), same) is None
 
 
 def test_a_vocabulary_in_another_order_shows_in_a_table_with_structure():

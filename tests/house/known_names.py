@@ -7,7 +7,6 @@ CIRCLES: list[list[str]] = []
 
 # Names that two classes have.
 SHARED_CLASSES: set[str] = {
-    "Report",
     "Speaker",
     "Spoken",
     "_Progress",
@@ -20,13 +19,6 @@ LONG_SIGNATURES: set[str] = {
     "lab.codec_training.__init__",
     "lab.data.prepare",
     "revox.api.clone",
-    "revox.cli.evaluate_command._run",
-    "revox.training.ecapa.__init__",
-    "revox.training.encoder.__init__",
-    "revox.training.spoken.spoken_codes",
-    "revox.training.verifier.__init__",
-    "revox.training.verifier.train_verifier",
-    "revox.doctor.examine.examine",
 }
 
 # Terms that the table replaces, by module.
@@ -84,15 +76,12 @@ TERMS: set[str] = {
     "revox.api: synthesise",
     "revox.cli.clone_command: kept",
     "revox.cli.clone_command: quick encoder",
-    "revox.cli.evaluate_command: acceptance",
-    "revox.cli.evaluate_command: kept",
     "revox.cli.serve_command: pace",
     "revox.cli.voice_command: kept",
     "revox.coding.invert: pace",
     "revox.coding.refine: acceptance",
     "revox.demo.demo: heard",
     "revox.demo.demo: judge",
-    "revox.doctor.folder_checks: judged",
     "revox.evaluation.acceptance_table: acceptance",
     "revox.evaluation.acceptance_table: coded",
     "revox.evaluation.acceptance_table: judge",

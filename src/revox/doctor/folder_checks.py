@@ -1,4 +1,4 @@
-"""Checks of what lies on disk: the inventory, the tokenizer, and whether the weights were ever trained."""
+"""Checks of the files on disk: the inventory, the tokenizer, and whether the weights were ever trained."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from revox.doctor.findings import CheckResult, Figure, Value, Verdict
 
 LARGE_VOCABULARY = 16384
 CHANCE = 2
-"""So many of the codec's hundred matrices may look like random numbers before they are taken to be."""
-_BLOCK = 512  # rows and columns of a matrix that are looked at: enough to tell trained from random
+"""So many of the codec's hundred matrices may look random by chance."""
+_BLOCK = 512  # rows and columns of a matrix that are checked: enough to distinguish trained from random
 
 
 def inventory(subject: CheckpointUnderTest) -> CheckResult:
@@ -41,23 +41,20 @@ def inventory(subject: CheckpointUnderTest) -> CheckResult:
         {"component": c.name, "found": c.found, "expected": c.expected, "missing": ", ".join(c.missing[:4])}
         for c in report.components
     ]
-    exchanged = exchanged_rows(subject, {v.name: (v.rows, v.tekken_rows) for v in report.voices})
+    exchanged = exchanged_voices(subject, {v.name: (v.rows, v.tekken_rows) for v in report.voices})
     missing = [f"{c.name}: {', '.join(c.missing[:6])}" for c in core if c.missing]
     if exchanged:
         sentence = (
-            f"The voices {exchanged[0]} and {exchanged[1]} are swapped: each file has the rows that "
-            "tekken.json or the release gives the other. Rename them back, or copy both again."
+            f"The voices {exchanged[0]} and {exchanged[1]} are swapped: each file has the other's number of "
+            "frames in tekken.json or in the release. Rename them back, or copy both again."
         )
         return CheckResult(Verdict.FAIL, sentence, figures, rows)
     if report.unreadable:
         return CheckResult(Verdict.FAIL, report.unreadable, figures, rows)
     if missing:
-        half = (
-            "half-loaded codec: "
-            if any(m.startswith(("codec_decoder", "quantizer")) for m in missing)
-            else ""
-        )
-        sentence = f"Tensors are missing ({half}{'; '.join(missing)}). Copy or download the weights again."
+        is_half = any(m.startswith(("codec_decoder", "quantizer")) for m in missing)
+        names = f"{'half-loaded codec: ' if is_half else ''}{'; '.join(missing)}"
+        sentence = f"Tensors are missing ({names}). Copy or download the weights again."
         return CheckResult(Verdict.FAIL, sentence, figures, rows)
     if report.problems:
         return CheckResult(Verdict.FAIL, " ".join(report.problems[:3]), figures, rows)
@@ -66,12 +63,12 @@ def inventory(subject: CheckpointUnderTest) -> CheckResult:
     return CheckResult(Verdict.PASS, "Every file and tensor is there.", figures, rows)
 
 
-def exchanged_rows(
+def exchanged_voices(
     subject: CheckpointUnderTest, voices: dict[str, tuple[int | None, int | None]]
 ) -> tuple[str, str] | None:
-    """Two voices of which each has the rows promised for the other, by tekken.json or by the release."""
-    promised = {name: rows for name, (_, rows) in voices.items() if rows is not None}
-    for known in (promised, PRESETS if subject.is_release_sized else {}):
+    """Two voices of which each has the other's number of frames, by tekken.json or by the release."""
+    expected = {name: rows for name, (_, rows) in voices.items() if rows is not None}
+    for known in (expected, PRESETS if subject.is_release_sized else {}):
         wrong = [n for n, (rows, _) in voices.items() if n in known and rows is not None and rows != known[n]]
         pairs = [
             (a, b)
@@ -87,8 +84,8 @@ def exchanged_rows(
 def tokenizer(subject: CheckpointUnderTest) -> CheckResult:
     """Is tekken.json the tokenizer that this model was trained with?
 
-    Its special tokens' ids and its size against params.json; and whether rows of the text table that stand
-    for spellings of one word ("the", " the", "The") are alike, as they are in any trained table.
+    Its special tokens' ids and its size against params.json; and whether the embeddings of one word's
+    spellings ("the", " the", "The") are alike, as they are in any trained table.
     """
     from revox.synthesis.prompt import Prompter
 
@@ -120,17 +117,17 @@ def tokenizer(subject: CheckpointUnderTest) -> CheckResult:
         Figure("likeness of random pairs", random, "about 0"),
         Figure("table has structure", structured, "yes in a large trained model"),
     ]
-    # A small table may have learnt each word in one spelling only.
-    judged = structured and vocabulary >= LARGE_VOCABULARY
-    if judged and alike is not None and random is not None and error is not None:
+    # A small table may have learned each word in one spelling only.
+    large = structured and vocabulary >= LARGE_VOCABULARY
+    if large and alike is not None and random is not None and error is not None:
         if alike - random < 3 * error:
-            wrong.append("spellings of one word have rows no more alike than those of any two tokens")
+            wrong.append("spellings of one word are no more alike than any two tokens")
         elif alike - random < 0.05:
             sentence = "Ids and sizes agree, but spellings of one word are hardly alike in the text table."
             return CheckResult(Verdict.WARN, sentence, figures)
     if wrong:
         sentence = (
-            f"tekken.json is the wrong tokenizer for these weights: {'; '.join(wrong)}. Take the tekken.json "
+            f"tekken.json is the wrong tokenizer for these weights: {'; '.join(wrong)}. Use the tekken.json "
             "that was released with the weights."
         )
         return CheckResult(Verdict.FAIL, sentence, figures)
@@ -138,7 +135,7 @@ def tokenizer(subject: CheckpointUnderTest) -> CheckResult:
         sentence = f"The tokenizer has {vocabulary - size} tokens fewer than the model's table has rows."
         return CheckResult(Verdict.WARN, sentence, figures)
     sentence = "Ids and sizes agree with the model" + (
-        ", and spellings of one word have rows alike." if judged and alike is not None else "."
+        ", and spellings of one word are alike." if large and alike is not None else "."
     )
     return CheckResult(Verdict.PASS, sentence, figures)
 
@@ -153,11 +150,11 @@ def _special_ids(data: dict[str, Any]) -> dict[str, int]:
 def spelling_likeness(
     tekken: dict[str, Any], table: Tensor | None, most: int = 4000
 ) -> tuple[float | None, float | None, float | None, bool]:
-    """Are spellings of one word neighbours in the text table `[vocabulary, dim]`?
+    """Are spellings of one word neighbors in the text table `[vocabulary, dim]`?
 
-    Gives the mean cosine of such pairs (" word", "word", "Word"; the table's mean row taken off), that of
-    the same tokens paired at random, the standard error of their difference, and whether the table has
-    structure at all (a table never trained has none, and then nothing follows). None without pairs.
+    Gives the mean cosine of such pairs (" word", "word", "Word"; the table's mean subtracted), that of the
+    same tokens paired at random, the standard error of their difference, and whether the table has
+    structure at all (an untrained table has none, and then nothing follows). None without pairs.
     """
     if table is None:
         return None, None, None, False
@@ -192,14 +189,14 @@ def spelling_likeness(
 
 
 def weights(subject: CheckpointUnderTest) -> CheckResult:
-    """Tensors that were left at zero, at a constant, or at random numbers that no training has touched."""
+    """Tensors that are zero, constant, or still at their random initialization."""
     stuck: list[str] = []
     noise: list[str] = []
     broken: list[str] = []
     scales: dict[str, bool] = {}
-    looked = 0
+    count = 0
     for tensor_name, tensor in _blocks(subject):
-        looked += 1
+        count += 1
         if not bool(tensor.isfinite().all()):
             broken.append(tensor_name)
             continue
@@ -214,7 +211,7 @@ def weights(subject: CheckpointUnderTest) -> CheckResult:
     codec = [n for n in (*broken, *stuck, *noise, *left) if n.startswith("audio_tokenizer.")]
     subject.suspects = codec
     figures = (
-        Figure("tensors looked at", looked),
+        Figure("tensors checked", count),
         Figure("with values that are not numbers", len(broken), "0"),
         Figure("all zero or constant", len(stuck), "0"),
         Figure("LayerScale all one value", len(left), "0"),
@@ -235,21 +232,17 @@ def weights(subject: CheckpointUnderTest) -> CheckResult:
     if dead or len(fresh) > CHANCE:
         part = "The codec is half-loaded" if codec else "Part of the model was never loaded"
         sentence = (
-            f"{part}: {len(dead) + len(fresh)} tensors hold no training ({_some([*dead, *fresh])}). "
+            f"{part}: {len(dead) + len(fresh)} tensors are untrained ({_some([*dead, *fresh])}). "
             "Copy or download the weights again."
         )
         return CheckResult(Verdict.FAIL, sentence, figures, rows)
     matrices = [n for n in noise if n != TEXT_TABLE]
     if matrices or left:
-        sentence = (
-            f"Some tensors look hardly trained ({_some([*matrices, *left])}); listen before trusting them."
-        )
+        sentence = f"Some tensors look hardly trained ({_some([*matrices, *left])}); listen to the speech."
         return CheckResult(Verdict.WARN, sentence, figures, rows)
-    sentence = "No tensor is zero, constant or untouched by training."
+    sentence = "No tensor is zero, constant or untrained."
     if noise:
-        sentence = (
-            "No tensor of the network is zero, constant or untouched; the text table is close to random."
-        )
+        sentence = "No tensor of the network is zero, constant or untrained; the text table is nearly random."
     return CheckResult(Verdict.PASS, sentence, figures, rows)
 
 
@@ -275,11 +268,11 @@ def _blocks(subject: CheckpointUnderTest) -> Iterator[tuple[str, Tensor]]:
 
 
 def noise_likeness(matrix: Tensor) -> tuple[float, float, float]:
-    """How far a matrix is from independent random entries: 1, 1 and 1 for those.
+    """How far a matrix is from independent random entries, for which all three are 1.
 
     The largest singular value over the Marchenko-Pastur edge, and the spread of row norms and of column
-    norms over what independent entries of the same kurtosis would have. Training adds directions and makes
-    some rows and columns matter more than others.
+    norms over that of independent entries of the same kurtosis. Training adds directions and makes some rows
+    and columns larger than others.
     """
     x = matrix[:_BLOCK, :_BLOCK].float()
     x = x - x.mean()

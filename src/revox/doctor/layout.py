@@ -56,8 +56,8 @@ def pair_likeness(weight: Tensor, head_dim: int) -> tuple[float, float]:
 def layout_sign(backbone: Backbone) -> tuple[float, float]:
     """How well the weights fit Mistral's layout and Hugging Face's: each about 0.2 to 1 if right, 0 if wrong.
 
-    In the right layout paired rows are alike and rows half a head apart are not; read in the other one,
-    neighbours are still neighbours in frequency, so alikeness of the far rows is taken off.
+    In the right layout paired rows are alike and rows half a head apart are not; in the other one, neighbors
+    still have similar frequencies, so the correlation of the far rows is subtracted.
     """
     head_dim, signs = backbone.config.head_dim, []
     for layer in backbone.layers:
@@ -72,7 +72,7 @@ def layout_sign(backbone: Backbone) -> tuple[float, float]:
 
 @contextmanager
 def read_as_hugging_face(backbone: Backbone) -> Iterator[None]:
-    """While this lasts, wq and wk are taken to be in Hugging Face's layout and put into Mistral's."""
+    """Inside the context, wq and wk are permuted from Hugging Face's layout to Mistral's."""
     config = backbone.config
     heads = (("wq", config.n_heads), ("wk", config.n_kv_heads))
 
@@ -121,24 +121,16 @@ def query_key_layout(subject: CheckpointUnderTest) -> CheckResult:
         )
         return CheckResult(Verdict.FAIL, sentence, figures)
     if by_weights > 0 and by_speech > 0:
-        sentence = (
-            "Both signs lean towards Hugging Face's layout, neither clearly; compare the speech by ear."
-        )
+        sentence = "Both signs point to Hugging Face's layout, neither clearly; compare the speech by ear."
         return CheckResult(Verdict.WARN, sentence, figures)
     if by_speech < -max(LEAST_GAIN, 2 * (stored.error + turned.error)):
-        sentence = (
-            "The rows are in Mistral's layout: the speech follows its text, and in the other it does not."
-        )
+        sentence = "The rows are in Mistral's layout: in the other, the speech does not follow its text."
         return CheckResult(Verdict.PASS, sentence, figures)
     if by_weights > SIGN or by_speech > max(LEAST_GAIN, 2 * (stored.error + turned.error)):
-        sentence = (
-            "The two signs disagree about the layout of the q/k rows; the speech should decide, by ear."
-        )
+        sentence = "The two signs disagree about the layout of the q/k rows; compare the speech by ear."
         return CheckResult(Verdict.WARN, sentence, figures)
     return CheckResult(Verdict.PASS, "The rows are in Mistral's layout.", figures)
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:
-    a, b = a.flatten() - a.mean(), b.flatten() - b.mean()
-    scale = float(a.norm() * b.norm())
-    return float(a @ b) / scale if scale > 0 else 0.0
+    return float(torch.corrcoef(torch.stack((a.flatten(), b.flatten())))[0, 1].nan_to_num())

@@ -1,9 +1,9 @@
-"""Is this sound speech? Figures that need no trained model, with ranges that hold for any language.
+"""Is this sound speech? Figures that need no trained model, with ranges for any language.
 
-White noise is steady, flat and never voiced; hum and tones are steady and voiced throughout; silence is
-silence. Speech is none of these: its level rises and falls by tens of decibels at the rate of syllables (the
-modulation spectrum of speech peaks at 3 to 5 Hz: Houtgast and Steeneken, JASA 77, 1985; Greenberg et al.,
-J. Phonetics 31, 2003), part of it is voiced, and most of its power lies under 4 kHz.
+White noise is steady, flat and never voiced; hum and tones are steady and voiced throughout. Speech is
+different: its level rises and falls by tens of decibels at the rate of syllables (the modulation spectrum of
+speech peaks at 3 to 5 Hz: Houtgast and Steeneken, JASA 77, 1985; Greenberg et al., J. Phonetics 31, 2003),
+part of it is voiced, and most of its power is under 4 kHz.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from revox.speech.activity import HOP, frame_levels
 from revox.speech.pitch import pitch_track
 
 LEVEL = (-50.0, -6.0)
-"""dBFS, of the whole sound. Presets of the release lie near -25."""
+"""dBFS, of the whole sound. Presets of the release are near -25."""
 SWING = 15.0
 """dB between the 95th and the 10th percentile of 10 ms levels; white noise has 2, untrained decoders 6 to 10,
 read speech 35 to 55. Without it nothing is speech."""
@@ -27,15 +27,15 @@ VOICED = (0.08, 0.97)
 """Share of the loud 10 ms frames with a pitch; white noise has 0, hum 1, speech 0.3 to 0.8."""
 LOW = 0.5
 """Least share of the power under 4 kHz (white noise at 24 kHz: 0.33, speech above 0.9)."""
-FORGIVEN = 1
-"""So many odd figures are forgiven a sound whose level swings: a whisper, a song."""
+ALLOWED_FAULTS = 1
+"""So many faults are allowed if the level swings, as for a whisper or a song."""
 
-_LOUD = 25.0  # dB under the loudest frames: what is softer says nothing about voicing
+_LOUD = 25.0  # dB under the loudest frames; softer frames do not count for voicing
 
 
 @dataclass(frozen=True)
 class SoundFigures:
-    """What was measured of one sound; see the module's ranges."""
+    """Measurements of one sound; see the module's ranges."""
 
     seconds: float
     level: float
@@ -49,7 +49,7 @@ class SoundFigures:
 
     @property
     def faults(self) -> list[str]:
-        """What is not as in speech, in words; empty for speech."""
+        """How it differs from speech, in words; empty for speech."""
         if not self.finite:
             return ["values that are not numbers"]
         if self.level < LEVEL[0]:
@@ -71,10 +71,10 @@ class SoundFigures:
 
     @property
     def is_speech(self) -> bool:
-        """Whether the signs are those of speech: silence and a steady level are not forgiven."""
+        """Whether it is like speech: silence and a steady level are not allowed."""
         if not self.finite or self.level < LEVEL[0] or self.swing < SWING:
             return False
-        return len(self.faults) <= FORGIVEN
+        return len(self.faults) <= ALLOWED_FAULTS
 
     def as_row(self) -> dict[str, float | str | None]:
         """The figures, rounded, for a table."""
@@ -110,7 +110,7 @@ def measure(audio: Audio) -> SoundFigures:
     return SoundFigures(
         seconds=seconds,
         level=float(level),
-        # What is under -80 dBFS is digital silence: how far under says nothing.
+        # Everything under -80 dBFS counts as digital silence.
         swing=float(loudest - max(soft, -80.0)),
         active=float(loud.mean()),
         voiced=float(voiced.sum() / max(1, loud[:count].sum())),
@@ -121,7 +121,7 @@ def measure(audio: Audio) -> SoundFigures:
 
 
 def _syllabic(levels: np.ndarray) -> float:
-    """Share of the amplitude envelope's modulation power that lies at 2 to 8 Hz, of 0.5 Hz and above."""
+    """Share of the amplitude envelope's modulation power at 2 to 8 Hz, of 0.5 Hz and above."""
     envelope = 10 ** (levels / 20)
     spectrum = np.square(np.abs(np.fft.rfft((envelope - envelope.mean()) * np.hanning(len(envelope)))))
     frequency = np.fft.rfftfreq(len(envelope), HOP)

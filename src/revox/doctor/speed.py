@@ -44,17 +44,19 @@ def speed(subject: CheckpointUnderTest) -> CheckResult:
         ),
     )
     if factor is None:
-        return CheckResult(Verdict.WARN, "The voice ended without a sound, so there is no speed.", figures)
+        return CheckResult(
+            Verdict.WARN, "The voice ended without a sound, so there is nothing to time.", figures
+        )
     if factor > 1 and on_gpu:
         return CheckResult(Verdict.WARN, "Slower than real time on a GPU; is it shared?", figures)
-    sentence = f"It speaks {1 / factor:.1f} times as fast as real time." if factor < 1 else (
-        f"It takes {factor:.1f} s for a second of speech."
-    )  # fmt: skip
+    sentence = f"It takes {factor:.1f} s for a second of speech."
+    if factor < 1:
+        sentence = f"It speaks {1 / factor:.1f} times as fast as real time."
     return CheckResult(Verdict.PASS, sentence, figures)
 
 
 def memory(device: torch.device) -> float | None:
-    """The most memory used so far in GB: the GPU's, or the process's; None where nobody says."""
+    """The most memory used so far in GB, of the GPU or the process; None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     try:

@@ -11,8 +11,8 @@ from revox.doctor.findings import CheckResult, Figure, Value, Verdict
 from revox.doctor.sound import SoundFigures
 
 PITCH = {"male": (70.0, 200.0), "female": (135.0, 300.0)}
-"""Median pitch in Hz of adult speakers: one in a hundred of 125 men and 125 women of LibriSpeech lies outside
-(5 s of each). Between the inner two pitch says nothing about the name."""
+"""Median pitch in Hz of adult speakers: one in a hundred of 125 men and 125 women of LibriSpeech is outside
+(5 s of each). Pitches in both ranges say nothing about the name."""
 CLEARLY_VOICED = 0.35
 """Least share of voiced frames for a pitch that may contradict a name."""
 FAINTLY_VOICED = 0.12
@@ -35,30 +35,27 @@ def voice_embedding(subject: CheckpointUnderTest) -> CheckResult:
         rows.append(
             {
                 "voice": voice,
-                "rows": len(tensor),
+                "frames": len(tensor),
                 "explained exactly": round(share, 3),
                 "end frame": found.ended,
-                "row norm": round(norms[-1], 3),
-                "end row norm": round(ends[-1], 2),
+                "norm of a frame": round(norms[-1], 3),
+                "norm of the end": round(ends[-1], 2),
             }
         )
     unit = torch.nn.functional.normalize(torch.stack(means), dim=1)
     above = torch.triu(torch.ones(len(unit), len(unit), dtype=torch.bool), diagonal=1)
     cosines = (unit @ unit.T)[above]
+    lowest = float(cosines.min()) if len(cosines) else None
     release = subject.is_release_sized
 
     def within(bounds: tuple[float, float]) -> str:
         return f"{bounds[0]:g} to {bounds[1]:g}" if release else "unknown at these sizes"
 
     figures = (
-        Figure("rows explained exactly by the table", float(np.mean(explained)), "above 0.9"),
-        Figure("row norm, mean", float(np.mean(norms)), within(POSITION_NORM)),
-        Figure("norm of the end row", float(np.mean(ends)), within(END_POSITION_NORM)),
-        Figure(
-            "cosine of two voices' mean rows, lowest",
-            float(cosines.min()) if len(cosines) else None,
-            within(MEAN_COSINE),
-        ),
+        Figure("frames explained exactly by the table", float(np.mean(explained)), "above 0.9"),
+        Figure("norm of a frame, mean", float(np.mean(norms)), within(POSITION_NORM)),
+        Figure("norm of the end frame", float(np.mean(ends)), within(END_POSITION_NORM)),
+        Figure("cosine of two voices' mean frames, lowest", lowest, within(MEAN_COSINE)),
     )
     poor = [v for v, share in zip(subject.names, explained, strict=True) if share < 0.9]
     if poor:
@@ -74,10 +71,10 @@ def voice_embedding(subject: CheckpointUnderTest) -> CheckResult:
         ):
             if isinstance(figure.value, float) and not low <= figure.value <= high:
                 odd.append(figure.name)
-        other = [r["voice"] for r in rows if PRESETS.get(str(r["voice"]), r["rows"]) != r["rows"]]
-        odd += [f"the number of rows of {voice}" for voice in other]
+        other = [r["voice"] for r in rows if PRESETS.get(str(r["voice"]), r["frames"]) != r["frames"]]
+        odd += [f"the number of frames of {voice}" for voice in other]
     if odd:
-        sentence = f"All rows are explained, but {', '.join(odd)} is not as in the release."
+        sentence = f"All frames are explained, but {', '.join(odd)} is not as in the release."
         return CheckResult(Verdict.WARN, sentence, figures, rows)
     sentence = "Every voice is a sum over this checkpoint's table: its codes are known."
     return CheckResult(Verdict.PASS, sentence, figures, rows)
@@ -102,8 +99,8 @@ def decoded_presets(subject: CheckpointUnderTest) -> CheckResult:
     if subject.suspects:
         more = "" if len(subject.suspects) < 5 else f" and {len(subject.suspects) - 4} more"
         why = (
-            "The codec is half-loaded: the presets do not decode to speech, and these of its tensors hold no "
-            f"training: {', '.join(subject.suspects[:4])}{more}. Copy or download the weights again."
+            "The codec is half-loaded: the presets do not decode to speech, and these of its tensors are "
+            f"untrained: {', '.join(subject.suspects[:4])}{more}. Copy or download the weights again."
         )
     else:
         why = (
@@ -157,7 +154,7 @@ def pitch_and_names(subject: CheckpointUnderTest) -> CheckResult:
         return CheckResult(Verdict.FAIL, sentence, figures_, rows)
     if wrong:
         sentence = (
-            f"The pitch of {', '.join(wrong)} contradicts the name; listen whether a file is another voice's."
+            f"The pitch of {', '.join(wrong)} contradicts the name; listen: it may be another voice's file."
         )
         return CheckResult(Verdict.WARN, sentence, figures_, rows)
     if clear < 0.5 * len(pitches):
