@@ -77,6 +77,8 @@ TERMS: set[str] = {
     "revox.cli.clone_command: kept",
     "revox.cli.clone_command: quick encoder",
     "revox.cli.serve_command: pace",
+    "revox.cli.evaluate_command: acceptance",
+    "revox.cli.evaluate_command: kept",
     "revox.cli.voice_command: kept",
     "revox.coding.invert: pace",
     "revox.coding.refine: acceptance",
@@ -109,6 +111,7 @@ TERMS: set[str] = {
     "revox.serving.speech_request: manner",
     "revox.serving.speech_routes: told",
     "revox.serving.speech_socket: told",
+    "revox.serving.page_routes: judge",
     "revox.serving.voice_files: kept",
     "revox.serving.voice_files: one off",
     "revox.serving.voice_routes: kept",
@@ -116,5 +119,4 @@ TERMS: set[str] = {
     "revox.speech.pitch: normalised",
     "revox.speech.selection: said",
     "revox.speech.write: beside",
-    "revox.serving.voice_routes: told",
 }

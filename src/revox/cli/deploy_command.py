@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from revox.cli.options import CheckpointArgument, CheckpointOption, chosen_checkpoint
+from revox.cli.options import CheckpointArgument, CheckpointOption, chosen_checkpoint, with_old_names
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +37,7 @@ def vllm_omni_command(
     out: Annotated[Path, typer.Option(help="The folder for the files.")] = Path("vllm-omni-deploy"),
     run: Annotated[bool, typer.Option("--run", help="Check for known problems, then start it here.")] = False,
 ) -> None:
-    """Write what vllm-omni needs to serve FOLDER, and print the command.
+    """Write what vllm-omni needs to serve CHECKPOINT, a folder and not a hub id, and print the command.
 
     Writes a deploy file with the shares of memory, a compose file, the command as a script, and a
     requirements file with versions that work together.
@@ -90,14 +90,15 @@ def _run(words: list[str], environment: dict[str, str], folder: Path, console: C
     start(words, environment)
 
 
-@app.command("check")
+@app.command("check", cls=with_old_names({"--folder": "--checkpoint"}))
 def check_command(
     target: Annotated[
         list[str] | None,
         typer.Argument(help="A server's address, or the command that would start one (quoted, or after --)."),
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option(help="The checkpoint's folder; default: the one in the command.")
+        Path | None,
+        typer.Option("--checkpoint", "-c", help="The checkpoint's folder; default: the one in the command."),
     ] = None,
     python: Annotated[str | None, typer.Option(help="The Python of vllm-omni's environment.")] = None,
     key_from: Annotated[str | None, typer.Option(help="The variable that holds the server's key.")] = None,

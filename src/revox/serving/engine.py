@@ -57,7 +57,7 @@ class SpeechStream:
         self,
         request: Request,
         ends: Iterator[int],
-        wake: threading.Event,
+        changed: threading.Event,
         live: bool = False,
         speed: float = 1.0,
     ) -> None:
@@ -68,7 +68,7 @@ class SpeechStream:
         self.asked_at = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Chunk | ApiError | None] = asyncio.Queue()
-        self._wake = wake
+        self._changed = changed
         self._taken = 0
         self._taken_at = self.asked_at
         # The engine thread's own notes.
@@ -89,13 +89,13 @@ class SpeechStream:
             raise item
         self._taken += item.frames
         self._taken_at = time.monotonic()
-        self._wake.set()
+        self._changed.set()
         return item
 
     def cancel(self) -> None:
         """The client is gone; the place is free after the next frame."""
         self.cancelled = True
-        self._wake.set()
+        self._changed.set()
 
     @property
     def ahead(self) -> int:
@@ -126,7 +126,7 @@ class EngineThread:
         self._active: list[SpeechStream] = []
         self._preparing = 0
         self._lock = threading.Lock()  # guards _waiting and _over
-        self._wake = threading.Event()
+        self._changed = threading.Event()
         self._closing = False
         self._over = True  # the thread will take nothing more from _waiting
         self._thread: threading.Thread | None = None
@@ -156,7 +156,7 @@ class EngineThread:
     def close(self) -> None:
         """End the thread; requests that still wait get an error that the server stops."""
         self._closing = True
-        self._wake.set()
+        self._changed.set()
         if self._thread is not None:
             self._thread.join(timeout=30)
 
@@ -205,13 +205,13 @@ class EngineThread:
         Raises ApiError 503 when the server stops.
         """
         ends = chunk_ends(first_frames) if streaming else count(PIECE, PIECE)
-        stream = SpeechStream(request, ends, self._wake, streaming, speed)
+        stream = SpeechStream(request, ends, self._changed, streaming, speed)
         with self._lock:
             if self._over:
                 raise _not_ready()
             self._waiting.append(stream)
         self.metrics.queued.set(len(self._waiting))
-        self._wake.set()
+        self._changed.set()
         return stream
 
     # What follows runs in the engine's thread.
@@ -221,8 +221,8 @@ class EngineThread:
             while not self._closing:
                 try:
                     if not self._step():
-                        self._wake.wait(timeout=1.0)
-                        self._wake.clear()
+                        self._changed.wait(timeout=1.0)
+                        self._changed.clear()
                 except Exception as error:  # a defect of this thread: all requests fail, it goes on
                     self._start_over(as_api_error(error))
         finally:

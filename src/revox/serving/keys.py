@@ -26,7 +26,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from revox.serving.errors import ApiError, ServeError
-from revox.speech.files import replace_file
+from revox.speech.files import file_stamp, replace_file
 
 FORMAT = "revox keys 1"
 ANONYMOUS = "anonymous"
@@ -91,12 +91,12 @@ def add_key(path: str | Path, name: str, rate_limit: int | None = None, now: dat
     if rate_limit is not None and rate_limit < 1:
         raise ServeError(f"the rate limit is {rate_limit} requests a minute, expected 1 or more")
     with _changing(path):
-        kept = read_keys(path).keys if path.exists() else ()
-        if any(key.name == name for key in kept):
+        keys = read_keys(path).keys if path.exists() else ()
+        if any(key.name == name for key in keys):
             raise ServeError(f"{path} already has a key {name!r}; remove it first, or choose another name")
         secret = PREFIX + secrets.token_urlsafe(32)
         made = Key(name=name, sha256=hash_of(secret), created_at=now or _now(), rate_limit=rate_limit)
-        _write(path, KeyFile(keys=(*kept, made)))
+        _write(path, KeyFile(keys=(*keys, made)))
     return secret
 
 
@@ -104,11 +104,11 @@ def remove_key(path: str | Path, name: str) -> None:
     """Remove a key from the file; a running server notices. Raises ServeError if there is none."""
     path = Path(path).expanduser()
     with _changing(path):
-        kept = read_keys(path).keys
-        if not any(key.name == name for key in kept):
-            known = ", ".join(key.name for key in kept) or "none"
+        keys = read_keys(path).keys
+        if not any(key.name == name for key in keys):
+            known = ", ".join(key.name for key in keys) or "none"
             raise ServeError(f"{path} has no key {name!r}; it has {known}")
-        _write(path, KeyFile(keys=tuple(key for key in kept if key.name != name)))
+        _write(path, KeyFile(keys=tuple(key for key in keys if key.name != name)))
 
 
 def hash_of(secret: str) -> str:
@@ -137,7 +137,7 @@ class Keys:
         self._keys: tuple[Key, ...] = ()
         self._stamp: tuple[int, ...] | None = None
         if self._path is not None:
-            self._stamp = _stamp(self._path)
+            self._stamp = file_stamp(self._path)
             self._keys = read_keys(self._path).keys
             if not self._keys:
                 raise ServeError(
@@ -191,7 +191,7 @@ class Keys:
 
     def _read_again(self) -> None:
         assert self._path is not None
-        stamp = _stamp(self._path)
+        stamp = file_stamp(self._path)
         if stamp == self._stamp:
             return
         self._stamp = stamp
@@ -206,7 +206,7 @@ class Keys:
             log.error("%s; the keys read before stay valid until it is fixed", error)
             return
         known = {(key.name, key.sha256) for key in self._keys}
-        self._buckets = {kept: bucket for kept, bucket in self._buckets.items() if kept in known}
+        self._buckets = {key: bucket for key, bucket in self._buckets.items() if key in known}
 
 
 class _Bucket:
@@ -229,14 +229,6 @@ class _Bucket:
 
 def _unauthorized(message: str) -> ApiError:
     return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-
-
-def _stamp(path: Path) -> tuple[int, ...] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return (found.st_ino, found.st_mtime_ns, found.st_size)
 
 
 def _write(path: Path, keys: KeyFile) -> None:

@@ -31,6 +31,7 @@ from revox.serving.limits import Places
 from revox.serving.voice_files import VoiceFiles
 from revox.serving.voice_jobs import Job, VoiceJobs, new_id
 from revox.speech import AudioError
+from revox.speech.files import file_stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,11 +126,7 @@ class Voices:
 
     def _stamp(self, name: str) -> object:
         check_voice_name(name)  # before a client's string becomes a path
-        try:
-            found = (self._tts.folder / VOICE_FOLDER / f"{name}.pt").stat()
-        except OSError:
-            return None
-        return (found.st_ino, found.st_mtime_ns, found.st_size)
+        return file_stamp(self._tts.folder / VOICE_FOLDER / f"{name}.pt")
 
     def record(self, name: str) -> dict[str, Any] | None:
         """The record of an uploaded voice; None if there is none of that name."""

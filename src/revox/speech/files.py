@@ -145,6 +145,15 @@ def save_stamped(path: str | os.PathLike[str], stamp: str, content: bytes) -> No
     replace_file(path, _checksum(stamp, content) + b"\n" + content)
 
 
+def file_stamp(path: str | os.PathLike[str]) -> tuple[int, int, int] | None:
+    """Inode, time of change (ns) and size, which change with the file; None if it is missing."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def _checksum(stamp: str, content: bytes) -> bytes:
     return hashlib.sha256(stamp.encode() + b"\n" + content).hexdigest().encode()
 
