@@ -15,14 +15,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 PANELS = (
-    ("guide", ("mel", "synthetic_mel", "human_mel"), "guide: spectra (deviations)"),
-    ("guide", ("semantic", "synthetic_semantic"), "guide: phones (nats)"),
+    ("teacher", ("mel", "synthetic_mel", "human_mel"), "teacher: spectra (deviations)"),
+    ("teacher", ("semantic", "synthetic_semantic"), "teacher: phones (nats)"),
     (
         "encoder",
         ("acoustic", "synthetic_acoustic", "human_acoustic"),
         "encoder: acoustic error (levels of 20)",
     ),
-    ("encoder", ("agreement", "synthetic_agreement"), "encoder: semantic codes equal to the guide's"),
+    ("encoder", ("agreement", "synthetic_agreement"), "encoder: semantic codes equal to the teacher's"),
     ("decoder", ("mel", "phones"), "decoder: mel (log10) and phones, training crops"),
     ("decoder", ("synthetic_mel", "human_mel"), "decoder: mel, validation"),
     ("language", ("semantic", "valid_semantic"), "language: semantic codes (nats a frame)"),

@@ -23,7 +23,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from lab.build import assemble, write_params
+from lab.build import BuildRun, assemble, write_params
 from lab.data import RATE, SpeechSet
 from lab.sentences import jsgf
 from lab.settings import read_settings
@@ -44,12 +44,13 @@ def folder_of(run: Path, state: Path, width: int, made: Path) -> Path:
         (made / part).symlink_to((run / part).resolve())
     (made / "language").mkdir()
     (made / "language" / "language-state.pt").symlink_to(state.resolve())
-    params = write_params(made / "folder", settings)
-    assemble(made, made / "folder", params, settings, made / "out", made / "aside" / "encoder.safetensors")
+    build = BuildRun(made, settings)
+    write_params(build)
+    assemble(build, made / "out", made / "reference" / "encoder.safetensors")
     return made / "out"
 
 
-def judged(folder: Path, encoder: Path, data: Path, sentences: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def scores(folder: Path, encoder: Path, data: Path, sentences: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the language model of `folder` scores, and the codec's own rate, on validation speech."""
     speech = SpeechSet(data, "validation", "synthetic")
     chosen = preset_sentences(speech, sentences)
@@ -133,8 +134,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             made = Path(temporary)
             folder = folder_of(asked.run, state, width, made)
-            found, codec = judged(
-                folder, made / "aside" / "encoder.safetensors", asked.run / "data", asked.sentences
+            found, codec = scores(
+                folder, made / "reference" / "encoder.safetensors", asked.run / "data", asked.sentences
             )
         rows[CODEC] = {"label": CODEC, **codec}
         rows[label] = {

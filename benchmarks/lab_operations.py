@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lab.build import frame_sets, guide_trainer, half_trainer, language_data
+from lab.build import BuildRun, frame_sets, half_trainer, language_data, teacher_trainer
 from lab.language_training import LanguageTrainer
 from lab.settings import read_settings
-from revox.checkpoint.params import read_params
 from revox.training.run import Run
 
-STAGES = ("guide", "encoder", "decoder", "language")
+STAGES = ("teacher", "encoder", "decoder", "language")
 
 
 class Counter(TorchDispatchMode):
@@ -42,22 +41,19 @@ class Counter(TorchDispatchMode):
 
 def trainer(stage: str, run: Path, config: Path, fresh: Path) -> Run:
     """The run of `stage`, at its first step, in `fresh`, with the speech and codes of `run`."""
-    settings, params = read_settings(config), read_params(run / "folder")
-
-    def quiet(stage: str, row: dict[str, float]) -> None:
-        pass
-
+    settings = read_settings(config)
     if stage == "language":
-        data, held = language_data(run, run / "folder", params, settings, quiet)
-        return LanguageTrainer(params.voxtral_config(), settings.language, data, held, fresh, autocast=True)
-    for part in ("data", "guide", "encoder", "decoder"):
+        build = BuildRun(run, settings)
+        data, validation = language_data(build)
+        sizes = build.params.voxtral_config()
+        return LanguageTrainer(sizes, settings.language, data, validation, fresh, autocast=True)
+    for part in ("data", "folder", "teacher", "encoder", "decoder"):
         (fresh / part).mkdir()
         for file in (run / part).iterdir():
             if file.name != f"{stage}-state.pt":
                 (fresh / part / file.name).symlink_to(file.resolve())
-    if stage == "guide":
-        return guide_trainer(fresh, params, settings, "cpu", frame_sets(fresh, params, quiet))
-    return half_trainer(stage, fresh, params, settings, "cpu", True, quiet)
+    build = BuildRun(fresh, settings, autocast=True)
+    return teacher_trainer(build, frame_sets(build)) if stage == "teacher" else half_trainer(stage, build)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Draws the lab's synthetic speakers: `python benchmarks/lab_speakers.py OUT.json`.
 
 Speakers whom the recognizer does not hear saying three sentences are dropped, so that everybody in the lab
-can be judged by their words; Resemblyzer then says who sounds like whom.
+can be verifierd by their words; Resemblyzer then says who sounds like whom.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from lab.sentences import jsgf, sentences
-from lab.speakers import Speaker, cast_presets, draw_speakers, split_speakers, to_json
-from lab.synthesise import synthesise
+from lab.speakers import SyntheticSpeaker, cast_presets, draw_speakers, split_speakers, to_json
+from lab.synthesize import synthesize
 from revox.metrics.intelligibility import PocketsphinxRecognizer, word_error_rate
 from revox.metrics.speaker import SpeakerVerifier
 from revox.speech.audio import Audio
@@ -29,12 +29,12 @@ def _begin() -> None:
     _tools.extend((PocketsphinxRecognizer(jsgf(), reject_below=None), SpeakerVerifier()))
 
 
-def probe(speaker: Speaker) -> tuple[float, np.ndarray]:
+def probe(speaker: SyntheticSpeaker) -> tuple[float, np.ndarray]:
     """Word error rate of the probes and the speaker's embedding [256]."""
-    recognizer, judge = _tools
-    said = [synthesise(speaker, text).samples for text in PROBES]
-    heard = [recognizer.transcribe(Audio(samples, 24000)) for samples in said]
-    return word_error_rate(PROBES, heard), judge.embed(Audio(np.concatenate(said), 24000))
+    recognizer, verifier = _tools
+    spoken = [synthesize(speaker, text).samples for text in PROBES]
+    transcripts = [recognizer.transcribe(Audio(samples, 24000)) for samples in spoken]
+    return word_error_rate(PROBES, transcripts), verifier.embed(Audio(np.concatenate(spoken), 24000))
 
 
 def main(out: Path, count: int = 440, seed: int = 3) -> None:
@@ -46,10 +46,11 @@ def main(out: Path, count: int = 440, seed: int = 3) -> None:
             probes.append(one)
             if i % 50 == 49:
                 print(f"{i + 1} of {count}", flush=True)
-    heard = [i for i, (errors, _) in enumerate(probes) if errors <= MOST_ERRORS]
-    print(f"{len(heard)} of {count} are heard; median errors {np.median([e for e, _ in probes]):.3f}")
-    embeddings = {drawn[i].name: probes[i][1] for i in heard}
-    pool_ = [drawn[i] for i in heard]
+    intelligible = [i for i, (errors, _) in enumerate(probes) if errors <= MOST_ERRORS]
+    errors = np.median([one for one, _ in probes])
+    print(f"{len(intelligible)} of {count} are intelligible; median errors {errors:.3f}")
+    embeddings = {drawn[i].name: probes[i][1] for i in intelligible}
+    pool_ = [drawn[i] for i in intelligible]
     split = split_speakers(pool_, np.stack([embeddings[s.name] for s in pool_]), seed)
     cast = cast_presets(split, np.stack([embeddings[s.name] for s in split]), seed)
     out.write_text(to_json(cast))

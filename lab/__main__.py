@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from revox.cli.options import ENVIRONMENT, with_old_names
 from revox.cli.progress import duration, show_progress
 
 if TYPE_CHECKING:
@@ -20,48 +21,47 @@ app = typer.Typer(
 )
 console = Console(stderr=True)
 
+Run = Annotated[Path, typer.Argument(help="The build's folder.")]
+
 
 @app.command("fullsize")
 def fullsize_command(
-    folder: Annotated[Path, typer.Argument(help="Where to write it; 8.0 GB.")],
-    seed: Annotated[int, typer.Option(help="Another seed gives other weights.")] = 0,
+    folder: Annotated[Path, typer.Argument(help="The folder to write, 8.0 GB.")],
+    seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
 ) -> None:
     """Write a folder of random weights with the release's exact inventory, to check memory and speed."""
     from lab.fullsize import write_fullsize
 
     with show_progress(console, unit="bytes") as progress:
         write_fullsize(folder, seed=seed, progress=progress)
-    console.print(
-        f"{folder}: random weights at the release's sizes (they babble; nothing else is wrong with them)"
-    )
+    console.print(f"{folder}: random weights at the release's sizes; what they speak is noise")
 
 
 @app.command("pack")
 def pack_command(
-    run: Annotated[Path, typer.Argument(help="The folder of a build whose stage `speech` is done.")],
+    run: Run,
     most: Annotated[
-        int | None, typer.Option(help="At most so many sentences of a speaker without a preset.")
+        int | None, typer.Option(help="At most so many sentences of a speaker that is not a preset.")
     ] = None,
-    bit_rate: Annotated[int, typer.Option(help="Of the Opus in the shards, bits a second.")] = 20_000,
+    bit_rate: Annotated[int, typer.Option(help="Of the Opus in the shards, in bits per second.")] = 20_000,
     flite: Annotated[
         bool,
         typer.Option(
-            "--flite",
-            help="Pack the synthesiser in place of what it said: smaller, and nothing is lost to Opus.",
+            "--flite", help="Pack the synthesizer instead of its speech: smaller, and without loss from Opus."
         ),
     ] = False,
 ) -> None:
-    """Pack a build's speech into RUN/shards, small enough to carry; a build with shards unpacks them."""
+    """Pack a build's speech into RUN/shards, to copy it; a build that finds shards there unpacks them."""
     from lab.data import KINDS
     from lab.errors import LabError
-    from lab.flite import carry_flite
-    from lab.shards import pack, require_speech
+    from lab.flite import copy_flite
+    from lab.shards import SHARDS, pack, require_speech
 
-    shards = run / "shards"
+    shards = run / SHARDS
     require_speech(run / "data")
-    if flite and any(shards.glob("synthetic-*.shard")):
-        raise LabError(f"{shards} holds synthetic speech already: remove it, or leave --flite out")
-    carried = carry_flite(shards / "flite") if flite else 0  # first: what is missing is said before the work
+    if flite and any(shards.glob("synthetic-*")):
+        raise LabError(f"{shards} already holds synthetic speech: remove it, or leave out --flite")
+    copied = copy_flite(shards / "flite") if flite else 0
     with show_progress(console) as progress:
         size = pack(
             run / "data",
@@ -71,32 +71,28 @@ def pack_command(
             kinds=("human",) if flite else KINDS,
             progress=progress,
         )
-    console.print(f"{shards}: {(size + carried) / 1e6:.1f} MB")
+    console.print(f"{shards}: {(size + copied) / 1e6:.1f} MB")
     if flite:
         console.print(
-            f"the synthesiser is {carried / 1e6:.1f} MB of it; over there: python -m lab build ... --flite "
-            f"{shards / 'flite'}",
+            f"{copied / 1e6:.1f} MB of it is the synthesizer; on the other machine run `python -m lab build "
+            f"RUN ... --flite {shards / 'flite'}`",
             soft_wrap=True,
         )
 
 
 @app.command("state")
 def state_command(
-    run: Annotated[Path, typer.Argument(help="The folder of a build, finished or not.")],
-    out: Annotated[Path | None, typer.Option(help="Where to put it; RUN/state by default.")] = None,
+    run: Run,
+    out: Annotated[Path | None, typer.Option(help="The bundle's folder; by default RUN/state.")] = None,
     stage: Annotated[
-        list[str] | None, typer.Option(help="guide, encoder, decoder, language; all by default.")
+        list[str] | None, typer.Option(help="teacher, encoder, decoder or language; by default all.")
     ] = None,
 ) -> None:
-    """Put what a build has learnt so far into files under 16 MB, to carry; a build goes on from RUN/state."""
-    from lab.carried import STAGES_WITH_STATE, carry_state
-    from lab.errors import LabError
+    """Bundle a build's training state into files under 16 MB, to copy it; a build resumes from RUN/state."""
+    from lab.state_bundle import STAGES_WITH_STATE, write_bundles
 
-    unknown = set(stage or ()) - set(STAGES_WITH_STATE)
-    if unknown:
-        raise LabError(f"{sorted(unknown)[0]!r} has no state: the stages are {', '.join(STAGES_WITH_STATE)}")
     folder = out or run / "state"
-    made = carry_state(run, folder, stage or STAGES_WITH_STATE)
+    made = write_bundles(run, folder, _stages(stage, STAGES_WITH_STATE))
     sizes = [path.stat().st_size for path in made]
     console.print(
         f"{folder}: {len(made)} files, {sum(sizes) / 1e6:.1f} MB, the largest {max(sizes) / 1e6:.1f} MB",
@@ -106,98 +102,105 @@ def state_command(
 
 @app.command("build")
 def build_command(
-    out: Annotated[Path, typer.Argument(help="The checkpoint folder to make.")],
-    run: Annotated[
-        Path, typer.Option(help="Where work in progress is kept; an interrupted build goes on from it.")
-    ],
-    encoder: Annotated[Path, typer.Option(help="The file for the encoder, which the folder leaves out.")],
+    run: Run,
+    out: Annotated[Path, typer.Option(help="The checkpoint's folder.")],
+    encoder: Annotated[Path, typer.Option(help="The reference encoder's file; the checkpoint has none.")],
     librispeech: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of human clips (LibriSpeech FLAC); without it the codec hears synthetic speech only."
-        ),
+        typer.Option(help="Folder of human clips (LibriSpeech FLAC); without it, synthetic speech only."),
     ] = None,
     stage: Annotated[
         list[str] | None,
-        typer.Option(help="speech, guide, encoder, decoder, language, folder; all by default."),
+        typer.Option(help="speech, teacher, encoder, decoder, language or folder; by default all."),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="JSON with settings to change, as in RUN/settings.json.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     autocast: Annotated[
-        bool, typer.Option(help="Compute in bf16 (for a GPU; most CPUs are slower with it).")
+        bool, typer.Option(help="Compute in bf16: faster on GPUs, slower on most CPUs.")
     ] = False,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 takes all.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 for all.")] = 0,
     flite: Annotated[
         Path | None,
-        typer.Option(help="Folder of a synthesizer from `python -m lab pack --flite`; else the installed."),
+        typer.Option(help="A synthesizer's folder from `python -m lab pack --flite`; else the installed."),
     ] = None,
 ) -> None:
-    """Build the lab checkpoint, encoder put aside: speech, guide, encoder, decoder, language model, folder.
-    Ctrl-C loses nothing."""
+    """Build the lab checkpoint in stages: speech, teacher codec, encoder, decoder, language model, folder.
+    It can be interrupted with Ctrl-C; the same command resumes it."""
     import torch
 
-    from lab.build import STAGES, BuildSettings, build
-    from lab.errors import LabError
+    from lab.build import STAGES, BuildRun, BuildSettings, build
     from lab.settings import read_settings
     from revox.api import find_device
 
-    unknown = set(stage or ()) - set(STAGES)
-    if unknown:
-        raise LabError(f"there is no stage {sorted(unknown)[0]!r}: the stages are {', '.join(STAGES)}")
+    stages = _stages(stage, STAGES)
     find_device(device)
     if threads:
         torch.set_num_threads(threads)
     settings = read_settings(config) if config else BuildSettings()
     began = time.monotonic()
 
-    def report(name: str, row: dict[str, float]) -> None:
-        row = dict(row)
-        if "seconds_left" in row:
-            of, left = row.pop("of"), duration(row.pop("seconds_left"))
-            name = f"{name}  step {row.pop('step')} of {of}, {left} left"
+    def report(name: str, figures: dict[str, float]) -> None:
+        figures = dict(figures)
+        if "seconds_left" in figures:
+            of, left = figures.pop("of"), duration(figures.pop("seconds_left"))
+            name = f"{name}  step {figures.pop('step')} of {of}, {left} left"
         values = "  ".join(
-            f"{k} {v:g}" if isinstance(v, (int, float)) else f"{k} {v}" for k, v in row.items()
+            f"{k} {v:g}" if isinstance(v, (int, float)) else f"{k} {v}" for k, v in figures.items()
         )
         console.print(f"[dim]{time.monotonic() - began:7.0f} s[/dim]  {name}  {values}", highlight=False)
 
-    stages = tuple(stage) if stage else STAGES
     build(
-        run, out, librispeech, settings, encoder_out=encoder, stages=stages, device=device,
-        autocast=autocast, flite=flite, report=report,
+        BuildRun(run, settings, device, autocast, report), out, encoder, librispeech, stages=stages,
+        flite=flite,
     )  # fmt: skip
     if "folder" in stages:
         console.print(f"{out} is complete; its encoder is in {encoder}", soft_wrap=True)
     else:
-        console.print(f"done: {', '.join(stages)}; the stage `folder` makes {out}", soft_wrap=True)
+        console.print(f"done: {', '.join(stages)}; the stage `folder` writes {out}", soft_wrap=True)
 
 
-@app.command("recover")
+def _stages(asked: list[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The stages that are asked for, by default all. Raises LabError for an unknown one."""
+    from lab.errors import LabError
+    from lab.settings import OLD_NAMES
+
+    for stage in asked or ():
+        if stage not in known:
+            wrong = f"is now {OLD_NAMES[stage]!r}" if stage in OLD_NAMES else "is not one of them"
+            raise LabError(f"the stages are {', '.join(known)}: {stage!r} {wrong}")
+    return tuple(asked) if asked else known
+
+
+@app.command("recover", cls=with_old_names({"--rows": "--arms", "--looks": "--evaluations"}))
 def recover_command(
-    out: Annotated[Path, typer.Argument(help="The experiment's folder; what is there is gone on with.")],
     data: Annotated[Path, typer.Option(help="The speech of a build: RUN/data.")],
-    encoder: Annotated[Path, typer.Option(help="The encoder put aside; only scoring opens it.")] = Path(
+    out: Annotated[Path, typer.Option(help="The experiment's folder; an experiment there is continued.")],
+    encoder: Annotated[Path, typer.Option(help="The reference encoder; only scoring opens it.")] = Path(
         "lab/reference-encoder/encoder.safetensors"
     ),
     checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", "-c", help="Its checkpoint; the lab's by default.")
+        Path | None,
+        typer.Option(
+            "--checkpoint", "-c", envvar=ENVIRONMENT, help="The checkpoint's folder; by default the lab's."
+        ),
     ] = None,
     arms: Annotated[
-        str | None, typer.Option(help="Names of arms, with commas between them; all by default.")
+        str | None, typer.Option(help="Names of arms, separated by commas; by default all.")
     ] = None,
     ablate: Annotated[
-        bool, typer.Option("--ablate", help="Pairs and human speech, with one loss less or more each.")
+        bool, typer.Option("--ablate", help="Pairs and human speech, each arm with one loss less or more.")
     ] = False,
-    seeds: Annotated[int, typer.Option(help="Each arm is run with so many.")] = 3,
-    minutes: Annotated[float, typer.Option(help="Of training, for each arm and seed.")] = 30.0,
-    clips: Annotated[int, typer.Option(help="Held-out speakers of each kind that are scored.")] = 20,
+    seeds: Annotated[int, typer.Option(help="Runs of each arm.")] = 3,
+    minutes: Annotated[float, typer.Option(help="Training time of each arm and seed.")] = 30.0,
+    clips: Annotated[int, typer.Option(help="Held-out speakers of each kind to score.")] = 20,
     evaluations: Annotated[int, typer.Option(help="Intermediate evaluations of a run, for the curves.")] = 8,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda, for training.")] = "cpu",
 ) -> None:
-    """Restore the lab's encoder by each method and score it against the one put aside: docs/recovery.md.
-    Ctrl-C loses nothing; the same command goes on."""
+    """Restore the lab's encoder by each method and score it against the reference: docs/recovery.md.
+    It can be interrupted with Ctrl-C; the same command resumes it."""
     from lab.recover import recover
     from lab.recover_arms import GOALS_FOR, ablations, arm_named, chosen_arms
     from lab.recover_experiment import Experiment
@@ -229,7 +232,7 @@ def _names(arms: str) -> list[str]:
 
 
 def _only(arms: list[Arm], names: str) -> list[Arm]:
-    """Those of `arms` that are named. Raises LabError for a name that is not there."""
+    """The named ones of `arms`. Raises LabError for an unknown name."""
     from lab.errors import LabError
 
     wanted, known = _names(names), [arm.name for arm in arms]
@@ -241,7 +244,7 @@ def _only(arms: list[Arm], names: str) -> list[Arm]:
 
 
 def main() -> None:
-    """Run the command line as `revox` does: sentences for a user's mistakes, exit code 2."""
+    """Run the command line as `revox` does: a user's mistake is one sentence and exit code 2."""
     from lab.errors import LabError
     from revox.cli.main import run_app
 

@@ -1,7 +1,7 @@
-"""Building the lab checkpoint: speech, guide, encoder, decoder, language model, folder.
+"""Building the lab checkpoint: speech, teacher codec, encoder, decoder, language model, folder.
 
-Every stage resumes where it stopped. Encoder and decoder can be started side by side once the guide is there;
-the language model needs the encoder.
+Every stage resumes where it stopped. The encoder and the decoder can train at the same time once the teacher
+codec is done; the language model needs the encoder.
 """
 
 from __future__ import annotations
@@ -12,32 +12,40 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from lab.carried import take_up_state
+from lab.arrays import Arrays, cached_arrays, npz_bytes
 from lab.codec_training import (
     HALVES,
+    CodecData,
     DecoderTrainer,
     DecoderTraining,
     ReferenceEncoderTrainer,
     ReferenceEncoderTraining,
 )
-from lab.coded import CodedSpeech, code_speech
-from lab.data import KINDS, RATE, SpeechSet, prepare
+from lab.data import KINDS, RATE, SpeechCounts, SpeechSet, prepare
 from lab.errors import LabError
 from lab.frames import FrameSet, make_frames, occupancies
-from lab.guide import Guide, GuideTrainer, GuideTraining
-from lab.language_training import LanguageData, LanguageTrainer, LanguageTraining, PromptTokens, Spoken
-from lab.phone_reader import PhoneReader, PhoneReaderTrainer, PhoneReading
+from lab.language_training import (
+    LanguageData,
+    LanguageTrainer,
+    LanguageTraining,
+    PromptTokens,
+    TokenizedUtterance,
+)
+from lab.phone_classifier import PhoneClassifier, PhoneClassifierTrainer, PhoneClassifierTraining
 from lab.phones import phone_codebook
 from lab.sentences import words, written
-from lab.shards import unpack
+from lab.shards import SHARDS, unpack
 from lab.sizes import PRESETS, lab_params
+from lab.state_bundle import restore_bundles
+from lab.teacher_codec import TeacherCodec, TeacherCodecTrainer, TeacherCodecTraining
+from lab.tokenized import TokenizedSpeech, tokenize_speech
 from lab.tokenizer import minimal_vocab_size, word_pieces, write_tekken
 from revox.checkpoint.params import Params, read_params
 from revox.checkpoint.release import ENCODER_PREFIXES
@@ -46,24 +54,13 @@ from revox.coding.features import SpectralFeatures
 from revox.model.codec import Codec
 from revox.model.voxtral import Voxtral, tensor_name
 from revox.progress import Progress
-from revox.speech.files import pt_bytes, replace_file, replacing
+from revox.speech.files import pt_bytes, replace_file, stamp_of
 from revox.training.run import Run, saved_state
 
-CODED_AT_ONCE = 32
-"""Utterances, sorted by length so that little of a batch is padding."""
-
-STAGES = ("speech", "guide", "encoder", "decoder", "language", "folder")
+STAGES = ("speech", "teacher", "encoder", "decoder", "language", "folder")
 
 Report = Callable[[str, dict[str, float]], None]
-
-
-@dataclass(frozen=True)
-class SpeechCounts:
-    """Sentences of each training speaker, of each preset, and of each speaker of the other splits."""
-
-    per_speaker: int = 20
-    per_preset: int = 300
-    per_check: int = 10
+"""Takes the stage and its figures: losses, or how much of a count is done."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +69,9 @@ class BuildSettings:
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    guide: GuideTraining = field(default_factory=GuideTraining)
+    teacher: TeacherCodecTraining = field(default_factory=TeacherCodecTraining)
     encoder: ReferenceEncoderTraining = field(default_factory=ReferenceEncoderTraining)
-    reader: PhoneReading = field(default_factory=PhoneReading)
+    phone_classifier: PhoneClassifierTraining = field(default_factory=PhoneClassifierTraining)
     decoder: DecoderTraining = field(default_factory=DecoderTraining)
     language: LanguageTraining = field(default_factory=LanguageTraining)
     speech: SpeechCounts = field(default_factory=SpeechCounts)
@@ -84,31 +81,147 @@ class BuildSettings:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class BuildRun:
+    """A build in progress: `folder` with a folder for each stage, the settings, and how to compute.
+
+    `device` is "cpu" or "cuda". `autocast` computes in bf16.
+    """
+
+    folder: Path
+    settings: BuildSettings
+    device: str = "cpu"
+    autocast: bool = False
+    report: Report = lambda stage, figures: None
+
+    @property
+    def data(self) -> Path:
+        """The folder of the speech."""
+        return self.folder / "data"
+
+    @property
+    def work(self) -> Path:
+        """The folder of params.json and tekken.json, from which the stages train."""
+        return self.folder / "folder"
+
+    @cached_property
+    def params(self) -> Params:
+        """The sizes, as `write_params` wrote them."""
+        return read_params(self.work)
+
+    def speech(self, split: str, kind: str = "synthetic") -> SpeechSet:
+        """One set of the speech."""
+        return SpeechSet(self.data, split, kind)
+
+    def progress(self, stage: str, at: Progress) -> None:
+        """Report progress of a stage that has no losses."""
+        self.report(stage, {at.what: at.done, "of": at.total or 0})
+
+    def train(self, trainer: Run, stage: str, settings: Any, validate: Callable[[], Any] | None) -> None:
+        """Train to the end of the schedule; each report adds the number of steps and the seconds left."""
+        trainer.run(
+            lambda figures: self.report(
+                stage, figures | {"of": trainer.schedule.steps, "seconds_left": trainer.seconds_left()}
+            ),
+            validate,
+            report_every=settings.report_every,
+            validate_every=settings.validate_every if validate else settings.steps,
+        )
+
+    @contextlib.contextmanager
+    def state(self, stage: str, *, mmap: bool = False) -> Iterator[dict[str, Any]]:
+        """The saved state of `stage`, for a body that loads it.
+
+        Raises LabError if there is none, TrainingError if it cannot be used.
+        """
+        path = self.folder / stage / f"{stage}-state.pt"
+        if not path.is_file():
+            raise LabError(f"{path} is missing: run the stage `{stage}` first")
+        with saved_state(path, mmap=mmap) as state:
+            yield state
+
+
+def build(
+    run: BuildRun,
+    out: Path,
+    encoder_out: Path,
+    librispeech: Path | None = None,
+    *,
+    stages: tuple[str, ...] = STAGES,
+    flite: Path | None = None,
+) -> None:
+    """Build the lab checkpoint in the folder `out`; the reference encoder goes to the file `encoder_out`.
+
+    `librispeech` is a folder of human clips (None: synthetic speech only). `flite` is a folder that
+    `python -m lab pack --flite` wrote (None: the installed synthesizer). A stage that was interrupted resumes
+    from its last state, or from the state bundle in RUN/state; a stage that is complete is not repeated. The
+    decoder and the language model learn from the encoder's codes once the encoder is done, and from the
+    teacher codec's codes before that. Raises LabError if an earlier stage is missing.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    for stage in restore_bundles(run.folder / "state", run.folder):
+        run.report(stage, {"state bundles restored": 1})
+    if "speech" in stages:
+        make_speech(run, librispeech, flite)
+    write_params(run)
+    if "teacher" in stages:
+        train_teacher(run)
+    for half in ("encoder", "decoder"):
+        if half in stages:
+            train_half(half, run)
+    if "language" in stages:
+        train_language(run)
+    if "folder" in stages:
+        assemble(run, out, encoder_out)
+        replace_file(run.folder / "settings.json", json.dumps(asdict(run.settings), indent=1))
+
+
+# Speech and sizes
+
+
+def make_speech(run: BuildRun, librispeech: Path | None = None, flite: Path | None = None) -> None:
+    """Make the speech in RUN/data: from RUN/shards if `python -m lab pack` wrote some, else from scratch.
+
+    If the shards hold human speech only, synthetic speech is made here.
+    """
+    progress, shards = partial(run.progress, "speech"), run.folder / SHARDS
+    if shards.is_dir():
+        unpacked = unpack(shards, run.data, progress=progress)
+        if any(name.startswith("synthetic-") for name in unpacked):
+            return
+        librispeech = None
+    settings = run.settings
+    prepare(
+        run.data, librispeech, settings.speech, seed=settings.seed, workers=os.cpu_count() or 1, flite=flite,
+        progress=progress,
+    )  # fmt: skip
+
+
 def domain_pieces() -> list[str]:
-    """The pieces of text that get a token of their own: every word of the domain, as it may stand in a
-    sentence."""
+    """The pieces of text that get a token of their own: every word of the domain, as sentences write it."""
     starts = ((word, word[0].upper() + word[1:]) for word in words())
     inside = ((f"of {word}", written(f"first of {word}")) for word in words())
     return word_pieces(itertools.chain.from_iterable((*starts, *inside)))
 
 
-def write_params(folder: Path, settings: BuildSettings) -> Params:
-    """The lab's params.json and tekken.json (the presets' rows not yet known) in `folder`. Raises LabError
-    where they were of other sizes: what has been learnt would not fit."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write_params(run: BuildRun) -> None:
+    """Write params.json and tekken.json, with a preliminary length of the presets, for the stages.
+
+    Raises LabError if the folder has other sizes already: the saved states would not fit.
+    """
+    settings, path = run.settings, run.work / "params.json"
+    run.work.mkdir(parents=True, exist_ok=True)
     params = lab_params(minimal_vocab_size(domain_pieces()), settings.language_width, **settings.codec_sizes)
-    path = folder / "params.json"
     before = None
-    with contextlib.suppress(OSError, ValueError):  # one that cannot be read is written again
+    with contextlib.suppress(OSError, ValueError):  # a damaged file is written again
         before = json.loads(path.read_bytes())
     if before not in (None, params):
         raise LabError(
-            f"{path} is of other sizes (language_width, codec_sizes) or another version: give this build a "
-            "folder of its own"
+            f"{path} has other sizes (language_width, codec_sizes) or is of another version: give this build "
+            "a folder of its own"
         )
     replace_file(path, json.dumps(params, indent=1))
-    _write_tokenizer(folder, dict.fromkeys(PRESETS, settings.preset_frames + 1), params)
-    return read_params(folder)
+    _write_tokenizer(run.work, dict.fromkeys(PRESETS, settings.preset_frames + 1), params)
 
 
 def _write_tokenizer(folder: Path, rows: dict[str, int], params: dict[str, Any]) -> None:
@@ -122,321 +235,231 @@ def _write_tokenizer(folder: Path, rows: dict[str, int], params: dict[str, Any])
     )
 
 
-def build(
-    run: Path,
-    out: Path,
-    librispeech: Path | None,
-    settings: BuildSettings,
-    *,
-    encoder_out: Path,
-    stages: tuple[str, ...] = STAGES,
-    device: str = "cpu",
-    autocast: bool = False,
-    flite: Path | None = None,
-    report: Report = lambda stage, row: None,
-) -> None:
-    """Build the lab checkpoint in `out`, working in `run`; the encoder goes to the file `encoder_out`.
-
-    `librispeech` is a folder of human clips (None: synthetic speech only), `flite` one of a carried
-    synthesiser (None: the installed one). A stage that is interrupted goes on from its last state when called
-    again, or from the one that `python -m lab state` put into `run/state`; a stage that is complete is not
-    repeated. Decoder and language model learn from the encoder's codes once it is done, before that from the
-    guide's. Raises LabError when an earlier stage is missing.
-    """
-    run.mkdir(parents=True, exist_ok=True)
-    for stage in take_up_state(run / "state", run):
-        report(stage, {"carried states taken up": 1})
-    if "speech" in stages:
-        make_speech(run, librispeech, settings, report, flite)
-    work = run / "folder"
-    params = write_params(work, settings)
-    if "guide" in stages:
-        train_guide(run, params, settings, device, report)
-    for stage in ("encoder", "decoder"):
-        if stage in stages:
-            train_half(stage, run, params, settings, device, autocast, report)
-    if "language" in stages:
-        train_language(run, work, params, settings, device, autocast, report)
-    if "folder" in stages:
-        assemble(run, work, params, settings, out, encoder_out)
-        replace_file(run / "settings.json", json.dumps(asdict(settings), indent=1))
+# Teacher codec
 
 
-def make_speech(
-    run: Path,
-    librispeech: Path | None,
-    settings: BuildSettings,
-    report: Report,
-    flite: Path | None = None,
-) -> None:
-    """The lab's speech in `run/data`: from `run/shards` where `python -m lab pack` made some, else made anew.
-
-    Shards that hold human speech only are joined by synthetic speech made here.
-    """
-
-    def progress(at: Progress) -> None:
-        report("speech", {at.what: at.done, "of": at.total or 0})
-
-    if any((run / "shards").glob("*.shard")):
-        unpack(run / "shards", run / "data", progress=progress)
-        if any((run / "shards").glob("synthetic-*.shard")):
-            return
-        librispeech = None
-    prepare(
-        run / "data",
-        librispeech,
-        seed=settings.seed,
-        progress=progress,
-        per_speaker=settings.speech.per_speaker,
-        per_preset=settings.speech.per_preset,
-        per_check=settings.speech.per_check,
-        workers=os.cpu_count() or 1,
-        flite=flite,
-    )
-
-
-def _speech_sets(run: Path, split: str) -> dict[str, SpeechSet]:
-    data = run / "data"
-    return {k: SpeechSet(data, split, k) for k in KINDS if (data / f"{k}-{split}.json").is_file()}
-
-
-def frame_sets(run: Path, params: Params, report: Report) -> dict[tuple[str, str], FrameSet]:
+def frame_sets(run: BuildRun) -> dict[tuple[str, str], FrameSet]:
     """Features and phone labels of the training and validation speech, by (kind, split)."""
-    config = params.voxtral_config().codec
-    spectra = SpectralFeatures(config)
-    book = _phone_book(run, params)
+    spectra = SpectralFeatures(run.params.voxtral_config().codec)
+    centroids = _phone_book(run)["centroids"]
     return {
         (kind, split): make_frames(
-            speech, spectra, book["centroids"], run / "guide" / f"features-{kind}-{split}.npy", RATE,
-            partial(_report_done, report, f"features of {kind} {split}"),
+            run.speech(split, kind), spectra, centroids,
+            run.folder / "teacher" / f"features-{kind}-{split}.npy", RATE, partial(run.progress, "frames"),
         )
         for split in ("train", "validation")
-        for kind, speech in _speech_sets(run, split).items()
+        for kind in KINDS
+        if (run.data / f"{kind}-{split}.json").is_file()
     }  # fmt: skip
 
 
-def _report_done(report: Report, what: str, done: int, of: int) -> None:
-    report("frames", {what: done, "of": of})
-
-
-def _reports(report: Report, stage: str, trainer: Run) -> Callable[[dict[str, float]], None]:
-    """A run's reports as the build's: with how many steps there are, and how long they still take."""
-    return lambda row: report(
-        stage, row | {"of": trainer.schedule.steps, "seconds_left": trainer.seconds_left()}
-    )
-
-
-def _phone_book(run: Path, params: Params) -> dict[str, np.ndarray]:
-    """Clusters of phones and codebook rows, made once."""
-    path = run / "guide" / "phones.npz"
-    config = params.voxtral_config().codec
-    if not (run / "data" / "synthetic-train.json").is_file():
-        raise LabError(f"{run / 'data'} holds no synthetic speech: run the stage `speech` first")
+def _phone_book(run: BuildRun) -> Arrays:
+    """Clusters of phones and codebook rows, made once: the teacher codec's state depends on them."""
+    path = run.folder / "teacher" / "phones.npz"
+    config = run.params.voxtral_config().codec
+    if not (run.data / "synthetic-train.json").is_file():
+        raise LabError(f"{run.data} holds no synthetic speech: run the stage `speech` first")
     if not path.is_file():
-        known = occupancies(SpeechSet(run / "data", "train", "synthetic"), config.samples_per_frame, RATE)
+        known = occupancies(run.speech("train"), config.samples_per_frame, RATE)
         if any(one is None for one in known):
-            raise LabError(f"the speech in {run / 'data'} has no phones: remove it and run `speech` again")
+            raise LabError(f"the speech in {run.data} has no phones: remove it and run `speech` again")
         frames = np.concatenate([one for one in known if one is not None])
         centroids, rows = phone_codebook(frames, config.semantic_codebook_size, config.semantic_dim, 0)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as beside, open(beside, "wb") as file:
-            np.savez(file, centroids=centroids, rows=rows)
-    with np.load(path) as kept:
-        book = dict(kept)
+        replace_file(path, npz_bytes({"centroids": centroids, "rows": rows}))
+    with np.load(path) as file:
+        book = dict(file)
     if book["rows"].shape != (config.semantic_codebook_size, config.semantic_dim):
-        raise LabError(f"{path} is of another size of codebook: give this build a folder of its own")
+        raise LabError(f"{path} has another size of codebook: give this build a folder of its own")
     return book
 
 
-def guide_trainer(
-    run: Path, params: Params, settings: BuildSettings, device: str, frames: dict[tuple[str, str], FrameSet]
-) -> GuideTrainer:
-    """The guide's run, at the state it was left in."""
-    held = {kind: one for (kind, split), one in frames.items() if split == "validation"}
-    trainer = GuideTrainer(
-        params.voxtral_config().codec, settings.guide, frames["synthetic", "train"],
-        frames.get(("human", "train")), held, _phone_book(run, params)["rows"], run / "guide", device,
+def teacher_trainer(run: BuildRun, frames: dict[tuple[str, str], FrameSet]) -> TeacherCodecTrainer:
+    """The teacher codec's run, at its last state."""
+    validation = {kind: one for (kind, split), one in frames.items() if split == "validation"}
+    trainer = TeacherCodecTrainer(
+        run.params.voxtral_config().codec, run.settings.teacher, frames["synthetic", "train"],
+        frames.get(("human", "train")), validation, _phone_book(run)["rows"], run.folder / "teacher",
+        run.device,
     )  # fmt: skip
     trainer.resume()
     return trainer
 
 
-def train_guide(run: Path, params: Params, settings: BuildSettings, device: str, report: Report) -> None:
-    """Settle what the codes mean."""
-    trainer = guide_trainer(run, params, settings, device, frame_sets(run, params, report))
-    trainer.run(
-        _reports(report, "guide", trainer),
-        trainer.validate,
-        report_every=settings.guide.report_every,
-        validate_every=settings.guide.validate_every,
-    )
+def train_teacher(run: BuildRun) -> None:
+    """Train the teacher codec, which settles what the codes mean."""
+    trainer = teacher_trainer(run, frame_sets(run))
+    run.train(trainer, "teacher", run.settings.teacher, trainer.validate)
 
 
-@contextlib.contextmanager
-def _learnt(run: Path, stage: str, *, mmap: bool = False) -> Iterator[dict[str, Any]]:
-    """The state of `stage`, for a body that takes it up. Raises LabError where there is none, TrainingError
-    where it is of no use."""
-    path = run / stage / f"{stage}-state.pt"
-    if not path.is_file():
-        raise LabError(f"{path} is missing: run the stage `{stage}` first")
-    with saved_state(path, mmap=mmap) as state:
-        yield state
+def trained_teacher(run: BuildRun) -> TeacherCodec:
+    """The teacher codec at its last state, on the CPU."""
+    with run.state("teacher") as saved:
+        state, settings = saved["teacher"], run.settings.teacher
+        config = run.params.voxtral_config().codec
+        teacher = TeacherCodec(config, len(state["mean"]), settings.width, settings.blocks)
+        teacher.load_state_dict(state)
+    return teacher.eval().requires_grad_(False)
 
 
-def trained_guide(run: Path, params: Params, settings: BuildSettings) -> Guide:
-    """The guide as it was left, on the CPU."""
-    with _learnt(run, "guide") as kept:
-        state = kept["guide"]
-        config = params.voxtral_config().codec
-        guide = Guide(config, len(state["mean"]), settings.guide.width, settings.guide.blocks)
-        guide.load_state_dict(state)
-    return guide.eval().requires_grad_(False)
+@torch.no_grad()
+def teacher_codes(teacher: TeacherCodec, features: torch.Tensor) -> np.ndarray:
+    """The teacher codec's codes int16 `[37, frames]` of `features` `[frames, size]`."""
+    semantic, acoustic = teacher.encode(features[None])
+    half = (teacher.levels - 1) / 2
+    levels = (torch.tanh(acoustic[0]) * half + half).round()
+    return torch.cat((semantic, levels.T)).cpu().numpy().astype(np.int16)
 
 
-def half_trainer(
-    half: str, run: Path, params: Params, settings: BuildSettings, device: str, autocast: bool, report: Report
-) -> ReferenceEncoderTrainer | DecoderTrainer:
-    """The run of the codec's "encoder" or "decoder", at the state it was left in."""
-    guide = trained_guide(run, params, settings)
-    config = params.voxtral_config().codec
-    # The decoder learns from the codes that it will be given, the encoder's; beside an encoder that is still
-    # learning, from what that one is to learn.
-    by = coder(run, params, settings, device) if half == "decoder" else None
-    levels = (config.acoustic_codebook_size - 1) / 2
-    coded: dict[tuple[str, str], CodedSpeech] = {}
-    for (kind, split), frames in frame_sets(run, params, report).items():
-        speech = _speech_sets(run, split)[kind]
-        if by is None or by.name == "guide":
-            coded[kind, split] = code_speech(
-                guide, speech, frames, config.samples_per_frame, run / "guide" / f"codes-{kind}-{split}.npz",
-                device, partial(_report_done, report, f"codes of {kind} {split}"),
-            )  # fmt: skip
-        else:
-            codes = np.concatenate(encoded(run, by, kind, split, report), axis=1)
-            values = (codes[1:].T / levels - 1).astype(np.float16)
-            coded[kind, split] = CodedSpeech(speech, frames, codes[0], values, config.samples_per_frame)
-    held = {kind: one for (kind, split), one in coded.items() if split == "validation"}
-    common = (guide, coded["synthetic", "train"], coded.get(("human", "train")), held, run / half)
+# Encoder and decoder
+
+
+def half_trainer(half: str, run: BuildRun) -> ReferenceEncoderTrainer | DecoderTrainer:
+    """The run of the codec's "encoder" or "decoder", at its last state."""
+    config, settings = run.params.voxtral_config().codec, run.settings
+    data, folder = _codec_data(half, run), run.folder / half
     trainer: ReferenceEncoderTrainer | DecoderTrainer
     if half == "encoder":
-        trainer = ReferenceEncoderTrainer(config, settings.encoder, *common, device, autocast)
+        trainer = ReferenceEncoderTrainer(config, settings.encoder, data, folder, run.device, run.autocast)
     else:
-        reader = trained_reader(run, settings, device, report) if settings.decoder.phones else None
-        trainer = DecoderTrainer(config, settings.decoder, *common, device, autocast, reader)
+        classifier = trained_phone_classifier(run) if settings.decoder.phones else None
+        trainer = DecoderTrainer(config, settings.decoder, data, folder, run.device, run.autocast, classifier)
     trainer.resume()
     return trainer
 
 
-def trained_reader(run: Path, settings: BuildSettings, device: str, report: Report) -> PhoneReader:
-    """The reader of phones that the decoder is told by, trained to the end of its schedule."""
-    speech = SpeechSet(run / "data", "train", "synthetic")
-    trainer = PhoneReaderTrainer(settings.reader, speech, run / "decoder", device)
+def _codec_data(half: str, run: BuildRun) -> CodecData:
+    """The speech with the codes that `half` learns from.
+
+    The decoder learns from the encoder's codes, which are what it will decode; while the encoder is still
+    training, from the teacher codec's, which are what the encoder will learn.
+    """
+    teacher, config = trained_teacher(run), run.params.voxtral_config().codec
+    source = code_source(run) if half == "decoder" else None
+    levels = (config.acoustic_codebook_size - 1) / 2
+    found: dict[tuple[str, str], TokenizedSpeech] = {}
+    for (kind, split), frames in frame_sets(run).items():
+        speech = run.speech(split, kind)
+        if source is None or source.name == "teacher":
+            found[kind, split] = tokenize_speech(
+                teacher, speech, frames, config.samples_per_frame,
+                run.folder / "teacher" / f"codes-{kind}-{split}.cache", run.device,
+                partial(run.progress, "frames"),
+            )  # fmt: skip
+        else:
+            codes = np.concatenate(utterance_codes(run, source, kind, split), axis=1)
+            values = (codes[1:].T / levels - 1).astype(np.float16)
+            found[kind, split] = TokenizedSpeech(speech, frames, codes[0], values, config.samples_per_frame)
+    validation = {kind: one for (kind, split), one in found.items() if split == "validation"}
+    return CodecData(teacher, found["synthetic", "train"], found.get(("human", "train")), validation)
+
+
+def trained_phone_classifier(run: BuildRun) -> PhoneClassifier:
+    """The phone classifier of the decoder's loss, trained to the end of its schedule."""
+    settings = run.settings.phone_classifier
+    trainer = PhoneClassifierTrainer(settings, run.speech("train"), run.folder / "decoder", run.device)
     trainer.resume()
-    if trainer.step_count < settings.reader.steps:
-        trainer.run(
-            _reports(report, "reader", trainer),
-            report_every=settings.reader.report_every, validate_every=settings.reader.steps,
-        )  # fmt: skip
-    return trainer.reader
+    if trainer.step_count < settings.steps:
+        run.train(trainer, "phone_classifier", settings, None)
+    return trainer.classifier
 
 
-def encoder_is_done(run: Path, settings: BuildSettings) -> bool:
-    """Whether the encoder has been trained to the end of its schedule."""
-    if not (run / "encoder" / "encoder-state.pt").is_file():
-        return False
-    with _learnt(run, "encoder", mmap=True) as kept:
-        return bool(kept["step"] >= settings.encoder.steps)
-
-
-@dataclass(frozen=True)
-class WaveCoder:
-    """What gives codes to waveforms: the encoder, or beside one that is still learning the guide, which it
-    learns from. `stamp` tells one from another."""
-
-    name: str
-    stamp: str
-    codes: Callable[[list[np.ndarray]], list[np.ndarray]]
-    """int16 `[37, frames]` of each of several waveforms `[samples]`."""
-
-
-def coder(run: Path, params: Params, settings: BuildSettings, device: str = "cpu") -> WaveCoder:
-    """The encoder where it has been trained to its end, else the guide."""
-    if encoder_is_done(run, settings):
-        codec = trained_codec(run, params, ("encoder",))
-        weights = sum(float(p.double().sum()) for p in codec.encoder_blocks.parameters())
-        return WaveCoder("encoder", f"{weights:.9e}", partial(encode_speech, codec.to(device)))
-    guide = trained_guide(run, params, settings)
-    spectra = SpectralFeatures(params.voxtral_config().codec)
-    weights = sum(float(p.double().sum()) for p in guide.parameters())
-    guide.to(device)
-
-    def of_guide(waves: list[np.ndarray]) -> list[np.ndarray]:
-        return [guide_codes(guide, spectra(torch.from_numpy(wave)).to(device)) for wave in waves]
-
-    return WaveCoder("guide", f"{weights:.9e}", of_guide)
-
-
-def encoded(run: Path, by: WaveCoder, kind: str, split: str, report: Report) -> list[np.ndarray]:
-    """Codes `[37, frames]` of every utterance, made once (in `run/NAME`)."""
-    cache = run / by.name / f"language-codes-{kind}-{split}.npz"
-    speech = SpeechSet(run / "data", split, kind)
-    done = partial(_report_done, report, f"{by.name}'s codes of {kind} {split}")
-    stamp = f"{len(speech)} {speech.seconds:.3f} {by.stamp}"
-    return _cached_codes(cache, stamp, by, speech, done)
-
-
-def train_half(
-    half: str, run: Path, params: Params, settings: BuildSettings, device: str, autocast: bool, report: Report
-) -> None:
+def train_half(half: str, run: BuildRun) -> None:
     """Train the codec's "encoder" or "decoder" to the end of its schedule."""
-    trainer = half_trainer(half, run, params, settings, device, autocast, report)
-    trainer.run(
-        _reports(report, half, trainer),
-        trainer.validate,
-        report_every=trainer.settings.report_every,
-        validate_every=trainer.settings.validate_every,
-    )
+    trainer = half_trainer(half, run)
+    run.train(trainer, half, trainer.settings, trainer.validate)
 
 
 def _averaged(state: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The average among what a run kept, by the module's own names; nothing where it kept none."""
+    """The moving average of the weights in a run's state, by the module's own names; empty if it has none."""
     found = state.get("averaged", {}).items()
     return {k.removeprefix("module."): v for k, v in found if k.startswith("module.")}
 
 
-def trained_codec(run: Path, params: Params, halves: tuple[str, ...] = ("encoder", "decoder")) -> Codec:
-    """The trained codec, on the CPU, in bf16's values (what the shipped file will hold).
+def trained_codec(run: BuildRun, halves: tuple[str, ...] = ("encoder", "decoder")) -> Codec:
+    """The trained codec, on the CPU, with values rounded to bf16 as in the shipped file.
 
-    A half that is not asked for keeps fresh weights.
+    A half that is not asked for has fresh weights.
     """
-    codec = Codec(params.voxtral_config().codec, with_encoder=True)
+    codec = Codec(run.params.voxtral_config().codec, with_encoder=True)
     for half in halves:
-        with _learnt(run, half) as kept:
-            state = kept["codec"] | _averaged(kept)
+        with run.state(half) as saved:
+            state = saved["codec"] | _averaged(saved)
             own = {k: v for k, v in state.items() if k.startswith((*HALVES[half], "quantizer."))}
             codec.load_state_dict(own, strict=False)
     return codec.to(torch.bfloat16).float().eval().requires_grad_(False)
 
 
+# Codes
+
+
+@dataclass(frozen=True)
+class CodeSource:
+    """What gives codes of waveforms: the encoder, or the teacher codec while the encoder is still training.
+
+    `stamp` identifies its weights. `encode` gives codes int16 `[37, frames]` of a waveform `[samples]`.
+    """
+
+    name: str
+    stamp: str
+    encode: Callable[[np.ndarray], np.ndarray]
+
+
+def code_source(run: BuildRun) -> CodeSource:
+    """The encoder if it has been trained to its end, else the teacher codec."""
+    if encoder_is_done(run):
+        codec = trained_codec(run, ("encoder",))
+        weights = sum(float(p.double().sum()) for p in codec.encoder_blocks.parameters())
+        return CodeSource("encoder", f"{weights:.9e}", partial(encode_speech, codec.to(run.device)))
+    teacher = trained_teacher(run)
+    spectra = SpectralFeatures(run.params.voxtral_config().codec)
+    stamp = teacher.stamp()
+    teacher.to(run.device)
+
+    def encode(wave: np.ndarray) -> np.ndarray:
+        return teacher_codes(teacher, spectra(torch.from_numpy(wave)).to(run.device))
+
+    return CodeSource("teacher", stamp, encode)
+
+
+def encoder_is_done(run: BuildRun) -> bool:
+    """Whether the encoder has been trained to the end of its schedule."""
+    if not (run.folder / "encoder" / "encoder-state.pt").is_file():
+        return False
+    with run.state("encoder", mmap=True) as saved:
+        return bool(saved["step"] >= run.settings.encoder.steps)
+
+
 @torch.no_grad()
-def encode_speech(codec: Codec, waves: list[np.ndarray]) -> list[np.ndarray]:
-    """Codes int16 `[37, frames]` of each of `waves` `[samples]`."""
+def encode_speech(codec: Codec, wave: np.ndarray) -> np.ndarray:
+    """Codes int16 `[37, frames]` of `wave` `[samples]`."""
     device = codec.output_proj.conv.weight.device
-    codes = (codec.encode(torch.from_numpy(wave)[None].to(device))[0] for wave in waves)
-    return [one.cpu().numpy().astype(np.int16) for one in codes]
+    return codec.encode(torch.from_numpy(wave)[None].to(device))[0].cpu().numpy().astype(np.int16)
 
 
-@torch.no_grad()
-def guide_codes(guide: Guide, features: torch.Tensor) -> np.ndarray:
-    """Codes int16 `[37, frames]` that the guide gives for `features` `[frames, size]`."""
-    semantic, acoustic = guide.encode(features[None])
-    half = (guide.levels - 1) / 2
-    levels = (torch.tanh(acoustic[0]) * half + half).round()
-    return torch.cat((semantic, levels.T)).cpu().numpy().astype(np.int16)
+def utterance_codes(run: BuildRun, source: CodeSource, kind: str, split: str) -> list[np.ndarray]:
+    """Codes `[37, frames]` of every utterance, cached in the source's folder."""
+    speech = run.speech(split, kind)
+
+    def encode() -> Arrays:
+        codes = []
+        for i in range(len(speech)):
+            codes.append(source.encode(speech.waveform(i)))
+            if i % 500 == 499:
+                what = f"{source.name}'s codes of {kind} {split}"
+                run.progress("frames", Progress(what, i + 1, len(speech)))
+        return {"codes": np.concatenate(codes, axis=1), "ends": np.cumsum([c.shape[1] for c in codes])}
+
+    cache = run.folder / source.name / f"language-codes-{kind}-{split}.cache"
+    cached = cached_arrays(cache, stamp_of(speech.identity, source.stamp), encode)
+    return np.split(cached["codes"], cached["ends"][:-1], axis=1)
+
+
+# Language model
 
 
 def preset_waveforms(speech: SpeechSet, seconds: float) -> dict[str, np.ndarray]:
-    """A fixed reference for each preset: its first training utterances, laid end to end and cut."""
+    """A fixed reference for each preset: its first training utterances, concatenated and cut to `seconds`."""
     found: dict[str, np.ndarray] = {}
     for name in PRESETS:
         mine = [i for i, u in enumerate(speech.utterances) if u.preset == name]
@@ -447,49 +470,27 @@ def preset_waveforms(speech: SpeechSet, seconds: float) -> dict[str, np.ndarray]
     return found
 
 
-def language_data(
-    run: Path, folder: Path, params: Params, settings: BuildSettings, report: Report, device: str = "cpu"
-) -> tuple[LanguageData, LanguageData]:
-    """Training and validation utterances as codes (kept in `run`), with the presets' references and the
-    prompt's ids."""
-    by = coder(run, params, settings, device)
-    tokenizer = _Tokenizer(folder)
-    seconds = settings.preset_frames / params.voxtral_config().codec.frame_rate
-    waves = preset_waveforms(SpeechSet(run / "data", "train", "synthetic"), seconds)
-    references = dict(zip(waves, by.codes(list(waves.values())), strict=True))
+def _preset_seconds(run: BuildRun) -> float:
+    return run.settings.preset_frames / run.params.voxtral_config().codec.frame_rate
+
+
+def language_data(run: BuildRun) -> tuple[LanguageData, LanguageData]:
+    """Training and validation utterances as codes, with the presets' references and the prompt's ids."""
+    source, tokenizer = code_source(run), _Tokenizer(run.work)
+    waves = preset_waveforms(run.speech("train"), _preset_seconds(run))
+    references = {name: source.encode(wave) for name, wave in waves.items()}
     made = []
     for split in ("train", "validation"):
-        speech = SpeechSet(run / "data", split, "synthetic")
-        codes = encoded(run, by, "synthetic", split, report)
-        spoken = [
-            Spoken(c, tuple(tuple(tokenizer.text(t)) for t in (u.text, written(u.text))), u.speaker, u.preset)
-            for u, c in zip(speech.utterances, codes, strict=True)
+        codes = utterance_codes(run, source, "synthetic", split)
+        utterances = [
+            TokenizedUtterance(
+                c, tuple(tuple(tokenizer.text(t)) for t in (u.text, written(u.text))), u.speaker, u.preset
+            )
+            for u, c in zip(run.speech(split).utterances, codes, strict=True)
             if u.text
         ]
-        made.append(LanguageData(spoken, references, tokenizer.prompt, settings.language))
+        made.append(LanguageData(utterances, references, tokenizer.prompt, run.settings.language))
     return made[0], made[1]
-
-
-def _cached_codes(
-    cache: Path, stamp: str, by: WaveCoder, speech: SpeechSet, progress: Callable[[int, int], None]
-) -> list[np.ndarray]:
-    if cache.is_file():
-        with np.load(cache) as kept:
-            if str(kept["stamp"]) == stamp:
-                return np.split(kept["codes"], kept["ends"][:-1], axis=1)
-    found: dict[int, np.ndarray] = {}
-    shortest_first = sorted(range(len(speech)), key=lambda i: speech.utterances[i].samples)
-    for start in range(0, len(speech), CODED_AT_ONCE):
-        chosen = shortest_first[start : start + CODED_AT_ONCE]
-        found.update(zip(chosen, by.codes([speech.waveform(i) for i in chosen]), strict=True))
-        if start // 500 != (start + len(chosen)) // 500:
-            progress(len(found), len(speech))
-    codes = [found[i] for i in range(len(speech))]
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    ends = np.cumsum([c.shape[1] for c in codes])
-    with replacing(cache) as beside, open(beside, "wb") as file:
-        np.savez(file, stamp=stamp, codes=np.concatenate(codes, axis=1), ends=ends)
-    return codes
 
 
 class _Tokenizer:
@@ -512,39 +513,30 @@ class _Tokenizer:
         return self.tekken.encode(text, bos=False, eos=False)
 
 
-def train_language(
-    run: Path,
-    folder: Path,
-    params: Params,
-    settings: BuildSettings,
-    device: str,
-    autocast: bool,
-    report: Report,
-) -> None:
+def train_language(run: BuildRun) -> None:
     """Train backbone and acoustic transformer on the codec's codes to the end of their schedule."""
-    data, held = language_data(run, folder, params, settings, report, device)
+    data, validation = language_data(run)
+    settings = run.settings.language
     trainer = LanguageTrainer(
-        params.voxtral_config(), settings.language, data, held, run / "language", device, autocast
-    )
+        run.params.voxtral_config(), settings, data, validation, run.folder / "language", run.device,
+        run.autocast,
+    )  # fmt: skip
     trainer.resume()
-    trainer.run(
-        _reports(report, "language", trainer),
-        trainer.validate,
-        report_every=settings.language.report_every,
-        validate_every=settings.language.validate_every,
-    )
+    run.train(trainer, "language", settings, trainer.validate)
 
 
-def assemble(
-    run: Path, work: Path, params: Params, settings: BuildSettings, out: Path, encoder_out: Path
-) -> None:
-    """Write the checkpoint folder `out` in the release's format, and the encoder apart, to `encoder_out`."""
-    codec = trained_codec(run, params)
-    model = Voxtral(params.voxtral_config(), with_encoder=True)
+# The checkpoint
+
+
+def assemble(run: BuildRun, out: Path, encoder_out: Path) -> None:
+    """Write the checkpoint folder `out` in the release's format, without its encoder, which goes to the file
+    `encoder_out`."""
+    codec = trained_codec(run)
+    model = Voxtral(run.params.voxtral_config(), with_encoder=True)
     model.audio_tokenizer.load_state_dict(codec.state_dict())
-    with _learnt(run, "language") as kept:
-        spoken = {k: v for k, v in _averaged(kept).items() if not k.startswith("audio_tokenizer.")}
-        model.load_state_dict(kept["model"] | spoken, strict=False)
+    with run.state("language") as saved:
+        averaged = {k: v for k, v in _averaged(saved).items() if not k.startswith("audio_tokenizer.")}
+        model.load_state_dict(saved["model"] | averaged, strict=False)
     model = model.to(torch.bfloat16)
     tensors = {tensor_name(k): v.contiguous() for k, v in model.state_dict().items()}
     encoder = {k: v for k, v in tensors.items() if k.startswith(ENCODER_PREFIXES)}
@@ -553,14 +545,13 @@ def assemble(
     encoder_out.parent.mkdir(parents=True, exist_ok=True)
     _write_tensors(out / "consolidated.safetensors", released)
     _write_tensors(encoder_out, encoder)
-    seconds = settings.preset_frames / params.voxtral_config().codec.frame_rate
     rows = {}
-    for name, samples in preset_waveforms(SpeechSet(run / "data", "train", "synthetic"), seconds).items():
-        codes = torch.from_numpy(encode_speech(codec, [samples])[0].astype(np.int64))
+    for name, samples in preset_waveforms(run.speech("train"), _preset_seconds(run)).items():
+        codes = torch.from_numpy(encode_speech(codec, samples).astype(np.int64))
         voice = model.mm_audio_embeddings.voice_embedding(codes)
         replace_file(out / "voice_embedding" / f"{name}.pt", pt_bytes(voice.detach().clone()))
         rows[name] = len(voice)
-    raw = json.loads((work / "params.json").read_text())
+    raw = json.loads((run.work / "params.json").read_text())
     replace_file(out / "params.json", json.dumps(raw, indent=1))
     _write_tokenizer(out, rows, raw)
 

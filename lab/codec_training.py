@@ -1,11 +1,11 @@
-"""The lab's decoder and encoder, each trained by itself on what the guide settled.
+"""The lab's decoder and encoder, trained independently on the teacher codec's codes.
 
-The decoder reads the guide's codes (the paper's quantization schedule) and makes waveforms: multi-resolution
-mel, spectral convergence and complex STFT, L1 that decays, what a frozen reader of phones finds different,
-and, from a step of choice, feature matching by light STFT discriminators. The encoder hears waveforms and
-gives the guide's latents: cross-entropy over semantic codes, absolute error of acoustic values. In both,
-linear heads on the hidden states of every rate say the frame's spectra (deep supervision, Lee et al.,
-arXiv 1409.5185); they are dropped afterwards.
+The decoder turns the codes into waveforms, quantized by the paper's schedule. Its losses are multi-resolution
+mel, spectral convergence and complex STFT, an L1 that decays, the difference that a frozen phone classifier
+finds, and, from a chosen step, feature matching by light STFT discriminators. The encoder turns waveforms
+into the teacher's latents, by cross-entropy over semantic codes and the absolute error of acoustic values. In
+both, linear heads on the hidden states of every rate predict the frame's spectra (deep supervision, Lee et
+al., arXiv 1409.5185); they are dropped afterwards.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
-from lab.coded import CodedSpeech
 from lab.errors import LabError
-from lab.guide import Guide
-from lab.phone_reader import PhoneReader
+from lab.phone_classifier import PhoneClassifier
+from lab.teacher_codec import TeacherCodec
+from lab.tokenized import TokenizedSpeech
 from revox.coding.features import MEL_BANDS
 from revox.losses.discriminator import (
     Discriminators,
@@ -43,7 +43,7 @@ from revox.training.quantize import quantize_acoustic
 from revox.training.run import Run
 
 HALVES = {"encoder": ("input_proj.", "encoder_blocks."), "decoder": ("decoder_blocks.", "output_proj.")}
-"""Beginnings of the names of each half's parameters in the codec."""
+"""Name prefixes of each half's parameters in the codec."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ class DecoderTraining:
     decay: float = 0.9997
     deep: float = 1.0
     phones: float = 0.0
-    """Of what a frozen reader of phones finds different in synthetic speech."""
+    """Weight of the frozen phone classifier's difference, on synthetic speech."""
     phones_from: int = 0
-    """The step from which it counts. Before there is a voice its gradient drowns those of the spectra."""
+    """The step from which it counts. In early steps its gradient dominates those of the spectral losses."""
     average: float = 0.0
-    """Decay of the average of the weights (`revox.training.average`) that is then validated and shipped; 0
-    for none. It begins where a run is taken up that had none."""
+    """Decay of the moving average of the weights (`revox.training.average`), which is validated and shipped.
+    0 is none. If a resumed state has no average, it starts at that step."""
     feature: float = 4.0
     adversarial: float = 1.0
     discriminator_channels: int = 8
@@ -105,8 +105,8 @@ class ReferenceEncoderTraining:
     acoustic: float = 1.0
     deep: float = 1.0
     average: float = 0.0
-    """Decay of the average of the weights (`revox.training.average`) that is then validated and shipped; 0
-    for none. It begins where a run is taken up that had none."""
+    """Decay of the moving average of the weights (`revox.training.average`), which is validated and shipped.
+    0 is none. If a resumed state has no average, it starts at that step."""
     seed: int = 0
     save_every: int = 500
     report_every: int = 100
@@ -114,10 +114,10 @@ class ReferenceEncoderTraining:
 
 
 class Heads(nn.Module):
-    """Linear readings of the guide's features from hidden states, one for each rate.
+    """Linear predictions of the teacher codec's features from hidden states, one head for each rate.
 
-    A state of `rate` states a frame says its share of the frame: its patches' mel bands, and the low bins of
-    its pairs of patches where it holds whole pairs.
+    With `rate` states a frame, each state predicts its part of the frame: the mel bands of its patches, and
+    the low bins of its pairs of patches if it covers whole pairs.
     """
 
     def __init__(self, width: int, rates: list[int], per_frame: int, mel_size: int, size: int) -> None:
@@ -134,7 +134,7 @@ class Heads(nn.Module):
         return self.mel_size // rate + self._pairs(rate) * low
 
     def forward(self, states: list[Tensor], features: Tensor) -> Tensor:
-        """Mean absolute error over all rates; states `[batch, frames * rate, width]`, standardised features
+        """Mean absolute error over all rates; states `[batch, frames * rate, width]`, standardized features
         `[batch, frames, size]`."""
         errors = []
         mel, low = features[..., : self.mel_size], features[..., self.mel_size :]
@@ -154,18 +154,18 @@ def _weights(module: nn.Module, decay: float) -> list[dict[str, Any]]:
     ]
 
 
-def seeded_codec(config: CodecConfig, guide: Guide, seed: int) -> Codec:
-    """A codec of fresh weights whose semantic codebook is the guide's."""
+def seeded_codec(config: CodecConfig, teacher: TeacherCodec, seed: int) -> Codec:
+    """A codec of fresh weights with the teacher codec's semantic codebook."""
     codec = Codec(config, with_encoder=True)
     initialize(codec, seed)
     book = codec.quantizer.semantic_codebook
     book.cluster_usage.fill_(1.0)
-    book.embedding_sum.copy_(guide.rows)
+    book.embedding_sum.copy_(teacher.rows)
     return codec
 
 
 def _rates(codec: Codec, blocks: nn.ModuleList, start: int) -> list[int]:
-    """States a frame after each transformer of `blocks`, whose input has `start` states a frame."""
+    """States per frame after each transformer of `blocks`, whose input has `start` states per frame."""
     found, rate = [], start
     for block in blocks:
         if isinstance(block, CodecTransformer):
@@ -179,7 +179,7 @@ def _rates(codec: Codec, blocks: nn.ModuleList, start: int) -> list[int]:
 
 @contextmanager
 def states_of(blocks: nn.ModuleList) -> Iterator[list[Tensor]]:
-    """What the transformers among `blocks` give while this lasts, in order: `[batch, time, width]` each."""
+    """Collects the outputs of the transformers among `blocks`, in order: `[batch, time, width]` each."""
     found: list[Tensor] = []
     hooks = [
         block.register_forward_hook(lambda _module, _given, made: found.append(made))
@@ -191,6 +191,19 @@ def states_of(blocks: nn.ModuleList) -> Iterator[list[Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@dataclass(frozen=True)
+class CodecData:
+    """What both halves learn from: the teacher codec, and speech with its codes.
+
+    `human` is None if there are synthetic speakers only; `validation` is by kind.
+    """
+
+    teacher: TeacherCodec
+    synthetic: TokenizedSpeech
+    human: TokenizedSpeech | None
+    validation: dict[str, TokenizedSpeech]
 
 
 class _CodecRun(Run):
@@ -206,41 +219,39 @@ class _CodecRun(Run):
         name: str,
         config: CodecConfig,
         settings: DecoderTraining | ReferenceEncoderTraining,
-        guide: Guide,
-        synthetic: CodedSpeech,
-        human: CodedSpeech | None,
-        held: dict[str, CodedSpeech],
+        data: CodecData,
         folder: Path,
         device: str,
         autocast: bool,
     ) -> None:
         super().__init__(name, settings, folder, device)
         self.name, self.autocast = name, autocast
-        self.synthetic, self.human, self.held, self.guide = synthetic, human, held, guide.to(device).eval()
+        self.synthetic, self.human, self.validation = data.synthetic, data.human, data.validation
+        self.teacher = data.teacher.to(device).eval()
         self.size, self.human_share, self.frames = settings.batch, settings.human_share, settings.frames
-        self.codec, self.average = seeded_codec(config, guide, settings.seed), settings.average
+        self.codec, self.average = seeded_codec(config, self.teacher, settings.seed), settings.average
         self.mel_size = config.patches_per_frame * MEL_BANDS
 
     def arithmetic(self) -> torch.autocast:
-        """bf16 where it was asked for."""
+        """bf16 if `autocast` is set."""
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.autocast)
 
     def _make_heads(self, rates: list[int], seed: int) -> None:
         config = self.codec.config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            heads = Heads(config.dim, rates, config.patches_per_frame, self.mel_size, len(self.guide.mean))
+            heads = Heads(config.dim, rates, config.patches_per_frame, self.mel_size, len(self.teacher.mean))
         self.heads = heads.to(self.device)
         self.codec.to(self.device)
         self.averaged = moving_average(self.codec, self.average) if self.average else None
 
     @property
     def shipped(self) -> Codec:
-        """The codec that is validated and shipped: the average where one is kept."""
+        """The codec that is validated and shipped: the moving average if there is one."""
         return self.codec if self.averaged is None else cast(Codec, self.averaged.module)
 
     def state(self) -> dict[str, Any]:
-        """The half of the codec that learns, its average where one is kept, heads and optimizer."""
+        """The half of the codec that is trained, its average if there is one, heads and optimizer."""
         state: dict[str, Any] = {
             "codec": self._own(self.codec.state_dict()),
             "heads": self.heads.state_dict(),
@@ -251,7 +262,7 @@ class _CodecRun(Run):
         return state
 
     def _own(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        # The other half is as it was seeded.
+        # The other half still has its initial weights.
         other = next(names for half, names in HALVES.items() if half != self.name)
         return {k: v for k, v in tensors.items() if not k.removeprefix("module.").startswith(other)}
 
@@ -262,7 +273,7 @@ class _CodecRun(Run):
         module.load_state_dict(tensors, strict=False)
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up what `state` gave; an average begins afresh where the state has none."""
+        """Load what `state` returned; an average that the state lacks starts anew."""
         self._load_own(self.codec, state["codec"])
         self.heads.load_state_dict(state["heads"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -270,8 +281,8 @@ class _CodecRun(Run):
             self._load_own(self.averaged, state["averaged"])
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-        """Waveforms, codes, values, standardised features (see `CodedSpeech.batch`), synthetic speech first;
-        and how many of them are synthetic."""
+        """Waveforms, codes, values and standardized features (see `TokenizedSpeech.batch`), synthetic speech
+        first, and the number of synthetic ones."""
         humans = int(self.numpy_rng.binomial(self.size, self.human_share)) if self.human else 0
         parts = []
         if humans < self.size:
@@ -281,10 +292,10 @@ class _CodecRun(Run):
         waves, codes, values, features = (
             torch.from_numpy(np.concatenate(arrays)).to(self.device) for arrays in zip(*parts, strict=True)
         )
-        return waves, codes, values, self.guide.standard(features), self.size - humans
+        return waves, codes, values, self.teacher.standard(features), self.size - humans
 
     def update(self, loss: Tensor, modules: list[nn.Module]) -> float:
-        """One step of the optimizer; gives the gradient's norm."""
+        """One step of the optimizer; returns the gradient's norm."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
@@ -308,18 +319,17 @@ class DecoderTrainer(_CodecRun):
         self,
         config: CodecConfig,
         settings: DecoderTraining,
-        guide: Guide,
-        synthetic: CodedSpeech,
-        human: CodedSpeech | None,
-        held: dict[str, CodedSpeech],
+        data: CodecData,
         folder: Path,
         device: str = "cpu",
         autocast: bool = False,
-        reader: PhoneReader | None = None,
+        classifier: PhoneClassifier | None = None,
     ) -> None:
-        super().__init__("decoder", config, settings, guide, synthetic, human, held, folder, device, autocast)
+        super().__init__("decoder", config, settings, data, folder, device, autocast)
         self.settings = settings
-        self.reader = None if reader is None else reader.to(device).eval().requires_grad_(False)
+        self.classifier = None
+        if classifier is not None:
+            self.classifier = classifier.to(device).eval().requires_grad_(False)
         self._make_heads(_rates(self.codec, self.codec.decoder_blocks, 1), settings.seed)
         self.parts: list[nn.Module] = [self.codec.decoder_blocks, self.codec.output_proj, self.heads]
         self.objective = SpectralObjective(
@@ -329,33 +339,36 @@ class DecoderTrainer(_CodecRun):
         self.optimizer = torch.optim.AdamW(
             groups, lr=settings.learning_rate, betas=settings.betas, foreach=True
         )
-        self.judges: Discriminators | None = None
+        self.discriminators: Discriminators | None = None
         if settings.discriminator_from < settings.steps:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(settings.seed)
-                judges = Discriminators(len(settings.discriminated), settings.discriminator_channels)
-            self.judges = judges.to(device)
-            self.judge_optimizer = torch.optim.AdamW(
-                judges.parameters(), lr=settings.discriminator_learning_rate, betas=(0.5, 0.9), foreach=True
+                discriminators = Discriminators(len(settings.discriminated), settings.discriminator_channels)
+            self.discriminators = discriminators.to(device)
+            self.discriminator_optimizer = torch.optim.AdamW(
+                discriminators.parameters(),
+                lr=settings.discriminator_learning_rate,
+                betas=(0.5, 0.9),
+                foreach=True,
             )
 
     def state(self) -> dict[str, Any]:
-        """As the base's, with the discriminators where there are some."""
+        """The base's state, with the discriminators if there are any."""
         state = super().state()
-        if self.judges is not None:
-            state["judges"] = self.judges.state_dict()
-            state["judge_optimizer"] = self.judge_optimizer.state_dict()
+        if self.discriminators is not None:
+            state["discriminators"] = self.discriminators.state_dict()
+            state["discriminator_optimizer"] = self.discriminator_optimizer.state_dict()
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up what `state` gave; discriminators begin afresh where the state has none."""
+        """Load what `state` returned; discriminators that the state lacks start anew."""
         super().load_state(state)
-        if self.judges is not None and "judges" in state:
-            self.judges.load_state_dict(state["judges"])
-            self.judge_optimizer.load_state_dict(state["judge_optimizer"])
+        if self.discriminators is not None and "discriminators" in state:
+            self.discriminators.load_state_dict(state["discriminators"])
+            self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
 
     def _windows(self, real: list[Tensor], fake: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        # The discriminators cost more than the codec: they see a random window of each clip, not all of it.
+        # The discriminators cost more than the codec, so they see only a random window of each clip.
         start = self.numpy_rng.random()
         share = min(1.0, self.settings.discriminated_seconds * 12.5 / self.settings.frames)
         a, b = [], []
@@ -368,17 +381,17 @@ class DecoderTrainer(_CodecRun):
         return a, b
 
     def take_step(self) -> dict[str, float]:
-        """One update of the decoder and, when due, of the discriminators; gives the losses."""
+        """One update of the decoder and, when due, of the discriminators; returns the losses."""
         settings = self.settings
         real, codes, values, features, synthetic = self.batch()
-        rows = self.guide.rows[codes]
-        heard = quantize_acoustic(values, self.codec.config.acoustic_codebook_size, self.rng)
+        rows = self.teacher.rows[codes]
+        quantized = quantize_acoustic(values, self.codec.config.acoustic_codebook_size, self.rng)
         with self.arithmetic(), states_of(self.codec.decoder_blocks) as states:
-            fake = self.codec.decode_latents(torch.cat((rows, heard), dim=-1).transpose(1, 2))
+            fake = self.codec.decode_latents(torch.cat((rows, quantized), dim=-1).transpose(1, 2))
         fake = fake.float()
-        # The transforms' frames fall elsewhere at every step: no position within a patch goes unseen.
-        shift = int(self.numpy_rng.integers(256))
-        real_spectra, fake_spectra = (self.objective.spectra(x[:, shift:]) for x in (real, fake))
+        # The transforms' frames start elsewhere at every step, so every position within a patch is covered.
+        offset = int(self.numpy_rng.integers(256))
+        real_spectra, fake_spectra = (self.objective.spectra(x[:, offset:]) for x in (real, fake))
         terms = self.objective(real_spectra, fake_spectra)
         early = settings.decay**self.step_count
         losses = {"mel": terms.mel, "magnitude": terms.magnitude}
@@ -386,11 +399,11 @@ class DecoderTrainer(_CodecRun):
         if settings.deep:
             losses["deep"] = self.heads([s.float() for s in states], features)
             loss = loss + settings.deep * losses["deep"]
-        if self.reader is not None and settings.phones and self.step_count >= settings.phones_from:
-            # In human speech it hears phones that nobody said; telling the decoder of those cost likeness.
-            told = slice(0, synthetic)
+        if self.classifier is not None and settings.phones and self.step_count >= settings.phones_from:
+            # On human speech the classifier is wrong too often: its loss cost speaker similarity there.
             none = real.new_zeros(())
-            losses["phones"] = self.reader.difference(real[told], fake[told]) if synthetic else none
+            differ = self.classifier.difference
+            losses["phones"] = differ(real[:synthetic], fake[:synthetic]) if synthetic else none
             loss = loss + settings.phones * losses["phones"]
         if settings.complex:
             losses["complex"] = terms.complex
@@ -399,31 +412,32 @@ class DecoderTrainer(_CodecRun):
             losses["wave"] = (real - fake).abs().mean()
             loss = loss + settings.waveform * early * losses["wave"]
         due = self.step_count % settings.discriminator_every == 0
-        if self.judges is not None and self.step_count >= settings.discriminator_from and due:
+        if self.discriminators is not None and self.step_count >= settings.discriminator_from and due:
             a, b = self._windows(real_spectra, fake_spectra)
-            self.judges.requires_grad_(True)
-            judged = discriminator_loss(self.judges(a), self.judges([s.detach() for s in b]))
-            self.judge_optimizer.zero_grad(set_to_none=True)
-            judged.backward()
-            self.judge_optimizer.step()
-            losses["discriminator"] = judged
-            self.judges.requires_grad_(False)
+            self.discriminators.requires_grad_(True)
+            losses["discriminator"] = discriminator_loss(
+                self.discriminators(a), self.discriminators([s.detach() for s in b])
+            )
+            self.discriminator_optimizer.zero_grad(set_to_none=True)
+            losses["discriminator"].backward()
+            self.discriminator_optimizer.step()
+            self.discriminators.requires_grad_(False)
             with torch.no_grad():
-                judged_real = self.judges(a)
-            judged_fake = self.judges(b)
-            losses["feature"] = feature_matching_loss(judged_real, judged_fake)
-            losses["adversarial"] = adversarial_loss(judged_fake)
+                real_outputs = self.discriminators(a)
+            fake_outputs = self.discriminators(b)
+            losses["feature"] = feature_matching_loss(real_outputs, fake_outputs)
+            losses["adversarial"] = adversarial_loss(fake_outputs)
             loss = loss + settings.feature * losses["feature"] + settings.adversarial * losses["adversarial"]
         return _floats(losses, loss, self.update(loss, self.parts))
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mel distance of validation stretches decoded from the guide's hard codes."""
+        """Mel and magnitude distances of validation segments decoded from hard codes."""
         row: dict[str, float] = {}
         objective = SpectralObjective(self.codec.config.sampling_rate, ((1024, 100),))
         half = (self.codec.config.acoustic_codebook_size - 1) / 2
-        for kind, coded in self.held.items():
-            waves, codes, values, _ = coded.batch(12, 40, np.random.default_rng(1))
+        for kind, tokenized in self.validation.items():
+            waves, codes, values, _ = tokenized.batch(12, 40, np.random.default_rng(1))
             levels = (torch.from_numpy(values) * half + half).round().long()
             whole = torch.cat((torch.from_numpy(codes)[:, None], levels.transpose(1, 2)), dim=1)
             fake = self.shipped.decode(whole.to(self.device)).float()
@@ -441,15 +455,12 @@ class ReferenceEncoderTrainer(_CodecRun):
         self,
         config: CodecConfig,
         settings: ReferenceEncoderTraining,
-        guide: Guide,
-        synthetic: CodedSpeech,
-        human: CodedSpeech | None,
-        held: dict[str, CodedSpeech],
+        data: CodecData,
         folder: Path,
         device: str = "cpu",
         autocast: bool = False,
     ) -> None:
-        super().__init__("encoder", config, settings, guide, synthetic, human, held, folder, device, autocast)
+        super().__init__("encoder", config, settings, data, folder, device, autocast)
         self.settings = settings
         rates = _rates(self.codec, self.codec.encoder_blocks, config.patches_per_frame)
         self._make_heads(rates, settings.seed)
@@ -462,12 +473,12 @@ class ReferenceEncoderTrainer(_CodecRun):
     def losses(
         self, codec: Codec, waves: Tensor, codes: Tensor, values: Tensor, features: Tensor
     ) -> dict[str, Tensor]:
-        """Of `codec`: `semantic` cross-entropy (nats), `acoustic` mean level error (of 20), `deep`, and the
-        share of equal codes."""
+        """Of `codec`: `semantic` cross-entropy (nats), `acoustic` mean level error (of 20), `deep`
+        supervision, and `agreement`, the share of equal semantic codes."""
         with self.arithmetic(), states_of(codec.encoder_blocks) as states:
             latents = codec.encode_latents(waves).transpose(1, 2)
         split = self.codec.config.semantic_dim
-        logits = self.guide.semantic_logits(latents[..., :split].float())
+        logits = self.teacher.semantic_logits(latents[..., :split].float())
         error = torch.tanh(latents[..., split:].float()) - values
         half = (self.codec.config.acoustic_codebook_size - 1) / 2
         return {
@@ -478,7 +489,7 @@ class ReferenceEncoderTrainer(_CodecRun):
         }
 
     def take_step(self) -> dict[str, float]:
-        """One update; gives the losses."""
+        """One update; returns the losses."""
         settings = self.settings
         losses = self.losses(self.codec, *self.batch()[:4])
         loss = (
@@ -490,11 +501,11 @@ class ReferenceEncoderTrainer(_CodecRun):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """The losses on validation stretches."""
+        """The losses on validation segments."""
         row: dict[str, float] = {}
-        for kind, coded in self.held.items():
-            arrays = coded.batch(12, 40, np.random.default_rng(1))
+        for kind, tokenized in self.validation.items():
+            arrays = tokenized.batch(12, 40, np.random.default_rng(1))
             waves, codes, values, features = (torch.from_numpy(a).to(self.device) for a in arrays)
-            losses = self.losses(self.shipped, waves, codes, values, self.guide.standard(features))
+            losses = self.losses(self.shipped, waves, codes, values, self.teacher.standard(features))
             row |= {f"{kind}_{k}": round(float(v), 4) for k, v in losses.items()}
         return row

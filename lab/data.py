@@ -1,39 +1,50 @@
 """The lab's speech on disk: every speaker's utterances and the human clips, made once and read by training.
 
-For each kind (synthetic, human) and split (train, validation, heldout) a folder holds `KIND-SPLIT.json` (its
-utterances) and the file of samples it names: int16, laid end to end, memory-mapped.
+For each kind (synthetic, human) and split (train, validation, heldout) a folder holds `KIND-SPLIT.json`, its
+utterances, and the file of samples it names: int16, concatenated, memory-mapped.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 
+from lab.arrays import npz_bytes, read_npz
 from lab.errors import LabError
 from lab.flite import Flite, find_flite
 from lab.sentences import SPLITS, sentences
-from lab.speakers import Speaker, find_human_clips, synthetic_speakers
-from lab.synthesise import level, synthesise, trim
+from lab.speakers import SyntheticSpeaker, find_human_clips, synthetic_speakers
+from lab.synthesize import level, synthesize, trim
 from revox.progress import Progress, ProgressCallback, ignore_progress
-from revox.speech.files import replace_file, replacing
+from revox.speech.files import load_stamped, replace_file, save_stamped, stamp_of
 
 KINDS = ("synthetic", "human")
 RATE = 24000
 
 
 @dataclass(frozen=True)
-class Utterance:
-    """One utterance of a set: who says what (text is None for human clips), and where its samples lie.
+class SpeechCounts:
+    """Sentences of each training speaker, of each preset, and of each speaker and preset of other splits."""
 
-    `phones`, where the synthesiser told them, are (name, end in seconds).
+    per_speaker: int = 20
+    per_preset: int = 300
+    per_check: int = 10
+
+
+@dataclass(frozen=True)
+class LabUtterance:
+    """One utterance of a set: the speaker, the text (None for human clips), and where its samples start.
+
+    `phones` are (name, end in seconds); None if there is no synthesizer to report them.
     """
 
     speaker: str
@@ -46,24 +57,28 @@ class Utterance:
 
 
 class SpeechSet:
-    """The utterances of one split: of one kind ("synthetic", "human") or of whatever is there ("all").
+    """The utterances of one split: of one kind ("synthetic", "human") or of every kind there is ("all").
 
-    `utterances` lists them; `waveform(i)` reads one; `crop` draws stretches at random. Samples are float32,
-    mono, 24 kHz.
+    `utterances` lists them; `waveform(i)` reads one; `crop` draws segments at random. Samples are float32,
+    mono, 24 kHz. `identity` changes with the contents, for stamps of caches.
+
     Raises LabError if the folder was not prepared.
     """
 
     def __init__(self, folder: str | Path, split: str, kind: str = "all") -> None:
-        self.utterances: list[Utterance] = []
+        self.name = split if kind == "all" else f"{kind} {split}"
+        self.utterances: list[LabUtterance] = []
         self._sources: list[np.ndarray] = []
         self._source_of: list[int] = []
         paths = [Path(folder) / f"{one}-{split}.json" for one in (KINDS if kind == "all" else (kind,))]
         found = [path for path in paths if path.is_file()]
         if not found:
             raise LabError(f"{paths[0]} is missing: make the lab's speech first with `python -m lab build`")
-        for path in found:
-            contents = json.loads(path.read_text())
-            utterances = [Utterance(**fields) for fields in contents["utterances"]]
+        texts = [path.read_text() for path in found]
+        self.identity = stamp_of(texts)
+        for path, text in zip(found, texts, strict=True):
+            contents = json.loads(text)
+            utterances = [LabUtterance(**fields) for fields in contents["utterances"]]
             self.utterances += utterances
             self._source_of += [len(self._sources)] * len(utterances)
             self._sources.append(np.load(path.with_name(contents["samples"]), mmap_mode="r"))
@@ -96,9 +111,9 @@ class SpeechSet:
         return source[utterance.start : utterance.start + utterance.samples].astype(np.float32) / 32768
 
     def crop(self, rng: np.random.Generator, seconds: float) -> np.ndarray:
-        """A stretch of `seconds` [n], uniform over speakers, then over their utterances, then over positions.
+        """A segment of `seconds` [n], uniform over speakers, then over their utterances, then over positions.
 
-        A shorter utterance is continued with another of the same speaker, so no stretch is mostly silence.
+        A shorter utterance is continued with another of the same speaker, so no segment is mostly silence.
         """
         length = round(seconds * RATE)
         mine = self._by_speaker[self._speakers[rng.integers(len(self._speakers))]]
@@ -113,48 +128,48 @@ class SpeechSet:
         return np.concatenate(parts)[:length]
 
 
-def _to_int16(samples: np.ndarray) -> np.ndarray:
+def to_int16(samples: np.ndarray) -> np.ndarray:
+    """Samples in [-1, 1] as 16-bit integers, clipped."""
     return np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16)
 
 
-def planned_texts(speaker: Speaker, split: str, count: int, seed: int) -> list[str]:
-    """The first `count` sentences of `split` for a speaker: other ones for every speaker, always the same."""
+def planned_texts(speaker: SyntheticSpeaker, split: str, count: int, seed: int) -> list[str]:
+    """The first `count` sentences of `split` for a speaker: others for each speaker, always the same."""
     return list(
         itertools.islice(sentences(split, seed * 1_000_003 + zlib.crc32(speaker.name.encode())), count)
     )
 
 
-def _synthetic_plan(split: str, counts: dict[str, int]) -> Iterator[tuple[Speaker, int]]:
-    """Who says how many sentences in a split: its own speakers, and the presets in every split."""
+def _synthetic_plan(split: str, counts: SpeechCounts) -> Iterator[tuple[SyntheticSpeaker, int]]:
+    """Each speaker of a split with its number of sentences; the presets speak in every split."""
     for speaker in synthetic_speakers():
         if speaker.preset:
-            yield speaker, counts["preset"] if split == "train" else counts["preset_check"]
+            yield speaker, counts.per_preset if split == "train" else counts.per_check
         elif speaker.split == split:
-            yield speaker, counts["speaker"] if split == "train" else counts["check"]
+            yield speaker, counts.per_speaker if split == "train" else counts.per_check
 
 
 def _speaker_part(
-    folder: Path, speaker: Speaker, split: str, count: int, seed: int, flite: Flite | None
+    folder: Path, speaker: SyntheticSpeaker, split: str, count: int, seed: int, flite: Flite | None
 ) -> tuple[np.ndarray, list[dict]]:
-    """A speaker's samples and utterances, continued from what an earlier run left in `folder`."""
-    path = folder / f"{split}-{speaker.name}.npz"
-    recipe = json.dumps({**asdict(speaker), "preset": None, "split": None, "seed": seed})
+    """A speaker's samples and utterances; those that an earlier run cached in `folder` are not made again."""
+    path = folder / f"{split}-{speaker.name}.cache"
+    stamp = stamp_of({**asdict(speaker), "preset": None, "split": None}, seed)
     pieces: list[np.ndarray] = []
     index: list[dict] = []
-    if path.is_file():
-        with np.load(path) as part:
-            if str(part["recipe"]) == recipe:
-                index = json.loads(str(part["utterances"]))
-                pieces.append(part["samples"])
+    if (cached := load_stamped(path, stamp)) is not None:
+        part = read_npz(cached)
+        index = json.loads(str(part["utterances"]))
+        pieces.append(part["samples"])
     missing = planned_texts(speaker, split, count, seed)[len(index) :]
     for text in missing:
-        said = synthesise(speaker, text, RATE, flite)
-        pieces.append(_to_int16(said.samples))
-        index.append({"text": text, "samples": len(said.samples), "phones": said.phones})
+        speech = synthesize(speaker, text, RATE, flite)
+        pieces.append(to_int16(speech.samples))
+        index.append({"text": text, "samples": len(speech.samples), "phones": speech.phones})
     samples = np.concatenate(pieces)
     if missing:
-        with replacing(path) as beside, open(beside, "wb") as file:
-            np.savez(file, samples=samples, utterances=json.dumps(index), recipe=recipe)
+        content = npz_bytes({"samples": samples, "utterances": np.array(json.dumps(index))})
+        save_stamped(path, stamp, content)
     used = index[:count]
     return samples[: sum(one["samples"] for one in used)], used
 
@@ -164,11 +179,11 @@ _Out = TypeVar("_Out")
 
 
 def _in_order(make: Callable[[_In], _Out], items: list[_In], workers: int) -> Iterator[_Out]:
-    """make(item) of every item, in order, `workers` at a time; what has not begun is dropped on an error."""
+    """make(item) of every item, in order, `workers` at a time; an error cancels those not yet started."""
     if workers <= 1:
         yield from map(make, items)
         return
-    with ThreadPoolExecutor(workers) as pool:  # threads: the synthesisers are processes of their own
+    with ThreadPoolExecutor(workers) as pool:  # threads: each synthesizer is a process
         try:
             yield from pool.map(make, items)
         finally:
@@ -179,13 +194,13 @@ def _human_samples(path: Path) -> np.ndarray:
     from revox.speech import read_audio
 
     samples = read_audio(path, rate=RATE, mono=True).samples
-    return _to_int16(level(trim(samples, RATE), RATE))
+    return to_int16(level(trim(samples, RATE), RATE))
 
 
 def write_set(folder: Path, name: str, parts: Iterator[tuple[np.ndarray, list[dict]]]) -> None:
-    """Lay parts end to end into NAME-CHECKSUM.npy, then name that file in NAME.json and remove older ones.
+    """Concatenate parts into NAME-CHECKSUM.npy, then name that file in NAME.json and remove older ones.
 
-    A reader sees the old set or the new one, and a set already open stays readable.
+    Readers see the old set or the new one, and a set that is already open stays readable.
     """
     raw = folder / f"{name}.part"
     utterances: list[dict] = []
@@ -201,11 +216,14 @@ def write_set(folder: Path, name: str, parts: Iterator[tuple[np.ndarray, list[di
             checksum = zlib.crc32(samples.tobytes(), checksum)
             total += len(samples)
     samples_name = f"{name}-{checksum:08x}.npy"
-    with replacing(folder / samples_name) as beside, open(beside, "wb") as file, open(raw, "rb") as source:
+
+    def write(file: BinaryIO) -> None:
         header = {"descr": "<i2", "fortran_order": False, "shape": (total,)}
         np.lib.format.write_array_header_1_0(file, header)
-        while block := source.read(1 << 24):
-            file.write(block)
+        with open(raw, "rb") as source:
+            shutil.copyfileobj(source, file, 1 << 24)
+
+    replace_file(folder / samples_name, write)
     raw.unlink()
     contents = json.dumps({"samples": samples_name, "utterances": utterances})
     replace_file(folder / f"{name}.json", contents)
@@ -217,10 +235,8 @@ def write_set(folder: Path, name: str, parts: Iterator[tuple[np.ndarray, list[di
 def prepare(
     out_dir: str | Path,
     librispeech: str | Path | None,
+    counts: SpeechCounts,
     *,
-    per_speaker: int = 25,
-    per_preset: int = 60,
-    per_check: int = 10,
     seed: int = 0,
     splits: tuple[str, ...] = SPLITS,
     workers: int = 1,
@@ -230,22 +246,20 @@ def prepare(
     """Make the lab's speech in `out_dir`; returns the seconds in each set ("synthetic-train", ...).
 
     librispeech: the folder of the human clips listed in lists/librispeech.csv, or None to leave them out.
-    per_speaker, per_preset: training sentences of each synthetic speaker and of each preset. per_check:
-    sentences of each validation and held-out speaker, and of each preset in those splits. workers: speakers
-    synthesised at the same time. flite: the folder of a carried synthesiser, in place of the installed one.
-    What an interrupted run made is kept and continued.
-    Raises LabError if a synthesiser or a clip is missing.
+    workers: speakers synthesized at the same time. flite: a folder with a copied synthesizer (`lab.flite`),
+    in place of the installed one. An interrupted run is continued.
+
+    Raises LabError if the synthesizer or a clip is missing.
     """
     folder = Path(out_dir)
-    speaks = find_flite(flite) if flite else None
+    synthesizer = find_flite(flite) if flite else None
     (folder / "parts").mkdir(parents=True, exist_ok=True)
-    counts = {"preset": per_preset, "speaker": per_speaker, "check": per_check, "preset_check": per_check}
 
     def synthetic(split: str) -> Iterator[tuple[np.ndarray, list[dict]]]:
         plan = list(_synthetic_plan(split, counts))
 
-        def make(of: tuple[Speaker, int]) -> tuple[np.ndarray, list[dict]]:
-            return _speaker_part(folder / "parts", of[0], split, of[1], seed, speaks)
+        def make(of: tuple[SyntheticSpeaker, int]) -> tuple[np.ndarray, list[dict]]:
+            return _speaker_part(folder / "parts", of[0], split, of[1], seed, synthesizer)
 
         made = _in_order(make, plan, workers)
         for done, ((speaker, _), (samples, index)) in enumerate(zip(plan, made, strict=True)):

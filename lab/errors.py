@@ -1,5 +1,5 @@
-"""What can go wrong in the lab through no fault of the code."""
+"""Errors of the lab that a user can cause."""
 
 
 class LabError(ValueError):
-    """A cause and its mend in one sentence, for the person who ran the lab command."""
+    """A cause and its fix in one sentence, for the user of `python -m lab`."""

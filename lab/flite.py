@@ -1,4 +1,4 @@
-"""flite, the lab's synthesiser: where it is, how it is run, how it is carried to a machine without it."""
+"""flite, the lab's synthesizer: finding it, running it, copying it for a machine without it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.errors import LabError
+from revox.speech.files import replacing
 
 _SYSTEM = ("libc.", "libm.", "libpthread.", "libdl.", "librt.", "ld-linux")
-"""What every Linux brings, and what must be its own."""
+"""Libraries of the C library, which are not copied: they must be the target system's own."""
 
 
 @dataclass(frozen=True)
 class Flite:
-    """The synthesiser's `program`, and the folder of the `libraries` that came with it, if any did."""
+    """The synthesizer's `program`, and the folder of its `libraries` if it was copied with them."""
 
     program: str
     libraries: Path | None = None
 
     def run(self, arguments: list[str]) -> subprocess.CompletedProcess[bytes]:
-        """Run it with these arguments; its output is in `stdout` and `stderr`."""
+        """Run it with `arguments`; the result has its output. Raises LabError if it cannot start."""
         environment = dict(os.environ)
         if self.libraries is not None:
             before = environment.get("LD_LIBRARY_PATH")
@@ -36,10 +37,7 @@ class Flite:
 
 
 def find_flite(folder: Path | None = None) -> Flite:
-    """The installed one, or the one that `carry_flite` put into `folder`.
-
-    Raises LabError if there is none, with what to do about it.
-    """
+    """The installed flite, or the one that `copy_flite` wrote to `folder`. Raises LabError if missing."""
     if folder is not None:
         program = folder.absolute() / "flite"
         if not program.is_file():
@@ -49,22 +47,22 @@ def find_flite(folder: Path | None = None) -> Flite:
     if found is None:
         raise LabError(
             "flite is not installed: install it with your system's packages (Debian and Ubuntu: apt install "
-            "flite; macOS: brew install flite), or carry it from a machine that has it (`python -m lab pack "
-            "RUN --flite`, then `python -m lab build --flite RUN/shards/flite`)"
+            "flite; macOS: brew install flite), or copy it from a machine that has it (`python -m lab pack "
+            "RUN --flite`, then `python -m lab build RUN --flite RUN/shards/flite`)"
         )
     return Flite(found)
 
 
-def carry_flite(folder: Path) -> int:
-    """Copy the installed synthesiser and its libraries into `folder`; returns their bytes.
+def copy_flite(folder: Path) -> int:
+    """Copy the installed synthesizer and its libraries into `folder`; returns their bytes.
 
-    For another Linux machine of the same processor, with a C library no older than this one's build asks for.
-    Raises LabError where there is no flite or no `ldd`.
+    They run on other Linux machines with the same processor architecture and a C library that is new enough.
+    Raises LabError if there is no flite or no `ldd`.
     """
     program = Path(find_flite().program).resolve()
     if shutil.which("ldd") is None:
         raise LabError(
-            "a synthesiser is carried from Linux to Linux only: `ldd`, which lists its libraries, is missing"
+            "`ldd`, which lists flite's libraries, is missing: flite can be copied from Linux to Linux only"
         )
     listed = subprocess.run(["ldd", str(program)], capture_output=True, text=True)
     files = {"flite": program}
@@ -73,12 +71,11 @@ def carry_flite(folder: Path) -> int:
         if arrow and not name.startswith(_SYSTEM):
             found = Path(rest.split(" (")[0])
             if not found.is_file():
-                raise LabError(f"flite's library {name} is missing here: check that it is installed whole")
+                raise LabError(f"flite's library {name} is missing: check flite's installation")
             files[name] = found
     folder.mkdir(parents=True, exist_ok=True)
     for name, source in files.items():
-        beside = folder / f"{name}.part"
-        shutil.copyfile(source, beside)
-        beside.chmod(0o755)
-        beside.replace(folder / name)
+        with replacing(folder / name) as temporary:
+            shutil.copyfile(source, temporary)
+            temporary.chmod(0o755)
     return sum((folder / name).stat().st_size for name in files)

@@ -1,18 +1,19 @@
-"""Frames of the lab's speech as features and labels, computed once and memory-mapped."""
+"""Frames of the lab's speech as features and phone labels, cached on disk; features are memory-mapped."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 
+from lab.arrays import npz_bytes, read_npz
 from lab.data import SpeechSet
 from lab.phones import nearest_cluster, phone_occupancy
 from revox.coding.features import SpectralFeatures
-from revox.speech.files import replacing
+from revox.progress import Progress, ProgressCallback, ignore_progress
+from revox.speech.files import load_stamped, replace_file, save_stamped, stamp_of
 
 
 class FrameSet:
@@ -36,9 +37,11 @@ class FrameSet:
         rows = self.features[np.sort(some)].astype(np.float32)
         return rows.mean(axis=0), rows.std(axis=0) + 0.05
 
-    def stretch(self, frames: int, rng: np.random.Generator) -> list[tuple[int, int, int]]:
-        """(utterance, first frame, frames) that make `frames` frames of one speaker, uniform over speakers; a
-        short utterance goes on with another."""
+    def segment(self, frames: int, rng: np.random.Generator) -> list[tuple[int, int, int]]:
+        """(utterance, first frame, frames) pieces that add up to `frames` frames of one speaker.
+
+        The speaker is drawn uniformly. A short utterance is continued with another of the same speaker.
+        """
         mine = self._speakers[rng.integers(len(self._speakers))]
         parts: list[tuple[int, int, int]] = []
         left = frames
@@ -52,12 +55,12 @@ class FrameSet:
         return parts
 
     def batch(self, size: int, frames: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """`size` stretches: features float16 `[size, frames, n]`, labels int64 `[size, frames]`."""
+        """`size` segments: features float16 `[size, frames, n]`, labels int64 `[size, frames]`."""
         features = np.empty((size, frames, self.features.shape[1]), np.float16)
         labels = np.empty((size, frames), np.int64)
         for b in range(size):
             done = 0
-            for i, start, take in self.stretch(frames, rng):
+            for i, start, take in self.segment(frames, rng):
                 first = int(self.starts[i]) + start
                 features[b, done : done + take] = self.features[first : first + take]
                 labels[b, done : done + take] = self.labels[first : first + take]
@@ -66,7 +69,7 @@ class FrameSet:
 
 
 def occupancies(speech: SpeechSet, per_frame: int, rate: int) -> list[np.ndarray | None]:
-    """Phones of every utterance's frames, None where they are not known."""
+    """Phone occupancy of every utterance's frames; None if its phones are unknown."""
     return [
         None if u.phones is None else phone_occupancy(u.phones, -(-u.samples // per_frame), per_frame / rate)
         for u in speech.utterances
@@ -79,24 +82,27 @@ def make_frames(
     centroids: np.ndarray,
     path: Path,
     rate: int,
-    progress: Callable[[int, int], None] = lambda done, of: None,
+    progress: ProgressCallback = ignore_progress,
 ) -> FrameSet:
-    """The frames of `speech`, kept in `path` (.npy, labels beside it), made anew when the speech changed."""
+    """The frames of `speech`: features in `path` (.npy), labels in a cache next to it.
+
+    Both are computed again when the speech or the features' sizes change.
+    """
     per_frame = spectra.patch * spectra.per_frame
     total = sum(-(-u.samples // per_frame) for u in speech.utterances)
-    stamp = json.dumps([len(speech), round(speech.seconds, 3), total, spectra.size, float(centroids.sum())])
-    labels_path = path.with_suffix(".labels.npz")
-    if path.is_file() and labels_path.is_file():
-        with np.load(labels_path) as kept:
-            if str(kept["stamp"]) == stamp:
-                return FrameSet(speech, np.load(path, mmap_mode="r"), kept["labels"], per_frame)
+    stamp = stamp_of(speech.identity, total, spectra.size, float(centroids.sum()))
+    labels_path = path.with_suffix(".labels.cache")  # written last: it says that the features are complete
+    cached = load_stamped(labels_path, stamp) if path.is_file() else None
+    if cached is not None:
+        return FrameSet(speech, np.load(path, mmap_mode="r"), read_npz(cached)["labels"], per_frame)
     path.parent.mkdir(parents=True, exist_ok=True)
     labels = np.full(total, -1, np.int16)
-    done = 0
-    # Written, not mapped: a full disk would end a process that maps it.
-    with replacing(path) as beside, beside.open("wb") as file:
+
+    def write(file: BinaryIO) -> None:
+        # Written, not mapped: if the disk is full, a process that maps the file is killed.
         header = {"descr": "<f2", "fortran_order": False, "shape": (total, spectra.size)}
         np.lib.format.write_array_header_1_0(file, header)
+        done = 0
         for i, occupancy in enumerate(occupancies(speech, per_frame, rate)):
             rows = spectra(torch.from_numpy(speech.waveform(i))).numpy().astype("<f2")
             file.write(rows.tobytes())
@@ -104,7 +110,8 @@ def make_frames(
                 labels[done : done + len(rows)] = nearest_cluster(occupancy, centroids)
             done += len(rows)
             if i % 200 == 199:
-                progress(i + 1, len(speech))
-    with replacing(labels_path) as beside, beside.open("wb") as file:
-        np.savez(file, labels=labels, stamp=stamp)
+                progress(Progress(f"features of {speech.name}", i + 1, len(speech)))
+
+    replace_file(path, write)
+    save_stamped(labels_path, stamp, npz_bytes({"labels": labels}))
     return FrameSet(speech, np.load(path, mmap_mode="r"), labels, per_frame)

@@ -1,10 +1,11 @@
 """The lab's backbone and acoustic transformer, trained on its codec's codes.
 
-Each sequence is the release's prompt, then speech: a reference (a preset's fixed one, or another utterance
-of the same speaker), the text, and the frames to say. The semantic code of the next frame is learnt by
-cross-entropy, its acoustic codes by flow matching (Lipman et al., arXiv 2210.02747: v = x1 - x0 on a
-straight line), the hidden state dropped at times for classifier-free guidance. A part of that guidance is
-learnt (Tang et al., arXiv 2502.12154): so small a model needs more than the 1.2 that engines apply.
+Each sequence is the release's prompt followed by speech: a reference (the preset's fixed one, or another
+utterance of the same speaker), the text, and the target frames. The semantic code of the next frame is
+learned by cross-entropy and its acoustic codes by flow matching (Lipman et al., arXiv 2210.02747: v = x1 - x0
+on a straight line), with the hidden state dropped at times for classifier-free guidance. Part of the guidance
+is learned (Tang et al., arXiv 2502.12154), because so small a model needs more than the 1.2 that engines
+apply.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ class LanguageTraining:
     guidance: float = 0.5
     own_share: float = 0.5
     own_from: int = 0
-    """The step from which the model reads its own past; until then a step costs a third less."""
+    """The step from which the model is fed its own past; until then a step costs a third less."""
     own_steps: int = 4
     token_noise: float = 0.05
     preset_share: float = 0.3
     average: float = 0.0
-    """Decay of the average of the weights (`revox.training.average`) that is then validated and shipped; 0
-    for none. It begins where a run is taken up that had none."""
+    """Decay of the moving average of the weights (`revox.training.average`), which is validated and shipped.
+    0 is none. If a resumed state has no average, it starts at that step."""
     seed: int = 0
     save_every: int = 500
     report_every: int = 50
@@ -57,9 +58,8 @@ class LanguageTraining:
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """One utterance as codes: `codes` int16 `[37, frames]`, its text tokens, its speaker and, for presets,
-    the name."""
+class TokenizedUtterance:
+    """One utterance: `codes` int16 `[37, frames]`, tokens of each form of its text, speaker and preset."""
 
     codes: np.ndarray
     texts: tuple[tuple[int, ...], ...]
@@ -69,7 +69,7 @@ class Spoken:
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """Ids of the prompt's special tokens, as the tokenizer gives them."""
+    """Ids of the prompt's special tokens, from the tokenizer."""
 
     bos: int
     audio: int
@@ -79,11 +79,11 @@ class PromptTokens:
 
 
 class LanguageData:
-    """Batches of prompts and the frames that follow, drawn from utterances."""
+    """Random batches of prompts and the frames that follow them."""
 
     def __init__(
         self,
-        utterances: list[Spoken],
+        utterances: list[TokenizedUtterance],
         references: dict[str, np.ndarray],
         tokens: PromptTokens,
         settings: LanguageTraining,
@@ -103,7 +103,7 @@ class LanguageData:
         ]
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, list[int], np.ndarray]:
-        """A reference `[37, n]`, prompt tokens, and the codes to say `[37, frames]`."""
+        """A reference `[37, n]`, prompt tokens, and the target codes `[37, frames]`."""
         from_presets = bool(self.of_presets) and rng.random() < self.settings.preset_share
         pool = self.of_presets if from_presets or not self.others else self.others
         chosen = int(pool[rng.integers(len(pool))])
@@ -126,7 +126,7 @@ class LanguageData:
         ]  # fmt: skip
         return reference, prompt, utterance.codes
 
-    def _other(self, utterance: Spoken, chosen: int, rng: np.random.Generator) -> np.ndarray:
+    def _other(self, utterance: TokenizedUtterance, chosen: int, rng: np.random.Generator) -> np.ndarray:
         low, high = self.settings.reference_frames
         wanted = int(rng.integers(low, high + 1))
         mine = [i for i in self.by_speaker[utterance.speaker] if i != chosen]
@@ -152,34 +152,36 @@ def language_losses(
     rng: torch.Generator,
     training: bool = True,
 ) -> dict[str, Tensor]:
-    """Losses of a batch of (reference codes, prompt tokens, codes to say): `semantic` (nats a frame, the end
-    included), `flow` (mean squared error of the velocity) and `accuracy` of the semantic choice."""
+    """Losses of a batch of (reference codes, prompt tokens, target codes): `semantic` (nats a frame, the end
+    included), `flow` (mean squared error of the velocity) and `accuracy` of the semantic code."""
     device = model.device
     embeddings = model.mm_audio_embeddings
     heads, past, starts, targets = [], [], [], []
     for reference, prompt, codes in items:
         rows = embeddings.voice_embedding(torch.from_numpy(reference.astype(np.int64)).to(device))
-        said = torch.from_numpy(codes.astype(np.int64)).to(device)
+        target = torch.from_numpy(codes.astype(np.int64)).to(device)
         tokens = torch.tensor(prompt, device=device)
         heads.append(model.embed_prompt(tokens, audio_token, rows))
-        past.append(said + N_SPECIAL_CODES)
+        past.append(target + N_SPECIAL_CODES)
         starts.append(len(prompt) - 1)
-        targets.append(said)
+        targets.append(target)
     if training:
         replaced = [i for i in range(len(items)) if torch.rand((), generator=rng) < settings.own_share]
-        for i, own in zip(replaced, _own_words(model, heads, past, replaced, settings, rng), strict=True):
+        for i, own in zip(
+            replaced, _own_acoustic_ids(model, heads, past, replaced, settings, rng), strict=True
+        ):
             past[i] = torch.cat((past[i][:1], own))
-        past = [_mistaken(model, ids, settings.token_noise, rng) for ids in past]
+        past = [_corrupted(model, ids, settings.token_noise, rng) for ids in past]
     sequences = [
         torch.cat((head, embeddings.frames(ids[None])[0])) for head, ids in zip(heads, past, strict=True)
     ]
     hidden = model.teacher_forced(sequences)
     states, semantic, acoustic = [], [], []
-    for i, said in enumerate(targets):
-        states.append(hidden[i, starts[i] : starts[i] + said.shape[1] + 1])
+    for i, target in enumerate(targets):
+        states.append(hidden[i, starts[i] : starts[i] + target.shape[1] + 1])
         end = torch.full((1,), END_AUDIO_ID, device=device)
-        semantic.append(torch.cat((said[0] + N_SPECIAL_CODES, end)))
-        acoustic.append(said[1:])
+        semantic.append(torch.cat((target[0] + N_SPECIAL_CODES, end)))
+        acoustic.append(target[1:])
     state = torch.cat(states)
     wanted = torch.cat(semantic)
     logits = model.acoustic_transformer.semantic_logits(state)
@@ -189,8 +191,8 @@ def language_losses(
     if training and len(points) > settings.acoustic_frames:
         chosen = torch.randperm(len(points), generator=rng)[: settings.acoustic_frames].to(device)
         frames, points = frames[chosen], points[chosen]
-    # Several points on each frame's way for one pass of the backbone: the head learns where the words are,
-    # and costs little. The times of one frame's draws are spread over the whole way.
+    # Several flow times per frame for one pass of the backbone: the acoustic head is where words were lost,
+    # and it is cheap. The times of one frame's draws are stratified over [0, 1].
     draws = settings.flow_draws
     frames, points = frames.repeat(draws, 1), points.repeat(draws, 1)
     goal = points * 2 / levels - 1
@@ -204,8 +206,8 @@ def language_losses(
     velocity = model.acoustic_transformer.velocity(x, times, frames)
     wanted_velocity = goal - noise
     if training and settings.guidance > 0:
-        # Where it settles, the velocity is the unconditional one plus 1 / (1 - guidance) times what the
-        # hidden state adds to it.
+        # At the fixed point, the velocity is the unconditional one plus 1 / (1 - guidance) times the hidden
+        # state's contribution.
         with torch.no_grad():
             blind = model.acoustic_transformer.velocity(x, times, torch.zeros_like(frames))
         further = settings.guidance * (velocity.detach() - blind)
@@ -217,8 +219,8 @@ def language_losses(
     }
 
 
-def _mistaken(model: Voxtral, ids: Tensor, share: float, rng: torch.Generator) -> Tensor:
-    """Ids `[37, frames]` of which a share is random: what a model reads of its own past is at times wrong."""
+def _corrupted(model: Voxtral, ids: Tensor, share: float, rng: torch.Generator) -> Tensor:
+    """Ids `[37, frames]` with a share replaced at random, because the model's own past has errors too."""
     if share <= 0:
         return ids
     codec = model.config.codec
@@ -229,7 +231,7 @@ def _mistaken(model: Voxtral, ids: Tensor, share: float, rng: torch.Generator) -
 
 
 @torch.no_grad()
-def _own_words(
+def _own_acoustic_ids(
     model: Voxtral,
     heads: list[Tensor],
     past: list[Tensor],
@@ -237,11 +239,10 @@ def _own_words(
     settings: LanguageTraining,
     rng: torch.Generator,
 ) -> list[Tensor]:
-    """Acoustic ids `[36, frames]` of the model's own for the items `chosen`, each frame after the true ones
-    before it.
+    """Acoustic ids `[36, frames]` that the model predicts for the items `chosen`, given the true past.
 
-    Read in the place of the true ones they are what it will read when it speaks (scheduled sampling in two
-    passes: Mihaylova and Martins, arXiv 1906.07651).
+    Fed in place of the true ones, they resemble what the model is fed when it speaks (scheduled sampling in
+    two passes: Mihaylova and Martins, arXiv 1906.07651).
     """
     if not chosen:
         return []
@@ -261,9 +262,9 @@ def _own_words(
     return [part.T for part in levels.split(lengths)]
 
 
-def initialise_language(model: Voxtral, seed: int) -> None:
-    """Normal weights, residual outputs scaled down with depth; the audio table so that 37 rows sum to unit
-    scale."""
+def initialize_language(model: Voxtral, seed: int) -> None:
+    """Set normal weights: residual outputs scaled down with depth, the audio table so that 37 rows sum to
+    unit scale."""
     rng = torch.Generator().manual_seed(seed)
     depth = 2 * model.config.backbone.n_layers
     with torch.no_grad():
@@ -280,8 +281,8 @@ def initialise_language(model: Voxtral, seed: int) -> None:
             if "codebook_output" in name:
                 std *= 0.2
             p.copy_(torch.randn(p.shape, generator=rng) * std)
-        # An acoustic level is a number: its rows start on a line, with noise enough that a sum of rows still
-        # tells every code.
+        # An acoustic level is a number: its rows start on a line, with enough noise that a sum of rows still
+        # identifies every code.
         table = model.mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight
         codec = model.config.codec
         for start in model.mm_audio_embeddings.audio_codebook_embeddings.offsets[1:].tolist():
@@ -293,22 +294,22 @@ def initialise_language(model: Voxtral, seed: int) -> None:
 
 
 class LanguageTrainer(Run):
-    """One run over `data`: steps, validation on `held` batches, log and resumable state in `folder`."""
+    """One run over `data`, validated on batches of `validation`, with log and state in `folder`."""
 
     def __init__(
         self,
         config: VoxtralConfig,
         settings: LanguageTraining,
         data: LanguageData,
-        held: LanguageData | None,
+        validation: LanguageData | None,
         folder: Path,
         device: str = "cpu",
         autocast: bool = False,
     ) -> None:
         super().__init__("language", settings, folder, device)
-        self.settings, self.data, self.held, self.autocast = settings, data, held, autocast
+        self.settings, self.data, self.validation, self.autocast = settings, data, validation, autocast
         self.model = Voxtral(config, with_encoder=False)
-        initialise_language(self.model, settings.seed)
+        initialize_language(self.model, settings.seed)
         self.model.to(device)
         self.model.audio_tokenizer.requires_grad_(False)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -335,8 +336,8 @@ class LanguageTrainer(Run):
         self.averaged = moving_average(self.model, settings.average) if settings.average else None
 
     def state(self) -> dict[str, Any]:
-        """Backbone, acoustic transformer, tables, their average where one is kept, and the optimizer; the
-        codec is not trained here."""
+        """Everything but the codec, which is not trained here, with its average if there is one, and the
+        optimizer."""
         own = {k: v for k, v in self.model.state_dict().items() if not k.startswith("audio_tokenizer.")}
         state = {"model": own, "optimizer": self.optimizer.state_dict()}
         if self.averaged is not None:
@@ -344,14 +345,14 @@ class LanguageTrainer(Run):
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up what `state` gave."""
+        """Load what `state` returned."""
         self.model.load_state_dict(state["model"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.averaged is not None and "averaged" in state:
             self.averaged.load_state_dict(state["averaged"])
 
     def take_step(self) -> dict[str, float]:
-        """One update; gives the losses."""
+        """One update; returns the losses."""
         settings = self.settings
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
@@ -373,12 +374,12 @@ class LanguageTrainer(Run):
 
     @torch.no_grad()
     def validate(self, size: int = 64) -> dict[str, float]:
-        """Losses on fixed draws from `held`, of the average where one is kept."""
-        if self.held is None or not self.held.utterances:
+        """Losses on fixed draws of the validation data, of the average if there is one."""
+        if self.validation is None or not self.validation.utterances:
             return {}
         model = self.model if self.averaged is None else cast(Voxtral, self.averaged.module)
         numpy_rng, rng = np.random.default_rng(1), torch.Generator().manual_seed(1)
-        items = self.held.batch(size, numpy_rng)
+        items = self.validation.batch(size, numpy_rng)
         sums: dict[str, list[float]] = {}
         for i in range(0, size, 16):
             found = language_losses(

@@ -1,4 +1,4 @@
-"""What the lab's semantic codes mean: the phones of a frame."""
+"""The meaning of the lab's semantic codes: the phones of a frame."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-SLOTS = 4  # parts of a frame in which the phones are told apart
+SLOTS = 4  # parts of a frame with their own phone occupancy
 
-# flite's phones (the CMU set); flite's files need no other.
+# flite's phones (the CMU set).
 PHONES = (
     "pau", "aa", "ae", "ah", "ao", "aw", "ax", "ay", "b", "ch", "d", "dh", "eh", "er", "ey", "f", "g", "hh",
     "ih", "iy", "jh", "k", "l", "m", "n", "ng", "ow", "oy", "p", "r", "s", "sh", "t", "th", "uh", "uw", "v",
@@ -19,7 +19,7 @@ _SAME = {"axr": "er", "el": "l", "em": "m", "en": "n", "hv": "hh", "dx": "t", "n
 
 
 def phone_index(name: str) -> int:
-    """The place of a phone in `PHONES`. Raises KeyError for one that is not there."""
+    """The index of a phone in `PHONES`. Raises KeyError for one that is not there."""
     name = _SAME.get(name, name)
     if name not in PHONES:
         raise KeyError(name)
@@ -27,7 +27,7 @@ def phone_index(name: str) -> int:
 
 
 def phone_occupancy(phones: Sequence[tuple[str, float]], frames: int, frame_seconds: float) -> np.ndarray:
-    """How much of each of `SLOTS` parts of each frame each phone fills: float32 `[frames, SLOTS * phones]`.
+    """The share of each of a frame's `SLOTS` parts that each phone fills: float32 `[frames, SLOTS * phones]`.
 
     `phones` are (name, end in seconds); what comes after the last is a pause. Raises KeyError for a phone
     that is not in `PHONES`.
@@ -49,17 +49,17 @@ def phone_occupancy(phones: Sequence[tuple[str, float]], frames: int, frame_seco
 def phone_codebook(occupancy: np.ndarray, size: int, dim: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Clusters of frames by their phones: centroids `[size, SLOTS * phones]` and codebook rows `[size, dim]`.
 
-    The rows are the centroids' principal components, of unit variance over all, so that like sounds lie near
-    each other.
+    The rows are the centroids' principal components, scaled to unit variance, so that similar sounds are
+    close to each other.
     """
     from sklearn.cluster import MiniBatchKMeans
 
     found = MiniBatchKMeans(size, batch_size=8192, n_init=3, random_state=seed, reassignment_ratio=0.001)
     found.fit(occupancy)
     centroids = found.cluster_centers_.astype(np.float32)
-    centred = centroids - centroids.mean(axis=0)
-    _, _, directions = np.linalg.svd(centred, full_matrices=False)
-    rows = centred @ directions[:dim].T
+    centered = centroids - centroids.mean(axis=0)
+    _, _, directions = np.linalg.svd(centered, full_matrices=False)
+    rows = centered @ directions[:dim].T
     if rows.shape[1] < dim:
         rows = np.pad(rows, ((0, 0), (0, dim - rows.shape[1])))
     return centroids, (rows / rows.std()).astype(np.float32)

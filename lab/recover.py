@@ -1,15 +1,14 @@
-"""The recovery experiment: the lab's encoder, put aside, is restored by several methods and compared with it.
+"""The recovery experiment: the lab's encoder is restored by several methods and compared with the reference.
 
-Every method gets the same time. What trains runs in a process of its own, on a copy of the checkpoint (which
-has no encoder) and on training speech; it cannot open the encoder put aside (`recover_process`,
-`recover_guard`). Then this process scores what was found (`recover_scores`). Every result is a line of
-OUT/recover.jsonl; what was stopped goes on from there, in the middle of a training run too.
+Every method gets the same time. Training runs in a separate process, on training speech and a copy of the
+checkpoint, which has no encoder; it cannot open the reference encoder (`recover_process`, `recover_guard`).
+This process then scores the result (`recover_scores`). Every result is a line of OUT/recover.jsonl. An
+interrupted experiment resumes from there, in the middle of a training run too.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import importlib.util
@@ -40,7 +39,7 @@ from revox.checkpoint.release import ENCODER_PREFIXES
 from revox.checkpoint.tensors import WEIGHTS, read_header
 from revox.evaluation.cache import file_identity, folder_identity
 from revox.progress import Progress
-from revox.speech.files import replace_file
+from revox.speech.files import append_line, replace_file
 from revox.training.settings import EncoderTraining
 
 if TYPE_CHECKING:
@@ -52,40 +51,37 @@ BEGUN_FILE = "begun.json"
 TABLES_FILE = "recovery.md"
 
 MEASURED_STEPS, WARM_STEPS = 14, 4
-"""Of a run that is only timed; the first few pay for caches. The rest is even: discriminators learn in every
-second step."""
+"""Steps of a run that is only timed, and those at its start that fill caches. The difference is even, because
+discriminators are updated in every second step."""
 
 FEWEST_STEPS = 10
-REPORTS = 200  # of a run
+REPORTS = 200  # in a run
 EVALUATION_CLIPS = 4  # of each kind, at every evaluation
 VERIFIER_STEPS = 300
 
 KEY = ("what", "arm", "config", "seed", "kind", "clip", "step")
-"""The entries that tell one line from another."""
+"""The entries that identify a line."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Seconds that a step takes `before` and `after` the discriminators begin (the same without them)."""
+    """Seconds a step takes `before` and `after` the discriminators start (equal if there are none)."""
 
     before: float
     after: float
 
     def steps(self, seconds: float, discriminators: float | None) -> int:
-        """So many that a run with `discriminators` from that share of its steps on takes `seconds`."""
+        """Steps of a run that takes `seconds`, if discriminators start at that share of its steps."""
         share = 1.0 if discriminators is None else discriminators
         return max(FEWEST_STEPS, int(seconds / (share * self.before + (1 - share) * self.after)))
 
 
 class Log:
-    """Results, one JSON object a line. A line cut short (a full disk, a killed process) is no result."""
+    """Results, one JSON object a line. Incomplete lines (a full disk, a killed process) are ignored."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        if text and not text.endswith("\n"):
-            with open(path, "a") as file:
-                file.write("\n")
         self.lines: list[Line] = []
         self._found: dict[tuple[Any, ...], Line] = {}
         for one in text.splitlines():
@@ -103,14 +99,8 @@ class Log:
         return self._found.get(_place(key))
 
     def add(self, line: Line) -> None:
-        """Keep a line; in one write, so that several processes may share the file."""
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            text = (json.dumps(line) + "\n").encode()
-            if os.write(descriptor, text) < len(text):  # the disk is full; what follows would join it
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-        finally:
-            os.close(descriptor)
+        """Append a line; several processes can share the file. Raises OSError."""
+        append_line(self.path, json.dumps(line).encode())
         self._take(line)
 
 
@@ -119,15 +109,15 @@ def _place(line: Line) -> tuple[Any, ...]:
 
 
 def recover(experiment: Experiment, arms: Sequence[Arm]) -> Path:
-    """Run what is missing of `arms`, all seeds; gives the file with the tables.
+    """Run what is missing of `arms`, for all seeds; returns the file with the tables.
 
-    Ctrl-C and SIGTERM (KeyboardInterrupt) lose at most the clip in hand: a training run saves first. Several
-    processes may work on different arms in the same folder. Raises LabError on what cannot be done.
+    Ctrl-C and SIGTERM (KeyboardInterrupt) lose at most the current clip: a training run saves first. Several
+    processes can work on different arms in the same folder. Raises LabError if the experiment cannot run.
     """
     with _stoppable():
-        work = _Work(experiment, arms)
+        work = _Recovery(experiment, arms)
         work.prepare()
-        _ = work.scoring.recognizer  # what is missing is said before hours of training
+        _ = work.scoring.recognizer  # so that a missing one is reported before hours of training
         for seed in range(experiment.seeds):
             for arm in arms:
                 with work.mine(arm):
@@ -138,7 +128,7 @@ def recover(experiment: Experiment, arms: Sequence[Arm]) -> Path:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGTERM is Ctrl-C here."""
+    """SIGTERM acts as Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -150,7 +140,7 @@ def _stoppable() -> Iterator[None]:
 
 
 @dataclass
-class _Work:
+class _Recovery:
     experiment: Experiment
     arms: Sequence[Arm]
     log: Log = field(init=False)
@@ -161,7 +151,7 @@ class _Work:
 
     @cached_property
     def scoring(self) -> Scoring:
-        """Loaded when there is something to score."""
+        """Loaded on first use."""
         import torch
 
         from lab.recover_scores import Scoring
@@ -170,19 +160,19 @@ class _Work:
         experiment = self.experiment
         return Scoring(self.checkpoint, experiment.encoder, experiment.data, experiment.seconds)
 
-    # What an arm stands on
+    # The folder
 
     def prepare(self) -> None:
-        """The folder: what it was begun with, a copy of the checkpoint, the speech for training."""
+        """Set up the folder: what it was begun with, a copy of the checkpoint, the training speech."""
         self._check()
         self.out.mkdir(parents=True, exist_ok=True)
         self._begin()
         with self._locked("prepare"):
             if not self.checkpoint.is_dir():
-                beside = self.out / "checkpoint.part"
-                shutil.rmtree(beside, ignore_errors=True)
-                shutil.copytree(self.experiment.checkpoint, beside)
-                beside.rename(self.checkpoint)
+                temporary = self.out / "checkpoint.part"
+                shutil.rmtree(temporary, ignore_errors=True)
+                shutil.copytree(self.experiment.checkpoint, temporary)
+                temporary.rename(self.checkpoint)
             if not self.speech.is_dir():
                 self._write_speech()
         self.log = Log(self.out / LOG_FILE)
@@ -193,26 +183,24 @@ class _Work:
             raise LabError("the curves need matplotlib: install it with `pip install 'revox[eval]'`")
         if not experiment.encoder.is_file():
             raise LabError(
-                f"{experiment.encoder} is missing: name the file in which the lab's encoder was put aside "
-                "with --encoder"
+                f"{experiment.encoder} is missing: name the lab's reference encoder with --encoder"
             )
         if not (experiment.checkpoint / WEIGHTS).is_file():
-            raise LabError(f"{experiment.checkpoint} holds no checkpoint: name the lab's folder")
-        held = [n for n in read_header(experiment.checkpoint / WEIGHTS) if n.startswith(ENCODER_PREFIXES)]
-        if held:
+            raise LabError(f"{experiment.checkpoint} holds no checkpoint: name the lab's with --checkpoint")
+        present = [n for n in read_header(experiment.checkpoint / WEIGHTS) if n.startswith(ENCODER_PREFIXES)]
+        if present:
             raise LabError(
-                f"{experiment.checkpoint} has an encoder ({held[0]}), so nothing is to be restored: take "
-                "it out with `revox inject --eject`"
+                f"{experiment.checkpoint} has an encoder ({present[0]}), so there is nothing to restore: "
+                "remove it with `revox inject --eject`"
             )
-        aside = experiment.encoder.resolve()
+        reference = experiment.encoder.resolve()
         for root in (self.out.resolve(), experiment.checkpoint.resolve(), *readable_roots()):
-            if root in aside.parents:
+            if root in reference.parents:
                 raise LabError(
-                    f"{experiment.encoder} lies in {root}, which a restoring process may read: put it "
-                    "elsewhere"
+                    f"{experiment.encoder} is in {root}, which the restoring process can read: move it"
                 )
         if not (math.isfinite(experiment.minutes) and experiment.minutes > 0):
-            raise LabError(f"{experiment.minutes:g} minutes leave no time to train: give a number above 0")
+            raise LabError(f"{experiment.minutes:g} minutes is no time to train: give a number above 0")
         for name in ("seeds", "clips", "evaluations"):
             if getattr(experiment, name) < 1:
                 raise LabError(f"{name} is {getattr(experiment, name)}: give 1 or more")
@@ -220,8 +208,7 @@ class _Work:
             for split in ("heldout", *(["train"] if kind == "human" else [])):
                 if not (experiment.data / f"{kind}-{split}.json").is_file():
                     raise LabError(
-                        f"{experiment.data} holds no {kind}-{split}.json: name the folder `data` of a lab "
-                        "build"
+                        f"{experiment.data} holds no {kind}-{split}.json: name the folder `data` of a build"
                     )
 
     def _begin(self) -> None:
@@ -238,34 +225,34 @@ class _Work:
             "data": data_identity(experiment.data),
             "texts": list(TEXTS),
         }
-        kept = self.out / BEGUN_FILE
-        if kept.is_file():
+        path = self.out / BEGUN_FILE
+        if path.is_file():
             try:
-                before = dict(json.loads(kept.read_text()))
+                before = dict(json.loads(path.read_text()))
             except (ValueError, TypeError):
-                raise LabError(f"{kept} is damaged: name another folder") from None
+                raise LabError(f"{path} is damaged: name another folder with --out") from None
             other = [name for name in now if before.get(name) != now[name]]
             if other:
                 raise LabError(
-                    f"{experiment.out} was begun with other {' and '.join(other)}: go on as it was begun, or "
-                    "name another folder"
+                    f"{experiment.out} was begun with other {' and '.join(other)}: continue it with "
+                    "the same, or name another folder with --out"
                 )
         else:
-            replace_file(kept, json.dumps(now, indent=1) + "\n")
+            replace_file(path, json.dumps(now, indent=1) + "\n")
 
     def _write_speech(self) -> None:
-        """The human clips of the training split, one FLAC each; no other split is opened."""
+        """Write the human clips of the training split, one FLAC each; no other split is opened."""
         from revox.speech import Audio, write_audio
 
-        beside = self.out / "speech.part"
-        shutil.rmtree(beside, ignore_errors=True)
+        temporary = self.out / "speech.part"
+        shutil.rmtree(temporary, ignore_errors=True)
         speech = SpeechSet(self.experiment.data, "train", "human")
         for i, utterance in enumerate(speech.utterances):
-            folder = beside / utterance.speaker
+            folder = temporary / utterance.speaker
             folder.mkdir(parents=True, exist_ok=True)
             write_audio(folder / f"{i:05d}.flac", Audio(speech.waveform(i), RATE))
             self.experiment.progress(Progress("writing the training speech", i + 1, len(speech)))
-        beside.rename(self.speech)
+        temporary.rename(self.speech)
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
@@ -277,30 +264,30 @@ class _Work:
 
     @contextlib.contextmanager
     def mine(self, arm: Arm) -> Iterator[None]:
-        """Nobody else works on this arm, nor on what it begins with. Raises LabError where somebody does."""
+        """Lock this arm and the one it starts from. Raises LabError if another process has one of them."""
         names = [arm.name] if arm.of is None else [arm.of, arm.name]
         folder = self.out / "locks"
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as locks:
             for name in names:
-                file = held.enter_context(open(folder / f"arm-{name}", "w"))
+                file = locks.enter_context(open(folder / f"arm-{name}", "w"))
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError:
                     raise LabError(
-                        f"another process works on the arm {name} in {self.experiment.out}: wait for it, or "
-                        "name other --arms"
+                        f"another process is running the arm {name} in {self.experiment.out}: wait for it, "
+                        "or name other arms with --arms"
                     ) from None
             self.log = Log(self.out / LOG_FILE)  # what others have added
             yield
 
     def config(self, arm: Arm) -> str:
-        """A hash of everything an arm was told: lines of another are not its results."""
+        """A hash of an arm's settings: only lines with the same hash are its results."""
         base = self._base(arm)
-        told = arm.model_dump_json() + (self.config(base) if base else "")
-        return hashlib.sha256(told.encode()).hexdigest()[:8]
+        settings = arm.model_dump_json() + (self.config(base) if base else "")
+        return hashlib.sha256(settings.encode()).hexdigest()[:8]
 
     def _base(self, arm: Arm) -> Arm | None:
-        """The arm that a refinement begins with."""
+        """The arm that a refinement starts from."""
         if arm.of is None:
             return None
         return next((one for one in self.arms if one.name == arm.of), None) or arm_named(arm.of)
@@ -308,7 +295,7 @@ class _Work:
     # An arm
 
     def arm(self, arm: Arm, seed: int) -> None:
-        """Train what is to be trained, then score every clip, and every evaluation."""
+        """Train the arm if it trains, then score every clip and every intermediate evaluation."""
         trains = arm if arm.by == "encoder" else self._base(arm)
         missing = [place for place in self._places() if not self._scored(arm, seed, *place)]
         if trains is not None and (missing or not self._evaluated(trains, seed)):
@@ -328,7 +315,7 @@ class _Work:
         found = []
         for kind in KINDS:
             scored = evenly(self.experiment.clips, len(self.scoring.clips[kind]))
-            # Looks are at some of these, so that curves stand beside the original's scores of the same clips.
+            # Intermediate evaluations use some of these, so that curves and the original have the same clips.
             found += [(kind, scored[j]) for j in evenly(most or len(scored), len(scored))]
         return found
 
@@ -354,20 +341,20 @@ class _Work:
         return self.log.find(self._key("evaluated", arm, seed)) is not None
 
     def _evaluate(self, arm: Arm, seed: int) -> None:
-        """Score the encoders that a run kept on its way, on a few clips."""
+        """Score a run's intermediate encoders on a few clips."""
         if self._evaluated(arm, seed):
             return
         run = self._run(arm, seed)
         clock = _clock(run, self.experiment.clock)
-        kept = sorted((run / "checkpoints").glob("encoder-*.safetensors"))
+        saved = sorted((run / "checkpoints").glob("encoder-*.safetensors"))
         places = self._places(EVALUATION_CLIPS)
-        for done, path in enumerate(kept):
+        for done, path in enumerate(saved):
             step = int(path.stem.split("-")[1])
             restored = self.scoring.restored(path)
             for kind, i in places:
                 at = {"step": step, "seconds": round(clock(step), 1)}
                 self._score("evaluation", arm, seed, kind, i, restored, **at)
-            self.experiment.progress(Progress(f"{arm.title}, seed {seed}: evaluation", done + 1, len(kept)))
+            self.experiment.progress(Progress(f"{arm.title}, seed {seed}: evaluation", done + 1, len(saved)))
         self.log.add(self._key("evaluated", arm, seed))
 
     def _train(self, arm: Arm, seed: int) -> None:
@@ -378,7 +365,7 @@ class _Work:
         budget = 60 * experiment.minutes
         steps = plan.steps(budget, arm.discriminators_from)
         every = max(1, steps // REPORTS)
-        steps = steps // every * every  # the last report is the end
+        steps = steps // every * every  # the last report is at the end
         settings = self._settings(
             arm, steps, seed, report_every=every, save_every=-(-steps // experiment.evaluations),
             validate_every=every * max(1, REPORTS // 4), keep=experiment.evaluations + 1,
@@ -387,8 +374,10 @@ class _Work:
         spoken = run / "spoken"
         run.mkdir(parents=True, exist_ok=True)
         if shared.is_dir() and not spoken.is_dir():
-            shutil.copytree(shared, spoken)  # the same sentences, said once
-        told = self._work(f"{arm.title}, seed {seed}: training", run, settings.model_dump(mode="json"), seed)
+            shutil.copytree(shared, spoken)  # the same sentences are spoken once
+        result = self._work(
+            f"{arm.title}, seed {seed}: training", run, settings.model_dump(mode="json"), seed
+        )
         if spoken.is_dir() and not shared.is_dir():
             shutil.copytree(spoken, shared)
         last = _clock_lines(run)[-1]
@@ -397,7 +386,7 @@ class _Work:
             | {
                 "steps": steps, "budget": budget, "clock": experiment.clock,
                 "cpu_seconds": last["cpu_seconds"], "seconds": last["seconds"],
-                "step_before": plan.before, "step_after": plan.after, "confined": told["confined"],
+                "step_before": plan.before, "step_after": plan.after, "confined": result["confined"],
             }
         )  # fmt: skip
 
@@ -415,21 +404,21 @@ class _Work:
 
     def _plan(self, arm: Arm) -> Plan:
         """Seconds a step, measured once for all seeds."""
-        kept = self.out / "plans" / f"{arm.name}-{self.config(arm)}.json"
-        if not kept.is_file():
+        path = self.out / "plans" / f"{arm.name}-{self.config(arm)}.json"
+        if not path.is_file():
             starts = [MEASURED_STEPS] + ([0] if arm.discriminators_from is not None else [])
-            found = [self._measure(arm, kept.with_suffix(""), start) for start in starts]
-            kept.parent.mkdir(exist_ok=True)
-            replace_file(kept, json.dumps({"before": found[0], "after": found[-1]}) + "\n")
-        return Plan(**json.loads(kept.read_text()))
+            found = [self._measure(arm, path.with_suffix(""), start) for start in starts]
+            path.parent.mkdir(exist_ok=True)
+            replace_file(path, json.dumps({"before": found[0], "after": found[-1]}) + "\n")
+        return Plan(**json.loads(path.read_text()))
 
     def _measure(self, arm: Arm, folder: Path, start: int) -> float:
         settings = self._settings(
             arm, MEASURED_STEPS, 0, report_every=1, save_every=MEASURED_STEPS, validate_every=10**9, keep=1,
             sentences=0,
         )  # fmt: skip
-        judged = settings.discriminator.model_copy(update={"start": start})
-        settings = settings.model_copy(update={"discriminator": judged})
+        discriminator = settings.discriminator.model_copy(update={"start": start})
+        settings = settings.model_copy(update={"discriminator": discriminator})
         shutil.rmtree(folder, ignore_errors=True)
         self._work(f"{arm.title}: timing a step", folder, settings.model_dump(mode="json"), 0)
         times = [line[self.experiment.clock] for line in _clock_lines(folder)]
@@ -441,47 +430,46 @@ class _Work:
     def _work(
         self, title: str, folder: Path, settings: dict[str, Any], seed: int, what: str = "train"
     ) -> dict[str, Any]:
-        """Do a task in a process of its own; gives what it told of itself.
+        """Run a task in a separate process; returns what it reported.
 
-        Raises LabError, with its sentence, when it fails; KeyboardInterrupt when it was stopped, its state
-        saved.
+        Raises LabError with its message if it fails, KeyboardInterrupt if it was stopped, its state saved.
         """
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "task.json"
         replace_file(file, self.task(what, folder, settings, seed).model_dump_json(indent=1))
-        told: dict[str, Any] = {}
+        reported: dict[str, Any] = {}
         with open(folder / "stderr.txt", "w") as errors:
             process = subprocess.Popen(
                 process_command(file), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
                 cwd=self.out, env=process_environment(self.experiment.threads, self.out), text=True,
             )  # fmt: skip
             try:
-                self._listen(process, title, told)
+                self._listen(process, title, reported)
             except BaseException:
-                process.terminate()  # it saves; Ctrl-C in a terminal has told it already
+                process.terminate()  # it saves first; Ctrl-C in a terminal reached it already
                 with contextlib.suppress(KeyboardInterrupt):
-                    self._listen(process, title, told)
+                    self._listen(process, title, reported)
                 raise
         if process.returncode == STOPPED:
             raise KeyboardInterrupt
-        if process.returncode == REFUSED and "error" in told:
-            raise LabError(f"{title}: {told['error']}")
-        if process.returncode or not told.get("done"):
+        if process.returncode == REFUSED and "error" in reported:
+            raise LabError(f"{title}: {reported['error']}")
+        if process.returncode or not reported.get("done"):
             last = (folder / "stderr.txt").read_text(errors="replace").strip().splitlines()[-1:]
             raise LabError(
-                f"{title}: the process ended with code {process.returncode} ({''.join(last) or 'no word'}): "
+                f"{title}: the process ended with code {process.returncode} ({''.join(last) or 'silent'}): "
                 f"see {folder / 'stderr.txt'}"
             )
-        return told
+        return reported
 
-    def _listen(self, process: subprocess.Popen[str], title: str, told: dict[str, Any]) -> None:
+    def _listen(self, process: subprocess.Popen[str], title: str, reported: dict[str, Any]) -> None:
         assert process.stdout is not None
         for text in process.stdout:
             try:
                 line = json.loads(text)
-            except ValueError:  # a library's own word
+            except ValueError:  # a library's own output
                 continue
-            told |= line
+            reported |= line
             if "step" in line:
                 self.experiment.progress(Progress(title, line["step"], line["of"]))
             elif "what" in line and line.get("out_of"):
@@ -491,7 +479,7 @@ class _Work:
         process.wait()
 
     def task(self, what: str, folder: Path, settings: dict[str, Any], seed: int) -> Task:
-        """What the restoring process is told. Of what it may not open it learns no name."""
+        """The restoring process's task. Files that it must not open are given by inode, not by name."""
         forbidden = [self.experiment.encoder, *sorted(self.experiment.data.glob("*.*"))]
         texts = islice(sentences("train", seed), max(1, settings.get("sentences", 0)))
         return Task(
@@ -501,8 +489,7 @@ class _Work:
         )  # fmt: skip
 
     def write_tables(self) -> Path:
-        """OUT/recovery.md and its pictures, of what there is so far: of other arms too, which other commands
-        ran here."""
+        """Write OUT/recovery.md and its figures from all results so far, of other commands' arms too."""
         from lab.recover_tables import write_tables
 
         self.log = Log(self.out / LOG_FILE)
@@ -523,12 +510,12 @@ class _Work:
 
 
 def process_command(task: Path) -> list[str]:
-    """How the restoring process is started."""
+    """The command that starts the restoring process."""
     return [sys.executable, "-m", "lab.recover_process", str(task)]
 
 
 def process_environment(threads: int, own: Path) -> dict[str, str]:
-    """Its environment: the same revox, its temporary files in its own folder."""
+    """Its environment: the same revox, temporary files in its own folder."""
     import revox
 
     temporary = own / "tmp"
@@ -543,7 +530,7 @@ def process_environment(threads: int, own: Path) -> dict[str, str]:
 
 
 def _clock_lines(run: Path) -> list[dict[str, float]]:
-    """The times of a run's reports, each step once: the latest."""
+    """The times of a run's reports, the latest of each step."""
     found: dict[float, dict[str, float]] = {}
     for text in (run / CLOCK_FILE).read_text().splitlines():
         with contextlib.suppress(ValueError):

@@ -1,4 +1,4 @@
-"""The arms of the recovery experiment: what is compared, read from committed files."""
+"""The arms of the recovery experiment, read from committed files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GOALS_FOR = "pairs-and-human"
 """The arm that the goals are set for, and whose losses are ablated."""
 
 OWN_VERIFIER = "own"
-"""In an arm's `verifier`: the small network trained on the speech that restoring may hear."""
+"""In an arm's `verifier`: the small network trained on the speech that restoring may use."""
 
 DISCRIMINATOR_WEIGHTS = {"feature": 2.0, "adversarial": 1.0}
 LIGHT_DISCRIMINATORS = {"n_ffts": [1024, 512, 256], "channels": 8, "every": 2}
@@ -34,10 +34,10 @@ _OF_THE_EXPERIMENT = ("steps", "seed", "warmup", "decay_steps", "save_every", "k
 _FORBID = ConfigDict(extra="forbid", frozen=True)
 
 
-class Schedule(BaseModel):
-    """A run's schedule in shares of its steps, since its steps follow from the time it is given.
+class ArmSchedule(BaseModel):
+    """A run's schedule in shares of its steps, because the number of steps follows from the time it is given.
 
-    `discriminators`: from where on they judge; None leaves them out.
+    `discriminators` is where they start; None leaves them out.
     """
 
     model_config = _FORBID
@@ -48,11 +48,11 @@ class Schedule(BaseModel):
 
 
 class Arm(BaseModel):
-    """An arm: `by` which way codes are found.
+    """An arm; `by` is how codes are found.
 
     "encoder" trains with `training` (entries of `EncoderTraining`) and `schedule`; "refinement" takes `steps`
-    of inversion from the codes of the arm `of`; "inversion" takes `steps` from none. `caveats` say what
-    differs from what the title promises.
+    of inversion from the codes of the arm `of`; "inversion" takes `steps` from scratch. `caveats` say what
+    differs from the title.
     """
 
     model_config = _FORBID
@@ -61,7 +61,7 @@ class Arm(BaseModel):
     title: str
     by: Literal["original", "encoder", "refinement", "inversion", "random"]
     training: dict[str, Any] = Field(default_factory=dict)
-    schedule: Schedule = Field(default_factory=Schedule)
+    schedule: ArmSchedule = Field(default_factory=ArmSchedule)
     of: str | None = None
     steps: int | None = Field(default=None, ge=0)
     caveats: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ class Arm(BaseModel):
         if (self.by == "encoder") != bool(self.training):
             raise ValueError("training belongs to arms by encoder, and to them only")
         if (self.by == "refinement") != (self.of is not None):
-            raise ValueError("`of` names the arm that a refinement begins with")
+            raise ValueError("`of` names the arm that a refinement starts from")
         if (self.by in ("refinement", "inversion")) != (self.steps is not None):
             raise ValueError("steps belong to refinement and inversion")
         for name in _OF_THE_EXPERIMENT:
@@ -85,18 +85,18 @@ class Arm(BaseModel):
 
     @property
     def kind(self) -> str:
-        """Of its line in a table."""
+        """The kind of its row in a table."""
         return {"original": "ceiling", "random": "floor"}.get(self.by, "subject")
 
     @property
     def discriminators_from(self) -> float | None:
-        """From which share of the steps discriminators cost time; None for never."""
+        """The share of the steps at which discriminators start to cost time; None if never."""
         weights = self.settings(10, 0).weights
         counts = (weights.feature or weights.adversarial) and weights.reconstruction
         return self.schedule.discriminators if counts and self.training.get("clips", 8) else None
 
     def settings(self, steps: int, seed: int, **changes: Any) -> EncoderTraining:
-        """The run's settings where it has `steps` in all."""
+        """The settings of a run of `steps` steps."""
         schedule, given = self.schedule, dict(self.training)
         start = schedule.discriminators
         discriminator = {
@@ -116,7 +116,7 @@ class Arm(BaseModel):
 
 
 def arm_named(name: str) -> Arm:
-    """The committed arm of that name. Raises LabError when there is none or it will not do."""
+    """The committed arm of that name. Raises LabError if there is none or it is invalid."""
     file = resources.files("lab") / "recovery" / f"{name}.yaml"
     if not re.fullmatch(r"[a-z][a-z-]*", name) or not file.is_file():
         raise LabError(f"there is no arm {name!r}: the arms are {', '.join(ARMS)}")
@@ -124,7 +124,7 @@ def arm_named(name: str) -> Arm:
 
 
 def parse_arm(name: str, text: str) -> Arm:
-    """An arm from its YAML. Raises LabError naming the entry that will not do."""
+    """An arm from its YAML. Raises LabError naming an invalid entry."""
     try:
         import yaml
     except ImportError:
@@ -140,7 +140,7 @@ def parse_arm(name: str, text: str) -> Arm:
 
 
 def chosen_arms(names: Sequence[str] | None = None) -> list[Arm]:
-    """The arms of those names (all without any), in the order of the tables. Raises LabError."""
+    """The named arms, by default all, in the order of the tables. Raises LabError for an unknown name."""
     wanted = list(ARMS if names is None else dict.fromkeys(names))
     if not wanted:
         raise LabError(f"no arm is named: the arms are {', '.join(ARMS)}")
@@ -148,22 +148,22 @@ def chosen_arms(names: Sequence[str] | None = None) -> list[Arm]:
 
 
 def in_order(arms: Iterable[Arm]) -> list[Arm]:
-    """Arms as the tables have them, ablations last."""
+    """Arms in the order of the tables, ablations last."""
     return sorted(arms, key=lambda arm: ARMS.index(arm.name) if arm.name in ARMS else len(ARMS))
 
 
 def known_arms() -> list[Arm]:
-    """Every arm there is, ablations too."""
+    """Every arm, with the ablations."""
     return [*chosen_arms(), *ablations(arm_named(GOALS_FOR))]
 
 
 def ablations(base: Arm) -> list[Arm]:
-    """`base` with one loss less, or one more, each: the same otherwise, at the same time.
+    """`base` with one loss less, or one more, each; the rest is the same, in the same time.
 
-    A loss that is on is switched off; of those that are off, the discriminators' are switched on, light ones
-    from half the time on, and the speaker's with the project's own small network. Whisper's weights cannot be
-    had here. Pairs are also heard in the decoder's own phases, and recordings whose codes inversion found
-    beforehand are learnt from as if those were the right ones; and what is kept is an average of the weights.
+    A loss that is on is switched off. Of those that are off, the discriminators' is switched on (light ones,
+    from half the time on) and the speaker's (with the project's own small network). Whisper's is left out,
+    because its weights are not available. Further ablations: pairs without all-pass augmentation,
+    pseudo-labels found by inversion, and a moving average of the weights.
     """
     settings = base.settings(10, 0)
     weights = settings.weights

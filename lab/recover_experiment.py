@@ -1,4 +1,4 @@
-"""What the recovery experiment compares, and the form of its results."""
+"""Settings and results of the recovery experiment."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ Line = dict[str, Any]
 class Experiment:
     """What is compared, where, and for how long.
 
-    `encoder` is the file put aside. `minutes` of training for each arm and seed; `clips` of each kind that
-    are scored, human ones up to `seconds`; a run is evaluated on the way so many times (`evaluations`).
+    `encoder` is the file of the reference encoder. `minutes` is the training time of each arm and seed;
+    `clips` of each kind are scored, human ones up to `seconds`; `evaluations` is how often a run is evaluated
+    on the way.
     """
 
     out: Path
@@ -35,6 +36,5 @@ class Experiment:
 
     @property
     def clock(self) -> str:
-        """What time is: the process's own seconds, which others on the machine do not change; on a GPU, those
-        that pass."""
+        """The time that counts: CPU seconds, which other processes do not affect; on a GPU, seconds."""
         return "cpu_seconds" if self.device == "cpu" else "seconds"

@@ -1,9 +1,9 @@
-"""What keeps a process that restores the encoder from the one put aside.
+"""Keeps the process that restores the encoder from reading the reference encoder.
 
-Two fences, put up before anything else is imported. The kernel's (Landlock, Linux 5.19 and later): of all
-files only the interpreter's, the system's and the run's own can be read, whoever asks, children included.
-Python's (an audit hook, everywhere): the forbidden files are refused by their identity on the disk, whatever
-they are called, and so is the module that reads them for scoring. The hook cannot be taken away again.
+Two guards, set up before anything else is imported. The kernel's (Landlock, Linux 5.19 and later) restricts
+reading to the interpreter's, the system's and the run's own files, for child processes too. Python's (an
+audit hook, on every system) refuses the forbidden files by device and inode, under any name, and the import
+of the module that reads them for scoring. The hook cannot be removed.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from typing import Any
 from lab.errors import LabError
 
 SCORING = ("revox.evaluation.reference_encoder", "lab.recover_scores")
-"""Modules that a restoring process may not import."""
+"""Modules that the restoring process must not import."""
 
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc", "/proc", "/sys", "/dev", "/run", "/opt")
 
 Identity = tuple[int, int]
-"""Device and inode of a file: what it is under any name."""
+"""Device and inode of a file, the same under any name."""
 
 
-class OutOfReachError(LabError):
-    """A restoring process asked for what only scoring may read."""
+class ForbiddenError(LabError):
+    """The restoring process asked for something that only scoring may read."""
 
 
 def identity(path: str | os.PathLike[str]) -> Identity:
-    """Which file lies at `path`, links followed."""
+    """The identity of the file at `path`, links followed."""
     status = os.stat(path)
     return status.st_dev, status.st_ino
 
 
 def forbid(files: Iterable[Identity]) -> None:
-    """From here on this process cannot open any of `files` through Python or safetensors, nor import what
-    reads them: OutOfReachError."""
+    """From now on, opening any of `files` through Python or safetensors raises ForbiddenError, and so does
+    importing a module that reads them."""
     forbidden = frozenset(files)
 
     def refuse(event: str, arguments: tuple[Any, ...]) -> None:
@@ -48,16 +48,16 @@ def forbid(files: Iterable[Identity]) -> None:
             except (OSError, ValueError):
                 return
             if found in forbidden:
-                raise OutOfReachError("a process that restores the encoder may not open the one put aside")
+                raise ForbiddenError("the restoring process must not open the reference encoder")
         elif event == "import" and arguments[0] in SCORING:
-            raise OutOfReachError(f"a process that restores the encoder may not import {arguments[0]}")
+            raise ForbiddenError(f"the restoring process must not import {arguments[0]}")
 
     sys.addaudithook(refuse)
     _announce_safetensors()
 
 
 def _announce_safetensors() -> None:
-    """Its files are opened by Rust, which no audit hook hears of."""
+    """Raise the audit event for its files, which are opened by Rust without one."""
     import safetensors
 
     opened = safetensors.safe_open
@@ -66,7 +66,7 @@ def _announce_safetensors() -> None:
         sys.audit("open", filename, "r", os.O_RDONLY)
         return opened(filename, *rest, **named)
 
-    setattr(safetensors, "safe_open", safe_open)  # noqa: B010 - it is a class there, which mypy keeps
+    setattr(safetensors, "safe_open", safe_open)  # noqa: B010 - a class, which mypy does not let be assigned
     for name in ("safetensors.torch", "safetensors.numpy"):
         if name in sys.modules:
             sys.modules[name].safe_open = safe_open  # type: ignore[attr-defined]
@@ -88,17 +88,17 @@ class _Beneath(ctypes.Structure):
 
 
 def confine(own: Path) -> bool:
-    """Let this thread and what it starts read no files but the system's, Python's, revox's and those in
-    `own`; False where the kernel cannot (no Landlock, or before its version 2).
+    """Restrict reading by this thread and its children to the system's, Python's and revox's files and `own`.
 
-    Before any thread is started. https://docs.kernel.org/userspace-api/landlock.html
+    Call it before any thread is started. Returns False if the kernel cannot do it (no Landlock, or before its
+    version 2). https://docs.kernel.org/userspace-api/landlock.html
     """
     if sys.platform != "linux":
         return False
     call = ctypes.CDLL(None, use_errno=True).syscall
     if call(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(1)) < 2:
         return False
-    # Without REFER among what is handled, a hard link into another folder would be refused everywhere.
+    # If REFER were not handled, hard links into other folders would be refused everywhere.
     asked = _Ruleset(_READ_FILE | _REFER)
     ruleset = call(
         _CREATE_RULESET, ctypes.byref(asked), ctypes.c_size_t(ctypes.sizeof(asked)), ctypes.c_uint32(0)

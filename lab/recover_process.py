@@ -1,8 +1,8 @@
-"""The process in which an encoder is restored: `python -m lab.recover_process TASK.json`.
+"""The process that restores an encoder: `python -m lab.recover_process TASK.json`.
 
-It is given a copy of the checkpoint, training speech and a folder of its own, and nothing else; it cannot
-open the encoder put aside (`lab.recover_guard`). It tells of itself in lines of JSON, ends when what
-started it ends, and saves first.
+It gets a copy of the checkpoint, training speech and a folder of its own, and nothing else; it cannot open
+the reference encoder (`lab.recover_guard`). It reports in lines of JSON. When its parent ends, it saves and
+ends too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STOPPED, REFUSED = 4, 3  # exit codes
 class Task(BaseModel):
     """What to do (`what`: "train" or "verifier"), with what, and where.
 
-    `forbidden` are devices and inodes of files, whose names are not told.
+    `forbidden` are devices and inodes of files that must not be opened.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,12 +45,12 @@ class Task(BaseModel):
 
 
 def say(**line: Any) -> None:
-    """A line for the process that watches."""
+    """Report a line to the parent process."""
     print(json.dumps(line), flush=True)
 
 
 def main(arguments: list[str]) -> int:
-    """Do the task; the exit code."""
+    """Do the task; returns the exit code."""
     task = Task.model_validate_json(Path(arguments[0]).read_bytes())
     forbid(task.forbidden)
     say(confined=confine(task.root))
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
     from revox.training.errors import TrainingError
 
     task.out.mkdir(parents=True, exist_ok=True)
-    # One that was left alone may still be saving.
+    # An earlier process whose parent ended may still be saving.
     with open(task.out / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
@@ -77,8 +77,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _end_with_parent() -> None:
-    """The pipe of what started this process ends with it: then save and stop, as if told to."""
-    while os.read(0, 1024):  # not sys.stdin, whose lock would hang the end of this process
+    """Wait for the end of stdin, which ends with the parent, then save and stop as on SIGTERM."""
+    while os.read(0, 1024):  # not sys.stdin, whose lock would block this process at exit
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -101,7 +101,7 @@ def _train(task: Task) -> None:
 
     options = RunOptions(
         workers=0, device=task.device, cache=task.root / "cache", tensorboard=False,
-        resume=(task.out / SETTINGS_FILE).is_file(), message=lambda sentence: say(said=sentence),
+        resume=(task.out / SETTINGS_FILE).is_file(), message=lambda sentence: say(message=sentence),
         progress=progress, sentences=task.texts,
     )  # fmt: skip
     restore_encoder(task.checkpoint, [str(task.speech)], task.out, settings, options)
@@ -112,10 +112,10 @@ def _verifier(task: Task) -> None:
     from revox.training.verifier import VerifierTraining, train_verifier
 
     files = sorted(task.speech.rglob("*.flac"))
-    heard = ((file.parent.name, read_audio(file, mono=True)) for file in files)
+    recordings = ((file.parent.name, read_audio(file, mono=True)) for file in files)
     steps = int(task.settings["steps"])
     network = train_verifier(
-        ((name, audio.at(24000).samples) for name, audio in heard), 24000, VerifierTraining(steps=steps),
+        ((name, audio.at(24000).samples) for name, audio in recordings), 24000, VerifierTraining(steps=steps),
         progress=lambda at: say(step=at.done, of=steps, **at.facts),
     )  # fmt: skip
     network.save(task.out / "verifier.safetensors")

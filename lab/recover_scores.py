@@ -1,4 +1,4 @@
-"""Scores of a way to find codes, beside the encoder that was put aside. For scoring only."""
+"""Scores of a way to find codes, compared with the reference encoder. For scoring only."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from revox.speech import Audio
 from revox.synthesis.prompt import make_prompt
 
 TEXTS = tuple(islice(sentences("heldout", 5), 3))
-"""Spoken in every cloned voice: sentences of the domain that no training has heard."""
+"""Spoken in every cloned voice: sentences of the domain that training does not use."""
 
-PAUSE = 0.2  # seconds between the texts of one sound
+PAUSE = 0.2  # seconds between the texts of a clip
 
 
 @dataclass(frozen=True)
 class HeldOutClip:
-    """A clip `samples` `[n]` of a held-out speaker, whole frames at 24 kHz; `text` where it is known."""
+    """A clip `samples` `[n]` of a held-out speaker, whole frames at 24 kHz; `text` if it is known."""
 
     kind: str
     speaker: str
@@ -69,13 +69,13 @@ def held_out_clips(data: Path, kind: str, seconds: float, frame: int) -> list[He
 
 
 def evenly(count: int, of: int) -> list[int]:
-    """`count` places of a list of so many, evenly spread."""
+    """`count` evenly spaced indices of a list of length `of`."""
     count = min(count, of)
     return [i * of // count for i in range(count)]
 
 
 class Scoring:
-    """The checkpoint, its original encoder, the judges and the held-out clips."""
+    """The checkpoint, its reference encoder, the models that score, and the held-out clips."""
 
     def __init__(self, checkpoint: Path, encoder: Path, data: Path, seconds: float) -> None:
         self.checkpoint, self.encoder = checkpoint, encoder
@@ -84,7 +84,7 @@ class Scoring:
         self.coder = Coder(self.original, self.tts.coder.preset_codes)
         rows = [self._rows(codes) for codes in self.coder.preset_codes()]
         self.mean_row = torch.cat(rows).mean(dim=0)
-        self.judge = SpeakerVerifier()
+        self.verifier = SpeakerVerifier()
         frame = self.original.samples_per_frame
         self.clips = {kind: held_out_clips(data, kind, seconds, frame) for kind in KINDS}
         self._truth: dict[tuple[str, int], Tensor] = {}
@@ -96,30 +96,29 @@ class Scoring:
         return PocketsphinxRecognizer(jsgf())
 
     def _rows(self, codes: Tensor) -> Tensor:
-        """Rows of the voice embedding `[frames, dim]`, the end frame left out."""
+        """The voice embedding `[frames, dim]`, without the end frame."""
         return self.tts.model.mm_audio_embeddings.voice_embedding(codes)[:-1].float()
 
     def truth(self, kind: str, i: int) -> Tensor:
-        """The original encoder's codes `[37, frames]` of a clip, as served."""
+        """The reference encoder's codes `[37, frames]` of a clip, as served."""
         if (kind, i) not in self._truth:
             samples = self.clips[kind][i].samples
             self._truth[kind, i] = find_codes(self.coder, samples, CodingSettings("encoder")).codes
         return self._truth[kind, i]
 
     def voices(self, kind: str) -> np.ndarray:
-        """The voices `[clips, 256]` of all clips of a kind."""
+        """The speaker embeddings `[clips, 256]` of all clips of a kind."""
         if kind not in self._voices:
             audio = (Audio(clip.samples.numpy(), RATE) for clip in self.clips[kind])
-            self._voices[kind] = np.stack([self.judge.embed(one) for one in audio])
+            self._voices[kind] = np.stack([self.verifier.embed(one) for one in audio])
         return self._voices[kind]
 
     def restored(self, encoder: Path) -> Coder:
-        """What finds codes with a restored encoder."""
+        """The coder of a restored encoder."""
         return Coder(original_codec(self.checkpoint, encoder), self.coder.preset_codes)
 
     def codes(self, arm: Arm, kind: str, i: int, seed: int, restored: Coder | None = None) -> Tensor:
-        """The codes `[37, frames]` that an arm finds for a clip, with the `restored` encoder where it has
-        one."""
+        """The codes `[37, frames]` that an arm finds for a clip, with its `restored` encoder if any."""
         target = self.clips[kind][i].samples
         if arm.by == "random":
             return random_codes(
@@ -140,7 +139,7 @@ class Scoring:
     def score(
         self, arm: Arm, kind: str, i: int, seed: int, restored: Coder | None = None, whole: bool = True
     ) -> dict[str, Any]:
-        """All figures of one clip; without `whole`, only those of the codes and of what they decode to."""
+        """All scores of one clip; without `whole`, only those of the codes and their decoded audio."""
         clip, began = self.clips[kind][i], time.process_time()
         codes = self.codes(arm, kind, i, seed, restored)
         found: dict[str, Any] = {"coding_seconds": round(time.process_time() - began, 3)}
@@ -172,15 +171,15 @@ class Scoring:
             **self._likeness(kind, i, audio),
         }
         if whole and clip.text is not None:
-            found["heard"] = self.recognizer.transcribe(audio)
-            found["word_errors"], found["words"] = errors(clip.text, found["heard"])
+            found["transcript"] = self.recognizer.transcribe(audio)
+            found["word_errors"], found["words"] = errors(clip.text, found["transcript"])
         return found
 
     def _likeness(self, kind: str, i: int, audio: Audio) -> dict[str, Any]:
         voices = self.voices(kind)
-        judged = self.judge.embed(audio)
-        place = rank(judged, voices, [clip.speaker for clip in self.clips[kind]], i)
-        return {"similarity": float(voices[i] @ judged), "rank": place}
+        embedding = self.verifier.embed(audio)
+        place = rank(embedding, voices, [clip.speaker for clip in self.clips[kind]], i)
+        return {"similarity": float(voices[i] @ embedding), "rank": place}
 
     def _nll(self, text: str, voice: Tensor, codes: Tensor) -> tuple[float, float]:
         """Nats a frame and flow-matching error of `codes` as `text` in the voice of other codes."""
@@ -190,8 +189,8 @@ class Scoring:
         return float(found.semantic_nll), float(found.flow_error)
 
     def _voice(self, codes: Tensor) -> Voice:
-        arms = self.tts.model.mm_audio_embeddings.voice_embedding(codes)
-        return Voice(name="clone", codes=codes, embedding=arms, provenance={})
+        embedding = self.tts.model.mm_audio_embeddings.voice_embedding(codes)
+        return Voice(name="clone", codes=codes, embedding=embedding, provenance={})
 
     def _cloning_scores(self, kind: str, i: int, codes: Tensor, seed: int) -> dict[str, Any]:
         voice = self._voice(codes)
@@ -199,15 +198,15 @@ class Scoring:
         wrong = count = missing = 0
         likelihoods = []
         for text in TEXTS:
-            said = self.tts.synthesize(text, voice, seed=seed, max_seconds=3 + len(text) / 5)
-            pieces += [said.audio.samples, np.zeros(round(PAUSE * RATE), np.float32)]
-            missing += said.audio.truncated
-            of_text = errors(text, self.recognizer.transcribe(said.audio))
+            spoken = self.tts.synthesize(text, voice, seed=seed, max_seconds=3 + len(text) / 5)
+            pieces += [spoken.audio.samples, np.zeros(round(PAUSE * RATE), np.float32)]
+            missing += spoken.audio.truncated
+            of_text = errors(text, self.recognizer.transcribe(spoken.audio))
             wrong, count = wrong + of_text[0], count + of_text[1]
-            if said.codes.shape[1]:
-                likelihoods.append(self._nll(text, codes, said.codes))
+            if spoken.codes.shape[1]:
+                likelihoods.append(self._nll(text, codes, spoken.codes))
         audio = Audio(np.concatenate(pieces), RATE)
-        # Under half a second there is no voice to judge.
+        # Under half a second of speech, there is no voice to compare.
         silent = sum(len(piece) for piece in pieces[::2]) < 0.5 * RATE
         likeness = {"similarity": 0.0, "rank": len(self.clips[kind])}
         found: dict[str, Any] = {} if silent else self._likeness(kind, i, audio)
@@ -222,14 +221,14 @@ class Scoring:
         }
 
 
-def errors(text: str, heard: str) -> tuple[int, int]:
-    """Wrong words and words in `text`."""
+def errors(text: str, transcript: str) -> tuple[int, int]:
+    """The number of wrong words, and of words in `text`."""
     count = len(normalize_text(text).split())
-    return round(word_error_rate(text, heard) * count), count
+    return round(word_error_rate(text, transcript) * count), count
 
 
 def data_identity(data: Path, splits: Sequence[str] = ("train", "heldout")) -> dict[str, str]:
-    """Which speech lies in a folder: the checksummed names of its sets."""
+    """The speech in a folder: the checksummed names of its sets."""
     found = {}
     for kind in KINDS:
         for split in splits:

@@ -51,8 +51,11 @@ CURVES = (*CODEC[:1], CODEC[2], CODES[0], CODES[2], CODES[3])
 
 @dataclass(frozen=True)
 class Goal:
-    """What the figure `key` should reach: `limit`, or `near` it from the original's: a share of it (`share`)
-    or as a difference. `more`: at least, else at most. `scale` brings both to the limit's unit."""
+    """A bound of the score `key`.
+
+    It is absolute (`limit`, one or by kind), or the original's score plus or minus a share of it (`share`) or
+    a difference (`apart`). With `more` the score should be at least that, else at most.
+    """
 
     key: str
     title: str
@@ -62,7 +65,7 @@ class Goal:
     apart: float | None = None
 
     def bound(self, kind: str, original: float | None) -> float | None:
-        """The value to reach for a kind of speakers; None where the original's is needed and not there."""
+        """The bound for a kind of speakers; None if it needs the original's score and there is none."""
         if self.limit is not None:
             return self.limit[kind] if isinstance(self.limit, dict) else self.limit
         if original is None:
@@ -73,7 +76,7 @@ class Goal:
         return original - self.apart if self.more else original + self.apart
 
     def reached(self, kind: str, value: float, original: float | None) -> bool | None:
-        """Whether `value` does; None where that cannot be said."""
+        """Whether `value` reaches the goal; None if there is no bound."""
         bound = self.bound(kind, original)
         if bound is None:
             return None
@@ -91,14 +94,14 @@ GOALS = (
     Goal("cloned_word_errors", "cloned speech within 3 points of word error of the original's", False,
          apart=3.0),
 )  # fmt: skip
-"""Of issue 5, for the arm `pairs-and-human`."""
+"""Goals of the arm `pairs-and-human`."""
 
 Figures = dict[tuple[str, str, str], float]
 """(arm, kind, column's key) -> value."""
 
 
 def write_tables(path: Path, arms: Sequence[Arm], lines: Sequence[Line], experiment: Experiment) -> Path:
-    """Tables of what there is in `lines` to `path` (Markdown), the curves beside it."""
+    """Write tables of `lines` to `path` (Markdown), and the curves next to it."""
     tables, figures = _tables(arms, lines)
     drawn = draw_curves(path.with_name(CURVES_FILE), arms, lines)
     report = EvaluationReport("The lab's encoder, restored", _facts(arms, lines, experiment), tables, [], [])
@@ -123,13 +126,13 @@ def _facts(arms: Sequence[Arm], lines: Sequence[Line], experiment: Experiment) -
             speakers[line["kind"]].add(line["clip"])
     wanted = experiment.seeds * len(arms)
     done = {(line["arm"], line["seed"]) for line in lines if line["what"] == "score"}
-    fenced = {line["confined"] for line in lines if line["what"] == "trained"}
-    fence = "the kernel and an audit hook" if fenced == {True} else "an audit hook"
+    confined = {line["confined"] for line in lines if line["what"] == "trained"}
+    guard = "the kernel and an audit hook" if confined == {True} else "an audit hook"
     return {
         "training": f"{experiment.minutes:g} minutes an arm and seed ({experiment.clock.replace('_', ' ')})",
         "clips": ", ".join(f"{len(names)} held-out {kind} speakers" for kind, names in speakers.items()),
         "seeds": f"{experiment.seeds}; arms and seeds begun: {len(done)} of {wanted}",
-        "fence around restoring": fence if fenced else "nothing was trained yet",
+        "restoring was confined by": guard if confined else "nothing was trained yet",
     }
 
 
@@ -163,16 +166,16 @@ def _tables(arms: Sequence[Arm], lines: Sequence[Line]) -> tuple[list[Table], Fi
             if title == "Codes":
                 table.columns += USE
                 table.notes.append(
-                    "Beside the codes that the original encoder gives. Codes in use and perplexity are of "
-                    "all clips of a seed together, and grow with their number."
+                    "Compared with the original encoder's codes. Codes in use and perplexity are of all "
+                    "clips of a seed together, and grow with their number."
                 )
                 truth = [
                     scores for arm in arms if arm.by == "original" for scores in _of(lines, arm.name, kind)
                 ]
                 if truth:
                     table.notes.append(
-                        "Who said the original's commonest semantic code for every frame would have "
-                        f"{_commonest(truth):.3f} of them right."
+                        "Always predicting the original's most common semantic code would be right in "
+                        f"{_commonest(truth):.3f} of the frames."
                     )
             if table.rows:
                 tables.append(table)
@@ -180,10 +183,10 @@ def _tables(arms: Sequence[Arm], lines: Sequence[Line]) -> tuple[list[Table], Fi
 
 
 def _commonest(clips: Sequence[Sequence[dict[str, Any]]]) -> float:
-    """The share of frames, median over clips, that have the code which is the commonest of all."""
+    """The share of frames, median over clips, that have the most common code of all clips."""
     codes, count = np.unique(np.concatenate([one[0]["semantic"] for one in clips]), return_counts=True)
-    usual = codes[count.argmax()]
-    return float(np.median([np.mean(np.array(one[0]["semantic"]) == usual) for one in clips]))
+    most_common = codes[count.argmax()]
+    return float(np.median([np.mean(np.array(one[0]["semantic"]) == most_common) for one in clips]))
 
 
 def _use(clips: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, float]]:
@@ -198,10 +201,15 @@ def _use(clips: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, float]]:
 
 
 def goals_table(arms: Sequence[Arm], figures: Figures) -> str:
-    """The goals as Markdown: what each restored arm has, and whether that reaches them."""
+    """The goals as Markdown: the scores of each restored arm, and whether they reach the goals."""
     shown = [arm for arm in arms if arm.by in ("encoder", "refinement")]
     original = next((arm.name for arm in arms if arm.by == "original"), "")
-    lines = ["## Goals", "", "They are set for pairs and human speech; the other arms stand beside it.", ""]
+    lines = [
+        "## Goals",
+        "",
+        'They are set for the arm "pairs and human speech"; other arms are for comparison.',
+        "",
+    ]
     lines.append("| goal | speakers | bound |" + "".join(f" {arm.title} |" for arm in shown))
     lines.append("| --- | --- | --- |" + " --- |" * len(shown))
     for goal in GOALS:
@@ -212,7 +220,9 @@ def goals_table(arms: Sequence[Arm], figures: Figures) -> str:
             for arm in shown:
                 value = figures.get((arm.name, kind, goal.key))
                 reached = None if value is None else goal.reached(kind, value, reference)
-                verdict = {True: "reached", False: "not reached", None: "no ceiling to compare with"}[reached]
+                verdict = {True: "reached", False: "not reached", None: "no original to compare with"}[
+                    reached
+                ]
                 cells.append("–" if value is None else f"{value:.3f}, {verdict}")
             limit = "–" if bound is None else f"{'≥' if goal.more else '≤'} {bound:.3f}"
             lines.append(f"| {goal.title} | {kind} | {limit} | " + " | ".join(cells) + " |")
@@ -220,21 +230,21 @@ def goals_table(arms: Sequence[Arm], figures: Figures) -> str:
 
 
 def _times(arms: Sequence[Arm], lines: Sequence[Line]) -> str:
-    """What each arm took: training, and seconds for the codes of a clip."""
+    """The time of each arm: training, and seconds for the codes of a clip."""
     out = [
         "## Time", "",
-        "| | seed | steps | seconds of training (aimed at) | seconds that passed | a step (s), before and "
-        "after the discriminators begin | codes of a clip (s, median) |",
+        "| | seed | steps | seconds of training (budget) | elapsed seconds | a step (s), before and after "
+        "discriminators start | codes of a clip (s, median) |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for arm in arms:
         trained = {line["seed"]: line for line in lines if line["what"] == "trained"
                    and line["arm"] == (arm.of or arm.name)}  # fmt: skip
-        coded: dict[int, list[float]] = {}
+        seconds_of: dict[int, list[float]] = {}
         for line in lines:
             if line["what"] == "score" and line["arm"] == arm.name:
-                coded.setdefault(line["seed"], []).append(line["scores"]["coding_seconds"])
-        for seed in sorted(coded):
+                seconds_of.setdefault(line["seed"], []).append(line["scores"]["coding_seconds"])
+        for seed in sorted(seconds_of):
             cells = ["–"] * 4
             if seed in trained:
                 one = trained[seed]
@@ -242,11 +252,11 @@ def _times(arms: Sequence[Arm], lines: Sequence[Line]) -> str:
                     str(one["steps"]), f"{one[one['clock']]:.0f} ({one['budget']:.0f})",
                     f"{one['seconds']:.0f}", f"{one['step_before']:.3f}, {one['step_after']:.3f}",
                 ]  # fmt: skip
-            seconds = f"{np.median(coded[seed]):.2f}"
+            seconds = f"{np.median(seconds_of[seed]):.2f}"
             out.append(f"| {arm.title} | {seed} | {' | '.join(cells)} | {seconds} |")
     note = (
-        "Time is that of the steps; timing a step beforehand, speaking the sentences for pairs (once for all "
-        "arms of a seed), evaluations and saving are apart from it."
+        "Time is that of the steps, without timing a step beforehand, speaking the sentences for pairs (once "
+        "for all arms of a seed), evaluations and saving."
     )
     return "\n".join([*out, "", note]) + "\n"
 
@@ -268,7 +278,7 @@ def curve(lines: Sequence[Line], arm: str, kind: str, key: str) -> list[tuple[fl
 
 
 def draw_curves(path: Path, arms: Sequence[Arm], lines: Sequence[Line]) -> bool:
-    """Scores against minutes of training, a line an arm; False when no run has been evaluated at yet."""
+    """Draw scores against minutes of training, one line per arm; False if nothing has been evaluated yet."""
     trained = [arm for arm in arms if any(curve(lines, arm.name, kind, "mel") for kind in KINDS)]
     if not trained:
         return False
@@ -280,13 +290,13 @@ def draw_curves(path: Path, arms: Sequence[Arm], lines: Sequence[Line]) -> bool:
     figure, axes = plt.subplots(
         len(KINDS), len(CURVES), figsize=(3.6 * len(CURVES), 6.4), constrained_layout=True, squeeze=False
     )
-    colours = plt.get_cmap("tab10" if len(trained) <= 10 else "tab20")
+    colors = plt.get_cmap("tab10" if len(trained) <= 10 else "tab20")
     for kind, line_of_axes in zip(KINDS, axes, strict=True):
         evaluated = {line["clip"] for line in lines if line["what"] == "evaluation" and line["kind"] == kind}
         for column, axis in zip(CURVES, line_of_axes, strict=True):
             for i, arm in enumerate(trained):
                 points = curve(lines, arm.name, kind, column.key)
-                axis.plot(*zip(*points, strict=True), marker=".", color=colours(i), label=arm.title)
+                axis.plot(*zip(*points, strict=True), marker=".", color=colors(i), label=arm.title)
             original = [
                 line["scores"][column.key]
                 for line in lines
@@ -300,8 +310,8 @@ def draw_curves(path: Path, arms: Sequence[Arm], lines: Sequence[Line]) -> bool:
             axis.grid(alpha=0.3)
     handles, names = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), fontsize=8)
-    with replacing(path) as beside:
-        figure.savefig(beside, dpi=80, format="png")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=80, format="png")
     plt.close(figure)
     return True
 

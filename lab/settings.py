@@ -9,10 +9,15 @@ from pydantic import TypeAdapter, ValidationError
 from lab.build import BuildSettings
 from lab.errors import LabError
 
+OLD_NAMES = dict((("guide", "teacher"), ("reader", "phone_classifier")))
+"""Old names of settings and stages."""
+
 
 def read_settings(path: Path) -> BuildSettings:
-    """Settings of a build; what the file leaves out keeps its default. Raises LabError naming an
-    entry that is wrong or unknown."""
+    """Settings of a build; what the file leaves out keeps its default.
+
+    Raises LabError naming an entry that is wrong, renamed or unknown.
+    """
     try:
         return TypeAdapter(BuildSettings).validate_json(path.read_bytes())
     except OSError as error:
@@ -20,6 +25,9 @@ def read_settings(path: Path) -> BuildSettings:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
-        unknown = first["type"] == "unexpected_keyword_argument"
-        wrong = "there is no setting of this name" if unknown else first["msg"]
+        wrong = first["msg"]
+        if first["type"] == "unexpected_keyword_argument":
+            wrong = (
+                f"it is now {OLD_NAMES[place]}" if place in OLD_NAMES else "there is no setting of this name"
+            )
         raise LabError(f"{path}: {place}: {wrong}") from error

@@ -1,7 +1,7 @@
-"""Who speaks in the lab: synthetic speakers and human clips, and the committed lists that split them.
+"""The lab's synthetic speakers and human clips, and the committed lists that split them.
 
-A synthetic speaker is one of flite's voices, its pitch and speed, a vocal-tract length (formants scaled by
-resampling) and a colour (spectral tilt and three resonances). The lists under `lists/` are the truth;
+A synthetic speaker is one of flite's voices with a pitch, a speed, a vocal-tract length (formants scaled by
+resampling) and a color (spectral tilt and three resonances). The lists in `lists/` are authoritative;
 benchmarks/lab_speakers.py made them with `draw_speakers`, `split_speakers` and `cast_presets`.
 """
 
@@ -23,13 +23,13 @@ _FLITE = {"awb": "M", "rms": "M", "kal16": "M", "slt": "F"}
 
 
 @dataclass(frozen=True)
-class Speaker:
+class SyntheticSpeaker:
     """One synthetic speaker.
 
-    sex: "F" or "M", the synthesiser's own voice's. voice: flite's name of it. pitch: factor on the voice's
-    own. speed: factor on durations, before the formants are scaled. formants: factor on all frequencies.
-    tilt: dB per octave about 1 kHz. resonances: (centre Hz, gain dB) half an octave wide.
-    split: "train", "validation" or "heldout". preset: the release's preset whose part it plays, or None.
+    sex: "F" or "M", of flite's voice. voice: the name of flite's voice. pitch: factor on the voice's pitch.
+    speed: factor on durations, before the formants are scaled. formants: factor on all frequencies.
+    tilt: dB per octave around 1 kHz. resonances: (center Hz, gain dB), half an octave wide.
+    split: "train", "validation" or "heldout". preset: the release's preset that it stands for, or None.
     """
 
     name: str
@@ -44,8 +44,8 @@ class Speaker:
     preset: str | None = None
 
 
-def draw_speakers(count: int, seed: int) -> list[Speaker]:
-    """`count` random speakers, nearly half of them women, all of split "train" and without a preset."""
+def draw_speakers(count: int, seed: int) -> list[SyntheticSpeaker]:
+    """`count` random speakers, alternately male and female, all of split "train" and without a preset."""
     rng = np.random.default_rng(seed)
     speakers = []
     for index in range(count):
@@ -62,7 +62,7 @@ def draw_speakers(count: int, seed: int) -> list[Speaker]:
             for at in (500, 1600, 4000)
         )
         speakers.append(
-            Speaker(
+            SyntheticSpeaker(
                 name=f"{sex.lower()}{index:04d}",
                 sex=sex,
                 voice=voice,
@@ -77,28 +77,28 @@ def draw_speakers(count: int, seed: int) -> list[Speaker]:
     return speakers
 
 
-def to_json(speakers: Sequence[Speaker]) -> str:
+def to_json(speakers: Sequence[SyntheticSpeaker]) -> str:
     """One speaker a line."""
     return "[\n" + ",\n".join(json.dumps(asdict(speaker)) for speaker in speakers) + "\n]\n"
 
 
-def from_json(text: str) -> list[Speaker]:
+def from_json(text: str) -> list[SyntheticSpeaker]:
     """What `to_json` wrote."""
     speakers = []
     for fields in json.loads(text):
         fields["resonances"] = tuple(tuple(pair) for pair in fields["resonances"])
-        speakers.append(Speaker(**fields))
+        speakers.append(SyntheticSpeaker(**fields))
     return speakers
 
 
 @cache
-def synthetic_speakers() -> tuple[Speaker, ...]:
+def synthetic_speakers() -> tuple[SyntheticSpeaker, ...]:
     """The committed synthetic speakers of every split."""
     return tuple(from_json(resources.files("lab").joinpath("lists/speakers.json").read_text()))
 
 
-def preset_speakers() -> dict[str, Speaker]:
-    """The training speakers that play the release's 20 presets, by preset name."""
+def preset_speakers() -> dict[str, SyntheticSpeaker]:
+    """The training speakers that stand for the release's 20 presets, by preset name."""
     by_preset = {speaker.preset: speaker for speaker in synthetic_speakers() if speaker.preset}
     return {name: by_preset[name] for name in PRESETS}
 
@@ -122,10 +122,7 @@ def human_clips() -> tuple[HumanClip, ...]:
 
 
 def find_human_clips(folder: str | Path, split: str | None = None) -> dict[HumanClip, Path]:
-    """Where each listed clip lies in `folder`.
-
-    Raises LabError naming the first missing file.
-    """
+    """The path of each listed clip in `folder`. Raises LabError naming the first missing file."""
     found = {}
     for clip in human_clips():
         if split is None or clip.split == split:
@@ -139,49 +136,55 @@ def find_human_clips(folder: str | Path, split: str | None = None) -> dict[Human
     return found
 
 
-def _unalike(pool: list[int], count: int, likeness: np.ndarray, rng: np.random.Generator) -> list[int]:
-    """`count` of `pool` at random, among those who sound as little alike as that many can."""
+def _least_similar(
+    pool: list[int], count: int, similarity: np.ndarray, rng: np.random.Generator
+) -> list[int]:
+    """`count` of `pool` at random, with the lowest maximal similarity that admits so many."""
     order = rng.permutation(pool)
-    for most_alike in np.arange(0.5, 1.01, 0.01):
+    for limit in np.arange(0.5, 1.01, 0.01):
         chosen: list[int] = []
         for i in order:
-            if len(chosen) < count and (not chosen or likeness[i, chosen].max() <= most_alike):
+            if len(chosen) < count and (not chosen or similarity[i, chosen].max() <= limit):
                 chosen.append(int(i))
         if len(chosen) == count:
             return chosen
-    raise LabError(f"{len(pool)} speakers are too few to choose {count} from: draw more")
+    raise LabError(f"{len(pool)} speakers are too few to choose {count} from: draw more speakers")
 
 
-def split_speakers(speakers: Sequence[Speaker], embeddings: np.ndarray, seed: int) -> list[Speaker]:
+def split_speakers(
+    speakers: Sequence[SyntheticSpeaker], embeddings: np.ndarray, seed: int
+) -> list[SyntheticSpeaker]:
     """Choose 20 held-out speakers and 20 for validation, ten women and ten men each; the rest only train.
 
-    embeddings [speakers, dim], of unit length: who sounds like whom. Each group's speakers sound as little
-    alike as can be. Speakers who sound nearly like a held-out or validation speaker (a cosine above 0.95) are
-    left out of training, so that neither is known in disguise.
+    embeddings `[speakers, dim]`, of unit length, measure similarity. The speakers of each group are as
+    dissimilar as possible. Speakers with a cosine above 0.95 to a held-out or validation speaker are dropped,
+    so that training never sees a near copy of one.
     """
     rng = np.random.default_rng(seed)
-    likeness = embeddings @ embeddings.T
+    similarity = embeddings @ embeddings.T
     split = ["train"] * len(speakers)
     for name in ("heldout", "validation"):
         for sex in "FM":
             free = [i for i, speaker in enumerate(speakers) if speaker.sex == sex and split[i] == "train"]
-            for i in _unalike(free, 10, likeness, rng):
+            for i in _least_similar(free, 10, similarity, rng):
                 split[i] = name
     checks = [i for i, name in enumerate(split) if name != "train"]
     return [
         replace(speaker, split=split[i])
         for i, speaker in enumerate(speakers)
-        if split[i] != "train" or likeness[i, checks].max() <= 0.95
+        if split[i] != "train" or similarity[i, checks].max() <= 0.95
     ]
 
 
-def cast_presets(speakers: Sequence[Speaker], embeddings: np.ndarray, seed: int) -> list[Speaker]:
-    """Give the presets' parts to 20 training speakers of their sex who sound as little alike as can be."""
+def cast_presets(
+    speakers: Sequence[SyntheticSpeaker], embeddings: np.ndarray, seed: int
+) -> list[SyntheticSpeaker]:
+    """Assign the presets to 20 training speakers of their sex that are as dissimilar as possible."""
     rng = np.random.default_rng(seed)
-    likeness = embeddings @ embeddings.T
+    similarity = embeddings @ embeddings.T
     parts: dict[int, str] = {}
     for sex in "FM":
         names = [name for name in PRESETS if ("female" in name) == (sex == "F")]
         pool = [i for i, speaker in enumerate(speakers) if (speaker.sex, speaker.split) == (sex, "train")]
-        parts |= dict(zip(_unalike(pool, len(names), likeness, rng), names, strict=True))
+        parts |= dict(zip(_least_similar(pool, len(names), similarity, rng), names, strict=True))
     return [replace(speaker, preset=parts.get(i)) for i, speaker in enumerate(speakers)]

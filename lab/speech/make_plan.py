@@ -39,7 +39,7 @@ SEED = 19
 BOOKS = (11, 12, 35, 36, 45, 55, 108, 113, 120, 157, 271, 289, 514, 558, 778, 844, 1450, 1661, 1874, 3536)
 RAREST = 3  # a word of the books in fewer sentences rules a sentence out
 TRAINING, VALIDATION, HELDOUT = 7400, 200, 230  # free sentences
-JUDGED = 30  # of the grammar and as many free, spoken by the presets when the lab is judged
+EVALUATED = 30  # of the grammar and as many free, spoken by the presets when the lab is evaluated
 _HERE = Path(__file__).parent
 
 
@@ -77,13 +77,13 @@ def split_sentences(
     pool = without_rare_words(unique.values(), RAREST, known | everyday_words)
     common = [s for s in without_rare_words(pool, 4, known) if len(plain_words(s).split()) >= 5]
     order = np.random.default_rng(seed).permutation(len(common))[: VALIDATION + HELDOUT]
-    aside = [common[i] for i in order]
-    forbidden = set().union(*(runs(plain_words(sentence).split()) for sentence in aside))
+    held_out = [common[i] for i in order]
+    forbidden = set().union(*(runs(plain_words(sentence).split()) for sentence in held_out))
     training = [sentence for sentence in pool if not runs(plain_words(sentence).split()) & forbidden]
     return {
         "train": by_coverage(training, TRAINING, seed),
-        "validation": aside[:VALIDATION],
-        "heldout": aside[VALIDATION:],
+        "validation": held_out[:VALIDATION],
+        "heldout": held_out[VALIDATION:],
     }
 
 
@@ -115,8 +115,8 @@ def main() -> None:
 
     heldout = {speaker.name for speaker in speakers if speaker.split == "heldout"}
     unseen = [item.written for item in grammar if item.speaker in heldout and item.number < FIRST_FREE]
-    judged = {"grammar": unseen[:JUDGED], "free": sentences["heldout"][:JUDGED]}
-    (_HERE / "heldout.json").write_text(json.dumps(judged, indent=1) + "\n", encoding="utf-8")
+    evaluated = {"grammar": unseen[:EVALUATED], "free": sentences["heldout"][:EVALUATED]}
+    (_HERE / "heldout.json").write_text(json.dumps(evaluated, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Choose the free sentences of the plan from public-domain books, everyday phrases and human transcripts.
 
-A sentence is kept when it is short, spelled with plain words that all occur often enough, and shares no
-run of words with the human clips that judge the lab. `lab.speech.make_plan` puts these functions together.
+A sentence is chosen if it is short, spelled with plain words that all occur often enough, and shares no
+run of words with the human clips that evaluate the lab. `lab.speech.make_plan` puts these functions together.
 """
 
 from __future__ import annotations
@@ -77,27 +77,27 @@ def without_rare_words(sentences: Iterable[str], at_least: int, known: Iterable[
     known = set(known)
     while True:
         counts = Counter(word for _, words in left for word in words)
-        kept = [item for item in left if all(counts[w] >= at_least or w in known for w in item[1])]
-        if len(kept) == len(left):
-            return [sentence for sentence, _ in kept]
-        left = kept
+        common = [item for item in left if all(counts[w] >= at_least or w in known for w in item[1])]
+        if len(common) == len(left):
+            return [sentence for sentence, _ in common]
+        left = common
 
 
 def by_coverage(sentences: Sequence[str], count: int, seed: int) -> list[str]:
     """`count` sentences in an order that brings every word early, and rare words again and again.
 
-    In passes over shuffled sentences: a pass takes each sentence that holds a word heard less than `target`
+    In passes over shuffled sentences: a pass takes each sentence that has a word seen less than `target`
     times, and the next pass doubles the target. A sentence with a rare word therefore comes more than once.
     """
     rng = np.random.default_rng(seed)
     words = [plain_words(sentence).split() for sentence in sentences]
-    heard: Counter[str] = Counter()
+    seen: Counter[str] = Counter()
     chosen: list[str] = []
     target = 1
     while len(chosen) < count:
         for i in rng.permutation(len(sentences)):
-            if len(chosen) < count and min(heard[word] for word in words[i]) < target:
+            if len(chosen) < count and min(seen[word] for word in words[i]) < target:
                 chosen.append(sentences[i])
-                heard.update(words[i])
+                seen.update(words[i])
         target *= 2
     return chosen

@@ -86,8 +86,8 @@ def test_serving_without_its_extra_names_what_is_missing_and_what_brings_it(monk
     "arguments",
     [
         ("revox", "train", "encoder", "--checkpoint", "c", "--data", "d", "--out", "o"),
-        ("lab", "build", "o", "--run", "r", "--encoder", "e"),
-        ("lab", "recover", "o", "--data", "d"),
+        ("lab", "build", "r", "--out", "o", "--encoder", "e"),
+        ("lab", "recover", "--out", "o", "--data", "d"),
     ],
     ids=lambda arguments: " ".join(arguments[:2]),
 )

@@ -20,7 +20,7 @@ from test_build import _speech as write_lab_speech
 import revox
 from conftest import preset_codes, write_speakers
 from devices.second_device import NAME, There, by_copy, loaded_there, register
-from lab.build import build
+from lab.build import BuildRun, build
 from revox.checkpoint.tensors import WEIGHTS
 from revox.cloning.clone import ClonedVoice, CloneRequest, SelectedSpeech, clone_voice
 from revox.cloning.consent import Source
@@ -374,7 +374,7 @@ def test_the_lab_is_built_there_as_here(second: str, tmp_path: Path):
     write_lab_speech(tmp_path / "data")
     often = {
         name: dataclasses.replace(getattr(MINIATURE, name), report_every=1)
-        for name in ("guide", "encoder", "decoder", "language")
+        for name in ("teacher", "encoder", "decoder", "language")
     }
     settings = dataclasses.replace(MINIATURE, **often)
     rows: dict[str, list[tuple[str, dict[str, float]]]] = {}
@@ -384,10 +384,12 @@ def test_the_lab_is_built_there_as_here(second: str, tmp_path: Path):
         shutil.copytree(tmp_path / "data", tmp_path / name / "run" / "data")
         rows[name] = []
         build(
-            tmp_path / name / "run", tmp_path / name / "made", None, settings, device=device,
-            autocast=autocast, encoder_out=tmp_path / name / "aside.safetensors",
-            stages=("guide", "encoder", "decoder", "language", "folder"),
-            report=lambda stage, row: rows[name].append((stage, row)),
+            BuildRun(
+                tmp_path / name / "run", settings, device, autocast,
+                report=lambda stage, row: rows[name].append((stage, row)),
+            ),
+            tmp_path / name / "made", tmp_path / name / "encoder.safetensors",
+            stages=("teacher", "encoder", "decoder", "language", "folder"),
         )  # fmt: skip
         return tmp_path / name / "made"
 
@@ -400,7 +402,7 @@ def test_the_lab_is_built_there_as_here(second: str, tmp_path: Path):
         assert one.keys() - TIMED == two.keys() - TIMED
         if "loss" in one:  # the more steps, the further apart: Adam takes small differences for large ones
             steps += 1
-            near = 1e-5 if (stage, one["step"]) == ("guide", 1) else 0.05
+            near = 1e-5 if (stage, one["step"]) == ("teacher", 1) else 0.05
             assert two["loss"] == pytest.approx(one["loss"], rel=near), stage
     assert steps >= 12
     assert revox.load(low, device="cpu").voices()

@@ -22,7 +22,7 @@ EXEMPT = {
     "revox.training.encoder.EncoderTrainer.__init__": {"decode_latents"},
     "lab.codec_training.DecoderTrainer.take_step": {"decode_latents"},
     "lab.language_training.language_losses": {"teacher_forced"},
-    "lab.language_training._own_words": {"teacher_forced", "flow"},
+    "lab.language_training._own_acoustic_ids": {"teacher_forced", "flow"},
     # Teacher-forced likelihood.
     "revox.metrics.likelihood._hidden": {"teacher_forced"},
 }

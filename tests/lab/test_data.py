@@ -1,17 +1,21 @@
 """Making the lab's speech: what is planned, split and resumed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from lab import data
 from lab.sentences import split_of
 from lab.speakers import synthetic_speakers
-from lab.synthesise import Said
+from lab.synthesize import SynthesizedSpeech
+
+COUNTS = data.SpeechCounts(per_speaker=3, per_preset=5, per_check=2)
 
 
 @pytest.fixture
 def spoken(monkeypatch):
-    """Two training speakers (one a preset), one validation and one held-out, and a fast synthesiser."""
+    """Two training speakers (one a preset), one validation and one held-out, and a fast synthesizer."""
     everyone = synthetic_speakers()
     chosen = [
         next(s for s in everyone if s.preset),
@@ -19,18 +23,18 @@ def spoken(monkeypatch):
     ]
     chosen += [next(s for s in everyone if s.split == split) for split in ("validation", "heldout")]
     monkeypatch.setattr(data, "synthetic_speakers", lambda: chosen)
-    said = []
+    requests = []
 
-    def synthesise(speaker, text, rate, flite):
-        said.append((speaker.name, text))
-        return Said(np.full(100 + len(text), 0.25, np.float32), (("pau", 0.1),))
+    def synthesize(speaker, text, rate, flite):
+        requests.append((speaker.name, text))
+        return SynthesizedSpeech(np.full(100 + len(text), 0.25, np.float32), (("pau", 0.1),))
 
-    monkeypatch.setattr(data, "synthesise", synthesise)
-    return said
+    monkeypatch.setattr(data, "synthesize", synthesize)
+    return requests
 
 
-def prepare(folder, **counts):
-    return data.prepare(folder, None, **{"per_speaker": 3, "per_preset": 5, "per_check": 2, **counts})
+def prepare(folder, per_speaker=3, **options):
+    return data.prepare(folder, None, replace(COUNTS, per_speaker=per_speaker), **options)
 
 
 def test_training_speakers_say_training_sentences_and_presets_say_some_of_every_split(tmp_path, spoken):
@@ -54,7 +58,7 @@ def test_what_an_interrupted_run_made_is_not_made_again(tmp_path, spoken, monkey
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        data.prepare(tmp_path, None, per_speaker=3, per_preset=5, per_check=2, progress=stop_after_two)
+        prepare(tmp_path, progress=stop_after_two)
     assert not (tmp_path / "synthetic-train.json").exists()
     assert len(spoken) == 5
     prepare(tmp_path)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lab.language_training import LanguageTraining, initialise_language, language_losses
+from lab.language_training import LanguageTraining, initialize_language, language_losses
 from revox.model.config import N_SPECIAL_CODES, VoxtralConfig
 from revox.model.voxtral import Voxtral
 
@@ -22,7 +22,7 @@ PLAIN = LanguageTraining(
 @pytest.fixture
 def model(tiny_config: VoxtralConfig) -> Voxtral:
     model = Voxtral(tiny_config, with_encoder=False)
-    initialise_language(model, 0)
+    initialize_language(model, 0)
     return model
 
 

@@ -1,7 +1,8 @@
-"""The recovery experiment in miniature: fences, equal time, resuming, scores, goals."""
+"""The recovery experiment in miniature: guards, equal time, resuming, scores, goals."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -31,7 +32,7 @@ from lab.recover import (
     Log,
     Plan,
     _clock,
-    _Work,
+    _Recovery,
     process_command,
     process_environment,
     recover,
@@ -41,7 +42,7 @@ from lab.recover_arms import (
     DISCRIMINATOR_WEIGHTS,
     GOALS_FOR,
     Arm,
-    Schedule,
+    ArmSchedule,
     ablations,
     arm_named,
     chosen_arms,
@@ -84,20 +85,20 @@ def _parts(kind: str, speakers: range, text: str | None):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tiny checkpoint, its encoder put aside, and speech."""
+    """A tiny checkpoint, its reference encoder, and speech."""
     root = tmp_path_factory.mktemp("lab")
     checkpoint = write_checkpoint(root / "checkpoint", tiny_model(with_encoder=True))
     tensors = load_file(checkpoint / "consolidated.safetensors")
-    aside = {name: tensor for name, tensor in tensors.items() if name.startswith(ENCODER_PREFIXES)}
-    save_file({k: v for k, v in tensors.items() if k not in aside}, checkpoint / "consolidated.safetensors")
-    (root / "aside").mkdir()
-    save_file(aside, root / "aside" / "encoder.safetensors")
+    encoder = {name: tensor for name, tensor in tensors.items() if name.startswith(ENCODER_PREFIXES)}
+    save_file({k: v for k, v in tensors.items() if k not in encoder}, checkpoint / "consolidated.safetensors")
+    (root / "reference").mkdir()
+    save_file(encoder, root / "reference" / "encoder.safetensors")
     data = root / "data"
     data.mkdir()
     write_set(data, "human-train", _parts("train", range(10), None))
     write_set(data, "human-heldout", _parts("human", range(20, 23), None))
     write_set(data, "synthetic-heldout", _parts("synthetic", range(30, 33), TEXT))
-    return {"checkpoint": checkpoint, "encoder": root / "aside" / "encoder.safetensors", "data": data}
+    return {"checkpoint": checkpoint, "encoder": root / "reference" / "encoder.safetensors", "data": data}
 
 
 def experiment(lab: dict[str, Path], out: Path, **changes: Any) -> Experiment:
@@ -146,7 +147,7 @@ def lines_of(out: Path, what: str, arm: str) -> list[dict[str, Any]]:
     return [line for line in Log(out / LOG_FILE).lines if line["what"] == what and line["arm"] == arm]
 
 
-# The fences
+# The guards
 
 
 ATTEMPTS = """
@@ -209,13 +210,13 @@ def attempts(how: str, encoder: Path, folder: Path) -> dict[str, str]:
     return json.loads(result.stdout)
 
 
-def test_the_hook_refuses_the_encoder_put_aside_under_every_name_and_the_module_that_reads_it(
+def test_the_hook_refuses_the_reference_encoder_under_every_name_and_the_module_that_reads_it(
     lab: dict[str, Path], tmp_path: Path
 ):
     found = attempts("hook", lab["encoder"], tmp_path)
     assert found.pop("own") == "mine"
     assert found.pop("another process") == "read"  # that is the kernel's business
-    assert set(found.values()) == {"OutOfReachError"}, found
+    assert set(found.values()) == {"ForbiddenError"}, found
 
 
 def test_the_kernel_refuses_it_to_this_process_and_its_children_and_leaves_its_own_files(
@@ -238,14 +239,14 @@ def _has_landlock() -> bool:
 def test_a_restoring_process_that_tries_is_stopped_and_is_told_no_name_to_try(
     lab: dict[str, Path], tmp_path: Path
 ):
-    work = _Work(experiment(lab, tmp_path / "out"), [MIXED])
+    work = _Recovery(experiment(lab, tmp_path / "out"), [MIXED])
     work.prepare()
     task = work.task("train", work.out / "run", MIXED.settings(10, 0).model_dump(mode="json"), 0)
-    told = task.model_dump_json()
-    assert str(lab["encoder"]) not in told
-    assert str(lab["data"]) not in told
+    text = task.model_dump_json()
+    assert str(lab["encoder"]) not in text
+    assert str(lab["data"]) not in text
     assert identity(lab["encoder"]) in task.forbidden
-    (work.out / "task.json").write_text(told)
+    (work.out / "task.json").write_text(text)
     code = TRIES.format(encoder=str(lab["encoder"]), speech=str(next(lab["data"].glob("human-heldout*.npy"))))
     told_to_stop, keep = os.pipe()  # a pipe that stays open, as from a process that lives
     try:
@@ -258,13 +259,13 @@ def test_a_restoring_process_that_tries_is_stopped_and_is_told_no_name_to_try(
         os.close(keep)
     assert result.stdout.splitlines()[1:] == ["refused"] * 3
     assert result.returncode not in (0, 3, 4)
-    assert "OutOfReachError" in result.stderr.splitlines()[-1], result.stderr
+    assert "ForbiddenError" in result.stderr.splitlines()[-1], result.stderr
 
 
 TRIES = """
 import sys
 import revox.training.restore as restore
-from lab.recover_guard import OutOfReachError
+from lab.recover_guard import ForbiddenError
 
 def tries(*_):
     for attempt in (lambda: open({encoder!r}, "rb"), lambda: __import__("revox.evaluation.reference_encoder"),
@@ -272,7 +273,7 @@ def tries(*_):
         try:
             attempt()
             print("read")
-        except OutOfReachError:
+        except ForbiddenError:
             print("refused")
     open({encoder!r}, "rb")
 
@@ -285,7 +286,7 @@ sys.exit(main(sys.argv[1:]))
 def test_restoring_hears_the_training_split_of_human_speech_and_nothing_else(
     lab: dict[str, Path], tmp_path: Path
 ):
-    work = _Work(experiment(lab, tmp_path / "out"), [MIXED])
+    work = _Recovery(experiment(lab, tmp_path / "out"), [MIXED])
     work.prepare()
     speakers = {path.parent.name for path in work.speech.rglob("*.flac")}
     assert speakers == {f"train-{i}" for i in range(10)}
@@ -295,7 +296,7 @@ def test_an_encoder_that_restoring_could_read_is_refused(lab: dict[str, Path], t
     inside = tmp_path / "out" / "encoder.safetensors"
     inside.parent.mkdir()
     shutil.copy(lab["encoder"], inside)
-    with pytest.raises(LabError, match="put it elsewhere"):
+    with pytest.raises(LabError, match="can read: move it"):
         recover(experiment(lab, tmp_path / "out", encoder=inside), [MIXED])
     with pytest.raises(LabError, match="is missing"):
         recover(experiment(lab, tmp_path / "out", encoder=tmp_path / "none"), [MIXED])
@@ -337,7 +338,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any], in
     far longer; and the sentences that it said are its seed's."""
     heard: list[tuple[str, dict[str, Any], int]] = []
 
-    def work(self: _Work, title: str, folder: Path, settings: dict[str, Any], seed: int, what: str = "train"):
+    def work(
+        self: _Recovery, title: str, folder: Path, settings: dict[str, Any], seed: int, what: str = "train"
+    ):
         heard.append((title, settings, seed))
         folder.mkdir(parents=True, exist_ok=True)
         start, time, lines = settings["discriminator"]["start"], 0.0, []
@@ -350,7 +353,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any], in
             (folder / "spoken" / "000000.safetensors").write_text(f"said by {title}")
         return {"done": True, "confined": True}
 
-    monkeypatch.setattr(_Work, "_work", work)
+    monkeypatch.setattr(_Recovery, "_work", work)
     return heard
 
 
@@ -364,7 +367,7 @@ def test_each_row_and_seed_gets_the_steps_of_its_own_pace_its_own_seed_and_the_s
         schedule={"discriminators": 0.5},
         training=TRAINING | {"weights": DISCRIMINATOR_WEIGHTS},
     )
-    work = _Work(experiment(lab, tmp_path / "out", minutes=1.0), [judged, MIXED])
+    work = _Recovery(experiment(lab, tmp_path / "out", minutes=1.0), [judged, MIXED])
     work.prepare()
     for arm in (judged, MIXED):
         for seed in (0, 1):
@@ -395,14 +398,16 @@ def test_steps_that_a_killed_run_took_twice_count_once(tmp_path: Path):
 
 
 def test_rows_at_equal_time_hear_as_many_stretches_a_step_of_one_length():
-    told = {name: arm_named(name).settings(10, 0) for name in ("reconstruction", "pairs", "pairs-and-human")}
-    assert {settings.seconds for settings in told.values()} == {1.6}
-    pairs, both = told["pairs"], told["pairs-and-human"]
+    settings_of = {
+        name: arm_named(name).settings(10, 0) for name in ("reconstruction", "pairs", "pairs-and-human")
+    }
+    assert {settings.seconds for settings in settings_of.values()} == {1.6}
+    pairs, both = settings_of["pairs"], settings_of["pairs-and-human"]
     assert pairs.pairs == both.pairs
     assert pairs.pair == both.pair
     assert (pairs.sentences, pairs.interpolated) == (both.sentences, both.interpolated)
-    assert told["reconstruction"].clips == both.clips + both.pairs
-    assert len({arm_named(name).schedule for name in told}) == 1
+    assert settings_of["reconstruction"].clips == both.clips + both.pairs
+    assert len({arm_named(name).schedule for name in settings_of}) == 1
 
 
 # Resuming
@@ -426,7 +431,7 @@ def test_stopped_in_the_middle_of_a_run_it_goes_on_to_the_same_encoder(
     assert not (out / LOG_FILE).exists()
     first = _steps(out)
     assert 3 <= first[-1] < steps
-    again = _Work(experiment(lab, out), [MIXED])
+    again = _Recovery(experiment(lab, out), [MIXED])
     again.prepare()
     again._train(MIXED, 0)
     assert _steps(out) == list(range(1, steps + 1))  # none was taken twice
@@ -446,9 +451,9 @@ def test_what_is_there_is_not_done_again_and_a_line_cut_short_is(
 ):
     out = Path(shutil.copytree(done, tmp_path / "out"))
     before = (out / LOG_FILE).read_text().splitlines()
-    told: list[str] = []
-    recover(experiment(lab, out, progress=lambda at: told.append(at.what)), FOUR)
-    assert not told
+    reported: list[str] = []
+    recover(experiment(lab, out, progress=lambda at: reported.append(at.what)), FOUR)
+    assert not reported
     assert (out / LOG_FILE).read_text().splitlines() == before
     (out / LOG_FILE).write_text("\n".join(before[:-1]) + "\n" + before[-1][:40])
     recover(experiment(lab, out), FOUR)
@@ -460,14 +465,20 @@ def test_what_is_there_is_not_done_again_and_a_line_cut_short_is(
     assert again == was
 
 
-def test_a_line_that_a_full_disk_cut_short_is_told_and_spoils_no_other(
+def test_a_line_that_a_full_disk_cut_short_raises_and_spoils_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     log = Log(tmp_path / LOG_FILE)
     line = {"what": "score", "arm": "original", "clip": "a"}
     write = os.write
+
+    def fill(file: int, data: bytes) -> int:
+        if len(data) < 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(file, data[:-19])
+
     with monkeypatch.context() as full:
-        full.setattr(os, "write", lambda file, text: write(file, text[:10]))
+        full.setattr(os, "write", fill)
         with pytest.raises(OSError, match="No space left"):
             log.add(line)
     assert log.find(line) is None
@@ -494,16 +505,16 @@ def test_a_folder_that_does_not_say_what_it_was_begun_with_is_refused(
 
 
 def test_a_row_that_was_told_otherwise_has_no_results_yet(lab: dict[str, Path], done: Path):
-    work = _Work(experiment(lab, done), [MIXED])
+    work = _Recovery(experiment(lab, done), [MIXED])
     other = MIXED.model_copy(update={"training": TRAINING | {"seconds": 0.4}})
     assert work.config(MIXED) != work.config(other)
     # A refinement's results are those of the encoder that it begins with.
-    assert work.config(REFINED) != _Work(experiment(lab, done), [other]).config(REFINED)
+    assert work.config(REFINED) != _Recovery(experiment(lab, done), [other]).config(REFINED)
 
 
 def test_a_row_in_other_hands_is_left_to_them(lab: dict[str, Path], done: Path):
-    work, other = (_Work(experiment(lab, done), [MIXED, REFINED]) for _ in range(2))
-    sentence = "another process works on the arm"
+    work, other = (_Recovery(experiment(lab, done), [MIXED, REFINED]) for _ in range(2))
+    sentence = "another process is running the arm"
     with work.mine(MIXED), pytest.raises(LabError, match=sentence), other.mine(REFINED):
         pass
     with other.mine(REFINED):
@@ -520,7 +531,7 @@ def test_lines_of_another_setting_seed_or_clip_stay_out_of_the_tables(
     for change in ({"config": "another"}, {"seed": 1}, {"clip": "nobody"}):
         log.add(line | change | {"scores": line["scores"] | {"mel": 99.0}})
     before = (out / "recovery.md").read_text()
-    work = _Work(experiment(lab, out), FOUR)
+    work = _Recovery(experiment(lab, out), FOUR)
     work.prepare()
     work.write_tables()
     assert (out / "recovery.md").read_text() == before
@@ -531,7 +542,7 @@ def test_the_tables_hold_what_other_commands_ran_in_the_folder(
     lab: dict[str, Path], done: Path, tmp_path: Path
 ):
     out = Path(shutil.copytree(done, tmp_path / "out"))
-    work = _Work(experiment(lab, out), FOUR)
+    work = _Recovery(experiment(lab, out), FOUR)
     work.prepare()
     inverted, published = arm_named("inversion"), arm_named("published")
     for line in lines_of(out, "score", RANDOM.name):
@@ -587,7 +598,7 @@ def test_the_time_of_the_original_is_that_of_encoding_also_where_its_codes_are_k
 
 @pytest.mark.parametrize("clips", [1, 3, 5, 10, 20, 40])
 def test_a_look_is_at_clips_that_are_scored(lab: dict[str, Path], tmp_path: Path, clips: int):
-    work = _Work(experiment(lab, tmp_path / "out", clips=clips), [MIXED])
+    work = _Recovery(experiment(lab, tmp_path / "out", clips=clips), [MIXED])
     work.__dict__["scoring"] = SimpleNamespace(clips={"synthetic": range(21), "human": range(38)})
     scored, evaluated = work._places(), work._places(4)
     assert len(scored) == min(clips, 21) + min(clips, 38)
@@ -680,7 +691,7 @@ def test_a_goal_is_reached_at_its_bound_and_not_beyond(tmp_path: Path, lab: dict
 
 def test_without_the_original_a_goal_beside_it_is_left_open():
     table = goals_table([MIXED], {(MIXED.name, "human", "mel"): 0.5})
-    assert "0.500, no ceiling to compare with" in table
+    assert "0.500, no original to compare with" in table
 
 
 def test_a_tables_figure_is_the_median_over_clips_of_the_mean_over_seeds(
@@ -697,13 +708,15 @@ def test_a_tables_figure_is_the_median_over_clips_of_the_mean_over_seeds(
     assert "Goals" in path.read_text()
 
 
-def test_the_table_says_what_the_commonest_code_alone_would_get_right(tmp_path: Path, lab: dict[str, Path]):
-    said = {"a": [7, 7, 7, 1], "b": [7, 2, 3, 4], "c": [7, 7, 5, 6]}
-    lines = [_line("original", "human", clip, 0, semantic=codes) for clip, codes in said.items()]
-    lines += [_line(MIXED.name, "human", clip, 0, semantic=[9] * 4) for clip in said]
+def test_the_table_has_the_agreement_of_always_predicting_the_most_common_code(
+    tmp_path: Path, lab: dict[str, Path]
+):
+    codes_of = {"a": [7, 7, 7, 1], "b": [7, 2, 3, 4], "c": [7, 7, 5, 6]}
+    lines = [_line("original", "human", clip, 0, semantic=codes) for clip, codes in codes_of.items()]
+    lines += [_line(MIXED.name, "human", clip, 0, semantic=[9] * 4) for clip in codes_of]
     path = write_tables(tmp_path / "t.md", [ORIGINAL, MIXED], lines, experiment(lab, tmp_path))
     codes_table = path.read_text().split("## Codes: human")[1].split("##")[0]
-    assert "every frame would have 0.500 of them right" in codes_table
+    assert "would be right in 0.500 of the frames" in codes_table
 
 
 def test_a_curve_has_a_point_for_each_look_over_its_clips_and_seeds():
@@ -759,7 +772,7 @@ BASE = arm_named(GOALS_FOR)
 JUDGED = BASE.model_copy(
     update={
         "name": "judged",
-        "schedule": Schedule(discriminators=0.5),
+        "schedule": ArmSchedule(discriminators=0.5),
         "training": BASE.training | {"weights": BASE.training["weights"] | DISCRIMINATOR_WEIGHTS},
     }
 )
@@ -816,7 +829,7 @@ def test_discriminators_cost_time_only_where_they_judge():
         ("title: a\nby: encoder", "training belongs"),
         ("title: a\nby: encoder\ntraining: {pairs: 0, clips: 0}", "nothing to learn from"),
         ("title: a\nby: encoder\ntraining: {steps: 5}", "follows from the time"),
-        ("title: a\nby: encoder\ntraining: {colour: 5}", "colour"),
+        ("title: a\nby: encoder\ntraining: {color: 5}", "color"),
         ("title: a\nby: refinement\nsteps: 3", "`of` names the arm"),
         ("title: a\nby: inversion", "steps belong"),
         ("- 1", "cannot be read"),
@@ -842,25 +855,25 @@ def test_no_rows_at_all_is_a_sentence():
         (["--arms", ","], "no arm is named: the arms are original, pairs-and-human, "),
     ],
 )
-def test_an_ablation_takes_the_rows_that_are_named(
+def test_an_ablation_takes_the_arms_that_are_named(
     lab: dict[str, Path], tmp_path: Path, named: list[str], sentence: str
 ):
-    _Work(experiment(lab, tmp_path / "out"), [MIXED]).prepare()
+    _Recovery(experiment(lab, tmp_path / "out"), [MIXED]).prepare()
     places = ["--data", lab["data"], "--encoder", lab["encoder"], "--checkpoint", lab["checkpoint"]]
-    asked = ["recover", tmp_path / "out", *places, "--ablate", *named]
+    asked = ["recover", "--out", tmp_path / "out", *places, "--ablate", *named]
     result = CliRunner().invoke(lab_command.app, [str(argument) for argument in asked])
     assert isinstance(result.exception, LabError)
     assert re.search(sentence, str(result.exception))
 
 
 @pytest.mark.parametrize("name", ["none", "../lists", "original.yaml", ""])
-def test_a_row_that_is_not_there_is_a_sentence_with_those_that_are(name: str):
+def test_an_unknown_arm_is_a_sentence_with_the_known_ones(name: str):
     with pytest.raises(LabError, match="the arms are original"):
         arm_named(name)
 
 
 def test_the_restoring_process_ends_and_saves_when_what_started_it_ends(lab: dict[str, Path], tmp_path: Path):
-    work = _Work(experiment(lab, tmp_path / "out"), [MIXED])
+    work = _Recovery(experiment(lab, tmp_path / "out"), [MIXED])
     work.prepare()
     run = work.out / "run"
     run.mkdir()

@@ -95,8 +95,11 @@ def write_audio(target: str | os.PathLike[str] | BinaryIO, audio: Audio, format:
     return clipped
 
 
-def encode_audio(audio: Audio, format: str = "wav") -> tuple[bytes, int]:
-    """The bytes of `audio` as a file of `format` (see `write_audio`), and the number of samples clipped."""
+def encode_audio(audio: Audio, format: str = "wav", bit_rate: int | None = None) -> tuple[bytes, int]:
+    """The bytes of `audio` as a file of `format` (see `write_audio`), and the number of samples clipped.
+
+    `bit_rate` is in bits/s a channel; by default the format's own.
+    """
     import av
 
     kind = FORMATS[format_for(None, format)]
@@ -127,7 +130,7 @@ def encode_audio(audio: Audio, format: str = "wav") -> tuple[bytes, int]:
             stream = container.add_stream(kind.codec, rate=rate, layout=layout, format=kind.samples)
             stream.codec_context.flags |= 1 << 23  # AV_CODEC_FLAG_BITEXACT: no encoder name inside
             if kind.bit_rate:
-                stream.bit_rate = kind.bit_rate * channels
+                stream.bit_rate = (bit_rate or kind.bit_rate) * channels
             for start in range(0, samples.shape[1], rate):
                 piece = samples[:, start : start + rate]
                 if not kind.samples.endswith("p"):

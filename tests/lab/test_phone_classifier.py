@@ -1,4 +1,4 @@
-"""The reader of phones: its labels, its reading, and that a decoder can be bent by it."""
+"""The phone classifier: its labels, its accuracy, and the gradient of its loss."""
 
 from pathlib import Path
 
@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from lab.data import SpeechSet, write_set
-from lab.phone_reader import HOP, PhoneReader, PhoneReaderTrainer, PhoneReading, phone_labels
+from lab.phone_classifier import (
+    HOP,
+    PhoneClassifier,
+    PhoneClassifierTrainer,
+    PhoneClassifierTraining,
+    phone_labels,
+)
 from lab.phones import PHONES, phone_index
 
 TONES = {"aa": 300.0, "iy": 900.0, "s": 3000.0}
@@ -41,58 +47,62 @@ def _speech(folder: Path) -> SpeechSet:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> PhoneReaderTrainer:
-    folder = tmp_path_factory.mktemp("reader")
-    settings = PhoneReading(steps=40, batch=6, width=16, warmup=5, decay_steps=20, learning_rate=1e-2)
-    trainer = PhoneReaderTrainer(settings, _speech(folder / "data"), folder)
+def trained(tmp_path_factory: pytest.TempPathFactory) -> PhoneClassifierTrainer:
+    folder = tmp_path_factory.mktemp("classifier")
+    settings = PhoneClassifierTraining(
+        steps=40, batch=6, width=16, warmup=5, decay_steps=20, learning_rate=1e-2
+    )
+    trainer = PhoneClassifierTrainer(settings, _speech(folder / "data"), folder)
     trainer.run(lambda row: None, report_every=1000, validate_every=1000)
     return trainer
 
 
-def test_it_reads_the_phones_it_was_taught(trained: PhoneReaderTrainer):
+def test_it_classifies_the_phones_it_was_trained_on(trained: PhoneClassifierTrainer):
     waves, labels = trained.batch()
     with torch.no_grad():
-        read = trained.reader(waves)[0][..., : labels.shape[1]].argmax(dim=1)
+        read = trained.classifier(waves)[0][..., : labels.shape[1]].argmax(dim=1)
     assert (read == labels).float().mean() > 0.9
 
 
-def test_the_difference_is_nought_for_equal_sound_and_tells_another_phone_from_another_loudness(
-    trained: PhoneReaderTrainer,
+def test_the_difference_is_zero_for_equal_sound_and_larger_for_another_phone_than_another_level(
+    trained: PhoneClassifierTrainer,
 ):
     time = torch.arange(24000) / 24000
     aa, iy = (0.2 * torch.sin(2 * torch.pi * TONES[n] * time)[None] for n in ("aa", "iy"))
-    reader = trained.reader
+    classifier = trained.classifier
     with torch.no_grad():
-        same, louder, another = (float(reader.difference(aa, x)) for x in (aa, 0.8 * aa, iy))
+        same, louder, another = (float(classifier.difference(aa, x)) for x in (aa, 0.8 * aa, iy))
     assert same == pytest.approx(0.0, abs=1e-5)
     assert another > 4 * louder
 
 
-def test_its_gradient_points_from_one_phone_to_the_other(trained: PhoneReaderTrainer):
+def test_its_gradient_points_from_one_phone_to_the_other(trained: PhoneClassifierTrainer):
     time = torch.arange(12000) / 24000
     wanted, other = (0.2 * torch.sin(2 * torch.pi * TONES[n] * time)[None] for n in ("aa", "iy"))
     weights = torch.tensor([0.5, 0.5], requires_grad=True)
-    trained.reader.difference(wanted, weights[0] * wanted + weights[1] * other).backward()
+    trained.classifier.difference(wanted, weights[0] * wanted + weights[1] * other).backward()
     assert weights.grad is not None
     assert weights.grad[1] > 0  # less of the other phone reads more like the one wanted
 
 
 def test_an_interrupted_run_goes_on_exactly(tmp_path: Path):
     speech = _speech(tmp_path / "data")
-    settings = PhoneReading(steps=6, batch=2, width=8, warmup=1, decay_steps=2, save_every=3, seconds=0.3)
-    whole = PhoneReaderTrainer(settings, speech, tmp_path / "whole")
+    settings = PhoneClassifierTraining(
+        steps=6, batch=2, width=8, warmup=1, decay_steps=2, save_every=3, seconds=0.3
+    )
+    whole = PhoneClassifierTrainer(settings, speech, tmp_path / "whole")
     losses = [whole.step()["loss"] for _ in range(6)]
-    first = PhoneReaderTrainer(settings, speech, tmp_path / "parts")
+    first = PhoneClassifierTrainer(settings, speech, tmp_path / "parts")
     again = [first.step()["loss"] for _ in range(3)]
     first.save()
-    second = PhoneReaderTrainer(settings, speech, tmp_path / "parts")
+    second = PhoneClassifierTrainer(settings, speech, tmp_path / "parts")
     assert second.resume()
     again += [second.step()["loss"] for _ in range(3)]
     assert again == losses
 
 
 def test_it_reads_every_ten_milliseconds():
-    reader = PhoneReader(8)
-    logits, states = reader(torch.zeros(2, 50 * HOP))
+    classifier = PhoneClassifier(8)
+    logits, states = classifier(torch.zeros(2, 50 * HOP))
     assert logits.shape == (2, len(PHONES), 51)
     assert [s.shape for s in states] == [(2, 8, 51)] * 4

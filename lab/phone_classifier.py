@@ -1,10 +1,10 @@
-"""A small network that reads phones in sound: what the lab's decoder must leave readable.
+"""A small phone classifier, used as a perceptual loss of the lab's decoder.
 
-Spectral losses weigh a frame by its energy, a listener by what is said in it. So a network learns the phones
-of the source speech (the synthesiser's own times), is frozen, and the decoder is told where it reads
-something else in decoded speech than in the original: the lab's counterpart of the recogniser from which the
-release's codec was distilled, as a perceptual loss (Johnson et al., arXiv 1603.08155). The recogniser
-that judges is another.
+Spectral losses weight a frame by its energy; intelligibility depends on quiet consonants. The classifier
+learns the phones of the source speech from the synthesizer's own times and is then frozen. The decoder's loss
+is how differently it classifies decoded speech and the original (a perceptual loss: Johnson et al., arXiv
+1603.08155). This is the lab's counterpart of the recognizer from which the release's codec was distilled. It
+is independent of the recognizer that scores intelligibility.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from revox.losses.stft import power, stft, to_mel
 from revox.training.run import Run
 
 HOP = RATE // 100  # 10 ms
-_MIDDLE = 1.5  # of log10 mel magnitudes of speech at -23 LUFS, so that the network's input is near nought
+_MIDDLE = 1.5  # of log10 mel magnitudes of speech at -23 LUFS, so that the network's input is near zero
 
 
 @dataclass(frozen=True)
-class PhoneReading:
-    """Settings of the reader's run. The defaults take two minutes of one CPU core."""
+class PhoneClassifierTraining:
+    """Settings of the classifier's run. The defaults take two minutes of one CPU core."""
 
     steps: int = 2500
     batch: int = 12
@@ -47,8 +47,8 @@ class PhoneReading:
     report_every: int = 100
 
 
-class PhoneReader(nn.Module):
-    """Waveforms -> phones every 10 ms: convolutions that see 130 ms, not causal."""
+class PhoneClassifier(nn.Module):
+    """Waveforms -> phones every 10 ms: convolutions with a receptive field of 130 ms, not causal."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class PhoneReader(nn.Module):
         return self.out(x), states
 
     def difference(self, real: Tensor, fake: Tensor) -> Tensor:
-        """How differently it reads `fake` and `real` `[batch, samples]`: a scalar.
+        """How differently `fake` and `real` `[batch, samples]` are classified: a scalar.
 
         Kullback-Leibler divergence of the phones (nats every 10 ms) plus the relative difference of hidden
         states, the mean over layers.
@@ -101,24 +101,26 @@ def phone_labels(phones: Sequence[tuple[str, float]], count: int) -> np.ndarray:
     return labels
 
 
-class PhoneReaderTrainer(Run):
-    """The reader's run, on synthetic speech whose phones are known, louder and softer and with some noise."""
+class PhoneClassifierTrainer(Run):
+    """The classifier's run on synthetic speech with known phones, at random levels and with added noise."""
 
-    def __init__(self, settings: PhoneReading, speech: SpeechSet, folder: Path, device: str = "cpu") -> None:
+    def __init__(
+        self, settings: PhoneClassifierTraining, speech: SpeechSet, folder: Path, device: str = "cpu"
+    ) -> None:
         super().__init__("phones", settings, folder, device)
         self.settings, self.speech = settings, speech
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.reader = PhoneReader(settings.width).to(device)
-        self.optimizer = torch.optim.AdamW(self.reader.parameters(), settings.learning_rate)
+            self.classifier = PhoneClassifier(settings.width).to(device)
+        self.optimizer = torch.optim.AdamW(self.classifier.parameters(), settings.learning_rate)
 
     def state(self) -> dict[str, Any]:
-        """The reader and its optimizer."""
-        return {"reader": self.reader.state_dict(), "optimizer": self.optimizer.state_dict()}
+        """The classifier and its optimizer."""
+        return {"classifier": self.classifier.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up what `state` gave."""
-        self.reader.load_state_dict(state["reader"])
+        """Load what `state` returned."""
+        self.classifier.load_state_dict(state["classifier"])
         self.optimizer.load_state_dict(state["optimizer"])
 
     def batch(self) -> tuple[Tensor, Tensor]:
@@ -141,14 +143,14 @@ class PhoneReaderTrainer(Run):
         return torch.from_numpy(waves).to(self.device), torch.from_numpy(labels).to(self.device)
 
     def take_step(self) -> dict[str, float]:
-        """One update; gives the cross-entropy and the share of phones read rightly."""
+        """One update; returns the cross-entropy (nats) and the share of phones classified correctly."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         waves, labels = self.batch()
-        logits = self.reader(waves)[0][..., : labels.shape[1]]
+        logits = self.classifier(waves)[0][..., : labels.shape[1]]
         loss = functional.cross_entropy(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        read = (logits.argmax(dim=1) == labels).float().mean()
-        return {"loss": float(loss.detach()), "read": float(read)}
+        accuracy = (logits.argmax(dim=1) == labels).float().mean()
+        return {"loss": float(loss.detach()), "accuracy": float(accuracy)}

@@ -1,8 +1,8 @@
-"""What a build has learnt so far, in files small enough to carry from a machine that is only lent.
+"""State bundles: a build's training state in small files, to copy between machines.
 
-A stage's state is one file of up to 64 MB, with its logs beside it; carried, they are a few parts, one after
-the other, and an index, `STAGE.json`: files, parts, sizes, a hash. `python -m lab build` puts them together
-again where a stage has no state yet.
+A stage's state is one file of up to 64 MB plus its logs. A bundle concatenates them and cuts them into parts,
+with an index, `STAGE.json`: files, parts, sizes, a hash. `python -m lab build` restores the bundle of a stage
+that has no state yet.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from typing import Any
 from lab.errors import LabError
 from revox.speech.files import replace_file
 
-STAGES_WITH_STATE = ("guide", "encoder", "decoder", "language")
+STAGES_WITH_STATE = ("teacher", "encoder", "decoder", "language")
 PART_BYTES = 15_000_000
 
 _FILE = re.compile(r"[a-z]+-state\.pt|[a-z]+-log\.jsonl|phones\.npz")
 _PART = re.compile(r"[a-z]+\.[0-9a-f]{12}\.\d{3}")
 
 
-def carry_state(run: Path, folder: Path, stages: Iterable[str] = STAGES_WITH_STATE) -> list[Path]:
-    """Put the states and logs of `stages` into `folder`, in files of `PART_BYTES` at most; returns them all.
+def write_bundles(run: Path, folder: Path, stages: Iterable[str] = STAGES_WITH_STATE) -> list[Path]:
+    """Write the states and logs of `stages` to `folder`, in files of at most `PART_BYTES`; returns the files.
 
-    What an earlier call put there of the same stage is replaced. Raises LabError where there is no state.
+    An earlier bundle of the same stage is replaced. Raises LabError if there is no state.
     """
     chosen = [stage for stage in stages if (run / stage / f"{stage}-state.pt").is_file()]
     if not chosen:
-        raise LabError(f"{run} holds no state yet: a stage saves its first after some hundred steps")
+        raise LabError(f"{run} holds no state yet: a stage first saves its state after a few hundred steps")
     folder.mkdir(parents=True, exist_ok=True)
-    return [made for stage in chosen for made in _put(run / stage, folder)]
+    return [made for stage in chosen for made in _write(run / stage, folder)]
 
 
-def _put(stage: Path, folder: Path) -> list[Path]:
+def _write(stage: Path, folder: Path) -> list[Path]:
     contents = {
         path.name: path.read_bytes()
         for path in sorted(stage.iterdir())
@@ -61,13 +61,13 @@ def _put(stage: Path, folder: Path) -> list[Path]:
     return [*parts, folder / f"{stage.name}.json"]
 
 
-def take_up_state(folder: Path, run: Path) -> list[str]:
-    """Put together in `run` what `carry_state` put into `folder`; returns the stages that were taken up.
+def restore_bundles(folder: Path, run: Path) -> list[str]:
+    """Restore in `run` what `write_bundles` wrote to `folder`; returns the stages that were restored.
 
-    A stage that has a state in `run` is left as it is. Raises LabError when a part is missing or not what it
-    was; then nothing of its stage is written.
+    A stage that has a state in `run` is left as it is. Raises LabError if a part is missing or damaged; then
+    nothing of its stage is written.
     """
-    taken = []
+    restored = []
     for stage in STAGES_WITH_STATE:
         path, state = folder / f"{stage}.json", f"{stage}-state.pt"
         if not path.is_file() or (run / stage / state).exists():
@@ -75,17 +75,17 @@ def take_up_state(folder: Path, run: Path) -> list[str]:
         index = _read_index(path)
         whole = b"".join(_blocks(path, index))
         if hashlib.sha256(whole).hexdigest() != index["sha256"] or len(whole) != sum(index["files"].values()):
-            raise LabError(f"the parts of {stage} in {folder} are not what they were: carry them again")
+            raise LabError(f"the state bundle of {stage} in {folder} is damaged: copy it again")
         (run / stage).mkdir(parents=True, exist_ok=True)
         ends = list(itertools.accumulate(index["files"].values()))
         found = {
             name: whole[end - size : end]
             for (name, size), end in zip(index["files"].items(), ends, strict=True)
         }
-        for name in sorted(found, key=lambda name: name == state):  # the state last: by it a stage is known
+        for name in sorted(found, key=lambda name: name == state):
             replace_file(run / stage / name, found[name])
-        taken.append(stage)
-    return taken
+        restored.append(stage)
+    return restored
 
 
 def _read_index(path: Path) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _read_index(path: Path) -> dict[str, Any]:
         if not (named and sized and isinstance(index["sha256"], str)):
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise LabError(f"{path} is no index of a carried state: take it away, or carry it again") from None
+        raise LabError(f"{path} is not the index of a state bundle: remove it, or copy it again") from None
     return dict(index)
 
 
@@ -106,4 +106,4 @@ def _blocks(path: Path, index: dict[str, Any]) -> Iterator[bytes]:
         try:
             yield (path.parent / name).read_bytes()
         except OSError:
-            raise LabError(f"{path.parent / name} is missing: carry {path.stem} again") from None
+            raise LabError(f"{path.parent / name} is missing: copy the bundle of {path.stem} again") from None

@@ -1,14 +1,14 @@
-"""The guide: a small codec of spectra that settles what the lab's 37 codes mean.
+"""The teacher codec: a small codec of spectra that settles what the lab's 37 codes mean.
 
-Training encoder and decoder from nothing through waveforms is slow on a CPU: for hours the bottleneck learns
-from a decoder that cannot speak yet. The guide has the same bottleneck between spectra, where a step costs a
-hundredth of it. What it settles on is then learnt by the lab's own encoder (regression onto the guide's
-latents) and decoder (waveforms from the guide's codes), each by itself, and the language model can start at
-once.
+Training encoder and decoder jointly on waveforms from scratch is slow on a CPU: for hours the bottleneck
+learns from a decoder that cannot speak yet. The teacher codec has the same bottleneck between spectra, where
+a step costs a hundredth as much. The lab's encoder then learns the teacher's latents (regression) and its
+decoder learns waveforms from the teacher's codes. The two train independently, and the language model can
+start at once.
 
-The semantic codes have a meaning fixed beforehand, the phones of a frame as the synthesiser timed them: the
-lab's counterpart of the distillation from a speech recogniser by which the release's codes were made (Voxtral
-TTS paper, arXiv 2603.25551). Human clips have no phones; their frames take the nearest code.
+The meaning of the semantic codes is fixed beforehand: the phones of a frame, as the synthesizer timed them.
+This is the lab's counterpart of the distillation from a speech recognizer that made the release's codes
+(Voxtral TTS paper, arXiv 2603.25551). Human clips have no phones; their frames take the nearest code.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from revox.training.run import Run
 
 
 @dataclass(frozen=True)
-class GuideTraining:
-    """Settings of the guide's run. The defaults are for two CPU cores."""
+class TeacherCodecTraining:
+    """Settings of the teacher codec's run. The defaults are for two CPU cores."""
 
     steps: int = 4000
     batch: int = 32
@@ -55,10 +55,10 @@ class GuideTraining:
     validate_every: int = 500
 
 
-class Guide(nn.Module):
+class TeacherCodec(nn.Module):
     """Features `[batch, frames, size]` <-> latents, causal in both directions.
 
-    `rows` `[codes, semantic_dim]` is the semantic codebook. `mean` and `scale` `[size]` standardise features.
+    `rows` `[codes, semantic_dim]` is the semantic codebook. `mean` and `scale` `[size]` standardize features.
     """
 
     rows: Tensor
@@ -75,21 +75,25 @@ class Guide(nn.Module):
         self.decoder = frame_network(config.latent_dim, width, blocks, size)
 
     def standard(self, features: Tensor) -> Tensor:
-        """Features of mean nought and unit variance."""
+        """Features with zero mean and unit variance."""
         return (features - self.mean) / self.scale
 
+    def stamp(self) -> str:
+        """Identifies the weights, for caches of what they give."""
+        return f"{sum(float(p.double().sum()) for p in self.parameters()):.9e}"
+
     def encode_latents(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Semantic latents `[batch, frames, semantic_dim]` and acoustic ones before the tanh."""
+        """Semantic latents `[batch, frames, semantic_dim]` and acoustic latents before the tanh."""
         latents = self.encoder(self.standard(features))
         return latents[..., : self.semantic_dim], latents[..., self.semantic_dim :]
 
     def semantic_logits(self, semantic: Tensor) -> Tensor:
-        """Minus half the squared distance to every row, per dimension: `[batch, frames, codes]`."""
+        """Negative squared distance to every codebook row, divided by 8: `[batch, frames, codes]`."""
         distances = torch.cdist(semantic.flatten(0, 1), self.rows).square()
         return (-distances / 8).unflatten(0, semantic.shape[:2])
 
     def decode(self, semantic: Tensor, acoustic: Tensor) -> Tensor:
-        """Standardised features of semantic rows and acoustic values in [-1, 1]."""
+        """Standardized features from codebook rows and acoustic values in [-1, 1]."""
         return self.decoder(torch.cat((semantic, acoustic), dim=-1))
 
     @torch.no_grad()
@@ -99,72 +103,72 @@ class Guide(nn.Module):
         return self.semantic_logits(semantic).argmax(dim=-1), acoustic
 
 
-class GuideTrainer(Run):
+class TeacherCodecTrainer(Run):
     """One run over frames of synthetic and human speech."""
 
     def __init__(
         self,
         config: CodecConfig,
-        settings: GuideTraining,
+        settings: TeacherCodecTraining,
         synthetic: FrameSet,
         human: FrameSet | None,
-        held: dict[str, FrameSet],
+        validation: dict[str, FrameSet],
         rows: np.ndarray,
         folder: Path,
         device: str = "cpu",
     ) -> None:
-        super().__init__("guide", settings, folder, device)
-        self.settings, self.synthetic, self.human, self.held = settings, synthetic, human, held
+        super().__init__("teacher", settings, folder, device)
+        self.settings, self.synthetic, self.human, self.validation = settings, synthetic, human, validation
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            guide = Guide(config, synthetic.features.shape[1], settings.width, settings.blocks)
-        guide.rows.copy_(torch.from_numpy(rows))
+            teacher = TeacherCodec(config, synthetic.features.shape[1], settings.width, settings.blocks)
+        teacher.rows.copy_(torch.from_numpy(rows))
         mean, scale = synthetic.statistics()
-        guide.mean.copy_(torch.from_numpy(mean))
-        guide.scale.copy_(torch.from_numpy(scale))
-        self.guide = guide.to(device)
+        teacher.mean.copy_(torch.from_numpy(mean))
+        teacher.scale.copy_(torch.from_numpy(scale))
+        self.teacher = teacher.to(device)
         self.mel_size = config.patches_per_frame * MEL_BANDS
         self.optimizer = torch.optim.AdamW(
-            self.guide.parameters(), lr=settings.learning_rate, betas=settings.betas,
+            self.teacher.parameters(), lr=settings.learning_rate, betas=settings.betas,
             weight_decay=settings.weight_decay, foreach=True,
         )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
-        """The guide and its optimizer."""
-        return {"guide": self.guide.state_dict(), "optimizer": self.optimizer.state_dict()}
+        """The teacher codec and its optimizer."""
+        return {"teacher": self.teacher.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up what `state` gave."""
-        self.guide.load_state_dict(state["guide"])
+        """Load what `state` returned."""
+        self.teacher.load_state_dict(state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])
 
     def losses(self, features: Tensor, labels: Tensor, training: bool) -> dict[str, Tensor]:
         """Terms for `features` `[batch, frames, size]` with phone `labels` `[batch, frames]`, -1 unknown."""
-        guide = self.guide
-        semantic, acoustic = guide.encode_latents(features)
-        logits = guide.semantic_logits(semantic)
+        teacher = self.teacher
+        semantic, acoustic = teacher.encode_latents(features)
+        logits = teacher.semantic_logits(semantic)
         codes = logits.argmax(dim=-1)
         known = labels >= 0
-        heard = torch.tanh(acoustic)
-        seen = semantic + (guide.rows[codes] - semantic).detach()
+        quantized = torch.tanh(acoustic)
+        seen = semantic + (teacher.rows[codes] - semantic).detach()
         if training:
             keep = torch.rand((len(features), 1, 1), generator=self.rng).to(features.device) < 0.5
             seen = torch.where(keep, seen, semantic)
-            # Frames without phones teach the semantic codes nothing: left to reconstruction, those of human
-            # speech shrank to four codes.
-            seen = torch.where(known[..., None], seen, guide.rows[codes])
-            heard = quantize_acoustic(heard, guide.levels, self.rng)
+            # Frames without phones do not train the semantic codes: trained on reconstruction alone, human
+            # speech collapsed to four codes.
+            seen = torch.where(known[..., None], seen, teacher.rows[codes])
+            quantized = quantize_acoustic(quantized, teacher.levels, self.rng)
         else:
-            heard = (heard * (guide.levels - 1) / 2).round() * 2 / (guide.levels - 1)
-        made = guide.decode(seen, heard)
-        error = (made - guide.standard(features)).abs()
+            quantized = (quantized * (teacher.levels - 1) / 2).round() * 2 / (teacher.levels - 1)
+        made = teacher.decode(seen, quantized)
+        error = (made - teacher.standard(features)).abs()
         wanted = functional.cross_entropy(logits[known], labels[known]) if known.any() else logits.sum() * 0
         return {
             "mel": error[..., : self.mel_size].mean(),
             "pitch": error[..., self.mel_size :].mean(),
             "semantic": wanted,
             "agreement": (codes == labels)[known].float().mean() if known.any() else logits.sum() * 0,
-            "commitment": (semantic - guide.rows[labels.clamp_min(0)])[known].square().mean()
+            "commitment": (semantic - teacher.rows[labels.clamp_min(0)])[known].square().mean()
             if known.any()
             else logits.sum() * 0,
             "spread": functional.relu(acoustic.abs() - 1.2).square().mean(),
@@ -192,7 +196,7 @@ class GuideTrainer(Run):
         )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.guide.parameters(), 1.0, foreach=True)
+        norm = nn.utils.clip_grad_norm_(self.teacher.parameters(), 1.0, foreach=True)
         self.optimizer.step()
         return {k: float(v.detach()) for k, v in losses.items()} | {
             "norm": float(norm),
@@ -203,15 +207,17 @@ class GuideTrainer(Run):
     def validate(self) -> dict[str, float]:
         """The losses on validation frames from hard codes, and how the codes are used."""
         row: dict[str, float] = {}
-        for kind, frames in self.held.items():
+        for kind, frames in self.validation.items():
             features, labels = frames.batch(48, 48, np.random.default_rng(1))
             x = torch.from_numpy(features.astype(np.float32)).to(self.device)
             losses = self.losses(x, torch.from_numpy(labels).to(self.device), training=False)
-            codes, acoustic = self.guide.encode(x)
-            share = torch.bincount(codes.flatten(), minlength=len(self.guide.rows)).float()
+            codes, acoustic = self.teacher.encode(x)
+            share = torch.bincount(codes.flatten(), minlength=len(self.teacher.rows)).float()
             share = share / share.sum()
-            levels = (torch.tanh(acoustic) * (self.guide.levels - 1) / 2).round().abs()
+            levels = (torch.tanh(acoustic) * (self.teacher.levels - 1) / 2).round().abs()
             row |= {f"{kind}_{k}": round(float(v), 4) for k, v in losses.items()}
             row[f"{kind}_perplexity"] = round(float(torch.exp(-(share * (share + 1e-12).log()).sum())), 1)
-            row[f"{kind}_saturated"] = round(float((levels == (self.guide.levels - 1) / 2).float().mean()), 4)
+            row[f"{kind}_saturated"] = round(
+                float((levels == (self.teacher.levels - 1) / 2).float().mean()), 4
+            )
         return row

@@ -1,4 +1,4 @@
-"""Synthetic speech: levels, ends and what a missing synthesiser says."""
+"""Synthetic speech: levels, ends and what a missing synthesizer says."""
 
 import shutil
 from dataclasses import replace
@@ -8,7 +8,7 @@ import pytest
 
 from lab import LabError
 from lab.speakers import synthetic_speakers
-from lab.synthesise import level, synthesise, trim
+from lab.synthesize import level, synthesize, trim
 
 RATE = 24000
 installed = pytest.mark.skipif(not shutil.which("flite"), reason="flite is not installed")
@@ -26,8 +26,8 @@ def test_silence_at_the_ends_is_cut_to_the_margin():
 
 def test_level_sets_the_root_mean_square_of_the_active_part():
     half_silent = np.concatenate([tone(1.0), np.zeros(RATE, np.float32)])
-    levelled = level(half_silent, RATE, -23.0)
-    assert 10 * np.log10((levelled[:RATE].astype(float) ** 2).mean()) == pytest.approx(-23.0, abs=0.1)
+    leveled = level(half_silent, RATE, -23.0)
+    assert 10 * np.log10((leveled[:RATE].astype(float) ** 2).mean()) == pytest.approx(-23.0, abs=0.1)
 
 
 def test_level_never_clips():
@@ -41,7 +41,7 @@ def test_formants_move_up_with_the_factor_and_the_duration_stays():
     speaker = next(s for s in synthetic_speakers() if s.sex == "M")
     plain = replace(speaker, formants=1.0, tilt=0.0, resonances=())
     low, high = (
-        synthesise(replace(plain, formants=f), "see you on monday the third").samples for f in (0.9, 1.1)
+        synthesize(replace(plain, formants=f), "see you on monday the third").samples for f in (0.9, 1.1)
     )
     assert len(high) == pytest.approx(len(low), rel=0.12)
 
@@ -55,7 +55,7 @@ def test_formants_move_up_with_the_factor_and_the_duration_stays():
 @installed
 def test_the_same_speaker_and_text_give_the_same_samples():
     speaker = synthetic_speakers()[0]
-    first, second = synthesise(speaker, "page nine of ten"), synthesise(speaker, "page nine of ten")
+    first, second = synthesize(speaker, "page nine of ten"), synthesize(speaker, "page nine of ten")
     assert first.samples.dtype == np.float32
     assert np.array_equal(first.samples, second.samples)
     assert 0.5 * RATE < len(first.samples) < 4 * RATE
@@ -63,7 +63,7 @@ def test_the_same_speaker_and_text_give_the_same_samples():
 
 @installed
 def test_phones_are_told_in_order_and_end_with_the_speech():
-    said = synthesise(synthetic_speakers()[0], "see you")
+    said = synthesize(synthetic_speakers()[0], "see you")
     names = [name for name, _ in said.phones]
     assert [n for n in names if n != "pau"][:2] == ["s", "iy"]
     ends = [end for _, end in said.phones]
@@ -79,4 +79,4 @@ def test_phones_are_told_in_order_and_end_with_the_speech():
 def test_a_missing_synthesiser_is_named_with_how_to_install_it(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(LabError, match="apt install flite"):
-        synthesise(synthetic_speakers()[0], "hello")
+        synthesize(synthetic_speakers()[0], "hello")
