@@ -10,7 +10,6 @@ SHARED_CLASSES: set[str] = {
     "Speaker",
     "Spoken",
     "_Progress",
-    "Utterance",
 }
 
 # Functions with more than eight parameters.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import EMPTY_AUDIO_ID, END_AUDIO_ID, N_SPECIAL_CODES, AcousticConfig, VoxtralConfig
-from .layers import FeedForward
+from .layers import TransformerLayer
 
 
 class BidirectionalAttention(nn.Module):
@@ -38,22 +38,6 @@ class BidirectionalAttention(nn.Module):
         return self.wo((weights @ v.transpose(1, 2)).transpose(1, 2).flatten(2))
 
 
-class AcousticLayer(nn.Module):
-    """Pre-norm transformer layer."""
-
-    def __init__(self, config: AcousticConfig) -> None:
-        super().__init__()
-        self.attention = BidirectionalAttention(config)
-        self.feed_forward = FeedForward(config.dim, config.hidden_dim)
-        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply to `x` `[batch, time, dim]`."""
-        h = x + self.attention(self.attention_norm(x))
-        return h + self.feed_forward(self.ffn_norm(h))
-
-
 class AcousticTransformer(nn.Module):
     """Semantic logits and acoustic velocities from the backbone's normed hidden state `[batch,
     input_dim]`."""
@@ -68,7 +52,14 @@ class AcousticTransformer(nn.Module):
         self.llm_projection = nn.Linear(args.input_dim, args.dim, bias=False)
         self.semantic_codebook_output = nn.Linear(args.input_dim, config.semantic_output_rows, bias=False)
         self.acoustic_codebook_output = nn.Linear(args.dim, self.acoustic_dim, bias=False)
-        self.layers = nn.ModuleDict({str(i): AcousticLayer(args) for i in range(args.n_layers)})
+        self.layers = nn.ModuleDict(
+            {
+                str(i): TransformerLayer(
+                    BidirectionalAttention(args), args.dim, args.hidden_dim, args.norm_eps
+                )
+                for i in range(args.n_layers)
+            }
+        )
         self.norm = nn.RMSNorm(args.dim, eps=args.norm_eps)
 
     def semantic_logits(self, hidden: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .config import BackboneConfig
-from .layers import FeedForward, rotate_interleaved
+from .layers import TransformerLayer, rotate_interleaved
 
 BLOCK = 256
 """Positions by which a cache grows."""
@@ -145,37 +145,16 @@ class BackboneAttention(nn.Module):
         return self.wo(out.transpose(1, 2).flatten(2))
 
 
-class BackboneLayer(nn.Module):
-    """Pre-norm decoder layer."""
-
-    def __init__(self, config: BackboneConfig) -> None:
-        super().__init__()
-        self.attention = BackboneAttention(config)
-        self.feed_forward = FeedForward(config.dim, config.hidden_dim)
-        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-
-    def forward(
-        self,
-        x: Tensor,
-        angles: Tensor,
-        mask: Tensor | None,
-        cache: KVCache | None,
-        layer: int,
-        positions: Tensor,
-    ) -> Tensor:
-        """Apply to `x` `[batch, time, dim]`."""
-        h = x + self.attention(self.attention_norm(x), angles, mask, cache, layer, positions)
-        return h + self.feed_forward(self.ffn_norm(h))
-
-
 class Backbone(nn.Module):
     """All layers and the final norm; input embeddings and output heads are elsewhere."""
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.config = config
-        self.layers = nn.ModuleList([BackboneLayer(config) for _ in range(config.n_layers)])
+        self.layers = nn.ModuleList(
+            TransformerLayer(BackboneAttention(config), config.dim, config.hidden_dim, config.norm_eps)
+            for _ in range(config.n_layers)
+        )
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
 
     def forward(

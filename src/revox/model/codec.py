@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .config import CodecConfig
-from .layers import CausalConv1d, CausalConvTranspose1d, FeedForward, alibi_slopes
+from .layers import CausalConv1d, CausalConvTranspose1d, TransformerLayer, alibi_slopes
 from .quantizer import Quantizer
 
 PIECE = 100
@@ -57,15 +57,11 @@ class CodecAttention(nn.Module):
         return bias.masked_fill(hidden, float("-inf"))[None]
 
 
-class CodecLayer(nn.Module):
-    """Pre-norm transformer layer with a per-channel LayerScale on both branches."""
+class CodecLayer(TransformerLayer):
+    """Layer with a per-channel LayerScale on both branches."""
 
     def __init__(self, config: CodecConfig, window: int) -> None:
-        super().__init__()
-        self.attention = CodecAttention(config, window)
-        self.feed_forward = FeedForward(config.dim, config.hidden_dim)
-        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        super().__init__(CodecAttention(config, window), config.dim, config.hidden_dim, config.norm_eps)
         self.attention_scale = nn.Parameter(torch.full((config.dim,), config.layer_scale_init))
         self.ffn_scale = nn.Parameter(torch.full((config.dim,), config.layer_scale_init))
 
@@ -224,7 +220,8 @@ def _left_context(codec: Codec) -> int:
     position = far * codec.config.patches_per_frame - (codec.output_proj.kernel - 1)
     for block in reversed(codec.decoder_blocks):
         if isinstance(block, CodecTransformer):
-            position -= sum(cast(CodecLayer, layer).attention.window for layer in block.layers.values())
+            windows = [cast(CodecAttention, layer.attention).window for layer in block.layers.values()]
+            position -= sum(windows)
         elif isinstance(block, CausalConv1d):
             position -= block.kernel - 1
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,22 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply to `x` `[..., dim]`."""
         return self.w2(functional.silu(self.w1(x)) * self.w3(x))
+
+
+class TransformerLayer(nn.Module):
+    """Pre-norm layer: `h = x + attention(norm(x))`, then `h + feed_forward(norm(h))`."""
+
+    def __init__(self, attention: nn.Module, dim: int, hidden_dim: int, norm_eps: float) -> None:
+        super().__init__()
+        self.attention = attention
+        self.feed_forward = FeedForward(dim, hidden_dim)
+        self.attention_norm = nn.RMSNorm(dim, eps=norm_eps)
+        self.ffn_norm = nn.RMSNorm(dim, eps=norm_eps)
+
+    def forward(self, x: Tensor, *context: Any) -> Tensor:
+        """Apply to `x` `[batch, time, dim]`; the attention is given the `context`."""
+        h = x + self.attention(self.attention_norm(x), *context)
+        return h + self.feed_forward(self.ffn_norm(h))
 
 
 def alibi_slopes(n_heads: int) -> Tensor:
