@@ -65,7 +65,7 @@ def encoder_command(
     console = Console(stderr=True, highlight=False)
     if device is not None:
         find_device(device)
-    settings = read_settings(config, steps=steps, seed=seed)
+    settings = read_settings(config, console.print, steps=steps, seed=seed)
 
     def report(at: Progress) -> None:
         shown = ("mel", "semantic", "acoustic", "agreement", "perplexity", "valid_mel", "valid_agreement",

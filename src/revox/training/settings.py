@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from revox.model.config import CodecConfig
@@ -179,19 +181,20 @@ def with_present_names(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]
     return found, changes
 
 
-def read_settings(path: Path | None, **overrides: Any) -> EncoderTraining:
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, FutureWarning, stacklevel=3)
+
+
+def read_settings(
+    path: Path | None, message: Callable[[str], None] = _warn, **overrides: Any
+) -> EncoderTraining:
     """The settings of a YAML or JSON file (None: the defaults), `overrides` that are not None on top.
 
+    `message` receives a sentence for each name of version 0.1, by default as a warning.
     Raises TrainingError, with the entry's name, on a file that cannot be read or a value that will not do.
     """
     given: dict[str, Any] = {}
     if path is not None:
-        try:
-            import yaml
-        except ImportError:
-            raise TrainingError(
-                "a config needs PyYAML: install it with `pip install 'revox[train]'`"
-            ) from None
         try:
             found = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -202,13 +205,13 @@ def read_settings(path: Path | None, **overrides: Any) -> EncoderTraining:
         given = found or {}
     given, changes = with_present_names(given)
     for change in changes:
-        warnings.warn(f"the config {path}: {change}", FutureWarning, stacklevel=2)
+        message(f"the config {path}: {change}")
     given |= {name: value for name, value in overrides.items() if value is not None}
     try:
         return EncoderTraining.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
+        reason = first["msg"].removeprefix("Value error, ")
         source = f"the config {path}" if path else "the settings"
-        raise TrainingError(f"{source}: {where}: {message}" if where else f"{source}: {message}") from None
+        raise TrainingError(f"{source}: {where}: {reason}" if where else f"{source}: {reason}") from None
