@@ -1,5 +1,8 @@
 """The front end against librosa, and what its users had before against their own formulas."""
 
+import re
+from pathlib import Path
+
 import librosa
 import numpy as np
 import pytest
@@ -122,3 +125,15 @@ def test_a_hamming_window_and_any_leading_dimensions():
     assert found.shape == (2, 3, 201, 38)
     expected = literally(x[1], 400, 160, torch.hamming_window(400), "constant")
     same(torch.view_as_real(found[1]), torch.view_as_real(expected))
+
+
+def test_only_the_front_end_makes_spectrograms():
+    root = Path(__file__).parents[2]
+    files = [
+        *(root / "src").rglob("*.py"),
+        *(root / "lab").rglob("*.py"),
+        *(root / "benchmarks").rglob("*.py"),
+    ]
+    made = re.compile(r"torch\.stft|torchaudio|melscale|librosa\.(stft|feature)")
+    found = [path.name for path in files if made.search(path.read_text(encoding="utf-8"))]
+    assert found == ["stft.py"]
