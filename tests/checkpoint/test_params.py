@@ -195,3 +195,12 @@ def test_vllm_omnis_own_parser_reads_the_same_params() -> None:
     assert {key: value for key, value in codec.items() if hasattr(config.codec, key)} == {
         key: getattr(config.codec, key) for key in codec if hasattr(config.codec, key)
     }
+
+
+def test_one_command_parses_the_file_once_and_a_changed_file_anew(tmp_path: Path) -> None:
+    folder = written(tmp_path, RELEASE)
+    first = read_params(folder)
+    assert read_params(folder) is first
+    written(tmp_path, RELEASE | {"max_seq_len": 128})
+    assert read_params(folder).max_seq_len == 128
+    assert first.max_seq_len == RELEASE["max_seq_len"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,7 +28,7 @@ Size = Annotated[float, Field(gt=0)]
 class _Section(BaseModel):
     """A part of params.json. Fields that this project does not read are kept and written back."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
 
 class AudioEncodingArgs(_Section):
@@ -248,7 +249,21 @@ def read_params(folder: str | Path, name: str = "params.json") -> Params:
             kind, or parts that do not fit together.
     """
     path = Path(folder) / name
-    data = read_json(path, missing=_why_no_params(Path(folder)))
+    try:
+        stat = path.stat()
+    except OSError:
+        return _read(path)  # which says what is wrong
+    return _read_once(path, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
+
+
+@lru_cache(maxsize=8)
+def _read_once(path: Path, state: tuple[int, ...]) -> Params:
+    """One command asks for params.json in several places; it is read anew when the file has changed."""
+    return _read(path)
+
+
+def _read(path: Path) -> Params:
+    data = read_json(path, missing=_why_no_params(path.parent))
     if not _is_voxtral_tts(data):
         kind = data.get("model_type") or next(iter(data.get("architectures") or []), "none")
         raise CheckpointError(

@@ -66,9 +66,14 @@ def recover_journal(folder: str | Path) -> str | None:
         return _recover(folder)
 
 
-def promised_rows(folder: Path) -> dict[str, int]:
-    """Voice -> length of its embedding, as tekken.json gives it to mistral-common."""
-    audio = read_json(folder / "tekken.json").get("audio")
+def promised_rows(folder: Path, to_change: bool = False) -> dict[str, int]:
+    """Voice -> length of its embedding, as tekken.json gives it to mistral-common.
+
+    Raises VoiceError if the list is about `to_change` and the file has no place for it.
+    """
+    path = folder / "tekken.json"
+    data = read_json(path)
+    audio = _holder(path, data, _TEKKEN_KEYS) if to_change else data.get("audio")
     voices = audio.get("voice_num_audio_tokens") if isinstance(audio, dict) else None
     if not isinstance(voices, dict):
         return {}
@@ -97,8 +102,6 @@ def commit(folder: Path, entry: dict[str, Any]) -> None:
 
     `event` is the line for the log.
     """
-    for path, keys in ((folder / "params.json", _PARAM_KEYS), (folder / "tekken.json", _TEKKEN_KEYS)):
-        _holder(path, read_json(path), keys)  # refuse now rather than in the middle of the change
     replace_file(folder / _WORK / "journal.json", json.dumps(entry) + "\n")
     _apply(folder, entry)
 

@@ -339,7 +339,7 @@ def add_voice(
             f"voice {name!r} comes without provenance: say how it was made and whose voice it is"
         )
     with writing(folder):
-        params, promised, rows = read_params(folder), promised_rows(folder), len(embedding)
+        params, promised, rows = read_params(folder), promised_rows(folder, True), len(embedding)
         _check_free(folder, name, {*params.voices, *promised}, overwrite, force)
         _check_new(name, embedding, codes, params.voxtral_config())
         if codes is not None:
@@ -383,7 +383,7 @@ def remove_voice(folder: str | Path, name: str, force: bool = False) -> None:
     folder = Path(folder)
     with writing(folder):
         on_disk = (path.stem for path in (folder / VOICE_FOLDER).glob("*.pt"))
-        known = {*read_params(folder).voices, *promised_rows(folder), *on_disk}
+        known = {*read_params(folder).voices, *promised_rows(folder, True), *on_disk}
         if name not in known:
             raise _unknown(folder, name, sorted(known))
         record = _read_provenance(folder, name) if is_file_name(name) else {}
