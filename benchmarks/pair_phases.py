@@ -31,7 +31,7 @@ from revox.coding.presets import preset_codes
 from revox.demo import checkpoint_folder
 from revox.evaluation.reference_encoder import original_codec
 from revox.losses.spectral import mel_distance
-from revox.metrics.codes import row_cosine
+from revox.metrics.codes import embedding_cosine
 from revox.training.encoder import EncoderTrainer, TrainingData
 from revox.training.settings import EncoderTraining
 from revox.training.spoken import spoken_codes
@@ -112,7 +112,7 @@ def main() -> None:
                         {
                             "same_semantic_code": float((codes[0] == truth[0]).float().mean()),
                             "level_error": float((codes[1:] - truth[1:]).abs().float().mean()),
-                            "row_cosine": row_cosine(own, true, mean),
+                            "row_cosine": embedding_cosine(own, true, mean),
                             "mel": float(mel_distance(decoded, clip, RATE)),
                         }
                     )

@@ -25,7 +25,7 @@ from revox.evaluation.reference_encoder import original_codec
 from revox.evaluation.subject import random_codes
 from revox.evaluation.tables import rank
 from revox.losses.spectral import mel_distance, multi_resolution_stft_loss
-from revox.metrics.codes import row_cosine, score_codes
+from revox.metrics.codes import embedding_cosine, score_codes
 from revox.metrics.intelligibility import PocketsphinxRecognizer, normalize_text, word_error_rate
 from revox.metrics.likelihood import likelihood
 from revox.metrics.speaker import SpeakerVerifier
@@ -155,8 +155,8 @@ class Scoring:
         other = self.truth(kind, (i + 1) % len(self.clips[kind]))
         return {
             **score_codes(codes, truth),
-            "row_cosine": row_cosine(self._rows(codes), self._rows(truth), self.mean_row),
-            "row_cosine_others": row_cosine(self._rows(truth), self._rows(other), self.mean_row),
+            "row_cosine": embedding_cosine(self._rows(codes), self._rows(truth), self.mean_row),
+            "row_cosine_others": embedding_cosine(self._rows(truth), self._rows(other), self.mean_row),
             "semantic": codes[0].tolist(),
         }
 

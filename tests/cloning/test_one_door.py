@@ -76,7 +76,7 @@ def by_doctor(tts: Revox, cloned: ClonedVoice, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(
         clone_checks, "semantic_agreement", lambda codes, _: float(compared.append(codes) or 0)
     )
-    monkeypatch.setattr(clone_checks, "row_cosine", lambda *_: 0.0)
+    monkeypatch.setattr(clone_checks, "embedding_cosine", lambda *_: 0.0)
     clone_checks.encoder(examined)
     [codes] = compared
     return codes

@@ -114,7 +114,7 @@ def test_the_acceptance_tables(tiny_checkpoint_with_encoder, found, tmp_path):
     assert spoken.cell(CLIPS, "nll").clips == 1  # of two, one has a transcript
     assert spoken.cell(OWN_SPEECH, "nll").value < spoken.cell(CLIPS, "nll").value
     assert any("1 of 2 clips have no transcript" in note for note in spoken.notes)
-    assert rows.cell(CLIPS, "row_norm").clips == 2
+    assert rows.cell(CLIPS, "frame_norm").clips == 2
     assert rows.cell(PRESETS, "spread").value == pytest.approx(1, abs=0.2)
     assert preset_names(setup_of(tiny_checkpoint_with_encoder, tmp_path)) == ["casual_female", "casual_male"]
 
@@ -193,10 +193,11 @@ def test_the_command_writes_the_report(tiny_checkpoint_with_encoder, clips, tmp_
     result = CliRunner().invoke(
         build_app(),
         ["evaluate", "codec", str(tiny_checkpoint_with_encoder), "--clips", str(clips),
-         "--out", str(tmp_path / "out"), "--limit", "1", "--seeds", "1"],
+         "-o", str(tmp_path / "out"), "--limit", "1", "--seeds", "1", "--by", "encoder"],
         env={"COLUMNS": "200"},
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "mel distance" in result.output
+    assert "--by is now --method" in result.output
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     assert {clip["name"] for clip in found["clips"]} <= {"c.wav", "human/a.wav"}

@@ -86,6 +86,8 @@ def words_of(identifier: str) -> list[str]:
 
 
 def terms_in(identifier: str) -> Iterator[str]:
+    if identifier in ("acceptance_table", "acceptance_tables"):  # the one thing that has this name
+        return
     words = words_of(identifier)
     yield from (word for word in words if word in FORBIDDEN)
     yield from (" ".join(pair) for pair in pairwise(words) if pair in FORBIDDEN_PAIRS)

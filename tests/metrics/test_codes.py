@@ -5,8 +5,8 @@ from revox.metrics.codes import (
     acoustic_exact_share,
     acoustic_level_error,
     codebook_use,
+    embedding_cosine,
     perplexity,
-    row_cosine,
     saturated_share,
     score_codes,
     semantic_agreement,
@@ -70,8 +70,8 @@ def test_lengths_may_differ_and_the_longer_is_cut():
 def test_the_mean_row_is_removed_before_the_cosine():
     mean = torch.full((4,), 100.0)
     e = torch.eye(4)
-    assert row_cosine(e + mean, e + mean, mean) == pytest.approx(1.0, abs=1e-6)
-    assert row_cosine(e + mean, e.flip(0) + mean, mean) == pytest.approx(0.0, abs=1e-6)
-    assert row_cosine(e + mean, mean - e, mean) == pytest.approx(-1.0, abs=1e-6)
+    assert embedding_cosine(e + mean, e + mean, mean) == pytest.approx(1.0, abs=1e-6)
+    assert embedding_cosine(e + mean, e.flip(0) + mean, mean) == pytest.approx(0.0, abs=1e-6)
+    assert embedding_cosine(e + mean, mean - e, mean) == pytest.approx(-1.0, abs=1e-6)
     assert torch.cosine_similarity(e + mean, mean - e).min() > 0.99
-    assert row_cosine((e + mean).bfloat16(), torch.cat([e + mean, mean[None]]), mean) <= 1.0
+    assert embedding_cosine((e + mean).bfloat16(), torch.cat([e + mean, mean[None]]), mean) <= 1.0

@@ -203,8 +203,8 @@ def test_figures_of_rows_by_hand():
     rows = PresetEmbeddings(presets, end=False)
     figures = rows.score(torch.tensor([[2.0, -1.0], [4.0, 3.0]]), end=False)
     assert figures["offset"] == pytest.approx(1.0)
-    assert figures["mean_row_cosine"] == pytest.approx(3 / math.sqrt(10))
-    assert figures["row_norm"] == pytest.approx((math.sqrt(5) + 5) / 2)
+    assert figures["mean_cosine"] == pytest.approx(3 / math.sqrt(10))
+    assert figures["frame_norm"] == pytest.approx((math.sqrt(5) + 5) / 2)
     # Deviations of the presets: (0, 1) and (1, 1), root mean squares (0.707, 1); the voice's are 1 and 2.
     assert figures["spread"] == pytest.approx(math.sqrt(math.sqrt(2) * 2))
     assert figures["sparsity"] == 0.0

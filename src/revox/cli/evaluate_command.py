@@ -61,9 +61,12 @@ def command(
 ) -> None:
     """Measure a checkpoint on a folder of clips and write a report; see docs/measuring.md.
 
-    codec: recordings against what their codes decode to, wrong speakers, random codes and noise. cloning: new
-    words in voices cloned from the clips. acceptance: the likelihood that the language model gives the clips'
-    codes, and the clips' voice embeddings; a clip needs its whole transcript, so give enough --seconds.
+    codec: recordings against what their codes decode to, and against noise.
+
+    cloning: new words in voices that are cloned from the clips.
+
+    acceptance: likelihood of the clips' codes, and the clips' voice embeddings.
+    A clip needs its whole transcript, so give enough --seconds.
     """
     from rich.console import Console
 

@@ -14,9 +14,9 @@ EXIT_CODES = {"marked": 0, "broken": 1, "unmarked": 3}
 def command(
     file: Annotated[Path, typer.Argument(help="An audio file.", show_default=False)],
     trust: Annotated[
-        Path | None, typer.Option(help="PEM certificates of authorities to believe, beside this machine's.")
+        Path | None, typer.Option(help="PEM certificates of authorities to trust, besides this machine's.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Read the mark of an audio file back: 0 marked and unchanged, 1 broken, 3 no mark."""
     from revox.marking import verify_file

@@ -8,7 +8,7 @@ import torch
 from revox.coding import Coder, CodingSettings, find_codes
 from revox.doctor.checkpoint_under_test import CheckpointUnderTest
 from revox.doctor.findings import NO_RANGE, CheckResult, Figure, Value, Verdict
-from revox.metrics.codes import acoustic_level_error, row_cosine, semantic_agreement
+from revox.metrics.codes import acoustic_level_error, embedding_cosine, semantic_agreement
 from revox.progress import Progress
 from revox.speech import Audio
 
@@ -85,7 +85,7 @@ def encoder(subject: CheckpointUnderTest) -> CheckResult:
                 "voice": voice,
                 "semantic codes agree": round(semantic_agreement(codes, truth), 3),
                 "acoustic level error": round(acoustic_level_error(codes, truth), 2),
-                "embedding cosine": round(row_cosine(made[:-1], own, mean), 3),
+                "embedding cosine": round(embedding_cosine(made[:-1], own, mean), 3),
             }
         )
     agree, error, cosine = (

@@ -86,8 +86,9 @@ def examine(
         )
     count, at = len(ON_DISK) + len(LOADED), "inventory"
 
-    def update(what: str) -> None:
-        progress(Progress("examining", len(report.findings), count, {"check": at, "now": what}))
+    def update(what: str | None = None) -> None:
+        facts = {"check": at} if what is None else {"check": at, "now": what}
+        progress(Progress("examining", len(report.findings), count, facts))
 
     subject = CheckpointUnderTest(
         folder, None, settings.seed, settings.quick, settings.recognizer, progress=lambda what: update(what)
@@ -101,7 +102,7 @@ def examine(
         problem: str | None = None
         for label, check in (ON_DISK | LOADED).items():
             at = label
-            update("starting")
+            update()
             if label in LOADED and subject.tts is None and problem is None:
                 problem = _load(subject, device, settings.dtype, report)
             if problem is not None:

@@ -41,8 +41,8 @@ SPEECH_COLUMNS = [
     Column("variety", "different semantic codes a frame", digits=2),
 ]
 EMBEDDING_COLUMNS = [
-    Column("row_norm", "norm of a frame"),
-    Column("mean_row_cosine", "cosine with the mean frame", digits=3),
+    Column("frame_norm", "norm of a frame"),
+    Column("mean_cosine", "cosine with the mean frame", digits=3),
     Column("offset", "offset from the mean frame"),
     Column("nearest_preset", "nearest preset, mean frame removed", digits=3),
     Column("spread", "spread (ratio)"),

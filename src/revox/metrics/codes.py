@@ -53,14 +53,14 @@ def perplexity(codes: Tensor, codebook: int = 0) -> float:
     return float(torch.exp(-(share * share.log()).sum()))
 
 
-def row_cosine(rows: Tensor, reference: Tensor, mean_row: Tensor) -> float:
-    """Mean cosine of corresponding voice rows `[frames, dim]`, `mean_row` `[dim]` subtracted from both.
+def embedding_cosine(embedding: Tensor, reference: Tensor, mean: Tensor) -> float:
+    """Mean cosine of corresponding frames of two voice embeddings `[frames, dim]`, less `mean` `[dim]`.
 
-    `mean_row` is the mean row of the presets: all voices share it, and with it any two have a cosine of 0.94
-    or more. Pass the rows without the end frame, which is the same in every voice.
+    `mean` is the mean frame of the presets: all voices share it, and with it any two have a cosine of 0.94 or
+    more. Pass the embeddings without the end frame, which is the same in every voice.
     """
-    count = min(len(rows), len(reference))
-    a, b = rows[:count].double() - mean_row.double(), reference[:count].double() - mean_row.double()
+    count = min(len(embedding), len(reference))
+    a, b = (x[:count].double() - mean.double() for x in (embedding, reference))
     return torch.cosine_similarity(a, b, dim=-1).mean().item()
 
 

@@ -32,7 +32,7 @@ class PresetEmbeddings:
     def score(self, embedding: Tensor, end: bool = True) -> dict[str, float]:
         """Figures of an `embedding` `[frames, dim]` (without its last frame when `end`) against all presets.
 
-        row_norm: mean norm of a frame. mean_row_cosine: of the mean frame and the presets' (0.94 and more
+        frame_norm: mean norm of a frame. mean_cosine: of the mean frame and the presets' (0.94 and more
         between any two voices). offset: norm of the mean frame less the presets' mean frame. nearest_preset:
         the largest cosine, after that subtraction, with a preset's mean frame. spread: geometric mean over
         dimensions of the deviation over time, as a ratio to the presets'. spread_mismatch: mean |natural log|
@@ -69,8 +69,8 @@ def _figures(embedding: Tensor, voices: Sequence[Tensor]) -> dict[str, float]:
     sparse = near_zero(own)
     expected = torch.stack([near_zero(v) for v in voices]).mean(dim=0)
     return {
-        "row_norm": own.norm(dim=1).mean().item(),
-        "mean_row_cosine": torch.cosine_similarity(mean, common, dim=0).item(),
+        "frame_norm": own.norm(dim=1).mean().item(),
+        "mean_cosine": torch.cosine_similarity(mean, common, dim=0).item(),
         "offset": (mean - common).norm().item(),
         "nearest_preset": torch.cosine_similarity((mean - common)[None], offsets).max().item(),
         "spread": ratio.mean().exp().item(),
