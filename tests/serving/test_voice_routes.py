@@ -826,6 +826,13 @@ def test_a_voice_added_to_the_checkpoint_while_the_server_runs_is_heard(
     asyncio.run(voices.close())
 
 
+def test_a_checkpoints_voice_may_have_a_name_that_no_upload_may_have(tts, settings, monkeypatch):
+    voices, kept = Voices(settings(), tts), tts.voice("neutral_male")
+    monkeypatch.setattr(tts, "voice", lambda name: kept if name == "Ada Example" else None)
+    assert voices.voice("Ada Example") is kept
+    asyncio.run(voices.close())
+
+
 def test_a_kept_sample_is_never_served_as_a_page(talk):
     async def dialogue(client, app):
         faked(app)

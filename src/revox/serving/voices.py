@@ -115,9 +115,8 @@ class Voices:
             record = self.files.records.get(name)
         try:
             stamp = record["id"] if record else self._stamp(name)
-            return self._load(name, stamp)
+            return self._read(name, None) if stamp is None else self._load(name, stamp)
         except (VoiceError, KeyError) as error:
-            self._load.cache_clear()
             raise self.not_found(name, error) from None
 
     def _read(self, name: str, stamp: object) -> Voice:
@@ -125,7 +124,10 @@ class Voices:
         return self.files.load(name) if name in self.files.records else self._tts.voice(name)
 
     def _stamp(self, name: str) -> object:
-        check_voice_name(name)  # before a client's string becomes a path
+        try:
+            check_voice_name(name)  # before a client's string becomes a path
+        except VoiceError:
+            return None
         return file_stamp(self._tts.folder / VOICE_FOLDER / f"{name}.pt")
 
     def record(self, name: str) -> dict[str, Any] | None:
