@@ -1,7 +1,7 @@
-"""A small tekken.json, laid out as the release's, that mistral-common loads as a text-to-speech tokenizer.
+"""A small tekken.json in the release's layout, which mistral-common loads as a text-to-speech tokenizer.
 
-The text tokens are the 256 bytes (and, if asked for, whole words or filler), so any text can be spoken of;
-the special tokens come first and keep the ids that the release gives them.
+The text tokens are the 256 bytes, so any text can be encoded, and whole words or filler if asked for. The
+special tokens come first, with the release's ids.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import Any
 
 from revox.speech.files import replace_file
 
-SPECIAL_TOKENS = 1000  # as many ids as the release sets apart before its text tokens
+SPECIAL_TOKENS = 1000  # ids that the release reserves before its text tokens
 
-# Ids as in the release: some runtimes go by number, so they may not move. [TRANSCRIBE] is there because
-# mistral-common asks for it.
+# The release's ids: some runtimes hard-code them. [TRANSCRIBE] is here because mistral-common requires it.
 _NAMED_SPECIALS = {
     0: "<unk>",
     1: "<s>",
@@ -59,7 +58,7 @@ def minimal_vocab_size(words: Iterable[str] = ()) -> int:
 
 
 def word_pieces(texts: Iterable[str]) -> list[str]:
-    """The pieces longer than a byte that `texts` fall into, sorted: words with the space before them."""
+    """The pieces longer than a byte that `texts` are split into, sorted: words with their leading space."""
     import regex
 
     found: set[str] = set()
@@ -80,8 +79,8 @@ def tekken(
     """The contents of a tekken.json.
 
     voices: name -> rows of its embedding (frames + 1).
-    vocab_size: ids in all, specials included; by default as few as possible. What is above the bytes and
-    `words` is filled with byte triples that cannot occur in UTF-8, so that the ids exist and are never used.
+    vocab_size: ids in all, specials included; by default as few as possible. Ids beyond the bytes and `words`
+    are byte triples that cannot occur in UTF-8, so that they exist and are never used.
     words: pieces that get an id of their own, such as " seven" (a word with its leading space).
     Raises ValueError if vocab_size is too small for the bytes and words.
     """

@@ -80,17 +80,17 @@ def test_the_decoded_clip_is_as_long_as_the_reference_and_made_by_the_voice_that
     np.testing.assert_allclose(decoded.samples, np.clip(again, -1, 1), atol=1e-4)
 
 
-def test_similarities_are_those_of_the_judge_on_the_files(shown):
+def test_similarities_are_those_of_the_verification_model_on_the_files(shown):
     out, summary = shown
-    judge = speaker.SpeakerVerifier()
+    verifier = speaker.SpeakerVerifier()
     other = OTHERS[0]
     for title in ("decoded", "speech"):
         made = read_audio(out / f"{title}.wav")
         scores = summary["similarity"][title]
         assert len(scores["to_others"]) == 5
-        own = judge.similarity(made, read_audio(out / "reference.wav"))
+        own = verifier.similarity(made, read_audio(out / "reference.wav"))
         assert scores["to_reference"] == pytest.approx(own, abs=0.01)
-        foreign = judge.similarity(made, read_audio(EXAMPLES / other))
+        foreign = verifier.similarity(made, read_audio(EXAMPLES / other))
         assert scores["to_others"][other.split("-")[0]] == pytest.approx(foreign, abs=0.01)
 
 
@@ -119,7 +119,9 @@ def test_it_does_not_replace_a_folder_that_is_not_its_own(tiny_checkpoint, tmp_p
     assert (mine / "params.json").read_text() == "mine"
 
 
-def test_without_the_judge_it_says_so_and_leaves_the_similarities_out(tiny_checkpoint, tmp_path, monkeypatch):
+def test_without_the_verification_model_it_says_so_and_leaves_the_similarities_out(
+    tiny_checkpoint, tmp_path, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "resemblyzer", None)
     monkeypatch.setitem(sys.modules, "resemblyzer.audio", None)
     summary = run_demo(tmp_path, checkpoint=tiny_checkpoint, steps=0)
@@ -133,7 +135,7 @@ def test_its_sentences_are_of_the_domain_and_no_training_sentences():
     assert all(re.fullmatch(rule, s.lower().rstrip(".")) for rule, s in zip(RULES, SENTENCES, strict=True))
 
 
-def test_its_clips_are_unchanged_and_of_speakers_that_training_has_not_heard():
+def test_its_clips_are_unchanged_and_of_speakers_that_training_did_not_use():
     rows = (Path(lab.__file__).parent / "lists" / "librispeech.csv").read_text().splitlines()
     heldout = {row.split(",")[0] for row in rows if row.endswith(",heldout")}
     assert {REFERENCE, *OTHERS} <= heldout

@@ -852,6 +852,7 @@ def test_no_rows_at_all_is_a_sentence():
         ([], "begun with other minutes"),  # which is evaluated at after the arms
         (["--arms", "original, pairs-and-human-no-mel"], "begun with other minutes"),
         (["--arms", "pairs"], "no arm 'pairs' to ablate: the arms are original, pairs-and-human, "),
+        (["--rows", "pairs"], "no arm 'pairs' to ablate: the arms are original, pairs-and-human, "),
         (["--arms", ","], "no arm is named: the arms are original, pairs-and-human, "),
     ],
 )
@@ -864,6 +865,7 @@ def test_an_ablation_takes_the_arms_that_are_named(
     result = CliRunner().invoke(lab_command.app, [str(argument) for argument in asked])
     assert isinstance(result.exception, LabError)
     assert re.search(sentence, str(result.exception))
+    assert ("--rows is now --arms" in result.output) == ("--rows" in named)
 
 
 @pytest.mark.parametrize("name", ["none", "../lists", "original.yaml", ""])

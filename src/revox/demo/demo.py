@@ -39,19 +39,19 @@ SENTENCES = (
     "Please open the window in the kitchen.",
     "The next plane to the city leaves at quarter past four.",
 )
-"""Two sentences of the lab's domain that its training has not seen."""
+"""Two sentences of the small checkpoint's domain that its training did not use."""
 
 VOICE = "demo"
 REFERENCE_SECONDS = 8.0  # of the clip, at most
 SENTENCE_SECONDS = 8.0  # at most; a sentence of the domain takes 2 to 4
 PAUSE_SECONDS = 0.3
-THREADS = 1  # the same result whatever the number of cores; the model is too small to gain much from more
+THREADS = 1  # the same result for any number of cores; so small a model gains little from more
 MARK = "made-by-revox-lab-demo"
 
 
 @dataclass(frozen=True)
 class Stages:
-    """Who is told while it runs: `say` gets a line at each stage, `cloning` the inversion's progress."""
+    """Callbacks: `say` takes a line at each stage, `cloning` the inversion's progress."""
 
     say: Callable[[str], None] = lambda line: None
     cloning: ProgressCallback = ignore_progress
@@ -65,16 +65,16 @@ def run_demo(
     seed: int = 0,
     stages: Stages | None = None,
 ) -> dict[str, Any]:
-    """Clone, speak, compare; the files are left in `out`, and what summary.json holds is returned.
+    """Clone, speak and compare; writes files to `out` and returns the contents of summary.json.
 
-    out: gets reference.wav, decoded.wav (the reference through the cloned codes), speech.wav, mel.png,
-    summary.json, and checkpoint/, the copy that the voice was added to. checkpoint: the folder to copy; the
-    one that ships with the project by default. steps: of the inversion, else its own number. The same seed
-    gives the same result on the same machine. Without Resemblyzer the summary's `similarity` is None and
-    `notes` say so.
+    out: gets reference.wav, decoded.wav (the decoded codes of the reference), speech.wav, mel.png,
+    summary.json, and checkpoint/, the copy that the voice is added to. checkpoint: the folder to copy, by
+    default the one that ships with the project. steps: of the inversion, by default its own number. The same
+    seed gives the same result on the same machine. Without Resemblyzer, the summary's `similarity` is None
+    and `notes` says so.
 
-    Raises DemoError when there is no checkpoint to copy, `out` holds another folder of that name, or
-    the model ends without a sound.
+    Raises DemoError if there is no checkpoint to copy, `out` holds another folder named checkpoint, or the
+    model ends without a sound.
     """
     stages = stages or Stages()
     source = checkpoint_folder() if checkpoint is None else checkpoint
@@ -101,7 +101,7 @@ def _run(out: Path, folder: Path, steps: int | None, seed: int, stages: Stages) 
 
     began = time.perf_counter()
     clip = EXAMPLES / REFERENCE
-    stages.say(f"cloning the voice of {clip.name}: looking for the codes that sound like it")
+    stages.say(f"cloning the voice of {clip.name}: searching for codes that sound like it")
     reference = tts.select(clip, max_seconds=REFERENCE_SECONDS)
     cloned = tts.clone(
         reference, consent=CONSENT, name=VOICE, method="inversion", steps=steps, seed=seed,
@@ -122,8 +122,8 @@ def _run(out: Path, folder: Path, steps: int | None, seed: int, stages: Stages) 
     stages.say(f"speaking {len(SENTENCES)} sentences with it")
     spoken = [tts.speak(text, VOICE, seed=seed, max_seconds=SENTENCE_SECONDS) for text in SENTENCES]
     seconds["speak"] = time.perf_counter() - began
-    heard = sum(audio.seconds for audio in spoken)
-    if not heard:
+    speech_seconds = sum(audio.seconds for audio in spoken)
+    if not speech_seconds:
         raise DemoError("the model ended without a sound; the checkpoint does not speak this text")
     pause = np.zeros(round(PAUSE_SECONDS * tts.sampling_rate), dtype=np.float32)
     pieces = [piece for audio in spoken for piece in (audio.samples, pause)][:-1]
@@ -154,11 +154,11 @@ def _run(out: Path, folder: Path, steps: int | None, seed: int, stages: Stages) 
             "seconds": round(cloned.reference.seconds, 2),
         },
         "sentences": list(SENTENCES),
-        "speech_seconds": round(heard, 2),
+        "speech_seconds": round(speech_seconds, 2),
         "similarity": similarity,
-        "real_time_factor": round(seconds["speak"] / heard, 3),
+        "real_time_factor": round(seconds["speak"] / speech_seconds, 3),
         "seconds": {stage: round(took, 2) for stage, took in seconds.items()},
-        # Of the whole process: loading the libraries is part of what one waits for.
+        # Of the whole process, because users wait for loading too.
         "cpu_seconds": round(time.process_time(), 1),
         "inversion": {"steps": search.steps, "loss": round(search.loss, 4), "seed": seed},
         "machine": {
@@ -174,23 +174,25 @@ def _run(out: Path, folder: Path, steps: int | None, seed: int, stages: Stages) 
 
 
 def _similarity(reference: Audio, made: dict[str, Audio]) -> tuple[dict[str, Any] | None, list[str]]:
-    """Of each thing made to the reference and to the other speakers, by Resemblyzer's cosine; and notes."""
+    """Resemblyzer's cosine of each clip in `made` to the reference and to the other speakers; and notes."""
     from revox.metrics.errors import MetricError
     from revox.metrics.speaker import SpeakerVerifier
     from revox.speech import read_audio
 
     try:
-        judge = SpeakerVerifier()
+        verifier = SpeakerVerifier()
     except MetricError as error:
         return None, [f"similarities are left out: {error}"]
-    own = judge.embed(reference)
-    others = {_speaker(name): judge.embed(read_audio(EXAMPLES / name)) for name in OTHERS}
+    own = verifier.embed(reference)
+    others = {_speaker(name): verifier.embed(read_audio(EXAMPLES / name)) for name in OTHERS}
     table: dict[str, Any] = {}
     for title, audio in made.items():
-        voice = judge.embed(audio)
+        voice = verifier.embed(audio)
         table[title] = {
-            "to_reference": round(judge.similarity(voice, own), 3),
-            "to_others": {name: round(judge.similarity(voice, other), 3) for name, other in others.items()},
+            "to_reference": round(verifier.similarity(voice, own), 3),
+            "to_others": {
+                name: round(verifier.similarity(voice, other), 3) for name, other in others.items()
+            },
         }
     return table, []
 
@@ -200,12 +202,12 @@ def _speaker(file: str) -> str:
 
 
 def _copy(source: Path, folder: Path) -> Path:
-    """A fresh copy of a checkpoint at `folder`, which may hold an earlier demonstration's copy only."""
+    """A fresh copy of a checkpoint at `folder`, where only an earlier demonstration's copy may be."""
     if folder.exists() and not (folder / MARK).is_file():
-        raise DemoError(f"{folder} is there already and not from a demonstration; choose another --out")
+        raise DemoError(f"{folder} already exists and is not from a demonstration; choose another --out")
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    # Files of a hub's cache are links: their contents are copied.
+    # Files of a hub's cache are links: copytree copies their contents.
     shutil.copytree(source, part)
     (part / MARK).write_text("A copy of the lab checkpoint; the next `revox demo` replaces it.\n")
     shutil.rmtree(folder, ignore_errors=True)

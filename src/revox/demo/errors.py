@@ -1,7 +1,7 @@
-"""What can go wrong in the demonstration through no fault of the code."""
+"""Errors of the demonstration that a user can cause."""
 
 from __future__ import annotations
 
 
 class DemoError(ValueError):
-    """A cause and its fix in one sentence, for the person who ran the demonstration."""
+    """A cause and its fix in one sentence, for the user of `revox demo`."""
