@@ -6,11 +6,7 @@ from __future__ import annotations
 CIRCLES: list[list[str]] = []
 
 # Names that two classes have.
-SHARED_CLASSES: set[str] = {
-    "Speaker",
-    "Spoken",
-    "_Progress",
-}
+SHARED_CLASSES: set[str] = set()
 
 # Functions with more than eight parameters.
 LONG_SIGNATURES: set[str] = {
@@ -23,9 +19,6 @@ TERMS: set[str] = {
     "revox.api: synthesise",
     "revox.cli.clone_command: kept",
     "revox.cli.clone_command: quick encoder",
-    "revox.cli.serve_command: pace",
-    "revox.cli.evaluate_command: acceptance",
-    "revox.cli.evaluate_command: kept",
     "revox.cli.voice_command: kept",
     "revox.coding.invert: pace",
     "revox.coding.refine: acceptance",
@@ -54,18 +47,6 @@ TERMS: set[str] = {
     "revox.serving.engine: wake",
     "revox.serving.keys: kept",
     "revox.serving.page_routes: judge",
-    "revox.serving.settings: pace",
-    "revox.serving.speech_request: manner",
-    "revox.serving.speech_routes: told",
-    "revox.serving.speech_socket: told",
-    "revox.serving.page_routes: judge",
-    "revox.serving.voice_files: kept",
-    "revox.serving.voice_files: one off",
-    "revox.serving.voice_routes: kept",
-    "revox.speech.loudness: normalise",
-    "revox.speech.pitch: normalised",
-    "revox.speech.selection: said",
-    "revox.speech.write: beside",
     "revox.serving.voice_files: kept",
     "revox.serving.voice_files: one off",
     "revox.serving.voice_routes: kept",

@@ -10,6 +10,7 @@ from revox.metrics.codes import (
     saturated_share,
     score_codes,
     semantic_agreement,
+    semantic_variety,
 )
 
 
@@ -75,3 +76,9 @@ def test_the_mean_row_is_removed_before_the_cosine():
     assert embedding_cosine(e + mean, mean - e, mean) == pytest.approx(-1.0, abs=1e-6)
     assert torch.cosine_similarity(e + mean, mean - e).min() > 0.99
     assert embedding_cosine((e + mean).bfloat16(), torch.cat([e + mean, mean[None]]), mean) <= 1.0
+
+
+def test_variety_is_the_share_of_different_semantic_codes():
+    codes = torch.zeros(37, 4, dtype=torch.long)
+    codes[0] = torch.tensor([7, 7, 9, 7])
+    assert semantic_variety(codes) == 0.5

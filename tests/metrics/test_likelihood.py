@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch.nn import functional
 
 from conftest import TINY, preset_codes, tiny_model
-from revox.metrics.codes import semantic_variety
 from revox.metrics.errors import MetricError
 from revox.metrics.likelihood import (
     likelihood,
@@ -15,7 +12,6 @@ from revox.metrics.likelihood import (
     soft_likelihood,
     soft_voice_embedding,
 )
-from revox.metrics.voice_embeddings import PresetEmbeddings
 from revox.model.backbone import KVCache
 from revox.synthesis.engine import Engine, Request
 
@@ -195,39 +191,3 @@ def test_codes_that_cannot_be_scored_are_a_sentence(model, prompt, bad):
 def test_soft_codes_of_another_shape_are_a_sentence(model, codes):
     with pytest.raises(MetricError, match=r"probabilities \[frames, 512\]"):
         soft_embedding(model, one_hot(codes)[:, :-1], values(codes))
-
-
-def test_figures_of_rows_by_hand():
-    """Rows around (3, 0) in two dimensions; the voice lies off by (0, 1) and moves twice as far."""
-    presets = [torch.tensor([[3.0, -1.0], [3.0, 1.0]]), torch.tensor([[2.0, -1.0], [4.0, 1.0]])]
-    rows = PresetEmbeddings(presets, end=False)
-    figures = rows.score(torch.tensor([[2.0, -1.0], [4.0, 3.0]]), end=False)
-    assert figures["offset"] == pytest.approx(1.0)
-    assert figures["mean_cosine"] == pytest.approx(3 / math.sqrt(10))
-    assert figures["frame_norm"] == pytest.approx((math.sqrt(5) + 5) / 2)
-    # Deviations of the presets: (0, 1) and (1, 1), root mean squares (0.707, 1); the voice's are 1 and 2.
-    assert figures["spread"] == pytest.approx(math.sqrt(math.sqrt(2) * 2))
-    assert figures["sparsity"] == 0.0
-
-
-def test_a_preset_among_presets_looks_like_one_and_noise_does_not(model):
-    presets = [model.mm_audio_embeddings.voice_embedding(c) for c in preset_codes().values()]
-    rows = PresetEmbeddings(presets)
-    usual = [figures["spread_mismatch"] for figures in rows.score_presets()]
-    assert len(usual) == 20
-    constant = presets[0][:1].expand(30, -1)  # does not move at all
-    assert rows.score(constant, end=False)["spread_mismatch"] > 3 * max(usual)
-    empty = torch.zeros(30, TINY.backbone.dim)
-    assert rows.score(empty, end=False)["sparsity"] == 1.0
-    assert rows.score(presets[3])["nearest_preset"] == pytest.approx(1.0, abs=1e-6)
-
-
-def test_one_preset_is_too_few():
-    with pytest.raises(MetricError, match="fewer than two"):
-        PresetEmbeddings([torch.randn(4, 8)])
-
-
-def test_variety_is_the_share_of_different_semantic_codes():
-    codes = torch.zeros(37, 4, dtype=torch.long)
-    codes[0] = torch.tensor([7, 7, 9, 7])
-    assert semantic_variety(codes) == 0.5
