@@ -48,7 +48,7 @@ def decode(codec: Codec, codes: Tensor) -> Tensor:
 
 
 def objective_of(codec: Codec, codes: Tensor, target: Tensor, config: InversionConfig) -> float:
-    objective = SpectralTarget(target, RATE, config.scales, config.stft_weight, config.waveform_weight)
+    objective = SpectralTarget(target, RATE, config.scales, config.stft_weight)
     return float(objective.distance(decode(codec, codes)[None])[0])
 
 
@@ -246,7 +246,7 @@ def test_the_distance_is_zero_at_the_target_and_each_batch_item_its_own():
     generator = torch.Generator().manual_seed(0)
     target = torch.randn(4800, generator=generator) * 0.1
     others = torch.randn(2, 4800, generator=generator) * 0.1
-    objective = SpectralTarget(target, RATE, waveform_weight=1.0)
+    objective = SpectralTarget(target, RATE)
     together = objective.distance(torch.cat((target[None], others)))
     assert float(together[0]) == pytest.approx(0, abs=1e-9)
     for item, alone in zip(together[1:], others, strict=True):

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from revox.checkpoint.load import load_model
+from revox.coding import student
 from revox.coding.features import SpectralFeatures
 from revox.coding.invert import InversionConfig, invert
 from revox.coding.pairs import PairSettings, PresetPairs
 from revox.coding.presets import preset_codes
 from revox.coding.regularizers import Posterior, Regularizers
-from revox.coding.student import StudentTraining, load_student, save_student, train_student
+from revox.coding.student import StudentTraining, student_encoder_for, train_student
 from revox.demo import checkpoint_folder
 from revox.model.codec import Codec
 
@@ -60,23 +61,30 @@ def test_features_of_a_batch_are_those_of_its_clips(lab):
     assert torch.allclose(features(clips)[1], features(clips[1]), atol=1e-5)
 
 
-def test_it_learns_to_say_the_codes_and_is_kept_for_this_checkpoint_only(lab, tmp_path: Path):
+def test_it_learns_to_say_the_codes_and_is_kept_for_this_checkpoint_only(
+    lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     codec, bank = lab
     heard: list[Mapping[str, Any]] = []
     encoder = train_student(codec, bank, SHORT, STILL, progress=lambda at: heard.append(at.facts))
     first, last = heard[:5], heard[-5:]
     assert np.mean([h["acoustic"] for h in last]) < 0.8 * np.mean([h["acoustic"] for h in first])
     assert np.mean([h["semantic"] for h in last]) < np.mean([h["semantic"] for h in first])
-    path = tmp_path / "quick.safetensors"
-    save_student(encoder, path, "this one")
-    again = load_student(path, codec, "this one")
     clip = codec.decode(bank[0][None, :, :10])[0]
+    monkeypatch.setattr(student, "is_useful", lambda *_: True)
+    monkeypatch.setattr(student, "train_student", lambda *_, **__: encoder)
+    assert student_encoder_for(codec, bank, SHORT, tmp_path) is encoder
+    monkeypatch.setattr(student, "train_student", lambda *_, **__: pytest.fail("trained again"))
+    again = student_encoder_for(codec, bank, SHORT, tmp_path)
     assert again is not None
     for a, b in zip(again.posterior(clip), encoder.posterior(clip), strict=True):
         assert torch.equal(a, b)
-    assert load_student(path, codec, "another one") is None
+    with pytest.raises(pytest.fail.Exception):  # other preset codes, another student
+        student_encoder_for(codec, bank[:1], SHORT, tmp_path)
+    [path] = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:100])
-    assert load_student(path, codec, "this one") is None
+    with pytest.raises(pytest.fail.Exception):
+        student_encoder_for(codec, bank, SHORT, tmp_path)
 
 
 def test_time_ends_the_training(lab):

@@ -125,6 +125,7 @@ def _show_progress(console: Console, clip: str) -> Iterator[Callable[[Progress],
             console.print(f"{clip}: {at.facts['reasons']}", markup=False)
             if at.facts["warnings"]:
                 console.print(at.facts["warnings"], style="yellow", markup=False)
+            console.print("Ctrl-C ends a search and keeps the best voice so far.")
 
         yield report
 

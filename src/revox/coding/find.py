@@ -200,26 +200,19 @@ class Coder:
                 self._presets = found(should_stop) if callable(found) else list(found)
             return self._presets
 
-    @cached_property
-    def _prior(self) -> CodePrior | None:
-        presets = self.preset_codes()
-        return CodePrior.from_codes(presets, self.codec) if presets else None
-
     def prior(self, should_stop: ShouldStop | None = None) -> CodePrior | None:
         """The statistics of the presets' codes; None without presets."""
-        self.preset_codes(should_stop)
-        return self._prior
+        presets = self.preset_codes(should_stop)
+        return CodePrior.from_codes(presets, self.codec) if presets else None
 
     def student(self, progress: ProgressCallback = ignore_progress) -> StudentEncoder | None:
         """The student encoder, trained if it is not in the cache; None without presets or if it is of no
         use."""
         with self._lock:
             if "_student" not in self.__dict__:
-                presets = self.preset_codes()
-                trained = None
-                if presets:
-                    trained = student_encoder_for(self.codec, presets, None, self._cache, progress)
-                self._student = trained
+                presets, cache = self.preset_codes(), self._cache
+                made = student_encoder_for(self.codec, presets, None, cache, progress) if presets else None
+                self._student = made
             return self._student
 
     def guidance(self, transcript: str) -> Guidance:
@@ -238,12 +231,9 @@ class Coder:
         """The sound `[samples]` of `codes` `[37, frames]`, float32, on the CPU."""
         return self.codec.decode(codes[None].to(_device(self.codec)))[0].float().cpu()
 
-    def distance(self, decoded: Tensor, target: Tensor, config: InversionConfig | None = None) -> float:
+    def distance(self, decoded: Tensor, target: Tensor) -> float:
         """The spectral distance of two sounds `[samples]`, as inversion measures it."""
-        config = config or InversionConfig()
-        objective = SpectralTarget(
-            target, self.codec.config.sampling_rate, config.scales, config.stft_weight, config.waveform_weight
-        )
+        objective = SpectralTarget(target, self.codec.config.sampling_rate)
         return float(objective.distance(decoded[None])[0])
 
 

@@ -47,7 +47,6 @@ class InversionConfig:
     last_temperature: float = 0.1
     scales: tuple[tuple[int, int], ...] = SCALES
     stft_weight: float = 0.5
-    waveform_weight: float = 0.0
     prior_weight: float = 0.02
     posterior_weight: float = 0.1
     """Of staying near the initial posterior: nats a semantic code, deviations of an acoustic value."""
@@ -189,9 +188,7 @@ class _Search:
         self.codec, self.config, self.generator = codec, config, generator
         self.prior, self.posterior = regularizers.prior, regularizers.posterior
         self.guidance = regularizers.guidance
-        self.objective = SpectralTarget(
-            target, codec.config.sampling_rate, config.scales, config.stft_weight, config.waveform_weight
-        )
+        self.objective = SpectralTarget(target, codec.config.sampling_rate, config.scales, config.stft_weight)
         self.table = codec.quantizer.semantic_codebook.embedding.detach().float()
         self.spread = self.table.std(dim=0).mean().clamp_min(1e-8)
         self.neighbor_distance = _neighbor_distance(self.table)

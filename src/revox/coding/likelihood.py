@@ -14,33 +14,13 @@ GRADIENT_DRAWS = 2  # of noise and time for a gradient; other ones each time
 COMPARISON_DRAWS = 6  # for comparing codes; always the same ones
 
 
-def language_model_loss(
-    model: Voxtral,
-    prompter: Prompter,
-    text: str,
-    soft_codes: tuple[Tensor, Tensor],
-    *,
-    draws: int = GRADIENT_DRAWS,
-    seed: int,
-) -> Tensor:
-    """How unlikely `model` finds `soft_codes` (probabilities `[frames, size]`, values `[36, frames]`) as
-    speech of `text`: a scalar, differentiable in the codes.
+def language_model_guidance(model: Voxtral, prompter: Prompter, text: str) -> Guidance:
+    """How unlikely `model` finds soft codes as speech of `text`: a scalar, differentiable in the codes.
 
     The voice is that of the codes themselves: would a speaker who sounds like this say it like this? Nats a
-    semantic code, spread over a frame's codes, plus the squared error of the velocity, over `draws` of noise
-    and time.
+    semantic code, spread over a frame's codes, plus the squared error of the velocity, over a few draws of
+    noise and time: other ones at every gradient, the same ones wherever codes are compared.
     """
-    probabilities, values = soft_codes
-    embedding = soft_voice_embedding(model, probabilities.detach(), values.detach())
-    tokens = torch.tensor(prompter.tokens(text, len(embedding)), device=model.device)
-    prompt = model.embed_prompt(tokens, prompter.audio_token, embedding)
-    found = soft_likelihood(model, prompt, probabilities, values, draws=draws, seed=seed)
-    return found.semantic_nll / values.shape[0] + found.flow_error
-
-
-def language_model_guidance(model: Voxtral, prompter: Prompter, text: str) -> Guidance:
-    """`language_model_loss` of `text` for a search: other draws at every gradient, the same ones wherever
-    codes are compared."""
     gradients = 0
 
     def guidance(probabilities: Tensor, values: Tensor) -> Tensor:
@@ -49,6 +29,10 @@ def language_model_guidance(model: Voxtral, prompter: Prompter, text: str) -> Gu
         if torch.is_grad_enabled():
             gradients += 1
             draws, seed = GRADIENT_DRAWS, gradients
-        return language_model_loss(model, prompter, text, (probabilities, values), draws=draws, seed=seed)
+        embedding = soft_voice_embedding(model, probabilities.detach(), values.detach())
+        tokens = torch.tensor(prompter.tokens(text, len(embedding)), device=model.device)
+        prompt = model.embed_prompt(tokens, prompter.audio_token, embedding)
+        found = soft_likelihood(model, prompt, probabilities, values, draws=draws, seed=seed)
+        return found.semantic_nll / values.shape[0] + found.flow_error
 
     return guidance

@@ -25,8 +25,7 @@ class SpectralTarget:
 
     Of each window: the mean absolute difference of log10 mel magnitudes (DAC, arXiv 2306.06546), clamped at
     `FLOOR`, and `stft_weight` times spectral convergence (arXiv 1910.11480, equation 5) plus the relative
-    difference of magnitudes to the power 0.3, about as loudness is heard. The mean over windows, plus
-    `waveform_weight` times the mean absolute difference of samples.
+    difference of magnitudes to the power 0.3, about as loudness is heard. The mean over windows.
     """
 
     def __init__(
@@ -35,10 +34,9 @@ class SpectralTarget:
         rate: int,
         scales: Sequence[tuple[int, int]] = SCALES,
         stft_weight: float = 0.5,
-        waveform_weight: float = 0.0,
     ) -> None:
         self.target, self.rate = target.float(), rate
-        self.stft_weight, self.waveform_weight = stft_weight, waveform_weight
+        self.stft_weight = stft_weight
         self.scales = [scale for scale in scales if scale[0] <= target.shape[-1]] or [scales[0]]
         with torch.no_grad():
             self._wanted = [self._spectra(self.target[None], i) for i in range(len(self.scales))]
@@ -54,8 +52,6 @@ class SpectralTarget:
                 difference = (soft_m - soft).abs().mean(dim=(1, 2)) / soft.mean()
                 term = term + self.stft_weight * (convergence + difference)
             total = total + term / len(self.scales)
-        if self.waveform_weight:
-            total = total + self.waveform_weight * (waveform - self.target).abs().mean(dim=1)
         return total
 
     @torch.no_grad()

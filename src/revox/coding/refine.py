@@ -79,7 +79,6 @@ class Scorer:
             codec.config.sampling_rate,
             config.scales,
             config.stft_weight,
-            config.waveform_weight,
         )
 
     @torch.no_grad()

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,7 +26,7 @@ from revox.coding.regularizers import Posterior
 from revox.model.codec import Codec
 from revox.model.config import CodecConfig
 from revox.progress import Progress, ProgressCallback, ignore_progress
-from revox.speech.files import replace_file
+from revox.speech.files import load_stamped, save_stamped
 
 ENCODER_PARTS = ("input_proj.", "encoder_blocks.")  # of a codec; nothing here depends on them
 STUDENT_TRAINING = "training the student encoder"
@@ -111,8 +110,7 @@ def train_student(
     rng = torch.Generator().manual_seed(training.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
-        table = codec.quantizer.semantic_codebook.embedding.detach().float()
-        encoder = StudentEncoder(codec.config, table, training.width, training.blocks)
+        encoder = _new_encoder(codec, training)
     encoder.to(device)
     half = (codec.config.acoustic_codebook_size - 1) / 2
     with torch.no_grad():
@@ -187,39 +185,24 @@ def student_encoder_for(
     for codes in preset_codes:
         digest.update(codes.cpu().numpy().tobytes())
     stamp = digest.hexdigest()
-    path = None if cache is None else cache / f"student-encoder-{stamp[:16]}.safetensors"
-    encoder = None if path is None else load_student(path, codec, stamp)
-    if encoder is None:
-        encoder = train_student(codec, preset_codes, training, progress=progress)
-        if not is_useful(encoder, codec, preset_codes):
-            return None
-        if path is not None:
-            # A cache that cannot be written costs time in the next clone; this one is not affected.
-            with contextlib.suppress(OSError):
-                save_student(encoder, path, stamp)
+    path = None if cache is None else cache / f"student-encoder-{stamp[:16]}"
+    content = None if path is None else load_stamped(path, stamp)
+    if content is not None:
+        encoder = _new_encoder(codec, training)
+        encoder.load_state_dict(load(content))
+        return encoder.to(codec.output_proj.conv.weight.device).eval().requires_grad_(False)
+    encoder = train_student(codec, preset_codes, training, progress=progress)
+    if not is_useful(encoder, codec, preset_codes):
+        return None
+    if path is not None:
+        # A cache that cannot be written costs time in the next clone; this one is not affected.
+        with contextlib.suppress(OSError):
+            save_stamped(
+                path, stamp, save({k: v.cpu().contiguous() for k, v in encoder.state_dict().items()})
+            )
     return encoder
 
 
-def save_student(encoder: StudentEncoder, path: Path, stamp: str) -> None:
-    """Write the encoder to `path` (.safetensors); `stamp` says what it was made from."""
-    tensors = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
-    shape = {"width": str(encoder.width), "blocks": str(encoder.blocks), "stamp": stamp}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, save(tensors, metadata=shape))
-
-
-def load_student(path: Path, codec: Codec, stamp: str) -> StudentEncoder | None:
-    """What `save_student` wrote; None when there is none, or it was made from something else."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            if about.get("stamp") != stamp:
-                return None
-            table = codec.quantizer.semantic_codebook.embedding.detach().float()
-            encoder = StudentEncoder(codec.config, table, int(about["width"]), int(about["blocks"]))
-            encoder.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError, RuntimeError):
-        return None  # damaged: it is trained again
-    return encoder.to(codec.output_proj.conv.weight.device).eval().requires_grad_(False)
+def _new_encoder(codec: Codec, training: StudentTraining) -> StudentEncoder:
+    table = codec.quantizer.semantic_codebook.embedding.detach().float()
+    return StudentEncoder(codec.config, table, training.width, training.blocks)
