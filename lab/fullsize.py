@@ -31,7 +31,7 @@ from revox.checkpoint.release import (
 )
 from revox.checkpoint.tensors import WEIGHTS, write_safetensors_stream
 from revox.model.config import END_AUDIO_ID, N_SPECIAL_CODES, VoxtralConfig
-from revox.progress import Progress, ProgressCallback, ignore_progress
+from revox.progress import ProgressCallback, ignore_progress
 from revox.speech.files import pt_bytes, replace_file
 
 _ROW_NORM, _END_ROW_NORM = sum(POSITION_NORM) / 2, sum(END_POSITION_NORM) / 2
@@ -87,7 +87,7 @@ def write_random_checkpoint(
         folder / WEIGHTS,
         [(name, spec.shape, spec.dtype, _provider(name, specs, table, seed)) for name, spec in specs.items()],
         metadata={"format": "pt"},
-        progress=lambda done, total: progress(Progress("writing", done, total)),
+        progress=progress,
     )
     for name, rows in voices.items():
         codes = random_codes(config, rows - 1, _generator(seed, f"voice {name}"))

@@ -253,7 +253,7 @@ def test_a_stream_takes_bytes_arrays_strided_tensors_and_blocks(tmp_path: Path) 
             ("tensor", (4, 3), "F32", torch.from_numpy(values).t()),
             ("bits", (2,), "BF16", np.array([0x3F80, 0xC000], dtype=np.uint16)),
         ],
-        progress=lambda done, total: seen.append((done, total)),
+        progress=lambda at: seen.append((at.done, at.total)),
     )
     read = load_file(path)
     for name in ("bytes", "blocks"):

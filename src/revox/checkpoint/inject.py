@@ -21,10 +21,9 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 
 from revox.checkpoint.encoder_file import (
@@ -54,6 +53,7 @@ from revox.checkpoint.tensors import (
     write_safetensors_stream,
 )
 from revox.checkpoint.voice_journal import VOICE_FOLDER, reading, recover_journal
+from revox.progress import ProgressCallback, ignore_progress
 from revox.speech.files import replace_file
 
 CARD = "consolidated.encoder.md"
@@ -63,9 +63,6 @@ _OLD_CARDS = ("MODEL_CARD.md", "MODEL_CARD.revox.md")
 _OLD_HEADER_KEY = "revox_original_header"
 
 _LEFTOVER_SECONDS = 3600
-
-Progress = Callable[[str, int, int], None]
-"""Called with (writing; bytes done; bytes in all)."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,7 @@ def inject(
     folder: str | Path,
     encoder: str | Path,
     options: InjectionOptions = InjectionOptions(),
-    progress: Progress = lambda what, done, total: None,
+    progress: ProgressCallback = ignore_progress,
 ) -> InjectionReport:
     """Add a codec encoder to a checkpoint folder. Everything is checked before a byte is written.
 
@@ -120,7 +117,7 @@ def inject(
         folder: a checkpoint's.
         encoder: a safetensors file, or a training run's folder (`revox.checkpoint.encoder_file`).
         options: where it goes, and what it may replace.
-        progress: called as it goes.
+        progress: called while all weights are written anew.
 
     Raises:
         CheckpointError: one sentence; the folder is as it was.
@@ -196,7 +193,7 @@ def eject(
     out: str | Path | None = None,
     *,
     dry_run: bool = False,
-    progress: Progress = lambda what, done, total: None,
+    progress: ProgressCallback = ignore_progress,
 ) -> InjectionReport:
     """Take the codec encoder out of a checkpoint folder.
 
@@ -270,7 +267,7 @@ def _write_merged(
     changed: Mapping[str, TensorHeader],
     encoder: Encoder | None,
     metadata: dict[str, str],
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> None:
     """Write one file of the base's tensors in their order, some exchanged for `changed`, and the encoder."""
     import torch
@@ -290,7 +287,7 @@ def _write_merged(
         entries = [(name, base[name].shape, base[name].dtype, providers[name]) for name in base]
         if encoder is not None:
             entries += [(name, tuple(t.shape), "BF16", t) for name, t in encoder.tensors.items()]
-        write_safetensors_stream(path, entries, metadata, partial(progress, "writing"), original)
+        write_safetensors_stream(path, entries, metadata, progress, original)
 
 
 def _replaced(folder: Path) -> dict[str, TensorHeader]:

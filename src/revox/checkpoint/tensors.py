@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.params import read_json
 from revox.checkpoint.release import ENCODER_PREFIXES
+from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech.files import replace_file
 
 if TYPE_CHECKING:
@@ -289,7 +290,7 @@ def write_safetensors_stream(
     path: str | Path,
     tensors: Iterable[tuple[str, tuple[int, ...], str, Provider]],
     metadata: Mapping[str, str] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback = ignore_progress,
     original: bytes = b"",
 ) -> None:
     """Write a safetensors file, header first and then one tensor's data after another, in the order given.
@@ -301,7 +302,7 @@ def write_safetensors_stream(
         path: where the file goes.
         tensors: (name, shape, type as safetensors names it, provider). bf16 without torch: uint16 arrays.
         metadata: free text for the header.
-        progress: called with (bytes written, bytes in all).
+        progress: called with the bytes written.
         original: a header (JSON) to write in place of this function's own if it lists the same tensors at the
             same places.
 
@@ -336,8 +337,7 @@ def write_safetensors_stream(
                 if done > last:
                     raise ValueError(f"tensor {name}: more than the {last - first} bytes its shape takes")
                 file.write(block)
-                if progress is not None:
-                    progress(done, total)
+                progress(Progress("writing weights", done, total))
             if done != last:
                 raise ValueError(
                     f"tensor {name}: {done - first} bytes instead of the {last - first} its shape takes"

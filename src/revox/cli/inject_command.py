@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from revox.cli.options import Checkpoint
+from revox.cli.progress import show_progress
+
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import TaskID
 
     from revox.checkpoint.inject import InjectionReport
 
 
 def command(
-    checkpoint: Annotated[
-        str, typer.Option("--checkpoint", "-c", help="The checkpoint's folder, or a hub id.")
-    ],
+    checkpoint: Checkpoint,
     encoder: Annotated[
         Path | None, typer.Option(help="A training run's folder, or a safetensors file of the encoder.")
     ] = None,
@@ -66,7 +66,7 @@ def command(
     if in_place:
         print("revox: --in-place is the default and will be removed; leave it out", file=sys.stderr)
     folder = locate(checkpoint)
-    with _Progress(Console(stderr=True, highlight=False)) as progress:
+    with show_progress(Console(stderr=True, highlight=False), "bytes") as progress:
         if eject:
             report = library.eject(folder, out, dry_run=dry_run, progress=progress)
         else:
@@ -74,31 +74,6 @@ def command(
             options = library.InjectionOptions(out, merge, adaptation, replace, force, dry_run)
             report = library.inject(folder, encoder, options, progress)
     _print(Console(highlight=False), report)
-
-
-class _Progress:
-    """A bar on stderr for each stage: checking, writing, verifying."""
-
-    def __init__(self, console: Console) -> None:
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            TextColumn("{task.description:9}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
-            console=console,
-        )  # fmt: skip
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, stage: str, done: int, of: int) -> None:
-        if stage not in self._tasks:
-            self._tasks[stage] = self._bar.add_task(stage, total=of)
-        self._bar.update(self._tasks[stage], completed=done, total=of)
 
 
 def _print(console: Console, report: InjectionReport) -> None:
