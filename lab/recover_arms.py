@@ -186,18 +186,20 @@ def ablations(base: Arm) -> list[Arm]:
         arms.append(changed.model_copy(update={"schedule": schedule}))
     if settings.pairs and settings.pair.all_pass:
         own = {**base.training.get("pair", {}), "all_pass": 0.0}
-        arms.append(_changed(base, "no-phases", "in the decoder's own phases", {}, pair=own))
+        arms.append(_changed(base, "no-all-pass", "without all-pass augmentation", {}, pair=own))
     if not weights.speaker:
         arms.append(
             _changed(
-                base, "with-speaker", "with the speaker loss of a small network of its own",
+                base, "with-speaker", "with the speaker loss of its own small network",
                 {"speaker": SPEAKER_WEIGHT}, verifier=OWN_VERIFIER,
             )
         )  # fmt: skip
     if not settings.average:
-        arms.append(_changed(base, "with-average", "keeping the weights' average", {}, average=AVERAGE))
+        arms.append(
+            _changed(base, "with-average", "with a moving average of the weights", {}, average=AVERAGE)
+        )
     if settings.clips and not settings.pseudo_labels:
-        arms.append(_changed(base, "with-labels", "with recordings inverted beforehand", {}, **PSEUDO_LABELS))
+        arms.append(_changed(base, "with-pseudo-labels", "with pseudo-labels", {}, **PSEUDO_LABELS))
     return arms
 
 

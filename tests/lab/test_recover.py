@@ -789,20 +789,20 @@ def test_an_ablation_changes_one_loss_and_nothing_else():
         settings = {
             "with-speaker": {"verifier"},
             "with-discriminators": {"discriminator"},
-            "no-phases": {"pair"},
+            "no-all-pass": {"pair"},
             "with-average": {"average"},
-            "with-labels": {"pseudo_labels", "pseudo_labeled", "inversion_steps"},
+            "with-pseudo-labels": {"pseudo_labels", "pseudo_labeled", "inversion_steps"},
         }
         which = arm.name.removeprefix(f"{GOALS_FOR}-")
         assert others == settings.get(which, set()), arm.name
-        alone = {"with-discriminators": 2, "no-phases": 0, "with-average": 0, "with-labels": 0}
+        alone = {"with-discriminators": 2, "no-all-pass": 0, "with-average": 0, "with-pseudo-labels": 0}
         assert len(weights) == alone.get(which, 1), arm.name
         assert arm.name not in seen
         seen.add(arm.name)
     on = {name for name, weight in plain["weights"].items() if weight > 0}
     assert {f"{GOALS_FOR}-no-{name}" for name in on} <= seen
     assert {"semantic", "acoustic", "mel", "stft", "waveform"} <= on
-    beside = ("with-discriminators", "with-speaker", "no-phases", "with-average", "with-labels")
+    beside = ("with-discriminators", "with-speaker", "no-all-pass", "with-average", "with-pseudo-labels")
     assert {f"{GOALS_FOR}-{which}" for which in beside} <= seen
     # An arm that has discriminators loses both their losses together, too.
     judged = {arm.name: arm.settings(100, 0).weights for arm in ablations(JUDGED)}
