@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -168,7 +169,7 @@ def decode_command(
     from revox.checkpoint.params import read_params
     from revox.checkpoint.voices import load_voice
     from revox.cli.marked import who_signs, write_synthetic
-    from revox.speech import Audio, format_for
+    from revox.speech import format_for
 
     sound = "wav" if output == "-" and audio_format is None else format_for(output, audio_format)
     folder, _ = _open(checkpoint)
@@ -176,22 +177,18 @@ def decode_command(
     console = Console(stderr=True, highlight=False)
     import torch
 
-    from revox.checkpoint.load import load_model
+    import revox
     from revox.checkpoint.voice_codes import read_table, recover_codes
 
-    codes = voice.codes
-    if codes is None or recover:
+    if voice.codes is None or recover:
         with console.status("recovering the codes from the embedding"):
             found = recover_codes(voice.embedding, read_table(folder), read_params(folder).voxtral_config())
         _print_recovered(console, found)
-        codes = found.codes
-    with console.status("decoding"), torch.inference_mode():
-        model = load_model(folder, dtype=torch.float32, parts=("audio_tokenizer",))
-        samples = model.audio_tokenizer.decode(codes[None])[0].numpy()
-    rate = model.config.codec.sampling_rate
-    target = None if output == "-" else Path(output)
-    write_synthetic(target, Audio(samples, rate), checkpoint, name, who_signs(), sound)
-    message = f"{codes.shape[1]} frames, {len(samples) / rate:.2f} s written to {output}"
+        voice = dataclasses.replace(voice, codes=found.codes)
+    with console.status("decoding"):
+        audio = revox.load(folder, "cpu", torch.float32, lazy=True).decode(voice)
+    write_synthetic(None if output == "-" else Path(output), audio, checkpoint, name, who_signs(), sound)
+    message = f"{audio.seconds:.2f} s of voice {name} written to {output}"
     console.print(message, markup=False, soft_wrap=True)
 
 
