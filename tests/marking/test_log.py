@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from revox.marking import MarkError, log_mark, sha256_of
+from revox.marking import MarkError, log_mark
 
 EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # of nothing, FIPS 180-4
+
+
+def sha256_of(data):
+    return hashlib.sha256(data).hexdigest()
 
 
 def lines(path):
@@ -46,7 +51,7 @@ def test_nothing_that_was_written_is_touched_and_a_line_cut_off_stays_apart(stat
     assert json.loads(path.read_text().splitlines()[-1])["format"] == "flac"
 
 
-def test_a_log_that_cannot_be_written_is_a_sentence(tmp_path, record):
-    (tmp_path / "file").write_text("in the way")
+def test_a_log_that_cannot_be_written_is_a_sentence(state, record):
+    state.write_text("in the way")
     with pytest.raises(MarkError, match="set REVOX_STATE"):
-        log_mark(record, format="wav", sha256=EMPTY, how="tags", folder=tmp_path / "file")
+        log_mark(record, format="wav", sha256=EMPTY, how="tags")

@@ -69,7 +69,6 @@ def pair(folder, key, **options):
 def test_the_made_pair_is_made_once_and_only_its_owner_reads_it(state):
     first, again = load_signer(), load_signer()
     assert first == again
-    assert first.made_here
     (file,) = state.iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(state.stat().st_mode) == 0o700
@@ -122,7 +121,6 @@ def test_a_certificate_of_ones_own_signs_and_who_trusts_its_authority_is_told(
     kind, tmp_path, state, encoded, record
 ):
     signer = load_signer(*pair(tmp_path, kind()))
-    assert not signer.made_here
     data = mark_bytes(encoded["mp3"], "mp3", record=record, signer=signer)
     unknown = verify_bytes(data)
     assert unknown.state == "marked"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,15 +64,15 @@ def write_sound(
 
     Returns the SHA-256 of what was written. Raises AudioError and MarkError.
     """
-    from revox.marking import sha256_of, write_marked
+    from revox.marking import write_marked
 
     file = sys.stdout.buffer if target is None else target
-    written = write_marked(file, audio, kind, record=record, signer=signer)
+    data, clipped = write_marked(file, audio, kind, record=record, signer=signer)
     if target is None:
         sys.stdout.buffer.flush()
-    if written.clipped:
-        say(f"{written.clipped} samples were beyond full scale and clipped")
-    return sha256_of(written.data)
+    if clipped:
+        say(f"{clipped} samples were beyond full scale and clipped")
+    return hashlib.sha256(data).hexdigest()
 
 
 def log_written(

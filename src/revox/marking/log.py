@@ -6,9 +6,7 @@ only if the user asked for that. The log never leaves the machine.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from pathlib import Path
 
 from revox.marking.errors import MarkError
@@ -26,14 +24,13 @@ def log_mark(
     sha256: str,
     how: str,
     text: str | None = None,
-    folder: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Add a line to `folder`'s log (`state_folder()` by default) and return the log's path.
+    """Add a line to the log in `state_folder()` and return the log's path.
 
     sha256: of the bytes that were written, in hexadecimal. how: "manifest", "tags", "headers" or "none".
     Raises MarkError when the line cannot be written.
     """
-    path = (Path(folder) if folder is not None else state_folder()) / NAME
+    path = state_folder() / NAME
     line = {
         "time": record.created_at.isoformat(),
         "mark": how,
@@ -52,8 +49,3 @@ def log_mark(
             f"{path} cannot be written ({error.strerror}); set REVOX_STATE to a folder that you can write to"
         ) from None
     return path
-
-
-def sha256_of(data: bytes) -> str:
-    """SHA-256 in hexadecimal, as in the log."""
-    return hashlib.sha256(data).hexdigest()

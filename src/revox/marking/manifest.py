@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
-import wave
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from revox.marking.errors import MarkError
 from revox.marking.record import SENTENCE, MarkRecord, new_record
@@ -19,6 +20,7 @@ from revox.marking.signer import (
     read_signer,
     state_folder,
 )
+from revox.speech import Audio, encode_audio
 
 MEDIA_TYPES = {
     "wav": "audio/wav",
@@ -134,14 +136,9 @@ def read_manifest(data: bytes, trust: str = "") -> dict[str, Any] | None:
 
 def _certificate_problem(signer: Signer) -> str | None:
     """Sign a silence and read it back: None when c2pa accepts it, else its objection."""
-    silence = io.BytesIO()
-    with wave.open(silence, "wb") as file:
-        file.setparams((1, 2, 8000, 0, "NONE", "not compressed"))
-        file.writeframes(bytes(160))
+    silence = encode_audio(Audio(np.zeros(80, np.float32), 8000), "wav")[0]
     try:
-        report = (
-            read_manifest(add_manifest(silence.getvalue(), "wav", new_record("test", "test"), signer)) or {}
-        )
+        report = read_manifest(add_manifest(silence, "wav", new_record("test", "test"), signer)) or {}
     except MarkError as error:
         return str(error)
     problems = [item for item in report.get("validation_status", []) if item.get("code") != UNTRUSTED]

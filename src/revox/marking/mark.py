@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
-from revox.marking.errors import MarkError
 from revox.marking.manifest import MEDIA_TYPES, add_manifest
 from revox.marking.record import MarkRecord
 from revox.marking.signer import Signer
 from revox.marking.tags import add_tags
 from revox.speech import Audio, encode_audio, format_for
-from revox.speech.files import replace_file
-
-UNMARKABLE = ("pcm",)
-"""Formats without any place for a mark; headers and the log are what is left."""
-
-
-@dataclass(frozen=True)
-class Marked:
-    """What `write_marked` wrote: its bytes, how many samples were clipped, and how it is marked."""
-
-    data: bytes
-    clipped: int
-    how: str
+from revox.speech.write import write_bytes
 
 
 def how_marked(format: str, signer: Signer | None) -> str:
     """How `mark_bytes` marks a format: "manifest" (and tags), "tags" or "none"."""
     name = format_for(None, format)
-    if name in UNMARKABLE:
+    if name == "pcm":  # without any place for a mark; headers and the log are what is left
         return "none"
     return "manifest" if signer is not None and name in MEDIA_TYPES else "tags"
 
@@ -53,21 +38,6 @@ def mark_bytes(data: bytes, format: str, *, record: MarkRecord, signer: Signer |
     return add_manifest(tagged, name, record, signer)  # last, since it covers the tags too
 
 
-def mark_file(
-    path: str | os.PathLike[str], *, record: MarkRecord, signer: Signer | None, format: str | None = None
-) -> None:
-    """Mark an audio file in place, in one step. Raises as `mark_bytes` does."""
-    path = Path(path)
-    name = format_for(path, format)
-    if name in UNMARKABLE:
-        raise MarkError(f"{path.name}: raw samples have no place for a mark; write another format")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise MarkError(f"{path} cannot be read ({error.strerror}); check the path") from None
-    _write(path, mark_bytes(data, name, record=record, signer=signer))
-
-
 def write_marked(
     target: str | os.PathLike[str] | BinaryIO,
     audio: Audio,
@@ -75,32 +45,15 @@ def write_marked(
     *,
     record: MarkRecord | None,
     signer: Signer | None,
-) -> Marked:
+) -> tuple[bytes, int]:
     """Encode `audio`, mark it (unless `record` is None) and write it to a path or a binary file.
 
-    A path is replaced in one step. Raises AudioError as `revox.speech.write_audio` does, and MarkError.
+    A path is replaced in one step. Returns the bytes written and the number of samples clipped. Raises
+    AudioError as `revox.speech.write_audio` does, and MarkError.
     """
-    path = Path(target) if isinstance(target, str | os.PathLike) else None
-    name = format_for(path, format)
+    name = format_for(target, format)
     data, clipped = encode_audio(audio, name)
-    how = "none"
     if record is not None:
-        data, how = mark_bytes(data, name, record=record, signer=signer), how_marked(name, signer)
-    _write(target, data)
-    return Marked(data, clipped, how)
-
-
-def _write(target: str | os.PathLike[str] | BinaryIO, data: bytes) -> None:
-    if not isinstance(target, str | os.PathLike):
-        target.write(data)
-        return
-    path = Path(target)
-    try:
-        if path.exists() and not path.is_file() and not path.is_dir():  # /dev/stdout, a named pipe
-            path.write_bytes(data)
-        else:
-            replace_file(path, data)
-    except FileNotFoundError:
-        raise MarkError(f"there is no folder {path.parent}; create it or choose another path") from None
-    except OSError as error:
-        raise MarkError(f"{path} cannot be written ({error.strerror}); choose another path") from None
+        data = mark_bytes(data, name, record=record, signer=signer)
+    write_bytes(target, data)
+    return data, clipped

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import tempfile
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -24,12 +25,15 @@ _YEARS = 20  # without a time stamp a manifest is valid as long as its certifica
 
 @dataclass(frozen=True)
 class Signer:
-    """A certificate chain (PEM, the signing one first), its key (PEM) and C2PA's name of the algorithm."""
+    """A certificate chain (PEM, the signing one first), its key (PEM) and C2PA's name of the algorithm.
+
+    serial: the serial number of the signing certificate.
+    """
 
     certificates: str
     key: str = field(repr=False)
     algorithm: str
-    made_here: bool
+    serial: int
 
 
 def state_folder() -> Path:
@@ -63,7 +67,7 @@ def read_pem(path: str | os.PathLike[str]) -> str:
         raise MarkError(f"{path} cannot be read ({error.strerror}); check the path and permissions") from None
 
 
-def read_signer(certificates: str, key_text: str, what: str, made_here: bool = False) -> Signer:
+def read_signer(certificates: str, key_text: str, what: str) -> Signer:
     """The signer of a PEM chain and key. `what` names them in errors.
 
     Raises MarkError unless the key belongs to the first certificate, which is still valid, and is of a kind
@@ -89,7 +93,7 @@ def read_signer(certificates: str, key_text: str, what: str, made_here: bool = F
     if ends <= datetime.now(timezone.utc):
         raise MarkError(f"the certificate of {what} ended on {ends:%Y-%m-%d}; give a valid one")
     # An authority at the chain's end stays in: c2pa accepts it, and a reader can then trust it by name.
-    return Signer(certificates, key_text, _algorithm(key, what), made_here)
+    return Signer(certificates, key_text, _algorithm(key, what), chain[0].serial_number)
 
 
 def _algorithm(key: Any, what: str) -> str:
@@ -112,21 +116,15 @@ def _algorithm(key: Any, what: str) -> str:
 def own_signer(folder: Path) -> Signer | None:
     """The made pair of `folder`; None before its first use. Raises MarkError when it is damaged."""
     path = folder / _OWN_FILE
-    again = f"remove {path} and a new pair is made"
+    return _read_pair(path) if os.path.exists(path) else None
+
+
+def _read_pair(path: Path) -> Signer:
     try:
-        text = path.read_text(encoding="ascii")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not PEM"
-        raise MarkError(f"{path} cannot be read ({reason}); {again}") from None
-    cut = text.find("-----BEGIN CERTIFICATE-----")
-    if cut < 1:
-        raise MarkError(f"{path} is damaged; {again}")
-    try:
-        return read_signer(text[cut:], text[:cut], str(path), made_here=True)
+        key, begin, certificates = read_pem(path).partition("-----BEGIN CERTIFICATE-----")
+        return read_signer(begin + certificates, key, str(path))
     except MarkError as error:
-        raise MarkError(f"{error}; or {again}") from None
+        raise MarkError(f"{error}; or remove {path} and a new pair is made") from None
 
 
 def made_signer(folder: Path) -> Signer:
@@ -134,32 +132,23 @@ def made_signer(folder: Path) -> Signer:
 
     Key and certificates are one file, and of several processes that make it the first to link it wins.
     """
-    for _ in range(3):
-        if signer := own_signer(folder):
-            return signer
-        _make(folder / _OWN_FILE)
-    raise MarkError(f"{folder / _OWN_FILE} disappears as soon as it is written; check that folder")
-
-
-def _make(path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    if signer := own_signer(folder):
+        return signer
+    pair, path = _new_pair(), folder / _OWN_FILE
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "w", encoding="ascii") as file:
-            file.write(_new_pair())
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.NamedTemporaryFile("w", dir=folder) as file:  # readable by its owner alone
+            file.write(pair)
             file.flush()
             os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):  # another process made one meanwhile: that one is used
-            os.link(temporary, path)
+            with contextlib.suppress(FileExistsError):
+                os.link(file.name, path)
     except OSError as error:
         raise MarkError(
-            f"the signing key cannot be stored in {path.parent} ({error.strerror}); set REVOX_STATE to a "
-            "folder that you can write to, or give a certificate and key"
+            f"the signing key cannot be stored in {folder} ({error.strerror}); set REVOX_STATE to a folder "
+            "that you can write to, or give a certificate and key"
         ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    return _read_pair(path)
 
 
 def _new_pair() -> str:

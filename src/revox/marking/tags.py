@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from revox.marking.errors import MarkError
@@ -37,6 +36,7 @@ def add_tags(data: bytes, format: str, record: MarkRecord, manifest: bool) -> by
     import av
 
     note = {**record.plain(), "manifest": manifest, "sound": sound_hash(data)}
+    comment = f"{SENTENCE} {json.dumps(note, sort_keys=True, separators=(',', ':'))}"
     kind = FORMATS[format]
     options = {"fflags": "+bitexact"}
     if kind.container == "adts":
@@ -54,7 +54,7 @@ def add_tags(data: bytes, format: str, record: MarkRecord, manifest: bool) -> by
             copy = target.add_stream_from_template(stream)
             # Ogg has its comments in the stream, the others in the file.
             holder = copy if kind.container == "ogg" else target
-            holder.metadata.update({KEY: _comment(note), _CUSTOM_KEY: record.source_type})
+            holder.metadata.update({KEY: comment, _CUSTOM_KEY: record.source_type})
             for packet in source.demux(stream):
                 if packet.dts is not None:
                     packet.stream = copy
@@ -64,15 +64,6 @@ def add_tags(data: bytes, format: str, record: MarkRecord, manifest: bool) -> by
     except (av.error.FFmpegError, IndexError, ValueError) as error:
         raise MarkError(f"the audio cannot be tagged as {format} ({error}); encode it again") from None
     return tagged.getvalue()
-
-
-def stream_tags(record: MarkRecord) -> dict[str, str]:
-    """Metadata for a container that is written during speech: the record, without a hash of the sound."""
-    return {KEY: _comment(record.plain()), _CUSTOM_KEY: record.source_type}
-
-
-def _comment(note: Mapping[str, object]) -> str:
-    return f"{SENTENCE} {json.dumps(note, sort_keys=True, separators=(',', ':'))}"
 
 
 def read_tags(data: bytes) -> dict[str, Any] | None:

@@ -207,8 +207,11 @@ def _tag(note: dict[str, Any], data: bytes) -> TagFound:
 
 
 def _manifest(data: bytes, trust: str) -> ManifestFound | None:
-    own, serial = _own_certificates()
-    report = read_manifest(data, trust + own)
+    try:
+        own = own_signer(state_folder())
+    except MarkError:  # a damaged pair must not prevent anybody from verifying
+        own = None
+    report = read_manifest(data, trust + (own.certificates if own else ""))
     if report is None:
         return None
     active = report.get("manifests", {}).get(report.get("active_manifest")) or {}
@@ -225,7 +228,7 @@ def _manifest(data: bytes, trust: str) -> ManifestFound | None:
         failures=[_FAILURES.get(str(item.get("code")), _explained(item)) for item in failed],
         signed_by=signed_by,
         trusted=trusted,
-        own=trusted and serial is not None and signature.get("cert_serial_number") == serial,
+        own=trusted and own is not None and signature.get("cert_serial_number") == str(own.serial),
         source_types=[printable(a["digitalSourceType"]) for a in actions if a.get("digitalSourceType")],
         says=_says(active, actions),
     )
@@ -280,17 +283,3 @@ def _authorities(trust: str | os.PathLike[str] | None) -> str:
     except ValueError:
         raise MarkError(f"{trust} holds no PEM certificate; name the authority's certificate") from None
     return text if text.endswith("\n") else text + "\n"
-
-
-def _own_certificates() -> tuple[str, str | None]:
-    """The certificates of this machine's made pair and the signing one's serial number, if there are any."""
-    try:
-        signer = own_signer(state_folder())
-    except MarkError:
-        return "", None
-    if signer is None:
-        return "", None
-    from cryptography import x509
-
-    first = x509.load_pem_x509_certificates(signer.certificates.encode())[0]
-    return signer.certificates, str(first.serial_number)

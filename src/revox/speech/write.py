@@ -54,7 +54,7 @@ EXTENSIONS: dict[str, str] = {
 }
 
 
-def format_for(target: str | os.PathLike[str] | None, format: str | None = None) -> str:
+def format_for(target: str | os.PathLike[str] | BinaryIO | None, format: str | None = None) -> str:
     """The name in `FORMATS` that `format`, or else the extension of `target`, asks for.
 
     Raises AudioError when neither names a known format.
@@ -67,7 +67,7 @@ def format_for(target: str | os.PathLike[str] | None, format: str | None = None)
         if f".{name}" in EXTENSIONS:
             return EXTENSIONS[f".{name}"]
         raise AudioError(f"Unknown audio format {format!r}; choose one of {known}.")
-    if target is None:
+    if not isinstance(target, str | os.PathLike):
         raise AudioError(f"Writing to a stream needs a format; choose one of {known}.")
     extension = Path(target).suffix.lower()
     if extension in EXTENSIONS:
@@ -85,13 +85,8 @@ def write_audio(target: str | os.PathLike[str] | BinaryIO, audio: Audio, format:
     resampled to the next higher one it does. Raises AudioError on an unknown format, non-finite samples or a
     path that cannot be written.
     """
-    path = Path(target) if isinstance(target, str | os.PathLike) else None
-    name = format_for(path, format)
-    data, clipped = encode_audio(audio, name)
-    if path is None:
-        target.write(data)  # type: ignore[union-attr]
-    else:
-        _write(path, data)
+    data, clipped = encode_audio(audio, format_for(target, format))
+    write_bytes(target, data)
     return clipped
 
 
@@ -148,7 +143,12 @@ def encode_audio(audio: Audio, format: str = "wav", bit_rate: int | None = None)
     return file.getvalue(), clipped
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_bytes(target: str | os.PathLike[str] | BinaryIO, data: bytes) -> None:
+    """Write an encoded file's bytes to a path (replaced in one step) or a binary file. Raises AudioError."""
+    if not isinstance(target, str | os.PathLike):
+        target.write(data)
+        return
+    path = Path(target)
     try:
         if path.exists() and not path.is_file() and not path.is_dir():  # /dev/stdout, a named pipe
             path.write_bytes(data)
