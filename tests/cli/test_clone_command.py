@@ -119,7 +119,7 @@ def test_what_was_found_outlasts_a_voice_that_cannot_be_added_and_can_be_added_l
     result = clone(clip, *options(tiny_checkpoint_copy))
     assert isinstance(result.exception, CodingError)
     said = str(result.exception)
-    assert said.startswith("No space left on device. The codes found are kept in ")
+    assert said.startswith("No space left on device. The codes found are saved in ")
     monkeypatch.undo()
     command = shlex.split(said.partition("add them with: ")[2])
     assert command[:3] == ["revox", "voice", "add"]
@@ -140,13 +140,13 @@ def test_codes_are_kept_where_they_can_be_and_over_no_other_file(
     monkeypatch.chdir(here)
     monkeypatch.setattr(tempfile, "tempdir", str(there))
     (here / "me.codes.safetensors").write_text("another's")
-    assert clone_command._keep(voice) == here / "me-2.codes.safetensors"
+    assert clone_command._save(voice) == here / "me-2.codes.safetensors"
     assert (here / "me.codes.safetensors").read_text() == "another's"
     here.rename(tmp_path / "gone")
     shutil.rmtree(tmp_path / "gone")
-    assert clone_command._keep(voice) is None
+    assert clone_command._save(voice) is None
     there.mkdir()
-    assert clone_command._keep(voice) == there / "me.codes.safetensors"
+    assert clone_command._save(voice) == there / "me.codes.safetensors"
 
 
 @pytest.mark.usefixtures("quick_presets")

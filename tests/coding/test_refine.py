@@ -148,7 +148,7 @@ def test_a_refinement_that_is_stopped_is_no_worse_than_the_encoder(codec: Codec)
 
 def test_a_score_adds_up():
     score = Score(0.5, 0.25, 0.125, 1.0)
-    assert score.acceptance == 1.375
+    assert score.regularization == 1.375
     assert score.total == 1.875
     assert score.to_json() == {
         "reconstruction": 0.5, "presets": 0.25, "encoder": 0.125, "language_model": 1.0, "total": 1.875,

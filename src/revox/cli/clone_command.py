@@ -102,7 +102,7 @@ def command(
         )  # fmt: skip
     if method == "student" and voice.coding.method == "inversion":
         console.print("[yellow]the student encoder is of no use here: inversion went on without it[/]")
-    with _kept_if_not_added(voice, folder):
+    with _codes_saved_on_failure(voice, folder):
         add_voice(folder, name, voice.embedding, voice.codes, voice.provenance, overwrite, force)
     if decoded is not None:
         from revox.cli.marked import who_signs, write_synthetic
@@ -131,7 +131,7 @@ def _show_progress(console: Console, clip: str) -> Iterator[Callable[[Progress],
 
 
 @contextmanager
-def _kept_if_not_added(voice: Voice, folder: Path) -> Iterator[None]:
+def _codes_saved_on_failure(voice: Voice, folder: Path) -> Iterator[None]:
     """If the voice cannot be added (a full disk, a name taken meanwhile, Ctrl-C), its codes are saved."""
     from revox.checkpoint.errors import CheckpointError
     from revox.cloning.errors import CloneError
@@ -139,19 +139,19 @@ def _kept_if_not_added(voice: Voice, folder: Path) -> Iterator[None]:
     try:
         yield
     except (CheckpointError, OSError, KeyboardInterrupt) as error:
-        path = _keep(voice)
+        path = _save(voice)
         why = getattr(error, "strerror", None) or str(error) or "stopped"
         if path is None:
             raise CloneError(f"{why}; nor could the codes found be written anywhere: they are lost") from None
         consent = voice.provenance["consent"]["statement"]
         arguments = (voice.name, path, "--checkpoint", folder, "--consent", consent)
         raise CloneError(
-            f"{why}. The codes found are kept in {path}; once that is fixed, add them with: "
+            f"{why}. The codes found are saved in {path}; once that is fixed, add them with: "
             f"revox voice add {shlex.join(str(argument) for argument in arguments)}"
         ) from None
 
 
-def _keep(voice: Voice) -> Path | None:
+def _save(voice: Voice) -> Path | None:
     """Write a voice's codes to this folder, else the one for temporary files; where, or None for nowhere."""
     from revox.checkpoint.voices import save_codes
 
@@ -196,7 +196,7 @@ def _summary(console: Console, voice: ClonedVoice, folder: Path) -> None:
         console.print(f"{ended} {search.steps} steps, {search.seconds:.0f} s: loss {losses}")
     if coding.scores:
         scores = (
-            f"{way} {score.total:.4f} (sound {score.reconstruction:.4f}, acceptance {score.acceptance:.4f})"
+            f"{way} {score.total:.4f} (sound {score.reconstruction:.4f}, other {score.regularization:.4f})"
             for way, score in coding.scores.items()
         )
         console.print(f"score, less is better: {', '.join(scores)}")

@@ -153,8 +153,8 @@ class _Clock:
 
     def tick(self, step: int, steps: int, loss: float, best: float) -> bool:
         """Report one finished step; True when the search should stop."""
-        pace = (time.monotonic() - self.phase_started) / step
-        left = min(pace * (steps - step), max(0.0, self.left()))
+        per_step = (time.monotonic() - self.phase_started) / step
+        left = min(per_step * (steps - step), max(0.0, self.left()))
         facts = {"loss": loss, "best": best, "seconds_left": left}
         self.progress(Progress(self.phase, step, steps, facts))
         return self.should_stop is not None and self.should_stop()

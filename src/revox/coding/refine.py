@@ -6,12 +6,12 @@ how unlikely the model finds them, each part weighted as in the search (`Inversi
     score = reconstruction + prior_weight * presets + posterior_weight * encoder
             + guidance_weight * language_model
 
-`reconstruction` is the spectral distance that inversion descends (`SpectralTarget`). The rest is acceptance,
-as far as it can be measured: `presets`, nats a code under the statistics of the presets' codes (`CodePrior`);
-`encoder`, how far the codes are from the encoder's posterior (nats a semantic code, squared deviations of two
-levels an acoustic one); `language_model`, the loss of the codes as speech of the transcript, where there is
-one. Reconstruction alone would always choose the search: the decoder makes good sound of codes that the
-language model does not accept.
+`reconstruction` is the spectral distance that inversion descends (`SpectralTarget`). The rest estimates how
+likely the model finds the codes: `presets`, nats a code under the statistics of the presets' codes
+(`CodePrior`); `encoder`, how far the codes are from the encoder's posterior (nats a semantic code, squared
+deviations of two levels an acoustic one); `language_model`, the loss of the codes as speech of the
+transcript, where there is one. Reconstruction alone would always choose the search: the decoder makes good
+sound of codes that the language model does not accept.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class Score:
     language_model: float = 0.0
 
     @property
-    def acceptance(self) -> float:
-        """All but the reconstruction."""
+    def regularization(self) -> float:
+        """All but the reconstruction: how unlikely the model finds the codes."""
         return self.presets + self.encoder + self.language_model
 
     @property
     def total(self) -> float:
         """What codes are compared by."""
-        return self.reconstruction + self.acceptance
+        return self.reconstruction + self.regularization
 
     def to_json(self) -> dict[str, float]:
         """The parts and the sum, rounded."""
