@@ -115,9 +115,10 @@ def main() -> None:
         embedded = judge.embed(whole) if len(whole.samples) > RATE else None
         with torch.no_grad():
             decoded = codec.decode(codes[None])[0][: len(target)]
+        scores = [] if embedded is None else [judge.similarity(embedded, voice) for voice in voices]
         return {
-            "similarity": None if embedded is None else judge.similarity(embedded, voices[own]),
-            "rank": len(voices) if embedded is None else judge.rank(embedded, voices, own),
+            "similarity": scores[own] if scores else None,
+            "rank": 1 + sum(score > scores[own] for score in scores) if scores else len(voices),
             "word_errors": word_error_rate(list(TEXTS), [recognizer.transcribe(s) for s in said]),
             "ended": sum(not s.truncated for s in said) / len(said),
             "decoded_similarity": judge.similarity(Audio(decoded.numpy(), RATE), voices[own]),

@@ -67,7 +67,7 @@ def main() -> None:
                 with torch.no_grad():
                     voice = judge.embed(Audio(codec.decode(codes[None])[0].numpy(), RATE))
                 wrong = [judge.similarity(voice, v) for k, v in enumerate(voices) if k != i]
-                place = judge.rank(voice, voices, i)
+                place = 1 + sum(other > judge.similarity(voice, voices[i]) for other in wrong)
                 rows[name].append((judge.similarity(voice, voices[i]), float(np.median(wrong)), place))
             print(kind, i, {k: tuple(round(x, 3) for x in v[-1]) for k, v in rows.items()}, flush=True)
         report[kind] = {

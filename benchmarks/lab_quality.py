@@ -70,8 +70,9 @@ def codec_table(clips: dict[str, np.ndarray], codec, judge: SpeakerVerifier) -> 
             decoded = codec.decode(codec.encode(torch.from_numpy(clips[name])[None]))[0, : len(clips[name])]
         distances.append(float(mel_distance(decoded[None], torch.from_numpy(clips[name])[None], RATE)))
         voice = judge.embed(Audio(decoded.numpy(), RATE))
-        own.append(judge.similarity(voice, originals[name]))
-        ranks.append(judge.rank(voice, list(originals.values()), i))
+        scores = [judge.similarity(voice, original) for original in originals.values()]
+        own.append(scores[i])
+        ranks.append(1 + sum(score > scores[i] for score in scores))
     for i, a in enumerate(names):
         others += [judge.similarity(originals[a], originals[b]) for b in names[i + 1 :]]
     halves = [
@@ -117,8 +118,9 @@ def cloning_table(
             similarities.append(0.0)
             continue
         said = judge.embed(audio)
-        similarities.append(judge.similarity(said, embedded[i]))
-        ranks.append(judge.rank(said, embedded, i))
+        scores = [judge.similarity(said, reference) for reference in embedded]
+        similarities.append(scores[i])
+        ranks.append(1 + sum(score > scores[i] for score in scores))
     return {
         "speakers": len(ranks),
         "similarity": float(np.median(similarities)),

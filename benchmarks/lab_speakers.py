@@ -26,7 +26,7 @@ _tools: list = []
 
 
 def _begin() -> None:
-    _tools.extend((PocketsphinxRecognizer(jsgf(), reject_below=None), SpeakerVerifier()))
+    _tools.extend((PocketsphinxRecognizer(jsgf(), reject=False), SpeakerVerifier()))
 
 
 def probe(speaker: SyntheticSpeaker) -> tuple[float, np.ndarray]:

@@ -194,7 +194,8 @@ def test_a_stream_tagged_while_it_is_written_is_marked_and_says_that_changes_do_
     )
     with av.open(file, "w", format=container) as out:
         stream = out.add_stream(codec, rate=24000, layout="mono")
-        (stream if container == "ogg" else out).metadata["comment"] = f"{SENTENCE} {record.line()}"
+        metadata = stream.metadata if container == "ogg" else out.metadata
+        metadata["comment"] = f"{SENTENCE} {json.dumps(record.plain())}"
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 24000), np.int16), format="s16", layout="mono")
         frame.sample_rate = 24000
         for packets in (stream.encode(frame), stream.encode(None)):

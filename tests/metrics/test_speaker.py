@@ -43,8 +43,6 @@ def test_halves_of_a_clip_are_nearer_than_other_speakers(judge):
     different = [judge.similarity(a[0], b[1]) for a, b in itertools.permutations(pairs, 2)]
     assert min(same) > 0.75  # halves of 3 s
     assert max(different) < 0.75
-    firsts = [first for first, _ in pairs]
-    assert [judge.rank(second, firsts, own) for own, (_, second) in enumerate(pairs)] == [1, 1, 1]
 
 
 def test_level_rate_and_channels_do_not_move_the_judgement(judge):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,7 @@ def command(
 
     verdict = verify_file(file.expanduser(), trust)
     if as_json:
-        print(json.dumps({"file": file.name, **verdict.plain()}, indent=2))
+        print(json.dumps({"file": file.name, **asdict(verdict)}, indent=2))
     else:
         for sentence in verdict.sentences:
             print(sentence)

@@ -92,7 +92,7 @@ def similarity(subject: CheckpointUnderTest) -> CheckResult:
         scores = [verifier.similarity(spoken, reference) for reference in references]
         own.append(scores[i])
         others.append(float(np.median(scores[:i] + scores[i + 1 :])))
-        ranks.append(verifier.rank(spoken, references, i))
+        ranks.append(1 + sum(score > scores[i] for score in scores))
         rows.append(
             {
                 "voice": voice,
@@ -169,4 +169,4 @@ def words(subject: CheckpointUnderTest) -> CheckResult:
 def _sentence_picker() -> PocketsphinxRecognizer:
     sentences = " | ".join(normalize_text(text) for text in SENTENCES)
     grammar = f"#JSGF V1.0;\ngrammar doctor;\npublic <sentence> = {sentences};\n"
-    return PocketsphinxRecognizer(grammar, reject_below=None)
+    return PocketsphinxRecognizer(grammar, reject=False)

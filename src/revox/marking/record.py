@@ -38,10 +38,6 @@ class MarkRecord(BaseModel):
         """The record as plain JSON values."""
         return self.model_dump(mode="json")
 
-    def line(self) -> str:
-        """The record as one line of JSON in ASCII, as headers and tags carry it."""
-        return json.dumps(self.plain(), sort_keys=True, separators=(",", ":"))
-
 
 def new_record(model: str, voice: str, now: datetime | None = None) -> MarkRecord:
     """The record of something spoken now by this revox: the checkpoint's name and the voice's.
@@ -69,7 +65,7 @@ def stream_headers(record: MarkRecord) -> dict[str, str]:
     when = int(record.created_at.timestamp())
     return {
         "X-Revox-Synthetic": "?1",
-        "X-Revox-Mark": record.line(),
+        "X-Revox-Mark": json.dumps(record.plain(), sort_keys=True, separators=(",", ":")),
         "AI-Disclosure": (
             f"mode=machine-generated, model={_structured(record.model)}, "
             f"provider={_structured(record.software)}, date=@{when}"

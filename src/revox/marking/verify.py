@@ -8,7 +8,7 @@ anything once both have been removed.
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +87,6 @@ class Verification:
     sentences: list[str]
     manifest: ManifestFound | None = None
     tag: TagFound | None = None
-
-    def plain(self) -> dict[str, Any]:
-        """The same as plain JSON values."""
-        return asdict(self)
 
 
 def verify_file(path: str | os.PathLike[str], trust: str | os.PathLike[str] | None = None) -> Verification:

@@ -85,16 +85,15 @@ class Recognizer(Protocol):
 class PocketsphinxRecognizer:
     """Transcribes English speech, within a JSGF grammar or, without one, freely.
 
-    `grammar` is the text of a JSGF grammar whose words pocketsphinx's dictionary knows. With a grammar,
-    rejection is on: speech that fits it much worse than a free loop of phones gives "". Raises MetricError
+    `grammar` is the text of a JSGF grammar whose words pocketsphinx's dictionary knows. With a grammar and
+    `reject`, speech that fits the grammar much worse than a free loop of phones gives "". Raises MetricError
     when pocketsphinx is missing or the grammar cannot be used.
     """
 
-    def __init__(self, grammar: str | None = None, reject_below: float | None = _REJECT_BELOW) -> None:
-        self._reject_below = reject_below
+    def __init__(self, grammar: str | None = None, reject: bool = True) -> None:
+        self._phones = None
         if grammar is None:
             self._decoder = _decoder()
-            self._phones = None
             return
         self._decoder = _decoder(lm=None)
         unknown = sorted(w for w in grammar_words(grammar) if self._decoder.lookup_word(w) is None)
@@ -107,29 +106,20 @@ class PocketsphinxRecognizer:
             self._decoder.activate_search("domain")
         except (RuntimeError, ValueError):
             raise MetricError("the JSGF grammar cannot be parsed; check its syntax") from None
-        self._phones = _decoder(lm=None, phones=True) if reject_below is not None else None
+        if reject:
+            self._phones = _decoder(lm=None, phones=True)
 
     def transcribe(self, audio: Audio) -> str:
         """The words, lower case; "" when there are none, or when they were rejected."""
-        return self.transcribe_scored(audio)[0]
-
-    def transcribe_scored(self, audio: Audio) -> tuple[str, float]:
-        """The words and how well they fit: log likelihood a frame less that of a free loop of phones.
-
-        The score is 0.0 without a grammar and -inf when the grammar has no path.
-        """
         pcm = _pcm(audio)
         if not pcm:
-            return "", 0.0 if self._phones is None else float("-inf")
+            return ""
         words, score = _decode(self._decoder, pcm)
-        if self._phones is None:
-            return words, 0.0
-        if not words:
-            return "", float("-inf")
-        frames = len(pcm) / 2 / _RATE * 100
-        fit = (score - _decode(self._phones, pcm)[1]) / frames
-        assert self._reject_below is not None
-        return (words if fit >= self._reject_below else ""), fit
+        if words and self._phones is not None:
+            frames = len(pcm) / 2 / _RATE * 100
+            if (score - _decode(self._phones, pcm)[1]) / frames < _REJECT_BELOW:
+                return ""
+        return words
 
 
 def grammar_words(grammar: str) -> set[str]:

@@ -75,8 +75,7 @@ def likelihood(
         raise MetricError("the codes are outside the codebooks of this checkpoint; encode the clip with it")
     codes = codes.to(model.device)
     rows = model.mm_audio_embeddings.frames((codes + N_SPECIAL_CODES)[None])[0]
-    hidden = _hidden(model, prompt, rows)
-    log_likelihood = _log_likelihood(model, hidden)
+    hidden, log_likelihood = _hidden(model, prompt, rows)
     targets = torch.cat((codes[0] + N_SPECIAL_CODES, codes.new_tensor([END_AUDIO_ID])))
     semantic = -log_likelihood.gather(1, targets[:, None])[:, 0]
     values = model.audio_tokenizer.quantizer.acoustic_codebook.decode(codes[1:])
@@ -101,8 +100,7 @@ def soft_likelihood(
     `soft_voice_embedding`. Raises MetricError when the shapes do not fit.
     """
     rows = soft_embedding(model, semantic, acoustic)
-    hidden = _hidden(model, prompt, rows)
-    log_likelihood = _log_likelihood(model, hidden)
+    hidden, log_likelihood = _hidden(model, prompt, rows)
     spoken = log_likelihood[:-1, N_SPECIAL_CODES : N_SPECIAL_CODES + semantic.shape[1]]
     cost = -(semantic.to(spoken) * spoken).sum(dim=1)
     end = -log_likelihood[-1:, END_AUDIO_ID]
@@ -158,14 +156,14 @@ def _level_weights(values: Tensor, levels: int) -> Tensor:
     return base + (place - below)[..., None] * slope
 
 
-def _hidden(model: Voxtral, prompt: Tensor, rows: Tensor) -> Tensor:
-    """Hidden states `[frames + 1, dim]` from which each frame, and after the last the end, is read."""
+def _hidden(model: Voxtral, prompt: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states `[frames + 1, dim]` from which each frame, and after the last the end, is read.
+
+    And the log-likelihoods `[frames + 1, size]` of the semantic codes there.
+    """
     inputs = torch.cat((prompt.to(model.device, model.dtype), rows.to(model.dtype)))
-    return model.teacher_forced([inputs])[0, len(prompt) - 1 :]
-
-
-def _log_likelihood(model: Voxtral, hidden: Tensor) -> Tensor:
-    return model.acoustic_transformer.semantic_logits(hidden).log_softmax(dim=-1)
+    hidden = model.teacher_forced([inputs])[0, len(prompt) - 1 :]
+    return hidden, model.acoustic_transformer.semantic_logits(hidden).log_softmax(dim=-1)
 
 
 def _flow_error(model: Voxtral, hidden: Tensor, values: Tensor, draws: int, seed: int) -> Tensor:

@@ -8,7 +8,6 @@ another pace, or by another speaker, they only say that it is another signal.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import warnings
 
 import numpy as np
@@ -23,9 +22,9 @@ _EXTRAS = {"pesq": "pesq", "pystoi": "eval"}
 def installed(library: str) -> str | None:
     """The version of `pesq` or `pystoi`, or None when it is not installed."""
     try:
-        return importlib.metadata.version(library) if importlib.util.find_spec(library) else None
+        return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:
-        return "unknown"
+        return None
 
 
 def pesq(reference: Audio, audio: Audio) -> float | None:

@@ -9,7 +9,6 @@ calibration of their own.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,12 +46,6 @@ class SpeakerVerifier:
     def similarity(self, a: Audio | np.ndarray, b: Audio | np.ndarray) -> float:
         """Cosine of two voices, each Audio or an embedding `[256]`: 1 is the same, 0 for silence."""
         return float(np.dot(self._vector(a), self._vector(b)))
-
-    def rank(self, audio: Audio | np.ndarray, candidates: Sequence[Audio | np.ndarray], own: int) -> int:
-        """The place of `candidates[own]` among the candidates by similarity to `audio`: 1 is the nearest."""
-        vector = self._vector(audio)
-        scores = [self.similarity(vector, candidate) for candidate in candidates]
-        return 1 + sum(score > scores[own] for score in scores)
 
     def _vector(self, item: Audio | np.ndarray) -> np.ndarray:
         return self.embed(item) if isinstance(item, Audio) else item

@@ -18,11 +18,11 @@ class WhisperRecognizer:
     """Transcribes speech with any Whisper by path or hub id. Needs the extra `whisper`.
 
     Weights are read from safetensors only, never from pickles, and no code in the model's folder is run.
-    `language` is given to multilingual models. Raises MetricError when transformers is missing or the model
-    cannot be loaded.
+    Multilingual models are told that it is English. Raises MetricError when transformers is missing or the
+    model cannot be loaded.
     """
 
-    def __init__(self, source: str, device: str = "cpu", language: str = "en") -> None:
+    def __init__(self, source: str, device: str = "cpu") -> None:
         import torch
 
         try:
@@ -42,10 +42,8 @@ class WhisperRecognizer:
                 "config.json, tokenizer and model.safetensors"
             ) from None
         self._model.to(torch.device(device)).eval()  # type: ignore[arg-type]
-        generation = self._model.generation_config
-        self._options: dict[str, Any] = {}
-        if getattr(generation, "is_multilingual", False):
-            self._options = {"language": language, "task": "transcribe"}
+        multilingual = getattr(self._model.generation_config, "is_multilingual", False)
+        self._options: dict[str, Any] = {"language": "en", "task": "transcribe"} if multilingual else {}
 
     def transcribe(self, audio: Audio) -> str:
         """The words, as Whisper writes them, in pieces of 30 s; "" for silence."""
