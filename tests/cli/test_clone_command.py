@@ -22,6 +22,7 @@ from revox.checkpoint.inject import InjectionOptions, eject, inject
 from revox.checkpoint.inspect import inspect
 from revox.checkpoint.voices import Voice, list_voices, load_voice
 from revox.cli import clone_command, voice_command
+from revox.cli.options import with_old_names
 from revox.cloning.clone import SELECTED
 from revox.coding.errors import CodingError
 from revox.coding.student import StudentTraining
@@ -60,7 +61,7 @@ def quick_presets(tiny_preset_codes: dict[str, Tensor], monkeypatch: pytest.Monk
 
 def clone(*arguments: object) -> Result:
     app = typer.Typer(pretty_exceptions_enable=False)
-    app.command()(clone_command.command)
+    app.command(cls=with_old_names(clone_command.OLD_NAMES))(clone_command.command)
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 

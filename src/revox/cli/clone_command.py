@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from revox.cli.options import Checkpoint, Method, Refine, Seed
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -18,12 +20,12 @@ if TYPE_CHECKING:
     from revox.cloning.clone import ClonedVoice
     from revox.progress import Progress
 
+OLD_NAMES = {"--quick-encoder": "--method student"}
+
 
 def command(
     clip: Annotated[Path, typer.Argument(help="The recording: any audio or video file.")],
-    checkpoint: Annotated[
-        str, typer.Option("--checkpoint", "-c", help="The checkpoint's folder, or a hub id.")
-    ],
+    checkpoint: Checkpoint,
     name: Annotated[str, typer.Option(help="The new voice's name: a-z, 0-9, _ and -.")],
     consent: Annotated[
         str | None, typer.Option(help="Whose voice it is, and that they agreed to it being cloned. Required.")
@@ -34,32 +36,19 @@ def command(
             help="What is said in CLIP (30 s at most), or @FILE: the language model then guides the search."
         ),
     ] = None,
-    method: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|encoder|student|inversion|best",
-            help="How codes are found: by the checkpoint's encoder if it has one, else by inversion (auto); "
-            "by inversion from a small encoder, trained once for this checkpoint (student); or by encoder "
-            "and inversion, and the better codes are kept (best).",
-        ),
-    ] = "auto",
-    refine: Annotated[
-        int, typer.Option(min=0, help="Steps of inversion that improve the encoder's codes.")
-    ] = 0,
+    method: Method = "auto",
+    refine: Refine = 0,
     budget: Annotated[float | None, typer.Option(help="Seconds to spend on finding the codes.")] = None,
     steps: Annotated[
         int | None, typer.Option(min=0, help="Steps of inversion (the same number gives the same voice).")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="For everything left to chance.")] = 0,
+    seed: Seed = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a voice of that name.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace even a preset.")] = False,
     decoded: Annotated[
         Path | None,
         typer.Option(help="Also write how the reference sounds through the codes, marked, to this file."),
     ] = None,
-    quick_encoder: Annotated[
-        bool, typer.Option("--quick-encoder", hidden=True, help="The old name of --method student.")
-    ] = False,
 ) -> None:
     """Clone a voice from CLIP and add it to the checkpoint, with its encoder if it has one, or by search.
 
@@ -73,9 +62,6 @@ def command(
     console = Console(stderr=True, highlight=False)
     # What can be wrong is said before anything is computed.
     agreed = record_consent(consent)
-    if quick_encoder:
-        console.print("[yellow]--quick-encoder is now --method student[/]")
-        method = "student"
     from revox.checkpoint.locate import locate
     from revox.checkpoint.voice_journal import check_writable
     from revox.checkpoint.voices import add_voice, check_voice_free

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from revox.checkpoint.inject import InjectionReport
 
+OLD_NAMES = {"-o": "--out"}
+
 
 def command(
     checkpoint: Checkpoint,
@@ -24,7 +26,7 @@ def command(
     ] = None,
     eject: Annotated[bool, typer.Option("--eject", help="Take the encoder out again.")] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Make a new folder, and leave this one as it is.")
+        Path | None, typer.Option("--out", help="Make a new folder, and leave this one as it is.")
     ] = None,
     merge: Annotated[
         bool, typer.Option("--merge", help="With --out: weights and encoder in one file.")
