@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from revox.deploy.facts import Facts, Gpu, Package, SourceTree, parse_serve, stages_of
+from revox.deploy.facts import Facts, Gpu, Package, parse_serve, stages_of
 from revox.deploy.rules import RULES, find_problems
 
 DEPLOY = {
@@ -168,16 +168,16 @@ CASES: list[tuple[str, str, Facts, Facts]] = [
     (
         "dev-version",
         "without git's tags",
-        facts("pip install -e /src", source=SourceTree("/src", False)),
-        facts("pip install -e /src", source=SourceTree("/src", True)),
+        facts("pip install -e /src", unversioned_source="/src"),
+        facts("pip install -e /src"),
     ),
     (
         "dev-version",
         "without git's tags",
-        facts("pip install -e /src", source=SourceTree("/src", False)),
+        facts("pip install -e /src", unversioned_source="/src"),
         facts(
             "pip install -e /src",
-            source=SourceTree("/src", False),
+            unversioned_source="/src",
             environment={"SETUPTOOLS_SCM_PRETEND_VERSION": "0.30.0"},
         ),
     ),

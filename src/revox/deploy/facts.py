@@ -34,20 +34,13 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class SourceTree:
-    """A source folder of vllm-omni, and whether git can tell its version (a repository with tags)."""
-
-    folder: str
-    has_version: bool
-
-
-@dataclass(frozen=True)
 class Facts:
     """What was gathered. None, or an empty value, means that it is not known.
 
     words: the command without the assignments before it. environment: the variables it would run under.
     packages: canonical name -> every copy that its Python would find. deploy: the stage or deploy file that
     it names, parsed; deploy_problem: why it could not be. programs: name -> path, or None if not on PATH.
+    unversioned_source: the source folder of vllm-omni that the command builds and git has no version of.
     disk_free: bytes free where a download of the model would go.
     """
 
@@ -59,7 +52,7 @@ class Facts:
     deploy_problem: str | None = None
     programs: Mapping[str, str | None] = field(default_factory=dict)
     machine: str | None = None
-    source: SourceTree | None = None
+    unversioned_source: str | None = None
     folder: Path | None = None
     report: Report | None = None
     other_model_type: str | None = None
@@ -106,10 +99,10 @@ class ServeCommand:
 def minor(version: str) -> tuple[int, int] | None:
     """(major, minor) of a version; None if it is not a version (vllm-omni falls back to `dev`)."""
     try:
-        release = Version(version).release
+        found = Version(version)
     except InvalidVersion:
         return None
-    return release[0], release[1] if len(release) > 1 else 0
+    return found.major, found.minor
 
 
 # fmt: off
@@ -182,9 +175,9 @@ def stages_of(deploy: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = []
     for stage in listed if isinstance(listed, list) else []:
         if isinstance(stage, Mapping):
-            inner = [stage.get(key) for key in ("engine_args", "runtime", "engine_extras")]
             merged = dict(stage)
-            for part in inner:
-                merged |= dict(part) if isinstance(part, Mapping) else {}
+            for key in ("engine_args", "runtime", "engine_extras"):
+                part = stage.get(key)
+                merged |= part if isinstance(part, Mapping) else {}
             found.append(merged)
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shlex
@@ -13,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from revox.deploy.errors import DeployError
-from revox.deploy.facts import Facts, Gpu, Package, SourceTree, parse_serve
+from revox.deploy.facts import Facts, Gpu, Package, parse_serve
 
 MAX_DEPLOY_BYTES = 1 << 20
 TIMEOUT = 60.0
@@ -35,6 +36,13 @@ for d in m.distributions():
         copies.append(dict(version=d.version or "", where=where, requires=requires, tags=tags))
 json.dump(dict(python="%d.%d" % sys.version_info[:2], packages=found), sys.stdout)
 """
+
+
+class _Environment(BaseModel):
+    """What `_LIST_PACKAGES` prints."""
+
+    python: str
+    packages: dict[str, tuple[Package, ...]]
 
 
 def split_command(command: str | Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -94,7 +102,7 @@ def gather(
         deploy_problem=problem,
         programs=programs,
         machine=platform.machine().lower(),
-        source=_source(words),
+        unversioned_source=_unversioned_source(words),
         folder=folder,
         report=report,
         other_model_type=other,
@@ -126,16 +134,11 @@ def _packages(
     if interpreter is None:
         return None, None
     try:
-        answer = json.loads(_run([interpreter, "-c", _LIST_PACKAGES], environment) or "")
-        packages = {
-            name: tuple(
-                Package(one["version"], one["where"], tuple(one["requires"]), tuple(one["tags"]))
-                for one in copies
-            )
-            for name, copies in answer["packages"].items()
-        }
-        return packages, str(answer["python"])
-    except (ValueError, KeyError, TypeError, AttributeError):
+        answer = _Environment.model_validate_json(
+            _run([interpreter, "-c", _LIST_PACKAGES], environment) or ""
+        )
+        return answer.packages, answer.python
+    except ValueError:
         if python is not None:
             hint = "name the environment's bin/python"
             raise DeployError(f"{python} did not list its packages; {hint}.") from None
@@ -198,8 +201,8 @@ def _folder(folder: Path | None) -> tuple[Any, str | None]:
     return inspect(folder), None if model_type in (None, MODEL_TYPE) else str(model_type)
 
 
-def _source(words: Sequence[str]) -> SourceTree | None:
-    """The source of vllm-omni that a command would build: pip install, uv pip install, docker build."""
+def _unversioned_source(words: Sequence[str]) -> str | None:
+    """The source of vllm-omni that a command (pip install, docker build) builds, if it has no git tag."""
     if "install" not in words and "build" not in words:
         return None
     for word in words[1:]:
@@ -207,7 +210,7 @@ def _source(words: Sequence[str]) -> SourceTree | None:
         if not word.startswith("-") and tree.is_dir() and (tree / "vllm_omni").is_dir():
             is_repository = (tree / ".git").exists()
             tag = _run(["git", "-C", str(tree.resolve()), "describe", "--tags"]) if is_repository else None
-            return SourceTree(str(tree), bool(tag and tag.strip()))
+            return None if tag and tag.strip() else str(tree)
     return None
 
 

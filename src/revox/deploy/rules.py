@@ -271,8 +271,8 @@ def _dev_version(facts: Facts) -> Iterator[Problem]:
         "VLLM_OMNI_VERSION_OVERRIDE",
     )
     version_set = any(facts.environment.get(name) for name in variables)
-    if facts.source is not None and not facts.source.has_version and not version_set:
-        yield _stops(f"{facts.source.folder} is built without git's tags and without a version", fix)
+    if facts.unversioned_source is not None and not version_set:
+        yield _stops(f"{facts.unversioned_source} is built without git's tags and without a version", fix)
     omni = facts.package("vllm-omni")
     if omni is not None and (minor(omni.version) or (0, 0)) < (0, 10):
         yield _stops(f"vllm-omni is installed as version {omni.version}", f"install it again: {fix}")

@@ -134,7 +134,7 @@ def examine_server(url: str, key: str | None = None, probe: bool = True) -> Serv
     report.models = _names(models.json(), "data", "id")
     report.kind = _kind(document, models.json())
     if report.kind == "revox":
-        report.version = _text(_at(document, "info", "version"))
+        report.version = _text(_object(document, "info").get("version"))
     else:
         report.version = _text(_json(server, "/version", report).get("version"))
     listed = _json(server, "/v1/audio/voices", report)
@@ -207,7 +207,7 @@ def _ref_audio_result(answer: Answer) -> tuple[str, str]:
         is_wav = len(answer.body) > 44 and answer.body[:4] == b"RIFF"
         return (WORKS, "") if is_wav else (FAILED, "the answer is not the audio that was asked for")
     refusal = answer.json()
-    message = _at(refusal, "error", "message") or _at(refusal, "message")
+    message = _object(refusal, "error").get("message") or _object(refusal).get("message")
     text = message if isinstance(message, str) else answer.body[:2000].decode(errors="replace")
     kind = REFUSED if 400 <= answer.status < 500 else FAILED
     return kind, f"{answer.status}: {_printable(text)[:500]}"
@@ -243,7 +243,7 @@ def _json(server: ServerClient, path: str, report: ServerReport) -> dict[str, An
 
 
 def _kind(document: Mapping[str, Any], models: Any) -> str:
-    if _at(document, "info", "title") == "revox":
+    if _object(document, "info").get("title") == "revox":
         return "revox"
     paths = _object(document, "paths")
     if "/v1/omni/sleep" in paths or _object(document, "components", "schemas", _REQUEST):
@@ -254,20 +254,15 @@ def _kind(document: Mapping[str, Any], models: Any) -> str:
     return "unknown"
 
 
-def _at(data: Any, *keys: str) -> Any:
-    """What is at `keys` of nested objects; {} where there is nothing."""
-    for key in keys:
-        data = data.get(key, {}) if isinstance(data, dict) else {}
-    return data if data is not None else {}
-
-
 def _object(data: Any, *keys: str) -> dict[str, Any]:
-    found = _at(data, *keys)
-    return found if isinstance(found, dict) else {}
+    """The object at `keys` of nested objects; {} where there is none."""
+    for key in keys:
+        data = data.get(key) if isinstance(data, dict) else None
+    return data if isinstance(data, dict) else {}
 
 
 def _list(data: Any, key: str) -> list[Any]:
-    found = _at(data, key)
+    found = _object(data).get(key)
     return found[:MAX_VOICES] if isinstance(found, list) else []
 
 

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shlex
+import unicodedata
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -78,7 +79,13 @@ class Deployment:
         if not self.host or not all(c.isalnum() or c in ".:-_" for c in self.host) or not self.host.isascii():
             raise DeployError(f"--host is {self.host!r}, expected an address such as 127.0.0.1 or 0.0.0.0.")
         for path in (self.folder, self.out):
-            _check_path(path)
+            name = str(path.resolve())
+            # Python has bytes that are not UTF-8 as surrogates.
+            if any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
+                raise DeployError(
+                    f"the name {name!a} has control characters or is not UTF-8, which a compose file cannot "
+                    "hold; rename the folder."
+                )
 
     @property
     def shares(self) -> tuple[float, float]:
@@ -217,18 +224,6 @@ def mount_of(folder: Path) -> tuple[Path, Path]:
 def _template(name: str, **values: object) -> str:
     text = (files("revox.deploy") / "templates" / name).read_text(encoding="utf-8")
     return Template(text).substitute(values, mark=MARK)
-
-
-def _check_path(path: Path) -> None:
-    try:
-        text = str(path.resolve())
-        text.encode()
-    except UnicodeEncodeError:
-        raise DeployError(
-            f"the name of {path!a} is not UTF-8, which a compose file requires; rename the folder."
-        ) from None
-    if any(ord(c) < 32 or ord(c) == 127 for c in text):
-        raise DeployError(f"{path!r} has control characters in its name; rename the folder.")
 
 
 def _escaped(word: str) -> str:
