@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from revox.cli import doctor_command, main
+from revox.doctor.findings import DoctorReport
 from revox.marking import verify_bytes
 from revox.speech import Audio, read_audio
 
@@ -195,12 +196,10 @@ def test_what_a_voice_decodes_to_is_marked_like_speech_wherever_it_goes(
 
 
 def test_the_doctors_sounds_are_marked(tiny_checkpoint, tmp_path, state):
-    class Patient:
-        def sounds(self):
-            sound = Audio(np.full(2400, 0.1, np.float32), 24000)
-            return {"decoded": {"pt_male": sound}, "spoken": {"it_male": sound, "quiet": Audio([], 24000)}}
-
-    doctor_command._write_sounds(Patient(), tmp_path / "sounds", str(tiny_checkpoint))
+    sound = Audio(np.full(2400, 0.1, np.float32), 24000)
+    sounds = {"decoded": {"pt_male": sound}, "spoken": {"it_male": sound, "quiet": Audio([], 24000)}}
+    report = DoctorReport("lab", {}, [], sounds=sounds)
+    doctor_command._write_sounds(report, tmp_path / "sounds", str(tiny_checkpoint))
     files = sorted((tmp_path / "sounds").iterdir())
     assert [file.name for file in files] == ["it_male.spoken.wav", "pt_male.decoded.wav"]
     for file in files:
