@@ -31,8 +31,9 @@ Method = Annotated[
     typer.Option(
         metavar="auto|encoder|student|inversion|best",
         help="How codes are found: by the checkpoint's encoder if it has one, else by inversion (auto); by "
-        "the encoder; by inversion that starts from a small encoder trained first (student) or from nothing "
-        "(inversion); or by each of these, keeping the best.",
+        "the encoder; by inversion that starts from a small encoder, trained once for the checkpoint "
+        "(student), or from preset codes (inversion); or by encoder and inversion, and the better codes are "
+        "kept (best).",
     ),
 ]
 Refine = Annotated[int, typer.Option(min=0, help="Inversion steps that improve the encoder's codes.")]
