@@ -22,8 +22,9 @@ from revox.demo import checkpoint_folder
 from revox.doctor import clone_checks
 from revox.doctor.checkpoint_under_test import CheckpointUnderTest
 from revox.evaluation.subject import Setup, Subject
-from revox.serving.cloner import ServedCloner
 from revox.serving.references import Reference
+from revox.serving.settings import ServeSettings
+from revox.serving.voices import Voices
 from revox.speech import read_audio
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -57,8 +58,8 @@ def by_command_line(folder: Path, *options: object) -> Tensor | None:
 
 def by_server(tts: Revox) -> Tensor | None:
     reference = Reference(CLIP.read_bytes(), read_audio(CLIP), "upload")
-    cloner = ServedCloner(tts, "encoder", 60.0)
-    return cloner(reference, name="me", consent=record_consent(CONSENT), ref_text=None).codes
+    voices = Voices(ServeSettings(checkpoint=str(tts.folder), voices_folder=tts.folder / "uploaded"), tts)
+    return voices._clone(reference, "me", record_consent(CONSENT), None).codes
 
 
 def by_evaluation(folder: Path, cloned: ClonedVoice, **settings: Any) -> Tensor:

@@ -25,7 +25,6 @@ from revox.demo import checkpoint_folder
 from revox.losses.stft import mel_spectrogram
 from revox.marking import verify_bytes
 from revox.progress import Progress, ignore_progress
-from revox.serving.cloner import ServedCloner
 from revox.serving.keys import add_key
 from revox.speech import read_audio
 
@@ -156,17 +155,17 @@ def tab(window):
         assert tab.complaints == []
 
 
-class FakeCloner(ServedCloner):
+class FakeCloner:
     """Makes a voice of known codes, when it is let; `by` "encoder" at once, "inversion" as a job."""
 
     def __init__(self, app, by):
-        super().__init__(app.state.revox.tts, by, 1.0)
+        self.tts, self.by = app.state.revox.tts, by
         self.go = threading.Event()
         self.error = None
         self.reference = None
-        app.state.revox.voices._cloner = self
+        app.state.revox.voices._clone, app.state.revox.voices.method = self, by
 
-    def __call__(self, reference, *, name, consent, ref_text, progress=ignore_progress, should_stop=None):
+    def __call__(self, reference, name, consent, ref_text, progress=ignore_progress, should_stop=None):
         self.reference = reference
         progress(Progress("descent", 5, 10, {"seconds_left": 12.5}))
         while not self.go.wait(0.02) and not (should_stop and should_stop()):

@@ -30,11 +30,11 @@ from revox.demo import checkpoint_folder
 from revox.progress import Progress, ignore_progress
 from revox.serving import voice_files
 from revox.serving.app import create_app
-from revox.serving.cloner import ServedCloner
 from revox.serving.errors import ApiError, ServeError
 from revox.serving.keys import add_key
 from revox.serving.references import Reference
-from revox.serving.voices import Upload, Voices
+from revox.serving.voice_jobs import Job
+from revox.serving.voices import Voices, given_consent
 from revox.speech import Audio, encode_audio, read_audio
 
 CONSENT = "Ada Example, who agreed by e-mail on 2026-11-20"
@@ -43,11 +43,11 @@ SECOND = encode_audio(Audio(read_audio(CLIP, max_seconds=1.0).samples, 16_000), 
 SHA256 = hashlib.sha256(CLIP).hexdigest()
 
 
-class FakeCloner(ServedCloner):
+class FakeCloner:
     """Gives a voice of known codes, when it is let; fails when told; sees whether it should stop."""
 
     def __init__(self, tts, by: str = "inversion") -> None:
-        super().__init__(tts, by, 1.0)
+        self.tts, self.by = tts, by
         self.go = threading.Event()
         self.go.set()
         self.begun = threading.Event()
@@ -61,7 +61,10 @@ class FakeCloner(ServedCloner):
         sizes = torch.tensor(self.tts.model.config.codebook_rows)[:, None] - 2
         return (torch.rand(len(sizes), self.frames, generator=generator) * sizes).long()
 
-    def __call__(self, reference, *, name, consent, ref_text, progress=ignore_progress, should_stop=None):
+    def install(self, voices: Voices) -> None:
+        voices._clone, voices.method = self, self.by
+
+    def __call__(self, reference, name, consent, ref_text, progress=ignore_progress, should_stop=None):
         self.asked.append(name)
         progress(Progress("descent", 5, 10, {"seconds_left": 12.5}))
         self.begun.set()
@@ -121,7 +124,8 @@ def form(name: str = "ada", clip: bytes = CLIP, **fields):
 
 def faked(app, by: str = "inversion") -> FakeCloner:
     state = app.state.revox
-    state.voices._cloner = cloner = FakeCloner(state.tts, by)
+    cloner = FakeCloner(state.tts, by)
+    cloner.install(state.voices)
     return cloner
 
 
@@ -542,14 +546,18 @@ def test_a_job_interrupted_by_a_stop_is_told_as_failed_and_retried_if_the_sample
 
 def test_a_server_that_was_killed_tells_its_job_as_interrupted(tts, settings):
     voices = Voices(settings(), tts)
-    voices._cloner = cloner = FakeCloner(tts)
+    cloner = FakeCloner(tts)
+    cloner.install(voices)
     cloner.go.clear()
 
     async def begin():
         reference = Reference(CLIP, read_audio(CLIP, rate=24_000), "upload")
-        _, job = await voices.upload(
-            reference, Upload("ada", CONSENT, "x", keep_sample=True, details={"created_at": 1})
-        )
+        consent = given_consent(CONSENT, None, "x").model_dump(mode="json", exclude_none=True)
+        job = Job(
+            name="ada", asked_by="x", consent=consent, sha256=SHA256, details={"created_at": 1},
+            keep_sample=True,
+        )  # fmt: skip
+        await voices.upload(reference, job)
         return job
 
     job = asyncio.run(begin())
@@ -872,7 +880,8 @@ def test_an_inline_reference_needs_a_way_to_clone_and_consent(tts, settings):
 
 def test_every_inline_reference_is_logged_and_one_recording_is_cloned_once(tts, settings):
     voices = Voices(settings(method="inversion", consent_statement="all callers agreed in writing"), tts)
-    voices._cloner = cloner = FakeCloner(tts)
+    cloner = FakeCloner(tts)
+    cloner.install(voices)
 
     async def ask():
         cloner.go.clear()
@@ -899,7 +908,8 @@ def test_every_inline_reference_is_logged_and_one_recording_is_cloned_once(tts, 
 
 def test_an_inline_cloning_that_no_request_waits_for_stops(tts, settings):
     voices = Voices(settings(method="inversion"), tts)
-    voices._cloner = cloner = FakeCloner(tts)
+    cloner = FakeCloner(tts)
+    cloner.install(voices)
     cloner.go.clear()
 
     async def ask():
@@ -919,7 +929,7 @@ def test_an_inline_cloning_that_no_request_waits_for_stops(tts, settings):
 
 def test_deleting_a_voice_forgets_inline_voices_of_its_recording(tts, settings):
     voices = Voices(settings(method="inversion"), tts)
-    voices._cloner = FakeCloner(tts)
+    FakeCloner(tts).install(voices)
     asyncio.run(inline(voices))
     record = provenance(CONSENT, "x", source=source_of(CLIP))
     cloner = FakeCloner(tts)

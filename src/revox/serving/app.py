@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -15,7 +16,7 @@ from revox.serving import model_routes, open_webui, page_routes, speech_routes, 
 from revox.serving.engine import EngineThread
 from revox.serving.error_responses import RESPONSES, install_handlers
 from revox.serving.keys import Keys
-from revox.serving.limits import BodyLimit, Check, host_check, key_check, origin_check
+from revox.serving.limits import BodyLimit, Check, check_host, check_key, check_origin
 from revox.serving.metrics import Counted, Metrics
 from revox.serving.references import References
 from revox.serving.settings import ServeSettings
@@ -61,8 +62,8 @@ def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
     install_handlers(app)
     # The middleware added last runs first.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
-    app.add_middleware(Check, check=key_check(state.keys.admit))
-    app.add_middleware(Check, check=origin_check(settings.cors_origins))
+    app.add_middleware(Check, check=partial(check_key, state.keys.admit))
+    app.add_middleware(Check, check=partial(check_origin, settings.cors_origins))
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -71,7 +72,7 @@ def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
             allow_headers=["authorization", "content-type"],
         )
     if settings.api_keys is None and "*" not in settings.cors_origins:
-        app.add_middleware(Check, check=host_check(settings.allowed_hosts))
+        app.add_middleware(Check, check=partial(check_host, settings.allowed_hosts))
     app.add_middleware(Counted, metrics=metrics)
     for routes in (model_routes, speech_routes, speech_socket, voice_routes, open_webui, page_routes):
         app.include_router(routes.router)

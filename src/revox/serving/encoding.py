@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from revox.serving.errors import ApiError
-from revox.speech import FORMATS, Audio, encode_audio
+from revox.speech import FORMATS
 from revox.speech.stretch import TimeStretch
 
 NAMES = ("wav", "pcm", "flac", "mp3", "aac", "opus")
@@ -54,16 +54,6 @@ def check_rate(format: str, rate: int | None) -> None:
             f"{format} cannot have a sample rate of {rate} Hz; use one of {expected}",
             param="sample_rate",
         )
-
-
-def encode_whole(samples: np.ndarray, rate: int, format: str) -> bytes:
-    """A complete file of `format`."""
-    return encode_audio(Audio(samples, rate), format)[0]
-
-
-def media_type(format: str) -> str:
-    """The Content-Type of a format."""
-    return FORMATS[format].media_type
 
 
 def wav_header(rate: int) -> bytes:

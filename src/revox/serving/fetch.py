@@ -15,7 +15,6 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 
 import httpx2
@@ -47,14 +46,6 @@ _HEADERS = {
 }
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """The bytes, and the host for logs (without the path, which can hold secrets)."""
-
-    data: bytes
-    origin: str
-
-
 def is_public(address: str) -> bool:
     """Whether an address is on the public internet, and so is any IPv4 address embedded in it."""
     try:
@@ -81,12 +72,12 @@ async def fetch(
     seconds: float,
     lookup: Lookup | None = None,
     transport: httpx2.AsyncBaseTransport | None = None,
-) -> Fetched:
-    """The bytes of a recording at an http(s) address, in `seconds` altogether.
+) -> tuple[bytes, str]:
+    """The bytes of a recording at an http(s) address, and its host for logs (the path can hold secrets).
 
-    `lookup` (host, port -> addresses) and `transport` default to the system's. Raises ApiError: 400 for what
-    cannot be fetched or is not declared as audio, 403 for an address that is not public, 413 for too many
-    bytes. The other server's answer is never quoted.
+    seconds: altogether. `lookup` (host, port -> addresses) and `transport` default to the system's. Raises
+    ApiError: 400 for what cannot be fetched or is not declared as audio, 403 for an address that is not
+    public, 413 for too many bytes. The other server's answer is never quoted.
     """
     if transport is None:
         transport = httpx2.AsyncHTTPTransport(verify=ssl.create_default_context(), trust_env=False)
@@ -101,7 +92,7 @@ async def fetch(
         raise _failed("its host does not answer as expected") from None
 
 
-async def _follow(client: httpx2.AsyncClient, url: str, max_bytes: int, lookup: Lookup) -> Fetched:
+async def _follow(client: httpx2.AsyncClient, url: str, max_bytes: int, lookup: Lookup) -> tuple[bytes, str]:
     target = _parse(url)
     for _ in range(MAX_REDIRECTS + 1):
         host = target.raw_host.decode("ascii").strip("[]")
@@ -118,7 +109,7 @@ async def _follow(client: httpx2.AsyncClient, url: str, max_bytes: int, lookup: 
         response = await client.send(request, stream=True)
         try:
             if not response.is_redirect:
-                return Fetched(await _body(response, max_bytes), f"{target.scheme}://{netloc}")
+                return await _body(response, max_bytes), f"{target.scheme}://{netloc}"
             location = response.headers.get("location")
         finally:
             await response.aclose()

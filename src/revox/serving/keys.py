@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
-import json
 import logging
 import math
 import os
@@ -78,7 +77,7 @@ def read_keys(path: str | Path) -> KeyFile:
         raise ServeError(f"{path} is not a key file ({why}); create one with: revox keys add") from None
 
 
-def add_key(path: str | Path, name: str, rate_limit: int | None = None, now: datetime | None = None) -> str:
+def add_key(path: str | Path, name: str, rate_limit: int | None = None) -> str:
     """Create a key and add its hash to the file, which is created if need be. Returns the key itself.
 
     Raises ServeError if the name is invalid or taken, or the file cannot be used.
@@ -95,7 +94,8 @@ def add_key(path: str | Path, name: str, rate_limit: int | None = None, now: dat
         if any(key.name == name for key in keys):
             raise ServeError(f"{path} already has a key {name!r}; remove it first, or choose another name")
         secret = PREFIX + secrets.token_urlsafe(32)
-        made = Key(name=name, sha256=hash_of(secret), created_at=now or _now(), rate_limit=rate_limit)
+        now = datetime.now(timezone.utc).replace(microsecond=0)
+        made = Key(name=name, sha256=hash_of(secret), created_at=now, rate_limit=rate_limit)
         _write(path, KeyFile(keys=(*keys, made)))
     return secret
 
@@ -233,7 +233,7 @@ def _unauthorized(message: str) -> ApiError:
 
 def _write(path: Path, keys: KeyFile) -> None:
     fresh = not path.exists()
-    replace_file(path, json.dumps(keys.model_dump(mode="json", exclude_none=True), indent=2) + "\n")
+    replace_file(path, keys.model_dump_json(exclude_none=True, indent=2) + "\n")
     if fresh:
         path.chmod(0o600)
 
@@ -252,7 +252,3 @@ def _changing(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _now() -> datetime:
-    return datetime.now(timezone.utc).replace(microsecond=0)

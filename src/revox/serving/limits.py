@@ -119,52 +119,44 @@ async def refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) ->
     await response(scope, receive, send)
 
 
-def origin_check(allowed: Collection[str]) -> Callable[[HTTPConnection], None]:
-    """Refuses (403) what pages of other origins send, unless the operator allows that origin.
+def check_origin(allowed: Collection[str], connection: HTTPConnection) -> None:
+    """Refuse (403) what pages of other origins send, unless the operator allows that origin.
 
     A browser lets any page post a form or open a WebSocket to this machine without asking (CORS only keeps
     the page from reading answers) and names the page in Origin; programs send no Origin.
     """
-
-    def check(connection: HTTPConnection) -> None:
-        method = connection.scope.get("method")
-        if connection.scope["type"] == "http" and method not in ("POST", "PUT", "PATCH", "DELETE"):
+    method = connection.scope.get("method")
+    if connection.scope["type"] == "http" and method not in ("POST", "PUT", "PATCH", "DELETE"):
+        return
+    origin = connection.headers.get("origin", "")
+    if not origin or origin in allowed or "*" in allowed:
+        return
+    with contextlib.suppress(ValueError):
+        if urlsplit(origin).netloc.lower() == connection.headers.get("host", "").lower():
             return
-        origin = connection.headers.get("origin", "")
-        if not origin or origin in allowed or "*" in allowed:
-            return
-        with contextlib.suppress(ValueError):
-            if urlsplit(origin).netloc.lower() == connection.headers.get("host", "").lower():
-                return
-        raise ApiError(
-            403,
-            "pages of another origin may not call this server; its operator can allow it (--cors-origin)",
-            code="origin_not_allowed",
-        )
-
-    return check
+    raise ApiError(
+        403,
+        "pages of another origin may not call this server; its operator can allow it (--cors-origin)",
+        code="origin_not_allowed",
+    )
 
 
-def host_check(allowed: Collection[str]) -> Callable[[HTTPConnection], None]:
-    """Refuses (403) requests to a host name that is not this server's.
+def check_host(allowed: Collection[str], connection: HTTPConnection) -> None:
+    """Refuse (403) requests to a host name that is not this server's.
 
     A page can point its own name at this machine (DNS rebinding); the browser then takes the server for the
     page's own origin. Addresses, names without a dot and names in `PRIVATE_DOMAINS` cannot be used for that,
     since public name servers do not resolve them. `allowed` are the operator's own names. Monitoring may use
     any name.
     """
-
-    def check(connection: HTTPConnection) -> None:
-        host = connection.headers.get("host", "")
-        if connection.scope["path"] not in MONITORING_PATHS and not _is_own_name(host, allowed):
-            raise ApiError(
-                403,
-                f"this server does not answer to the name {host[:100]!r}; its operator can allow it "
-                "(--allow-host)",
-                code="host_not_allowed",
-            )
-
-    return check
+    host = connection.headers.get("host", "")
+    if connection.scope["path"] not in MONITORING_PATHS and not _is_own_name(host, allowed):
+        raise ApiError(
+            403,
+            f"this server does not answer to the name {host[:100]!r}; its operator can allow it "
+            "(--allow-host)",
+            code="host_not_allowed",
+        )
 
 
 def _is_own_name(host: str, allowed: Collection[str]) -> bool:
@@ -180,15 +172,11 @@ def _is_own_name(host: str, allowed: Collection[str]) -> bool:
     return name.endswith(tuple(f".{domain}" for domain in PRIVATE_DOMAINS))
 
 
-def key_check(admit: Callable[[str | None], str]) -> Callable[[HTTPConnection], None]:
-    """Refuses (401, 429) requests below /v1/ that `admit` (authorization header -> name of the key) refuses.
+def check_key(admit: Callable[[str | None], str], connection: HTTPConnection) -> None:
+    """Refuse (401, 429) requests below /v1/ that `admit` (authorization header -> name of the key) refuses.
 
     As a middleware, since a route would read and parse the whole upload first; `revox.serving.state.asked_by`
     gives the name.
     """
-
-    def check(connection: HTTPConnection) -> None:
-        if connection.scope["path"].startswith("/v1/"):
-            connection.state.asked_by = admit(connection.headers.get("authorization"))
-
-    return check
+    if connection.scope["path"].startswith("/v1/"):
+        connection.state.asked_by = admit(connection.headers.get("authorization"))

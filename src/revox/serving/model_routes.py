@@ -8,9 +8,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from revox.serving.errors import ApiError
-from revox.serving.metrics import CONTENT_TYPE
 from revox.serving.state import ServerState, state_of
 
 router = APIRouter()
@@ -40,7 +40,7 @@ async def metrics(request: Request) -> Response:
     """Metrics in Prometheus' text format."""
     shown = state_of(request).metrics
     shown.tasks.set(len(asyncio.all_tasks()))
-    return Response(shown.text(), media_type=CONTENT_TYPE)
+    return Response(shown.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/v1/models", tags=["models"])

@@ -14,14 +14,13 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from revox.serving.errors import ApiError, ServeError
-from revox.serving.fetch import Fetched, fetch
+from revox.serving.fetch import fetch
 from revox.serving.limits import Places
 from revox.serving.sandboxed_decode import sandboxed_decode
 from revox.speech import Audio, AudioError
@@ -51,23 +50,16 @@ class Reference:
 class References:
     """Reads recordings, at most `MAX_WAITING` at a time, as the settings allow.
 
-    rate: Hz of the decoded audio, mono. fetcher: url, bytes, seconds -> the recording; for tests. Raises
-    ServeError if the allowed folder is not a folder.
+    rate: Hz of the decoded audio, mono. Raises ServeError if the allowed folder is not a folder.
     """
 
-    def __init__(
-        self,
-        settings: ServeSettings,
-        rate: int,
-        fetcher: Callable[[str, int, float], Awaitable[Fetched]] | None = None,
-    ) -> None:
+    def __init__(self, settings: ServeSettings, rate: int) -> None:
         self.rate = rate
         self.max_bytes, self.max_seconds = settings.max_body_bytes, settings.max_reference_seconds
         self.allow_urls = settings.allow_urls
         self.folder = settings.allowed_folder and settings.allowed_folder.expanduser()
         if self.folder is not None and not self.folder.is_dir():
             raise ServeError(f"--allowed-folder {self.folder} is not a folder; create it or name another")
-        self._fetch = fetcher or (lambda url, size, seconds: fetch(url, max_bytes=size, seconds=seconds))
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="reference")
         self._places = Places(MAX_WAITING, "recordings are being read")
 
@@ -109,8 +101,7 @@ class References:
         if scheme in ("http", "https"):
             if not self.allow_urls:
                 raise _not_allowed("an http(s) address", "--allow-urls", "urls_not_allowed")
-            found = await self._fetch(text, self.max_bytes, FETCH_SECONDS)
-            return found.data, found.origin
+            return await fetch(text, max_bytes=self.max_bytes, seconds=FETCH_SECONDS)
         if scheme == "file":
             return await asyncio.get_running_loop().run_in_executor(self._pool, self._file, text)
         if not scheme and _BASE64.fullmatch("".join(text.split())):

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from revox.checkpoint.errors import VoiceError
-from revox.serving.encoding import Shape, StreamEncoder, check_rate, encode_whole
+from revox.serving.encoding import Shape, StreamEncoder, check_rate
 from revox.serving.errors import ApiError
 from revox.serving.model_routes import check_model
 from revox.serving.speech_request import SpeechOptions
+from revox.speech import Audio, encode_audio
 from revox.synthesis.engine import Request
 from revox.synthesis.prompt import make_prompt
 
@@ -174,14 +175,12 @@ class SpeechResponse:
             pieces.append(shape.finish())
             samples = np.concatenate(pieces)
             if not samples.size:
-                raise ApiError(
-                    500, "the model ended without a sound; try another seed", code="no_sound", param="seed"
-                )
+                raise _no_sound()
             return await asyncio.to_thread(self._encoded, samples, shape.rate)
 
     def _encoded(self, samples: np.ndarray, rate: int) -> bytes:
         format = self.request.options.response_format
-        data = encode_whole(samples, rate, format)
+        data, _ = encode_audio(Audio(samples, rate), format)
         record = self.request.record()
         if record is None:
             return data
@@ -199,9 +198,7 @@ class SpeechResponse:
                     yield data
             data = encoder.push(shape.finish()) + encoder.finish()
             if not self.stream.frames:
-                raise ApiError(
-                    500, "the model ended without a sound; try another seed", code="no_sound", param="seed"
-                )
+                raise _no_sound()
             if data:
                 yield data
 
@@ -264,6 +261,10 @@ def check_text(state: ServerState, text: str) -> None:
             param="input",
             code="input_too_long",
         )
+
+
+def _no_sound() -> ApiError:
+    return ApiError(500, "the model ended without a sound; try another seed", param="seed", code="no_sound")
 
 
 def _useless(field: str, why: str) -> ApiError:

@@ -14,11 +14,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from revox.serving.encoding import NAMES, media_type
+from revox.serving.encoding import NAMES
 from revox.serving.errors import ApiError, as_api_error
 from revox.serving.speaking import SpeechResponse, resolve
 from revox.serving.speech_request import BatchRequest, SpeechRequest, batch_item
 from revox.serving.state import ServerState, asked_by, state_of
+from revox.speech import FORMATS
 
 router = APIRouter(prefix="/v1/audio", tags=["speech"])
 
@@ -26,6 +27,7 @@ T = TypeVar("T")
 
 log = logging.getLogger("revox.serving")
 
+_BINARY = {"type": "string", "format": "binary"}
 _EVENT = {
     "type": "object",
     "properties": {"event": {"type": "string"}, "data": {"type": "string", "description": "JSON"}},
@@ -35,7 +37,7 @@ AUDIO: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The audio; or, as events, speech.audio.delta and speech.audio.done.",
         "content": {
-            **{media_type(name): {"schema": {"type": "string", "format": "binary"}} for name in NAMES},
+            **{FORMATS[name].media_type: {"schema": _BINARY} for name in NAMES},
             "text/event-stream": {"schema": _EVENT},
         },
     }
@@ -95,7 +97,7 @@ async def _batch_result(
         "index": index,
         "status": "success",
         "audio_data": base64.b64encode(audio).decode(),
-        "media_type": media_type(asked.response_format),
+        "media_type": FORMATS[asked.response_format].media_type,
         "usage": response.usage.body(),
     }
 
@@ -110,7 +112,7 @@ async def _speak(request: Request, body: SpeechRequest, streams: str | None) -> 
 
     response = await _unless_gone(request, begin())
     headers = response.request.headers()
-    kind = media_type(body.response_format)
+    kind = FORMATS[body.response_format].media_type
     if streams is None:
         data = await _unless_gone(request, response.whole())
         return Response(data, media_type=kind, headers={**headers, **response.headers})

@@ -39,5 +39,5 @@ def state_of(connection: HTTPConnection) -> ServerState:
 
 
 def asked_by(connection: HTTPConnection) -> str:
-    """The name of the request's key, for logs; `revox.serving.limits.key_check` has admitted it."""
+    """The name of the request's key, for logs; `revox.serving.limits.check_key` has admitted it."""
     return cast(Any, connection.state).asked_by

@@ -37,14 +37,14 @@ INTERRUPTED = "the server was stopped before the voice was made"
 log = logging.getLogger("revox.serving")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Job:
     """A cloning. `progress` is 0 to 1; `error` one sentence, if it failed."""
 
-    id: str
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
     name: str
     asked_by: str
-    created_at: float
+    created_at: float = field(default_factory=time.time)
     consent: dict[str, Any]
     sha256: str
     details: dict[str, Any]
@@ -74,15 +74,9 @@ class Job:
     def again(self, asked_by: str) -> Job:
         """A new job for the same recording and name."""
         return Job(
-            id=new_id(), name=self.name, asked_by=asked_by, created_at=time.time(), consent=self.consent,
-            sha256=self.sha256, details=self.details, ref_text=self.ref_text, keep_sample=self.keep_sample,
-            retry_of=self.id,
+            name=self.name, asked_by=asked_by, consent=self.consent, sha256=self.sha256,
+            details=self.details, ref_text=self.ref_text, keep_sample=self.keep_sample, retry_of=self.id,
         )  # fmt: skip
-
-
-def new_id() -> str:
-    """An id for a job."""
-    return secrets.token_hex(12)
 
 
 @dataclass
@@ -163,7 +157,7 @@ class VoiceJobs:
                 work.cancelled.set()
                 if job.state == "queued":
                     self._queue.remove(work)
-            self._end(job, "failed", "it was cancelled", keep_sample=False)
+            self._end(job, "it was cancelled")
             self.note("cancelled", job, cancelled_by=by)
             return self.show(job)
 
@@ -212,7 +206,7 @@ class VoiceJobs:
             running = [work.future for work in self._queue if work.job.state == "running" and work.future]
             for work in self._queue:
                 if work.job.state == "queued":
-                    self._interrupt(work.job)
+                    self._fail(work.job, INTERRUPTED)
         self._pool.shutdown(wait=False, cancel_futures=True)
         wait(running, seconds)
 
@@ -236,27 +230,24 @@ class VoiceJobs:
                 if not should_stop():
                     self.save_voice(job, voice, work.reference)
                     job.progress = 1.0
-                    self._end(job, "done", None, keep_sample=False)
+                    self._end(job)
                 elif job.active:
-                    self._interrupt(job)
+                    self._fail(job, INTERRUPTED)
         except Exception as error:
-            self._fail(job, error)
+            with self._lock:
+                if job.active:
+                    self._fail(job, self._reason(error))
         finally:
             with self._lock, contextlib.suppress(ValueError):
                 self._queue.remove(work)
 
-    def _fail(self, job: Job, error: Exception) -> None:
-        with self._lock:
-            if not job.active:
-                return
-            message = as_api_error(error).message
-            if self._closing.is_set():
-                message = INTERRUPTED
-            elif isinstance(error, OSError):
-                message = f"the voice could not be saved ({error.strerror or 'the disk failed'})"
-            self._end(job, "failed", message, keep_sample=True)
-            with contextlib.suppress(OSError):
-                self.note("failed", job, error=message)
+    def _reason(self, error: Exception) -> str:
+        message = as_api_error(error).message
+        if self._closing.is_set():
+            return INTERRUPTED
+        if isinstance(error, OSError):
+            return f"the voice could not be saved ({error.strerror or 'the disk failed'})"
+        return message
 
     def _show_progress(self, job: Job, at: Progress) -> None:
         share = at.done / max(1.0, at.total or 0.0)
@@ -278,9 +269,9 @@ class VoiceJobs:
             raise ApiError(404, "there is no such job", param="id", code="job_not_found")
         return job
 
-    def _end(self, job: Job, state: str, error: str | None, keep_sample: bool) -> None:
+    def _end(self, job: Job, error: str | None = None, keep_sample: bool = False) -> None:
         """Record how a job ended, delete its recording unless it is kept, and delete the oldest jobs."""
-        job.state, job.error, job.finished_at = state, error, time.time()
+        job.state, job.error, job.finished_at = "failed" if error else "done", error, time.time()
         job.seconds_left, job.phase = None, None
         self._save(job)
         if not keep_sample:
@@ -290,10 +281,11 @@ class VoiceJobs:
         for old in ended[: max(0, len(ended) - MAX_ENDED_JOBS)]:
             self._delete(old)
 
-    def _interrupt(self, job: Job) -> None:
-        self._end(job, "failed", INTERRUPTED, keep_sample=True)
+    def _fail(self, job: Job, message: str) -> None:
+        """Record a failure; the recording is kept for a retry."""
+        self._end(job, message, keep_sample=True)
         with contextlib.suppress(OSError):
-            self.note("failed", job, error=INTERRUPTED)
+            self.note("failed", job, error=message)
 
     def _delete(self, job: Job) -> None:
         del self._jobs[job.id]
@@ -318,9 +310,9 @@ class VoiceJobs:
                 made = self._files.records.get(job.name)
                 if made is not None and made["provenance"].get("source", {}).get("sha256") == job.sha256:
                     # Killed between saving the voice and the job's end.
-                    self._end(job, "done", None, keep_sample=False)
+                    self._end(job)
                 else:
-                    self._interrupt(job)
+                    self._fail(job, INTERRUPTED)
 
 
 def _lower_priority() -> None:

@@ -7,6 +7,7 @@ additional fields; errors have OpenAI's.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,8 @@ from pydantic_core import PydanticCustomError
 
 from revox.serving.errors import NO_EFFECT, ApiError
 from revox.serving.state import ServerState, asked_by, state_of
-from revox.serving.voices import Upload
+from revox.serving.voice_jobs import Job
+from revox.serving.voices import given_consent
 from revox.speech import encode_audio
 
 if TYPE_CHECKING:
@@ -101,15 +103,19 @@ async def upload_voice(
     }
     if form.speaker_description:
         details["speaker_description"] = form.speaker_description
-    record, job = await state.voices.upload(
-        reference,
-        Upload(
-            form.name, form.consent, asked_by(request), form.subject, form.ref_text, form.keep_sample, details
-        ),
+    who = asked_by(request)
+    job = Job(
+        name=form.name,
+        asked_by=who,
+        consent=given_consent(form.consent, form.subject, who).model_dump(mode="json", exclude_none=True),
+        sha256=hashlib.sha256(data).hexdigest(),
+        details=details,
+        ref_text=form.ref_text,
+        keep_sample=form.keep_sample or state.settings.keep_samples,
     )
+    record = await state.voices.upload(reference, job)
     if record is not None:
         return JSONResponse({"success": True, "voice": _uploaded(record)})
-    assert job is not None
     shown = state.voices.jobs.show(job)
     voice = {"name": job.name, "consent": job.consent["statement"], **details, "status": shown["state"]}
     if job.ref_text:

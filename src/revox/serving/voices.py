@@ -12,9 +12,8 @@ import difflib
 import hashlib
 import logging
 import threading
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +24,10 @@ from revox.cloning.consent import Consent, provenance, record_consent, source_of
 from revox.cloning.errors import CloneError
 from revox.coding.errors import CodingError
 from revox.progress import ProgressCallback, ignore_progress
-from revox.serving.cloner import ServedCloner
 from revox.serving.errors import ApiError, ServeError, as_api_error
 from revox.serving.limits import Places
 from revox.serving.voice_files import VoiceFiles
-from revox.serving.voice_jobs import Job, VoiceJobs, new_id
+from revox.serving.voice_jobs import Job, VoiceJobs
 from revox.speech import AudioError
 from revox.speech.files import file_stamp
 
@@ -37,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from revox.api import Revox
+    from revox.cloning.clone import SelectedSpeech
     from revox.serving.references import Reference, References
     from revox.serving.settings import ServeSettings
 
@@ -46,19 +45,6 @@ CACHED_INLINE = 16
 MAX_STATEMENT = 4000  # characters
 
 log = logging.getLogger("revox.serving")
-
-
-@dataclass(frozen=True)
-class Upload:
-    """What comes with an uploaded recording: the new voice's name, whose voice it is, and more to record."""
-
-    name: str
-    consent: str
-    asked_by: str
-    subject: str | None = None
-    ref_text: str | None = None
-    keep_sample: bool = False
-    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -90,7 +76,6 @@ class Voices:
             self.method = "encoder" if has_encoder else "inversion"
         self._inline_allowed = has_encoder or settings.method == "inversion"
         self._settings, self._tts, self._references = settings, tts, references
-        self._cloner = ServedCloner(tts, self.method, settings.clone_seconds)
         self._lock = threading.RLock()
         self.files = VoiceFiles(settings.voices_path, tts.model)
         self.jobs = VoiceJobs(self.files, self._lock, self._clone_job, self.method)
@@ -185,42 +170,30 @@ class Voices:
 
     # ------------------------------------------------------------------------------------------------ uploads
 
-    async def upload(self, reference: Reference, upload: Upload) -> tuple[dict[str, Any] | None, Job | None]:
-        """A new voice: its record, or the job that makes it.
+    async def upload(self, reference: Reference, job: Job) -> dict[str, Any] | None:
+        """The record of a new voice; None if `job` makes it in the background, by inversion.
 
-        Raises ApiError: 400 for an invalid name, consent or recording, 409 for a name that is taken or too
-        many voices, 503 if too many wait.
+        Raises ApiError: 400 for an invalid name or recording, 409 for a name that is taken or too many
+        voices, 503 if too many wait.
         """
-        consent = _consent(upload.consent, upload.subject, upload.asked_by)
-        await asyncio.to_thread(self._reserve, upload.name)
+        await asyncio.to_thread(self._reserve, job.name)
         cloning: Future[dict[str, Any]] | None = None
         try:
             # What would fail after a minute of search is reported at once.
-            await asyncio.to_thread(self._cloner.check, reference, upload.ref_text)
-            job = Job(
-                id=new_id(),
-                name=upload.name,
-                asked_by=upload.asked_by,
-                created_at=time.time(),
-                consent=consent.model_dump(mode="json", exclude_none=True),
-                sha256=hashlib.sha256(reference.data).hexdigest(),
-                details=upload.details,
-                ref_text=upload.ref_text,
-                keep_sample=upload.keep_sample or self._settings.keep_samples,
-            )
-            if self._cloner.by == "inversion":
+            await asyncio.to_thread(self._select, reference, job.ref_text)
+            if self.method == "inversion":
                 await asyncio.to_thread(self.jobs.submit, job, reference)
-                return None, job
+                return None
             cloning = self._pool.submit(self._clone_now, job, reference)
             # If the client disconnects, the cloning goes on and holds the name until its end.
-            return await asyncio.shield(asyncio.wrap_future(cloning)), None
+            return await asyncio.shield(asyncio.wrap_future(cloning))
         except (AudioError, CodingError) as error:
             raise ApiError(400, str(error), param="audio_sample", code="bad_audio") from None
         finally:
             if cloning is None:
-                self._reserved.discard(upload.name)
+                self._reserved.discard(job.name)
             else:
-                cloning.add_done_callback(lambda _: self._reserved.discard(upload.name))
+                cloning.add_done_callback(lambda _: self._reserved.discard(job.name))
 
     def check_name(self, name: str) -> None:
         """Check a new voice's name before any work.
@@ -269,14 +242,28 @@ class Voices:
         progress: ProgressCallback = ignore_progress,
         should_stop: Callable[[], bool] | None = None,
     ) -> Voice:
-        return self._cloner(
-            reference,
-            name=job.name,
-            consent=Consent.model_validate(job.consent),
-            ref_text=job.ref_text,
-            progress=progress,
-            should_stop=should_stop,
-        )
+        consent = Consent.model_validate(job.consent)
+        return self._clone(reference, job.name, consent, job.ref_text, progress, should_stop)
+
+    def _clone(
+        self,
+        reference: Reference,
+        name: str,
+        consent: Consent,
+        ref_text: str | None,
+        progress: ProgressCallback = ignore_progress,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Voice:
+        """The voice of a recording. Raises AudioError or CodingError if the recording is unusable."""
+        cloned = self._tts.clone(
+            self._select(reference, ref_text), consent=consent, name=name, transcript=ref_text,
+            method=self.method, progress=progress, should_stop=should_stop,
+            budget=self._settings.clone_seconds if self.method == "inversion" else None,
+        )  # fmt: skip
+        return Voice(name, cloned.codes, cloned.embedding, cloned.provenance)
+
+    def _select(self, reference: Reference, ref_text: str | None) -> SelectedSpeech:
+        return self._tts.select(reference.audio, transcript=ref_text, source=reference.data)
 
     async def retry(self, id: str, asked_by: str) -> dict[str, Any]:
         """Retry a failed job, if its recording was kept. Raises ApiError 404, 409, 503."""
@@ -313,7 +300,7 @@ class Voices:
                 param="consent",
                 code="consent_required",
             )
-        agreed = _consent(statement, None, given_by)
+        agreed = given_consent(statement, None, given_by)
         if not self._inline_allowed:
             raise ApiError(
                 400,
@@ -323,7 +310,7 @@ class Voices:
                 param="ref_audio",
                 code="no_encoder",
             )
-        record = provenance(agreed, self._cloner.by, source=source_of(reference.data))
+        record = provenance(agreed, self.method, source=source_of(reference.data))
         event = {"by": asked_by, "origin": reference.origin}
         await asyncio.to_thread(self.files.note, "one-off", None, record, **event)
         voice = await self._inline_voice(reference, agreed, ref_text)
@@ -343,9 +330,7 @@ class Voices:
             def make() -> Voice:
                 if should_stop():
                     raise CloneError("no request waits for this voice any more")
-                return self._cloner(
-                    reference, name="one-off", consent=consent, ref_text=ref_text, should_stop=should_stop
-                )
+                return self._clone(reference, "one-off", consent, ref_text, should_stop=should_stop)
 
             entry = self._inline[key] = _Inline(self._pool.submit(make), stop)
         entry.waiting += 1
@@ -377,7 +362,8 @@ class Voices:
         self.files.release()
 
 
-def _consent(statement: str, subject: str | None, given_by: str) -> Consent:
+def given_consent(statement: str, subject: str | None, given_by: str) -> Consent:
+    """The consent that came with a request. Raises ApiError 400 if it is too long or says nothing."""
     if len(statement) > MAX_STATEMENT:
         message = f"the consent statement is longer than {MAX_STATEMENT} characters"
         raise ApiError(400, message, param="consent")
