@@ -51,10 +51,7 @@ class ExportReport:
 
 
 def export_encoder(
-    out: str | Path,
-    *,
-    checkpoint: str | Path | None = None,
-    run: str | Path | None = None,
+    out: str | Path, *, checkpoint: str | Path | None = None, run: str | Path | None = None
 ) -> ExportReport:
     """Write the encoder of a checkpoint, or of a training run, alone: bf16, with what is known of it.
 
@@ -115,15 +112,9 @@ def push_encoder(
     The repository is created if need be. Its README.md becomes the card, unless there is one that revox did
     not write: then the card is MODEL_CARD.md.
 
-    Args:
-        path: a file that `export_encoder` wrote, its card beside it.
-        repository: owner/name.
-        private: for a repository that is made now.
-        message: of the commit.
-        api: the hub; by default with the token that `hf auth login` keeps.
-
-    Raises:
-        CheckpointError: no such file or card, no whole encoder in it, no valid name, or the hub refused.
+    `path` is a file that `export_encoder` wrote, its card beside it; `repository` is owner/name. `private` is
+    for a repository that is made now. `api` has by default the token that `hf auth login` keeps. Raises
+    CheckpointError: no such file or card, no whole encoder in it, no valid name, or the hub refused.
     """
     path = Path(path)
     card = path.with_suffix(".md")

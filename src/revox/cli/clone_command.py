@@ -157,15 +157,15 @@ def _save(voice: Voice) -> Path | None:
 
 def _transcript(given: str | None) -> str | None:
     from revox.cloning.errors import CloneError
+    from revox.speech.files import read_text
 
+    if given is not None and given.startswith("@"):
+        return read_text(given[1:], CloneError).strip()
     try:
-        if given is None or not given.startswith("@"):
-            (given or "").encode()
-            return given
-        return Path(given[1:]).read_text(encoding="utf-8-sig").strip()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise CloneError(f"the transcript {given} cannot be read: {reason}") from None
+        (given or "").encode()
+    except UnicodeEncodeError:
+        raise CloneError("the transcript is not UTF-8 text") from None
+    return given
 
 
 def _summary(console: Console, voice: ClonedVoice, folder: Path) -> None:

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from revox.cli.marked import say
 from revox.cli.progress import show_progress
 
 console = Console(stderr=True)
@@ -31,9 +32,6 @@ def command(
     if path:
         print(checkpoint_folder())
         return
-
-    def say(line: str) -> None:
-        console.print(line, highlight=False, soft_wrap=True)
 
     with show_progress(console) as cloning:
         summary = run_demo(out, steps=steps, seed=seed, stages=Stages(say, cloning))

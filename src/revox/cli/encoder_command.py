@@ -28,19 +28,13 @@ def export_command(
     ] = None,
 ) -> None:
     """Write the encoder of a checkpoint or of a training run alone, in bf16, with its card beside it."""
-    from rich.console import Console
-
     from revox.checkpoint.locate import locate
     from revox.checkpoint.share import export_encoder
 
     report = export_encoder(output, checkpoint=None if checkpoint is None else locate(checkpoint), run=run)
-    console = Console(highlight=False)
-    for line in (
-        f"{report.path}: {report.tensors} tensors, {report.bytes / 1e6:,.1f} MB",
-        f"SHA-256 of the tensors: {report.sha256}",
-        f"{report.card}: its card; look it over before you share it",
-    ):
-        console.print(line, markup=False, soft_wrap=True)
+    print(f"{report.path}: {report.tensors} tensors, {report.bytes / 1e6:,.1f} MB")
+    print(f"SHA-256 of the tensors: {report.sha256}")
+    print(f"{report.card}: its card; look it over before you share it")
 
 
 @app.command("push")

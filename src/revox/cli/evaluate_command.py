@@ -104,8 +104,9 @@ def _texts(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
     from revox.evaluation.errors import EvaluationError
+    from revox.speech.files import read_text
 
-    texts = tuple(line.strip() for line in _read(path).splitlines() if line.strip())
+    texts = tuple(line.strip() for line in read_text(path, EvaluationError).splitlines() if line.strip())
     if not texts:
         raise EvaluationError(f"{path} holds no text; write one on each line")
     return texts
@@ -119,22 +120,12 @@ def _grammar(name: str | None) -> str | None:
 
         return grammar_file().read_text(encoding="utf-8")
     from revox.evaluation.errors import EvaluationError
+    from revox.speech.files import read_text
 
     path = Path(name)
     if path.is_file() and path.stat().st_size > MAX_GRAMMAR:
         raise EvaluationError(f"{path} is larger than {MAX_GRAMMAR >> 10} kB; give a smaller grammar")
-    return _read(path)
-
-
-def _read(path: Path) -> str:
-    from revox.evaluation.errors import EvaluationError
-
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise EvaluationError(f"{path} is not UTF-8 text; save it as UTF-8") from None
-    except OSError as error:
-        raise EvaluationError(f"{path} cannot be read ({error.strerror}); name a text file") from None
+    return read_text(path, EvaluationError)
 
 
 def _show(console: Console, report: EvaluationReport) -> None:

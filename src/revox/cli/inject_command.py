@@ -12,8 +12,6 @@ from revox.cli.options import Checkpoint
 from revox.cli.progress import show_progress
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from revox.checkpoint.inject import InjectionReport
 
 OLD_NAMES = {"-o": "--out"}
@@ -75,32 +73,29 @@ def command(
             assert encoder is not None
             options = library.InjectionOptions(out, merge, adaptation, replace, force, dry_run)
             report = library.inject(folder, encoder, options, progress)
-    _print(Console(highlight=False), report)
+    _print(report)
 
 
-def _print(console: Console, report: InjectionReport) -> None:
-    def say(text: str) -> None:
-        console.print(text, markup=False, soft_wrap=True)
-
+def _print(report: InjectionReport) -> None:
     def done(what: str) -> str:
         return f"would be {what}" if report.dry_run else what
 
     if report.removed:
-        say(f"{report.removed} tensors of an encoder {done('taken out')}")
+        print(f"{report.removed} tensors of an encoder {done('taken out')}")
     if report.added:
-        say(f"{report.added} tensors of the encoder {done('added')} in {report.file}")
+        print(f"{report.added} tensors of the encoder {done('added')} in {report.file}")
     if report.adapted:
-        say(f"{len(report.adapted)} tensors {done('replaced')} by the adaptation's")
+        print(f"{len(report.adapted)} tensors {done('replaced')} by the adaptation's")
     if report.restored:
-        say(f"{len(report.restored)} tensors {done('restored')} after an adaptation")
+        print(f"{len(report.restored)} tensors {done('restored')} after an adaptation")
     if report.encoder_sha256:
-        say(f"SHA-256 of the encoder's tensors: {report.encoder_sha256}")
+        print(f"SHA-256 of the encoder's tensors: {report.encoder_sha256}")
     if report.decoder_agrees is not None:
         which = "this checkpoint's" if report.decoder_agrees else "another"
-        say(f"it was trained against {which} decoder")
+        print(f"it was trained against {which} decoder")
     if report.left_out:
-        say(f"not copied: {', '.join(report.left_out)}")
+        print(f"not copied: {', '.join(report.left_out)}")
     if report.dry_run:
-        say(f"nothing was written; {report.folder} would take {report.written / 1e6:,.1f} MB more")
+        print(f"nothing was written; {report.folder} would take {report.written / 1e6:,.1f} MB more")
     else:
-        say(f"{report.folder} is ready; {report.written / 1e6:,.1f} MB of weights were written")
+        print(f"{report.folder} is ready; {report.written / 1e6:,.1f} MB of weights were written")

@@ -28,10 +28,7 @@ def add_command(
     from revox.serving.keys import add_key
 
     print(add_key(file, name, rate_limit))
-    print(
-        f"revox: this is the key of {name}; it is not stored and cannot be shown again",
-        file=sys.stderr,
-    )
+    print(f"revox: this is the key of {name}; it is not stored and cannot be shown again", file=sys.stderr)
 
 
 @app.command("list")

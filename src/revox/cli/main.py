@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import sys
 from typing import Any
 
@@ -28,6 +29,19 @@ COMMANDS = {
     "demo": ("revox.cli.demo_command", "command", False),
     "lab": ("revox.cli.lab_command", "app", True),
 }
+USER_ERRORS = (
+    "checkpoint.errors:CheckpointError",
+    "coding.errors:CodingError",
+    "demo.errors:DemoError",
+    "deploy.errors:DeployError",
+    "evaluation.errors:EvaluationError",
+    "marking.errors:MarkError",
+    "metrics.errors:MetricError",
+    "serving.errors:ServeError",
+    "speech.errors:AudioError",
+    "synthesis.errors:SpeakError",
+    "training.errors:TrainingError",
+)
 
 
 def build_app() -> typer.Typer:
@@ -69,32 +83,7 @@ def _root(
 
 def user_errors() -> tuple[type[Exception], ...]:
     """The exceptions whose text is meant for the user."""
-
-    from revox.checkpoint.errors import CheckpointError
-    from revox.coding.errors import CodingError
-    from revox.demo.errors import DemoError
-    from revox.deploy.errors import DeployError
-    from revox.evaluation.errors import EvaluationError
-    from revox.marking.errors import MarkError
-    from revox.metrics.errors import MetricError
-    from revox.serving.errors import ServeError
-    from revox.speech.errors import AudioError
-    from revox.synthesis.errors import SpeakError
-    from revox.training.errors import TrainingError
-
-    return (
-        CheckpointError,
-        CodingError,
-        DeployError,
-        EvaluationError,
-        DemoError,
-        MarkError,
-        MetricError,
-        ServeError,
-        AudioError,
-        SpeakError,
-        TrainingError,
-    )
+    return tuple(pkgutil.resolve_name(f"revox.{name}") for name in USER_ERRORS)
 
 
 def main() -> None:

@@ -137,7 +137,7 @@ def command(
         settings = settings.model_copy(update={"model_name": _model_name(checkpoint, folder)})
     tts = revox.load(folder, device=settings.device)
     app = create_app(settings, tts)
-    _say(_greeting(settings, listener, tts))
+    print(_greeting(settings, listener, tts), file=sys.stderr, flush=True)
     _run(app, settings, listener)
 
 
@@ -207,7 +207,3 @@ def _run(app: FastAPI, settings: ServeSettings, listener: socket.socket) -> None
     )
     listener.listen(128)
     DrainingServer(config).run(sockets=[listener])
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from revox.cli.marked import say, who_signs, write_synthetic
 from revox.cli.options import Checkpoint, with_old_names
 
 if TYPE_CHECKING:
@@ -144,8 +144,7 @@ def add_command(
             codes = found.codes
     record = provenance(agreed, "added from a file", settings, source=file)
     add_voice(folder, name, rows, codes, record, overwrite=overwrite, force=force)
-    message = f"voice {name} added to {folder}: {rows.shape[0]} rows"
-    console.print(message, markup=False, soft_wrap=True)
+    say(f"voice {name} added to {folder}: {rows.shape[0]} rows")
 
 
 @app.command("decode", cls=OLD_OPTIONS)
@@ -168,7 +167,6 @@ def decode_command(
 
     from revox.checkpoint.params import read_params
     from revox.checkpoint.voices import load_voice
-    from revox.cli.marked import who_signs, write_synthetic
     from revox.speech import format_for
 
     sound = "wav" if output == "-" and audio_format is None else format_for(output, audio_format)
@@ -188,8 +186,7 @@ def decode_command(
     with console.status("decoding"):
         audio = revox.load(folder, "cpu", torch.float32, lazy=True).decode(voice)
     write_synthetic(None if output == "-" else Path(output), audio, checkpoint, name, who_signs(), sound)
-    message = f"{audio.seconds:.2f} s of voice {name} written to {output}"
-    console.print(message, markup=False, soft_wrap=True)
+    say(f"{audio.seconds:.2f} s of voice {name} written to {output}")
 
 
 @app.command("remove")
@@ -199,14 +196,11 @@ def remove_command(
     force: Annotated[bool, typer.Option("--force", help="Remove it even if it is a preset.")] = False,
 ) -> None:
     """Remove a voice from the checkpoint."""
-    from rich.console import Console
-
     from revox.checkpoint.voices import remove_voice
 
     folder, _ = _open(checkpoint)
     remove_voice(folder, name, force=force)
-    message = f"voice {name} removed from {folder}"
-    Console(stderr=True, highlight=False).print(message, markup=False, soft_wrap=True)
+    say(f"voice {name} removed from {folder}")
 
 
 @app.command("consent", cls=OLD_OPTIONS)
@@ -219,9 +213,15 @@ def consent_command(
 ) -> None:
     """Write who agreed to what, when, of which recording and by which method, as one JSON."""
     from revox.checkpoint.voices import consent_document
+    from revox.speech.files import replace_file
 
     folder, _ = _open(checkpoint)
-    _write_consent(consent_document(folder, name), output)
+    text = json.dumps(consent_document(folder, name), indent=2, ensure_ascii=False)
+    if output is None:
+        print(text)
+        return
+    replace_file(output, text + "\n")
+    say(f"revox: the record of consent is in {output}")
 
 
 @app.command("export", cls=OLD_OPTIONS)
@@ -241,25 +241,11 @@ def export_command(
     """Write a voice embedding for another runtime; the extension of --output says which."""
     if consent:
         return consent_command(checkpoint, name, output)
-    from rich.console import Console
-
     from revox.checkpoint.voices import EXPORT_FORMATS, export_voice
 
     folder, _ = _open(checkpoint)
     export_voice(folder, name, output)
-    message = f"voice {name} written to {output} for {EXPORT_FORMATS[output.suffix]}"
-    Console(stderr=True, highlight=False).print(message, markup=False, soft_wrap=True)
-
-
-def _write_consent(document: dict[str, Any], out: Path | None) -> None:
-    from revox.speech.files import replace_file
-
-    text = json.dumps(document, indent=2, ensure_ascii=False)
-    if out is None:
-        print(text)
-        return
-    replace_file(out, text + "\n")
-    print(f"revox: the record of consent is in {out}", file=sys.stderr)
+    say(f"voice {name} written to {output} for {EXPORT_FORMATS[output.suffix]}")
 
 
 def _open(checkpoint: str) -> tuple[Path, float]:
@@ -277,7 +263,7 @@ def _open(checkpoint: str) -> tuple[Path, float]:
         # Reading is still possible in a folder that only others may write.
         message = f"an interrupted change could not be finished: {error}"
     if message:
-        print(f"revox: {message}", file=sys.stderr)
+        say(f"revox: {message}")
     return folder, frame_rate
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,9 +129,7 @@ class CheckpointUnderTest:
         if name not in self._decoded:
             codes = self.recovered(name).codes
             self.update(f"{name}: decoding {codes.shape[1]} frames")
-            model = self.model.model
-            samples = model.audio_tokenizer.decode(codes[None].to(model.device))[0]
-            self._decoded[name] = Audio(samples.float().cpu().numpy(), self.model.sampling_rate)
+            self._decoded[name] = self.model.decode(replace(self.voice(name), codes=codes))
         return self._decoded[name]
 
     def sentence_of(self, name: str) -> str:

@@ -50,16 +50,9 @@ class CheckResult:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {
-            "name": self.name,
-            "verdict": self.verdict.value,
-            "sentence": self.sentence,
-            "figures": [
-                {"name": f.name, "value": plain(f.value), "expected": f.expected} for f in self.figures
-            ],
-            "rows": [{key: plain(value) for key, value in row.items()} for row in self.rows],
-            "seconds": round(self.seconds, 2),
-        }
+        figures = [vars(figure) | {"value": plain(figure.value)} for figure in self.figures]
+        rows = [{key: plain(value) for key, value in row.items()} for row in self.rows]
+        return vars(self) | {"figures": figures, "rows": rows, "seconds": round(self.seconds, 2)}
 
 
 @dataclass(frozen=True)

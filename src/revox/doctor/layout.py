@@ -37,9 +37,7 @@ def interleaved_order(n_heads: int, head_dim: int) -> Tensor:
 
     `hugging_face_rows[interleaved_order(...)]` are in Mistral's layout.
     """
-    half = head_dim // 2
-    order = torch.stack((torch.arange(half), torch.arange(half) + half), dim=1).flatten()
-    return torch.cat([order + head * head_dim for head in range(n_heads)])
+    return torch.arange(n_heads * head_dim).view(n_heads, 2, head_dim // 2).transpose(1, 2).flatten()
 
 
 def pair_likeness(weight: Tensor, head_dim: int) -> tuple[float, float]:

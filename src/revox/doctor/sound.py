@@ -116,21 +116,20 @@ def measure(audio: Audio) -> SoundFigures:
         voiced=float(voiced.sum() / max(1, loud[:count].sum())),
         pitch=median,
         syllabic=_syllabic(frames),
-        low=_low_share(samples, rate),
+        low=_share(samples, 1 / rate, 60.0, (60.0, 4000.0)),
     )
 
 
 def _syllabic(levels: np.ndarray) -> float:
     """Share of the amplitude envelope's modulation power at 2 to 8 Hz, of 0.5 Hz and above."""
     envelope = 10 ** (levels / 20)
-    spectrum = np.square(np.abs(np.fft.rfft((envelope - envelope.mean()) * np.hanning(len(envelope)))))
-    frequency = np.fft.rfftfreq(len(envelope), HOP)
-    everything = float(spectrum[frequency >= 0.5].sum())
-    return float(spectrum[(frequency >= 2) & (frequency <= 8)].sum()) / everything if everything else 0.0
+    return _share((envelope - envelope.mean()) * np.hanning(len(envelope)), HOP, 0.5, (2.0, 8.0))
 
 
-def _low_share(samples: np.ndarray, rate: int) -> float:
-    power = np.square(np.abs(np.fft.rfft(samples)))
-    frequency = np.fft.rfftfreq(len(samples), 1 / rate)
-    everything = float(power[frequency >= 60].sum())
-    return float(power[(frequency >= 60) & (frequency < 4000)].sum()) / everything if everything else 0.0
+def _share(signal: np.ndarray, step: float, above: float, band: tuple[float, float]) -> float:
+    """Share of a signal's power at frequencies in `band`, of those from `above` (Hz); `step` in seconds."""
+    power = np.square(np.abs(np.fft.rfft(signal)))
+    frequency = np.fft.rfftfreq(len(signal), step)
+    everything = float(power[frequency >= above].sum())
+    inside = float(power[(frequency >= band[0]) & (frequency <= band[1])].sum())
+    return inside / everything if everything else 0.0

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
 from pathlib import Path
 
 from revox.evaluation.errors import EvaluationError
+from revox.speech.files import read_text
 
 # fmt: off
 AUDIO_ENDINGS = frozenset({
@@ -57,13 +58,11 @@ def find_clips(
         )
     if transcripts is not None:
         texts = _transcripts(transcripts)
-        clips = [
-            Clip(c.path, c.name, c.speaker, c.group, c.text or texts.get(c.path.name, texts.get(c.path.stem)))
-            for c in clips
-        ]
+        clips = [replace(c, text=c.text or texts.get(c.path.name, texts.get(c.path.stem))) for c in clips]
     clips.sort(key=lambda clip: (clip.group, clip.name))
     if limit is not None:
-        clips = [clip for group in _groups(clips) for clip in group[:limit]]
+        groups = groupby(clips, key=lambda clip: clip.group)
+        clips = [clip for _, group in groups for clip in islice(group, limit)]
     return clips
 
 
@@ -75,11 +74,6 @@ def partners(clips: list[Clip]) -> dict[str, Clip | None]:
         same = [c for c in others if c.group == clip.group]
         found[clip.name] = next(iter(same or others), None)
     return found
-
-
-def _groups(clips: list[Clip]) -> Iterable[list[Clip]]:
-    for group in dict.fromkeys(clip.group for clip in clips):
-        yield [clip for clip in clips if clip.group == group]
 
 
 def _found(folder: Path) -> list[Clip]:
@@ -139,12 +133,6 @@ def _inside(folder: Path, path: Path) -> Path:
 
 
 def _transcripts(path: Path) -> dict[str, str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise EvaluationError(
-            f"{path} cannot be read as transcripts ({why}); save it as UTF-8 text"
-        ) from None
+    lines = read_text(path, EvaluationError).splitlines()
     pairs = (line.split(maxsplit=1) for line in lines if line.strip())
     return {pair[0]: pair[1].strip() for pair in pairs if len(pair) == 2}

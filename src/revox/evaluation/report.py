@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from revox.evaluation.tables import Cell, Column, Table
+from revox.evaluation.tables import Cell, Column, Table, make_row
 from revox.speech.files import replace_file
 
 ARROWS = {"more": " ↑", "less": " ↓", "": ""}
@@ -112,17 +112,8 @@ def write_report(report: EvaluationReport, folder: Path) -> list[Path]:
 
 def _means(scores: list[dict[str, Any]], table: Table) -> list[str]:
     """A clip's scores of one row in the table's columns: means over seeds."""
-    found = []
-    for column in table.columns:
-        values = [s[column.key] for s in scores if s.get(column.key) is not None]
-        per = [s[column.per] for s in scores if column.per and s.get(column.per)]
-        if column.unavailable or not values or (column.per and not per):
-            found.append("")
-        elif column.per:
-            found.append(f"{100 * sum(values) / sum(per):.{column.digits}f}")
-        else:
-            found.append(f"{sum(values) / len(values):.{column.digits}f}")
-    return found
+    cells = make_row("", "", [scores], table.columns).cells
+    return [shown(cells.get(c.key), c) if c.key in cells else "" for c in table.columns]
 
 
 def _plain(text: str) -> str:

@@ -65,6 +65,15 @@ def replace_file(path: str | os.PathLike[str], content: bytes | str | Callable[[
             file.write(content.encode() if isinstance(content, str) else content)
 
 
+def read_text(path: str | os.PathLike[str], error: type[Exception]) -> str:
+    """A file's UTF-8 text without a byte order mark. Raises `error`, with a sentence, when there is none."""
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as problem:
+        why = getattr(problem, "strerror", None) or "it is not UTF-8 text"
+        raise error(f"{path} cannot be read ({why}); name a file of UTF-8 text") from None
+
+
 def append_line(
     path: str | os.PathLike[str], line: bytes, unless: Callable[[bytes], bool] | None = None
 ) -> None:

@@ -20,7 +20,7 @@ from revox.checkpoint.tensors import WEIGHTS
 from revox.checkpoint.voices import Voice, list_voices, load_voice
 from revox.coding.presets import preset_codes
 from revox.progress import Progress, ProgressCallback, ignore_progress
-from revox.speech.files import load_stamped, save_stamped, stamp_of
+from revox.speech.files import load_stamped, read_text, save_stamped, stamp_of
 from revox.synthesis.engine import Engine, Request
 from revox.synthesis.prompt import Prompter, make_prompt
 from revox.training.errors import TrainingError
@@ -52,12 +52,7 @@ SENTENCES = (
 
 def read_sentences(path: Path) -> list[str]:
     """The lines of a text file that are not empty. Raises TrainingError when there are none."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise TrainingError(f"the texts {path} cannot be read: {reason}") from None
-    found = [line for line in lines if line]
+    found = [line.strip() for line in read_text(path, TrainingError).splitlines() if line.strip()]
     if not found:
         raise TrainingError(f"the texts {path} are empty: write one sentence a line")
     return found
