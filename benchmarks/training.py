@@ -39,10 +39,10 @@ from revox.losses.spectral import SpectralObjective
 from revox.model.codec import Codec
 from revox.model.config import CodecConfig
 from revox.training import encoder as step_of
+from revox.training.data import ClipBatch
 from revox.training.ecapa import EcapaTdnn
 from revox.training.encoder import EncoderTrainer, Teachers, TrainingData
 from revox.training.initial import initialize
-from revox.training.recordings import Recordings
 from revox.training.settings import EncoderTraining
 from revox.training.speaker import SpeakerLoss
 from revox.training.world import World
@@ -66,10 +66,10 @@ class FromMemory:
         self.waveforms = 0.07 * envelope * torch.randn(2 * clips, samples, generator=generator)
         self.clips, self.place = clips, 0
 
-    def draw(self) -> Recordings:
+    def __next__(self) -> ClipBatch:
         self.place = (self.place + 1) % 2
         part = self.waveforms[self.place * self.clips :][: self.clips]
-        return Recordings(part, torch.full((self.clips,), part.shape[1]))
+        return ClipBatch(part, torch.full((self.clips,), part.shape[1]))
 
     def state(self) -> dict[str, Any]:
         return {"place": self.place}

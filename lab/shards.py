@@ -22,10 +22,10 @@ from lab.sentences import SPLITS
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech import Audio, encode_audio, read_audio
 from revox.speech.files import replace_file, replacing
-from revox.training.data.errors import library
 from revox.training.data.locate import audio_source
 from revox.training.data.manifest import cut_record
 from revox.training.data.shar import CUTS, shard_cuts, shard_records
+from revox.training.errors import library
 
 SHARDS = "shards"
 """The folder of a build's shards."""

@@ -21,9 +21,9 @@ from torch import Tensor
 from conftest import preset_codes, tiny_model
 from revox.checkpoint.release import ENCODER_PREFIXES
 from revox.model.codec import Codec
+from revox.training.data import ClipBatch
 from revox.training.encoder import EncoderTrainer, TrainingData
 from revox.training.errors import TrainingError
-from revox.training.recordings import Recordings
 from revox.training.settings import EncoderTraining, read_settings
 from revox.training.validation import Validation
 from revox.training.world import World
@@ -54,7 +54,7 @@ class ClipsInMemory:
         self.clips, self.samples, self.batch, self.world = clips, samples, batch, world
         self.seed, self.drawn = seed, 0
 
-    def draw(self) -> Recordings:
+    def __next__(self) -> ClipBatch:
         rng = torch.Generator().manual_seed(self.seed * 1_000_003 + self.drawn)
         self.drawn += 1
         found, lengths = [], []
@@ -65,7 +65,7 @@ class ClipsInMemory:
             lengths.append(len(part))
             found.append(torch.nn.functional.pad(part, (0, self.samples - len(part))))
         mine = self.world.part(self.batch)
-        return Recordings(torch.stack(found[mine]), torch.tensor(lengths[mine]))
+        return ClipBatch(torch.stack(found[mine]), torch.tensor(lengths[mine]))
 
     def state(self) -> dict[str, Any]:
         return {"drawn": self.drawn}
@@ -427,7 +427,7 @@ def test_every_length_works_in_whole_frames(tmp_path: Path, seconds: float):
 
 def test_whisper_is_given_latents_after_the_codebook_straight_through(tmp_path: Path):
     class Asr(torch.nn.Module):
-        def forward(self, semantic: Tensor, recordings: Recordings) -> Tensor:
+        def forward(self, semantic: Tensor, recordings: ClipBatch) -> Tensor:
             self.given = semantic
             return semantic.square().mean()
 
@@ -445,8 +445,8 @@ def test_nothing_is_learned_from_the_padding_of_short_clips(tmp_path: Path, monk
     run = trainer(tmp_path, **NO_LABELS, pairs=0, discriminator=SETTINGS["discriminator"] | {"start": 0})
     waves = torch.stack([clip[:15360].clone() for clip in clips()[:2]])
     waves[1, 3000:] = 0
-    short = Recordings(waves, torch.tensor([15360, 3000]))
-    monkeypatch.setattr(run.data.recordings, "draw", lambda: short)
+    short = ClipBatch(waves, torch.tensor([15360, 3000]))
+    monkeypatch.setattr(ClipsInMemory, "__next__", lambda _: short)
     balancer, found = run.balancers["latent"], {}
     combine = balancer.combine
     monkeypatch.setattr(balancer, "combine", lambda g: (found.update(g), combine(g))[1])

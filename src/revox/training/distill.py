@@ -21,18 +21,17 @@ the second erases a head that looks at fewer than four positions, so that neithe
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revox.training.errors import TrainingError
-from revox.training.recordings import Recordings
+from revox.training.data import ClipBatch
+from revox.training.errors import TrainingError, library
 from revox.training.resampling import Resampler
 
 _RATE = 16000
@@ -85,7 +84,6 @@ class WhisperTeacher:
         """
         self._model, self._tokenizer, self._features = model.eval().requires_grad_(False), tokenizer, features
         self._frame_rate = frame_rate
-        self._transcripts: dict[Hashable, np.ndarray] = {}
         self._resamplers: dict[int, Resampler] = {}
         config, generation = model.config, model.generation_config
         named = getattr(generation, "alignment_heads", None)
@@ -111,31 +109,21 @@ class WhisperTeacher:
         Weights are read from safetensors only and no code of the model's folder is run. Raises TrainingError
         when transformers is missing or the model cannot be loaded.
         """
-        try:
-            from transformers import (
-                WhisperFeatureExtractor,
-                WhisperForConditionalGeneration,
-                WhisperTokenizer,
-            )
-        except ImportError:
-            raise TrainingError(
-                "Whisper distillation needs transformers; install it with `pip install 'revox[train]'`."
-            ) from None
+        transformers = library("transformers")
         local = Path(source).is_dir()
         try:
-            model = WhisperForConditionalGeneration.from_pretrained(
+            model = transformers.WhisperForConditionalGeneration.from_pretrained(
                 source, use_safetensors=True, dtype=dtype, local_files_only=local
             )
-            tokenizer = WhisperTokenizer.from_pretrained(source, local_files_only=local)
-            features = WhisperFeatureExtractor.from_pretrained(source, local_files_only=local)
+            tokenizer = transformers.WhisperTokenizer.from_pretrained(source, local_files_only=local)
+            features = transformers.WhisperFeatureExtractor.from_pretrained(source, local_files_only=local)
         except (OSError, ValueError, KeyError, TypeError) as error:
             why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             raise TrainingError(
                 f"{source} cannot be loaded as a Whisper ({why}); name the folder or hub id of a Whisper "
                 "with config.json, tokenizer and model.safetensors."
             ) from None
-        model.to(torch.device(device))  # type: ignore[arg-type]
-        return cls(model, tokenizer, features, frame_rate)
+        return cls(model.to(torch.device(device)), tokenizer, features, frame_rate)
 
     @property
     def width(self) -> int:
@@ -149,16 +137,13 @@ class WhisperTeacher:
         rate: int,
         lengths: Tensor,
         transcripts: Sequence[str | None],
-        *,
-        keys: Sequence[Hashable | None] | None = None,
         languages: Sequence[str | None] | None = None,
     ) -> DistillTargets:
         """Targets of clips `waveforms` `[batch, samples]` at `rate` Hz, of `lengths` `[batch]` samples each.
 
         `transcripts` are the words of exactly these clips; one in capitals only (LibriSpeech's) is taken in
         small letters, as Whisper never writes so, and what exceeds Whisper's 448 tokens is left out. None:
-        the teacher writes its own (greedy), remembered by the clip's key in `keys` (which must tell apart
-        different cuts of one recording). `languages` are codes like "en" for a multilingual Whisper, which
+        the teacher writes its own (greedy). `languages` are codes like "en" for a multilingual Whisper, which
         finds out where it is None. Each clip's targets are those it has alone, on the model's device.
         Raises TrainingError for clips over 30 s, an unknown language, or a rate that does not divide into
         frames.
@@ -179,7 +164,7 @@ class WhisperTeacher:
             features = self._mels(waveforms, rate, sizes)
             encoded = self._model.model.encoder(features)
             prompts = self._prompts(encoded, languages or [None] * len(sizes))
-            tokens = self._tokens(features, sizes, rate, transcripts, keys or [None] * len(sizes), prompts)
+            tokens = self._tokens(features, sizes, rate, transcripts, prompts)
             # The last token is predicted, never fed.
             fed = [[*prompt, *t[:-1]] for prompt, t in zip(prompts, tokens, strict=True)]
             ids = torch.full((len(fed), max(map(len, fed))), self._tokenizer.eos_token_id)
@@ -235,20 +220,19 @@ class WhisperTeacher:
         sizes: list[int],
         rate: int,
         transcripts: Sequence[str | None],
-        keys: Sequence[Hashable | None],
         prompts: list[list[int]],
     ) -> list[list[int]]:
-        """Text tokens of each clip, no special ones: of its transcript, remembered, or written now."""
+        """Text tokens of each clip, no special ones: of its transcript, or written by the teacher."""
         room = self._model.config.max_target_positions
         tokens: list[list[int] | None] = []
-        for text, key in zip(transcripts, keys, strict=True):
-            if text is not None:
-                text = text.strip()
-                text = text.lower() if text.isupper() else text
-                ids = self._tokenizer(f" {text}", add_special_tokens=False).input_ids if text else []
-                tokens.append(self._words_only(ids))
-            else:
-                tokens.append(self._transcripts[key].tolist() if key in self._transcripts else None)
+        for text in transcripts:
+            if text is None:
+                tokens.append(None)
+                continue
+            text = text.strip()
+            text = text.lower() if text.isupper() else text
+            ids = self._tokenizer(f" {text}", add_special_tokens=False).input_ids if text else []
+            tokens.append(self._words_only(ids))
         unknown = [i for i, found in enumerate(tokens) if found is None]
         if unknown:
             for i, ids in zip(
@@ -256,8 +240,6 @@ class WhisperTeacher:
             ):
                 limit = 8 + _TOKENS_A_SECOND * sizes[i] // rate
                 tokens[i] = self._words_only(ids)[:limit]
-                if keys[i] is not None:
-                    self._transcripts[keys[i]] = np.array(tokens[i], dtype=np.int32)
         return [(found or [])[: room - len(prompt)] for found, prompt in zip(tokens, prompts, strict=True)]
 
     def _words_only(self, ids: Sequence[int]) -> list[int]:
@@ -336,11 +318,11 @@ class Distiller(nn.Module):
         self.distillation = distillation
         self._teacher, self._rate = [teacher], rate  # in a list: it is not part of what is trained
 
-    def forward(self, semantic: Tensor, recordings: Recordings) -> Tensor:
+    def forward(self, semantic: Tensor, recordings: ClipBatch) -> Tensor:
         """The loss of latents `[clips, frames, dim]`."""
         targets = self._teacher[0].targets(
             recordings.waveforms, self._rate, recordings.lengths,
-            recordings.transcripts or [None] * len(semantic), languages=recordings.languages or None,
+            recordings.transcripts or [None] * len(semantic), recordings.languages or None,
         )  # fmt: skip
         loss: Tensor = self.distillation(semantic, targets)
         return loss

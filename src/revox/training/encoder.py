@@ -45,10 +45,10 @@ from revox.speech.files import replace_file
 from revox.training.all_pass import all_pass, draw_phases
 from revox.training.average import moving_average
 from revox.training.balance import GradientBalancer
+from revox.training.data import ClipBatch, ClipBatches
 from revox.training.errors import TrainingError
 from revox.training.initial import initialize
 from revox.training.quantize import acoustic_draws, quantize_drawn, quantize_semantic
-from revox.training.recordings import Recordings, RecordingStream
 from revox.training.run import Run
 from revox.training.settings import EncoderTraining
 from revox.training.validation import Validation, as_served, clip_figures, preset_figures
@@ -67,7 +67,7 @@ class TrainingData:
     """
 
     codes: Sequence[Tensor]
-    recordings: RecordingStream | None = None
+    recordings: ClipBatches | None = None
     pseudo_labeled: Sequence[tuple[Tensor, Tensor]] = ()
 
 
@@ -276,14 +276,14 @@ class EncoderTrainer(Run):
         row["perplexity"] = float(torch.exp(-(share * share.clamp_min(1e-12).log()).sum()))
         return row
 
-    def _batch(self) -> tuple[Tensor, Tensor, Recordings | None]:
+    def _batch(self) -> tuple[Tensor, Tensor, ClipBatch | None]:
         """Waveforms `[clips + known, samples]`, the codes `[known, 37, frames]` of the last `known` of them
         (pairs and pseudo-labeled recordings), and the step's recordings."""
         settings, samples = self.settings, self.frames * self.codec.samples_per_frame
         recordings, parts = None, []
         if settings.clips:
             assert self.data.recordings is not None
-            recordings = self.data.recordings.draw().fitted(samples)
+            recordings = next(self.data.recordings).fitted(samples)
             parts.append(recordings.waveforms.to(self.device))
         codes = torch.zeros((0, self.codec.config.n_codebooks, self.frames), dtype=torch.long)
         if settings.pairs:
@@ -307,13 +307,13 @@ class EncoderTrainer(Run):
         dim = self.codec.config.semantic_dim
         return z[..., :dim], z[..., dim:]
 
-    def _inside(self, recordings: Recordings | None, units: int) -> Tensor | None:
+    def _inside(self, recordings: ClipBatch | None, units: int) -> Tensor | None:
         """Which frames or samples `[clips, units]` are of recordings and not of their padding; None: all."""
         samples = self.frames * self.codec.samples_per_frame
         inside = None if recordings is None else recordings.inside(units, samples)
         return None if inside is None else inside.to(self.device)
 
-    def _recording_losses(self, losses: _Losses, real: Tensor, recordings: Recordings) -> None:
+    def _recording_losses(self, losses: _Losses, real: Tensor, recordings: ClipBatch) -> None:
         settings, weights = self.settings, self.settings.weights
         semantic, acoustic = self._split(losses.at[: len(real)])
         # Every process draws for the whole batch and takes its part: the same numbers however many there are.
@@ -356,7 +356,7 @@ class EncoderTrainer(Run):
             for parameter, gradient in zip(own, gradients[1:], strict=True):
                 parameter.grad = gradient
 
-    def _waveform_losses(self, losses: _Losses, real: Tensor, recordings: Recordings) -> None:
+    def _waveform_losses(self, losses: _Losses, real: Tensor, recordings: ClipBatch) -> None:
         """The losses of a reconstruction `[clips, samples]` beside the original, `real`."""
         fake, settings = losses.at, self.settings
         inside = self._inside(recordings, fake.shape[1])
@@ -408,10 +408,13 @@ class EncoderTrainer(Run):
         served = as_served(self.codec, self.encoder_state())
         row = preset_figures(self.codec, served, self.data.codes, 4 * self.frames)
         figures, sounds = clip_figures(self.codec, served, self.embeddings, self.validation.clips)
-        if sounds and self.validation.sounds is not None:
-            self.validation.sounds(self.step_count, sounds)
-        if self.validation.histogram is not None:
-            self.validation.histogram(self.step_count, self.use)
+        if (writer := self.validation.writer) is not None:
+            for name, samples in sounds.items():
+                writer.add_audio(name, samples.clamp(-1, 1)[None], self.step_count, sample_rate=self.rate)
+            # Codes as often as they were used, for a histogram over codes.
+            counts = (self.use / self.use.sum().clamp_min(1e-9) * 10_000).round().long()
+            spread = torch.repeat_interleave(torch.arange(len(counts)), counts)
+            writer.add_histogram("semantic codes", spread, self.step_count)
         return {name: round(value, 4) for name, value in (row | figures).items()}
 
     def state(self) -> dict[str, Any]:

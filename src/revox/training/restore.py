@@ -32,7 +32,6 @@ from revox.training.data.manifest import cut_source
 from revox.training.encoder import EncoderTrainer, Teachers, TrainingData
 from revox.training.errors import TrainingError
 from revox.training.pseudo_labels import pseudo_labeled
-from revox.training.recordings import RecordingStream
 from revox.training.settings import EncoderTraining, with_present_names
 from revox.training.spoken import SENTENCES, spoken_codes
 from revox.training.validation import Validation
@@ -128,7 +127,12 @@ def restore_encoder(
         else:
             train, held = hold_out(found.sources, HELD_OUT)
     if settings.clips:
-        recordings = RecordingStream(partial(_batches, train, settings, config, world, options.workers))
+        sampler = ClipSampler(
+            train, seconds=settings.frames(config) / config.frame_rate, seed=settings.seed,
+            batch=-(-settings.clips // world.size),  # the trainer refuses what does not divide
+            rank=world.rank, world=world.size,
+        )  # fmt: skip
+        recordings = ClipBatches(sampler, config.sampling_rate, workers=options.workers)
     teachers = _teachers(settings, config, world.device)
     labeled: list[tuple[Tensor, Tensor]] = []
     if settings.pseudo_labels:
@@ -142,13 +146,9 @@ def restore_encoder(
         labeled = label()  # from the cache
     clips = _first_clips(held, settings.seconds, config.sampling_rate)
     writer = _writer(out) if options.tensorboard and world.is_main else None
-    validation = Validation(clips=clips)
-    if writer is not None:
-        validation.sounds = partial(_write_sounds, writer, config.sampling_rate)
-        validation.histogram = lambda step, use: writer.add_histogram("semantic codes", _spread(use), step)
     trainer = EncoderTrainer(
         model, TrainingData(codes, recordings, labeled), settings, out, teachers=teachers,
-        validation=validation, world=world, about=about,
+        validation=Validation(clips, writer), world=world, about=about,
     )  # fmt: skip
     if options.resume:
         trainer.resume()
@@ -231,21 +231,6 @@ def hold_out(sources: Sequence[SpeechSource], clips: int) -> tuple[list[SpeechSo
     return train, held
 
 
-def _batches(
-    sources: list[SpeechSource],
-    settings: EncoderTraining,
-    config: CodecConfig,
-    world: World,
-    workers: int,
-    state: dict[str, Any] | None,
-) -> Any:
-    sampler = ClipSampler(
-        sources, seconds=settings.frames(config) / config.frame_rate, batch=settings.clips // world.size,
-        seed=settings.seed, rank=world.rank, world=world.size,
-    )  # fmt: skip
-    return ClipBatches(sampler, config.sampling_rate, workers=workers, state=state)
-
-
 def _first_clips(held: Sequence[SpeechSource], seconds: float, rate: int) -> list[Tensor]:
     from revox.speech import normalize_loudness, read_audio
 
@@ -326,14 +311,3 @@ def _writer(out: Path) -> Any:
     except ImportError:  # it is an extra: the log is there without it
         return None
     return SummaryWriter(str(out / "tensorboard"))
-
-
-def _write_sounds(writer: Any, rate: int, step: int, sounds: dict[str, Tensor]) -> None:
-    for name, samples in sounds.items():
-        writer.add_audio(name, samples.clamp(-1, 1)[None], step, sample_rate=rate)
-
-
-def _spread(use: Tensor) -> Tensor:
-    """Codes as often as they were used, for a histogram over codes."""
-    counts = (use / use.sum().clamp_min(1e-9) * 10_000).round().long()
-    return torch.repeat_interleave(torch.arange(len(use)), counts)

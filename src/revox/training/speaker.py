@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from revox.training.ecapa import EcapaTdnn
-from revox.training.errors import TrainingError
+from revox.training.errors import TrainingError, library
 from revox.training.resampling import Resampler
 from revox.training.verifier import FORMAT, SpeakerNet
 
@@ -230,15 +230,10 @@ def _from_file(path: Path) -> nn.Module:
 
 
 def _x_vector(source: str, local: bool) -> XVector:
+    transformers = library("transformers")
     try:
-        from transformers import AutoFeatureExtractor, AutoModelForAudioXVector
-    except ImportError:
-        raise TrainingError(
-            f"{source} is a model of transformers; install it with `pip install 'revox[train]'`."
-        ) from None
-    try:
-        model = AutoModelForAudioXVector.from_pretrained(source, local_files_only=local)
-        features = AutoFeatureExtractor.from_pretrained(source, local_files_only=local)
+        model = transformers.AutoModelForAudioXVector.from_pretrained(source, local_files_only=local)
+        features = transformers.AutoFeatureExtractor.from_pretrained(source, local_files_only=local)
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise TrainingError(

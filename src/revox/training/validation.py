@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,15 +24,10 @@ ENCODER = CodingSettings("encoder")
 
 @dataclass
 class Validation:
-    """What is validated, and who receives it.
-
-    `clips` are each `[samples]`. `sounds` receives the step and name -> waveform, `histogram` the step and
-    how often each semantic code was used.
-    """
+    """Clips `[samples]` to validate on, and TensorBoard's `SummaryWriter`, which receives their sounds."""
 
     clips: Sequence[Tensor] = ()
-    sounds: Callable[[int, dict[str, Tensor]], None] | None = None
-    histogram: Callable[[int, Tensor], None] | None = None
+    writer: Any = None
 
 
 def as_served(codec: Codec, encoder: dict[str, Tensor]) -> Coder:

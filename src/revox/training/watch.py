@@ -34,37 +34,42 @@ class Watch:
     def update(self, row: dict[str, float]) -> list[str]:
         """Warnings that this report gives cause for, each a sentence with what to try."""
         self.reports += 1
-        found = {
-            "collapse": self._collapse(row), "saturation": self._saturation(row), "stall": self._stall(row),
-            "discriminator": self._discriminator(row), "embeddings": self._embeddings(row),
-        }  # fmt: skip
+        found = self._figure_warnings(row) | self._progress_warnings(row)
         if self.reports <= self.SETTLED:
             return []
-        now = {name for name, sentence in found.items() if sentence}
-        new = [found[name] for name in found if name in now and name not in self.warned]
-        self.warned = now
-        return [sentence for sentence in new if sentence]
+        new = [sentence for cause, sentence in found.items() if cause not in self.warned]
+        self.warned = set(found)
+        return new
 
-    def _collapse(self, row: dict[str, float]) -> str | None:
-        used = row.get("perplexity")
-        if used is None or used >= 0.1 * self.expected.perplexity:
-            return None
-        return (
-            f"the semantic codebook collapses: its perplexity is {used:.0f} codes, the model's "
-            f"{self.expected.perplexity:.0f}; raise weights.diversity, or train on more pairs"
-        )
+    def _figure_warnings(self, row: dict[str, float]) -> dict[str, str]:
+        """Cause -> sentence of figures that are far from the checkpoint's own."""
+        found: dict[str, str] = {}
+        expected = self.expected
+        used = row.get("perplexity", expected.perplexity)
+        if used < 0.1 * expected.perplexity:
+            found["collapse"] = (
+                f"the semantic codebook collapses: its perplexity is {used:.0f} codes, the model's "
+                f"{expected.perplexity:.0f}; raise weights.diversity, or train on more pairs"
+            )
+        share = row.get("valid_saturated", 0.0)
+        if share > max(3 * expected.saturated, expected.saturated + 0.1):
+            found["saturation"] = (
+                f"{share:.0%} of the acoustic codes are on the first or last level, of the model's own "
+                f"{expected.saturated:.0%}; train on more pairs, or lower weights.reconstruction"
+            )
+        norm = row.get("valid_embedding_norm", expected.embedding_norm)
+        allowed = 4 * max(expected.embedding_norm_deviation, 0.01 * expected.embedding_norm)
+        if abs(norm - expected.embedding_norm) > allowed:
+            found["embeddings"] = (
+                f"the clips' voice embeddings have a norm of {norm:.2f}, the presets' "
+                f"{expected.embedding_norm:.2f}: the language model does not know such codes; train on more "
+                "pairs"
+            )
+        return found
 
-    def _saturation(self, row: dict[str, float]) -> str | None:
-        share = row.get("valid_saturated")
-        limit = max(3 * self.expected.saturated, self.expected.saturated + 0.1)
-        if share is None or share <= limit:
-            return None
-        return (
-            f"{share:.0%} of the acoustic codes are on the first or last level, of the model's own "
-            f"{self.expected.saturated:.0%}; train on more pairs, or lower weights.reconstruction"
-        )
-
-    def _stall(self, row: dict[str, float]) -> str | None:
+    def _progress_warnings(self, row: dict[str, float]) -> dict[str, str]:
+        """Cause -> sentence of losses that do not move, or have nothing left to say."""
+        found: dict[str, str] = {}
         stalled = []
         for name in ("mel", "acoustic"):
             if name not in row:
@@ -74,32 +79,16 @@ class Watch:
                 self.best[name] = (row[name], self.reports)
             elif self.reports - since >= self.PATIENCE:
                 stalled.append(name)
-        if not stalled:
-            return None
-        return (
-            f"{' and '.join(stalled)} has not fallen in {self.PATIENCE} reports; lower the learning rate, or "
-            "let it decay"
-        )
-
-    def _discriminator(self, row: dict[str, float]) -> str | None:
-        if "discriminator" not in row:
-            return None
-        self.won.append(row["discriminator"] < 0.2)
-        if len(self.won) < 5 or not all(self.won):
-            return None
-        return (
-            "the discriminators have won (hinge loss below 0.2 in five reports) and no longer help; lower "
-            "discriminator.learning_rate, or raise discriminator.every"
-        )
-
-    def _embeddings(self, row: dict[str, float]) -> str | None:
-        norm = row.get("valid_embedding_norm")
-        expected = self.expected
-        if norm is None or abs(norm - expected.embedding_norm) <= 4 * max(
-            expected.embedding_norm_deviation, 0.01 * expected.embedding_norm
-        ):
-            return None
-        return (
-            f"the clips' voice embeddings have a norm of {norm:.2f}, the presets' "
-            f"{expected.embedding_norm:.2f}: the language model does not know such codes; train on more pairs"
-        )
+        if stalled:
+            found["stall"] = (
+                f"{' and '.join(stalled)} has not fallen in {self.PATIENCE} reports; lower the learning "
+                "rate, or let it decay"
+            )
+        if "discriminator" in row:
+            self.won.append(row["discriminator"] < 0.2)
+            if len(self.won) == 5 and all(self.won):
+                found["discriminator"] = (
+                    "the discriminators have won (hinge loss below 0.2 in five reports) and no longer help; "
+                    "lower discriminator.learning_rate, or raise discriminator.every"
+                )
+        return found

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from revox.training.errors import TrainingError
+from revox.training.errors import library
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,7 @@ class World:
         """
         if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls(device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        try:
-            from accelerate import PartialState
-        except ImportError:
-            raise TrainingError(
-                "training in several processes needs accelerate: install it with `pip install 'revox[train]'`"
-            ) from None
-        state = PartialState(cpu=device == "cpu")
+        state = library("accelerate").PartialState(cpu=device == "cpu")
         return cls(state.process_index, state.num_processes, str(state.device))
 
     @property

@@ -84,6 +84,15 @@ def test_a_resumed_run_gets_the_very_same_batches(folder, one_process):
             assert loader.state() == after
 
 
+def test_batches_go_back_to_a_state_and_read_the_one_that_version_0_1_saved(folder, one_process):
+    with batches(folder, 0) as loader:
+        next(loader)
+        for state in (one_process[3][1], {"from": one_process[3][1]}):
+            loader.load_state(state)
+            assert next(loader).ids == one_process[4][0].ids
+            assert loader.state() == one_process[4][1]
+
+
 def test_a_clip_that_cannot_be_decoded_gives_way_to_the_next_draw_and_is_counted(folder, one_process):
     sampler = sampler_of(tones(folder))
     ids = [next(sampler).id for _ in range(60)]

@@ -10,8 +10,9 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from revox.training.data.errors import DataError, library
+from revox.training.data.errors import DataError
 from revox.training.data.manifest import cut_record
+from revox.training.errors import library
 
 if TYPE_CHECKING:
     from lhotse.cut import MonoCut
@@ -26,7 +27,7 @@ _SPLITS = ("train", "validation", "valid", "dev", "test", "other", "validated", 
 @functools.lru_cache(maxsize=64)
 def saved_dataset(folder: str) -> Any:
     """The `datasets.Dataset` of a folder written by `save_to_disk`, its audio column named `audio` and left
-    undecoded. Raises DataError when there is none or the library is missing.
+    undecoded. Raises DataError when there is none, TrainingError when the library is missing.
     """
     datasets = library("datasets")
     try:

@@ -63,7 +63,7 @@ def _broken(name: str, sentence: str) -> Found:
 def walk(folder: Path) -> Iterator[Found]:
     """Every clip under `folder` (absolute), in a fixed order. Links are followed once; hidden names are not.
 
-    What cannot be read (a folder, a list, a shard) is found with its `problem`. Raises DataError for saved
+    What cannot be read (a folder, a list, a shard) is found with its `problem`. Raises TrainingError for saved
     datasets without the library to read them.
     """
     visited: set[tuple[int, int]] = set()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +38,27 @@ class ClipBatch:
 
     waveforms: Tensor
     lengths: Tensor
-    speakers: list[str]
-    languages: list[str | None]
-    transcripts: list[str | None]
-    ids: list[str]
+    speakers: Sequence[str] = ()
+    languages: Sequence[str | None] = ()
+    transcripts: Sequence[str | None] = ()
+    ids: Sequence[str] = ()
+
+    def fitted(self, samples: int) -> ClipBatch:
+        """The same clips in exactly `samples` samples each, cut or silent at the end."""
+        from torch.nn.functional import pad
+
+        missing = max(0, samples - self.waveforms.shape[1])
+        waveforms = pad(self.waveforms[:, :samples], (0, missing))
+        return replace(self, waveforms=waveforms, lengths=self.lengths.clamp(max=samples))
+
+    def inside(self, units: int, samples: int) -> Tensor | None:
+        """Which of `units` equal parts (frames, samples) of `samples` samples begin before a clip's end,
+        `[batch, units]`; None where all do."""
+        import torch
+
+        if bool((self.lengths >= samples).all()):
+            return None
+        return torch.arange(units) * (samples // units) < self.lengths.cpu()[:, None]
 
 
 class ClipBatches(Iterator[ClipBatch]):
@@ -63,17 +80,20 @@ class ClipBatches(Iterator[ClipBatch]):
     ) -> None:
         if prefetch < 1 or workers < 0:
             raise DataError("workers cannot be fewer than 0, nor batches prefetched fewer than 1")
-        self.sampler, self.rate = sampler, rate
+        self.sampler, self.rate, self.workers, self.prefetch = sampler, rate, workers, prefetch
         self.failed = 0
         self.failures: deque[str] = deque(maxlen=_LISTED)
+        self._begin()
         if state is not None:
-            sampler.load_state_dict(state)
-            self.failed = int(state.get("failed", 0))
-        self._state = sampler.state_dict()  # after what was handed out; the sampler itself is ahead
+            self.load_state(state)
+
+    def _begin(self) -> None:
+        """Begin where the sampler is. Workers start with the first batch."""
+        self._state = self.sampler.state_dict()  # after what was handed out; the sampler itself is ahead
         self._sent: deque[list[tuple[MonoCut, dict[str, Any]]]] = deque()
         self._ready: deque[tuple[MonoCut, dict[str, Any], Decoded | str]] = deque()
-        work = partial(_decode_all, sampler.seconds, rate)
-        self._results = in_order(work, self._tasks(), workers, ahead=prefetch)
+        work = partial(_decode_all, self.sampler.seconds, self.rate)
+        self._results = in_order(work, self._tasks(), self.workers, ahead=self.prefetch)
 
     def __next__(self) -> ClipBatch:
         """The next batch. Raises DataError when a worker died or nothing can be decoded any more."""
@@ -119,6 +139,15 @@ class ClipBatches(Iterator[ClipBatch]):
     def state(self) -> dict[str, Any]:
         """Where the sequence is after the last batch handed out: numbers and strings, ready for JSON."""
         return {**self._state, "failed": self.failed}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state()` gave `state`, which runs of version 0.1 saved as `{"from": state}`."""
+        state = state.get("from", state)
+        self.close()
+        if state is not None:  # else nothing had been drawn
+            self.sampler.load_state_dict(state)
+            self.failed = int(state.get("failed", 0))
+        self._begin()
 
     def close(self) -> None:
         """End the workers."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from revox.training.data.errors import library
+from revox.training.errors import library
 
 if TYPE_CHECKING:
     from mmap import mmap

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from revox.progress import Progress, ProgressCallback, ignore_progress
-from revox.training.data.errors import DataError, library
+from revox.training.data.errors import DataError
 from revox.training.data.hub import ClipStream
 from revox.training.data.locate import audio_source
 from revox.training.data.manifest import cut_record, cut_source
 from revox.training.data.pool import in_order
 from revox.training.data.shar import CUTS, shard_cuts
 from revox.training.data.sources import SpeechSource
+from revox.training.errors import library
 
 _PIECE = 60.0  # seconds: longer recordings are divided, so that a draw decodes little
 

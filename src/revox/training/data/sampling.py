@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from revox.training.data.errors import DataError, library
+from revox.training.data.errors import DataError
 from revox.training.data.hub import ClipStream, StreamReader
 from revox.training.data.manifest import Manifest
 from revox.training.data.sources import SpeechSource
+from revox.training.errors import library
 
 if TYPE_CHECKING:
     from lhotse.cut import MonoCut
