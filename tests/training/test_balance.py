@@ -21,7 +21,6 @@ def test_the_norm_is_a_moving_average_corrected_for_its_start():
     found = balancer.combine({"a": torch.tensor([4.0])})
     mean_square = (0.9 * 0.1 * 9 + 0.1 * 16) / (1 - 0.81)
     assert float(found) == pytest.approx(2 * 4 / mean_square**0.5)
-    assert balancer.norms()["a"] == pytest.approx(mean_square**0.5)
     later = GradientBalancer({"a": 2.0}, World(), decay=0.9)
     later.load_state_dict(balancer.state_dict())
     more = {"a": torch.tensor([1.0])}
@@ -44,4 +43,4 @@ def test_a_factor_scales_a_losss_share_and_leaves_its_norm_alone(balance: bool):
     for _ in range(3):  # also once the norms have settled
         found = faded.combine(gradients, {"b": 0.25})
         assert torch.allclose(found, wanted * torch.tensor([1.0, 0.25]))
-    assert faded.norms() == pytest.approx(plain.norms())
+    assert torch.allclose(faded.combine(gradients), wanted)

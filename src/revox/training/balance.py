@@ -45,13 +45,6 @@ class GradientBalancer:
             total += scales[name] * gradient
         return total
 
-    def norms(self) -> dict[str, float]:
-        """The moving averages of the norms."""
-        return {
-            name: (square / (1 - self.decay ** self.counts[name])) ** 0.5
-            for name, square in self.squares.items()
-        }
-
     def state_dict(self) -> dict[str, Any]:
         """For a later `load_state_dict`."""
         return {"squares": dict(self.squares), "counts": dict(self.counts)}

@@ -35,6 +35,7 @@ from revox.training.errors import TrainingError, library
 from revox.training.resampling import Resampler
 
 _RATE = 16000
+_FRAME_RATE = 12.5  # of the codec, Hz
 _POSITIONS = 50  # of Whisper's encoder, a second
 _LONGEST = 30  # seconds that Whisper hears at once
 _TOKENS_A_SECOND = 25  # more than any language's speech; a longer transcript is a loop
@@ -77,13 +78,12 @@ class WhisperTeacher:
     It is not a module of the training: nothing of it is trained, saved with a run or shared by processes.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, features: Any, frame_rate: float = 12.5) -> None:
-        """`model`, `tokenizer`, `features`: transformers' Whisper; `frame_rate` of the codec, in Hz.
+    def __init__(self, model: Any, tokenizer: Any, features: Any) -> None:
+        """`model`, `tokenizer`, `features`: transformers' Whisper.
 
         Raises TrainingError where the generation config names alignment heads that the model does not have.
         """
         self._model, self._tokenizer, self._features = model.eval().requires_grad_(False), tokenizer, features
-        self._frame_rate = frame_rate
         self._resamplers: dict[int, Resampler] = {}
         config, generation = model.config, model.generation_config
         named = getattr(generation, "alignment_heads", None)
@@ -101,9 +101,7 @@ class WhisperTeacher:
             self._languages = dict(generation.lang_to_id)
 
     @classmethod
-    def load(
-        cls, source: str, device: str = "cpu", dtype: torch.dtype = torch.float32, frame_rate: float = 12.5
-    ) -> WhisperTeacher:
+    def load(cls, source: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> WhisperTeacher:
         """Any Whisper by folder or hub id, through transformers; a folder is never looked up elsewhere.
 
         Weights are read from safetensors only and no code of the model's folder is run. Raises TrainingError
@@ -123,7 +121,7 @@ class WhisperTeacher:
                 f"{source} cannot be loaded as a Whisper ({why}); name the folder or hub id of a Whisper "
                 "with config.json, tokenizer and model.safetensors."
             ) from None
-        return cls(model.to(torch.device(device)), tokenizer, features, frame_rate)
+        return cls(model.to(torch.device(device)), tokenizer, features)
 
     @property
     def width(self) -> int:
@@ -148,10 +146,10 @@ class WhisperTeacher:
         Raises TrainingError for clips over 30 s, an unknown language, or a rate that does not divide into
         frames.
         """
-        samples_per_frame = round(rate / self._frame_rate)
-        if samples_per_frame * self._frame_rate != rate:
+        samples_per_frame = round(rate / _FRAME_RATE)
+        if samples_per_frame * _FRAME_RATE != rate:
             raise TrainingError(
-                f"{rate} Hz is not a whole number of samples for a frame of {self._frame_rate} Hz."
+                f"{rate} Hz is not a whole number of samples for a frame of {_FRAME_RATE} Hz."
             )
         sizes = [int(n) for n in lengths]
         if max(sizes) > _LONGEST * rate:
@@ -279,8 +277,12 @@ class AsrDistillation(nn.Module):
         super().__init__()
         self.projection = nn.Linear(semantic_dim, whisper_width, bias=False)
 
-    def by_clip(self, latents: Tensor, targets: DistillTargets) -> Tensor:
-        """Each clip's own value `[batch]`, between 0 and 2; 0 for one without tokens. See `forward`."""
+    def forward(self, latents: Tensor, targets: DistillTargets) -> Tensor:
+        """Mean of L_ASR over the clips that have words; 0 (with a graph) when none has.
+
+        `latents` `[batch, frames, semantic_dim]` after quantization, straight-through, of which each clip has
+        as many as its targets. Computed in float32. Raises TrainingError when there are fewer.
+        """
         batch, frames, _ = latents.shape
         sizes = [a.shape[1] for a in targets.alignment]
         if len(sizes) != batch or max(sizes) > frames:
@@ -298,16 +300,8 @@ class AsrDistillation(nn.Module):
             placed = self.projection(alignment @ latents.float())
             cosine = F.cosine_similarity(placed, hidden, dim=-1)  # 0 where both are padding
         worded = torch.tensor(counts, device=latents.device)
-        return torch.where(worded > 0, 1 - cosine.sum(1) / worded.clamp(min=1), 0 * cosine.sum(1))
-
-    def forward(self, latents: Tensor, targets: DistillTargets) -> Tensor:
-        """Mean of L_ASR over the clips that have words; 0 (with a graph) when none has.
-
-        `latents` `[batch, frames, semantic_dim]` after quantization, straight-through, of which each clip has
-        as many as its targets. Computed in float32. Raises TrainingError when there are fewer.
-        """
-        worded = sum(len(h) > 0 for h in targets.hidden)
-        return self.by_clip(latents, targets).sum() / max(worded, 1)
+        by_clip = torch.where(worded > 0, 1 - cosine.sum(1) / worded.clamp(min=1), 0 * cosine.sum(1))
+        return by_clip.sum() / max(sum(count > 0 for count in counts), 1)
 
 
 class Distiller(nn.Module):

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,6 @@ class RunOptions:
     tensorboard: bool = True
     message: Callable[[str], None] = lambda sentence: None
     progress: ProgressCallback = ignore_progress
-    record: dict[str, Any] = field(default_factory=dict)
 
 
 def restore_encoder(
@@ -111,10 +110,7 @@ def restore_encoder(
         codes += spoken()  # from the cache
     seconds = sum(one.shape[1] for one in codes) / config.frame_rate
     message(f"{len(codes)} utterances of the model's own ({seconds:.0f} s) for pairs")
-    about: dict[str, Any] = {
-        "decoder_sha256": decoder_sha256(checkpoint),
-        "data": list(data),
-    } | options.record
+    about: dict[str, Any] = {"decoder_sha256": decoder_sha256(checkpoint), "data": list(data)}
     recordings, held = None, []
     train: list[SpeechSource] = []
     if sources:

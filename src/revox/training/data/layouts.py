@@ -7,7 +7,6 @@ hold a corpus in memory, and open whatever path a list names; this walk has none
 from __future__ import annotations
 
 import csv
-import hashlib
 import os
 import re
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 
 from revox.training.data.errors import DataError
 from revox.training.data.hub import saved_records
-from revox.training.data.manifest import cut_record
+from revox.training.data.manifest import cut_record, hash_of
 from revox.training.data.shar import CUTS, shard_records
 
 # fmt: off
@@ -52,8 +51,7 @@ class Found:
 
 def _stamp(*parts: object) -> int:
     """A 64-bit hash, never 0."""
-    digest = hashlib.blake2b(repr(parts).encode("utf-8", "surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True) or 1
+    return hash_of(repr(parts)) or 1
 
 
 def _broken(name: str, sentence: str) -> Found:
@@ -63,8 +61,8 @@ def _broken(name: str, sentence: str) -> Found:
 def walk(folder: Path) -> Iterator[Found]:
     """Every clip under `folder` (absolute), in a fixed order. Links are followed once; hidden names are not.
 
-    What cannot be read (a folder, a list, a shard) is found with its `problem`. Raises TrainingError for saved
-    datasets without the library to read them.
+    What cannot be read (a folder, a list, a shard) is found with its `problem`. Raises TrainingError for
+    saved datasets without the library to read them.
     """
     visited: set[tuple[int, int]] = set()
     pending = [folder]

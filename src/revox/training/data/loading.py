@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lhotse.cut import MonoCut
     from torch import Tensor
 
+_AHEAD = 2  # batches that each worker decodes before their turn
 _LISTED = 20  # of the failures, the last ones
 _MOST_IN_A_ROW = 200  # failures: then it is not the clips
 _LONGEST = 600.0  # seconds decoded of a file of unknown length
@@ -64,8 +65,8 @@ class ClipBatch:
 class ClipBatches(Iterator[ClipBatch]):
     """Endless batches of `sampler.batch` clips at `rate` Hz, mono, leveled to -23 LUFS.
 
-    `workers` processes decode (0: this one), each up to `prefetch` batches ahead. The batches are the same
-    for any number of both. `state` is an earlier result of `state()`. Close it when done, or use `with`.
+    `workers` processes decode (0: this one), each up to two batches ahead. The batches are the same for
+    any number of them. `state` is an earlier result of `state()`. Close it when done, or use `with`.
     `failed` counts clips that could not be decoded, `failures` lists the last ones.
     """
 
@@ -75,12 +76,11 @@ class ClipBatches(Iterator[ClipBatch]):
         rate: int,
         *,
         workers: int = 4,
-        prefetch: int = 2,
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        if prefetch < 1 or workers < 0:
-            raise DataError("workers cannot be fewer than 0, nor batches prefetched fewer than 1")
-        self.sampler, self.rate, self.workers, self.prefetch = sampler, rate, workers, prefetch
+        if workers < 0:
+            raise DataError("workers cannot be fewer than 0")
+        self.sampler, self.rate, self.workers = sampler, rate, workers
         self.failed = 0
         self.failures: deque[str] = deque(maxlen=_LISTED)
         self._begin()
@@ -93,7 +93,7 @@ class ClipBatches(Iterator[ClipBatch]):
         self._sent: deque[list[tuple[MonoCut, dict[str, Any]]]] = deque()
         self._ready: deque[tuple[MonoCut, dict[str, Any], Decoded | str]] = deque()
         work = partial(_decode_all, self.sampler.seconds, self.rate)
-        self._results = in_order(work, self._tasks(), self.workers, ahead=self.prefetch)
+        self._results = in_order(work, self._tasks(), self.workers, ahead=_AHEAD)
 
     def __next__(self) -> ClipBatch:
         """The next batch. Raises DataError when a worker died or nothing can be decoded any more."""
@@ -169,17 +169,15 @@ class ClipBatches(Iterator[ClipBatch]):
 
 def _decode_all(seconds: float, rate: int, tasks: list[_Task]) -> list[Decoded | str]:
     """What is cut from each clip, or why it cannot be. Never raises for what is in a file."""
-    return [_decoded(task, seconds, rate) for task in tasks]
-
-
-def _decoded(task: _Task, seconds: float, rate: int) -> Decoded | str:
-    source, cut_id, place, known = task
-    try:
-        return decode_cut(audio_source(source), place, known or None, seconds, rate)
-    except (DataError, ValueError, ArithmeticError, MemoryError) as error:  # AudioError is a ValueError
-        return str(error) or type(error).__name__
-    except OSError as error:
-        return f"{cut_id} cannot be read ({error.strerror})"
+    results: list[Decoded | str] = []
+    for source, cut_id, place, known in tasks:
+        try:
+            results.append(decode_cut(audio_source(source), place, known or None, seconds, rate))
+        except (DataError, ValueError, ArithmeticError, MemoryError) as error:  # AudioError is a ValueError
+            results.append(str(error) or type(error).__name__)
+        except OSError as error:
+            results.append(f"{cut_id} cannot be read ({error.strerror})")
+    return results
 
 
 def decode_cut(source: str | bytes, place: float, known: float | None, seconds: float, rate: int) -> Decoded:

@@ -67,7 +67,8 @@ def cut_record(
     return record
 
 
-def _hash(text: str) -> int:
+def hash_of(text: str) -> int:
+    """A signed 64-bit hash."""
     digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
@@ -108,7 +109,7 @@ class Manifest:
                 custom, supervision = record.get("custom") or {}, record["supervisions"][0]
                 language = supervision.get("language")
                 yield (
-                    at, end - at, _hash(record["id"]),
+                    at, end - at, hash_of(record["id"]),
                     speakers.setdefault(supervision["speaker"], len(speakers)),
                     languages.setdefault(language, len(languages)) if language else -1,
                     record["duration"], custom.get("origin_rate") or record["recording"]["sampling_rate"],

@@ -29,10 +29,8 @@ def in_order(
     What `work` raises is raised here. Raises DataError when a worker dies.
     """
     tasks = iter(tasks)
-    workers = (
-        len(os.sched_getaffinity(0)) if workers is None and hasattr(os, "sched_getaffinity") else workers
-    )
-    workers = os.cpu_count() or 1 if workers is None else workers
+    if workers is None:  # macOS and Windows do not know which cores a process may use
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     first = list(itertools.islice(tasks, _FEW)) if workers else []
     if len(first) < _FEW:
         yield from map(work, itertools.chain(first, tasks))
