@@ -183,7 +183,7 @@ def test_no_more_recordings_wait_for_the_judge_than_may(talk, monkeypatch):
         return 0.5
 
     monkeypatch.setattr(page_routes, "MAX_COMPARISONS", 2)
-    monkeypatch.setattr(page_routes.Comparisons, "_compare", slow)
+    monkeypatch.setattr(page_routes.Comparisons, "compare", slow)
     clip = recording(CLIPS[0], 3.0)
 
     async def dialogue(client, app):

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from revox import __version__
+from revox.marking import load_signer
 from revox.serving import model_routes, open_webui, page_routes, speech_routes, speech_socket, voice_routes
 from revox.serving.engine import EngineThread
 from revox.serving.error_responses import RESPONSES, install_handlers
@@ -34,8 +35,6 @@ def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
 
     Raises ServeError or MarkError when files that the settings name cannot be used.
     """
-    from revox.marking import load_signer
-
     app = FastAPI(
         title="revox",
         version=__version__,

@@ -11,8 +11,6 @@ from revox.serving.errors import ApiError
 from revox.speech import FORMATS
 from revox.speech.stretch import TimeStretch
 
-NAMES = ("wav", "pcm", "flac", "mp3", "aac", "opus")
-"""OpenAI's formats; every one can be streamed."""
 RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 PAGES = {"ogg": {"page_duration": "200000"}}
 """Microseconds of audio in a page of Ogg, which is sent when it is full; FFmpeg's default is a second."""

@@ -152,7 +152,7 @@ async def similarity(
                 error.param = name
                 raise
         try:
-            found = await comparisons.compare(*recordings)
+            found = await asyncio.to_thread(comparisons.compare, *map(_start, recordings))
         except MetricError as error:
             raise ApiError(501, str(error), code="not_installed") from None
     return {"similarity": round(found, 4), "judge": "Resemblyzer"}
@@ -166,11 +166,8 @@ class Comparisons:
         self._model: SpeakerVerifier | None = None
         self._lock = threading.Lock()
 
-    async def compare(self, reference: Audio, result: Audio) -> float:
+    def compare(self, reference: Audio, result: Audio) -> float:
         """The cosine of two speakers' embeddings. Raises MetricError without Resemblyzer."""
-        return await asyncio.to_thread(self._compare, _start(reference), _start(result))
-
-    def _compare(self, reference: Audio, result: Audio) -> float:
         from revox.metrics.speaker import SpeakerVerifier
 
         with self._lock:

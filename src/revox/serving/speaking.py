@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from revox.checkpoint.errors import VoiceError
+from revox.marking import MarkRecord, mark_bytes, new_record, stream_headers
 from revox.serving.encoding import Shape, StreamEncoder, check_rate
 from revox.serving.errors import ApiError
 from revox.serving.model_routes import check_model
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from revox.checkpoint.voices import Voice
-    from revox.marking import MarkRecord
     from revox.serving.engine import SpeechStream
     from revox.serving.state import ServerState
 
@@ -97,14 +97,10 @@ class ResolvedRequest:
         """What a mark will say; None when marking is off."""
         if not self.state.settings.marking:
             return None
-        from revox.marking import new_record
-
         return new_record(self.state.settings.served_name[:200], self.voice.name[:200])
 
     def headers(self) -> dict[str, str]:
         """The answer's headers: the mark, and the seed."""
-        from revox.marking import stream_headers
-
         record = self.record()
         return {"x-revox-seed": str(self.seed), **(stream_headers(record) if record is not None else {})}
 
@@ -184,8 +180,6 @@ class SpeechResponse:
         record = self.request.record()
         if record is None:
             return data
-        from revox.marking import mark_bytes
-
         return mark_bytes(data, format, record=record, signer=self.request.state.signer)
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:

@@ -36,7 +36,7 @@ _LANGUAGE = (
 _EMBEDDING = "this model has no speaker embeddings; use ref_audio, or a voice by name"
 
 Text = Annotated[str, Field(description="The text to speak.")]
-Format = Literal["wav", "pcm", "flac", "mp3", "aac", "opus"]
+Format = Literal["wav", "pcm", "flac", "mp3", "aac", "opus"]  # OpenAI's; every one can be streamed
 
 
 class VoiceId(BaseModel):

@@ -8,16 +8,15 @@ import json
 import logging
 import secrets
 from collections.abc import AsyncGenerator, Awaitable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from revox.serving.encoding import NAMES
 from revox.serving.errors import ApiError, as_api_error
 from revox.serving.speaking import SpeechResponse, resolve
-from revox.serving.speech_request import BatchRequest, SpeechRequest, batch_item
+from revox.serving.speech_request import BatchRequest, Format, SpeechRequest, batch_item
 from revox.serving.state import ServerState, asked_by, state_of
 from revox.speech import FORMATS
 
@@ -37,7 +36,7 @@ AUDIO: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The audio; or, as events, speech.audio.delta and speech.audio.done.",
         "content": {
-            **{FORMATS[name].media_type: {"schema": _BINARY} for name in NAMES},
+            **{FORMATS[name].media_type: {"schema": _BINARY} for name in get_args(Format)},
             "text/event-stream": {"schema": _EVENT},
         },
     }

@@ -23,10 +23,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from pydantic_core import from_json
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from revox.checkpoint import consent_log
 from revox.checkpoint.errors import CheckpointError, VoiceError
+from revox.checkpoint.tensors import read_metadata
 from revox.checkpoint.voices import Voice, check_voice_name, codes_fit
 from revox.serving.errors import ServeError
 from revox.speech.files import replace_file, sync_folder
@@ -41,8 +45,6 @@ log = logging.getLogger("revox.serving")
 
 def fingerprint(model: Voxtral) -> str:
     """Identifies the checkpoint of a voice: a hash of the table that voice embeddings are sums of."""
-    import torch
-
     table = model.mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight
     some = table.detach()[:: max(1, len(table) // 64)].to("cpu", torch.bfloat16).contiguous()
     digest = hashlib.sha256(str(list(table.shape)).encode())
@@ -136,8 +138,6 @@ class VoiceFiles:
                 path.unlink(missing_ok=True)
 
     def _read_record(self, path: Path) -> dict[str, Any] | None:
-        from revox.checkpoint.tensors import read_metadata
-
         try:
             check_voice_name(path.stem)
             record = from_json(read_metadata(path).get("revox", ""))
@@ -163,9 +163,6 @@ class VoiceFiles:
 
         Raises OSError if the disk is full; then nothing of the voice is left.
         """
-        import torch
-        from safetensors.torch import save
-
         self.own()
         record = {
             "format": FORMAT,
@@ -198,9 +195,6 @@ class VoiceFiles:
 
     def load(self, name: str) -> Voice:
         """A saved voice. Raises VoiceError if its file is gone or damaged."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
         record = self.records[name]
         try:
             tensors = load(self._path(name).read_bytes())

@@ -9,21 +9,21 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from revox.checkpoint.errors import VoiceError
+from revox.checkpoint.voices import Voice, consent_document
+from revox.marking import mark_bytes, new_record, stream_headers
 from revox.serving.errors import NO_EFFECT, ApiError
 from revox.serving.state import ServerState, asked_by, state_of
 from revox.serving.voice_jobs import Job
 from revox.serving.voices import given_consent
 from revox.speech import encode_audio
-
-if TYPE_CHECKING:
-    from revox.checkpoint.voices import Voice
 
 router = APIRouter(prefix="/v1/audio", tags=["voices"])
 
@@ -160,20 +160,13 @@ async def voice_consent(request: Request, name: str) -> dict[str, Any]:
     if found["voices"]:
         return found
     if name in await asyncio.to_thread(state.voices.names):
-        return await asyncio.to_thread(_checkpoint_consent, state, name)
+        try:
+            return await asyncio.to_thread(consent_document, state.tts.folder, name)
+        except VoiceError:
+            raise ApiError(
+                404, f"voice {name!r} came with the checkpoint, without a record of consent", param="name"
+            ) from None
     raise state.voices.not_found(name)
-
-
-def _checkpoint_consent(state: ServerState, name: str) -> dict[str, Any]:
-    from revox.checkpoint.errors import VoiceError
-    from revox.checkpoint.voices import consent_document
-
-    try:
-        return consent_document(state.tts.folder, name)
-    except VoiceError:
-        raise ApiError(
-            404, f"voice {name!r} came with the checkpoint, without a record of consent", param="name"
-        ) from None
 
 
 @router.get("/consent")
@@ -209,8 +202,6 @@ def _previewed(state: ServerState, voice: Voice) -> tuple[bytes, dict[str, str]]
     data, _ = encode_audio(state.tts.decode(voice), "wav")
     if not state.settings.marking:
         return data, {}
-    from revox.marking import mark_bytes, new_record, stream_headers
-
     record = new_record(state.settings.served_name[:200], voice.name[:200])
     return mark_bytes(data, "wav", record=record, signer=state.signer), stream_headers(record)
 

@@ -208,18 +208,14 @@ class Voices:
         with self._lock:
             making = self.jobs.active_names | self._reserved
             if name in making or name in self.files.records or name in own:
-                why = f"there is already a voice {name!r}; choose another name, or delete it first"
-            elif self.files.in_the_way(name):
-                why = f"a file named {name!r} is not a voice of this checkpoint; choose another name"
-            else:
-                if len(self.files.records) + len(making) >= self._settings.max_voices:
-                    raise ApiError(
-                        409,
-                        f"this server keeps at most {self._settings.max_voices} uploaded voices; delete one",
-                        code="too_many_voices",
-                    )
-                return
-        raise ApiError(409, why, param="name", code="voice_exists")
+                message = f"there is already a voice {name!r}; choose another name, or delete it first"
+                raise ApiError(409, message, param="name", code="voice_exists")
+            if self.files.in_the_way(name):
+                message = f"a file named {name!r} is not a voice of this checkpoint; choose another name"
+                raise ApiError(409, message, param="name", code="voice_exists")
+            if len(self.files.records) + len(making) >= self._settings.max_voices:
+                message = f"this server keeps at most {self._settings.max_voices} uploaded voices; delete one"
+                raise ApiError(409, message, code="too_many_voices")
 
     def _reserve(self, name: str) -> None:
         with self._lock:
