@@ -187,13 +187,7 @@ def _summary(console: Console, voice: ClonedVoice, folder: Path) -> None:
         )
         console.print(f"score, less is better: {', '.join(scores)}")
         console.print(f"kept: {coding.method}")
-    from rich.markup import escape
-
-    where = escape(str(folder))
-    console.print(
-        f"voice [bold]{voice.name}[/] ({voice.frames} frames, {voice.reference.seconds:.1f} s) is now in "
-        f"{where}",
-        soft_wrap=True,
-    )
+    size = f"{voice.frames} frames, {voice.reference.seconds:.1f} s"
+    console.print(f"voice {voice.name} ({size}) is now in {folder}", markup=False, soft_wrap=True)
     command = f'revox speak "..." --checkpoint {shlex.quote(str(folder))} --voice {voice.name} -o out.wav'
     console.print(f"Speak with it: {command}", markup=False, soft_wrap=True)

@@ -41,6 +41,8 @@ def command(
 
 
 def _print(report: Report, console: Console) -> None:
+    from rich.filesize import decimal
+    from rich.markup import escape
     from rich.table import Table
 
     def table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
@@ -58,9 +60,9 @@ def _print(report: Report, console: Console) -> None:
 
     sizes = report.sizes
     weights = sum(file.bytes for file in report.files if file.name.endswith(".safetensors"))
-    console.print(f"[bold]{_plain(str(report.folder))}[/]", soft_wrap=True, highlight=False)
+    console.print(f"[bold]{escape(str(report.folder))}[/]", soft_wrap=True, highlight=False)
     console.print(
-        f"{report.parameters / 1e6:,.1f} M parameters, {_bytes(weights)} of weights;"
+        f"{report.parameters / 1e6:,.1f} M parameters, {decimal(weights, precision=2)} of weights;"
         f" {sizes['sampling_rate']} Hz, {sizes['frame_rate']:g} frames a second,"
         f" {sizes['codebooks']} codebooks ({sizes['semantic_codes']} semantic codes,"
         f" {sizes['acoustic_levels']} acoustic levels); backbone {sizes['layers']} x {sizes['dim']}",
@@ -74,15 +76,8 @@ def _print(report: Report, console: Console) -> None:
         style = "" if part.found == part.expected else "yellow"
         found = f"{part.found} ({part.quantized} quantized)" if part.quantized else str(part.found)
         types = ", ".join(f"{dtype} x {count}" for dtype, count in sorted(part.dtypes.items()))
-        row = (
-            part.name,
-            found,
-            str(part.expected),
-            f"{part.parameters / 1e6:,.2f} M",
-            _bytes(part.bytes),
-            types,
-        )
-        tensors.add_row(*row, style=style)
+        parameters, size = f"{part.parameters / 1e6:,.2f} M", decimal(part.bytes, precision=2)
+        tensors.add_row(part.name, found, str(part.expected), parameters, size, types, style=style)
     console.print(tensors)
     console.print()
 
@@ -110,22 +105,9 @@ def _print(report: Report, console: Console) -> None:
 
     runtimes = table("What each runtime does with it", "runtime", "presets", "ref_audio / cloning")
     for runtime in report.runtimes:
-        runtimes.add_row(runtime.name, _plain(runtime.preset_speech), _plain(runtime.ref_audio))
+        runtimes.add_row(runtime.name, escape(runtime.preset_speech), escape(runtime.ref_audio))
     console.print(runtimes)
     for note in report.notes:
-        console.print(f"note: {_plain(note)}", style="yellow", highlight=False)
+        console.print(f"note: {escape(note)}", style="yellow", highlight=False)
     for problem in report.problems[1:]:
-        console.print(f"also: {_plain(problem)}", style="red", highlight=False)
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count} B"
+        console.print(f"also: {escape(problem)}", style="red", highlight=False)

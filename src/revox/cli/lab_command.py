@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from revox.cli import demo_command
+from revox.cli.marked import say
 
 app = typer.Typer(help="Renamed: `revox demo`, and `python -m lab` in a clone.", no_args_is_help=True)
-console = Console(stderr=True)
 
 
 @app.command("path")
 def path_command() -> None:
     """Renamed: `revox demo --path`."""
-    console.print("`revox lab path` is now `revox demo --path`", highlight=False)
+    say("`revox lab path` is now `revox demo --path`")
     demo_command.command(path=True)
 
 
@@ -28,16 +27,13 @@ def lab_demo_command(
     seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
 ) -> None:
     """Renamed: `revox demo`."""
-    console.print("`revox lab demo` is now `revox demo`", highlight=False)
+    say("`revox lab demo` is now `revox demo`")
     demo_command.command(out, steps, seed)
 
 
 def _moved(name: str) -> None:
     def command(context: typer.Context) -> None:
-        console.print(
-            f"revox: `revox lab {name}` is now `python -m lab {name}`, run in a clone of the project",
-            highlight=False,
-        )
+        say(f"revox: `revox lab {name}` is now `python -m lab {name}`, run in a clone of the project")
         raise typer.Exit(2)
 
     command.__doc__ = f"Renamed: `python -m lab {name}` in a clone of the project."
