@@ -16,7 +16,7 @@ def test_a_log_gets_one_line_at_each_quarter_with_the_facts():
     with show_progress(console) as show:
         for step in range(1, 9):
             show(Progress("descent", step, 8, {"loss": 0.5, "seconds_left": 75}))
-    lines = [line for line in console.file.getvalue().splitlines() if "%" in line]
+    lines = console.file.getvalue().splitlines()
     assert [line.split(":")[1].split("%")[0].strip() for line in lines] == ["25", "50", "75", "100"]
     assert lines[0] == "  descent: 25 %, loss 0.5, 1 min 15 s left"
 
@@ -25,7 +25,7 @@ def test_a_phase_without_a_known_end_prints_no_line_in_a_log():
     console = Console(file=io.StringIO(), force_terminal=False)
     with show_progress(console) as show:
         show(Progress("speaking", 3))
-    assert "%" not in console.file.getvalue()
+    assert console.file.getvalue() == ""
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -345,3 +346,12 @@ def test_without_speech_or_presets_the_sentence_says_so(tiny_checkpoint_copy: Pa
         file.unlink()
     with pytest.raises(TrainingError, match="no preset"):
         restore_encoder(tiny_checkpoint_copy, [], tmp_path / "b", settings(clips=0), options(tmp_path))
+
+
+def test_a_missing_library_is_named_before_anything_is_computed(
+    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "lhotse", None)
+    with pytest.raises(TrainingError, match="needs the library `lhotse`"):
+        restore_encoder(tmp_path / "no checkpoint", [str(speech)], tmp_path / "run", EncoderTraining())
+    assert not (tmp_path / "run").exists()

@@ -37,7 +37,8 @@ def show_progress(console: Console, unit: str = "") -> Iterator[ProgressCallback
         rich_progress.TextColumn("{task.fields[facts]}", markup=False),
         rich_progress.TimeElapsedColumn(),
     )
-    with rich_progress.Progress(*columns, console=console, transient=True) as bars:
+    bars = rich_progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with bars:
         tasks: dict[str, rich_progress.TaskID] = {}
         quarters: dict[str, int] = {}
 

@@ -30,7 +30,7 @@ from revox.training.data import report as report_sources
 from revox.training.data.locate import audio_source
 from revox.training.data.manifest import cut_source
 from revox.training.encoder import EncoderTrainer, Teachers, TrainingData
-from revox.training.errors import TrainingError
+from revox.training.errors import TrainingError, library
 from revox.training.pseudo_labels import pseudo_labeled
 from revox.training.settings import EncoderTraining, with_present_names
 from revox.training.spoken import SENTENCES, spoken_codes
@@ -83,7 +83,10 @@ def restore_encoder(
     message = options.message if world.is_main else lambda sentence: None
     progress = options.progress if world.is_main else ignore_progress
     sources: list[SpeechSource] = []
-    if settings.clips or settings.pseudo_labels:  # errors come before anything is written or computed
+    # Errors come before anything is written or computed.
+    if settings.clips:
+        library("lhotse")
+    if settings.clips or settings.pseudo_labels:
         sources = find_sources(data, cache=options.cache, workers=options.workers, progress=progress)
     _check_folder(out, settings, options.resume, world)
     weights = settings.weights
