@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from revox.checkpoint.voices import Voice
@@ -82,7 +83,7 @@ def select_speech(
     else:
         # Read before the search: a file that is moved meanwhile costs nothing.
         audio, origin = read_audio(recording), source_of(Path(recording))
-    if not bool(torch.from_numpy(audio.samples).isfinite().all()):
+    if not np.isfinite(audio.samples).all():
         raise CloneError("the recording holds values that are not numbers: convert it again from its source")
     whole = transcript is not None
     selection = select_reference(audio, max_seconds=max_seconds, rate=rate, whole=whole)
