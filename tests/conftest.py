@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lab.tokenizer import minimal_vocab_size, write_tekken
+from revox.checkpoint.tensors import WEIGHTS
 from revox.model.config import AcousticConfig, BackboneConfig, CodecConfig, VoxtralConfig
 from revox.model.voxtral import Voxtral, tensor_name
 from revox.speech import Audio, write_audio
@@ -171,3 +172,17 @@ def tiny_checkpoint_with_encoder(tmp_path_factory: pytest.TempPathFactory) -> Pa
 def tiny_preset_codes() -> dict[str, Tensor]:
     """name -> codes `[37, frames]` that the tiny checkpoint's presets are made of."""
     return preset_codes()
+
+
+def in_shards(folder: Path) -> Path:
+    """The folder with its weights in two files and an index."""
+    tensors = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    weight_map = {}
+    for number, names in enumerate((sorted(tensors)[::2], sorted(tensors)[1::2]), 1):
+        file = f"consolidated-{number:05d}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in names}, folder / file)
+        weight_map |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return folder

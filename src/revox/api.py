@@ -15,7 +15,7 @@ import torch
 from revox.checkpoint.load import load_model
 from revox.checkpoint.locate import locate, user_cache
 from revox.checkpoint.release import ENCODER_PREFIXES
-from revox.checkpoint.tensors import WEIGHTS, read_header
+from revox.checkpoint.tensors import folder_tensors
 from revox.checkpoint.voices import Voice, list_voices, load_voice
 from revox.model.voxtral import Voxtral
 from revox.progress import ProgressCallback, ignore_progress
@@ -135,7 +135,7 @@ class Revox:
         """How much of the codec's encoder the checkpoint has: complete, partial or absent."""
         if self._coding_model.audio_tokenizer.has_encoder:
             return "complete"
-        there = any(name.startswith(ENCODER_PREFIXES) for name in read_header(self.folder / WEIGHTS))
+        there = any(name.startswith(ENCODER_PREFIXES) for name in folder_tensors(self.folder))
         return "partial" if there else "absent"
 
     def voices(self) -> list[str]:

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from conftest import TINY, tiny_model
+from conftest import TINY, in_shards, tiny_model
 from revox.checkpoint import encoder_file
 from revox.checkpoint.encoder_file import decoder_sha256, read_record
 from revox.checkpoint.errors import CheckpointError
@@ -86,20 +86,6 @@ def full(encoder: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def merged(out: Path, **more: Any) -> InjectionOptions:
     return InjectionOptions(out=out, merge=True, **more)
-
-
-def in_shards(folder: Path) -> Path:
-    """The folder with its weights in two files and an index."""
-    tensors = load_file(folder / WEIGHTS)
-    (folder / WEIGHTS).unlink()
-    weight_map = {}
-    for number, names in enumerate((sorted(tensors)[::2], sorted(tensors)[1::2]), 1):
-        file = f"consolidated-{number:05d}-of-00002.safetensors"
-        save_file({name: tensors[name] for name in names}, folder / file)
-        weight_map |= dict.fromkeys(names, file)
-    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
-    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    return folder
 
 
 # ---- what is written

@@ -17,6 +17,8 @@ import typer
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
+import revox
+from conftest import in_shards
 from revox.checkpoint.errors import VoiceError
 from revox.checkpoint.inject import InjectionOptions, eject, inject
 from revox.checkpoint.inspect import inspect
@@ -338,3 +340,10 @@ def test_a_method_that_will_not_do_is_refused_before_the_clip_is_read(
     result = clone("no such file.wav", *options(tiny_checkpoint_copy), *given)
     assert isinstance(result.exception, CodingError)
     assert sentence in str(result.exception)
+
+
+def test_a_folder_of_sharded_weights_is_cloned_into_and_spoken_from(clip: Path, tiny_checkpoint_copy: Path):
+    folder = in_shards(tiny_checkpoint_copy)
+    result = clone(clip, *options(folder))
+    assert result.exit_code == 0, result.output
+    assert revox.load(folder, "cpu").speak("one", "me", max_seconds=0.2).samples.size

@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from revox.checkpoint.load import load_model
-from revox.checkpoint.tensors import WEIGHTS
+from revox.checkpoint.tensors import ENCODER_WEIGHTS, weight_files
 from revox.checkpoint.voices import Voice, list_voices, load_voice
 from revox.coding.presets import preset_codes
 from revox.progress import Progress, ProgressCallback, ignore_progress
@@ -132,7 +132,9 @@ def spoken_codes(
             f"{checkpoint} has no preset that could speak: set sentences to 0, or repair the checkpoint"
         )
     params = hashlib.sha256((checkpoint / "params.json").read_bytes()).hexdigest()
-    facts = (params, (checkpoint / WEIGHTS).stat().st_size, list(sentences), seed, presets, interpolated)
+    # An encoder in a file of its own does not change what the model speaks.
+    size = sum(file.stat().st_size for file in weight_files(checkpoint) if file.name != ENCODER_WEIGHTS)
+    facts = (params, size, list(sentences), seed, presets, interpolated)
     speaker: _SpeakingModel | None = None
     found: list[Tensor] = []
     for start in range(0, count, BATCH):
