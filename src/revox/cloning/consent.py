@@ -81,7 +81,8 @@ def record_consent(
         )
     except ValidationError:
         raise CloneError(
-            f"consent is required: say whose voice it is and that they agreed to its cloning, e.g. {EXAMPLE}"
+            "consent is required, as a sentence of 3 to 4000 characters: say whose voice it is and that they "
+            f"agreed to its cloning, e.g. {EXAMPLE}"
         ) from None
 
 
