@@ -1,6 +1,5 @@
 from pathlib import Path
 
-import librosa
 import numpy as np
 import pytest
 
@@ -53,9 +52,10 @@ def test_mains_hum_does_not_pass_for_a_voice():
 
 @pytest.mark.parametrize("name", ["1183-124566-0000", "1455-134435-0000"])
 def test_human_pitch_agrees_with_librosas_yin(name):
+    # librosa 0.11's values (`clips/README.md`): numba, which compiles its yin, crashes on some processors.
     audio = read_audio(CLIPS / f"{name}.flac", max_seconds=4)
     track = pitch_track(audio.samples, audio.rate)
-    theirs = librosa.yin(audio.samples, fmin=60, fmax=500, sr=audio.rate, hop_length=160, frame_length=1024)
+    theirs = np.load(CLIPS / f"{name}.yin.npy")
     ours = track.f0[: len(theirs)]
     voiced = np.isfinite(ours)
     assert voiced.sum() > 100
