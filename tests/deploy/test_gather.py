@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -179,37 +178,6 @@ def test_a_folder_that_is_not_there_is_a_sentence(tmp_path):
         gather(None, folder=tmp_path / "none", environment={"PATH": ""})
 
 
-@pytest.mark.parametrize(("tags", "broken"), [(True, False), (False, True)])
-def test_a_source_without_tags_has_no_version(tmp_path, tags, broken):
-    tree = tmp_path / "vllm omni"
-    (tree / "vllm_omni").mkdir(parents=True)
-
-    def git(*words: str) -> None:
-        who = [
-            "-c",
-            "user.name=a",
-            "-c",
-            "user.email=a@b",
-            "-c",
-            "commit.gpgsign=false",
-            "-c",
-            "tag.gpgsign=false",
-        ]
-        subprocess.run(["git", *who, "-C", str(tree), *words], check=True, capture_output=True)
-
-    git("init", "-q")
-    git("commit", "-q", "--allow-empty", "-m", "x")
-    if tags:
-        git("tag", "v0.30.0")
-    for command in (["pip", "install", "-e", str(tree)], ["docker", "build", str(tree)]):
-        found = find_problems(gather(command, environment={"PATH": os.environ["PATH"]}))
-        assert ("dev-version" in {finding.rule for finding in found}) is broken
-    told = f"SETUPTOOLS_SCM_PRETEND_VERSION=0.30.0 uv pip install '{tree}[dev]'"
-    assert "dev-version" not in {
-        f.rule for f in find_problems(gather(told, environment={"PATH": os.environ["PATH"]}))
-    }
-
-
 def test_assignments_before_a_command_are_its_environment():
     assert split_command("A=1 B='x y' vllm serve \\\n /m --a=b") == (
         {"A": "1", "B": "x y"},
@@ -231,12 +199,9 @@ def test_nvidia_smis_memory_is_read_and_unified_memory_is_the_machines():
     assert len(read_gpus(csv, None)) == 1
 
 
-def test_what_the_machine_is_is_what_python_says(tmp_path):
-    facts = gather(
-        "vllm-omni serve a/b --omni", environment={"PATH": "", "HF_HOME": str(tmp_path / "not" / "there")}
-    )
+def test_what_the_machine_is_is_what_python_says():
+    facts = gather("vllm-omni serve a/b --omni", environment={"PATH": ""})
     assert facts.machine == platform.machine().lower()
-    assert facts.disk_free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.05)
 
 
 def test_a_program_that_is_not_there_cannot_be_started(monkeypatch, tmp_path):

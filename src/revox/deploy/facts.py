@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from revox.checkpoint.inspect import Report
 
 
+OLDEST = (0, 30)
+"""The oldest vllm-omni that revox supports: the first that refuses a request that it cannot serve."""
+
+
 @dataclass(frozen=True)
 class Package:
     """An installed distribution: version, its folder, its requirements, its wheel's tags."""
@@ -38,10 +42,8 @@ class Facts:
     """What was gathered. None, or an empty value, means that it is not known.
 
     words: the command without the assignments before it. environment: the variables it would run under.
-    packages: canonical name -> every copy that its Python would find. deploy: the stage or deploy file that
-    it names, parsed; deploy_problem: why it could not be. programs: name -> path, or None if not on PATH.
-    unversioned_source: the source folder of vllm-omni that the command builds and git has no version of.
-    disk_free: bytes free where a download of the model would go.
+    packages: canonical name -> every copy that its Python would find. deploy: the deploy file that it names,
+    parsed; deploy_problem: why it could not be. programs: name -> path, or None if not on PATH.
     """
 
     words: tuple[str, ...] = ()
@@ -52,12 +54,10 @@ class Facts:
     deploy_problem: str | None = None
     programs: Mapping[str, str | None] = field(default_factory=dict)
     machine: str | None = None
-    unversioned_source: str | None = None
     folder: Path | None = None
     report: Report | None = None
     other_model_type: str | None = None
     gpus: tuple[Gpu, ...] = ()
-    disk_free: int | None = None
 
     @property
     def serve(self) -> ServeCommand | None:
@@ -170,8 +170,8 @@ def _is_image(word: str) -> bool:
 
 
 def stages_of(deploy: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The stages of a deploy file (`stages`) or stage file (`stage_args`), their fields on one level."""
-    listed = deploy.get("stages", deploy.get("stage_args"))
+    """The stages of a deploy file, their fields on one level."""
+    listed = deploy.get("stages")
     found = []
     for stage in listed if isinstance(listed, list) else []:
         if isinstance(stage, Mapping):

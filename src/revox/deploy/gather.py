@@ -19,7 +19,7 @@ from revox.deploy.facts import Facts, Gpu, Package, parse_serve
 
 MAX_DEPLOY_BYTES = 1 << 20
 TIMEOUT = 60.0
-"""Seconds that another Python, nvidia-smi or git may take to answer."""
+"""Seconds that another Python or nvidia-smi may take to answer."""
 
 # Run by the other environment's Python, in / so that no module of the working folder is imported. It reads
 # metadata only and imports nothing of vllm.
@@ -83,7 +83,7 @@ def gather(
     assignments, words = split_command(command) if command is not None else ({}, [])
     variables |= assignments
     path = variables.get("PATH")
-    programs = {n: shutil.which(n, path=path) for n in ("vllm", "vllm-omni", "hf", "huggingface-cli")}
+    programs = {n: shutil.which(n, path=path) for n in ("vllm", "vllm-omni")}
     serve = parse_serve(words)
     packages, version, deploy, problem = None, None, None, None
     if serve is None or serve.image is None:
@@ -102,12 +102,10 @@ def gather(
         deploy_problem=problem,
         programs=programs,
         machine=platform.machine().lower(),
-        unversioned_source=_unversioned_source(words),
         folder=folder,
         report=report,
         other_model_type=other,
         gpus=_gpus(path),
-        disk_free=_disk_free(variables),
     )
 
 
@@ -165,12 +163,12 @@ def _python_of(program: Path) -> str | None:
 
 
 def _deploy_file(flags: Mapping[str, str | None]) -> tuple[dict[str, Any] | None, str | None]:
-    """The deploy or stage file that the command names, parsed, or why it cannot be."""
+    """The deploy file that the command names, parsed, or why it cannot be."""
     import yaml
 
-    named = next((flags[name] for name in ("deploy-config", "stage-configs-path") if name in flags), "")
+    named = flags.get("deploy-config", "")
     if not named:
-        return None, None if named == "" else "the flag for the stage or deploy file has no value"
+        return None, None if named == "" else "--deploy-config has no value"
     path = Path(named).expanduser()
     try:
         if path.exists() and not path.is_file():  # opening a pipe would block
@@ -199,19 +197,6 @@ def _folder(folder: Path | None) -> tuple[Any, str | None]:
     config = folder / "config.json"
     model_type = read_json(config).get("model_type") if config.is_file() else None
     return inspect(folder), None if model_type in (None, MODEL_TYPE) else str(model_type)
-
-
-def _unversioned_source(words: Sequence[str]) -> str | None:
-    """The source of vllm-omni that a command (pip install, docker build) builds, if it has no git tag."""
-    if "install" not in words and "build" not in words:
-        return None
-    for word in words[1:]:
-        tree = Path(word.split("[", 1)[0]).expanduser()
-        if not word.startswith("-") and tree.is_dir() and (tree / "vllm_omni").is_dir():
-            is_repository = (tree / ".git").exists()
-            tag = _run(["git", "-C", str(tree.resolve()), "describe", "--tags"]) if is_repository else None
-            return None if tag and tag.strip() else str(tree)
-    return None
 
 
 def _gpus(path: str | None) -> tuple[Gpu, ...]:
@@ -244,15 +229,6 @@ def _unified_memory() -> tuple[int, int] | None:
         return sizes["MemTotal"], sizes["MemAvailable"]
     except (OSError, ValueError, IndexError, KeyError):
         return None
-
-
-def _disk_free(environment: Mapping[str, str]) -> int | None:
-    """Free bytes where the hub's downloads go (huggingface_hub's own order of variables)."""
-    cache = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    home = environment.get("HF_HUB_CACHE") or environment.get("HF_HOME") or cache / "huggingface"
-    place = Path(home).expanduser()
-    existing = next((folder for folder in (place, *place.parents) if folder.is_dir()), None)
-    return None if existing is None else shutil.disk_usage(existing).free
 
 
 def _run(words: list[str], environment: Mapping[str, str] | None = None) -> str | None:

@@ -15,22 +15,16 @@ from typing import Any
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from revox.deploy.facts import Facts, minor, stages_of
+from revox.deploy.facts import OLDEST, Facts, minor, stages_of
 
 _ISSUES = "https://github.com/vllm-project/vllm-omni/issues"
 _PULLS = "https://github.com/vllm-project/vllm-omni/pull"
 
-# The (major, minor) versions at which behavior changed; vllm-omni publishes even minors only.
-DEPLOY_FILES_SINCE = (0, 20)
-STAGE_FILES_UNTIL = (0, 26)
-PYDUB_UNTIL = (0, 22)
-REFUSES_SINCE = (0, 30)
+DEV_BUILDS = (0, 10)
+"""Below every published version: what a build without git's tags calls itself (0.1.dev1)."""
 
-IMPORTED_AT_START = frozenset(("aenum", "pydub", "audioop-lts", "omegaconf", "transformers"))
-"""Imported by vllm_omni/patch.py, config/yaml_util.py and benchmarks/patch/patch.py (0.18 to 0.22)."""
-
-DOWNLOAD = 8.1e9
-"""Bytes of the release, weights and voices."""
+IMPORTED_AT_START = frozenset(("aenum", "omegaconf", "transformers"))
+"""Imported by vllm_omni/patch.py and config/yaml_util.py."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +65,10 @@ def rule(name: str, why: str, *sources: str) -> Callable[..., Callable[[Facts], 
 
 
 def find_problems(facts: Facts) -> list[RuleFinding]:
-    """All findings, those that stop the server first."""
+    """All findings, those that stop the server first; of a version that is too old, that alone."""
     found = [replace(one, rule=rule.name) for rule in RULES.values() for one in rule.check(facts)]
-    return sorted(found, key=lambda finding: not finding.stops)
+    too_old = [finding for finding in found if finding.rule == "old-version"]
+    return too_old or sorted(found, key=lambda finding: not finding.stops)
 
 
 def _stops(message: str, fix: str) -> RuleFinding:
@@ -85,6 +80,21 @@ def _warns(message: str, fix: str) -> RuleFinding:
 
 
 # ----------------------------------------------------------------------------------------- command and files
+
+
+@rule(
+    "old-version",
+    "older versions have other flags and files, and one request with ref_audio stops their engine if the "
+    "folder has no encoder; the rules and the files of revox are for 0.30 and later",
+    f"{_PULLS}/7012",
+    "https://github.com/gpustack/gpustack/issues/5427",
+)
+def _old_version(facts: Facts) -> Iterator[RuleFinding]:
+    if facts.omni is not None and DEV_BUILDS <= facts.omni < OLDEST:
+        yield _stops(
+            f"found vllm-omni {_dotted(facts.omni)}, at least {_dotted(OLDEST)} is needed",
+            "upgrade vllm and vllm-omni together; `revox deploy vllm-omni` writes matching requirements",
+        )
 
 
 @rule(
@@ -114,66 +124,42 @@ def _tokenizer_mode(facts: Facts) -> Iterator[RuleFinding]:
         if mode != "mistral":
             yield _stops(f"--tokenizer-mode is {mode or 'empty'}", "pass --tokenizer-mode mistral")
         return
-    fix = "add --tokenizer-mode mistral"
-    if facts.deploy is not None:
+    # Without a file vllm-omni takes its own, which sets the mode for both stages.
+    if facts.deploy is not None and "base_config" not in facts.deploy:
         stages = stages_of(facts.deploy)
         missing = [str(s.get("stage_id")) for s in stages if s.get("tokenizer_mode") != "mistral"]
-        if missing and "base_config" not in facts.deploy:
+        if missing:
             where = f"neither the command nor stage {', '.join(missing)} of the file"
-            yield _stops(f"{where} sets tokenizer_mode: mistral", fix)
-    elif facts.omni is None or facts.omni < DEPLOY_FILES_SINCE:
-        # From 0.20 on vllm-omni finds its own deploy file, which sets the mode for both stages.
-        yield _warns("the command has no --tokenizer-mode, and no file was found that sets it", fix)
+            yield _stops(f"{where} sets tokenizer_mode: mistral", "add --tokenizer-mode mistral")
 
 
 @rule(
     "stage-config",
-    "without its file for the two stages vllm-omni loads a plain Mistral: `no module or parameter named "
-    "acoustic_transformer`; the file's format and the flag's name depend on the version",
+    "without a file for its two stages vllm-omni loads a plain Mistral: `no module or parameter named "
+    "acoustic_transformer`; the flag and the format of versions before 0.28 are gone",
     f"{_ISSUES}/3571",
     f"{_ISSUES}/2388",
-    "wheels 0.18.0 to 0.30.0, vllm_omni/entrypoints/cli/serve.py and config/stage_config.py",
+    "wheel 0.30.0, vllm_omni/entrypoints/cli/serve.py and config/stage_config.py",
 )
 def _stage_config(facts: Facts) -> Iterator[RuleFinding]:
-    serve, omni = facts.serve, facts.omni
+    serve = facts.serve
     if serve is None:
         return
-    old, new = "stage-configs-path" in serve.flags, "deploy-config" in serve.flags
-    write = "`revox deploy vllm-omni` writes one for 0.30"
-    own = "pass the package's own, vllm_omni/model_executor/stage_configs/voxtral_tts.yaml"
+    write = "`revox deploy vllm-omni` writes one"
     if facts.deploy_problem is not None:
         yield _stops(facts.deploy_problem, f"name an existing YAML file; {write}")
-    if omni is None:
-        if not old and not new:
-            yield _warns(
-                "the command names no stage or deploy file",
-                f"0.18 needs --stage-configs-path ({own}); later versions find their own file, or take "
-                f"--deploy-config ({write})",
-            )
-    elif omni < DEPLOY_FILES_SINCE:
-        if new:
-            fix = f"use --stage-configs-path: {own}"
-            yield _stops(f"vllm-omni {_dotted(omni)} has no --deploy-config", fix)
-        elif not old:
-            yield _stops(f"vllm-omni {_dotted(omni)} needs --stage-configs-path, which is missing", own)
-        if facts.deploy is not None and "stage_args" not in facts.deploy:
-            yield _stops(f"the file has no stage_args, which {_dotted(omni)} reads", own)
-    else:
-        if old and omni > STAGE_FILES_UNTIL:
-            fix = f"drop the flag, or pass --deploy-config; {write}"
-            yield _stops(f"vllm-omni {_dotted(omni)} no longer has --stage-configs-path", fix)
-        if facts.deploy is not None and "stage_args" in facts.deploy and (new or omni > STAGE_FILES_UNTIL):
-            yield _stops("the file is in the old format (stage_args)", f"rewrite it with stages; {write}")
-        if not new and not old and facts.other_model_type is not None:
-            yield _stops(
-                f"config.json in the folder has model_type {facts.other_model_type!r}, and vllm-omni picks "
-                "its deploy file by that",
-                f"pass a --deploy-config with `pipeline: voxtral_tts`; {write}",
-            )
+    if "stage-configs-path" in serve.flags:
+        yield _stops("vllm-omni no longer has --stage-configs-path", f"pass --deploy-config; {write}")
+    elif "deploy-config" not in serve.flags and facts.other_model_type is not None:
+        yield _stops(
+            f"config.json in the folder has model_type {facts.other_model_type!r}, and vllm-omni picks its "
+            "deploy file by that",
+            f"pass a --deploy-config with `pipeline: voxtral_tts`; {write}",
+        )
     if facts.deploy is not None and "base_config" not in facts.deploy:
         ids = sorted(str(stage.get("stage_id")) for stage in stages_of(facts.deploy))
         if ids != ["0", "1"]:
-            yield _stops(f"the file has stages {', '.join(ids) or 'none'}, expected 0 and 1", write)
+            yield _stops(f"the file has {', '.join(ids) or 'no'} stages, expected `stages` 0 and 1", write)
 
 
 # ---------------------------------------------------------------------------------------------------- memory
@@ -181,26 +167,20 @@ def _stage_config(facts: Facts) -> Iterator[RuleFinding]:
 
 @rule(
     "memory-flag",
-    "--gpu-memory-utilization is one number for two engines: in 0.18 the file overrides it, later versions "
-    "apply it to both stages",
+    "--gpu-memory-utilization is one number, and vllm-omni applies it to both stages, which share one GPU",
     f"{_PULLS}/2516",
-    "wheel 0.18.0, vllm_omni/entrypoints/utils.py (load_stage_configs_from_yaml)",
     "wheel 0.30.0, vllm_omni/config/stage_config.py (build_stage_runtime_overrides)",
 )
 def _memory_flag(facts: Facts) -> Iterator[RuleFinding]:
-    serve, omni = facts.serve, facts.omni
+    serve = facts.serve
     if serve is None or "gpu-memory-utilization" not in serve.flags:
         return
     value = serve.number("gpu-memory-utilization")
-    flag = f"--gpu-memory-utilization {serve.flags['gpu-memory-utilization']} on the command line"
-    fix = "drop it and set gpu_memory_utilization for each stage in the file (or with --stage-overrides)"
-    if omni is None:
-        yield _warns(f"{flag}: in 0.18 the file overrides it, later versions apply it to both stages", fix)
-    elif omni < DEPLOY_FILES_SINCE:
-        yield _warns(f"{flag}: in {_dotted(omni)} the file's 0.8 and 0.1 override it", fix)
-    else:
-        message = f"{flag}: {_dotted(omni)} applies it to both stages, which share one GPU"
-        yield RuleFinding(value is not None and 2 * value > 1, message, fix)
+    yield RuleFinding(
+        value is not None and 2 * value > 1,
+        f"--gpu-memory-utilization {serve.flags['gpu-memory-utilization']} applies to both stages",
+        "drop it and set gpu_memory_utilization for each stage in the file (or with --stage-overrides)",
+    )
 
 
 @rule(
@@ -252,36 +232,26 @@ def _version_pair(facts: Facts) -> Iterator[RuleFinding]:
 
 @rule(
     "dev-version",
-    "the build asks git for its version and falls back to `dev`, which is not a version: InvalidVersion "
-    "'dev'",
+    "a build from source asks git for its version and falls back to `dev`, which is not a version: "
+    "InvalidVersion 'dev'",
     "https://github.com/vllm-project/vllm-omni/blob/main/setup.py (get_vllm_omni_version)",
     f"{_PULLS}/1224",
 )
 def _dev_version(facts: Facts) -> Iterator[RuleFinding]:
-    fix = (
-        "set SETUPTOOLS_SCM_PRETEND_VERSION=0.30.0 (the version of the source) for the build, or build in a "
-        "clone with its tags"
-    )
-    variables = (
-        "SETUPTOOLS_SCM_PRETEND_VERSION",
-        "SETUPTOOLS_SCM_PRETEND_VERSION_FOR_VLLM_OMNI",
-        "VLLM_OMNI_VERSION_OVERRIDE",
-    )
-    version_set = any(facts.environment.get(name) for name in variables)
-    if facts.unversioned_source is not None and not version_set:
-        yield _stops(f"{facts.unversioned_source} is built without git's tags and without a version", fix)
     omni = facts.package("vllm-omni")
-    if omni is not None and (minor(omni.version) or (0, 0)) < (0, 10):
-        yield _stops(f"vllm-omni is installed as version {omni.version}", f"install it again: {fix}")
+    if omni is not None and (minor(omni.version) or (0, 0)) < DEV_BUILDS:
+        yield _stops(
+            f"vllm-omni is installed as version {omni.version}",
+            "install it again from a clone with its tags, or set SETUPTOOLS_SCM_PRETEND_VERSION to the "
+            "version of the source",
+        )
 
 
 @rule(
     "requirements",
-    "vllm-omni needs its requirements at start; --no-deps loses aenum, 0.18 imports pydub without requiring "
-    "it, and pydub needs audioop-lts from Python 3.13 on",
+    "vllm-omni needs its requirements at start, and --no-deps loses them",
     f"{_ISSUES}/3952",
-    f"{_PULLS}/4035",
-    "wheel 0.18.0, vllm_omni/patch.py and vllm_omni/benchmarks/patch/patch.py",
+    "wheel 0.30.0, vllm_omni/patch.py and config/yaml_util.py",
 )
 def _requirements(facts: Facts) -> Iterator[RuleFinding]:
     omni = facts.package("vllm-omni")
@@ -301,73 +271,13 @@ def _requirements(facts: Facts) -> Iterator[RuleFinding]:
             missing.append(need.name)
         elif minor(found.version) and not need.specifier.contains(found.version, prereleases=True):
             wrong.append(f"{need.name} {found.version} (expected {need.specifier})")
-    release, extra = minor(omni.version), []
-    if release is not None and release <= PYDUB_UNTIL:
-        needs_audioop = facts.python is not None and (minor(facts.python) or (0, 0)) >= (3, 13)
-        needed = ("pydub", "audioop-lts") if needs_audioop else ("pydub",)
-        extra = [name for name in needed if facts.package(name) is None]
-    missing += [name for name in extra if name not in missing]
     if missing:
         fix = f"pip install 'vllm-omni=={omni.version}' without --no-deps"
-        fix += f" and pip install {' '.join(extra)}" if extra else ""
         yield RuleFinding(bool(IMPORTED_AT_START & set(missing)), f"not installed: {_some(missing)}", fix)
     if wrong:
         yield _warns(
             f"versions that vllm-omni does not accept: {_some(wrong)}",
             "install vllm and vllm-omni together into an environment of their own",
-        )
-
-
-@rule(
-    "hf-transfer",
-    "huggingface_hub before 1.0 refuses every download while the variable is set and the package missing",
-    "https://github.com/zml/zml/issues/339",
-    "https://github.com/karpathy/nanochat/pull/56",
-)
-def _hf_transfer(facts: Facts) -> Iterator[RuleFinding]:
-    set_on = facts.environment.get("HF_HUB_ENABLE_HF_TRANSFER", "").upper() in ("1", "ON", "YES", "TRUE")
-    hub = facts.package("huggingface-hub")
-    old_hub = hub is not None and (minor(hub.version) or (9, 9)) < (1, 0)
-    if set_on and old_hub and facts.package("hf-transfer") is None:
-        message = "HF_HUB_ENABLE_HF_TRANSFER is set and hf_transfer is not installed"
-        yield _stops(message, "unset it, or pip install hf_transfer")
-
-
-_PROGRAMS = {
-    "hf": "pip install -U huggingface_hub, and activate its environment (the program is in its bin folder)",
-    "huggingface-cli": "it is now called hf: pip install -U huggingface_hub and use hf",
-    "vllm": "activate the environment of vllm and vllm-omni",
-    "vllm-omni": "activate the environment of vllm-omni",
-}
-
-
-@rule(
-    "not-on-path",
-    "the program is in the bin folder of the environment that it was installed into",
-    "https://huggingface.co/docs/huggingface_hub/guides/cli",
-)
-def _not_on_path(facts: Facts) -> Iterator[RuleFinding]:
-    program = facts.words[0] if facts.words else ""
-    if program in _PROGRAMS and facts.programs.get(program, "not looked up") is None:
-        yield _stops(f"{program} is not on PATH", _PROGRAMS[program])
-
-
-@rule(
-    "strict-config",
-    "transformers 5 validates a config during construction, before 0.18's VoxtralTTSConfig has its parts: "
-    "`object has no attribute text_config`",
-    f"{_PULLS}/2405",
-    "wheel 0.18.0, models/voxtral_tts/configuration_voxtral_tts.py",
-)
-def _strict_config(facts: Facts) -> Iterator[RuleFinding]:
-    omni, transformers = facts.package("vllm-omni"), facts.package("transformers")
-    if omni is None or transformers is None:
-        return
-    release, installed = minor(omni.version), minor(transformers.version)
-    if release and installed and release < DEPLOY_FILES_SINCE and installed >= (5, 0):
-        yield _stops(
-            f"transformers {transformers.version} is installed with vllm-omni {omni.version}",
-            "pip install 'transformers>=4.57,<5', or use vllm and vllm-omni 0.20 or later",
         )
 
 
@@ -452,12 +362,6 @@ def _shared_environment(facts: Facts) -> Iterator[RuleFinding]:
 )
 def _room(facts: Facts) -> Iterator[RuleFinding]:
     gb, serve = 1e9, facts.serve
-    downloads = serve is not None and facts.folder is None and _is_hub_id(serve.model)
-    if downloads and facts.disk_free is not None and facts.disk_free < DOWNLOAD:
-        yield _stops(
-            f"{facts.disk_free / gb:.1f} GB of disk are free, and the download needs {DOWNLOAD / gb:.1f} GB",
-            "free some, or set HF_HOME to a folder on another disk",
-        )
     if facts.report is None or not facts.gpus or facts.omni is None:
         return
     gpu, weights = facts.gpus[0], facts.report.bytes
@@ -465,7 +369,7 @@ def _room(facts: Facts) -> Iterator[RuleFinding]:
     # The defaults are those of vllm_omni/deploy/voxtral_tts.yaml, which applies if no file is named.
     first, second = shares.get("0") or 0.8, shares.get("1") or 0.1
     flag = serve.number("gpu-memory-utilization") if serve is not None else None
-    if flag is not None and facts.omni >= DEPLOY_FILES_SINCE:
+    if flag is not None:
         first = second = flag
     if first * gpu.total < weights:
         stage_0 = f"stage 0 may use {first * gpu.total / gb:.1f} GB of {gpu.name}"
@@ -506,32 +410,18 @@ def _voices(facts: Facts) -> Iterator[RuleFinding]:
 
 @rule(
     "ref-audio",
-    "0.18 to 0.28 look for the encoder only when the engine has the request, which then exits; 0.30 looks "
-    "first and refuses. A single tensor of the encoder counts as all of it",
-    f"{_PULLS}/7012",
-    "https://github.com/gpustack/gpustack/issues/5427",
-    "wheels 0.28.0 and 0.30.0, tts_adapters/voxtral.py",
+    "vllm-omni takes a single tensor of the encoder for all of it, and clones from uninitialized weights",
+    "wheel 0.30.0, tts_adapters/voxtral.py",
 )
 def _ref_audio(facts: Facts) -> Iterator[RuleFinding]:
-    encoder, omni = facts.report.encoder if facts.report is not None else None, facts.omni
-    if encoder == "partial":
+    if facts.report is not None and facts.report.encoder == "partial":
         fix = "remove the encoder, or inject a complete one: `revox inject`"
         yield _warns("the folder has only a part of the codec encoder", fix)
-    elif encoder == "absent" and omni is not None and omni < REFUSES_SINCE:
-        yield _warns(
-            f"a request with ref_audio stops the engine of vllm-omni {_dotted(omni)} with this folder",
-            "use 0.30 or later, which refuses it; or inject an encoder (`revox inject`); or block the field "
-            "in a proxy",
-        )
 
 
 def _share(stage: Mapping[str, Any]) -> float | None:
     value = stage.get("gpu_memory_utilization")
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _is_hub_id(model: str | None) -> bool:
-    return model is not None and model.count("/") == 1 and not model.startswith((".", "/", "~"))
 
 
 def _dotted(release: tuple[int, int]) -> str:

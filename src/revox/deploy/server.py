@@ -1,6 +1,6 @@
 """Ask a running server what it is, which voices it has, and whether `ref_audio` works on it.
 
-A request with `ref_audio` stops the engine of vllm-omni 0.18 to 0.28 if the checkpoint has no encoder (as
+A request with `ref_audio` stops the engine of a vllm-omni before 0.30 if the checkpoint has no encoder (as
 released), so it is sent only to a server that proves to be 0.30 or later; see `ref_audio_is_safe`. Answers
 may be slow, huge or hostile: each is limited in bytes and time, redirects are not followed, and the content
 is treated as data.
@@ -19,7 +19,7 @@ import httpx2
 from packaging.version import InvalidVersion, Version
 
 from revox.deploy.errors import DeployError
-from revox.deploy.rules import REFUSES_SINCE
+from revox.deploy.facts import OLDEST
 
 MAX_BYTES = 8 << 20
 ASK_SECONDS = 15.0
@@ -28,7 +28,7 @@ MAX_VOICES = 10_000
 MAX_NAME = 200
 
 _REQUEST = "OpenAICreateSpeechRequest"
-"""The name of the speech request in vllm-omni's own OpenAPI document, 0.18 to 0.30."""
+"""The name of the speech request in vllm-omni's own OpenAPI document."""
 
 WORKS, REFUSED, NOT_SENT, FAILED = "works", "refused", "not sent", "failed"
 
@@ -168,8 +168,8 @@ def ref_audio_is_safe(report: ServerReport, document: Mapping[str, Any]) -> tupl
         version = Version(report.version or "")
     except InvalidVersion:
         return False, "the server does not tell its version; before 0.30 the request could stop it"
-    if version.release[:2] < REFUSES_SINCE or version.is_prerelease or version.epoch:
-        return False, f"vllm {version}: before vllm-omni 0.30 it stops a server without an encoder"
+    if version.release[:2] < OLDEST or version.is_prerelease or version.epoch:
+        return False, f"found vllm {version}, at least 0.30 is needed: an older server can die of it; upgrade"
     if "sample_rate" not in _object(document, "components", "schemas", _REQUEST, "properties"):
         return False, "its speech request lacks a field of 0.30, so vllm-omni may be older than vllm"
     return True, ""
