@@ -25,7 +25,7 @@ from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.inject import InjectionOptions, eject, inject
 from revox.checkpoint.inspect import inspect
 from revox.checkpoint.load import load_model
-from revox.checkpoint.share import export_encoder, push_encoder
+from revox.checkpoint.share import export_encoder
 from revox.checkpoint.tensors import weight_files
 
 WEIGHTS = "consolidated.safetensors"
@@ -227,10 +227,6 @@ def test_merged_weights_are_one_file_of_the_same_tensors_and_the_encoder(
     assert set(after) == set(before) | set(full(encoder))
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert all(torch.equal(after[name], tensor.bfloat16()) for name, tensor in full(encoder).items())
-    eject(tmp_path / "new")
-    left = load_file(tmp_path / "new" / WEIGHTS)
-    assert set(left) == set(before)
-    assert all(torch.equal(left[name], tensor) for name, tensor in before.items())
 
 
 @pytest.fixture
@@ -290,8 +286,6 @@ def injected_by_0_1(tmp_path: Path) -> Path:
     return tmp_path / "injected-0.1"
 
 
-ORIGINAL_0_1 = "25e1df4df84befd31e195f764093aafd07b186760856e5d68bf36b3eb0b5f1b1"
-"""SHA-256 of that folder's weights before they were injected into."""
 ADAPTED_0_1 = "layers.0.attention.wq.weight"
 
 
@@ -304,32 +298,23 @@ def test_a_folder_that_version_0_1_merged_an_encoder_into_is_read(injected_by_0_
     assert bool((model.state_dict()[f"backbone.{ADAPTED_0_1}"] == 2).all())
 
 
-def test_eject_gives_back_the_file_that_version_0_1_found_byte_for_byte(injected_by_0_1):
-    report = eject(injected_by_0_1)
-    assert (report.removed, report.restored) == (114, [ADAPTED_0_1])
-    assert sha(injected_by_0_1 / WEIGHTS) == ORIGINAL_0_1
-    assert sorted(contents(injected_by_0_1)) == [WEIGHTS, "params.json", "tekken.json"]
-
-
-def test_without_what_an_adaptation_replaced_eject_says_what_to_copy(injected_by_0_1):
-    shutil.rmtree(injected_by_0_1 / ".revox")
-    before = contents(injected_by_0_1)
-    with pytest.raises(CheckpointError, match="keeps the 1 tensors that an adaptation replaced"):
-        eject(injected_by_0_1)
-    assert contents(injected_by_0_1) == before
-
-
-def test_an_encoder_that_others_put_there_is_taken_out_and_the_other_tensors_keep_their_bytes(
-    tiny_checkpoint_with_encoder, tmp_path
+@pytest.mark.parametrize("by", ["0.1", "merge"])
+def test_an_encoder_inside_the_weights_is_not_taken_out_but_exported(
+    injected_by_0_1, folder, run, encoder, tmp_path, by
 ):
-    report = eject(tiny_checkpoint_with_encoder, tmp_path / "out")
-    before, after = (load_file(f / WEIGHTS) for f in (tiny_checkpoint_with_encoder, tmp_path / "out"))
-    assert set(before) - set(after) == {
-        name for name in before if name.split(".")[1] in ("input_proj", "encoder_blocks")
-    }
-    assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
-    assert report.file == WEIGHTS
-    assert inspect(tmp_path / "out").encoder == "absent"
+    if by == "merge":
+        inject(folder, run, merged(tmp_path / "new"))
+    at = injected_by_0_1 if by == "0.1" else tmp_path / "new"
+    before = contents(at)
+    with pytest.raises(CheckpointError, match="download the release's file again or restore your backup"):
+        eject(at)
+    assert contents(at) == before
+    exported = export_encoder(at, tmp_path / "saved.safetensors")
+    merged_in = load_file(at / WEIGHTS)
+    saved = load_file(exported.path)
+    assert set(saved) == set(full(encoder))
+    assert all(torch.equal(saved[name], merged_in[name]) for name in saved)
+    assert decoder_sha256(at) == read_record(exported.path)["decoder_sha256"]
 
 
 def test_there_is_nothing_to_take_out_of_a_folder_as_released(folder):
@@ -485,7 +470,7 @@ def test_a_partial_encoder_can_be_replaced(folder, run):
 
 def test_an_encoder_inside_the_weights_is_not_replaced_by_a_file(folder, run, tmp_path):
     inject(folder, run, merged(tmp_path / "new"))
-    with pytest.raises(CheckpointError, match=r"inside consolidated\.safetensors; take it out"):
+    with pytest.raises(CheckpointError, match=r"inside consolidated\.safetensors, expected"):
         inject(tmp_path / "new", run, InjectionOptions(replace=True))
     inject(tmp_path / "new", run, merged(tmp_path / "newer", replace=True))
     assert inspect(tmp_path / "newer").encoder == "complete"
@@ -577,7 +562,7 @@ def test_what_a_killed_command_left_is_cleared_away_by_the_next(folder, run, tmp
     assert not (tmp_path / "new" / "half").exists()
 
 
-# ---- cards, export, push
+# ---- cards, export
 
 
 def test_the_card_names_run_data_and_licence_and_no_path_of_the_machine(folder, run):
@@ -598,7 +583,7 @@ def test_an_encoder_goes_through_export_and_another_injection_unchanged(
     folder, run, tmp_path, tiny_checkpoint
 ):
     first = inject(folder, run)
-    exported = export_encoder(tmp_path / "share" / "encoder.safetensors", checkpoint=folder)
+    exported = export_encoder(folder, tmp_path / "share" / "encoder.safetensors")
     assert exported.sha256 == first.encoder_sha256
     tensors = load_file(exported.path)
     assert len(tensors) == 114
@@ -613,81 +598,27 @@ def test_an_encoder_goes_through_export_and_another_injection_unchanged(
     one, two = load_file(folder / ENCODER), load_file(tmp_path / "second" / ENCODER)
     assert set(one) == set(two)
     assert all(torch.equal(one[name], two[name]) for name in one)
-    from_run = export_encoder(tmp_path / "share" / "run.safetensors", run=run)
-    assert from_run.sha256 == first.encoder_sha256
-    assert "CC BY-NC 4.0" in from_run.card.read_text()
+    assert "CC BY-NC 4.0" in exported.card.read_text()
 
 
-@pytest.mark.parametrize("which", ["checkpoint", "run"])
-def test_what_is_no_whole_encoder_is_not_exported(tiny_checkpoint, encoder, tmp_path, which):
-    if which == "checkpoint":
-        given = {"checkpoint": tiny_checkpoint}
-    else:
-        given = {"run": save_encoder(tmp_path / "r" / "encoder.safetensors", without(NORM)(encoder)).parent}
-    with pytest.raises(CheckpointError, match=r"no codec encoder|holds 113"):
-        export_encoder(tmp_path / "x.safetensors", **given)
+def test_what_is_no_whole_encoder_is_not_exported(folder, run, tmp_path):
+    with pytest.raises(CheckpointError, match="no codec encoder"):
+        export_encoder(folder, tmp_path / "x.safetensors")
+    inject(folder, run)
+    save_file(without(f"audio_tokenizer.{NORM}")(load_file(folder / ENCODER)), folder / ENCODER)
+    with pytest.raises(CheckpointError, match="holds 113"):
+        export_encoder(folder, tmp_path / "x.safetensors")
     assert not (tmp_path / "x.safetensors").exists()
 
 
-def test_a_runs_encoder_is_not_exported_beside_a_checkpoint_of_another_decoder(folder, encoder, tmp_path):
-    path = save_encoder(tmp_path / "e.safetensors", encoder, {"decoder_sha256": "0" * 64})
-    with pytest.raises(CheckpointError, match="another decoder"):
-        export_encoder(tmp_path / "x.safetensors", checkpoint=folder, run=path)
-
-
-class Hub:
-    """Stands for huggingface_hub.HfApi; keeps what it was given."""
-
-    def __init__(self, readme: Path | None = None, fails: Exception | None = None) -> None:
-        self.readme, self.fails, self.calls = readme, fails, []
-
-    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> None:
-        if self.fails:
-            raise self.fails
-        self.calls.append(("create", repo_id, private, exist_ok))
-
-    def file_exists(self, repo_id: str, filename: str) -> bool:
-        return self.readme is not None and filename == "README.md"
-
-    def hf_hub_download(self, repo_id: str, filename: str) -> str:
-        return str(self.readme)
-
-    def create_commit(self, repo_id: str, operations: list, *, commit_message: str):
-        files = {op.path_in_repo: Path(op.path_or_fileobj).read_bytes() for op in operations}
-        self.calls.append(("commit", repo_id, files, commit_message))
-        return namedtuple("Commit", "commit_url")("https://hub.example/commit/1")
-
-
-def test_push_commits_encoder_and_card_together_and_spares_somebodys_readme(run, tmp_path):
-    exported = export_encoder(tmp_path / "mine.safetensors", run=run)
-    somebodys = tmp_path / "README.md"
-    somebodys.write_text("somebody's")
-    for readme, name in ((None, "README.md"), (exported.card, "README.md"), (somebodys, "MODEL_CARD.md")):
-        hub = Hub(readme)
-        assert push_encoder(exported.path, "ada/encoder", private=True, api=hub).endswith("commit/1")
-        assert hub.calls[0] == ("create", "ada/encoder", True, True)
-        _, repository, files, _ = hub.calls[1]
-        assert repository == "ada/encoder"
-        assert files == {
-            "encoder.safetensors": exported.path.read_bytes(),
-            name: exported.card.read_bytes(),
-        }
-
-
-def test_push_says_in_a_sentence_what_the_hub_refused_and_asks_nothing_for_a_broken_file(run, tmp_path):
-    exported = export_encoder(tmp_path / "mine.safetensors", run=run)
-    with pytest.raises(CheckpointError, match=r"401 Unauthorized.*hf auth login"):
-        push_encoder(exported.path, "ada/encoder", api=Hub(fails=RuntimeError("401 Unauthorized\nlong")))
-    hub = Hub()
-    with pytest.raises(CheckpointError, match="not a repository's name"):
-        push_encoder(exported.path, "encoder", api=hub)
-    exported.card.unlink()
-    with pytest.raises(CheckpointError, match="card, is missing"):
-        push_encoder(exported.path, "ada/encoder", api=hub)
-    exported.path.write_bytes(exported.path.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match="truncated"):
-        push_encoder(exported.path, "ada/encoder", api=hub)
-    assert hub.calls == []
+def test_the_file_that_injection_writes_can_be_injected_elsewhere_as_it_is(
+    folder, run, tmp_path, tiny_checkpoint
+):
+    first = inject(folder, run)
+    second = inject(tiny_checkpoint, folder / ENCODER, InjectionOptions(out=tmp_path / "second"))
+    assert second.decoder_agrees
+    assert second.encoder_sha256 == first.encoder_sha256
+    assert read_record(tmp_path / "second" / ENCODER)["steps"] == 1234
 
 
 def test_the_tiny_codec_has_the_releases_structure_so_that_114_means_something(encoder):

@@ -10,7 +10,6 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from conftest import tiny_model
-from revox.checkpoint import share
 from revox.cli import main as cli
 
 
@@ -89,16 +88,16 @@ def test_an_encoder_exported_from_one_folder_goes_into_another(
     assert "it was trained against this checkpoint's decoder" in capsys.readouterr().out
 
 
-def test_push_hands_the_file_to_the_hub_and_prints_where_it_is(monkeypatch, capsys):
-    def pushed(*arguments: object, **options: object) -> str:
-        given.append((arguments, options))
-        return "https://hub.example/commit/1"
-
-    given: list = []
-    monkeypatch.setattr(share, "push_encoder", pushed)
-    revox(monkeypatch, "encoder", "push", "e.safetensors", "ada/encoder", "--private", "-m", "first")
-    assert given == [((Path("e.safetensors"), "ada/encoder"), {"private": True, "message": "first"})]
-    assert capsys.readouterr().out == "https://hub.example/commit/1\n"
+@pytest.mark.parametrize(
+    "words", [(), ("e.safetensors", "ada/encoder", "--private", "-m", "first"), ("--help",)]
+)
+def test_push_says_what_to_do_instead_in_one_sentence_and_exit_code_2(monkeypatch, capsys, words):
+    with pytest.raises(SystemExit) as ended:
+        revox(monkeypatch, "encoder", "push", *words)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("revox: `revox encoder push` is gone; upload the file with `hf upload")
+    assert "\n" not in said
 
 
 @pytest.mark.parametrize(
@@ -109,13 +108,14 @@ def test_push_hands_the_file_to_the_hub_and_prints_where_it_is(monkeypatch, caps
         (("inject", "-c", "{folder}", "--encoder", "{encoder}", "--merge"), "say --merge --out FOLDER"),
         (("inject", "-c", "{folder}", "--encoder", "{encoder}", "--in-place", "-o", "x"), "either --out"),
         (("inject", "-c", "{folder}", "--eject", "--replace"), "are for adding an encoder"),
+        (("inject", "-c", "{folder}", "--eject", "--out", "x"), "are for adding an encoder"),
         (("inject", "-c", "{folder}", "--eject"), "nothing to take out"),
         (("inject", "-c", "{folder}", "--encoder", "{folder}"), "holds no encoder.safetensors"),
         (("inject", "-c", "{folder}/nowhere", "--encoder", "{encoder}"), "nowhere"),
-        (("encoder", "export", "-o", "x.safetensors"), "name a checkpoint with an encoder, or a run"),
+        (("encoder", "export", "-o", "x.safetensors"), "name a checkpoint with an encoder (--checkpoint)"),
         (("encoder", "export", "-c", "{folder}", "-o", "x.safetensors"), "no codec encoder to export"),
         (("encoder", "export", "-c", "{folder}", "-o", "x.pt"), "should end in .safetensors"),
-        (("encoder", "push", "{encoder}", "ada/encoder"), "card, is missing"),
+        (("encoder", "export", "--run", "{encoder}", "-o", "x.safetensors"), "`revox inject --encoder RUN`"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(folder, encoder, monkeypatch, capsys, arguments, sentence):

@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 
 import revox
 from revox.checkpoint.encoder_file import find_encoder, read_record
+from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.inject import eject
 from revox.checkpoint.inspect import inspect
+from revox.checkpoint.share import export_encoder
 from revox.checkpoint.voices import consent_document, read_embedding
 from revox.marking import load_signer, verify_file
 from revox.serving.app import create_app
@@ -60,12 +62,15 @@ def test_the_consent_log_of_a_folder_holds_additions_and_removals() -> None:
     assert (ada["status"], ada["consent"]["statement"]) == ("present", CONSENT)
 
 
-def test_an_encoder_file_is_read_and_an_injected_folder_gives_the_original_back(old: Path) -> None:
+def test_an_encoder_file_is_read_and_an_injected_folder_gives_its_encoder(old: Path) -> None:
     assert read_record(find_encoder(old / "encoder.safetensors"))["steps"] == 1234
     assert inspect(old / "checkpoint").encoder == "complete"
-    eject(old / "checkpoint", None)
-    plain = hashlib.sha256((old / "checkpoint/consolidated.safetensors").read_bytes()).hexdigest()
-    assert plain == (FILES / "plain.sha256").read_text().strip()
+    with pytest.raises(CheckpointError, match="restore your backup"):
+        eject(old / "checkpoint")
+    exported = load_file(export_encoder(old / "checkpoint", old / "exported.safetensors").path)
+    original = load_file(old / "encoder.safetensors")
+    assert len(exported) == len(original) == 114
+    assert all(torch.equal(exported[f"audio_tokenizer.{name}"], t.bfloat16()) for name, t in original.items())
 
 
 def test_a_marked_file_and_its_signing_pair_are_recognized(old: Path) -> None:

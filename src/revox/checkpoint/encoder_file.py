@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ENCODER_FILE = "encoder.safetensors"
-"""The encoder's name in a training run's folder, and in a repository on the hub."""
+"""The encoder's name in a training run's folder."""
 
 RECORD_KEY = "revox"
 """Where a file's metadata says, as JSON, what the encoder is."""
@@ -89,15 +89,12 @@ def find_encoder(path: str | Path) -> Path:
     return path
 
 
-def read_encoder(
-    path: str | Path, expected: Mapping[str, TensorSpec], *, sizes_known: bool = True, inside: bool = False
-) -> Encoder:
+def read_encoder(path: str | Path, expected: Mapping[str, TensorSpec], *, inside: bool = False) -> Encoder:
     """Read an encoder and check all of it.
 
     Args:
         path: as for `find_encoder`.
         expected: `expected_tensors` of the checkpoint that it is for.
-        sizes_known: False when there is no such checkpoint: names are compared, shapes only with each other.
         inside: the file holds other tensors of the checkpoint too, which are passed over.
 
     Raises:
@@ -118,16 +115,10 @@ def read_encoder(
             found[full], in_file[full] = entry, name
     _check_names(path, found, wanted)
     for name, entry in found.items():
-        if sizes_known and entry.shape != wanted[name].shape:
+        if entry.shape != wanted[name].shape:
             raise CheckpointError(
                 f"{path} is the encoder of a codec of other sizes: {name} is {list(entry.shape)}, and "
                 f"params.json asks for {list(wanted[name].shape)}; train one for this checkpoint."
-            )
-        gain = found[f"{name[:-1]}0"] if name.endswith(".original1") else None
-        if gain is not None and (len(entry.shape) != 3 or gain.shape != (entry.shape[0], 1, 1)):
-            raise CheckpointError(
-                f"{path}: the weight-norm pair of {name} does not fit: gain {list(gain.shape)}, direction "
-                f"{list(entry.shape)}; the gain should be one for each of the first."
             )
     with open_tensors(path) as file:
         tensors = {name: _in_bf16(path, name, found[name], file.get_tensor(in_file[name])) for name in wanted}

@@ -1,4 +1,4 @@
-"""The codec encoder into a checkpoint folder, and out again.
+"""The codec encoder into a checkpoint folder, and its own file out again.
 
 **A file of its own.** The encoder's tensors are written to `consolidated.encoder.safetensors` beside the
 weights, which stay as they are: vLLM's loader for the mistral format reads every `consolidated*.safetensors`
@@ -14,13 +14,11 @@ new one.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
 import shutil
 import time
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -38,7 +36,7 @@ from revox.checkpoint.errors import CheckpointError, VoiceError
 from revox.checkpoint.params import read_json, read_params
 from revox.checkpoint.readable import check_tensors
 from revox.checkpoint.release import ENCODER_PREFIXES, expected_tensors
-from revox.checkpoint.share import INJECTION_KEY, injection_of, is_ours, model_card, shareable
+from revox.checkpoint.share import INJECTION_KEY, is_ours, model_card, shareable
 from revox.checkpoint.tensors import (
     ENCODER_WEIGHTS,
     INDEX,
@@ -47,8 +45,6 @@ from revox.checkpoint.tensors import (
     TensorHeader,
     folder_tensors,
     open_weights,
-    read_header,
-    read_metadata,
     tensor_blocks,
     write_safetensors_stream,
 )
@@ -58,9 +54,8 @@ from revox.speech.files import replace_file
 
 CARD = "consolidated.encoder.md"
 
-# What version 0.1 wrote, which had merged weights only: its card, and the header that the weights had before.
 _OLD_CARDS = ("MODEL_CARD.md", "MODEL_CARD.revox.md")
-_OLD_HEADER_KEY = "revox_original_header"
+"""The card of version 0.1, which had merged weights only."""
 
 _LEFTOVER_SECONDS = 3600
 
@@ -88,8 +83,8 @@ class InjectionReport:
     """What was done, or in a dry run would be.
 
     folder: with the result; file: that the encoder went into or came out of; added, removed: the encoder's
-    tensors; adapted: tensors replaced by an adaptation's; restored: those of an earlier one, undone; written:
-    bytes of weights; left_out: folders that a new folder lacks.
+    tensors; adapted: tensors replaced by an adaptation's; written: bytes of weights; left_out: folders that a
+    new folder lacks.
     """
 
     folder: Path
@@ -97,7 +92,6 @@ class InjectionReport:
     added: int = 0
     removed: int = 0
     adapted: list[str] = field(default_factory=list)
-    restored: list[str] = field(default_factory=list)
     encoder_sha256: str | None = None
     decoder_agrees: bool | None = None
     written: int = 0
@@ -132,10 +126,8 @@ def inject(
             f"{folder} has an encoder already, in {next(iter(there.values())).file.name}; say --replace, or "
             "take it out with --eject first."
         )
-    if any(entry.file.name != ENCODER_WEIGHTS for entry in there.values()) and not options.merge:
-        raise CheckpointError(
-            f"{folder} has an encoder inside {WEIGHTS}; take it out with --eject first, then add the new one."
-        )
+    if not options.merge:
+        _check_outside(folder, there)
     if (options.merge or options.adaptation) and not (options.merge and options.out):
         raise CheckpointError(
             "--merge and --adaptation write all weights anew, into a new folder; say --merge --out FOLDER."
@@ -179,7 +171,6 @@ def inject(
     }
     with _place(folder, report.folder, base if options.merge else {}) as place:
         if options.merge:
-            metadata = read_metadata(next(iter(base.values())).file) | metadata
             _write_merged(place / WEIGHTS, base, adapted, new, metadata, progress)
         else:
             write_encoder(place / ENCODER_WEIGHTS, new, metadata)
@@ -188,53 +179,36 @@ def inject(
     return report
 
 
-def eject(
-    folder: str | Path,
-    out: str | Path | None = None,
-    *,
-    dry_run: bool = False,
-    progress: ProgressCallback = ignore_progress,
-) -> InjectionReport:
-    """Take the codec encoder out of a checkpoint folder.
+def eject(folder: str | Path, *, dry_run: bool = False) -> InjectionReport:
+    """Delete the encoder's own file from a checkpoint folder, with its card and its entries in the index.
 
-    An encoder in a file of its own is deleted. Weights that version 0.1 merged one into become the file that
-    they were, byte for byte, an adaptation undone too. From others the encoder's tensors are left out; all
-    other tensors keep their bytes, under a new header.
-
-    Args, raises: as `inject`; also CheckpointError when there is no encoder, or when the tensors that an
-    adaptation replaced are no longer in `.revox`.
+    Raises:
+        CheckpointError: there is no encoder, or it is inside the file of the model's weights.
     """
     folder = Path(folder)
-    there, base = _split(folder)
+    there, _ = _split(folder)
     if not there and not (folder / ENCODER_WEIGHTS).is_file():
         raise CheckpointError(f"{folder} holds no encoder; there is nothing to take out.")
-    inside = {entry.file for entry in there.values()} - {folder / ENCODER_WEIGHTS}
-    if inside and out is None and {entry.file for entry in base.values()} != {folder / WEIGHTS}:
-        raise CheckpointError(
-            f"{folder} has its encoder inside sharded weights; make a new folder without it, with --out."
-        )
-    replaced = _replaced(folder) if inside else {}
-    report = InjectionReport(
-        folder if out is None else Path(out),
-        WEIGHTS if inside else ENCODER_WEIGHTS,
-        removed=len(there),
-        restored=sorted(replaced),
-        written=_bytes(base) if inside or out is not None else 0,
-        dry_run=dry_run,
-    )
+    _check_outside(folder, there)
+    report = InjectionReport(folder, ENCODER_WEIGHTS, removed=len(there), dry_run=dry_run)
     _check_target(folder, report)
-    if dry_run:
-        return report
-    with _place(folder, report.folder, base if inside else {}) as place:
-        if inside:
-            _write_merged(place / WEIGHTS, base, replaced, None, read_metadata(min(inside)), progress)
-        else:
-            _list_in_index(place, ())
-            (place / ENCODER_WEIGHTS).unlink(missing_ok=True)
-        ours = [place / CARD, *(place / name for name in _OLD_CARDS if is_ours(place / name))]
-        for path in (*ours, *(place / ".revox").glob("before-*"), *(place / ".revox").glob("injection-*")):
-            path.unlink(missing_ok=True)
+    if not dry_run:
+        with _place(folder, folder, {}):
+            _list_in_index(folder, ())
+            (folder / ENCODER_WEIGHTS).unlink(missing_ok=True)
+            (folder / CARD).unlink(missing_ok=True)
     return report
+
+
+def _check_outside(folder: Path, encoder: Mapping[str, TensorHeader]) -> None:
+    """Raise CheckpointError if the encoder is not in a file of its own."""
+    inside = sorted({entry.file.name for entry in encoder.values()} - {ENCODER_WEIGHTS})
+    if inside:
+        raise CheckpointError(
+            f"{folder} has an encoder inside {inside[0]}, expected it in {ENCODER_WEIGHTS} or nowhere; "
+            "download the release's file again or restore your backup (`revox encoder export` saves the "
+            "encoder)."
+        )
 
 
 def _split(folder: Path) -> tuple[dict[str, TensorHeader], dict[str, TensorHeader]]:
@@ -265,7 +239,7 @@ def _write_merged(
     path: Path,
     base: Mapping[str, TensorHeader],
     changed: Mapping[str, TensorHeader],
-    encoder: Encoder | None,
+    encoder: Encoder,
     metadata: dict[str, str],
     progress: ProgressCallback,
 ) -> None:
@@ -273,11 +247,6 @@ def _write_merged(
     import torch
 
     types = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-    original = b""
-    if encoder is None:
-        with contextlib.suppress(ValueError, zlib.error):
-            original = zlib.decompress(base64.b64decode(metadata.get(_OLD_HEADER_KEY, ""), validate=True))
-        metadata = {k: v for k, v in metadata.items() if k not in (INJECTION_KEY, _OLD_HEADER_KEY)}
     with open_weights(changed) as get:
         providers: dict[str, Provider] = {
             name: lambda e=entry: tensor_blocks(e) for name, entry in base.items()
@@ -285,24 +254,8 @@ def _write_merged(
         for name in changed:
             providers[name] = lambda n=name: get(n).to(types[base[n].dtype])
         entries = [(name, base[name].shape, base[name].dtype, providers[name]) for name in base]
-        if encoder is not None:
-            entries += [(name, tuple(t.shape), "BF16", t) for name, t in encoder.tensors.items()]
-        write_safetensors_stream(path, entries, metadata, progress, original)
-
-
-def _replaced(folder: Path) -> dict[str, TensorHeader]:
-    """The tensors that an adaptation of version 0.1 has replaced in place, which it kept in `.revox`."""
-    injection = injection_of(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else {}
-    adapted = injection.get("adapted") or []
-    if not adapted or "id" not in injection:
-        return {}
-    path = folder / ".revox" / f"before-{injection['id']}.safetensors"
-    if not path.is_file() or sorted(read_header(path)) != sorted(adapted):
-        raise CheckpointError(
-            f"{path} is missing, which keeps the {len(adapted)} tensors that an adaptation replaced; copy it "
-            "from the folder that was injected into, or download the checkpoint again."
-        )
-    return read_header(path)
+        entries += [(name, tuple(t.shape), "BF16", t) for name, t in encoder.tensors.items()]
+        write_safetensors_stream(path, entries, metadata, progress)
 
 
 # ------------------------------------------------------------------------------------------------ the folder

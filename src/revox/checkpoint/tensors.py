@@ -291,7 +291,6 @@ def write_safetensors_stream(
     tensors: Iterable[tuple[str, tuple[int, ...], str, Provider]],
     metadata: Mapping[str, str] | None = None,
     progress: ProgressCallback = ignore_progress,
-    original: bytes = b"",
 ) -> None:
     """Write a safetensors file, header first and then one tensor's data after another, in the order given.
 
@@ -303,8 +302,6 @@ def write_safetensors_stream(
         tensors: (name, shape, type as safetensors names it, provider). bf16 without torch: uint16 arrays.
         metadata: free text for the header.
         progress: called with the bytes written.
-        original: a header (JSON) to write in place of this function's own if it lists the same tensors at the
-            same places.
 
     Raises:
         ValueError: a name given twice, an unknown type, or a provider that gives another number of bytes.
@@ -320,12 +317,9 @@ def write_safetensors_stream(
         end = total + math.prod(shape) * _ITEM_BYTES[dtype]
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [total, end]}
         total = end
-    if _listed_in(original) == header:
-        raw = original
-    else:
-        listed = {"__metadata__": dict(metadata), **header} if metadata else header
-        raw = json.dumps(listed, separators=(",", ":"), ensure_ascii=False).encode()
-        raw += b" " * (-len(raw) % 8)
+    listed = {"__metadata__": dict(metadata), **header} if metadata else header
+    raw = json.dumps(listed, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)
 
     def write(file: BinaryIO) -> None:
         file.write(len(raw).to_bytes(8, "little") + raw)
@@ -344,16 +338,6 @@ def write_safetensors_stream(
                 )
 
     replace_file(path, write)
-
-
-def _listed_in(header: bytes) -> dict[str, Any] | None:
-    """The tensors that a safetensors header (JSON) lists."""
-    try:
-        listed = json.loads(header)
-    except ValueError:
-        return None
-    listed.pop("__metadata__", None)
-    return listed
 
 
 def _blocks(provider: Provider) -> Iterator[memoryview]:

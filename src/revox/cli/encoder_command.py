@@ -22,29 +22,36 @@ def export_command(
         str | None,
         typer.Option("--checkpoint", "-c", envvar=ENVIRONMENT, help="A checkpoint that has an encoder."),
     ] = None,
-    run: Annotated[
-        Path | None,
-        typer.Option(help="A training run; with --checkpoint too, it is checked against that one's decoder."),
-    ] = None,
+    run: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Write the encoder of a checkpoint or of a training run alone, in bf16, with its card beside it."""
+    """Write the encoder of a checkpoint alone, in bf16, with its card beside it."""
+    from revox.checkpoint.errors import CheckpointError
+
+    if checkpoint is None or run is not None:
+        raise CheckpointError(
+            "name a checkpoint with an encoder (--checkpoint); for a run, `revox inject --encoder RUN` "
+            "writes consolidated.encoder.safetensors and its card, which can be shared as they are."
+        )
     from revox.checkpoint.locate import locate
     from revox.checkpoint.share import export_encoder
 
-    report = export_encoder(output, checkpoint=None if checkpoint is None else locate(checkpoint), run=run)
+    report = export_encoder(locate(checkpoint), output)
     print(f"{report.path}: {report.tensors} tensors, {report.bytes / 1e6:,.1f} MB")
     print(f"SHA-256 of the tensors: {report.sha256}")
     print(f"{report.card}: its card; look it over before you share it")
 
 
-@app.command("push")
-def push_command(
-    file: Annotated[Path, typer.Argument(help="A file that `revox encoder export` wrote.")],
-    repository: Annotated[str, typer.Argument(help="owner/name on the Hugging Face hub.")],
-    private: Annotated[bool, typer.Option("--private", help="If the repository is made now.")] = False,
-    message: Annotated[str | None, typer.Option("--message", "-m", help="Of the commit.")] = None,
-) -> None:
-    """Upload an exported encoder with its card (`hf auth login` first)."""
-    from revox.checkpoint.share import push_encoder
+@app.command(
+    "push",
+    hidden=True,
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def push_command() -> None:
+    """Gone in 0.2: names what to do instead."""
+    from revox.checkpoint.errors import CheckpointError
 
-    print(push_encoder(file, repository, private=private, message=message))
+    raise CheckpointError(
+        "`revox encoder push` is gone; upload the file with `hf upload OWNER/NAME encoder.safetensors` and "
+        "its card with `hf upload OWNER/NAME encoder.md README.md`."
+    )

@@ -56,9 +56,9 @@ def command(
         raise CheckpointError("say either --encoder RUN-or-FILE, to add one, or --eject, to take it out.")
     if in_place and out is not None:
         raise CheckpointError("say either --out FOLDER, for a new folder, or --in-place, to change this one.")
-    if eject and (adaptation is not None or replace or force or merge):
+    if eject and (out is not None or adaptation is not None or replace or force or merge):
         raise CheckpointError(
-            "--merge, --adaptation, --replace and --force are for adding an encoder; leave them out."
+            "--out, --merge, --adaptation, --replace and --force are for adding an encoder; leave them out."
         )
     from revox.checkpoint import inject as library
     from revox.checkpoint.locate import locate
@@ -68,7 +68,7 @@ def command(
     folder = locate(checkpoint)
     with show_progress(Console(stderr=True, highlight=False), "bytes") as progress:
         if eject:
-            report = library.eject(folder, out, dry_run=dry_run, progress=progress)
+            report = library.eject(folder, dry_run=dry_run)
         else:
             assert encoder is not None
             options = library.InjectionOptions(out, merge, adaptation, replace, force, dry_run)
@@ -86,8 +86,6 @@ def _print(report: InjectionReport) -> None:
         print(f"{report.added} tensors of the encoder {done('added')} in {report.file}")
     if report.adapted:
         print(f"{len(report.adapted)} tensors {done('replaced')} by the adaptation's")
-    if report.restored:
-        print(f"{len(report.restored)} tensors {done('restored')} after an adaptation")
     if report.encoder_sha256:
         print(f"SHA-256 of the encoder's tensors: {report.encoder_sha256}")
     if report.decoder_agrees is not None:
