@@ -2,8 +2,8 @@
 
     python benchmarks/data_loading.py --clips FOLDER [--workers 0 1 2] [--batches 6] [--out FILE]
 
-The clips are written as FLAC and MP3 files and packed as FLAC and Opus shards, into a temporary folder, and
-drawn at random. Two figures each: by the clock, which other work on the machine slows down, and by the
+The clips are written as FLAC and MP3 files and packed as FLAC shards, into a temporary folder, and drawn
+at random. Two figures each: by the clock, which other work on the machine slows down, and by the
 processor time of all processes, which it does far less: the seconds of audio that one core gives in a second
 of its own. An H200 is to be fed 1000 seconds a second; the last column says how many such cores that takes.
 """
@@ -21,9 +21,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
+from lhotse import CutSet
 
 from revox.speech import read_audio, write_audio
-from revox.training.data import ClipBatches, ClipSampler, Manifest, SpeechSource, find_sources, pack
+from revox.training.data import ClipBatches, ClipSampler, Manifest, SpeechSource, find_sources
 from revox.training.data.manifest import cut_record, cut_source
 
 NEEDED = 1000.0  # seconds of audio a second
@@ -100,18 +101,17 @@ def main() -> None:
         sources = {"as they are": source}
         for ending in ("flac", "mp3"):
             sources[f"{ending} files, 24 kHz"] = as_files(source, folder / ending, ending)
-        for codec in ("flac", "opus"):
-            began = time.process_time()
-            pack([source], folder / f"{codec}-shards", codec=codec, workers=0)
-            total = sum(cut.duration for cut in source.cuts)
-            size = sum(path.stat().st_size for path in (folder / f"{codec}-shards").iterdir())
-            print(
-                f"{codec} shards: {size / total / 1e3:.1f} kB a second of audio, packed at "
-                f"{total / (time.process_time() - began):.0f} s a second of a core"
-            )
-            sources[f"{codec} shards"] = find_sources(
-                [str(folder / f"{codec}-shards")], cache=folder / "cache", workers=0
-            )[0]
+        shards = folder / "shards"
+        shards.mkdir()
+        began = time.process_time()
+        CutSet(sources["flac files, 24 kHz"].cuts).to_shar(shards, {"recording": "flac"})
+        total = sum(cut.duration for cut in source.cuts)
+        size = sum(path.stat().st_size for path in shards.iterdir())
+        print(
+            f"flac shards: {size / total / 1e3:.1f} kB a second of audio, packed at "
+            f"{total / (time.process_time() - began):.0f} s a second of a core"
+        )
+        [sources["flac shards"]] = find_sources([str(shards)], cache=folder / "cache", workers=0)
         print(
             f"\n| cuts of {options.seconds:g} s from | workers | audio s/s, clock | a core | cores for 1000 |"
         )

@@ -4,7 +4,6 @@ from revox.training.data.errors import DataError
 from revox.training.data.hub import ClipStream
 from revox.training.data.loading import ClipBatch, ClipBatches
 from revox.training.data.manifest import Manifest
-from revox.training.data.packing import pack
 from revox.training.data.quality import SourceReport, report
 from revox.training.data.sampling import ClipSampler
 from revox.training.data.sources import SpeechSource, find_sources
@@ -19,6 +18,5 @@ __all__ = [
     "SourceReport",
     "SpeechSource",
     "find_sources",
-    "pack",
     "report",
 ]

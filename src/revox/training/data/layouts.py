@@ -123,7 +123,7 @@ def _files(folder: Path, here: Path, entries: dict[str, os.DirEntry[str]]) -> It
         if CUTS.fullmatch(name):
             yield from _shard(here / name)
         elif re.fullmatch(r"revox-\d+\.tar", name):
-            yield _broken(path, f"{path} is a shard of revox 0.1; pack the original speech again with `pack`")
+            yield _broken(path, f"{path} is a shard of revox 0.1; pack the original speech again")
         if ending.lower() not in AUDIO:
             continue
         speaker, language = _speaker(folder, here, stem)

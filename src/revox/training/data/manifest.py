@@ -35,16 +35,14 @@ def cut_record(
     *,
     seconds: float = 0.0,
     rate: int = 0,
-    origin_rate: int | None = None,
 ) -> dict[str, Any]:
     """The JSON form of a `lhotse.MonoCut` over one whole recording.
 
     `source` is an address that `locate.audio_source` reads. `seconds` is 0 where the length is unknown.
-    `origin_rate` (Hz) is the rate of the original where the file claims a higher one.
     """
     words = {"language": language, "text": text}
     supervision = {"id": cut_id, "recording_id": cut_id, "start": 0.0, "duration": seconds, "channel": 0}
-    record: dict[str, Any] = {
+    return {
         "id": cut_id,
         "start": 0.0,
         "duration": seconds,
@@ -62,9 +60,6 @@ def cut_record(
         },
         "type": "MonoCut",
     }
-    if origin_rate:
-        record["custom"] = {"origin_rate": origin_rate}
-    return record
 
 
 def hash_of(text: str) -> int:
@@ -112,7 +107,7 @@ class Manifest:
                     at, end - at, hash_of(record["id"]),
                     speakers.setdefault(supervision["speaker"], len(speakers)),
                     languages.setdefault(language, len(languages)) if language else -1,
-                    record["duration"], custom.get("origin_rate") or record["recording"]["sampling_rate"],
+                    record["duration"], record["recording"]["sampling_rate"],
                     custom.get("stamp", 0),
                 )  # fmt: skip
                 at = end + 1

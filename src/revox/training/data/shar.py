@@ -31,15 +31,16 @@ def shard_records(cuts: Path) -> Iterator[dict[str, Any]]:
     try:
         with tarfile.open(tar, "r:") as members:
             for cut, (name, at, length) in zip(shard_cuts(cuts), _members(members), strict=True):
-                custom, supervision = cut.get("custom") or {}, (cut.get("supervisions") or [{}])[0]
+                supervision = (cut.get("supervisions") or [{}])[0]
                 if name.rpartition(".")[0] != cut["id"] or at + length > tar.stat().st_size:
                     raise DataError(damaged)
+                # A window of a longer recording names the words of all of it, which are not the window's.
+                whole = supervision.get("duration", 0.0) <= cut["duration"] + 0.01
                 yield cut_record(
                     f"{cuts.parent.name}/{cut['id']}", f"{tar}@{at}+{length}",
                     str(supervision.get("speaker") or cuts.parent.name),
-                    supervision.get("language"), supervision.get("text"),
+                    supervision.get("language"), supervision.get("text") if whole else None,
                     seconds=float(cut["duration"]), rate=int(cut["recording"]["sampling_rate"]),
-                    origin_rate=custom.get("origin_rate"),
                 )  # fmt: skip
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, tarfile.TarError, zlib.error):
         raise DataError(damaged) from None
