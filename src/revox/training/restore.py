@@ -25,7 +25,7 @@ from revox.metrics.codes import perplexity, saturated_share
 from revox.model.config import CodecConfig
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech.files import replace_file
-from revox.training.data import ClipBatches, ClipSampler, ClipStream, SpeechSource, find_sources
+from revox.training.data import ClipBatches, ClipSampler, SpeechSource, find_sources
 from revox.training.data import report as report_sources
 from revox.training.data.locate import audio_source
 from revox.training.data.manifest import cut_source
@@ -190,14 +190,13 @@ def restore_encoder(
 
 
 def texts_of(sources: Sequence[SpeechSource], most: int = 20_000) -> list[str]:
-    """The transcripts of the clips, each once, in a fixed order of hashes; streams do not have them yet.
+    """The transcripts of the clips, each once, in a fixed order of hashes.
 
     Only those of 4 to 200 characters: longer ones take long to speak, and shorter ones teach little.
     """
     found = {
         text.capitalize() if text.isupper() else text
         for source in sources
-        if not isinstance(source.cuts, ClipStream)
         for text in map(str.strip, source.cuts.texts())
         if 4 <= len(text) <= 200
     }
@@ -208,16 +207,13 @@ def hold_out(sources: Sequence[SpeechSource], clips: int) -> tuple[list[SpeechSo
     """`sources` without some speakers, and up to `clips` clips of those speakers, one each.
 
     At most a tenth of the speakers is held out, the same ones in every run on the same data; with fewer than
-    ten speakers none. Streams are left as they are.
+    ten speakers none.
     """
     train: list[SpeechSource] = []
     held: list[SpeechSource] = []
     left = clips
     for source in sources:
         cuts = source.cuts
-        if isinstance(cuts, ClipStream):
-            train.append(source)
-            continue
         speaker = cuts.rows["speaker"]
         speakers = np.unique(speaker)
         count = min(left, len(speakers) // 10)

@@ -1,7 +1,6 @@
 """Speech to train on, with lhotse: manifests of folders and hubs, Shar shards, balanced batches."""
 
 from revox.training.data.errors import DataError
-from revox.training.data.hub import ClipStream
 from revox.training.data.loading import ClipBatch, ClipBatches
 from revox.training.data.manifest import Manifest
 from revox.training.data.quality import SourceReport, report
@@ -12,7 +11,6 @@ __all__ = [
     "ClipBatch",
     "ClipBatches",
     "ClipSampler",
-    "ClipStream",
     "DataError",
     "Manifest",
     "SourceReport",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from revox.training.data.errors import DataError
-from revox.training.data.hub import saved_records
+from revox.training.data.hub import dataset_records
 from revox.training.data.manifest import cut_record, hash_of
 from revox.training.data.shar import CUTS, shard_records
 
@@ -80,10 +80,10 @@ def walk(folder: Path) -> Iterator[Found]:
         folders = {name for name, entry in entries.items() if _is_folder(entry)}
         if "dataset_dict.json" in entries:
             for name in sorted(folders):
-                yield from _saved(folder, here / name)
+                yield from from_dataset(str(here / name), _name(folder, here / name))
             continue
         if {"state.json", "dataset_info.json"} <= set(entries):
-            yield from _saved(folder, here)
+            yield from from_dataset(str(here), _name(folder, here))
             continue
         listed = next((name for name in _COMMON_VOICE if name in entries), None)
         if listed and "clips" in folders:
@@ -207,6 +207,7 @@ def _shard(cuts: Path) -> Iterator[Found]:
         yield _broken(str(cuts), str(error))
 
 
-def _saved(folder: Path, here: Path) -> Iterator[Found]:
-    for record, fingerprint in saved_records(str(here), _name(folder, here)):
-        yield Found(record["id"], _stamp(str(here), record["id"], fingerprint), record)
+def from_dataset(place: str, name: str) -> Iterator[Found]:
+    """Every row of a dataset (`hub.open_dataset`), which is called `name`."""
+    for record, fingerprint in dataset_records(place, name):
+        yield Found(record["id"], _stamp(place, record["id"], fingerprint), record)

@@ -27,7 +27,7 @@ _LONGEST = 600.0  # seconds decoded of a file of unknown length
 _SLACK = 0.05  # seconds by which codecs pad, and headers are off
 
 Decoded = tuple[np.ndarray, bool]  # float32 [samples], and whether that is the whole clip
-_Task = tuple["str | bytes", str, float, float]  # source, id, place, seconds (0: unknown)
+_Task = tuple[str, str, float, float]  # source, id, place, seconds (0: unknown)
 
 
 @dataclass(frozen=True)

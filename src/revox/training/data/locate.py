@@ -11,14 +11,12 @@ _IN_TAR = re.compile(r"(.+\.tar)@(\d+)\+(\d+)", re.S)
 _IN_DATASET = re.compile(r"(.+)@row(\d+)", re.S)
 
 
-def audio_source(address: str | bytes) -> str | bytes:
+def audio_source(address: str) -> str | bytes:
     """What `revox.speech` decodes for `address`: a path, or the bytes of an audio file inside a larger one.
 
-    `SHARD.tar@OFFSET+LENGTH` is a member of a tar file, `FOLDER@rowN` a row of a dataset saved with
-    `save_to_disk`, and anything else a path. Raises OSError or DataError when it cannot be read.
+    `SHARD.tar@OFFSET+LENGTH` is a member of a tar file, `PLACE@rowN` a row of a dataset (`hub.open_dataset`),
+    and anything else a path. Raises OSError or DataError when it cannot be read.
     """
-    if isinstance(address, bytes):
-        return address
     if within := _IN_TAR.fullmatch(address):
         path, offset, length = within[1], int(within[2]), int(within[3])
         with open(path, "rb", buffering=0) as file:
@@ -27,7 +25,7 @@ def audio_source(address: str | bytes) -> str | bytes:
             raise DataError(f"{path} ends too early; copy it again, or pack the speech again")
         return data
     if within := _IN_DATASET.fullmatch(address):
-        from revox.training.data.hub import row_audio, saved_dataset
+        from revox.training.data.hub import open_dataset, row_audio
 
-        return row_audio(saved_dataset(within[1])[int(within[2])])
+        return row_audio(open_dataset(within[1])[int(within[2])])
     return address

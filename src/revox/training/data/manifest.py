@@ -73,9 +73,9 @@ def cut_line(record: dict[str, Any]) -> bytes:
     return json.dumps(record).encode() + b"\n"
 
 
-def cut_source(cut: MonoCut) -> str | bytes:
-    """The address of a cut's audio, or the bytes of its file."""
-    source: str | bytes = cut.recording.sources[0].source
+def cut_source(cut: MonoCut) -> str:
+    """The address of a cut's audio, which `locate.audio_source` reads."""
+    source: str = cut.recording.sources[0].source
     return source
 
 

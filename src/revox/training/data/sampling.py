@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from revox.training.data.errors import DataError
-from revox.training.data.hub import ClipStream, StreamReader
 from revox.training.data.manifest import Manifest
 from revox.training.data.sources import SpeechSource
 from revox.training.errors import library
@@ -37,7 +36,7 @@ class ClipSampler:
 
     A clip that is longer than `seconds` is cut at a random place. Blocks of draws are put in an order in
     which `batch` neighbors have similar lengths. Of `world` samplers, number `rank` gets every `world`-th
-    draw. Streams are not balanced: with S sources every S-th draw is from a stream, in its order.
+    draw.
 
     Raises DataError when there is nothing to draw from.
     """
@@ -63,18 +62,15 @@ class ClipSampler:
             raise DataError(f"clips cannot be balanced by {sorted(unknown)[0]}; only by language and speaker")
         if not all(0 <= power <= 1 for power in self.balance.values()):
             raise DataError("a balance is a power from 0 (uniform) to 1 (the data as they are)")
-        self._manifests = [s.cuts for s in sources if isinstance(s.cuts, Manifest) and len(s.cuts)]
-        streams = [s.cuts for s in sources if isinstance(s.cuts, ClipStream)]
-        self._readers = [StreamReader(stream, rank, world) for stream in streams]
+        self._manifests = [source.cuts for source in sources if len(source.cuts)]
         self._starts = np.cumsum([0, *map(len, self._manifests)])
         self.size = int(self._starts[-1])
-        if not self.size and not streams:
+        if not self.size:
             raise DataError("there are no clips to draw from; give a folder of audio files")
         self._order, self._cumulative = _probabilities(self._manifests, self.balance, seed)
         self._round = (-1, np.zeros(0, np.int64), 0.0, np.zeros(0))
-        self._identity = self._hash([stream.name for stream in streams])
+        self._identity = self._hash()
         self._number, self._place = 0, 0  # of the block, and of the next cut in it
-        self._streams_at: list[dict[str, Any]] = []  # where the block begins
         self._block: list[MonoCut] | None = None
 
     def __iter__(self) -> ClipSampler:
@@ -91,21 +87,19 @@ class ClipSampler:
         return cut
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the sequence is: numbers and strings, ready for JSON; a few hundred bytes without streams."""
-        streams = self._streams_at if self._block is not None else [r.state() for r in self._readers]
+        """Where the sequence is: numbers and a string, ready for JSON."""
         return {
             "block": self._number,
             "place": self._place,
             "world": self.world,
             "identity": self._identity,
-            "streams": streams,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`: the block is drawn again, and what was used of it is skipped.
 
-        With another number of processes, the next whole block that none of them has used is continued with;
-        streams begin anew then. Raises DataError for a state of other clips.
+        With another number of processes, the next whole block that none of them has used is continued with.
+        Raises DataError for a state of other clips.
         """
         if state.get("identity") != self._identity:  # states of revox 0.1 have none
             raise DataError(
@@ -113,16 +107,12 @@ class ClipSampler:
                 "sources as before, or start a new run"
             )
         self._number, self._place, self._block = int(state["block"]), int(state["place"]), None
-        if state["world"] == self.world:
-            for reader, saved in zip(self._readers, state["streams"], strict=True):
-                reader.load(saved)
-        else:
+        if state["world"] != self.world:
             used = (self._number + bool(self._place)) * int(state["world"])
             self._number, self._place = -(-used // self.world), 0
 
     def _filled(self) -> list[MonoCut]:
         """The block's draws, in the order of lhotse's bucketing sampler."""
-        self._streams_at = [reader.state() for reader in self._readers]
         sampler = library("lhotse.dataset").DynamicBucketingSampler(
             [self._draw(self._number * BLOCK + i) for i in range(BLOCK)],
             max_cuts=self.batch,
@@ -142,15 +132,9 @@ class ClipSampler:
 
     def _draw(self, n: int) -> MonoCut:
         """Draw number `n` of this process."""
-        pooled, everything = len(self._manifests), len(self._manifests) + len(self._readers)
-        within = n % everything
-        if within >= pooled:
-            cut = self._readers[within - pooled].next()
-            place = float(np.random.default_rng([self.seed, 1, self.rank, n]).random())
-        else:
-            row, place = self._pooled(((n // everything) * pooled + within) * self.world + self.rank)
-            manifest = int(np.searchsorted(self._starts, row, side="right")) - 1
-            cut = self._manifests[manifest][row - int(self._starts[manifest])]
+        row, place = self._pooled(n * self.world + self.rank)
+        manifest = int(np.searchsorted(self._starts, row, side="right")) - 1
+        cut = self._manifests[manifest][row - int(self._starts[manifest])]
         length = cut.duration or self.seconds  # 0: unknown
         cut.start = place * max(0.0, length - self.seconds)
         cut.duration = min(length, self.seconds)
@@ -169,9 +153,10 @@ class ClipSampler:
         at = np.searchsorted(self._cumulative, (order[i] + offset) / self.size, side="right")
         return int(self._order[min(int(at), self.size - 1)]), float(places[i])
 
-    def _hash(self, streams: list[str]) -> str:
+    def _hash(self) -> str:
         """Of everything that decides the sequence but rank and position."""
-        settings = (self.seed, sorted(self.balance.items()), self.seconds, self.batch, streams)
+        # The empty list stands for the streams that sources could once be: states saved since then go on.
+        settings = (self.seed, sorted(self.balance.items()), self.seconds, self.batch, list[str]())
         digest = hashlib.sha256(repr(settings).encode())
         for manifest in self._manifests:
             for column in ("id", "speaker", "language"):
@@ -184,8 +169,6 @@ def _probabilities(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Clips grouped by language and speaker, shuffled within, and the running sum of their probabilities."""
     size = sum(map(len, manifests))
-    if not size:
-        return np.zeros(0, np.int64), np.zeros(0)
     speaker, language = _joined(manifests, "speaker"), _joined(manifests, "language")
     shuffled = np.random.default_rng([seed, 2]).permutation(size)
     order = shuffled[np.lexsort((speaker[shuffled], language[shuffled]))]

@@ -1,4 +1,4 @@
-"""From the names that a user gives to cuts: folders, which are indexed, and streams of the hub."""
+"""From the names that a user gives to cuts: folders and datasets of the hub, which are indexed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from revox.checkpoint.locate import user_cache
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech.files import replace_file
 from revox.training.data.errors import DataError
-from revox.training.data.hub import ClipStream, open_stream
-from revox.training.data.layouts import Found, walk
+from revox.training.data.hub import HUB
+from revox.training.data.layouts import Found, from_dataset, walk
 from revox.training.data.locate import audio_source
 from revox.training.data.manifest import Manifest, cut_line
 from revox.training.data.pool import in_order
@@ -30,13 +30,10 @@ _CHUNK = 256  # files whose headers a worker reads at a time
 
 @dataclass(frozen=True)
 class SpeechSource:
-    """Speech of one origin. `cuts` is a manifest, or a `ClipStream` for a dataset that is streamed.
-
-    `broken` lists the files that cannot be used, with the reason.
-    """
+    """Speech of one origin. `broken` lists the files that cannot be used, with the reason."""
 
     name: str
-    cuts: Manifest | ClipStream
+    cuts: Manifest
     broken: Sequence[tuple[str, str]] = field(default_factory=tuple)
 
 
@@ -49,38 +46,47 @@ def find_sources(
 ) -> list[SpeechSource]:
     """The speech that each of `specs` names, in that order.
 
-    A spec is a folder (any mixture of what `layouts` knows) or "hf:OWNER/NAME[:config][:split]" (streamed;
-    the split is "train" unless given). A folder is listed every time, but the header of a file is read once:
-    `cache` keeps a manifest of each folder. Headers are read by `workers` processes (default: all cores; 0:
-    this one).
+    A spec is a folder (any mixture of what `layouts` knows) or "hf:OWNER/NAME[:config][:split]" (downloaded
+    by `datasets`; the split is "train" unless given). It is listed every time, but the header of a file is
+    read once: `cache` keeps a manifest of each. Headers are read by `workers` processes (default: all cores;
+    0: this one).
 
-    Raises DataError when a folder does not exist or holds no clip that can be used.
+    Raises DataError when a spec does not exist or holds no clip that can be used.
     """
     if not specs:
         raise DataError("no speech is named; give a folder of audio files, or hf:OWNER/NAME")
     sources = []
     for spec in specs:
-        if spec.startswith("hf:"):
-            sources.append(SpeechSource(spec, open_stream(spec)))
-            continue
-        folder = Path(spec).expanduser()
-        if not folder.is_dir():
-            raise DataError(f"{spec} is not a folder; give a folder of audio files, or hf:OWNER/NAME")
-        source = _indexed(folder.resolve(), cache or user_cache(), workers, progress)
-        if not len(source.cuts):  # type: ignore[arg-type]
+        if spec.startswith(HUB):
+            name, place, found = spec, spec, from_dataset(spec, spec)
+        else:
+            folder = Path(spec).expanduser()
+            if not folder.is_dir():
+                raise DataError(f"{spec} is not a folder; give a folder of audio files, or hf:OWNER/NAME")
+            folder = folder.resolve()
+            name, place, found = folder.name or str(folder), str(folder), walk(folder)
+        source = _indexed(name, place, found, cache or user_cache(), workers, progress)
+        if not len(source.cuts):
             broken = source.broken
             why = f" ({len(broken)} files cannot be read; the first: {broken[0][1]})" if broken else ""
-            raise DataError(f"{folder} holds no audio that can be used{why}; give a folder of audio files")
+            raise DataError(f"{spec} holds no audio that can be used{why}; give a folder of audio files")
         sources.append(source)
     return sources
 
 
-def _indexed(folder: Path, cache: Path, workers: int | None, progress: ProgressCallback) -> SpeechSource:
-    """The clips of `folder`, ordered by a hash of their ids: one order, whatever was known before.
+def _indexed(
+    name: str,
+    place: str,
+    clips: Iterator[Found],
+    cache: Path,
+    workers: int | None,
+    progress: ProgressCallback,
+) -> SpeechSource:
+    """The `clips` of `place`, ordered by a hash of their ids: one order, whatever was known before.
 
     What the manifest in `cache` knows is not read again. It is replaced also when the reading is interrupted.
     """
-    path = cache / f"cuts-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.jsonl"
+    path = cache / f"cuts-{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}.jsonl"
     old = _cached(path)
     known = {stamp: row for row, stamp in enumerate(old.rows["stamp"].tolist())}
     broken: list[tuple[str, str]] = []
@@ -89,7 +95,7 @@ def _indexed(folder: Path, cache: Path, workers: int | None, progress: ProgressC
     def unknown() -> Iterator[list[Found]]:
         nonlocal found, unchanged
         chunk: list[Found] = []
-        for one in walk(folder):
+        for one in clips:
             found += 1
             if (row := known.get(one.stamp)) is not None:
                 unchanged += 1
@@ -100,7 +106,7 @@ def _indexed(folder: Path, cache: Path, workers: int | None, progress: ProgressC
                 yield chunk
                 chunk = []
             if found % _CHUNK == 0:
-                progress(Progress(f"indexing {folder.name}", found))
+                progress(Progress(f"indexing {name}", found))
         yield chunk
 
     with _temporary_file(cache) as lines:
@@ -113,9 +119,7 @@ def _indexed(folder: Path, cache: Path, workers: int | None, progress: ProgressC
                 with contextlib.suppress(OSError):  # without a cache the next run reads the headers again
                     replace_file(path, lambda file: _copy(lines, file))
         cuts = Manifest.parse(_mapped(lines))
-    return SpeechSource(
-        folder.name or str(folder), cuts.take(np.argsort(cuts.rows["id"], kind="stable")), broken
-    )
+    return SpeechSource(name, cuts.take(np.argsort(cuts.rows["id"], kind="stable")), broken)
 
 
 def _temporary_file(cache: Path) -> Any:
