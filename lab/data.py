@@ -193,7 +193,7 @@ def _in_order(make: Callable[[_In], _Out], items: list[_In], workers: int) -> It
 def _human_samples(path: Path) -> np.ndarray:
     from revox.speech import read_audio
 
-    samples = read_audio(path, rate=RATE, mono=True).samples
+    samples = read_audio(path, rate=RATE).samples
     return to_int16(level(trim(samples, RATE), RATE))
 
 

@@ -112,7 +112,7 @@ def _verifier(task: Task) -> None:
     from revox.training.verifier import VerifierTraining, train_verifier
 
     files = sorted(task.speech.rglob("*.flac"))
-    recordings = ((file.parent.name, read_audio(file, mono=True)) for file in files)
+    recordings = ((file.parent.name, read_audio(file)) for file in files)
     steps = int(task.settings["steps"])
     network = train_verifier(
         ((name, audio.at(24000).samples) for name, audio in recordings), 24000, VerifierTraining(steps=steps),

@@ -248,7 +248,7 @@ def test_a_recording_too_long_for_its_transcript_is_refused(
 ):
     audio = read_audio(clip)
     long = tmp_path / "long.wav"
-    write_audio(long, Audio(np.tile(audio.mono().samples, 8), audio.rate))
+    write_audio(long, Audio(np.tile(audio.samples, 8), audio.rate))
     result = clone(long, *options(tiny_checkpoint), "--transcript", "one two three")
     assert isinstance(result.exception, AudioError)
     assert "too long to be used whole" in str(result.exception)

@@ -92,7 +92,7 @@ class SoundFigures:
 
 def measure(audio: Audio) -> SoundFigures:
     """The figures of a sound, of any rate and number of channels."""
-    samples, rate = audio.mono().samples, audio.rate
+    samples, rate = audio.samples, audio.rate
     seconds = audio.seconds
     nothing = SoundFigures(seconds, -120.0, 0.0, 0.0, 0.0, float("nan"), 0.0, 0.0)
     if not np.all(np.isfinite(samples)):

@@ -76,7 +76,7 @@ def _levels(audio: Audio, rate: int, seconds: float) -> np.ndarray:
 
     from revox.losses.stft import hz_to_mel, mel_spectrogram, mel_to_hz
 
-    samples = torch.from_numpy(audio.mono().at(rate).samples[: round(seconds * rate)])
+    samples = torch.from_numpy(audio.at(rate).samples[: round(seconds * rate)])
     n_fft = 1 << round(np.log2(rate * 0.043))
     mel = mel_spectrogram(samples, rate, n_fft, rate // 100, _MELS).double().numpy()
     # Half of the unit-area norm is undone, and hum does not set the scale: both would hide the speech.

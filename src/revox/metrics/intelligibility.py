@@ -148,7 +148,7 @@ def _decoder(**settings: Any) -> Any:
 
 
 def _pcm(audio: Audio) -> bytes:
-    samples = audio.mono().at(_RATE).samples
+    samples = audio.at(_RATE).samples
     peak = float(np.abs(samples).max(initial=0.0))
     if not peak:
         return b""

@@ -64,7 +64,7 @@ def estoi(reference: Audio, audio: Audio) -> float | None:
 
 
 def _pair(reference: Audio, audio: Audio, rate: int) -> tuple[np.ndarray, np.ndarray]:
-    a, b = reference.mono().at(rate).samples, audio.mono().at(rate).samples
+    a, b = reference.at(rate).samples, audio.at(rate).samples
     length = min(len(a), len(b))
     return a[:length], b[:length]
 

@@ -34,7 +34,7 @@ class SpeakerVerifier:
         The audio is brought to -30 dBFS, then long silences are removed as Resemblyzer does; where that
         leaves nothing (noise), the whole audio is embedded.
         """
-        samples = audio.mono().at(_RATE).samples
+        samples = audio.at(_RATE).samples
         if not np.any(samples):
             return np.zeros(256, dtype=np.float32)
         # Resemblyzer itself only raises the level, so that loud audio moves its embedding.

@@ -49,7 +49,7 @@ class WhisperRecognizer:
         """The words, as Whisper writes them, in pieces of 30 s; "" for silence."""
         import torch
 
-        samples = audio.mono().at(_RATE).samples
+        samples = audio.at(_RATE).samples
         texts = []
         for start in range(0, len(samples), _WINDOW):
             piece = samples[start : start + _WINDOW]

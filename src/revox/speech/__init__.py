@@ -1,10 +1,10 @@
 """Audio as files and arrays: decode, encode, resample, loudness, pitch, speech activity, selection."""
 
-from revox.speech.activity import SpeechActivity, speech_activity, trim_silence
+from revox.speech.activity import SpeechActivity, speech_activity
 from revox.speech.audio import Audio, resample
 from revox.speech.errors import AudioError
 from revox.speech.loudness import loudness, normalize_loudness
-from revox.speech.pitch import Pitch, median_pitch, pitch_track
+from revox.speech.pitch import Pitch, pitch_track
 from revox.speech.read import audio_header, read_audio, read_span, stream_audio
 from revox.speech.selection import Selection, select_reference, whole_frames
 from revox.speech.write import FORMATS, encode_audio, format_for, write_audio
@@ -20,7 +20,6 @@ __all__ = [
     "encode_audio",
     "format_for",
     "loudness",
-    "median_pitch",
     "normalize_loudness",
     "pitch_track",
     "read_audio",
@@ -29,7 +28,6 @@ __all__ = [
     "select_reference",
     "speech_activity",
     "stream_audio",
-    "trim_silence",
     "whole_frames",
     "write_audio",
 ]

@@ -37,25 +37,11 @@ class SpeechActivity:
     level: np.ndarray
     noise: float
     pitch: Pitch
-    hop: float = HOP
 
     @property
     def seconds(self) -> float:
         """Total active time in seconds."""
-        return float(self.active.sum() * self.hop)
-
-    @property
-    def segments(self) -> list[tuple[float, float]]:
-        """The active stretches as (start, end) in seconds, in order."""
-        return [(a * self.hop, b * self.hop) for a, b in runs(self.active)]
-
-    @property
-    def snr(self) -> float:
-        """Level of the active frames over the noise floor in dB (power averages); 0 without speech."""
-        if not self.active.any():
-            return 0.0
-        power = np.mean(10 ** (self.level[self.active] / 10))
-        return float(10 * np.log10(power) - self.noise)
+        return float(self.active.sum() * HOP)
 
 
 def runs(mask: np.ndarray) -> list[tuple[int, int]]:
@@ -99,15 +85,3 @@ def speech_activity(samples: np.ndarray, rate: int) -> SpeechActivity:
     for a, b in runs(active):
         active[max(0, a - edge) : b + edge] = True
     return SpeechActivity(active, level, noise, pitch)
-
-
-def trim_silence(samples: np.ndarray, rate: int, margin: float = 0.1) -> tuple[int, int]:
-    """The first and the end sample of mono `[n]` between which there is speech, `margin` seconds around it.
-
-    (0, 0) when there is none.
-    """
-    segments = speech_activity(samples, rate).segments
-    if not segments:
-        return 0, 0
-    start = max(0, int((segments[0][0] - margin) * rate))
-    return start, min(len(samples), int((segments[-1][1] + margin) * rate))

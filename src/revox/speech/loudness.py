@@ -27,20 +27,16 @@ def loudness(samples: np.ndarray, rate: int) -> float:
         return float(pyloudnorm.Meter(rate).integrated_loudness(data))
 
 
-def loudness_gain(samples: np.ndarray, rate: int, lufs: float = REFERENCE_LUFS, peak: float = 0.98) -> float:
-    """The linear gain that brings `samples` to `lufs`, or as near as a largest magnitude of `peak` allows.
-
-    1.0 for silence and for anything under -70 LUFS, the standard's gate: noise is not pulled up.
-    """
-    measured = loudness(samples, rate)
-    if not math.isfinite(measured):
-        return 1.0
-    return min(10.0 ** ((lufs - measured) / 20.0), peak / float(np.abs(samples).max()))
-
-
 def normalize_loudness(
     samples: np.ndarray, rate: int, lufs: float = REFERENCE_LUFS, peak: float = 0.98
 ) -> np.ndarray:
-    """`samples` (`[n]` or `[channels, n]`, float32) times `loudness_gain`: no compression, no limiter."""
-    gain = loudness_gain(samples, rate, lufs, peak)
-    return np.asarray(samples, dtype=np.float32) * np.float32(gain)
+    """`samples` (`[n]`, float32) at `lufs`, or as near as a largest magnitude of `peak` allows.
+
+    One linear gain: no compression, no limiter. Silence and anything under -70 LUFS, the standard's gate,
+    stays as it is: noise is not pulled up.
+    """
+    samples, measured = np.asarray(samples, dtype=np.float32), loudness(samples, rate)
+    if not math.isfinite(measured):
+        return samples
+    gain = min(10.0 ** ((lufs - measured) / 20.0), peak / float(np.abs(samples).max()))
+    return samples * np.float32(gain)

@@ -14,14 +14,9 @@ _BLOCK = 2000  # frames worked on at a time, to bound memory
 
 @dataclass(frozen=True, eq=False)
 class Pitch:
-    """A pitch track: `f0` `[frames]` in Hz (nan where unvoiced), one frame each `hop` seconds.
-
-    `aperiodicity` `[frames]` is YIN's cumulative-mean-normalized difference at the chosen lag: 0 for a
-    periodic frame, about 1 for noise.
-    """
+    """A pitch track: `f0` `[frames]` in Hz (nan where unvoiced), one frame each `hop` seconds."""
 
     f0: np.ndarray
-    aperiodicity: np.ndarray
     hop: float
 
     @property
@@ -60,7 +55,7 @@ def pitch_track(
     padded = np.pad(x, (span // 2, span))
     starts = np.round(np.arange(frames) * hop_samples).astype(np.int64)
     f0 = np.full(frames, np.nan)
-    aperiodicity = np.ones(frames)
+    aperiodicity = np.ones(frames)  # 0 for a periodic frame, about 1 for noise
     power = np.zeros(frames)
     for first in range(0, frames, _BLOCK):
         rows = padded[starts[first : first + _BLOCK, None] + np.arange(span)]
@@ -72,12 +67,7 @@ def pitch_track(
     silent = power < max(1e-8, 1e-3 * float(np.percentile(power, 95)))
     aperiodicity[silent] = 1.0
     f0[aperiodicity >= voiced_below] = np.nan
-    return Pitch(f0, aperiodicity, hop)
-
-
-def median_pitch(samples: np.ndarray, rate: int, fmin: float = 60.0, fmax: float = 500.0) -> float:
-    """The median pitch in Hz of the voiced frames of mono `[n]`; nan when nothing is voiced."""
-    return pitch_track(samples, rate, fmin, fmax).median
+    return Pitch(f0, hop)
 
 
 def _band(x: np.ndarray) -> np.ndarray:

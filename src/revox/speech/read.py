@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,24 +26,20 @@ _SEEK_BEYOND, _PREROLL = 20.0, 0.5  # seconds
 _FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63}
 
 
-def read_audio(
-    source: Source, rate: int | None = None, mono: bool = True, max_seconds: float | None = MAX_SECONDS
-) -> Audio:
+def read_audio(source: Source, rate: int | None = None, max_seconds: float | None = MAX_SECONDS) -> Audio:
     """Decode the first audio stream of `source`: any container and codec FFmpeg knows, video too.
 
-    `source` is a path, the bytes of a file, or a binary file object. The result is at `rate` Hz (its own rate
-    when None), mono `[n]` (the mean of the channels) or `[channels, n]` if `mono` is False.
+    `source` is a path, the bytes of a file, or a binary file object. The result is mono, the mean of the
+    channels, at `rate` Hz (its own rate when None).
 
     At most `max_seconds` are decoded (None: all); when there was more, the result says `truncated=True`. Use
     `stream_audio` for long recordings. Raises AudioError, with a sentence, on anything that has no audio.
     """
-    blocks = list(_decode(source, mono, max_seconds))
+    blocks = list(_decode(source, max_seconds))
     native, truncated = blocks[0].rate, blocks[-1].truncated
-    samples = np.concatenate([block.samples for block in blocks], axis=-1)
+    samples = np.concatenate([block.samples for block in blocks])
     del blocks
-    if rate is not None and rate != native:
-        samples = resample(samples, native, rate)
-    return Audio(samples, rate or native, truncated)
+    return Audio(resample(samples, native, rate or native), rate or native, truncated)
 
 
 def audio_header(source: Source) -> tuple[float | None, int]:
@@ -90,7 +87,6 @@ def read_span(source: Source, start: float, seconds: float) -> Audio:
 def stream_audio(
     source: Source,
     rate: int,
-    mono: bool = True,
     max_seconds: float | None = None,
     block_seconds: float = 10.0,
 ) -> Iterator[Audio]:
@@ -98,50 +94,44 @@ def stream_audio(
 
     Holds one block at a time, however long the source is.
     """
-    size = max(1, round(block_seconds * rate))
+    blocks = ((block.rate, block.samples) for block in _decode(source, max_seconds))
+    for samples in _in_blocks(_resampled(blocks, rate), max(1, round(block_seconds * rate))):
+        yield Audio(samples, rate)
+
+
+def _in_blocks(pieces: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The same samples in blocks of `size`, the last one shorter."""
     pending: list[np.ndarray] = []
     held = 0
-    blocks = ((block.rate, block.samples) for block in _decode(source, mono, max_seconds))
-    for piece in _resampled(blocks, rate):
+    for piece in pieces:
         pending.append(piece)
-        held += piece.shape[-1]
+        held += len(piece)
         if held >= size:
-            joined = np.concatenate(pending, axis=-1)
-            while joined.shape[-1] >= size:
-                yield Audio(joined[..., :size], rate)
-                joined = joined[..., size:]
-            pending, held = [joined], joined.shape[-1]
+            joined = np.concatenate(pending)
+            whole = len(joined) // size * size
+            yield from joined[:whole].reshape(-1, size)
+            pending, held = [joined[whole:]], len(joined) - whole
     if held:
-        yield Audio(np.concatenate(pending, axis=-1), rate)
+        yield np.concatenate(pending)
 
 
 def _resampled(pieces: Iterable[tuple[int, np.ndarray]], rate: int) -> Iterator[np.ndarray]:
-    """Pieces (their rate, samples `[n]` or `[channels, n]`) at `rate`: as one sound as long as theirs stays.
+    """Pieces (their rate, samples `[n]`) at `rate`: as one sound as long as theirs stays.
 
     Piece by piece would break the sound at every joint. At most a second of a piece is held at a time.
     """
     import soxr
 
-    own = rate
-    stream: soxr.ResampleStream | None = None
-    empty: np.ndarray | None = None
-    for given, samples in pieces:
-        if given != own:
-            if stream is not None:
-                yield np.ascontiguousarray(stream.resample_chunk(empty, last=True).T)
-            own, stream = given, None
+    empty = np.zeros(0, np.float32)
+    for own, run in itertools.groupby(pieces, key=lambda piece: piece[0]):
         if own == rate:
-            yield samples
+            yield from (samples for _, samples in run)
             continue
-        if stream is None:
-            channels = 1 if samples.ndim == 1 else samples.shape[0]
-            stream = soxr.ResampleStream(own, rate, channels, dtype="float32", quality="HQ")
-            empty = np.ascontiguousarray(samples[..., :0].T)
-        for start in range(0, samples.shape[-1], own):
-            second = np.ascontiguousarray(samples[..., start : start + own].T)
-            yield np.ascontiguousarray(stream.resample_chunk(second).T)
-    if stream is not None:
-        yield np.ascontiguousarray(stream.resample_chunk(empty, last=True).T)
+        stream = soxr.ResampleStream(own, rate, 1, dtype="float32", quality="HQ")
+        for _, samples in run:
+            for start in range(0, len(samples), own):
+                yield stream.resample_chunk(np.ascontiguousarray(samples[start : start + own]))
+        yield stream.resample_chunk(empty, last=True)
 
 
 def _name(source: Source) -> str:
@@ -187,12 +177,6 @@ def _seekable(file: BinaryIO) -> BinaryIO:
     return io.BytesIO(data)
 
 
-def _decode(source: Source, mono: bool, max_seconds: float | None) -> Iterator[Audio]:
-    """Blocks of about a second at the source's own rate; at least one; the last may be marked truncated."""
-    with _container(source) as (name, container, stream):
-        yield from _blocks(name, container, stream, mono, max_seconds)
-
-
 @contextmanager
 def _container(source: Source, name: str | None = None) -> Iterator[tuple[str, Any, Any]]:
     """What to call the source in a sentence, its FFmpeg container and its first audio stream."""
@@ -217,42 +201,29 @@ def _check_rate(name: str, rate: int) -> None:
         raise AudioError(f"{name} claims a sample rate of {rate} Hz; give 1 to 768 kHz.")
 
 
-def _blocks(name: str, container: Any, stream: Any, mono: bool, max_seconds: float | None) -> Iterator[Audio]:
-    pieces = _pieces(name, container, stream, mono)
-    first = next(pieces, None)
-    if first is None:
-        raise AudioError(f"{name} holds no audio samples; record or copy it again.")
-    rate = first[0]
-    limit = None if max_seconds is None else max(1, round(max_seconds * rate))
-    pending: list[np.ndarray] = []
-    held = given = 0
-    # Chained streams, and concatenated ones, may change the rate: all is given at the first.
-    for samples in _resampled(itertools.chain([first], pieces), rate):
-        if limit is not None and given + held + samples.shape[1] > limit:
-            pending.append(samples[:, : limit - given - held])
-            yield _block(pending, rate, mono, truncated=True)
-            return
-        pending.append(samples)
-        held += samples.shape[1]
-        if held >= rate:
-            yield _block(pending, rate, mono)
-            given, held, pending = given + held, 0, []
-    if held:
-        yield _block(pending, rate, mono)
+def _decode(source: Source, max_seconds: float | None) -> Iterator[Audio]:
+    """Blocks of about a second at the source's own rate; at least one; the last may be marked truncated."""
+    with _container(source) as (name, container, stream):
+        pieces = _pieces(name, container, stream)
+        first = next(pieces, None)
+        if first is None:
+            raise AudioError(f"{name} holds no audio samples; record or copy it again.")
+        rate = first[0]
+        left = sys.maxsize if max_seconds is None else max(1, round(max_seconds * rate))
+        # Chained streams, and concatenated ones, may change the rate: all is given at the first.
+        for samples in _in_blocks(_resampled(itertools.chain([first], pieces), rate), rate):
+            yield Audio(samples[: min(len(samples), left)], rate, truncated=len(samples) > left)
+            left -= len(samples)
+            if left < 0:
+                return
 
 
-def _pieces(name: str, container: Any, stream: Any, mono: bool) -> Iterator[tuple[int, np.ndarray]]:
-    """The rate and samples `[channels, n]`, n > 0, of each frame."""
-    channels = 0
+def _pieces(name: str, container: Any, stream: Any) -> Iterator[tuple[int, np.ndarray]]:
+    """The rate and samples `[n]`, n > 0, of each frame."""
     for frame in _frames(name, container, stream):
         _check_rate(name, frame.sample_rate)
-        samples = _samples(frame)
-        channels = channels or samples.shape[0]
-        if mono:
-            samples = samples.mean(axis=0, keepdims=True)
-        elif samples.shape[0] != channels:
-            raise AudioError(f"{name} changes its number of channels midway; read it as mono.")
-        if samples.shape[1]:
+        samples = _mono(frame.to_ndarray(), frame)
+        if samples.size:
             yield frame.sample_rate, samples
 
 
@@ -291,16 +262,10 @@ def _span(name: str, container: Any, stream: Any, start: float, seconds: float, 
     if held <= lead:
         return None
     parts = [
-        resample(_converted(np.concatenate(pieces, axis=1), like).mean(axis=0), like.sample_rate, rate)
-        for like, pieces in runs
+        resample(_mono(np.concatenate(pieces, axis=1), like), like.sample_rate, rate) for like, pieces in runs
     ]
     samples = np.concatenate(parts)[lead:]
     return Audio(samples[:wanted], rate, truncated=len(samples) > wanted)
-
-
-def _block(pending: list[np.ndarray], rate: int, mono: bool, truncated: bool = False) -> Audio:
-    samples = np.concatenate(pending, axis=1)
-    return Audio(samples[0] if mono else samples, rate, truncated)
 
 
 def _frames(name: str, container: Any, stream: Any) -> Iterator[Any]:
@@ -330,16 +295,11 @@ def _frames(name: str, container: Any, stream: Any) -> Iterator[Any]:
         )
 
 
-def _samples(frame: Any) -> np.ndarray:
-    """An av.AudioFrame as float32 `[channels, n]`, full scale 1."""
-    return _converted(frame.to_ndarray(), frame)
-
-
-def _converted(data: np.ndarray, like: Any) -> np.ndarray:
-    """Samples of frames of the format of `like`, as PyAV gives them, as float32 `[channels, n]`."""
+def _mono(data: np.ndarray, like: Any) -> np.ndarray:
+    """Samples of frames of the format of `like`, as PyAV gives them, as float32 `[n]`, full scale 1."""
     if not like.format.is_planar:
         data = data.reshape(-1, like.layout.nb_channels).T
     kind = like.format.name.removesuffix("p")
     if kind in _FULL_SCALE:
         data = (data.astype(np.float64) - (128.0 if kind == "u8" else 0.0)) / _FULL_SCALE[kind]
-    return np.nan_to_num(data.astype(np.float32), nan=0.0, posinf=1.0, neginf=-1.0)
+    return np.nan_to_num(data.astype(np.float32), nan=0.0, posinf=1.0, neginf=-1.0).mean(axis=0)

@@ -50,16 +50,12 @@ class Selection:
         """The stretch as Audio."""
         return Audio(self.samples, self.rate)
 
-    def __str__(self) -> str:
-        return " ".join(self.reasons)
-
 
 def select_reference(
     audio: Audio,
     min_seconds: float = MIN_SECONDS,
     max_seconds: float = MAX_SECONDS,
     rate: int | None = None,
-    allow_short: bool = False,
     whole: bool = False,
 ) -> Selection:
     """The best contiguous stretch of `min_seconds` to `max_seconds`, cut at pauses, silence trimmed off.
@@ -67,16 +63,15 @@ def select_reference(
     Each stretch between two pauses is weighed: more speech is better with falling returns, then the share of
     speech, the signal-to-noise ratio, and no clipping. The samples are mono at `rate` Hz (the audio's own
     when None), their level untouched. `whole` takes everything from the first speech to the last, for whom
-    every word matters. Raises AudioError when there is no speech, less than `min_seconds` of it unless
-    `allow_short`, or more than `max_seconds` to be taken whole.
+    every word matters. Raises AudioError when there is no speech, less than `min_seconds` of it, or more than
+    `max_seconds` to be taken whole.
     """
-    audio = audio.mono()
     activity = speech_activity(audio.samples, audio.rate)
     if not activity.active.any():
         raise AudioError(
             "No speech was found in the recording; give a clip in which one person speaks clearly."
         )
-    if activity.seconds < min_seconds and not allow_short:
+    if activity.seconds < min_seconds:
         raise AudioError(
             f"Only {activity.seconds:.1f} s of speech were found in {audio.seconds:.1f} s; "
             f"give a clip with at least {min_seconds:g} s of one person speaking."
@@ -117,32 +112,21 @@ def select_reference(
     return selection
 
 
-def whole_frames(
-    samples: np.ndarray, samples_per_frame: int, rate: int = 24000, pad: bool = False
-) -> np.ndarray:
-    """Cut (or pad with zeros) mono `[n]` at `rate` Hz to a whole number of codec frames, at least one.
+def whole_frames(samples: np.ndarray, samples_per_frame: int, rate: int = 24000) -> np.ndarray:
+    """Cut mono `[n]` at `rate` Hz to a whole number of codec frames; less than one is padded with zeros.
 
     A length is also avoided when mistral-common, which counts `ceil(n / rate * frames_per_second)` in
     floating point, would count one frame more than the encoder makes: at 1920 samples a frame and 24 kHz
     this happens at 34 whole numbers of frames under a minute (7, 14, 28, 55 ...), where up to four more
-    frames are cut (or added). Raises AudioError when there are no samples.
+    frames are cut. Raises AudioError when there are no samples.
     """
     if len(samples) == 0:
         raise AudioError("There are no samples to cut into frames; the audio is empty.")
-    frames = len(samples) / samples_per_frame
-    count = math.ceil(frames) if pad else max(1, math.floor(frames))
-    while not frame_counts_agree(count * samples_per_frame, samples_per_frame, rate):
-        count += 1 if pad or count == 1 else -1
+    count = max(1, len(samples) // samples_per_frame)
+    while math.ceil(count * samples_per_frame / rate * (rate / samples_per_frame)) != count:
+        count += 1 if count == 1 else -1
     length = count * samples_per_frame
     return np.pad(samples[:length], (0, max(0, length - len(samples))))
-
-
-def frame_counts_agree(n: int, samples_per_frame: int, rate: int = 24000) -> bool:
-    """Whether mistral-common counts as many frames in `n` samples as the encoder's `ceil(n / frame)`.
-
-    It computes `ceil(n / rate * frame_rate)` with floats, which may land just above a whole number.
-    """
-    return math.ceil(n / rate * (rate / samples_per_frame)) == -(-n // samples_per_frame)
 
 
 def bandwidth(samples: np.ndarray, rate: int) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -75,7 +74,5 @@ def _graph(rate: int, speed: float) -> Any:
     nodes += [graph.add("atempo", repr(speed ** (1 / steps))) for _ in range(steps)]
     # Packed floats out, whatever the filter prefers.
     nodes += [graph.add("aformat", "sample_fmts=flt:channel_layouts=mono"), graph.add("abuffersink")]
-    for first, second in pairwise(nodes):
-        first.link_to(second)
-    graph.configure()
+    graph.link_nodes(*nodes).configure()
     return graph

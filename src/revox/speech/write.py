@@ -6,11 +6,11 @@ import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from revox.speech.audio import Audio, resample
+from revox.speech.audio import Audio
 from revox.speech.errors import AudioError
 from revox.speech.files import replace_file
 
@@ -24,7 +24,7 @@ class AudioFormat:
     samples: str
     media_type: str
     rates: tuple[int, ...] = ()  # Hz, ascending; empty: any
-    bit_rate: int | None = None  # bits/s a channel
+    bit_rate: int | None = None  # bits/s
 
 
 _MPEG_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
@@ -93,54 +93,82 @@ def write_audio(target: str | os.PathLike[str] | BinaryIO, audio: Audio, format:
 def encode_audio(audio: Audio, format: str = "wav", bit_rate: int | None = None) -> tuple[bytes, int]:
     """The bytes of `audio` as a file of `format` (see `write_audio`), and the number of samples clipped.
 
-    `bit_rate` is in bits/s a channel; by default the format's own.
+    `bit_rate` is in bits/s; by default the format's own.
     """
     import av
 
     kind = FORMATS[format_for(None, format)]
-    samples = np.atleast_2d(audio.samples)
-    if not np.isfinite(samples).all():
+    if not np.isfinite(audio.samples).all():
         raise AudioError("The audio contains samples that are not finite numbers; it cannot be written.")
-    rate = audio.rate
-    if kind.rates and rate not in kind.rates:
-        rate = next((r for r in kind.rates if r >= audio.rate), kind.rates[-1])
-        samples = resample(samples, audio.rate, rate)
-    if samples.shape[1] == 0:
+    if not audio.samples.size:
         raise AudioError("There are no samples to write; the audio is empty.")
-    clipped = 0
-    if kind.codec != "pcm_f32le":
-        clipped = int(np.count_nonzero(np.abs(samples) > 1.0))
-        samples = np.clip(samples, -1.0, 1.0)
-    if kind.samples.startswith("s16"):
-        # 32768 a unit, as on reading: 16-bit audio that was only read comes back bit for bit.
-        samples = np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
-    if kind.container == "s16le":
-        return samples.T.astype("<i2").tobytes(), clipped
-
-    channels = samples.shape[0]
-    layout = {1: "mono", 2: "stereo"}.get(channels, f"{channels}c")
+    if kind.rates and audio.rate not in kind.rates:
+        audio = audio.at(next((rate for rate in kind.rates if rate >= audio.rate), kind.rates[-1]))
     file = io.BytesIO()
     try:
-        with av.open(file, "w", format=kind.container, options={"fflags": "+bitexact"}) as container:
-            stream = container.add_stream(kind.codec, rate=rate, layout=layout, format=kind.samples)
-            stream.codec_context.flags |= 1 << 23  # AV_CODEC_FLAG_BITEXACT: no encoder name inside
-            if kind.bit_rate:
-                stream.bit_rate = (bit_rate or kind.bit_rate) * channels
-            for start in range(0, samples.shape[1], rate):
-                piece = samples[:, start : start + rate]
-                if not kind.samples.endswith("p"):
-                    piece = piece.T.reshape(1, -1)
-                frame = av.AudioFrame.from_ndarray(
-                    np.ascontiguousarray(piece), format=kind.samples, layout=layout
-                )
-                frame.sample_rate, frame.pts = rate, start
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
+        with AudioEncoder(file, kind, audio.rate, bit_rate) as encoder:
+            for start in range(0, len(audio.samples), audio.rate):
+                encoder.write(audio.samples[start : start + audio.rate])
     except (av.error.FFmpegError, ValueError) as error:
         raise AudioError(
-            f"{channels} channels at {rate} Hz cannot be written as {format} ({error}); try wav."
+            f"Audio at {audio.rate} Hz cannot be written as {format} ({error}); try wav."
         ) from None
-    return file.getvalue(), clipped
+    return file.getvalue(), encoder.clipped
+
+
+class AudioEncoder:
+    """Encodes mono float32 samples into a binary file, which is complete when the `with` block ends.
+
+    `clipped` counts the samples outside [-1, 1], which are clipped in every format but wav-float. A file that
+    cannot seek gets a container as it is streamed: its header does not know the length. options: FFmpeg's,
+    for the container.
+    """
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        kind: AudioFormat,
+        rate: int,
+        bit_rate: int | None = None,
+        options: dict[str, str] | None = None,
+    ) -> None:
+        import av
+
+        self._kind, self._rate, self._written, self.clipped = kind, rate, 0, 0
+        options = {"fflags": "+bitexact", **(options or {})}
+        container: Any = av.open(file, "w", format=kind.container, options=options)
+        self._container = container
+        self._stream = container.add_stream(kind.codec, rate=rate, layout="mono", format=kind.samples)
+        self._stream.codec_context.flags |= 1 << 23  # AV_CODEC_FLAG_BITEXACT: no encoder name inside
+        if kind.bit_rate:
+            self._stream.bit_rate = bit_rate or kind.bit_rate
+
+    def __enter__(self) -> AudioEncoder:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._container.mux(self._stream.encode(None))
+        self._container.close()
+
+    def write(self, samples: np.ndarray) -> None:
+        """Encode `samples` `[n]`."""
+        import av
+
+        if not samples.size:
+            return
+        if self._kind.codec != "pcm_f32le":
+            self.clipped += int(np.count_nonzero(np.abs(samples) > 1.0))
+            samples = np.clip(samples, -1.0, 1.0)
+        if self._kind.samples.startswith("s16"):
+            # 32768 a unit, as on reading: 16-bit audio that was only read comes back bit for bit.
+            samples = np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
+        frame = av.AudioFrame.from_ndarray(
+            np.ascontiguousarray(samples)[None], format=self._kind.samples, layout="mono"
+        )
+        frame.sample_rate, frame.pts = self._rate, self._written
+        self._written += samples.size
+        self._container.mux(self._stream.encode(frame))
 
 
 def write_bytes(target: str | os.PathLike[str] | BinaryIO, data: bytes) -> None:

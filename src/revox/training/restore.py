@@ -233,7 +233,7 @@ def _first_clips(held: Sequence[SpeechSource], seconds: float, rate: int) -> lis
     for source in held:
         for cut in itertools.islice(source.cuts, HELD_OUT):
             file = audio_source(cut_source(cut))
-            samples = read_audio(file).mono().at(rate).samples[: round(seconds * rate)]
+            samples = read_audio(file).at(rate).samples[: round(seconds * rate)]
             found.append(torch.from_numpy(normalize_loudness(samples, rate).astype(np.float32)))
     return found
 
