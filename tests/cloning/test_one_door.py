@@ -59,7 +59,7 @@ def by_command_line(folder: Path, *options: object) -> Tensor | None:
 def by_server(tts: Revox) -> Tensor | None:
     reference = Reference(CLIP.read_bytes(), read_audio(CLIP), "upload")
     voices = Voices(ServeSettings(checkpoint=str(tts.folder), voices_folder=tts.folder / "uploaded"), tts)
-    return voices._clone(reference, "me", record_consent(CONSENT), None).codes
+    return voices._clone(voices._select(reference, None), "me", record_consent(CONSENT), None).codes
 
 
 def by_evaluation(folder: Path, cloned: ClonedVoice, **settings: Any) -> Tensor:

@@ -64,7 +64,7 @@ class FakeCloner:
     def install(self, voices: Voices) -> None:
         voices._clone, voices.method = self, self.by
 
-    def __call__(self, reference, name, consent, ref_text, progress=ignore_progress, should_stop=None):
+    def __call__(self, speech, name, consent, ref_text, progress=ignore_progress, should_stop=None):
         self.asked.append(name)
         progress(Progress("descent", 5, 10, {"seconds_left": 12.5}))
         self.begun.set()
@@ -77,7 +77,7 @@ class FakeCloner:
         if self.error is not None:
             raise self.error
         rows = self.tts.model.mm_audio_embeddings.voice_embedding(self.codes())
-        record = provenance(consent, self.by, source=source_of(reference.data))
+        record = provenance(consent, self.by, source=speech.source)
         return Voice(name, self.codes(), rows.to(torch.bfloat16), record)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
@@ -35,10 +35,6 @@ class Metrics:
         self.active = Gauge("revox_active_streams", "Active utterances.", registry=registry)
         self.tasks = Gauge("revox_tasks", "Tasks of the event loop.", registry=registry)
         self.queued = Gauge("revox_queue_length", "Utterances in the queue.", registry=registry)
-
-    def text(self) -> bytes:
-        """All metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
 
 
 class Counted:

@@ -6,12 +6,13 @@ import asyncio
 import time
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from revox.serving.errors import ApiError
-from revox.serving.state import ServerState, state_of
+from revox.serving.state import ServerState, State
 
 router = APIRouter()
 
@@ -19,40 +20,37 @@ STARTED = int(time.time())
 
 
 @router.get("/health", response_class=PlainTextResponse, tags=["server"])
-async def health(request: Request) -> PlainTextResponse:
+async def health(state: State) -> PlainTextResponse:
     """200 while the process works."""
-    if not state_of(request).engine.running:
+    if not state.engine.running:
         raise ApiError(503, "the engine is not running", code="not_ready")
     return PlainTextResponse("ok")
 
 
 @router.get("/ready", tags=["server"])
-async def ready(request: Request) -> JSONResponse:
+async def ready(state: State) -> JSONResponse:
     """200 while the server accepts new requests: not while it drains."""
-    state = state_of(request)
     if state.draining or not state.engine.running:
         raise ApiError(503, "the server accepts no new requests", code="not_ready")
     return JSONResponse({"status": "ready", "active": state.engine.active, "waiting": state.engine.waiting})
 
 
 @router.get("/metrics", response_class=PlainTextResponse, tags=["server"])
-async def metrics(request: Request) -> Response:
+async def metrics(state: State) -> Response:
     """Metrics in Prometheus' text format."""
-    shown = state_of(request).metrics
-    shown.tasks.set(len(asyncio.all_tasks()))
-    return Response(shown.text(), media_type=CONTENT_TYPE_LATEST)
+    state.metrics.tasks.set(len(asyncio.all_tasks()))
+    return Response(generate_latest(state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/v1/models", tags=["models"])
-async def models(request: Request) -> dict[str, Any]:
+async def models(state: State) -> dict[str, Any]:
     """The served model, as OpenAI lists models."""
-    return {"object": "list", "data": [_card(state_of(request))]}
+    return {"object": "list", "data": [_card(state)]}
 
 
 @router.get("/v1/models/{model:path}", tags=["models"])
-async def model(request: Request, model: str) -> dict[str, Any]:
+async def model(state: State, model: str) -> dict[str, Any]:
     """The served model by its id."""
-    state = state_of(request)
     check_model(state, model)
     return _card(state)
 

@@ -7,14 +7,13 @@ address http://HOST:8000/v1/open-webui.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from fastapi.responses import Response
 
 from revox.serving.speech_routes import AUDIO, speech
-from revox.serving.state import state_of
+from revox.serving.state import State
 
 router = APIRouter(prefix="/v1/open-webui/audio", tags=["open-webui"])
 
@@ -22,14 +21,13 @@ router.post("/speech", responses=AUDIO, response_class=Response)(speech)
 
 
 @router.get("/models")
-async def models(request: Request) -> dict[str, Any]:
+def models(state: State) -> dict[str, Any]:
     """The served model."""
-    name = state_of(request).settings.served_name
+    name = state.settings.served_name
     return {"models": [{"id": name, "name": name}]}
 
 
 @router.get("/voices")
-async def voices(request: Request) -> dict[str, Any]:
+def voices(state: State) -> dict[str, Any]:
     """Every voice, presets and uploaded ones."""
-    names = await asyncio.to_thread(state_of(request).voices.names)
-    return {"voices": [{"id": name, "name": name} for name in sorted(names)]}
+    return {"voices": [{"id": name, "name": name} for name in sorted(state.voices.names())]}

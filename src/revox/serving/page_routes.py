@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from revox.metrics.errors import MetricError
 from revox.serving.errors import ApiError
 from revox.serving.limits import Places
-from revox.serving.state import state_of
+from revox.serving.state import State
 
 if TYPE_CHECKING:
     from revox.metrics.speaker import SpeakerVerifier
@@ -134,13 +134,12 @@ class Comparison(BaseModel):
 
 @router.post("/v1/audio/similarity", tags=["voices"])
 async def similarity(
-    request: Request, form: Annotated[Comparison, Form(media_type="multipart/form-data")]
+    request: Request, state: State, form: Annotated[Comparison, Form(media_type="multipart/form-data")]
 ) -> dict[str, Any]:
     """The similarity of two recordings' speakers by Resemblyzer: the cosine of their embeddings, 1 for equal.
 
     The first 30 s of each are compared. 501 if Resemblyzer is not installed.
     """
-    state = state_of(request)
     comparisons: Comparisons = request.app.state.comparisons
     with comparisons.places:
         recordings = []

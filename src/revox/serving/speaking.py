@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from revox.checkpoint.errors import VoiceError
-from revox.marking import MarkRecord, mark_bytes, new_record, stream_headers
+from revox.marking import MarkRecord, mark_bytes, stream_headers
 from revox.serving.encoding import Shape, StreamEncoder, check_rate
 from revox.serving.errors import ApiError
 from revox.serving.model_routes import check_model
@@ -95,9 +95,7 @@ class ResolvedRequest:
 
     def record(self) -> MarkRecord | None:
         """What a mark will say; None when marking is off."""
-        if not self.state.settings.marking:
-            return None
-        return new_record(self.state.settings.served_name[:200], self.voice.name[:200])
+        return self.state.new_record(self.voice)
 
     def headers(self) -> dict[str, str]:
         """The answer's headers: the mark, and the seed."""

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from revox.serving.errors import ApiError, as_api_error
 from revox.serving.speaking import SpeechResponse, resolve
 from revox.serving.speech_request import BatchRequest, Format, SpeechRequest, batch_item
-from revox.serving.state import ServerState, asked_by, state_of
+from revox.serving.state import AskedBy, ServerState, State, asked_by, state_of
 from revox.speech import FORMATS
 
 router = APIRouter(prefix="/v1/audio", tags=["speech"])
@@ -56,15 +56,14 @@ async def speech_stream(request: Request, body: SpeechRequest) -> Response:
 
 
 @router.post("/speech/batch")
-async def speech_batch(request: Request, body: BatchRequest) -> JSONResponse:
+async def speech_batch(request: Request, state: State, who: AskedBy, body: BatchRequest) -> JSONResponse:
     """Speak 1 to 32 texts; an item that fails has an error, and the others are spoken."""
-    state = state_of(request)
     # No more at once than the engine runs: all clients share the queue.
     turns = asyncio.Semaphore(state.settings.max_streams)
 
     async def one(index: int, item: Any) -> dict[str, Any]:
         async with turns:
-            return await _batch_result(state, asked_by(request), body, index, item)
+            return await _batch_result(state, who, body, index, item)
 
     with state.engine.place():
         results = await _unless_gone(

@@ -20,7 +20,7 @@ from revox.serving.errors import ApiError, as_api_error
 from revox.serving.sentences import Splitter
 from revox.serving.speaking import ResolvedRequest, SpeechResponse, resolve
 from revox.serving.speech_request import SessionConfig, parse
-from revox.serving.state import ServerState, asked_by, state_of
+from revox.serving.state import AskedBy, ServerState, State
 
 router = APIRouter(prefix="/v1/audio", tags=["speech"])
 
@@ -37,10 +37,10 @@ OVERHEAD = 64  # characters that a message counts in addition: empty messages ta
 
 
 @router.websocket("/speech/stream")
-async def speech_socket(socket: WebSocket) -> None:
+async def speech_socket(socket: WebSocket, state: State, who: AskedBy) -> None:
     """Text in pieces, audio out sentence by sentence."""
     await socket.accept()
-    await Session(socket, state_of(socket), asked_by(socket)).run()
+    await Session(socket, state, who).run()
 
 
 class Session:

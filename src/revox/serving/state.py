@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
+from fastapi import Depends
 from starlette.requests import HTTPConnection
+
+from revox.marking import MarkRecord, new_record
 
 if TYPE_CHECKING:
     from revox.api import Revox
+    from revox.checkpoint.voices import Voice
     from revox.marking import Signer
     from revox.serving.engine import EngineThread
     from revox.serving.keys import Keys
@@ -32,6 +36,12 @@ class ServerState:
     signer: Signer | None = None
     draining: bool = False
 
+    def new_record(self, voice: Voice) -> MarkRecord | None:
+        """What the mark of speech in a voice says; None when marking is off."""
+        if not self.settings.marking:
+            return None
+        return new_record(self.settings.served_name[:200], voice.name[:200])
+
 
 def state_of(connection: HTTPConnection) -> ServerState:
     """The state of the server that a request or a WebSocket came to."""
@@ -41,3 +51,10 @@ def state_of(connection: HTTPConnection) -> ServerState:
 def asked_by(connection: HTTPConnection) -> str:
     """The name of the request's key, for logs; `revox.serving.limits.check_key` has admitted it."""
     return cast(Any, connection.state).asked_by
+
+
+State = Annotated[ServerState, Depends(state_of)]
+"""A route's parameter: the state of the server."""
+
+AskedBy = Annotated[str, Depends(asked_by)]
+"""A route's parameter: the name of the request's key."""

@@ -1,4 +1,4 @@
-"""Cloning in the background: an inversion takes a minute, so it is a job that clients poll.
+"""Uploads become voices in jobs: with an encoder a client waits for it, and an inversion is polled.
 
 One thread runs the jobs in turn, at a lower priority than speech. A job is saved whenever its state changes;
 after a restart the unfinished ones are failed, and can be retried if their recording was kept.
@@ -23,8 +23,8 @@ from revox.serving.limits import Places
 
 if TYPE_CHECKING:
     from revox.checkpoint.voices import Voice
+    from revox.cloning.clone import SelectedSpeech
     from revox.progress import Progress, ProgressCallback
-    from revox.serving.references import Reference
     from revox.serving.voice_files import VoiceFiles
 
 MAX_WAITING = 16
@@ -79,16 +79,6 @@ class Job:
         )  # fmt: skip
 
 
-@dataclass
-class _ActiveJob:
-    """What an active job needs in memory."""
-
-    job: Job
-    reference: Reference
-    future: Future[None] | None = None
-    cancelled: threading.Event = field(default_factory=threading.Event)
-
-
 class VoiceJobs:
     """The jobs of a server.
 
@@ -100,12 +90,12 @@ class VoiceJobs:
         self,
         files: VoiceFiles,
         lock: threading.RLock,
-        clone: Callable[[Job, Reference, ProgressCallback, Callable[[], bool]], Voice],
+        clone: Callable[[Job, SelectedSpeech, ProgressCallback, Callable[[], bool]], Voice],
         method: str,
     ) -> None:
         self._files, self._lock, self._clone, self._method = files, lock, clone, method
         self._jobs: dict[str, Job] = {}
-        self._queue: list[_ActiveJob] = []  # the first one runs, or is about to
+        self._queue: list[Job] = []  # the first one runs, or is about to
         self._places = Places(MAX_WAITING, "voices wait to be made", retry_after=60)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="clone", initializer=_lower_priority)
         self._closing = threading.Event()
@@ -130,22 +120,24 @@ class VoiceJobs:
     def show(self, job: Job) -> dict[str, Any]:
         """A job as the API shows it."""
         with self._lock:
-            ahead = next((i for i, work in enumerate(self._queue) if work.job is job), None)
-            can_retry = job.state == "failed" and self._files.has_job_sample(job.id)
-            return job.public(ahead if job.state == "queued" else None, can_retry)
+            ahead = self._queue.index(job) if job.state == "queued" else None
+            return job.public(ahead, job.state == "failed" and self._files.has_job_sample(job.id))
 
-    def submit(self, job: Job, reference: Reference) -> None:
-        """Start a job, or queue it behind the others. Raises ApiError 503 if too many wait, OSError."""
+    def submit(self, job: Job, speech: SelectedSpeech, data: bytes) -> Future[dict[str, Any] | None]:
+        """Start a job, or queue it behind the others; it ends with the voice's record, None if it is stopped.
+
+        data: the recording that `speech` is of. Raises ApiError 503 if too many wait, OSError.
+        """
         with self._lock:
             if self._closing.is_set():
                 raise ApiError(503, "the server is stopping", code="not_ready")
-            self._places.check(sum(work.job.state == "queued" for work in self._queue))
+            self._places.check(sum(waiting.state == "queued" for waiting in self._queue))
+            sample = data if job.keep_sample else None
             self.note("asked", job)
-            self._files.save_job(dataclasses.asdict(job), reference.data if job.keep_sample else None)
+            self._files.save_job(dataclasses.asdict(job), sample)
             self._jobs[job.id] = job
-            work = _ActiveJob(job, reference)
-            self._queue.append(work)
-            work.future = self._pool.submit(self._run, work)
+            self._queue.append(job)
+            return self._pool.submit(self._run, job, speech, sample)
 
     def cancel(self, id: str, by: str) -> dict[str, Any]:
         """Stop a job that waits or runs. Raises ApiError: 404 for none, 409 if it has ended already."""
@@ -153,10 +145,8 @@ class VoiceJobs:
             job = self._find(id)
             if not job.active:
                 raise ApiError(409, f"the job has ended already ({job.state})", code="job_ended")
-            for work in [work for work in self._queue if work.job is job]:
-                work.cancelled.set()
-                if job.state == "queued":
-                    self._queue.remove(work)
+            if job.state == "queued":
+                self._queue.remove(job)
             self._end(job, "it was cancelled")
             self.note("cancelled", job, cancelled_by=by)
             return self.show(job)
@@ -191,55 +181,54 @@ class VoiceJobs:
         record = {"consent": job.consent, "source": {"sha256": job.sha256}, "method": self._method}
         self._files.note(kind, job.name, record, job=job.id, by=job.asked_by, **more)
 
-    def save_voice(self, job: Job, voice: Voice, reference: Reference) -> dict[str, Any]:
-        """Save the voice that a job made; returns its record. Raises OSError."""
-        details = {**job.details, "asked_by": job.asked_by, "frames": voice.frames}
-        if job.ref_text is not None:
-            details["ref_text"] = job.ref_text
-        with self._lock:
-            return self._files.save(job.name, voice, details, reference.data if job.keep_sample else None)
-
     def close(self, seconds: float = 30.0) -> None:
         """Stop all jobs, as failed; the running one has so many seconds to stop."""
         self._closing.set()
         with self._lock:
-            running = [work.future for work in self._queue if work.job.state == "running" and work.future]
-            for work in self._queue:
-                if work.job.state == "queued":
-                    self._fail(work.job, INTERRUPTED)
+            for job in self._queue:
+                if job.state == "queued":
+                    self._fail(job, INTERRUPTED)
+            last = self._pool.submit(int)  # comes after the running job; those between do nothing any more
+        wait([last], seconds)
         self._pool.shutdown(wait=False, cancel_futures=True)
-        wait(running, seconds)
 
     # ----------------------------------------------------------------------------------- in the jobs' thread
 
-    def _run(self, work: _ActiveJob) -> None:
-        job = work.job
-
+    def _run(self, job: Job, speech: SelectedSpeech, sample: bytes | None) -> dict[str, Any] | None:
         def should_stop() -> bool:
-            return work.cancelled.is_set() or self._closing.is_set()
+            return not job.active or self._closing.is_set()
 
         with self._lock:
             if should_stop():
-                return
+                return None
             # The first inversion also recovers the codes of the checkpoint's presets.
             job.state, job.phase, job.started_at = "running", "preparing", time.time()
             self._save(job)
         try:
-            voice = self._clone(job, work.reference, lambda at: self._show_progress(job, at), should_stop)
+            voice = self._clone(job, speech, lambda at: self._show_progress(job, at), should_stop)
             with self._lock:  # a cancellation comes before this or not at all
                 if not should_stop():
-                    self.save_voice(job, voice, work.reference)
+                    record = self._save_voice(job, voice, sample)
                     job.progress = 1.0
                     self._end(job)
-                elif job.active:
+                    return record
+                if job.active:
                     self._fail(job, INTERRUPTED)
+                return None
         except Exception as error:
             with self._lock:
                 if job.active:
                     self._fail(job, self._reason(error))
+            raise
         finally:
-            with self._lock, contextlib.suppress(ValueError):
-                self._queue.remove(work)
+            with self._lock:
+                self._queue.remove(job)
+
+    def _save_voice(self, job: Job, voice: Voice, sample: bytes | None) -> dict[str, Any]:
+        details = {**job.details, "asked_by": job.asked_by, "frames": voice.frames}
+        if job.ref_text is not None:
+            details["ref_text"] = job.ref_text
+        return self._files.save(job.name, voice, details, sample)
 
     def _reason(self, error: Exception) -> str:
         message = as_api_error(error).message

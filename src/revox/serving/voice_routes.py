@@ -11,17 +11,17 @@ import hashlib
 import time
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Form, Request, UploadFile
+from fastapi import APIRouter, Form, UploadFile
 from fastapi.responses import JSONResponse, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from revox.checkpoint.errors import VoiceError
-from revox.checkpoint.voices import Voice, consent_document
-from revox.marking import mark_bytes, new_record, stream_headers
+from revox.checkpoint.voices import consent_document
+from revox.marking import mark_bytes, stream_headers
 from revox.serving.errors import NO_EFFECT, ApiError
-from revox.serving.state import ServerState, asked_by, state_of
-from revox.serving.voice_jobs import Job
+from revox.serving.state import AskedBy, State
+from revox.serving.voice_jobs import ACTIVE, Job
 from revox.serving.voices import given_consent
 from revox.speech import encode_audio
 
@@ -66,19 +66,13 @@ class UploadForm(BaseModel):
 
 
 @router.get("/voices")
-async def list_voices(request: Request) -> dict[str, Any]:
+def list_voices(state: State) -> dict[str, Any]:
     """Every voice by name, and for uploaded ones whose it is, when it was made, and of which recording."""
-    voices = state_of(request).voices
-    # In threads: another thread may hold the lock while it writes to the disk.
-    names, records, jobs = await asyncio.gather(
-        asyncio.to_thread(voices.names),
-        asyncio.to_thread(voices.records),
-        asyncio.to_thread(voices.jobs.listed),
-    )
+    voices = state.voices
     return {
-        "voices": sorted(names),
-        "uploaded_voices": [_uploaded(record) for record in records],
-        "jobs": [job for job in jobs if job["state"] in ("queued", "running")],
+        "voices": sorted(voices.names()),
+        "uploaded_voices": [_uploaded(record) for record in voices.records()],
+        "jobs": [job for job in voices.jobs.listed() if job["state"] in ACTIVE],
     }
 
 
@@ -87,10 +81,9 @@ async def list_voices(request: Request) -> dict[str, Any]:
     responses={200: {"description": "The voice is made."}, 202: {"description": "A job makes the voice."}},
 )
 async def upload_voice(
-    request: Request, form: Annotated[UploadForm, Form(media_type="multipart/form-data")]
+    state: State, who: AskedBy, form: Annotated[UploadForm, Form(media_type="multipart/form-data")]
 ) -> Response:
     """Make a voice of a recording: at once with the checkpoint's encoder, or by inversion as a job."""
-    state = state_of(request)
     await asyncio.to_thread(state.voices.check_name, form.name)
     data = await form.audio_sample.read(state.settings.max_body_bytes + 1)
     reference = await state.references.read(data)
@@ -103,7 +96,6 @@ async def upload_voice(
     }
     if form.speaker_description:
         details["speaker_description"] = form.speaker_description
-    who = asked_by(request)
     job = Job(
         name=form.name,
         asked_by=who,
@@ -128,10 +120,9 @@ async def upload_voice(
 
 
 @router.get("/voices/{name}")
-async def show_voice(request: Request, name: str) -> dict[str, Any]:
+def show_voice(state: State, name: str) -> dict[str, Any]:
     """One voice: its length, its provenance, and the consent on record."""
-    state = state_of(request)
-    voice = await asyncio.to_thread(state.voices.voice, name)
+    voice = state.voices.voice(name)
     record = state.voices.record(name)
     found = {
         "name": name,
@@ -146,22 +137,21 @@ async def show_voice(request: Request, name: str) -> dict[str, Any]:
 
 
 @router.delete("/voices/{name}")
-async def delete_voice(request: Request, name: str) -> dict[str, Any]:
+def delete_voice(state: State, who: AskedBy, name: str) -> dict[str, Any]:
     """Delete an uploaded voice: embedding, codes, recording and derived data; the log keeps a tombstone."""
-    await asyncio.to_thread(state_of(request).voices.remove, name, asked_by(request))
+    state.voices.remove(name, who)
     return {"success": True, "message": f"Voice '{name}' deleted successfully"}
 
 
 @router.get("/voices/{name}/consent")
-async def voice_consent(request: Request, name: str) -> dict[str, Any]:
+def voice_consent(state: State, name: str) -> dict[str, Any]:
     """Who agreed to what, when, for which recording, and every event of the voice, also of a removed one."""
-    state = state_of(request)
-    found = await asyncio.to_thread(state.voices.files.document, name)
+    found = state.voices.files.document(name)
     if found["voices"]:
         return found
-    if name in await asyncio.to_thread(state.voices.names):
+    if name in state.voices.names():
         try:
-            return await asyncio.to_thread(consent_document, state.tts.folder, name)
+            return consent_document(state.tts.folder, name)
         except VoiceError:
             raise ApiError(
                 404, f"voice {name!r} came with the checkpoint, without a record of consent", param="name"
@@ -170,19 +160,18 @@ async def voice_consent(request: Request, name: str) -> dict[str, Any]:
 
 
 @router.get("/consent")
-async def all_consent(request: Request) -> dict[str, Any]:
+def all_consent(state: State) -> dict[str, Any]:
     """The complete record of consent: this server's uploads, removals and inline references."""
-    return await asyncio.to_thread(state_of(request).voices.files.document)
+    return state.voices.files.document()
 
 
 @router.get("/voices/{name}/sample", response_class=Response)
-async def voice_sample(request: Request, name: str) -> Response:
+def voice_sample(state: State, name: str) -> Response:
     """The recording of a voice as it was uploaded, if it was kept."""
-    voices = state_of(request).voices
-    record = voices.record(name)
+    record = state.voices.record(name)
     if record is None:
-        await asyncio.to_thread(voices.voice, name)  # 404 with the nearest names for an unknown voice
-    data = await asyncio.to_thread(voices.files.sample, name) if record else None
+        state.voices.voice(name)  # 404 with the nearest names for an unknown voice
+    data = state.voices.files.sample(name) if record else None
     if record is None or data is None:
         raise ApiError(404, f"the recording of voice {name!r} was not kept", param="name", code="no_sample")
     headers = _SAFE | {"Content-Disposition": f'attachment; filename="{name}"'}
@@ -190,45 +179,39 @@ async def voice_sample(request: Request, name: str) -> Response:
 
 
 @router.get("/voices/{name}/preview", response_class=Response)
-async def voice_preview(request: Request, name: str) -> Response:
+def voice_preview(state: State, name: str) -> Response:
     """The recording as the voice's codes reproduce it (WAV); a preset's codes are recovered first."""
-    state = state_of(request)
-    voice = await asyncio.to_thread(state.voices.voice, name)
-    data, headers = await asyncio.to_thread(_previewed, state, voice)
-    return Response(data, media_type="audio/wav", headers=_SAFE | headers)
-
-
-def _previewed(state: ServerState, voice: Voice) -> tuple[bytes, dict[str, str]]:
+    voice = state.voices.voice(name)
     data, _ = encode_audio(state.tts.decode(voice), "wav")
-    if not state.settings.marking:
-        return data, {}
-    record = new_record(state.settings.served_name[:200], voice.name[:200])
-    return mark_bytes(data, "wav", record=record, signer=state.signer), stream_headers(record)
+    headers = dict(_SAFE)
+    if (record := state.new_record(voice)) is not None:
+        data = mark_bytes(data, "wav", record=record, signer=state.signer)
+        headers |= stream_headers(record)
+    return Response(data, media_type="audio/wav", headers=headers)
 
 
 @router.get("/voice-jobs")
-async def list_jobs(request: Request) -> dict[str, Any]:
+def list_jobs(state: State) -> dict[str, Any]:
     """The cloning jobs, newest first."""
-    jobs = await asyncio.to_thread(state_of(request).voices.jobs.listed)
-    return {"object": "list", "data": jobs}
+    return {"object": "list", "data": state.voices.jobs.listed()}
 
 
 @router.get("/voice-jobs/{id}")
-async def show_job(request: Request, id: str) -> dict[str, Any]:
+def show_job(state: State, id: str) -> dict[str, Any]:
     """The state of a cloning job."""
-    return await asyncio.to_thread(state_of(request).voices.jobs.get, id)
+    return state.voices.jobs.get(id)
 
 
 @router.delete("/voice-jobs/{id}")
-async def cancel_job(request: Request, id: str) -> dict[str, Any]:
+def cancel_job(state: State, who: AskedBy, id: str) -> dict[str, Any]:
     """Cancel a cloning job that waits or runs."""
-    return await asyncio.to_thread(state_of(request).voices.jobs.cancel, id, asked_by(request))
+    return state.voices.jobs.cancel(id, who)
 
 
 @router.post("/voice-jobs/{id}/retry", status_code=202)
-async def retry_job(request: Request, id: str) -> dict[str, Any]:
+async def retry_job(state: State, who: AskedBy, id: str) -> dict[str, Any]:
     """Retry a failed cloning job, if its recording was kept."""
-    return await state_of(request).voices.retry(id, asked_by(request))
+    return await state.voices.retry(id, who)
 
 
 def _uploaded(record: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The voices of a server: the checkpoint's, uploaded ones, and those of inline references.
 
-With an encoder a voice is made while its request waits; by inversion it takes a minute and is a job
-(`revox.serving.voice_jobs`). Every cloning is logged before it begins, and its log ends with added, failed or
-cancelled.
+Uploads become voices in jobs (`revox.serving.voice_jobs`): with an encoder the request waits for its job, by
+inversion that takes a minute and is polled. Every cloning is logged before it begins, and its log ends with
+added, failed or cancelled.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from revox.cloning.consent import Consent, provenance, record_consent, source_of
 from revox.cloning.errors import CloneError
 from revox.coding.errors import CodingError
 from revox.progress import ProgressCallback, ignore_progress
-from revox.serving.errors import ApiError, ServeError, as_api_error
+from revox.serving.errors import ApiError, ServeError
 from revox.serving.limits import Places
 from revox.serving.voice_files import VoiceFiles
 from revox.serving.voice_jobs import Job, VoiceJobs
@@ -79,7 +79,6 @@ class Voices:
         self._lock = threading.RLock()
         self.files = VoiceFiles(settings.voices_path, tts.model)
         self.jobs = VoiceJobs(self.files, self._lock, self._clone_job, self.method)
-        self._reserved: set[str] = set()
         self._load = lru_cache(CACHED_VOICES)(self._read)
         self._inline: dict[tuple[str, str | None], _Inline] = {}
         self._inline_places = Places(MAX_INLINE, "recordings are being cloned", retry_after=10)
@@ -176,24 +175,16 @@ class Voices:
         Raises ApiError: 400 for an invalid name or recording, 409 for a name that is taken or too many
         voices, 503 if too many wait.
         """
-        await asyncio.to_thread(self._reserve, job.name)
-        cloning: Future[dict[str, Any]] | None = None
         try:
             # What would fail after a minute of search is reported at once.
-            await asyncio.to_thread(self._select, reference, job.ref_text)
+            speech = await asyncio.to_thread(self._select, reference, job.ref_text)
+            cloning = await asyncio.to_thread(self._submit, job, speech, reference.data)
             if self.method == "inversion":
-                await asyncio.to_thread(self.jobs.submit, job, reference)
                 return None
-            cloning = self._pool.submit(self._clone_now, job, reference)
-            # If the client disconnects, the cloning goes on and holds the name until its end.
+            # If the client disconnects, the job goes on.
             return await asyncio.shield(asyncio.wrap_future(cloning))
         except (AudioError, CodingError) as error:
             raise ApiError(400, str(error), param="audio_sample", code="bad_audio") from None
-        finally:
-            if cloning is None:
-                self._reserved.discard(job.name)
-            else:
-                cloning.add_done_callback(lambda _: self._reserved.discard(job.name))
 
     def check_name(self, name: str) -> None:
         """Check a new voice's name before any work.
@@ -206,7 +197,7 @@ class Voices:
             raise ApiError(400, str(error)[:400], param="name", code="bad_name") from None
         own = self._tts.voices()
         with self._lock:
-            making = self.jobs.active_names | self._reserved
+            making = self.jobs.active_names
             if name in making or name in self.files.records or name in own:
                 message = f"there is already a voice {name!r}; choose another name, or delete it first"
                 raise ApiError(409, message, param="name", code="voice_exists")
@@ -217,33 +208,20 @@ class Voices:
                 message = f"this server keeps at most {self._settings.max_voices} uploaded voices; delete one"
                 raise ApiError(409, message, code="too_many_voices")
 
-    def _reserve(self, name: str) -> None:
-        with self._lock:
-            self.check_name(name)
-            self._reserved.add(name)
-
-    def _clone_now(self, job: Job, reference: Reference) -> dict[str, Any]:
-        self.jobs.note("asked", job)
-        try:
-            voice = self._clone_job(job, reference)
-            return self.jobs.save_voice(job, voice, reference)
-        except BaseException as error:
-            self.jobs.note("failed", job, error=as_api_error(error).message)
-            raise
+    def _submit(self, job: Job, speech: SelectedSpeech, data: bytes) -> Future[dict[str, Any] | None]:
+        with self._lock:  # an active job holds its name
+            self.check_name(job.name)
+            return self.jobs.submit(job, speech, data)
 
     def _clone_job(
-        self,
-        job: Job,
-        reference: Reference,
-        progress: ProgressCallback = ignore_progress,
-        should_stop: Callable[[], bool] | None = None,
+        self, job: Job, speech: SelectedSpeech, progress: ProgressCallback, should_stop: Callable[[], bool]
     ) -> Voice:
         consent = Consent.model_validate(job.consent)
-        return self._clone(reference, job.name, consent, job.ref_text, progress, should_stop)
+        return self._clone(speech, job.name, consent, job.ref_text, progress, should_stop)
 
     def _clone(
         self,
-        reference: Reference,
+        speech: SelectedSpeech,
         name: str,
         consent: Consent,
         ref_text: str | None,
@@ -252,9 +230,9 @@ class Voices:
     ) -> Voice:
         """The voice of a recording. Raises AudioError or CodingError if the recording is unusable."""
         cloned = self._tts.clone(
-            self._select(reference, ref_text), consent=consent, name=name, transcript=ref_text,
-            method=self.method, progress=progress, should_stop=should_stop,
+            speech, consent=consent, name=name, transcript=ref_text, method=self.method, progress=progress,
             budget=self._settings.clone_seconds if self.method == "inversion" else None,
+            should_stop=should_stop,
         )  # fmt: skip
         return Voice(name, cloned.codes, cloned.embedding, cloned.provenance)
 
@@ -265,12 +243,8 @@ class Voices:
         """Retry a failed job, if its recording was kept. Raises ApiError 404, 409, 503."""
         assert self._references is not None
         job, data = await asyncio.to_thread(self.jobs.retry, id, asked_by)
-        await asyncio.to_thread(self._reserve, job.name)
-        try:
-            reference = await self._references.read(data)
-            await asyncio.to_thread(self.jobs.submit, job, reference)
-        finally:
-            self._reserved.discard(job.name)
+        await asyncio.to_thread(self.check_name, job.name)
+        await self.upload(await self._references.read(data), job)
         with self._lock:
             self.files.drop_job(id, only_sample=True)
         return self.jobs.show(job)
@@ -326,7 +300,8 @@ class Voices:
             def make() -> Voice:
                 if should_stop():
                     raise CloneError("no request waits for this voice any more")
-                return self._clone(reference, "one-off", consent, ref_text, should_stop=should_stop)
+                speech = self._select(reference, ref_text)
+                return self._clone(speech, "one-off", consent, ref_text, should_stop=should_stop)
 
             entry = self._inline[key] = _Inline(self._pool.submit(make), stop)
         entry.waiting += 1
