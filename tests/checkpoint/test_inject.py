@@ -309,12 +309,12 @@ def test_an_encoder_inside_the_weights_is_not_taken_out_but_exported(
     with pytest.raises(CheckpointError, match="download the release's file again or restore your backup"):
         eject(at)
     assert contents(at) == before
-    exported = export_encoder(at, tmp_path / "saved.safetensors")
+    export_encoder(at, tmp_path / "saved.safetensors")
     merged_in = load_file(at / WEIGHTS)
-    saved = load_file(exported.path)
+    saved = load_file(tmp_path / "saved.safetensors")
     assert set(saved) == set(full(encoder))
     assert all(torch.equal(saved[name], merged_in[name]) for name in saved)
-    assert decoder_sha256(at) == read_record(exported.path)["decoder_sha256"]
+    assert decoder_sha256(at) == read_record(tmp_path / "saved.safetensors")["decoder_sha256"]
 
 
 def test_there_is_nothing_to_take_out_of_a_folder_as_released(folder):
@@ -384,11 +384,11 @@ def dead_channel(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         (lambda t: t | {GAIN: t[GAIN][:-1]}, "codec of other sizes"),
         (lambda t: t | {DIRECTION: t[DIRECTION].transpose(0, 1).contiguous()}, "codec of other sizes"),
         (lambda t: t | {"encoder_blocks.8.layers.0.ffn_scale": torch.ones(3)}, "not an encoder of this"),
-        (lambda t: t | {"decoder_blocks.0.conv.weight": torch.ones(3)}, "more than an encoder"),
+        (lambda t: t | {"decoder_blocks.0.conv.weight": torch.ones(3)}, "not an encoder of this"),
         (lambda t: {"layers.0.weight": torch.ones(3)}, "not an encoder of this codec"),
         (lambda t: t | {f"audio_tokenizer.{NORM}": t[NORM].clone()}, "twice"),
-        (without_pairs, "weight-norm pairs"),
-        (lambda t: without(GAIN)(t) | {"input_proj.conv.weight_g": t[GAIN]}, "weight-norm pairs"),
+        (without_pairs, "input_proj.conv.weight, .*weight norm as pairs"),
+        (lambda t: without(GAIN)(t) | {"input_proj.conv.weight_g": t[GAIN]}, "weight norm as pairs"),
         (with_value(NORM, float("nan")), "not finite"),
         (with_value(NORM, float("inf")), "not finite"),
         (with_value(NORM, 3.4e38), "too large for BF16"),
@@ -583,14 +583,14 @@ def test_an_encoder_goes_through_export_and_another_injection_unchanged(
     folder, run, tmp_path, tiny_checkpoint
 ):
     first = inject(folder, run)
-    exported = export_encoder(folder, tmp_path / "share" / "encoder.safetensors")
-    assert exported.sha256 == first.encoder_sha256
-    tensors = load_file(exported.path)
+    path = tmp_path / "share" / "encoder.safetensors"
+    assert export_encoder(folder, path).sha256 == first.encoder_sha256
+    tensors = load_file(path)
     assert len(tensors) == 114
     assert all(
         name.startswith("audio_tokenizer.") and t.dtype == torch.bfloat16 for name, t in tensors.items()
     )
-    second = inject(tiny_checkpoint, exported.path, InjectionOptions(out=tmp_path / "second"))
+    second = inject(tiny_checkpoint, path, InjectionOptions(out=tmp_path / "second"))
     assert second.decoder_agrees
     assert second.encoder_sha256 == first.encoder_sha256
     record = read_record(tmp_path / "second" / ENCODER)
@@ -598,7 +598,7 @@ def test_an_encoder_goes_through_export_and_another_injection_unchanged(
     one, two = load_file(folder / ENCODER), load_file(tmp_path / "second" / ENCODER)
     assert set(one) == set(two)
     assert all(torch.equal(one[name], two[name]) for name in one)
-    assert "CC BY-NC 4.0" in exported.card.read_text()
+    assert "CC BY-NC 4.0" in path.with_suffix(".md").read_text()
 
 
 def test_what_is_no_whole_encoder_is_not_exported(folder, run, tmp_path):

@@ -58,7 +58,6 @@ def test_a_folder_as_released_can_all_but_clone_by_ref_audio(tiny_checkpoint: Pa
     assert not capability(report, "cloning by ref_audio")
     assert not capability(report, "instructions")
     assert not capability(report, "voice design")
-    assert ref_audio(report, "vllm-omni 0.18") == "kills the engine"
     assert ref_audio(report, "vllm-omni 0.30") == "refused as a bad request"
     assert ref_audio(report, "revox") == "clones by inversion"
 
@@ -89,7 +88,7 @@ def test_with_all_114_encoder_tensors_ref_audio_works_everywhere_it_exists(
     assert report.encoder == "complete"
     assert report.component("codec_encoder").found == 114
     assert capability(report, "cloning by ref_audio")
-    assert ref_audio(report, "vllm-omni 0.18") == ref_audio(report, "vllm-omni 0.30") == "clones"
+    assert ref_audio(report, "vllm-omni 0.30") == "clones"
     assert "with the encoder" in ref_audio(report, "revox")
     assert ref_audio(report, "mlx-audio") == "no encoder in it"
 
@@ -137,9 +136,12 @@ def test_other_float_types_are_a_note(folder: Path) -> None:
     assert capability(report, "preset speech")
 
 
-def test_norms_kept_in_float32_beside_bf16_matrices_are_a_note(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "kept", [lambda name, tensor: tensor.ndim == 1, lambda name, tensor: name == "norm.weight"]
+)
+def test_norms_kept_in_float32_beside_bf16_matrices_are_a_note(folder: Path, kept: Callable) -> None:
     report = inspect(
-        rewrite(folder, lambda tensors: {n: t.float() if t.ndim == 1 else t for n, t in tensors.items()})
+        rewrite(folder, lambda tensors: {n: t.float() if kept(n, t) else t for n, t in tensors.items()})
     )
     assert report.problems == []
     assert "are F32" in report.notes[0]
@@ -286,16 +288,6 @@ BROKEN = {
         WEIGHTS,
         r"norm.weight is I32 \[256\], where params.json asks for BF16 \[256\]; copy",
     ),
-    "mistyped norm": (
-        _tensor("norm.weight", torch.ones(256)),
-        WEIGHTS,
-        r"norm.weight is F32 \[256\], where params.json asks for BF16 \[256\]; copy",
-    ),
-    "mistyped matrix": (
-        _tensor("layers.0.attention.wq.weight", torch.ones(128, 256, dtype=torch.float16)),
-        WEIGHTS,
-        r"layers.0.attention.wq.weight is F16 .*, where params.json asks for BF16 \[128, 256\]; copy",
-    ),
     "misshapen tensor": (
         _tensor("norm.weight", torch.zeros(255, dtype=torch.bfloat16)),
         WEIGHTS,
@@ -432,10 +424,7 @@ def test_a_hub_cache_folder_of_links_is_read(tiny_checkpoint: Path, tmp_path: Pa
     for path in tiny_checkpoint.rglob("*.*"):
         (snapshot / path.relative_to(tiny_checkpoint)).symlink_to(path)
     report = check_checkpoint(snapshot)
-    assert {file.name: file.bytes for file in report.files} == {
-        file.name: file.bytes for file in inspect(tiny_checkpoint).files
-    }
-    assert report.files[2].bytes == (tiny_checkpoint / WEIGHTS).stat().st_size
+    assert report.to_json() | {"folder": ""} == inspect(tiny_checkpoint).to_json() | {"folder": ""}
 
 
 @pytest.fixture(scope="module")

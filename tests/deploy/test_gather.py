@@ -17,13 +17,11 @@ from revox.deploy.gather import gather, read_gpus, split_command, start
 from revox.deploy.rules import find_problems
 
 
-def distribution(site: Path, name: str, version: str, *requires: str, tag: str = "py3-none-any") -> None:
+def distribution(site: Path, name: str, version: str) -> None:
     """An installed distribution's metadata, nothing else."""
     folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
     folder.mkdir(parents=True)
-    needs = "".join(f"Requires-Dist: {need}\n" for need in requires)
-    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}")
-    (folder / "WHEEL").write_text(f"Wheel-Version: 1.0\nTag: {tag}\n")
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
 
 @pytest.fixture
@@ -48,17 +46,16 @@ def variables(programs: Path) -> dict[str, str]:
 
 def test_the_packages_of_the_commands_own_environment_are_read(environment):
     site, programs = environment
-    distribution(site, "vllm-omni", "0.30.0", "aenum==3.1.16")
-    distribution(site, "vllm", "0.28.0", tag="cp38-abi3-manylinux_2_28_x86_64")
+    distribution(site, "vllm-omni", "0.30.0")
+    distribution(site, "vllm", "0.28.0")
     facts = gather("vllm-omni serve /m --omni", environment=variables(programs))
     assert facts.omni == (0, 30)
     assert facts.package("vllm").version == "0.28.0"
-    assert facts.package("vllm").tags == ("cp38-abi3-manylinux_2_28_x86_64",)
     assert facts.package("vllm-omni").where == str(site)
     assert facts.package("numpy") is None
     assert facts.python == f"{sys.version_info[0]}.{sys.version_info[1]}"
     found = {finding.rule for finding in find_problems(facts)}
-    assert {"version-pair", "requirements"} <= found
+    assert "version-pair" in found
 
 
 def test_a_second_vllm_that_python_would_find_is_seen(environment, tmp_path):

@@ -28,15 +28,12 @@ def packages(
 ) -> dict[str, tuple[Package, ...]]:
     """An environment in which all is well, with other versions; None takes a package out."""
     versions: dict[str, str | None] = {
-        "transformers": "5.14.1",
-        "aenum": "3.1.16",
         "torch": "2.13.0",
         "vllm": vllm,
         **{name.replace("_", "-"): version for name, version in others.items()},
     }
-    needs = ("aenum==3.1.16", "tqdm>=4; extra == 'dev'", "fa3-fwd==0.0.3; python_version < '3.0'")
     found = {name: (Package(version, "/venv"),) for name, version in versions.items() if version}
-    return found | {"vllm-omni": (Package(omni, "/venv", needs),)}
+    return found | {"vllm-omni": (Package(omni, "/venv"),)}
 
 
 def voice(name: str = "ada", **changes: Any) -> SimpleNamespace:
@@ -155,8 +152,6 @@ CASES: list[tuple[str, str, Facts, Facts]] = [
         facts(packages=packages(omni="0.1.dev1+g1")),
         facts(packages=packages(omni="0.30.0rc1")),
     ),
-    ("requirements", "aenum", facts(packages=packages(aenum=None)), facts()),
-    ("requirements", "aenum 3.0", facts(packages=packages(aenum="3.0")), facts()),
     (
         "architecture",
         "linux/amd64",
@@ -174,15 +169,6 @@ CASES: list[tuple[str, str, Facts, Facts]] = [
         "linux/amd64",
         facts(machine="aarch64", environment={"DOCKER_DEFAULT_PLATFORM": "linux/amd64"}),
         facts(SERVE.replace("/model", "/data/amd64/model"), machine="aarch64"),
-    ),
-    (
-        "architecture",
-        "built for",
-        facts(
-            packages=packages() | {"vllm": (Package("0.30.0", "/venv", (), ("cp38-abi3-linux_x86_64",)),)},
-            machine="aarch64",
-        ),
-        facts(packages=packages() | {"vllm": (Package("0.30.0", "/venv", (), ("cp38-abi3-linux_x86_64",)),)}),
     ),
     (
         "architecture",
@@ -247,13 +233,13 @@ def test_a_rule_finds_its_problem_and_nothing_after_the_fix(name, message, broke
 
 def test_every_rule_has_a_case_a_reason_a_fix_and_a_source():
     assert {case[0] for case in CASES} == set(RULES)
-    for rule in RULES.values():
-        assert rule.why
-        assert rule.sources
     for _, _, broken, _ in CASES:
         for finding in find_problems(broken):
             assert finding.message
             assert finding.fix
+            why, _, sources = finding.why.partition(" Sources: ")
+            assert why.endswith(".")
+            assert sources.endswith(".")
 
 
 def test_facts_without_a_problem_have_no_findings():
@@ -277,16 +263,6 @@ def test_what_stops_the_server_comes_first():
         ("memory-flag", False),
         ("voices", False),
     ]
-
-
-def test_only_what_is_imported_at_start_stops_it_when_it_is_missing():
-    def stops(**missing: str | None) -> bool:
-        found = packages(**missing)
-        found["vllm-omni"] = (replace(found["vllm-omni"][0], requires=("aenum==3.1.16", "janus>=1")),)
-        return next(f.stops for f in find_problems(facts(packages=found)) if f.rule == "requirements")
-
-    assert stops(aenum=None)
-    assert not stops(aenum="3.1.16")
 
 
 def test_a_flag_for_both_stages_is_counted_twice_where_room_is_counted():

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.params import read_params
-from revox.checkpoint.release import ENCODER_PREFIXES, TensorSpec, expected_tensors
+from revox.checkpoint.release import TensorSpec, expected_tensors
 from revox.checkpoint.tensors import (
     FLOAT_DTYPES,
     TensorHeader,
@@ -250,27 +250,16 @@ def _in_bf16(path: Path, name: str, entry: TensorHeader, tensor: Tensor) -> Tens
 
 
 def _check_names(path: Path, found: Mapping[str, TensorHeader], wanted: Mapping[str, TensorSpec]) -> None:
-    unknown = [name for name in found if name not in wanted]
-    missing = [name for name in wanted if name not in found]
-    foreign = [name for name in unknown if not name.startswith(ENCODER_PREFIXES)]
-    ours = [name for name in unknown if name not in foreign]
-    if missing and any(name.endswith(("conv.weight", "weight_g", "weight_v")) for name in ours):
-        raise CheckpointError(
-            f"{path} stores convolutions without their weight-norm pairs ({ours[0]}); save the encoder with "
-            "parametrizations.weight.original0 and original1."
-        )
-    if foreign and not missing:
-        raise CheckpointError(
-            f"{path} holds more than an encoder ({foreign[0]}); write the encoder alone with "
-            "`revox encoder export`."
-        )
+    unknown = next((name for name in found if name not in wanted), None)
+    missing = next((name for name in wanted if name not in found), None)
     if unknown:
         raise CheckpointError(
-            f"{path} is not an encoder of this codec: it holds {unknown[0]}, which params.json does not ask "
-            f"for; name the file with the encoder's {len(wanted)} tensors, or train one for this checkpoint."
+            f"{path} is not an encoder of this codec: it holds {unknown}, which params.json lacks; "
+            f"expected the encoder's {len(wanted)} tensors alone, their weight norm as pairs (original0 and "
+            "original1): save it again, or train one for this checkpoint."
         )
     if missing:
         raise CheckpointError(
-            f"{path} holds {len(found)} of the encoder's {len(wanted)} tensors, {missing[0]} the first "
-            "missing; an engine would clone from uninitialized weights: take the whole encoder."
+            f"{path} holds {len(found)} of the encoder's {len(wanted)} tensors, {missing} the first missing; "
+            "an engine would clone from uninitialized weights: take the whole encoder."
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from revox.checkpoint.tensors import (
     FLOAT_DTYPES,
     TensorHeader,
     folder_tensors,
-    weight_files,
 )
 from revox.checkpoint.voice_journal import VOICE_FOLDER, reading
 from revox.checkpoint.voices import voice_entries
@@ -24,14 +22,6 @@ from revox.model.config import VoxtralConfig
 
 CODEC_PARTS = ("codec_decoder", "quantizer", "audio_embedding", "text_embedding")
 """What cloning by inversion loads: it works where only the language model is quantized."""
-
-
-@dataclass(frozen=True)
-class FileSize:
-    """A file of the folder and its size in bytes (of what a link points to)."""
-
-    name: str
-    bytes: int
 
 
 @dataclass
@@ -101,7 +91,6 @@ class Report:
     parameters: int
     bytes: int
     sizes: dict[str, Any]
-    files: list[FileSize]
     quantization: str | None
     unreadable: str | None
     encoder: str = "absent"
@@ -140,7 +129,6 @@ def inspect(folder: str | Path) -> Report:
         parameters=sum(entry.parameters for entry in tensors.values()),
         bytes=sum(entry.end - entry.start for entry in tensors.values()),
         sizes=_sizes(params, config),
-        files=_files(folder),
         quantization=quantization(tensors),
         unreadable=unreadable(tensors, expected),
         notes=notes,
@@ -194,10 +182,8 @@ def check_checkpoint(folder: str | Path) -> Report:
 
 
 def _compare(report: Report, tensors: dict[str, TensorHeader], expected: dict[str, TensorSpec]) -> None:
-    """Count the tensors of each component, and find those of another shape or type."""
+    """Count the tensors of each component, and find those of another shape, or of a type that is not read."""
     components = {name: Component(name, 0) for name in COMPONENTS}
-    usual = _usual_types(tensors, expected)
-    quantized = report.quantization is not None
     for name, spec in expected.items():
         part = components[spec.component]
         part.expected += 1
@@ -207,11 +193,9 @@ def _compare(report: Report, tensors: dict[str, TensorHeader], expected: dict[st
             part.missing.append(name)
             continue
         part.found += 1
-        if entry is None or (quantized and entry.dtype not in FLOAT_DTYPES):
+        if entry is None or (report.quantization is not None and entry.dtype not in FLOAT_DTYPES):
             part.quantized += 1
-        elif entry.shape != spec.shape or (
-            entry.dtype != spec.dtype and not (quantized or entry.dtype == usual[_kind(spec)])
-        ):
+        elif entry.shape != spec.shape or entry.dtype not in FLOAT_DTYPES:
             report.mismatched.append(
                 Mismatch(name, f"{spec.dtype} {list(spec.shape)}", f"{entry.dtype} {list(entry.shape)}")
             )
@@ -223,25 +207,6 @@ def _compare(report: Report, tensors: dict[str, TensorHeader], expected: dict[st
             part.bytes += entry.end - entry.start
             part.dtypes[entry.dtype] = part.dtypes.get(entry.dtype, 0) + 1
     report.components = list(components.values())
-
-
-def _kind(spec: TensorSpec) -> tuple[str, bool]:
-    return spec.component, len(spec.shape) > 1
-
-
-def _usual_types(
-    tensors: dict[str, TensorHeader], expected: dict[str, TensorSpec]
-) -> dict[tuple[str, bool], str]:
-    """The float type that most vectors, and most matrices, of each component have.
-
-    A folder converted to another float type as a whole is fine; a single tensor of another type is a mistake.
-    """
-    counts: dict[tuple[str, bool], Counter[str]] = {}
-    for name, spec in expected.items():
-        count = counts.setdefault(_kind(spec), Counter({"BF16": 0}))
-        if name in tensors and tensors[name].dtype in FLOAT_DTYPES:
-            count[tensors[name].dtype] += 1
-    return {kind: count.most_common(1)[0][0] for kind, count in counts.items()}
 
 
 def _encoder_notes(folder: Path, tensors: dict[str, TensorHeader], report: Report) -> None:
@@ -371,12 +336,6 @@ def _tekken(folder: Path, params: Params, problems: list[str]) -> dict[str, int]
     return dict(rows)
 
 
-def _files(folder: Path) -> list[FileSize]:
-    found = [folder / "params.json", folder / "config.json", folder / "tekken.json", *weight_files(folder)]
-    found += sorted((folder / VOICE_FOLDER).glob("*.pt"))
-    return [FileSize(str(path.relative_to(folder)), path.stat().st_size) for path in found if path.exists()]
-
-
 def _sizes(params: Params, config: VoxtralConfig) -> dict[str, Any]:
     return {
         "sampling_rate": config.codec.sampling_rate,
@@ -441,7 +400,6 @@ def _runtimes(
         served = "has an FP8 path, which revox does not check" if fp8 else why
         c_port = "reads its own INT8 variant only" if variant else broken
         return [
-            Runtime("vllm-omni 0.18 to 0.28", why, "no"),
             Runtime("vllm-omni 0.30 and later", served, "no"),
             Runtime("mlx-audio", _mlx(folder, spoken) if variant else broken, no_encoder),
             Runtime("voxtral-tts.c (C)", c_port, no_encoder),
@@ -451,18 +409,19 @@ def _runtimes(
     speaks = served = "speaks the presets" if spoken else "has no preset to speak"
     if any(name.startswith("audio_tokenizer.") for name in report.unknown):
         served = "does not start: unknown tensors under audio_tokenizer"
-    uninitialized = "turned on, but clones from uninitialized weights"
-    before, since, ours = {
-        "complete": ("clones", "clones", "clones with the encoder, or by inversion"),
-        "partial": (uninitialized, uninitialized, "clones by inversion (the partial encoder is left off)"),
-        "absent": ("kills the engine", "refused as a bad request", "clones by inversion"),
+    theirs, ours = {
+        "complete": ("clones", "clones with the encoder, or by inversion"),
+        "partial": (
+            "turned on, but clones from uninitialized weights",
+            "clones by inversion (the partial encoder is left off)",
+        ),
+        "absent": ("refused as a bad request", "clones by inversion"),
     }[report.encoder]
     c_port = (
         _EXTRA_FRAME if report.sizes["release"] else "does not start: the release's sizes are compiled in"
     )
     return [
-        Runtime("vllm-omni 0.18 to 0.28", served, before),
-        Runtime("vllm-omni 0.30 and later", served, since),
+        Runtime("vllm-omni 0.30 and later", served, theirs),
         Runtime("mlx-audio", _mlx(folder, spoken), no_encoder),
         Runtime("voxtral-tts.c (C)", c_port, no_encoder),
         Runtime("voxtral_tts_rs (Rust)", _EXTRA_FRAME, no_encoder),

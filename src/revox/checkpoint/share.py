@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -33,19 +32,10 @@ MARK = "<!-- written by revox: it is replaced and deleted with the encoder -->"
 _ASKED_FOR = ("revox_run", "data", "steps")
 
 
-@dataclass(frozen=True)
-class ExportReport:
-    """An encoder written to a file of its own, with its card beside it."""
-
-    path: Path
-    card: Path
-    tensors: int
-    bytes: int
-    sha256: str
-
-
-def export_encoder(checkpoint: str | Path, out: str | Path) -> ExportReport:
+def export_encoder(checkpoint: str | Path, out: str | Path) -> Encoder:
     """Write the encoder of a checkpoint alone: bf16, with its record, and its card beside it (`.md`).
+
+    Returns the encoder, as it is in the checkpoint.
 
     Raises:
         CheckpointError: there is no whole encoder, or `out` has another ending or the place of its card is
@@ -69,7 +59,7 @@ def export_encoder(checkpoint: str | Path, out: str | Path) -> ExportReport:
     out.parent.mkdir(parents=True, exist_ok=True)
     write_encoder(out, encoder, {"format": "pt", RECORD_KEY: json.dumps(shareable(record))})
     replace_file(card, model_card(encoder, record))
-    return ExportReport(out, card, len(encoder.tensors), out.stat().st_size, encoder.sha256)
+    return encoder
 
 
 def injection_of(weights: str | Path) -> dict[str, Any]:

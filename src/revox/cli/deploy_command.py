@@ -132,17 +132,14 @@ def _check_command(
     words: list[str], folder: Path | None, python: str | None, as_json: bool, console: Console
 ) -> bool:
     from revox.deploy.gather import gather
-    from revox.deploy.rules import RULES, find_problems
+    from revox.deploy.rules import find_problems
 
     command: str | list[str] | None = words[0] if len(words) == 1 else words or None
     facts = gather(command, folder.expanduser() if folder else None, python)
     findings = find_problems(facts)
     if as_json:
-        listed = [
-            vars(finding) | {"why": RULES[finding.rule].why, "sources": RULES[finding.rule].sources}
-            for finding in findings
-        ]
-        print(json.dumps({"checked": _checked(facts), "findings": listed}, indent=2))
+        listed = {"checked": _checked(facts), "findings": [vars(finding) for finding in findings]}
+        print(json.dumps(listed, indent=2))
     else:
         for what, text in _checked(facts).items():
             _print(console, f"{what}: {text}")
@@ -178,15 +175,11 @@ def _checked(facts: Facts) -> dict[str, str]:
 
 
 def _print_findings(findings: list[RuleFinding], console: Console) -> None:
-    from revox.deploy.rules import RULES
-
     for finding in findings:
-        rule = RULES[finding.rule]
         label, style = ("error", "bold red") if finding.stops else ("warning", "bold yellow")
         _print(console, f"{label}: {finding.message} [{finding.rule}]", style)
-        _print(console, f"  why: {rule.why}")
+        _print(console, f"  why: {finding.why}")
         _print(console, f"  fix: {finding.fix}")
-        _print(console, f"  sources: {'; '.join(rule.sources)}", "dim")
 
 
 def _check_server(

@@ -35,10 +35,10 @@ def export_command(
     from revox.checkpoint.locate import locate
     from revox.checkpoint.share import export_encoder
 
-    report = export_encoder(locate(checkpoint), output)
-    print(f"{report.path}: {report.tensors} tensors, {report.bytes / 1e6:,.1f} MB")
-    print(f"SHA-256 of the tensors: {report.sha256}")
-    print(f"{report.card}: its card; look it over before you share it")
+    encoder = export_encoder(locate(checkpoint), output)
+    print(f"{output}: {len(encoder.tensors)} tensors, {output.stat().st_size / 1e6:,.1f} MB")
+    print(f"SHA-256 of the tensors: {encoder.sha256}")
+    print(f"{output.with_suffix('.md')}: its card; look it over before you share it")
 
 
 @app.command(

@@ -59,10 +59,9 @@ def _print(report: Report, console: Console) -> None:
         return made
 
     sizes = report.sizes
-    weights = sum(file.bytes for file in report.files if file.name.endswith(".safetensors"))
     console.print(f"[bold]{escape(str(report.folder))}[/]", soft_wrap=True, highlight=False)
     console.print(
-        f"{report.parameters / 1e6:,.1f} M parameters, {decimal(weights, precision=2)} of weights;"
+        f"{report.parameters / 1e6:,.1f} M parameters, {decimal(report.bytes, precision=2)} of weights;"
         f" {sizes['sampling_rate']} Hz, {sizes['frame_rate']:g} frames a second,"
         f" {sizes['codebooks']} codebooks ({sizes['semantic_codes']} semantic codes,"
         f" {sizes['acoustic_levels']} acoustic levels); backbone {sizes['layers']} x {sizes['dim']}",

