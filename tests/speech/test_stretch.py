@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from revox.speech import AudioError
 from revox.speech.stretch import TimeStretch
 
 RATE = 24_000
@@ -56,9 +55,3 @@ def test_nothing_in_is_nothing_out():
 def test_a_single_frame_of_speech_comes_through(speed):
     out = _stretched(_sine(0.08), speed, 1920)
     assert out.size > 0
-
-
-@pytest.mark.parametrize("speed", [0.2, 4.1, 0, -1, float("nan"), float("inf")])
-def test_a_speed_out_of_range_is_refused(speed):
-    with pytest.raises(AudioError, match=r"0\.25 to 4"):
-        TimeStretch(RATE, speed)

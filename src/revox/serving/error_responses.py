@@ -12,10 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from revox.checkpoint.errors import CheckpointError
-from revox.coding.errors import CodingError
-from revox.serving.errors import ApiError, as_api_error, validation_error
-from revox.speech.errors import AudioError
-from revox.synthesis.errors import SpeakError
+from revox.serving.errors import BODY_TOO_LARGE, USER_ERRORS, ApiError, as_api_error, validation_error
 
 
 class ErrorDetail(BaseModel):
@@ -60,11 +57,12 @@ def install_handlers(app: FastAPI) -> None:
             message = f"there is no {request.url.path} here; /docs lists the endpoints"
         elif error.status_code == 405:
             message = f"{request.url.path} does not accept {request.method}"
-        return answer(ApiError(error.status_code, message, headers=error.headers))
+        code = BODY_TOO_LARGE if error.status_code == 413 else None
+        return answer(ApiError(error.status_code, message, code=code, headers=error.headers))
 
     async def other(request: Request, error: Exception) -> JSONResponse:
         return answer(as_api_error(error))
 
     # Named one by one: the handler of Exception answers too, but the server also logs what it handles.
-    for kind in (ApiError, CheckpointError, CodingError, AudioError, SpeakError, Exception):
+    for kind in (ApiError, CheckpointError, *USER_ERRORS, Exception):
         app.add_exception_handler(kind, other)

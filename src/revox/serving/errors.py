@@ -8,6 +8,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from revox.checkpoint.errors import CheckpointError, VoiceError
+from revox.coding.errors import CodingError
+from revox.speech.errors import AudioError
+from revox.synthesis.errors import SpeakError
+
 log = logging.getLogger("revox.serving")
 
 TYPES = {
@@ -20,8 +25,19 @@ TYPES = {
 """OpenAI's types of errors (platform.openai.com/docs/guides/error-codes) for statuses; others of 4xx are
 invalid_request_error, 5xx are server_error."""
 
+BODY_TOO_LARGE = "body_too_large"
+"""The code of a 413."""
+
 NO_EFFECT = "no_effect"
 """The type of pydantic errors that are a 400 and not a 422: the value would have no effect."""
+
+USER_ERRORS: dict[type[Exception], tuple[int, str, str | None]] = {
+    SpeakError: (400, "input", None),
+    AudioError: (400, "ref_audio", "bad_audio"),
+    CodingError: (400, "ref_audio", None),
+    VoiceError: (404, "voice", "voice_not_found"),
+}
+"""Status, param and code for the errors that revox raises for its users."""
 
 _FOLDERS = re.compile(r"(?<![\w:/.])/(?:[^\s/'\":]+/)+")
 """Folders of the server, which clients should not see; a file's own name stays in the message."""
@@ -68,22 +84,11 @@ def as_api_error(error: BaseException) -> ApiError:
     Errors that revox raises for its users are a 400 (an unknown voice a 404), a full disk is a 507. Anything
     else is a 500 that reveals nothing of the server; the log has the traceback.
     """
-    from revox.checkpoint.errors import CheckpointError, VoiceError
-    from revox.coding.errors import CodingError
-    from revox.speech.errors import AudioError
-    from revox.synthesis.errors import SpeakError
-
     if isinstance(error, ApiError):
         return error
-    message = _FOLDERS.sub("", str(error))
-    if isinstance(error, SpeakError):
-        return ApiError(400, message, param="input")
-    if isinstance(error, AudioError):
-        return ApiError(400, message, param="ref_audio", code="bad_audio")
-    if isinstance(error, CodingError):
-        return ApiError(400, message, param="ref_audio")
-    if isinstance(error, VoiceError):
-        return ApiError(404, message, param="voice", code="voice_not_found")
+    for kind, (status, param, code) in USER_ERRORS.items():
+        if isinstance(error, kind):
+            return ApiError(status, _FOLDERS.sub("", str(error)), param, code)
     if isinstance(error, CheckpointError):
         log.error("the checkpoint cannot be used: %s", error)
         return ApiError(500, "the checkpoint on the server cannot be used; the server's log says why")

@@ -7,11 +7,12 @@ import ipaddress
 from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
+from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from revox.serving.error_responses import answer
-from revox.serving.errors import ApiError
+from revox.serving.errors import BODY_TOO_LARGE, ApiError
 
 PRIVATE_DOMAINS = ("localhost", "local", "internal", "lan", "home.arpa", "svc")
 MONITORING_PATHS = ("/health", "/ready", "/metrics")
@@ -56,43 +57,24 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        too_large = ApiError(
+            413, f"the body is larger than {self.limit:,} bytes; send a shorter clip", code=BODY_TOO_LARGE
+        )
         announced = HTTPConnection(scope).headers.get("content-length", "0")
         if announced.isdigit() and int(announced) > self.limit:
-            await refuse(self._too_large, scope, receive, send)
+            await refuse(too_large, scope, receive, send)
             return
-        received, started, refused = 0, False, False
+        received = 0
 
         async def counted() -> Message:
-            nonlocal received, refused
+            nonlocal received
             message = await receive()
-            if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                if received > self.limit:
-                    refused = True
-                    raise _TooLargeError
+            received += len(message.get("body", b""))
+            if received > self.limit:  # FastAPI raises it again, and the application's handler answers
+                raise HTTPException(413, str(too_large), {"connection": "close"})
             return message
 
-        async def watched(message: Message) -> None:
-            nonlocal started
-            if refused and not started:
-                return  # the application's response to a truncated body
-            started = True
-            await send(message)
-
-        with contextlib.suppress(_TooLargeError):
-            await self.app(scope, counted, watched)
-        if refused and not started:
-            await refuse(self._too_large, scope, receive, send)
-
-    @property
-    def _too_large(self) -> ApiError:
-        return ApiError(
-            413, f"the body is larger than {self.limit:,} bytes; send a shorter clip", code="body_too_large"
-        )
-
-
-class _TooLargeError(Exception):
-    pass
+        await self.app(scope, counted, send)
 
 
 class Check:

@@ -7,26 +7,38 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from revox.serving.errors import ServeError
 
-_MODEL_NAME = re.compile(r"[\w:-][\w.:-]*(?:/[\w:-][\w.:-]*)*")
-_HOST = re.compile(r"[a-zA-Z0-9_-]+(?:\.[a-zA-Z0-9_-]+)*")
-_ORIGIN = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^/\s]+")
+
+def _matching(pattern: str, expected: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"expected {expected}")
+        return value
+
+    return AfterValidator(check)
 
 
-def _origin(value: str) -> str:
-    # As browsers send it; anything else would never match.
-    if value != "*" and not _ORIGIN.fullmatch(value):
-        raise ValueError("expected an origin such as https://example.org or http://127.0.0.1:8001")
-    return value.lower()
-
-
-def _host(value: str) -> str:
-    if not _HOST.fullmatch(value):
-        raise ValueError("expected a host name such as tts.example.org")
-    return value.lower()
+# The default folder of voices is named after it.
+ModelName = Annotated[
+    str,
+    _matching(r"[\w:-][\w.:-]*(?:/[\w:-][\w.:-]*)*", "letters, digits, _, -, . and :, and / between parts"),
+]
+HostName = Annotated[
+    str,
+    StringConstraints(to_lower=True),
+    _matching(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*", "a host name such as tts.example.org"),
+]
+# As browsers send it; anything else would never match.
+Origin = Annotated[
+    str,
+    StringConstraints(to_lower=True),
+    _matching(
+        r"\*|[a-z][a-z0-9+.-]*://[^/\s]+", "an origin such as https://example.org or http://127.0.0.1:8001"
+    ),
+]
 
 
 class ServeSettings(BaseModel):
@@ -50,7 +62,7 @@ class ServeSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     checkpoint: str
-    model_name: str | None = None
+    model_name: ModelName | None = None
     device: str | None = None
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
@@ -59,13 +71,16 @@ class ServeSettings(BaseModel):
     max_voices: Annotated[int, Field(ge=0)] = 1000
     allowed_folder: Path | None = None
     allow_urls: bool = False
-    consent_statement: Annotated[str, Field(min_length=3, max_length=4000)] | None = None
+    consent_statement: (
+        Annotated[str, Field(min_length=3, max_length=4000), _matching(r"(?s).*[^\W\d_].*", "a sentence")]
+        | None
+    ) = None
     method: Literal["auto", "encoder", "inversion"] = "auto"
     clone_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0
     api_keys: Path | None = None
     rate_limit: Annotated[int, Field(ge=1)] | None = None
-    cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = ()
-    allowed_hosts: tuple[Annotated[str, AfterValidator(_host)], ...] = ()
+    cors_origins: tuple[Origin, ...] = ()
+    allowed_hosts: tuple[HostName, ...] = ()
     max_body_bytes: Annotated[int, Field(ge=1024)] = 16 << 20
     max_reference_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 300.0
     max_text_characters: Annotated[int, Field(ge=1)] = 4096
@@ -77,21 +92,6 @@ class ServeSettings(BaseModel):
     marking: bool = True
     sign_certificate: Path | None = None
     sign_key: Path | None = None
-
-    @field_validator("consent_statement")
-    @classmethod
-    def _says_something(cls, value: str | None) -> str | None:
-        if value is not None and not any(character.isalpha() for character in value):
-            raise ValueError("expected a sentence")
-        return value
-
-    @field_validator("model_name")
-    @classmethod
-    def _names_a_model(cls, value: str | None) -> str | None:
-        # The default folder of voices is named after it.
-        if value is not None and not _MODEL_NAME.fullmatch(value):
-            raise ValueError("expected letters, digits, _, -, . and :, and / between parts")
-        return value
 
     @property
     def served_name(self) -> str:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from typing import Any
 
 from fastapi import APIRouter, WebSocket
+from pydantic import TypeAdapter, ValidationError
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from revox.serving.errors import ApiError, as_api_error
@@ -33,6 +33,7 @@ IDLE_SECONDS = 30.0
 AHEAD = 1 << 20
 """Characters of messages that are read ahead; beyond that the client has to wait. A language model sends its
 tokens far faster than they are spoken, and pings are answered only while messages are read."""
+_MESSAGE = TypeAdapter(dict[str, Any])
 OVERHEAD = 64  # characters that a message counts in addition: empty messages take memory too
 
 
@@ -153,8 +154,6 @@ class Session:
         text = message.get("text")
         if not isinstance(text, str):
             raise ApiError(422, "input.text must have a text, a string", param="text")
-        if not _is_unicode(text):
-            raise ApiError(400, "the text is not valid Unicode; send whole characters", param="text")
         limit = self.state.settings.max_text_characters
         if self._splitter.pending + len(text) > limit:
             raise ApiError(
@@ -226,21 +225,12 @@ class Session:
         await self.socket.send_json(message)
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _message(raw: str, limit: int) -> dict[str, Any]:
     if len(raw) > limit:
         raise ApiError(413, f"the message is longer than {limit:,} characters", code="body_too_large")
     try:
-        message = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise ApiError(400, "a message must be a JSON object with a type, sent as text") from None
-    if not isinstance(message, dict):
-        raise ApiError(400, "a message must be a JSON object with a type, sent as text")
-    return message
+        return _MESSAGE.validate_json(raw)
+    except ValidationError:
+        raise ApiError(
+            400, "a message must be a JSON object with a type, sent as text in whole Unicode characters"
+        ) from None

@@ -123,7 +123,7 @@ async def upload_voice(
 def show_voice(state: State, name: str) -> dict[str, Any]:
     """One voice: its length, its provenance, and the consent on record."""
     voice = state.voices.voice(name)
-    record = state.voices.record(name)
+    record = state.voices.files.records.get(name)
     found = {
         "name": name,
         "kind": "uploaded" if record else "checkpoint",
@@ -168,7 +168,7 @@ def all_consent(state: State) -> dict[str, Any]:
 @router.get("/voices/{name}/sample", response_class=Response)
 def voice_sample(state: State, name: str) -> Response:
     """The recording of a voice as it was uploaded, if it was kept."""
-    record = state.voices.record(name)
+    record = state.voices.files.records.get(name)
     if record is None:
         state.voices.voice(name)  # 404 with the nearest names for an unknown voice
     data = state.voices.files.sample(name) if record else None

@@ -7,7 +7,7 @@ import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -143,38 +143,35 @@ def _name(source: Source) -> str:
 @contextmanager
 def _opened(source: Source) -> Iterator[BinaryIO]:
     """A seekable binary file. FFmpeg never sees a path or an address, only this file's bytes."""
-    if isinstance(source, bytes | bytearray | memoryview):
-        if len(source) == 0:
-            raise AudioError("The given audio is empty (0 bytes); give the bytes of a whole audio file.")
-        yield io.BytesIO(source)
-        return
-    if isinstance(source, str | os.PathLike):
-        path = Path(source)
-        try:
-            if path.is_dir():
-                raise AudioError(f"{path} is a folder; give one audio or video file.")
-            if path.is_file() and path.stat().st_size == 0:
-                raise AudioError(f"{path.name} is empty (0 bytes); record or copy it again.")
-            file: BinaryIO = open(path, "rb")  # noqa: SIM115 (closed below, whatever happens)
-        except FileNotFoundError:
-            raise AudioError(f"There is no file {path}; check the path.") from None
-        except OSError as error:
-            raise AudioError(f"{path} cannot be opened ({error.strerror}); check its permissions.") from None
-        with file:
-            yield _seekable(file)
-        return
-    yield _seekable(source)
+    with ExitStack() as stack:
+        if isinstance(source, bytes | bytearray | memoryview):
+            file: BinaryIO = io.BytesIO(source)
+        elif isinstance(source, str | os.PathLike):
+            file = stack.enter_context(_open(Path(source)))
+        else:
+            file = source
+        if not getattr(file, "seekable", lambda: False)():
+            file = io.BytesIO(file.read(_MAX_PIPED_BYTES + 1))
+            if file.getbuffer().nbytes > _MAX_PIPED_BYTES:
+                raise AudioError(
+                    "More than 1 GiB came through the pipe; save it to a file and give its path."
+                )
+        at = file.tell()
+        if file.seek(0, os.SEEK_END) == 0:
+            raise AudioError(f"{_name(source)} is empty (0 bytes); record or copy it again.")
+        file.seek(at)
+        yield file
 
 
-def _seekable(file: BinaryIO) -> BinaryIO:
-    if getattr(file, "seekable", lambda: False)():
-        return file
-    data = file.read(_MAX_PIPED_BYTES + 1)
-    if len(data) > _MAX_PIPED_BYTES:
-        raise AudioError("More than 1 GiB came through the pipe; save it to a file and give its path.")
-    if not data:
-        raise AudioError("The given audio is empty (0 bytes); give the bytes of a whole audio file.")
-    return io.BytesIO(data)
+def _open(path: Path) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise AudioError(f"There is no file {path}; check the path.") from None
+    except IsADirectoryError:
+        raise AudioError(f"{path} is a folder; give one audio or video file.") from None
+    except OSError as error:
+        raise AudioError(f"{path} cannot be opened ({error.strerror}); check its permissions.") from None
 
 
 @contextmanager
