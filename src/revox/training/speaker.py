@@ -1,10 +1,7 @@
 """The speaker's voice as a loss: 1 - cosine of a frozen network's embeddings of reconstruction and original.
 
-Three kinds of network, told apart by what lies under the name given:
-
-- ECAPA-TDNN as SpeechBrain publishes it (`embedding_model.ckpt`), see `revox.training.ecapa`;
-- an x-vector model of transformers (WavLMForXVector, UniSpeechSatForXVector, ...);
-- a small one that the project trained itself, see `revox.training.verifier`.
+The network is an ECAPA-TDNN (`revox.training.ecapa`): as SpeechBrain publishes it (`embedding_model.ckpt`),
+or a small one that the project trained itself (`revox.training.verifier`).
 
 The network that scores a result may not be in the loss it was trained with: Resemblyzer's, which scores
 speaker similarity in every table of this project, is refused under any name.
@@ -12,7 +9,6 @@ speaker similarity in every table of this project, is refused under any name.
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Mapping
@@ -26,10 +22,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from revox.training.ecapa import EcapaTdnn
-from revox.training.errors import TrainingError, library
+from revox.training.errors import TrainingError
 from revox.training.resampling import Resampler
 from revox.training.verifier import FORMAT, SpeakerNet
 
+_PUBLISHED = "embedding_model.ckpt"  # SpeechBrain's name of the weights
 _SHORTEST = 0.1  # seconds; shorter clips are extended with silence, so that every network's windows fit
 
 
@@ -98,33 +95,6 @@ def _silent_beyond(waveforms: Tensor, lengths: Tensor) -> Tensor:
     return waveforms.masked_fill(place >= lengths[:, None], 0.0)
 
 
-class XVector(nn.Module):
-    """An x-vector model of transformers, given normalized waveforms as its own preprocessor gives them.
-
-    Clips of one length go through it together, others apart: the published base models normalize their first
-    layer over time, so that padding would change every clip. Cut a batch to one length and it is one pass.
-    """
-
-    def __init__(self, model: Any, rate: int, normalize: bool) -> None:
-        """`rate` in Hz; `normalize`: each clip to mean 0 and variance 1 (`do_normalize`)."""
-        super().__init__()
-        self.model, self.rate, self.normalize = model, rate, normalize
-
-    def forward(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
-        """Embeddings `[batch, dim]` of `waveforms` `[batch, samples]`, `lengths` `[batch]` in samples."""
-        out: list[Tensor] = [waveforms.new_empty(0)] * len(lengths)
-        sizes = lengths.tolist()
-        for size in sorted(set(sizes)):
-            rows = [i for i, n in enumerate(sizes) if n == size]
-            clips = waveforms[rows, :size]
-            if self.normalize:  # Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm
-                centered = clips - clips.mean(1, keepdim=True)
-                clips = centered / (centered.square().mean(1, keepdim=True) + 1e-7).sqrt()
-            for i, embedding in zip(rows, self.model(clips).embeddings, strict=True):
-                out[i] = embedding
-        return torch.stack(out)
-
-
 def refuse_resemblyzer(state: Mapping[str, Any]) -> None:
     """Raises TrainingError when tensors (name -> tensor, nested or not) are those of Resemblyzer's encoder.
 
@@ -144,7 +114,7 @@ def refuse_resemblyzer(state: Mapping[str, Any]) -> None:
 
 _REFUSED = (
     "{} is Resemblyzer's, which scores similarity and may not be in a loss; name another, such as "
-    "speechbrain/spkrec-ecapa-voxceleb, microsoft/wavlm-base-plus-sv or a verifier of your own."
+    "speechbrain/spkrec-ecapa-voxceleb or a verifier of your own."
 )
 
 
@@ -167,34 +137,17 @@ def _network(source: str) -> nn.Module:
             f"{source} is not a file, a folder or a hub id (owner/name): name one of a speaker network."
         )
 
-    def find(name: str) -> Path | None:
-        if not path.is_dir():
-            return _from_hub(source, name)
-        return path / name if (path / name).is_file() else None
-
-    config = find("config.json")
-    try:
-        described = json.loads(config.read_text(encoding="utf-8")) if config else {}
-    except ValueError:
-        raise TrainingError(f"{config} is not JSON; take the speaker network's own.") from None
-    if any(str(name).endswith("ForXVector") for name in described.get("architectures") or ()):
-        return _x_vector(source, path.is_dir())
-    weights = find("embedding_model.ckpt")
-    if weights is None:
-        raise TrainingError(
-            f"{source} does not hold a speaker network: it needs SpeechBrain's embedding_model.ckpt, or the "
-            "config.json of a transformers model for x-vectors."
-        )
+    weights = path / _PUBLISHED if path.is_dir() else _from_hub(source)
+    if not weights.is_file():
+        raise TrainingError(f"{source} does not hold a speaker network: it needs SpeechBrain's {_PUBLISHED}.")
     return _from_file(weights)
 
 
-def _from_hub(source: str, name: str) -> Path | None:
-    from huggingface_hub import errors, hf_hub_download
+def _from_hub(source: str) -> Path:
+    from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(source, name))
-    except errors.RemoteEntryNotFoundError:
-        return None
+        return Path(hf_hub_download(source, _PUBLISHED))
     except Exception as error:  # the hub library's http errors are of another package in each of its versions
         why = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise TrainingError(
@@ -227,17 +180,3 @@ def _from_file(path: Path) -> nn.Module:
             f"{path} does not hold a known speaker network: name SpeechBrain's ECAPA-TDNN "
             "(embedding_model.ckpt) or a verifier made by train_verifier."
         ) from None
-
-
-def _x_vector(source: str, local: bool) -> XVector:
-    transformers = library("transformers")
-    try:
-        model = transformers.AutoModelForAudioXVector.from_pretrained(source, local_files_only=local)
-        features = transformers.AutoFeatureExtractor.from_pretrained(source, local_files_only=local)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise TrainingError(
-            f"{source} cannot be loaded as a model for x-vectors ({why}); name a folder or hub id with its "
-            "config.json, preprocessor_config.json and weights."
-        ) from None
-    return XVector(model, features.sampling_rate, bool(features.do_normalize))
