@@ -11,7 +11,7 @@ import pytest
 
 from revox.evaluation.cache import Cache, file_identity, folder_identity
 from revox.evaluation.errors import EvaluationError
-from revox.evaluation.workers import for_each
+from revox.workers import WorkerError, for_each
 
 
 def squared(x):
@@ -41,7 +41,7 @@ def ended_from_outside(x):
 
 
 def test_a_process_that_the_system_ends_is_a_sentence():
-    with pytest.raises(EvaluationError, match="fewer --jobs"):
+    with pytest.raises(WorkerError, match="fewer workers or --jobs"):
         for_each(ended_from_outside, [(1,), (2,)], 2)
 
 

@@ -41,6 +41,7 @@ USER_ERRORS = (
     "speech.errors:AudioError",
     "synthesis.errors:SpeakError",
     "training.errors:TrainingError",
+    "workers:WorkerError",
 )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from revox.cli.marked import model_name as name_of
 from revox.cli.options import (
     CheckpointArgument,
     CheckpointOption,
@@ -134,16 +135,11 @@ def command(
 
     folder = locate(checkpoint, revision)
     if settings.model_name is None:
-        settings = settings.model_copy(update={"model_name": _model_name(checkpoint, folder)})
+        settings = settings.model_copy(update={"model_name": name_of(checkpoint)})
     tts = revox.load(folder, device=settings.device)
     app = create_app(settings, tts)
     print(_greeting(settings, listener, tts), file=sys.stderr, flush=True)
     _run(app, settings, listener)
-
-
-def _model_name(checkpoint: str, folder: Path) -> str:
-    """A hub id is the name; of a folder it is the last part."""
-    return folder.resolve().name if Path(checkpoint).expanduser().exists() else checkpoint
 
 
 def _listen(settings: ServeSettings) -> socket.socket:

@@ -18,10 +18,10 @@ from revox.evaluation.errors import EvaluationError
 from revox.evaluation.report import ClipScores, EvaluationReport
 from revox.evaluation.subject import Setup, measured, open_subject
 from revox.evaluation.tables import Table
-from revox.evaluation.workers import for_each
 from revox.progress import ProgressCallback, ignore_progress
 from revox.speech import AudioError
 from revox.speech.read import MAX_SECONDS
+from revox.workers import for_each
 
 KINDS = ("codec", "cloning", "acceptance")
 DEFAULT_TEXTS = (

@@ -25,7 +25,7 @@ def mel_picture(
 
     All clips share the time axis (the first `max_seconds` of each) and the frequency axis (0 Hz to half the
     highest rate, at most 12 kHz); levels are in dB relative to each clip's loud parts. Raises AudioError
-    when there is nothing to draw, matplotlib is missing or the file cannot be written.
+    when there is nothing to draw or matplotlib is missing, OSError when the file cannot be written.
     """
     if not clips or any(audio.samples.shape[-1] == 0 for _, audio in clips):
         raise AudioError("There is no audio to draw; give at least one clip with samples.")
@@ -60,7 +60,8 @@ def mel_picture(
     figure.colorbar(image, ax=list(axes), label="dB", pad=0.01, aspect=15 * len(clips), shrink=0.9)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
-    return _write(Path(path), buffer.getvalue())
+    replace_file(path, buffer.getvalue())
+    return Path(path)
 
 
 def _band(hz: float, rate: int) -> float:
@@ -84,11 +85,3 @@ def _levels(audio: Audio, rate: int, seconds: float) -> np.ndarray:
     mel *= np.sqrt(np.maximum(centers, 1000.0) / 1000.0)[:, None]
     loud = max(float(np.percentile(mel[_MELS // 20 :], 99)), 1e-9)
     return 20 * np.log10(np.maximum(mel / loud, 1e-5))
-
-
-def _write(path: Path, data: bytes) -> Path:
-    try:
-        replace_file(path, data)
-    except OSError as error:
-        raise AudioError(f"{path} cannot be written ({error.strerror}); choose another path.") from None
-    return path

@@ -19,6 +19,7 @@ from speech_files import clip, put, source, tone
 from revox.speech import Audio, encode_audio, loudness, read_audio
 from revox.training.data import ClipBatches, ClipSampler, DataError, SpeechSource
 from revox.training.data.loading import decode_cut
+from revox.workers import WorkerError
 
 RATE = 24000
 
@@ -176,7 +177,7 @@ def test_a_worker_that_dies_is_a_sentence(folder):
         next(loader)
         [process] = multiprocessing.active_children()
         os.kill(process.pid, signal.SIGKILL)
-        with pytest.raises(DataError, match="a worker process died, often for lack of memory"):
+        with pytest.raises(WorkerError, match="a worker process died, often for lack of memory"):
             take(loader, 12)
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from revox.training.data.errors import DataError
 from revox.training.data.locate import audio_source
 from revox.training.data.manifest import cut_source
-from revox.training.data.pool import in_order
 from revox.training.data.sampling import ClipSampler
+from revox.workers import in_order
 
 if TYPE_CHECKING:
     from lhotse.cut import MonoCut
@@ -96,7 +96,7 @@ class ClipBatches(Iterator[ClipBatch]):
         self._results = in_order(work, self._tasks(), self.workers, ahead=_AHEAD)
 
     def __next__(self) -> ClipBatch:
-        """The next batch. Raises DataError when a worker died or nothing can be decoded any more."""
+        """The next batch. Raises WorkerError when a worker died, DataError when nothing can be decoded."""
         import torch
 
         waveforms = torch.zeros(self.sampler.batch, max(1, round(self.sampler.seconds * self.rate)))

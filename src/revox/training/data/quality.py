@@ -12,8 +12,8 @@ import numpy as np
 from revox.training.data.errors import DataError
 from revox.training.data.locate import audio_source
 from revox.training.data.manifest import Manifest, cut_source
-from revox.training.data.pool import in_order
 from revox.training.data.sources import SpeechSource
+from revox.workers import in_order
 
 FULL_RATE = 24_000  # Hz, the codec's
 EDGES = (8_000, 10_000, 11_000)  # Hz

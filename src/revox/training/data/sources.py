@@ -23,7 +23,7 @@ from revox.training.data.hub import HUB
 from revox.training.data.layouts import Found, from_dataset, walk
 from revox.training.data.locate import audio_source
 from revox.training.data.manifest import Manifest, cut_line
-from revox.training.data.pool import in_order
+from revox.workers import in_order
 
 _CHUNK = 256  # files whose headers a worker reads at a time
 
