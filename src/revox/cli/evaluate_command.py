@@ -73,19 +73,20 @@ def command(
     from revox.checkpoint.locate import locate
     from revox.cli.progress import show_progress
     from revox.evaluation.clips import find_clips
+    from revox.training.spoken import read_sentences
 
     console = Console(stderr=True, highlight=False)
     # What can be wrong is reported before anything is computed.
     given = chosen_checkpoint(checkpoint, checkpoint_option)
     found = find_clips(clips, manifest, transcripts, limit)
-    spoken, rules = _texts(texts), _grammar(grammar)
+    spoken, rules = read_sentences(texts) if texts else (), _grammar(grammar)
     folder = locate(given)
     from revox.evaluation.evaluate import evaluate
     from revox.evaluation.report import write_report
     from revox.evaluation.subject import Setup
 
     setup = Setup(folder, out, method, encoder, refine, steps, seconds, seeds, recognizer, rules)
-    setup = dataclasses.replace(setup, texts=spoken, device=device)
+    setup = dataclasses.replace(setup, texts=tuple(spoken), device=device)
     out.mkdir(parents=True, exist_ok=True)
     try:
         with show_progress(console) as progress:
@@ -98,18 +99,6 @@ def command(
     for reason in report.left_out:
         console.print(f"left out: {reason}", markup=False)
     console.print(f"{', '.join(str(path) for path in paths)}", markup=False)
-
-
-def _texts(path: Path | None) -> tuple[str, ...]:
-    if path is None:
-        return ()
-    from revox.evaluation.errors import EvaluationError
-    from revox.speech.files import read_text
-
-    texts = tuple(line.strip() for line in read_text(path, EvaluationError).splitlines() if line.strip())
-    if not texts:
-        raise EvaluationError(f"{path} holds no text; write one on each line")
-    return texts
 
 
 def _grammar(name: str | None) -> str | None:

@@ -80,21 +80,13 @@ def show_command(name: Name, checkpoint: Checkpoint, as_json: AsJson = False) ->
     if as_json:
         print(json.dumps(record, indent=2, ensure_ascii=False))
         return
-    from rich.console import Console
+    import yaml
 
-    console = Console(highlight=False)
-    console.print(f"{name} of {folder}", style="bold", markup=False, soft_wrap=True)
-    provenance = record.pop("provenance")
-    record.pop("name")
-    log = record.pop("log")
-    for key, value in {**record, **_flat(provenance)}.items():
-        if value is not None:
-            console.print(f"{key:21} {value}", markup=False, soft_wrap=True)
-    for line in log:
-        message = f"{line.get('at', '')} {line.get('event', '')}"
-        console.print(f"{'log':21} {message}", markup=False, soft_wrap=True)
-    if not provenance:
-        console.print("no record of how it was made (the release's presets have none)")
+    print(f"{name} of {folder}")
+    known = {key: value for key, value in record.items() if value is not None and value != {}}
+    print(yaml.safe_dump(known, sort_keys=False, allow_unicode=True, width=1000), end="")
+    if not entry.provenance:
+        print("no record of how it was made (the release's presets have none)")
 
 
 @app.command("add")
@@ -322,13 +314,3 @@ def _as_json(entry: VoiceEntry, frame_rate: float) -> dict[str, Any]:
         "problem": entry.problem,
         "provenance": entry.provenance,
     }
-
-
-def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in record.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -60,13 +60,11 @@ class TextDependence:
     """How the speech depends on the text, over several sentences (nats a frame).
 
     `own` is the negative log-likelihood of the model's speech given its own text, `other` given another
-    sentence, `capitalized` given the same words with capitals. `error` is the standard error of `difference`,
-    `frames` the mean length of a sentence.
+    sentence. `error` is the standard error of `difference`, `frames` the mean length of a sentence.
     """
 
     own: float
     other: float
-    capitalized: float
     error: float
     frames: float
 
@@ -74,11 +72,6 @@ class TextDependence:
     def difference(self) -> float:
         """Nats a frame by which another text fits worse."""
         return self.other - self.own
-
-    @property
-    def retained(self) -> float:
-        """Share of the difference that remains when the text is capitalized; nan without a difference."""
-        return 1 - (self.capitalized - self.own) / self.difference if self.difference > 0.02 else float("nan")
 
 
 @dataclass

@@ -17,14 +17,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from revox.training.ecapa import EcapaTdnn
 from revox.training.errors import TrainingError
 from revox.training.resampling import Resampler
-from revox.training.verifier import FORMAT, SpeakerNet
 
 _PUBLISHED = "embedding_model.ckpt"  # SpeechBrain's name of the weights
 _SHORTEST = 0.1  # seconds; shorter clips are extended with silence, so that every network's windows fit
@@ -136,7 +135,6 @@ def _network(source: str) -> nn.Module:
         raise TrainingError(
             f"{source} is not a file, a folder or a hub id (owner/name): name one of a speaker network."
         )
-
     weights = path / _PUBLISHED if path.is_dir() else _from_hub(source)
     if not weights.is_file():
         raise TrainingError(f"{source} does not hold a speaker network: it needs SpeechBrain's {_PUBLISHED}.")
@@ -157,12 +155,9 @@ def _from_hub(source: str) -> Path:
 
 
 def _from_file(path: Path) -> nn.Module:
-    """A verifier of ours, which its file's metadata say, or SpeechBrain's ECAPA."""
-    kind: type[EcapaTdnn] = EcapaTdnn
+    """SpeechBrain's ECAPA, or a verifier of ours, which is one of another size."""
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                kind = SpeakerNet if (file.metadata() or {}).get("format") == FORMAT else EcapaTdnn
             state = load_file(path)
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -174,7 +169,7 @@ def _from_file(path: Path) -> nn.Module:
         ) from None
     refuse_resemblyzer(state)
     try:
-        return kind.from_state(state)
+        return EcapaTdnn.from_state(state)
     except (KeyError, IndexError, RuntimeError, ZeroDivisionError, ValueError):
         raise TrainingError(
             f"{path} does not hold a known speaker network: name SpeechBrain's ECAPA-TDNN "

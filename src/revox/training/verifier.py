@@ -21,7 +21,6 @@ from revox.training.ecapa import EcapaSizes, EcapaTdnn, Frames, fbank
 from revox.training.errors import TrainingError
 from revox.training.resampling import Resampler
 
-FORMAT = "revox-verifier"  # in the metadata of its file
 _FRAMES_A_SECOND = 100
 
 
@@ -39,7 +38,7 @@ class SpeakerNet(EcapaTdnn):
         from safetensors.torch import save
 
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        replace_file(path, save(state, metadata={"format": FORMAT}))
+        replace_file(path, save(state, metadata={"format": "revox-verifier"}))
 
 
 @dataclass(frozen=True)
