@@ -261,7 +261,7 @@ def test_what_rewrites_the_weights_asks_for_a_new_folder(folder, run, adaptation
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda t: {"base_model.layers.0.wq.lora_A.weight": torch.zeros(2, 2)}, "LoRA factors"),
+        (lambda t: {"base_model.layers.0.wq.lora_A.weight": torch.zeros(2, 2)}, "merge LoRA factors"),
         (lambda t: {"layers.9.attention.wq.weight": torch.zeros(2, 2)}, "has no tensor layers.9"),
         (lambda t: {"norm.weight": torch.zeros(3)}, r"norm.weight is \[3\]"),
         (lambda t: {"norm.weight": torch.full((256,), torch.nan)}, "not finite"),

@@ -209,19 +209,6 @@ def test_quantized_community_variants_are_reported_and_not_refused(
     load_model(folder, parts=("mm_audio_embeddings", "audio_tokenizer"))  # what inversion loads
 
 
-def test_a_converted_folder_with_config_json_alone_is_reported(folder: Path) -> None:
-    (folder / "params.json").rename(folder / "config.json")
-
-    def rename(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {n.replace("layers.", "language_model.model.model.layers."): t for n, t in tensors.items()}
-
-    report = inspect(rewrite(folder, rename))
-    assert report.problems == []
-    assert "config.json" in report.notes[0]
-    assert report.component("backbone").missing
-    assert not capability(report, "preset speech")
-
-
 def _drop(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 

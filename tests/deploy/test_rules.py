@@ -52,7 +52,6 @@ def facts(command: str = SERVE, **changes: Any) -> Facts:
         "packages": packages(),
         "python": "3.12",
         "deploy": DEPLOY,
-        "programs": {name: f"/venv/bin/{name}" for name in ("vllm", "vllm-omni")},
         "machine": "x86_64",
         "report": report(),
         "gpus": (H200,),
@@ -189,12 +188,6 @@ CASES: list[tuple[str, str, Facts, Facts]] = [
         facts(),
     ),
     ("shared-environment", "vllm-ascend", facts(packages=packages(vllm_ascend="0.30.0")), facts()),
-    (
-        "shared-environment",
-        "two environments",
-        facts(programs={"vllm": "/usr/bin/vllm", "vllm-omni": "/venv/bin/vllm-omni"}),
-        facts(programs={"vllm": None, "vllm-omni": "/venv/bin/vllm-omni"}),
-    ),
     (
         "room",
         "weights alone",

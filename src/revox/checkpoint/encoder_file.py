@@ -73,7 +73,7 @@ def encoder_specs(expected: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
 def find_encoder(path: str | Path) -> Path:
     """The file that `--encoder` names: a file, or a training run's folder with `encoder.safetensors` in it.
 
-    Raises CheckpointError when there is none.
+    Raises CheckpointError when a folder holds none.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -82,10 +82,6 @@ def find_encoder(path: str | Path) -> Path:
                 f"{path} holds no {ENCODER_FILE}; name a run that has saved its encoder, or the file."
             )
         return path / ENCODER_FILE
-    if not path.exists():
-        raise CheckpointError(
-            f"{path} is missing; name a training run's folder or a safetensors file of the encoder."
-        )
     return path
 
 
@@ -160,13 +156,10 @@ def check_adaptation(path: str | Path, expected: Mapping[str, TensorSpec]) -> di
     if not found:
         raise CheckpointError(f"{path} holds no tensors; name the file with the merged weights.")
     for name, entry in found.items():
-        if "lora_" in name:
-            raise CheckpointError(
-                f"{path} holds LoRA factors ({name}), not weights; merge them and name that file."
-            )
         if name not in expected:
             raise CheckpointError(
-                f"{path}: the checkpoint has no tensor {name}; save it under its name there."
+                f"{path}: the checkpoint has no tensor {name}; merge LoRA factors, and save whole tensors "
+                "under their names there."
             )
         if expected[name].component in (*DECODER, "codec_encoder"):
             raise CheckpointError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from revox.checkpoint.errors import CheckpointError
-from revox.checkpoint.params import MODEL_TYPE, Params, read_json, read_params
+from revox.checkpoint.params import Params, read_json, read_params
 from revox.checkpoint.readable import is_companion, mismatch, missing, quantization, unreadable
 from revox.checkpoint.release import COMPONENTS, CONFIG, IGNORED, TensorSpec, component_of, expected_tensors
 from revox.checkpoint.tensors import (
@@ -36,15 +36,6 @@ class Component:
     bytes: int = 0
     dtypes: dict[str, int] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Mismatch:
-    """A tensor whose shape or type is not what params.json asks for."""
-
-    name: str
-    expected: str
-    found: str
 
 
 @dataclass(frozen=True)
@@ -96,7 +87,7 @@ class Report:
     encoder: str = "absent"
     components: list[Component] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
-    mismatched: list[Mismatch] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
     voices: list[ListedVoice] = field(default_factory=list)
     capabilities: list[Capability] = field(default_factory=list)
     runtimes: list[Runtime] = field(default_factory=list)
@@ -120,18 +111,16 @@ def inspect(folder: str | Path) -> Report:
             model's, a damaged or missing weight file). Lesser troubles are listed in `Report.problems`.
     """
     folder = Path(folder)
-    notes: list[str] = []
-    params, converted = _params(folder, notes)
+    params = read_params(folder)
     config = params.voxtral_config()
     tensors, expected = folder_tensors(folder), expected_tensors(config)
     report = Report(
         folder=str(folder),
         parameters=sum(entry.parameters for entry in tensors.values()),
         bytes=sum(entry.end - entry.start for entry in tensors.values()),
-        sizes=_sizes(params, config),
+        sizes=_sizes(config),
         quantization=quantization(tensors),
         unreadable=unreadable(tensors, expected),
-        notes=notes,
     )
     report.unknown = sorted(
         name
@@ -145,29 +134,16 @@ def inspect(folder: str | Path) -> Report:
     _encoder_notes(folder, tensors, report)
     with reading(folder):
         _add_voices(folder, params, report)
-    variant = converted or report.quantization is not None
+    variant = report.quantization is not None
     _tensor_findings(report, tensors, expected, variant)
     core = [part for part in report.components if part.name != "codec_encoder"]
     usable = not variant and not report.mismatched and not any(part.missing for part in core)
     spoken = [voice for voice in report.voices if voice.rows is not None and voice.rows == voice.tekken_rows]
     codec = {name: entry for name, entry in tensors.items() if component_of(name) in CODEC_PARTS}
-    invertible = not converted and unreadable(codec, expected) is None
+    invertible = unreadable(codec, expected) is None
     report.capabilities = _capabilities(report, usable, invertible, len(spoken))
     report.runtimes = _runtimes(folder, report, spoken, usable, variant)
     return report
-
-
-def _params(folder: Path, notes: list[str]) -> tuple[Params, bool]:
-    """The typed params, and whether they come from a converted checkpoint's config.json."""
-    config = folder / "config.json"
-    if not (folder / "params.json").exists() and config.is_file():
-        data = read_json(config)
-        if data.get("model_type") == MODEL_TYPE and "multimodal" in data:
-            notes.append(
-                "There is no params.json; sizes are read from config.json, as converted checkpoints have it."
-            )
-            return read_params(folder, "config.json"), True
-    return read_params(folder), False
 
 
 def check_checkpoint(folder: str | Path) -> Report:
@@ -196,9 +172,7 @@ def _compare(report: Report, tensors: dict[str, TensorHeader], expected: dict[st
         if entry is None or (report.quantization is not None and entry.dtype not in FLOAT_DTYPES):
             part.quantized += 1
         elif entry.shape != spec.shape or entry.dtype not in FLOAT_DTYPES:
-            report.mismatched.append(
-                Mismatch(name, f"{spec.dtype} {list(spec.shape)}", f"{entry.dtype} {list(entry.shape)}")
-            )
+            report.mismatched.append(name)
     for name, entry in tensors.items():
         component = component_of(name)
         if component is not None:
@@ -239,17 +213,15 @@ def _encoder_notes(folder: Path, tensors: dict[str, TensorHeader], report: Repor
 def _tensor_findings(
     report: Report, tensors: dict[str, TensorHeader], expected: dict[str, TensorSpec], variant: bool
 ) -> None:
-    """Sentences about the tensors: notes for a variant (converted or quantized), else problems."""
+    """Sentences about the tensors: notes for a variant (quantized), else problems."""
     absent = [n for part in report.components if part.name != "codec_encoder" for n in part.missing]
     asked = {name: spec for name, spec in expected.items() if spec.component != "codec_encoder"}
     if absent and not variant:
         report.problems.append(missing(str(next(iter(tensors.values())).file), absent, asked))
     elif absent:
-        report.notes.append(
-            f"{len(absent)} of {len(asked)} tensors do not have the release's names: a converted folder."
-        )
-    for wrong in report.mismatched:
-        sentence = mismatch(wrong.name, tensors[wrong.name], expected[wrong.name])
+        report.notes.append(f"{len(absent)} of {len(asked)} tensors do not have the release's names.")
+    for name in report.mismatched:
+        sentence = mismatch(name, tensors[name], expected[name])
         (report.notes if variant else report.problems).append(sentence)
     if report.quantization and report.unreadable:
         report.notes.append(report.unreadable)
@@ -336,7 +308,7 @@ def _tekken(folder: Path, params: Params, problems: list[str]) -> dict[str, int]
     return dict(rows)
 
 
-def _sizes(params: Params, config: VoxtralConfig) -> dict[str, Any]:
+def _sizes(config: VoxtralConfig) -> dict[str, Any]:
     return {
         "sampling_rate": config.codec.sampling_rate,
         "frame_rate": config.codec.frame_rate,
@@ -345,11 +317,6 @@ def _sizes(params: Params, config: VoxtralConfig) -> dict[str, Any]:
         "acoustic_levels": config.codec.acoustic_codebook_size,
         "dim": config.backbone.dim,
         "layers": config.backbone.n_layers,
-        "vocab_size": config.backbone.vocab_size,
-        "acoustic_layers": config.acoustic.n_layers,
-        "flow_steps": config.acoustic.n_decoding_steps,
-        "codec_dim": config.codec.dim,
-        "max_seq_len": params.max_seq_len,
         "release": config == CONFIG,
     }
 
@@ -360,7 +327,7 @@ _EXTRA_FRAME = "speaks the presets (an extra [AUDIO] before the first frame)"
 
 
 def _capabilities(report: Report, usable: bool, invertible: bool, n_voices: int) -> list[Capability]:
-    wrong = {component_of(mismatch.name) for mismatch in report.mismatched}
+    wrong = {component_of(name) for name in report.mismatched}
     parts = [report.component(name) for name in CODEC_PARTS]
     invertible = invertible and not any(part.missing or part.name in wrong for part in parts)
     part = report.component("codec_encoder")
@@ -392,39 +359,34 @@ def _capabilities(report: Report, usable: bool, invertible: bool, n_voices: int)
 def _runtimes(
     folder: Path, report: Report, spoken: list[ListedVoice], usable: bool, variant: bool
 ) -> list[Runtime]:
-    no_encoder = "no encoder in it"
-    if not usable:
-        broken = "does not start: tensors are missing or wrong"
-        why = "does not read converted or quantized weights" if variant else broken
-        fp8 = (report.quantization or "").startswith("FP8")
-        served = "has an FP8 path, which revox does not check" if fp8 else why
+    no_encoder, broken = "no encoder in it", "does not start: tensors are missing or wrong"
+    if usable:
+        speaks = served = "speaks the presets" if spoken else "has no preset to speak"
+        if any(name.startswith("audio_tokenizer.") for name in report.unknown):
+            served = "does not start: unknown tensors under audio_tokenizer"
+        small = "does not start: the release's sizes are compiled in"
+        mlx, rust = _mlx(folder, spoken), _EXTRA_FRAME
+        c_port = _EXTRA_FRAME if report.sizes["release"] else small
+        theirs, ours = {
+            "complete": ("clones", "clones with the encoder, or by inversion"),
+            "partial": (
+                "turned on, but clones from uninitialized weights",
+                "clones by inversion (the partial encoder is left off)",
+            ),
+            "absent": ("refused as a bad request", "clones by inversion"),
+        }[report.encoder]
+    else:
+        speaks = served = "does not read quantized weights" if variant else broken
+        if (report.quantization or "").startswith("FP8"):
+            served = "has an FP8 path, which revox does not check"
+        mlx, rust = _mlx(folder, spoken) if variant else broken, "does not start"
         c_port = "reads its own INT8 variant only" if variant else broken
-        return [
-            Runtime("vllm-omni 0.30 and later", served, "no"),
-            Runtime("mlx-audio", _mlx(folder, spoken) if variant else broken, no_encoder),
-            Runtime("voxtral-tts.c (C)", c_port, no_encoder),
-            Runtime("voxtral_tts_rs (Rust)", "does not start", no_encoder),
-            Runtime("revox", why, "no"),
-        ]
-    speaks = served = "speaks the presets" if spoken else "has no preset to speak"
-    if any(name.startswith("audio_tokenizer.") for name in report.unknown):
-        served = "does not start: unknown tensors under audio_tokenizer"
-    theirs, ours = {
-        "complete": ("clones", "clones with the encoder, or by inversion"),
-        "partial": (
-            "turned on, but clones from uninitialized weights",
-            "clones by inversion (the partial encoder is left off)",
-        ),
-        "absent": ("refused as a bad request", "clones by inversion"),
-    }[report.encoder]
-    c_port = (
-        _EXTRA_FRAME if report.sizes["release"] else "does not start: the release's sizes are compiled in"
-    )
+        theirs = ours = "no"
     return [
         Runtime("vllm-omni 0.30 and later", served, theirs),
-        Runtime("mlx-audio", _mlx(folder, spoken), no_encoder),
+        Runtime("mlx-audio", mlx, no_encoder),
         Runtime("voxtral-tts.c (C)", c_port, no_encoder),
-        Runtime("voxtral_tts_rs (Rust)", _EXTRA_FRAME, no_encoder),
+        Runtime("voxtral_tts_rs (Rust)", rust, no_encoder),
         Runtime("revox", speaks, ours),
     ]
 

@@ -241,14 +241,14 @@ def _sizes(config: type, section: _Section) -> dict[str, Any]:
     return {name: value for name, value in named.items() if value is not None}
 
 
-def read_params(folder: str | Path, name: str = "params.json") -> Params:
-    """Read and check `folder`/params.json (or a file of another name with the same content).
+def read_params(folder: str | Path) -> Params:
+    """Read and check `folder`/params.json.
 
     Raises:
         CheckpointError: no such folder or file, not JSON, another model's, a field missing or of the wrong
             kind, or parts that do not fit together.
     """
-    path = Path(folder) / name
+    path = Path(folder) / "params.json"
     try:
         stat = path.stat()
     except OSError:

@@ -115,7 +115,9 @@ def _recover(folder: Path) -> str | None:
         _apply(folder, entry)
         done = "added" if entry["operation"] == "add" else "removed"
         message = f"an interrupted change was finished: voice {entry['name']!r} is {done}"
-        _clear_leftovers(folder)
+        for name in ("params.json", "tekken.json"):  # temporary files of the killed process
+            for path in folder.glob(f".{name}.*.tmp"):
+                path.unlink(missing_ok=True)
     elif (work / "stage").exists():
         shutil.rmtree(work / "stage")
         message = "an interrupted change that had not begun was cleared away"
@@ -188,13 +190,6 @@ def _own_voice_folder(folder: Path) -> Path:
     os.replace(temporary, home)
     sync_folder(folder)
     return home
-
-
-def _clear_leftovers(folder: Path) -> None:
-    """Delete temporary files of a killed process; the lock is held, so no other process is writing."""
-    for name in ("params.json", "tekken.json"):
-        for path in folder.glob(f".{name}.*.tmp"):
-            path.unlink(missing_ok=True)
 
 
 def _holder(path: Path, data: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:

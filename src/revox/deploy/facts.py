@@ -41,7 +41,7 @@ class Facts:
 
     words: the command without the assignments before it. environment: the variables it would run under.
     packages: canonical name -> every copy that its Python would find. deploy: the deploy file that it names,
-    parsed; deploy_problem: why it could not be. programs: name -> path, or None if not on PATH.
+    parsed; deploy_problem: why it could not be.
     """
 
     words: tuple[str, ...] = ()
@@ -50,7 +50,6 @@ class Facts:
     python: str | None = None
     deploy: Mapping[str, Any] | None = None
     deploy_problem: str | None = None
-    programs: Mapping[str, str | None] = field(default_factory=dict)
     machine: str | None = None
     folder: Path | None = None
     report: Report | None = None

@@ -98,7 +98,6 @@ def gather(
         python=version,
         deploy=deploy,
         deploy_problem=problem,
-        programs=programs,
         machine=platform.machine().lower(),
         folder=folder,
         report=report,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from revox.deploy.facts import OLDEST, Facts, minor, stages_of
@@ -288,10 +287,6 @@ def _shared_environment(facts: Facts) -> Iterator[RuleFinding]:
     others = [name for name in _OTHER_VLLMS if name in packages]
     if others:
         yield _warns(f"the environment has another build of vllm: {', '.join(others)}", fix)
-    bins = {str(Path(path).parent) for name in names if (path := facts.programs.get(name))}
-    if len(bins) > 1:
-        message = f"vllm and vllm-omni on PATH belong to two environments: {', '.join(sorted(bins))}"
-        yield _warns(message, "start the server with vllm-omni, or by the full path")
 
 
 # ---------------------------------------------------------------------------------------- machine and folder
