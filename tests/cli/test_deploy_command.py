@@ -106,7 +106,7 @@ def test_run_becomes_vllm_omni_with_those_words(revox_cli, tmp_path, monkeypatch
     ("omni", "vllm", "said"),
     [
         ("0.30.0", "0.28.0", "is installed with vllm-omni"),
-        ("0.28.0", "0.28.0", "found vllm-omni 0.28, at least 0.30 is needed"),
+        ("0.28.0", "0.28.0", "found vllm-omni 0.28.0, at least 0.30 is needed"),
         ("0.32.0", "0.32.0", "the files are for vllm-omni 0.30.0"),
     ],
 )
@@ -224,7 +224,7 @@ def test_check_looks_into_the_folder_and_the_python_that_were_named(revox_cli, t
     _, out, _ = revox_cli("deploy", "check", "--folder", folder, "--python", str(python))
     assert f"folder: {folder}" in out
     assert "vllm-omni 0.28.0, vllm 0.28.0" in out
-    assert "found vllm-omni 0.28, at least 0.30 is needed [old-version]" in out
+    assert "found vllm-omni 0.28.0, at least 0.30 is needed [old-version]" in out
 
 
 def test_an_address_without_its_beginning_is_no_command(revox_cli):

@@ -77,7 +77,7 @@ BARE = "vllm serve /model --omni"
 OLD_COMMAND = "vllm serve /model --omni --tokenizer-mode mistral --stage-configs-path s.yaml"
 IMAGE = "docker run --gpus all vllm/vllm-omni"
 CASES: list[tuple[str, str, Facts, Facts]] = [
-    ("old-version", "found vllm-omni 0.28, at least 0.30 is needed", at("0.28.0"), at("0.30.0")),
+    ("old-version", "found vllm-omni 0.28.0, at least 0.30 is needed", at("0.28.0"), at("0.30.0")),
     ("old-version", "found vllm-omni 0.18", at("0.18.0", OLD_COMMAND), at("0.32.1")),
     (
         "old-version",
@@ -144,9 +144,9 @@ CASES: list[tuple[str, str, Facts, Facts]] = [
         facts(packages=packages(vllm="0.30.2")),
     ),
     ("version-pair", "without vllm", facts(packages=packages(vllm="")), facts()),
-    ("dev-version", "version dev", facts(packages=packages(omni="dev")), facts()),
+    ("old-version", "found vllm-omni dev, at least", facts(packages=packages(omni="dev")), facts()),
     (
-        "dev-version",
+        "old-version",
         "0.1.dev1",
         facts(packages=packages(omni="0.1.dev1+g1")),
         facts(packages=packages(omni="0.30.0rc1")),
@@ -187,7 +187,6 @@ CASES: list[tuple[str, str, Facts, Facts]] = [
         facts(packages=packages() | {"vllm": (Package("0.30.0", "/usr"),)}),
         facts(),
     ),
-    ("shared-environment", "vllm-ascend", facts(packages=packages(vllm_ascend="0.30.0")), facts()),
     (
         "room",
         "weights alone",

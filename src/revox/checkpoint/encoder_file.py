@@ -197,11 +197,7 @@ def decoder_sha256(folder: str | Path) -> str:
     A run writes it into its encoder's record under `decoder_sha256`; injection compares.
     Raises CheckpointError when the weights lack one of those tensors.
     """
-    return decoder_sha256_of(folder_tensors(folder), expected_tensors(read_params(folder).voxtral_config()))
-
-
-def decoder_sha256_of(tensors: Mapping[str, TensorHeader], expected: Mapping[str, TensorSpec]) -> str:
-    """`decoder_sha256` where the headers have been read already."""
+    tensors, expected = folder_tensors(folder), expected_tensors(read_params(folder).voxtral_config())
     lines = []
     for name, spec in expected.items():
         if spec.component in DECODER:

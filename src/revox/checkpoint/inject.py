@@ -28,7 +28,7 @@ from revox.checkpoint.encoder_file import (
     RECORD_KEY,
     Encoder,
     check_adaptation,
-    decoder_sha256_of,
+    decoder_sha256,
     read_encoder,
     write_encoder,
 )
@@ -133,7 +133,7 @@ def inject(
             "--merge and --adaptation write all weights anew, into a new folder; say --merge --out FOLDER."
         )
     new = read_encoder(encoder, expected)
-    decoder = decoder_sha256_of(base, expected)
+    decoder = decoder_sha256(folder)
     agrees = None if "decoder_sha256" not in new.record else new.record["decoder_sha256"] == decoder
     if agrees is False and not options.force:
         raise CheckpointError(

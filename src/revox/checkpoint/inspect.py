@@ -47,7 +47,6 @@ class ListedVoice:
     tekken_rows: int | None
     in_params: bool
     seconds: float | None
-    bytes: int
     added_by_revox: bool
 
 
@@ -193,11 +192,8 @@ def _encoder_notes(folder: Path, tensors: dict[str, TensorHeader], report: Repor
         found = injection_of(file)
         record = found.get("encoder") or {}
         run = record.get("revox_run") or record.get("file") or "a run without a name"
-        adapted = found.get("adapted") or []
-        more = f", and {len(adapted)} tensors of an adaptation" if adapted else ""
         if found:
-            at = found.get("at", "an unknown day")
-            report.notes.append(f"revox injected this encoder ({run}) into {file.name} on {at}{more}.")
+            report.notes.append(f"revox injected this encoder ({run}) into {file.name} on {found.get('at')}.")
     if report.encoder == "partial":
         report.notes.append(
             f"The codec encoder is partial: {part.found} of {part.expected} tensors, {part.missing[0]} the "
@@ -267,7 +263,6 @@ def _add_voices(folder: Path, params: Params, report: Report) -> None:
                 tekken_rows=entry.expected_rows,
                 in_params=entry.in_params,
                 seconds=None if rows is None else round((rows - 1) / frame_rate, 2),
-                bytes=path.stat().st_size if path.exists() else 0,
                 added_by_revox=bool(entry.provenance),
             )
         )

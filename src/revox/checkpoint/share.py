@@ -12,7 +12,7 @@ from typing import Any
 from revox.checkpoint.encoder_file import (
     RECORD_KEY,
     Encoder,
-    decoder_sha256_of,
+    decoder_sha256,
     encoder_specs,
     read_encoder,
     write_encoder,
@@ -54,7 +54,7 @@ def export_encoder(checkpoint: str | Path, out: str | Path) -> Encoder:
     if not files:
         raise CheckpointError(f"{checkpoint} has no codec encoder to export; name a checkpoint that has one.")
     encoder = read_encoder(files.pop(), expected, inside=True)
-    known = {"decoder_sha256": decoder_sha256_of(tensors, expected), "license": LICENSE}
+    known = {"decoder_sha256": decoder_sha256(checkpoint), "license": LICENSE}
     record = injection_of(encoder.path).get("encoder", {}) | known
     out.parent.mkdir(parents=True, exist_ok=True)
     write_encoder(out, encoder, {"format": "pt", RECORD_KEY: json.dumps(shareable(record))})

