@@ -203,8 +203,8 @@ def test_a_three_hour_recording_is_read_in_bounded_memory(tmp_path):
 def test_streamed_blocks_joined_equal_the_whole():
     x = np.random.default_rng(0).normal(scale=0.1, size=44100 * 3).astype(np.float32)
     data = encode_audio(Audio(x, 44100), "wav-float")[0]
-    blocks = list(stream_audio(data, 24000, block_seconds=0.7))
-    assert {len(b.samples) for b in blocks[:-1]} == {16800}
+    blocks = list(stream_audio(data, 24000))
+    assert max(b.seconds for b in blocks) < 1.1
     joined = np.concatenate([b.samples for b in blocks])
     whole = read_audio(data, rate=24000).samples
     assert abs(len(joined) - len(whole)) <= 1

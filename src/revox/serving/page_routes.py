@@ -144,9 +144,8 @@ async def similarity(
     with comparisons.places:
         recordings = []
         for name, upload in (("reference", form.reference), ("result", form.result)):
-            data = await upload.read(state.settings.max_body_bytes + 1)
             try:
-                recordings.append((await state.references.read(data)).audio)
+                recordings.append((await state.references.read(await upload.read())).audio)
             except ApiError as error:
                 error.param = name
                 raise

@@ -50,6 +50,8 @@ class Reference:
 class References:
     """Reads recordings, at most `MAX_WAITING` at a time, as the settings allow.
 
+    Those inside a request are not larger than its body may be (`revox.serving.limits.BodyLimit`).
+
     rate: Hz of the decoded audio, mono. Raises ServeError if the allowed folder is not a folder.
     """
 
@@ -82,15 +84,13 @@ class References:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _decode(self, data: bytes, origin: str) -> Reference:
-        field = "audio_sample" if origin == "upload" else "ref_audio"
-        if len(data) > self.max_bytes:
-            raise self._too_large(field)
         decoding = asyncio.get_running_loop().run_in_executor(
             self._pool, sandboxed_decode, data, self.rate, self.max_seconds
         )
         try:
             return Reference(data, await decoding, origin)
         except AudioError as error:
+            field = "audio_sample" if origin == "upload" else "ref_audio"
             raise ApiError(400, str(error), param=field, code="bad_audio") from None
 
     async def _bytes(self, ref_audio: str) -> tuple[bytes, str]:
@@ -123,19 +123,10 @@ class References:
 
     def _base64(self, text: str) -> bytes:
         text = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
-        if len(text) * 3 // 4 > self.max_bytes:
-            raise self._too_large()
         try:
             return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
         except (binascii.Error, ValueError):
             raise _bad("ref_audio is damaged base64; encode the whole file again") from None
-
-    def _too_large(self, field: str = "ref_audio") -> ApiError:
-        return ApiError(
-            413,
-            f"the recording is larger than {self.max_bytes:,} bytes; send a shorter or compressed one",
-            param=field,
-        )
 
     def _file(self, text: str) -> tuple[bytes, str]:
         """The bytes of a regular file below the allowed folder, and its name."""
@@ -168,7 +159,13 @@ class References:
                         return file.read(self.max_bytes + 1), f"file {segments[-1]}"
             except (OSError, ValueError):
                 raise refused from None
-        raise self._too_large() if stat.S_ISREG(found.st_mode) else refused
+        if not stat.S_ISREG(found.st_mode):
+            raise refused
+        raise ApiError(
+            413,
+            f"the recording is larger than {self.max_bytes:,} bytes; send a shorter or compressed one",
+            param="ref_audio",
+        )
 
     def _segments(self, text: str) -> list[str]:
         """The path segments from the allowed folder, as given or resolved, to the file.

@@ -84,7 +84,7 @@ def decode_stdin() -> None:
     _limit(seconds)
     try:
         # One second more than allowed shows whether there is more.
-        blocks = stream_audio(data, rate, max_seconds=max_seconds + 1.0, block_seconds=10.0)
+        blocks = stream_audio(data, rate, max_seconds=max_seconds + 1.0)
         samples = np.concatenate([np.zeros(0, np.float32), *(block.samples for block in blocks)])
         if len(samples) > round(max_seconds * rate):
             raise AudioError(f"The recording is longer than {max_seconds:g} s; send the relevant part.")

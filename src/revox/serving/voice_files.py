@@ -75,28 +75,25 @@ class VoiceFiles:
     def own(self) -> None:
         """Create the folder and lock it for this server. Raises ServeError."""
         with self._owning:
-            if self._lock is None:
-                self._lock = self._locked()
-
-    def _locked(self) -> int:
-        """The descriptor of the folder's lock file, locked."""
-        try:
-            for folder in (self.folder, self.folder / "samples", self.folder / "jobs"):
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise ServeError(
-                f"{self.folder} cannot be written ({error.strerror}); name a folder of your own with "
-                "--voices-folder"
-            ) from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
-            raise ServeError(
-                f"another server uses {self.folder}; stop it, or name another --voices-folder"
-            ) from None
-        return descriptor
+            if self._lock is not None:
+                return
+            try:
+                for folder in (self.folder, self.folder / "samples", self.folder / "jobs"):
+                    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            except OSError as error:
+                raise ServeError(
+                    f"{self.folder} cannot be written ({error.strerror}); name a folder of your own with "
+                    "--voices-folder"
+                ) from None
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(descriptor)
+                raise ServeError(
+                    f"another server uses {self.folder}; stop it, or name another --voices-folder"
+                ) from None
+            self._lock = descriptor
 
     def release(self) -> None:
         """Let another server write here."""

@@ -85,7 +85,7 @@ async def upload_voice(
 ) -> Response:
     """Make a voice of a recording: at once with the checkpoint's encoder, or by inversion as a job."""
     await asyncio.to_thread(state.voices.check_name, form.name)
-    data = await form.audio_sample.read(state.settings.max_body_bytes + 1)
+    data = await form.audio_sample.read()
     reference = await state.references.read(data)
     kind = (form.audio_sample.content_type or "").partition(";")[0].strip().lower()
     details = {

@@ -84,18 +84,10 @@ def read_span(source: Source, start: float, seconds: float) -> Audio:
     return span
 
 
-def stream_audio(
-    source: Source,
-    rate: int,
-    max_seconds: float | None = None,
-    block_seconds: float = 10.0,
-) -> Iterator[Audio]:
-    """Decode like `read_audio`, in blocks of `block_seconds` at `rate` Hz (the last is shorter).
-
-    Holds one block at a time, however long the source is.
-    """
+def stream_audio(source: Source, rate: int, max_seconds: float | None = None) -> Iterator[Audio]:
+    """Decode like `read_audio`, in pieces of about a second at `rate` Hz, of which one is held at a time."""
     blocks = ((block.rate, block.samples) for block in _decode(source, max_seconds))
-    for samples in _in_blocks(_resampled(blocks, rate), max(1, round(block_seconds * rate))):
+    for samples in _resampled(blocks, rate):
         yield Audio(samples, rate)
 
 

@@ -68,20 +68,17 @@ class Prompter:
             ) from None
         return self._tokenizer.tokenizer.encode(text, bos=False, eos=False)
 
-    def tokens_around(self, text_tokens: list[int], voice_length: int) -> list[int]:
-        """The prompt of a text's tokens for a voice embedding of `voice_length` positions."""
+    def tokens(self, text: str | list[int], voice_length: int) -> list[int]:
+        """The prompt of `text`, or of its tokens, for a voice embedding of `voice_length` positions.
+
+        Raises SpeakError on text that cannot be spoken.
+        """
+        text_tokens = self.text_tokens(text) if isinstance(text, str) else text
         ids = self._tokenizer.audio_encoder.special_ids
         return [
             *self._tokenizer.start(), ids.begin_audio, *[ids.audio] * voice_length,
             ids.text_to_audio, *text_tokens, ids.audio_to_text, ids.begin_audio,
         ]  # fmt: skip
-
-    def tokens(self, text: str, voice_length: int) -> list[int]:
-        """The prompt of `text` for a voice embedding of `voice_length` positions.
-
-        Raises SpeakError on text that cannot be spoken.
-        """
-        return self.tokens_around(self.text_tokens(text), voice_length)
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,7 @@ def make_prompt(model: Voxtral, prompter: Prompter, text: str, voice: Voice) -> 
             f"[N, {dim}]: the voice is of another model, make it again with this checkpoint"
         )
     text_tokens = prompter.text_tokens(text)
-    tokens = prompter.tokens_around(text_tokens, len(voice.embedding))
+    tokens = prompter.tokens(text_tokens, len(voice.embedding))
     spare = MAX_POSITIONS - 1 - len(tokens)
     if spare < 0:
         fits = len(text_tokens) + spare
