@@ -136,7 +136,9 @@ def test_check_names_the_problem_its_cause_its_fix_and_its_sources(revox_cli):
 
 
 def test_check_takes_a_commands_words_and_prints_json(revox_cli):
-    code, out, _ = revox_cli("deploy", "check", "--json", "--", "vllm-omni", "serve", "/m", "--omni=")
+    code, out, _ = revox_cli(
+        "deploy", "check", "--json", "--", "vllm-omni", "serve", "/m", "--stage-configs-path=x"
+    )
     found = json.loads(out)
     assert code == int(any(finding["stops"] for finding in found["findings"]))
     assert {"rule", "message", "fix", "why"} <= set(found["findings"][0])
