@@ -25,7 +25,6 @@ from torch import Tensor
 from inversion_recipe import recipe
 from lab.data import RATE, SpeechSet
 from lab.sentences import jsgf
-from lab_quality import long_clips
 from revox import load
 from revox.api import Revox
 from revox.checkpoint.voices import Voice
@@ -46,6 +45,17 @@ TEXTS = (
 )
 
 Timed = tuple[str, float, Tensor]  # method and steps, seconds, codes
+
+
+def long_clips(speech: SpeechSet, limit: float = 8.0) -> dict[str, np.ndarray]:
+    """Up to `limit` seconds of every speaker without a preset's name, utterances laid end to end."""
+    found = {}
+    for speaker in speech.speakers:
+        mine = [i for i in speech.of(speaker) if speech.utterances[i].preset is None]
+        if mine:
+            joined = np.concatenate([speech.waveform(i) for i in mine])
+            found[speaker] = joined[: int(limit * RATE)]
+    return found
 
 
 def ours(coder: Coder, target: Tensor, method: str, text: str | None, seed: int, name: str):
