@@ -16,14 +16,14 @@ import matplotlib.pyplot as plt
 
 PANELS = (
     ("teacher", ("mel", "synthetic_mel", "human_mel"), "teacher: spectra (deviations)"),
-    ("teacher", ("semantic", "synthetic_semantic"), "teacher: phones (nats)"),
+    ("teacher", ("words", "synthetic_words", "human_words"), "teacher: Whisper's states (1 - cosine)"),
     (
         "encoder",
         ("acoustic", "synthetic_acoustic", "human_acoustic"),
         "encoder: acoustic error (levels of 20)",
     ),
     ("encoder", ("agreement", "synthetic_agreement"), "encoder: semantic codes equal to the teacher's"),
-    ("decoder", ("mel", "phones"), "decoder: mel (log10) and phones, training crops"),
+    ("decoder", ("mel", "feature"), "decoder: mel (log10) and feature matching, training crops"),
     ("decoder", ("synthetic_mel", "human_mel"), "decoder: mel, validation"),
     ("language", ("semantic", "valid_semantic"), "language: semantic codes (nats a frame)"),
     ("language", ("flow", "valid_flow"), "language: velocity error"),

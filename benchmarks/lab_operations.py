@@ -1,9 +1,10 @@
 """How many kernels would one training step of each stage start on a GPU? Counted on the CPU.
 
-    python benchmarks/lab_operations.py RUN --config benchmarks/lab-build.json
+    python benchmarks/lab_operations.py RUN --config benchmarks/lab-build.json --whisper DIR
 
-RUN is a finished build. Counted are the operations that a step dispatches, forward, backward and update,
-without views and allocations: at the lab's sizes a GPU spends its time on starting them.
+RUN is a finished build, DIR the Whisper that taught it. Counted are the operations that a step dispatches,
+forward, backward and update, without views and allocations: at the lab's sizes a GPU spends its time on
+starting them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lab.build import BuildRun, frame_sets, half_trainer, language_data, teacher_trainer
+from lab.build import BuildRun, half_trainer, language_data, teacher_trainer
 from lab.language_training import LanguageTrainer
 from lab.settings import read_settings
 from revox.training.run import Run
@@ -39,7 +40,7 @@ class Counter(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-def trainer(stage: str, run: Path, config: Path, fresh: Path) -> Run:
+def trainer(stage: str, run: Path, config: Path, whisper: Path, fresh: Path) -> Run:
     """The run of `stage`, at its first step, in `fresh`, with the speech and codes of `run`."""
     settings = read_settings(config)
     if stage == "language":
@@ -47,13 +48,13 @@ def trainer(stage: str, run: Path, config: Path, fresh: Path) -> Run:
         data, validation = language_data(build)
         sizes = build.params.voxtral_config()
         return LanguageTrainer(sizes, settings.language, data, validation, fresh, autocast=True)
-    for part in ("data", "folder", "teacher", "encoder", "decoder"):
+    for part in ("data", "folder", "teacher", "encoder", "decoder", "whisper"):
         (fresh / part).mkdir()
         for file in (run / part).iterdir():
             if file.name != f"{stage}-state.pt":
                 (fresh / part / file.name).symlink_to(file.resolve())
     build = BuildRun(fresh, settings, autocast=True)
-    return teacher_trainer(build, frame_sets(build)) if stage == "teacher" else half_trainer(stage, build)
+    return teacher_trainer(build, whisper) if stage == "teacher" else half_trainer(stage, build)
 
 
 def main() -> None:
@@ -62,11 +63,12 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path)
     parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--whisper", type=Path, required=True)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     for stage in STAGES:
         with tempfile.TemporaryDirectory() as fresh:
-            one = trainer(stage, asked.run, asked.config, Path(fresh))
+            one = trainer(stage, asked.run, asked.config, asked.whisper, Path(fresh))
             one.step()
             one.step_count = one.schedule.steps - 1  # where every loss counts
             with Counter() as counted:

@@ -44,40 +44,14 @@ def pack_command(
         int | None, typer.Option(help="At most so many sentences of a speaker that is not a preset.")
     ] = None,
     bit_rate: Annotated[int, typer.Option(help="Of the Opus in the shards, in bits per second.")] = 20_000,
-    flite: Annotated[
-        bool,
-        typer.Option(
-            "--flite", help="Pack the synthesizer instead of its speech: smaller, and without loss from Opus."
-        ),
-    ] = False,
 ) -> None:
     """Pack a build's speech into RUN/shards, to copy it; a build that finds shards there unpacks them."""
-    from lab.data import KINDS
-    from lab.errors import LabError
-    from lab.flite import copy_flite
-    from lab.shards import SHARDS, pack, require_speech
+    from lab.shards import SHARDS, pack
 
     shards = run / SHARDS
-    require_speech(run / "data")
-    if flite and any(shards.glob("synthetic-*")):
-        raise LabError(f"{shards} already holds synthetic speech: remove it, or leave out --flite")
-    copied = copy_flite(shards / "flite") if flite else 0
     with show_progress(console) as progress:
-        size = pack(
-            run / "data",
-            shards,
-            bit_rate=bit_rate,
-            most=most,
-            kinds=("human",) if flite else KINDS,
-            progress=progress,
-        )
-    console.print(f"{shards}: {(size + copied) / 1e6:.1f} MB")
-    if flite:
-        console.print(
-            f"{copied / 1e6:.1f} MB of it is the synthesizer; on the other machine run `python -m lab build "
-            f"RUN ... --flite {shards / 'flite'}`",
-            soft_wrap=True,
-        )
+        size = pack(run / "data", shards, bit_rate=bit_rate, most=most, progress=progress)
+    console.print(f"{shards}: {size / 1e6:.1f} MB")
 
 
 @app.command("state")
@@ -105,9 +79,15 @@ def build_command(
     run: Run,
     out: Annotated[Path, typer.Option(help="The checkpoint's folder.")],
     encoder: Annotated[Path, typer.Option(help="The reference encoder's file; the checkpoint has none.")],
+    speech: Annotated[
+        list[Path] | None, typer.Option(help="A folder of synthetic speech; may be given several times.")
+    ] = None,
     librispeech: Annotated[
         Path | None,
-        typer.Option(help="Folder of human clips (LibriSpeech FLAC); without it, synthetic speech only."),
+        typer.Option(help="Folder of human clips and their transcripts; without it, synthetic speech only."),
+    ] = None,
+    whisper: Annotated[
+        Path | None, typer.Option(help="Folder of a Whisper for transformers, for the stage `teacher`.")
     ] = None,
     stage: Annotated[
         list[str] | None,
@@ -121,16 +101,12 @@ def build_command(
         bool, typer.Option(help="Compute in bf16: faster on GPUs, slower on most CPUs.")
     ] = False,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 for all.")] = 0,
-    flite: Annotated[
-        Path | None,
-        typer.Option(help="A synthesizer's folder from `python -m lab pack --flite`; else the installed."),
-    ] = None,
 ) -> None:
     """Build the lab checkpoint in stages: speech, teacher codec, encoder, decoder, language model, folder.
     It can be interrupted with Ctrl-C; the same command resumes it."""
     import torch
 
-    from lab.build import STAGES, BuildRun, BuildSettings, build
+    from lab.build import STAGES, BuildRun, BuildSettings, Materials, build
     from lab.settings import read_settings
     from revox.api import find_device
 
@@ -151,10 +127,8 @@ def build_command(
         )
         console.print(f"[dim]{time.monotonic() - began:7.0f} s[/dim]  {name}  {values}", highlight=False)
 
-    build(
-        BuildRun(run, settings, device, autocast, report), out, encoder, librispeech, stages=stages,
-        flite=flite,
-    )  # fmt: skip
+    materials = Materials(tuple(speech or ()), librispeech, whisper)
+    build(BuildRun(run, settings, device, autocast, report), out, encoder, materials, stages=stages)
     if "folder" in stages:
         console.print(f"{out} is complete; its encoder is in {encoder}", soft_wrap=True)
     else:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
@@ -19,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from lab.arrays import Arrays, cached_arrays, npz_bytes
+from lab.arrays import Arrays, cached_arrays
 from lab.codec_training import (
     HALVES,
     CodecData,
@@ -28,9 +27,9 @@ from lab.codec_training import (
     ReferenceEncoderTrainer,
     ReferenceEncoderTraining,
 )
-from lab.data import KINDS, RATE, SpeechCounts, SpeechSet, prepare
+from lab.data import KINDS, SpeechSet, prepare
 from lab.errors import LabError
-from lab.frames import FrameSet, make_frames, occupancies
+from lab.frames import FrameFeatures, FrameSet, make_frames
 from lab.language_training import (
     LanguageData,
     LanguageTrainer,
@@ -38,19 +37,17 @@ from lab.language_training import (
     PromptTokens,
     TokenizedUtterance,
 )
-from lab.phone_classifier import PhoneClassifier, PhoneClassifierTrainer, PhoneClassifierTraining
-from lab.phones import phone_codebook
-from lab.sentences import words, written
 from lab.shards import SHARDS, unpack
 from lab.sizes import PRESETS, lab_params
+from lab.speech.plan import plain_words
 from lab.state_bundle import restore_bundles
-from lab.teacher_codec import TeacherCodec, TeacherCodecTrainer, TeacherCodecTraining
+from lab.teacher_codec import TeacherCodec, TeacherCodecTrainer, TeacherCodecTraining, TeacherData
 from lab.tokenized import TokenizedSpeech, tokenize_speech
-from lab.tokenizer import minimal_vocab_size, word_pieces, write_tekken
+from lab.tokenizer import domain_pieces, minimal_vocab_size, write_tekken
+from lab.whisper_states import whisper_states
 from revox.checkpoint.params import Params, read_params
 from revox.checkpoint.release import ENCODER_PREFIXES
 from revox.checkpoint.tensors import write_safetensors_stream
-from revox.coding.features import SpectralFeatures
 from revox.model.codec import Codec
 from revox.model.voxtral import Voxtral, tensor_name
 from revox.progress import Progress
@@ -71,12 +68,15 @@ class BuildSettings:
 
     teacher: TeacherCodecTraining = field(default_factory=TeacherCodecTraining)
     encoder: ReferenceEncoderTraining = field(default_factory=ReferenceEncoderTraining)
-    phone_classifier: PhoneClassifierTraining = field(default_factory=PhoneClassifierTraining)
     decoder: DecoderTraining = field(default_factory=DecoderTraining)
     language: LanguageTraining = field(default_factory=LanguageTraining)
-    speech: SpeechCounts = field(default_factory=SpeechCounts)
+    codec_utterances: int = 4400
+    """The first utterances of the plan, from which everything learns; later ones teach the language model."""
+    whisper_windows: int = 200
+    """Windows of 29 s of each kind of speech, whose states by Whisper teach the semantic codes."""
     codec_sizes: dict[str, Any] = field(default_factory=dict)
     language_width: int = 256
+    language_layers: int = 4
     preset_frames: int = 56
     seed: int = 0
 
@@ -145,27 +145,27 @@ def build(
     run: BuildRun,
     out: Path,
     encoder_out: Path,
-    librispeech: Path | None = None,
+    materials: Materials,
     *,
     stages: tuple[str, ...] = STAGES,
-    flite: Path | None = None,
 ) -> None:
     """Build the lab checkpoint in the folder `out`; the reference encoder goes to the file `encoder_out`.
 
-    `librispeech` is a folder of human clips (None: synthetic speech only). `flite` is a folder that
-    `python -m lab pack --flite` wrote (None: the installed synthesizer). A stage that was interrupted resumes
-    from its last state, or from the state bundle in RUN/state; a stage that is complete is not repeated. The
-    decoder and the language model learn from the encoder's codes once the encoder is done, and from the
-    teacher codec's codes before that. Raises LabError if an earlier stage is missing.
+    A stage that was interrupted resumes from its last state, or from the state bundle in RUN/state; a stage
+    that is complete is not repeated. The decoder and the language model learn from the encoder's codes once
+    the encoder is done, and from the teacher codec's codes before that. Raises LabError if an earlier stage
+    or a material is missing.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     for stage in restore_bundles(run.folder / "state", run.folder):
         run.report(stage, {"state bundles restored": 1})
     if "speech" in stages:
-        make_speech(run, librispeech, flite)
+        make_speech(run, materials)
     write_params(run)
     if "teacher" in stages:
-        train_teacher(run)
+        if materials.whisper is None:
+            raise LabError("name the folder of a Whisper (--whisper), which teaches the semantic codes")
+        train_teacher(run, materials.whisper)
     for half in ("encoder", "decoder"):
         if half in stages:
             train_half(half, run)
@@ -179,29 +179,30 @@ def build(
 # Speech and sizes
 
 
-def make_speech(run: BuildRun, librispeech: Path | None = None, flite: Path | None = None) -> None:
-    """Make the speech in RUN/data: from RUN/shards if `python -m lab pack` wrote some, else from scratch.
+@dataclass(frozen=True)
+class Materials:
+    """What the lab is made from (`lab/speech/README.md`).
 
-    If the shards hold human speech only, synthetic speech is made here.
+    `speech`: folders of synthetic speech. `librispeech`: human clips with transcripts, or None for synthetic
+    speech only. `whisper`: the ASR teacher of the semantic codes.
     """
+
+    speech: tuple[Path, ...] = ()
+    librispeech: Path | None = None
+    whisper: Path | None = None
+
+
+def make_speech(run: BuildRun, materials: Materials) -> None:
+    """Make the speech in RUN/data: from RUN/shards if `python -m lab pack` wrote them, or `materials`."""
     progress, shards = partial(run.progress, "speech"), run.folder / SHARDS
     if shards.is_dir():
-        unpacked = unpack(shards, run.data, progress=progress)
-        if any(name.startswith("synthetic-") for name in unpacked):
-            return
-        librispeech = None
-    settings = run.settings
+        unpack(shards, run.data, progress=progress)
+        return
+    if not materials.speech:
+        raise LabError("name the folders of synthetic speech (--speech); lab/speech/README.md makes one")
     prepare(
-        run.data, librispeech, settings.speech, seed=settings.seed, workers=os.cpu_count() or 1, flite=flite,
-        progress=progress,
-    )  # fmt: skip
-
-
-def domain_pieces() -> list[str]:
-    """The pieces of text that get a token of their own: every word of the domain, as sentences write it."""
-    starts = ((word, word[0].upper() + word[1:]) for word in words())
-    inside = ((f"of {word}", written(f"first of {word}")) for word in words())
-    return word_pieces(itertools.chain.from_iterable((*starts, *inside)))
+        run.data, materials.speech, materials.librispeech, run.settings.codec_utterances, progress=progress
+    )
 
 
 def write_params(run: BuildRun) -> None:
@@ -211,7 +212,10 @@ def write_params(run: BuildRun) -> None:
     """
     settings, path = run.settings, run.work / "params.json"
     run.work.mkdir(parents=True, exist_ok=True)
-    params = lab_params(minimal_vocab_size(domain_pieces()), settings.language_width, **settings.codec_sizes)
+    params = lab_params(
+        minimal_vocab_size(domain_pieces()), settings.language_width, settings.language_layers,
+        **settings.codec_sizes,
+    )  # fmt: skip
     before = None
     with contextlib.suppress(OSError, ValueError):  # a damaged file is written again
         before = json.loads(path.read_bytes())
@@ -239,13 +243,17 @@ def _write_tokenizer(folder: Path, rows: dict[str, int], params: dict[str, Any])
 
 
 def frame_sets(run: BuildRun) -> dict[tuple[str, str], FrameSet]:
-    """Features and phone labels of the training and validation speech, by (kind, split)."""
-    spectra = SpectralFeatures(run.params.voxtral_config().codec)
-    centroids = _phone_book(run)["centroids"]
+    """Features of the training and validation speech, by (kind, split).
+
+    Raises LabError if there is no synthetic speech.
+    """
+    if not (run.data / "synthetic-train.json").is_file():
+        raise LabError(f"{run.data} holds no synthetic speech: run the stage `speech` first")
+    spectra = FrameFeatures(run.params.voxtral_config().codec)
     return {
         (kind, split): make_frames(
-            run.speech(split, kind), spectra, centroids,
-            run.folder / "teacher" / f"features-{kind}-{split}.npy", RATE, partial(run.progress, "frames"),
+            run.speech(split, kind), spectra, run.folder / "teacher" / f"features-{kind}-{split}.npy",
+            partial(run.progress, "frames"),
         )
         for split in ("train", "validation")
         for kind in KINDS
@@ -253,42 +261,27 @@ def frame_sets(run: BuildRun) -> dict[tuple[str, str], FrameSet]:
     }  # fmt: skip
 
 
-def _phone_book(run: BuildRun) -> Arrays:
-    """Clusters of phones and codebook rows, made once: the teacher codec's state depends on them."""
-    path = run.folder / "teacher" / "phones.npz"
+def teacher_trainer(run: BuildRun, whisper: Path) -> TeacherCodecTrainer:
+    """The teacher codec's run, at its last state. `whisper` is the folder of the ASR teacher."""
+    sets: dict[str, dict[str, TeacherData]] = {"train": {}, "validation": {}}
     config = run.params.voxtral_config().codec
-    if not (run.data / "synthetic-train.json").is_file():
-        raise LabError(f"{run.data} holds no synthetic speech: run the stage `speech` first")
-    if not path.is_file():
-        known = occupancies(run.speech("train"), config.samples_per_frame, RATE)
-        if any(one is None for one in known):
-            raise LabError(f"the speech in {run.data} has no phones: remove it and run `speech` again")
-        frames = np.concatenate([one for one in known if one is not None])
-        centroids, rows = phone_codebook(frames, config.semantic_codebook_size, config.semantic_dim, 0)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, npz_bytes({"centroids": centroids, "rows": rows}))
-    with np.load(path) as file:
-        book = dict(file)
-    if book["rows"].shape != (config.semantic_codebook_size, config.semantic_dim):
-        raise LabError(f"{path} has another size of codebook: give this build a folder of its own")
-    return book
-
-
-def teacher_trainer(run: BuildRun, frames: dict[tuple[str, str], FrameSet]) -> TeacherCodecTrainer:
-    """The teacher codec's run, at its last state."""
-    validation = {kind: one for (kind, split), one in frames.items() if split == "validation"}
+    for (kind, split), frames in frame_sets(run).items():
+        states = whisper_states(
+            whisper, run.speech(split, kind), config.samples_per_frame,
+            run.folder / "whisper" / f"{kind}-{split}", run.settings.whisper_windows,
+            partial(run.progress, "whisper"),
+        )  # fmt: skip
+        sets[split][kind] = TeacherData(frames, states)
     trainer = TeacherCodecTrainer(
-        run.params.voxtral_config().codec, run.settings.teacher, frames["synthetic", "train"],
-        frames.get(("human", "train")), validation, _phone_book(run)["rows"], run.folder / "teacher",
-        run.device,
-    )  # fmt: skip
+        config, run.settings.teacher, sets["train"], sets["validation"], run.folder / "teacher", run.device
+    )
     trainer.resume()
     return trainer
 
 
-def train_teacher(run: BuildRun) -> None:
+def train_teacher(run: BuildRun, whisper: Path) -> None:
     """Train the teacher codec, which settles what the codes mean."""
-    trainer = teacher_trainer(run, frame_sets(run))
+    trainer = teacher_trainer(run, whisper)
     run.train(trainer, "teacher", run.settings.teacher, trainer.validate)
 
 
@@ -322,8 +315,7 @@ def half_trainer(half: str, run: BuildRun) -> ReferenceEncoderTrainer | DecoderT
     if half == "encoder":
         trainer = ReferenceEncoderTrainer(config, settings.encoder, data, folder, run.device, run.autocast)
     else:
-        classifier = trained_phone_classifier(run) if settings.decoder.phones else None
-        trainer = DecoderTrainer(config, settings.decoder, data, folder, run.device, run.autocast, classifier)
+        trainer = DecoderTrainer(config, settings.decoder, data, folder, run.device, run.autocast)
     trainer.resume()
     return trainer
 
@@ -352,16 +344,6 @@ def _codec_data(half: str, run: BuildRun) -> CodecData:
             found[kind, split] = TokenizedSpeech(speech, frames, codes[0], values, config.samples_per_frame)
     validation = {kind: one for (kind, split), one in found.items() if split == "validation"}
     return CodecData(teacher, found["synthetic", "train"], found.get(("human", "train")), validation)
-
-
-def trained_phone_classifier(run: BuildRun) -> PhoneClassifier:
-    """The phone classifier of the decoder's loss, trained to the end of its schedule."""
-    settings = run.settings.phone_classifier
-    trainer = PhoneClassifierTrainer(settings, run.speech("train"), run.folder / "decoder", run.device)
-    trainer.resume()
-    if trainer.step_count < settings.steps:
-        run.train(trainer, "phone_classifier", settings, None)
-    return trainer.classifier
 
 
 def train_half(half: str, run: BuildRun) -> None:
@@ -412,7 +394,7 @@ def code_source(run: BuildRun) -> CodeSource:
         weights = sum(float(p.double().sum()) for p in codec.encoder_blocks.parameters())
         return CodeSource("encoder", f"{weights:.9e}", partial(encode_speech, codec.to(run.device)))
     teacher = trained_teacher(run)
-    spectra = SpectralFeatures(run.params.voxtral_config().codec)
+    spectra = FrameFeatures(run.params.voxtral_config().codec)
     stamp = teacher.stamp()
     teacher.to(run.device)
 
@@ -477,18 +459,25 @@ def _preset_seconds(run: BuildRun) -> float:
 def language_data(run: BuildRun) -> tuple[LanguageData, LanguageData]:
     """Training and validation utterances as codes, with the presets' references and the prompt's ids."""
     source, tokenizer = code_source(run), _Tokenizer(run.work)
-    waves = preset_waveforms(run.speech("train"), _preset_seconds(run))
+    waves = preset_waveforms(run.speech("train", "synthetic"), _preset_seconds(run))
     references = {name: source.encode(wave) for name, wave in waves.items()}
     made = []
-    for split in ("train", "validation"):
-        codes = utterance_codes(run, source, "synthetic", split)
-        utterances = [
-            TokenizedUtterance(
-                c, tuple(tuple(tokenizer.text(t)) for t in (u.text, written(u.text))), u.speaker, u.preset
-            )
-            for u, c in zip(run.speech(split).utterances, codes, strict=True)
-            if u.text
-        ]
+    for splits in (("train", "more"), ("validation",)):
+        utterances = []
+        for kind, split in itertools.product(KINDS, splits):
+            if not (run.data / f"{kind}-{split}.json").is_file():
+                continue
+            codes = utterance_codes(run, source, kind, split)
+            utterances += [
+                TokenizedUtterance(
+                    c,
+                    tokenizer.forms(u.text),
+                    u.speaker,
+                    u.preset,
+                )
+                for u, c in zip(run.speech(split, kind).utterances, codes, strict=True)
+                if u.text
+            ]
         made.append(LanguageData(utterances, references, tokenizer.prompt, run.settings.language))
     return made[0], made[1]
 
@@ -509,8 +498,9 @@ class _Tokenizer:
             repeat_audio_text=special("[REPEAT_AUDIO_TEXT]"),
         )
 
-    def text(self, text: str) -> list[int]:
-        return self.tekken.encode(text, bos=False, eos=False)
+    def forms(self, text: str) -> tuple[tuple[int, ...], ...]:
+        """Tokens of a text as written, and of its plain words."""
+        return tuple(tuple(self.tekken.encode(t, bos=False, eos=False)) for t in (text, plain_words(text)))
 
 
 def train_language(run: BuildRun) -> None:
@@ -546,7 +536,7 @@ def assemble(run: BuildRun, out: Path, encoder_out: Path) -> None:
     _write_tensors(out / "consolidated.safetensors", released)
     _write_tensors(encoder_out, encoder)
     rows = {}
-    for name, samples in preset_waveforms(run.speech("train"), _preset_seconds(run)).items():
+    for name, samples in preset_waveforms(run.speech("train", "synthetic"), _preset_seconds(run)).items():
         codes = torch.from_numpy(encode_speech(codec, samples).astype(np.int64))
         voice = model.mm_audio_embeddings.voice_embedding(codes)
         replace_file(out / "voice_embedding" / f"{name}.pt", pt_bytes(voice.detach().clone()))

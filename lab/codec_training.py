@@ -1,8 +1,8 @@
 """The lab's decoder and encoder, trained independently on the teacher codec's codes.
 
 The decoder turns the codes into waveforms, quantized by the paper's schedule. Its losses are multi-resolution
-mel, spectral convergence and complex STFT, an L1 that decays, the difference that a frozen phone classifier
-finds, and, from a chosen step, feature matching by light STFT discriminators. The encoder turns waveforms
+mel, spectral convergence and complex STFT, an L1 that decays, and, from a chosen step, light STFT
+discriminators with feature matching, balanced by their gradients. The encoder turns waveforms
 into the teacher's latents, by cross-entropy over semantic codes and the absolute error of acoustic values. In
 both, linear heads on the hidden states of every rate predict the frame's spectra (deep supervision, Lee et
 al., arXiv 1409.5185); they are dropped afterwards.
@@ -23,10 +23,9 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
 from lab.errors import LabError
-from lab.phone_classifier import PhoneClassifier
+from lab.frames import PATCH_BANDS
 from lab.teacher_codec import TeacherCodec
 from lab.tokenized import TokenizedSpeech
-from revox.coding.features import MEL_BANDS
 from revox.losses.discriminator import (
     Discriminators,
     adversarial_loss,
@@ -38,9 +37,11 @@ from revox.model.codec import Codec, CodecTransformer
 from revox.model.config import CodecConfig
 from revox.model.layers import CausalConv1d
 from revox.training.average import moving_average
+from revox.training.balance import GradientBalancer
 from revox.training.initial import initialize
 from revox.training.quantize import quantize_acoustic
 from revox.training.run import Run
+from revox.training.world import World
 
 HALVES = {"encoder": ("input_proj.", "encoder_blocks."), "decoder": ("decoder_blocks.", "output_proj.")}
 """Name prefixes of each half's parameters in the codec."""
@@ -59,24 +60,24 @@ class DecoderTraining:
     decay_steps: int = 12000
     betas: tuple[float, float] = (0.8, 0.95)
     weight_decay: float = 0.01
-    mel: float = 10.0
-    magnitude: float = 1.0
+    mel: float = 3.0
+    """Shares of the waveform's gradient, of this and of `magnitude`, `complex`, `waveform`, `feature`,
+    `adversarial` (`revox.training.balance`)."""
+    magnitude: float = 0.5
     complex: float = 0.0
     waveform: float = 0.0
+    feature: float = 3.0
+    adversarial: float = 1.5
+    gradient: float = 0.3
+    """Norm of the waveform's gradient, beside that of the deep supervision."""
     decay: float = 0.9997
+    """Of the shares of `complex` and `waveform`, at each step."""
     deep: float = 1.0
-    phones: float = 0.0
-    """Weight of the frozen phone classifier's difference, on synthetic speech."""
-    phones_from: int = 0
-    """The step from which it counts. In early steps its gradient dominates those of the spectral losses."""
     average: float = 0.0
     """Decay of the moving average of the weights (`revox.training.average`), which is validated and shipped.
     0 is none. If a resumed state has no average, it starts at that step."""
-    feature: float = 4.0
-    adversarial: float = 1.0
     discriminator_channels: int = 8
     discriminator_from: int = 1_000_000
-    discriminator_every: int = 2
     discriminator_learning_rate: float = 4e-4
     resolutions: tuple[tuple[int, int], ...] = ((2048, 160), (1024, 100), (512, 60), (256, 30))
     overlap: int = 2
@@ -160,7 +161,7 @@ def seeded_codec(config: CodecConfig, teacher: TeacherCodec, seed: int) -> Codec
     initialize(codec, seed)
     book = codec.quantizer.semantic_codebook
     book.cluster_usage.fill_(1.0)
-    book.embedding_sum.copy_(teacher.rows)
+    book.embedding_sum.copy_(teacher.rows.detach())
     return codec
 
 
@@ -230,7 +231,7 @@ class _CodecRun(Run):
         self.teacher = data.teacher.to(device).eval()
         self.size, self.human_share, self.frames = settings.batch, settings.human_share, settings.frames
         self.codec, self.average = seeded_codec(config, self.teacher, settings.seed), settings.average
-        self.mel_size = config.patches_per_frame * MEL_BANDS
+        self.mel_size = config.patches_per_frame * PATCH_BANDS
 
     def arithmetic(self) -> torch.autocast:
         """bf16 if `autocast` is set."""
@@ -280,9 +281,8 @@ class _CodecRun(Run):
         if self.averaged is not None and "averaged" in state:
             self._load_own(self.averaged, state["averaged"])
 
-    def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-        """Waveforms, codes, values and standardized features (see `TokenizedSpeech.batch`), synthetic speech
-        first, and the number of synthetic ones."""
+    def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Waveforms, codes, values and standardized features (see `TokenizedSpeech.batch`)."""
         humans = int(self.numpy_rng.binomial(self.size, self.human_share)) if self.human else 0
         parts = []
         if humans < self.size:
@@ -292,14 +292,14 @@ class _CodecRun(Run):
         waves, codes, values, features = (
             torch.from_numpy(np.concatenate(arrays)).to(self.device) for arrays in zip(*parts, strict=True)
         )
-        return waves, codes, values, self.teacher.standard(features), self.size - humans
+        return waves, codes, values, self.teacher.standard(features)
 
-    def update(self, loss: Tensor, modules: list[nn.Module]) -> float:
-        """One step of the optimizer; returns the gradient's norm."""
+    def update(self, losses: list[Tensor], gradients: list[Tensor] | None, modules: list[nn.Module]) -> float:
+        """One step of the optimizer for `losses`, or tensors with their `gradients`; returns the norm."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(losses, gradients)
         parameters = [p for m in modules for p in m.parameters() if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, 5.0, foreach=True)
         self.optimizer.step()
@@ -323,13 +323,9 @@ class DecoderTrainer(_CodecRun):
         folder: Path,
         device: str = "cpu",
         autocast: bool = False,
-        classifier: PhoneClassifier | None = None,
     ) -> None:
         super().__init__("decoder", config, settings, data, folder, device, autocast)
         self.settings = settings
-        self.classifier = None
-        if classifier is not None:
-            self.classifier = classifier.to(device).eval().requires_grad_(False)
         self._make_heads(_rates(self.codec, self.codec.decoder_blocks, 1), settings.seed)
         self.parts: list[nn.Module] = [self.codec.decoder_blocks, self.codec.output_proj, self.heads]
         self.objective = SpectralObjective(
@@ -339,6 +335,8 @@ class DecoderTrainer(_CodecRun):
         self.optimizer = torch.optim.AdamW(
             groups, lr=settings.learning_rate, betas=settings.betas, foreach=True
         )
+        names = ("mel", "magnitude", "complex", "waveform", "feature", "adversarial")
+        self.balancer = GradientBalancer({name: getattr(settings, name) for name in names}, World())
         self.discriminators: Discriminators | None = None
         if settings.discriminator_from < settings.steps:
             with torch.random.fork_rng(devices=[]):
@@ -358,11 +356,12 @@ class DecoderTrainer(_CodecRun):
         if self.discriminators is not None:
             state["discriminators"] = self.discriminators.state_dict()
             state["discriminator_optimizer"] = self.discriminator_optimizer.state_dict()
-        return state
+        return state | {"balancer": self.balancer.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Load what `state` returned; discriminators that the state lacks start anew."""
         super().load_state(state)
+        self.balancer.load_state_dict(state["balancer"])
         if self.discriminators is not None and "discriminators" in state:
             self.discriminators.load_state_dict(state["discriminators"])
             self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
@@ -383,52 +382,52 @@ class DecoderTrainer(_CodecRun):
     def take_step(self) -> dict[str, float]:
         """One update of the decoder and, when due, of the discriminators; returns the losses."""
         settings = self.settings
-        real, codes, values, features, synthetic = self.batch()
+        real, codes, values, features = self.batch()
         rows = self.teacher.rows[codes]
         quantized = quantize_acoustic(values, self.codec.config.acoustic_codebook_size, self.rng)
         with self.arithmetic(), states_of(self.codec.decoder_blocks) as states:
             fake = self.codec.decode_latents(torch.cat((rows, quantized), dim=-1).transpose(1, 2))
         fake = fake.float()
+        # Every loss sees the waveform only: their gradients with respect to it are weighed by their norms.
+        leaf = fake.detach().requires_grad_()
         # The transforms' frames start elsewhere at every step, so every position within a patch is covered.
         offset = int(self.numpy_rng.integers(256))
-        real_spectra, fake_spectra = (self.objective.spectra(x[:, offset:]) for x in (real, fake))
+        real_spectra, fake_spectra = (self.objective.spectra(x[:, offset:]) for x in (real, leaf))
         terms = self.objective(real_spectra, fake_spectra)
-        early = settings.decay**self.step_count
-        losses = {"mel": terms.mel, "magnitude": terms.magnitude}
-        loss = settings.mel * terms.mel + settings.magnitude * terms.magnitude
-        if settings.deep:
-            losses["deep"] = self.heads([s.float() for s in states], features)
-            loss = loss + settings.deep * losses["deep"]
-        if self.classifier is not None and settings.phones and self.step_count >= settings.phones_from:
-            # On human speech the classifier is wrong too often: its loss cost speaker similarity there.
-            none = real.new_zeros(())
-            differ = self.classifier.difference
-            losses["phones"] = differ(real[:synthetic], fake[:synthetic]) if synthetic else none
-            loss = loss + settings.phones * losses["phones"]
-        if settings.complex:
-            losses["complex"] = terms.complex
-            loss = loss + settings.complex * early * terms.complex
-        if settings.waveform:
-            losses["wave"] = (real - fake).abs().mean()
-            loss = loss + settings.waveform * early * losses["wave"]
-        due = self.step_count % settings.discriminator_every == 0
-        if self.discriminators is not None and self.step_count >= settings.discriminator_from and due:
+        losses = {"mel": terms.mel, "magnitude": terms.magnitude, "complex": terms.complex}
+        losses["waveform"] = (real - leaf).abs().mean()
+        shown: dict[str, Tensor] = {}
+        if self.discriminators is not None and self.step_count >= settings.discriminator_from:
             a, b = self._windows(real_spectra, fake_spectra)
-            self.discriminators.requires_grad_(True)
-            losses["discriminator"] = discriminator_loss(
-                self.discriminators(a), self.discriminators([s.detach() for s in b])
-            )
-            self.discriminator_optimizer.zero_grad(set_to_none=True)
-            losses["discriminator"].backward()
-            self.discriminator_optimizer.step()
-            self.discriminators.requires_grad_(False)
+            shown["discriminator"] = self._update_discriminators(a, [s.detach() for s in b])
             with torch.no_grad():
                 real_outputs = self.discriminators(a)
             fake_outputs = self.discriminators(b)
             losses["feature"] = feature_matching_loss(real_outputs, fake_outputs)
             losses["adversarial"] = adversarial_loss(fake_outputs)
-            loss = loss + settings.feature * losses["feature"] + settings.adversarial * losses["adversarial"]
-        return _floats(losses, loss, self.update(loss, self.parts))
+        early = settings.decay**self.step_count
+        factors = {"complex": early, "waveform": early}
+        weighed = {name: loss for name, loss in losses.items() if self.balancer.weights[name]}
+        gradients = {
+            name: torch.autograd.grad(loss, leaf, retain_graph=True)[0] for name, loss in weighed.items()
+        }
+        total = self.balancer.combine(gradients, factors)
+        deep = self.heads([s.float() for s in states], features)
+        scale = settings.gradient / sum(self.balancer.weights[name] for name in weighed)
+        norm = self.update([fake, settings.deep * deep], [total * scale, torch.ones_like(deep)], self.parts)
+        figures = {k: float(v.detach()) for k, v in (weighed | shown | {"deep": deep}).items()}
+        return figures | {"norm": norm, "loss": figures["mel"] + figures["deep"]}
+
+    def _update_discriminators(self, real: list[Tensor], fake: list[Tensor]) -> Tensor:
+        """One update; returns the loss."""
+        discriminators = cast(Discriminators, self.discriminators)
+        discriminators.requires_grad_(True)
+        loss = discriminator_loss(discriminators(real), discriminators(fake))
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.discriminator_optimizer.step()
+        discriminators.requires_grad_(False)
+        return loss
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -491,13 +490,13 @@ class ReferenceEncoderTrainer(_CodecRun):
     def take_step(self) -> dict[str, float]:
         """One update; returns the losses."""
         settings = self.settings
-        losses = self.losses(self.codec, *self.batch()[:4])
+        losses = self.losses(self.codec, *self.batch())
         loss = (
             settings.semantic * losses["semantic"]
             + settings.acoustic * losses["acoustic"]
             + settings.deep * losses["deep"]
         )
-        return _floats(losses, loss, self.update(loss, self.parts))
+        return _floats(losses, loss, self.update([loss], None, self.parts))
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

@@ -1,51 +1,39 @@
-"""The lab's speech on disk: every speaker's utterances and the human clips, made once and read by training.
+"""The lab's speech on disk, made once from `lab.sources` and read by training.
 
-For each kind (synthetic, human) and split (train, validation, heldout) a folder holds `KIND-SPLIT.json`, its
-utterances, and the file of samples it names: int16, concatenated, memory-mapped.
+For each kind (synthetic, human) and split (train, more, validation, heldout) a folder holds
+`KIND-SPLIT.json`, its utterances, and the file of samples it names: int16, concatenated, memory-mapped.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 import numpy as np
+import soxr
 
-from lab.arrays import npz_bytes, read_npz
 from lab.errors import LabError
-from lab.flite import Flite, find_flite
-from lab.sentences import SPLITS, sentences
-from lab.speakers import SyntheticSpeaker, find_human_clips, synthetic_speakers
-from lab.synthesize import level, synthesize, trim
+from lab.level import level, trim
+from lab.sources import SourceUtterance, changed_voices, human_utterances, synthetic_utterances
+from lab.speech.plan import SPLITS
 from revox.progress import Progress, ProgressCallback, ignore_progress
-from revox.speech.files import load_stamped, replace_file, save_stamped, stamp_of
+from revox.speech import read_audio
+from revox.speech.files import replace_file, stamp_of
 
 KINDS = ("synthetic", "human")
+SETS = tuple(f"{kind}-{split}" for kind in KINDS for split in ("train", "more", "validation", "heldout"))
+"""Names of the sets, KIND-SPLIT."""
 RATE = 24000
 
 
 @dataclass(frozen=True)
-class SpeechCounts:
-    """Sentences of each training speaker, of each preset, and of each speaker and preset of other splits."""
-
-    per_speaker: int = 20
-    per_preset: int = 300
-    per_check: int = 10
-
-
-@dataclass(frozen=True)
 class LabUtterance:
-    """One utterance of a set: the speaker, the text (None for human clips), and where its samples start.
-
-    `phones` are (name, end in seconds); None if there is no synthesizer to report them.
-    """
+    """One utterance of a set: who says what (`text` as written, None if unknown), where its samples are."""
 
     speaker: str
     sex: str
@@ -53,39 +41,35 @@ class LabUtterance:
     text: str | None
     start: int
     samples: int
-    phones: tuple[tuple[str, float], ...] | None = None
 
 
 class SpeechSet:
-    """The utterances of one split: of one kind ("synthetic", "human") or of every kind there is ("all").
+    """The utterances of one kind ("synthetic", "human") and split.
 
-    `utterances` lists them; `waveform(i)` reads one; `crop` draws segments at random. Samples are float32,
-    mono, 24 kHz. `identity` changes with the contents, for stamps of caches.
+    `utterances` lists them; `waveform(i)` reads one: float32, mono, 24 kHz. `identity` changes with the
+    contents, for stamps of caches.
 
-    Raises LabError if the folder was not prepared.
+    Raises LabError if the set is missing or of an older version.
     """
 
-    def __init__(self, folder: str | Path, split: str, kind: str = "all") -> None:
-        self.name = split if kind == "all" else f"{kind} {split}"
-        self.utterances: list[LabUtterance] = []
-        self._sources: list[np.ndarray] = []
-        self._source_of: list[int] = []
-        paths = [Path(folder) / f"{one}-{split}.json" for one in (KINDS if kind == "all" else (kind,))]
-        found = [path for path in paths if path.is_file()]
-        if not found:
-            raise LabError(f"{paths[0]} is missing: make the lab's speech first with `python -m lab build`")
-        texts = [path.read_text() for path in found]
-        self.identity = stamp_of(texts)
-        for path, text in zip(found, texts, strict=True):
-            contents = json.loads(text)
-            utterances = [LabUtterance(**fields) for fields in contents["utterances"]]
-            self.utterances += utterances
-            self._source_of += [len(self._sources)] * len(utterances)
-            self._sources.append(np.load(path.with_name(contents["samples"]), mmap_mode="r"))
+    def __init__(self, folder: str | Path, split: str, kind: str) -> None:
+        self.name = f"{kind} {split}"
+        path = Path(folder) / f"{kind}-{split}.json"
+        if not path.is_file():
+            raise LabError(f"{path} is missing: make the lab's speech first with `python -m lab build`")
+        text = path.read_text()
+        self.identity = stamp_of([text])
+        contents = json.loads(text)
+        try:
+            self.utterances = [LabUtterance(**fields) for fields in contents["utterances"]]
+        except TypeError:
+            raise LabError(
+                f"{path} is of an older version of the lab: make its speech again, in a folder of its own"
+            ) from None
+        self._samples = np.load(path.with_name(contents["samples"]), mmap_mode="r")
         self._by_speaker: dict[str, list[int]] = {}
         for index, utterance in enumerate(self.utterances):
             self._by_speaker.setdefault(utterance.speaker, []).append(index)
-        self._speakers = sorted(self._by_speaker)
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -93,12 +77,7 @@ class SpeechSet:
     @property
     def speakers(self) -> list[str]:
         """Names of all speakers, sorted."""
-        return self._speakers
-
-    @property
-    def seconds(self) -> float:
-        """Length of all utterances together."""
-        return sum(utterance.samples for utterance in self.utterances) / RATE
+        return sorted(self._by_speaker)
 
     def of(self, speaker: str) -> list[int]:
         """Indices of a speaker's utterances."""
@@ -107,25 +86,8 @@ class SpeechSet:
     def waveform(self, index: int) -> np.ndarray:
         """The samples [n] of one utterance."""
         utterance = self.utterances[index]
-        source = self._sources[self._source_of[index]]
-        return source[utterance.start : utterance.start + utterance.samples].astype(np.float32) / 32768
-
-    def crop(self, rng: np.random.Generator, seconds: float) -> np.ndarray:
-        """A segment of `seconds` [n], uniform over speakers, then over their utterances, then over positions.
-
-        A shorter utterance is continued with another of the same speaker, so no segment is mostly silence.
-        """
-        length = round(seconds * RATE)
-        mine = self._by_speaker[self._speakers[rng.integers(len(self._speakers))]]
-        index = mine[rng.integers(len(mine))]
-        samples = self.waveform(index)
-        if len(samples) >= length:
-            start = rng.integers(len(samples) - length + 1)
-            return samples[start : start + length]
-        parts = [samples[rng.integers(len(samples)) // 2 :]]
-        while sum(len(part) for part in parts) < length:
-            parts.append(self.waveform(mine[rng.integers(len(mine))]))
-        return np.concatenate(parts)[:length]
+        samples = self._samples[utterance.start : utterance.start + utterance.samples]
+        return samples.astype(np.float32) / 32768
 
 
 def to_int16(samples: np.ndarray) -> np.ndarray:
@@ -133,67 +95,12 @@ def to_int16(samples: np.ndarray) -> np.ndarray:
     return np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16)
 
 
-def planned_texts(speaker: SyntheticSpeaker, split: str, count: int, seed: int) -> list[str]:
-    """The first `count` sentences of `split` for a speaker: others for each speaker, always the same."""
-    return list(
-        itertools.islice(sentences(split, seed * 1_000_003 + zlib.crc32(speaker.name.encode())), count)
-    )
-
-
-def _synthetic_plan(split: str, counts: SpeechCounts) -> Iterator[tuple[SyntheticSpeaker, int]]:
-    """Each speaker of a split with its number of sentences; the presets speak in every split."""
-    for speaker in synthetic_speakers():
-        if speaker.preset:
-            yield speaker, counts.per_preset if split == "train" else counts.per_check
-        elif speaker.split == split:
-            yield speaker, counts.per_speaker if split == "train" else counts.per_check
-
-
-def _speaker_part(
-    folder: Path, speaker: SyntheticSpeaker, split: str, count: int, seed: int, flite: Flite | None
-) -> tuple[np.ndarray, list[dict]]:
-    """A speaker's samples and utterances; those that an earlier run cached in `folder` are not made again."""
-    path = folder / f"{split}-{speaker.name}.cache"
-    stamp = stamp_of({**asdict(speaker), "preset": None, "split": None}, seed)
-    pieces: list[np.ndarray] = []
-    index: list[dict] = []
-    if (cached := load_stamped(path, stamp)) is not None:
-        part = read_npz(cached)
-        index = json.loads(str(part["utterances"]))
-        pieces.append(part["samples"])
-    missing = planned_texts(speaker, split, count, seed)[len(index) :]
-    for text in missing:
-        speech = synthesize(speaker, text, RATE, flite)
-        pieces.append(to_int16(speech.samples))
-        index.append({"text": text, "samples": len(speech.samples), "phones": speech.phones})
-    samples = np.concatenate(pieces)
-    if missing:
-        content = npz_bytes({"samples": samples, "utterances": np.array(json.dumps(index))})
-        save_stamped(path, stamp, content)
-    used = index[:count]
-    return samples[: sum(one["samples"] for one in used)], used
-
-
-_In = TypeVar("_In")
-_Out = TypeVar("_Out")
-
-
-def _in_order(make: Callable[[_In], _Out], items: list[_In], workers: int) -> Iterator[_Out]:
-    """make(item) of every item, in order, `workers` at a time; an error cancels those not yet started."""
-    if workers <= 1:
-        yield from map(make, items)
-        return
-    with ThreadPoolExecutor(workers) as pool:  # threads: each synthesizer is a process
-        try:
-            yield from pool.map(make, items)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _human_samples(path: Path) -> np.ndarray:
-    from revox.speech import read_audio
-
-    samples = read_audio(path, rate=RATE).samples
+def _read(one: SourceUtterance) -> np.ndarray:
+    samples = read_audio(one.path, rate=RATE).samples
+    if one.span is not None:
+        samples = samples[round(one.span[0] * RATE) : round(one.span[1] * RATE)]
+    if one.speed != 1.0:
+        samples = soxr.resample(samples, RATE * one.speed, RATE)
     return to_int16(level(trim(samples, RATE), RATE))
 
 
@@ -234,64 +141,44 @@ def write_set(folder: Path, name: str, parts: Iterator[tuple[np.ndarray, list[di
 
 def prepare(
     out_dir: str | Path,
-    librispeech: str | Path | None,
-    counts: SpeechCounts,
+    synthetic: Sequence[Path],
+    librispeech: Path | None,
+    codec_utterances: int,
     *,
-    seed: int = 0,
-    splits: tuple[str, ...] = SPLITS,
-    workers: int = 1,
-    flite: Path | None = None,
     progress: ProgressCallback = ignore_progress,
-) -> dict[str, float]:
-    """Make the lab's speech in `out_dir`; returns the seconds in each set ("synthetic-train", ...).
+) -> None:
+    """Make the lab's speech in `out_dir`; a set without utterances is left out.
 
-    librispeech: the folder of the human clips listed in lists/librispeech.csv, or None to leave them out.
-    workers: speakers synthesized at the same time. flite: a folder with a copied synthesizer (`lab.flite`),
-    in place of the installed one. An interrupted run is continued.
+    synthetic: folders that `lab.speech.kokoro` wrote. librispeech: the folder of the human clips and their
+    transcripts, or None to leave them out. The first `codec_utterances` of the training plan are the split
+    "train", from which everything learns; the others, and human voices changed a little, are "more", from
+    which the language model learns.
 
-    Raises LabError if the synthesizer or a clip is missing.
+    Raises LabError if a clip is missing or a folder holds no speech.
     """
     folder = Path(out_dir)
-    synthesizer = find_flite(flite) if flite else None
-    (folder / "parts").mkdir(parents=True, exist_ok=True)
-
-    def synthetic(split: str) -> Iterator[tuple[np.ndarray, list[dict]]]:
-        plan = list(_synthetic_plan(split, counts))
-
-        def make(of: tuple[SyntheticSpeaker, int]) -> tuple[np.ndarray, list[dict]]:
-            return _speaker_part(folder / "parts", of[0], split, of[1], seed, synthesizer)
-
-        made = _in_order(make, plan, workers)
-        for done, ((speaker, _), (samples, index)) in enumerate(zip(plan, made, strict=True)):
-            who = {"speaker": speaker.name, "sex": speaker.sex, "preset": speaker.preset}
-            yield samples, [{**who, **one} for one in index]
-            progress(Progress(f"synthetic speech, {split}", done + 1, len(plan)))
-
-    def human(split: str, clips: dict) -> Iterator[tuple[np.ndarray, list[dict]]]:
-        for done, (clip, path) in enumerate(clips.items()):
-            samples = _human_samples(path)
-            yield (
-                samples,
-                [
-                    {
-                        "speaker": f"librispeech-{clip.speaker}",
-                        "sex": clip.sex,
-                        "preset": None,
-                        "text": None,
-                        "samples": len(samples),
-                    }
-                ],
-            )
-            progress(Progress(f"human speech, {split}", done + 1, len(clips)))
-
-    clips_of = {split: find_human_clips(librispeech, split) for split in splits} if librispeech else {}
-    for split in splits:
+    folder.mkdir(parents=True, exist_ok=True)
+    sets: dict[str, list[SourceUtterance]] = {}
+    for split in SPLITS:
+        found = synthetic_utterances(synthetic, split)
+        if split == "train":
+            found, sets["synthetic-more"] = found[:codec_utterances], found[codec_utterances:]
+        sets[f"synthetic-{split}"] = found
         if librispeech:
-            write_set(folder, f"human-{split}", human(split, clips_of[split]))
-        write_set(folder, f"synthetic-{split}", synthetic(split))
-    return {
-        f"{kind}-{split}": SpeechSet(folder, split, kind).seconds
-        for split in splits
-        for kind in KINDS
-        if (folder / f"{kind}-{split}.json").is_file()
-    }
+            sets[f"human-{split}"] = human_utterances(librispeech, split)
+            if split == "train":
+                sets["human-more"] = changed_voices(sets["human-train"])
+
+    def parts(name: str, utterances: list[SourceUtterance]) -> Iterator[tuple[np.ndarray, list[dict]]]:
+        for done, one in enumerate(utterances, 1):
+            samples = _read(one)
+            who = {"speaker": one.speaker, "sex": one.sex, "preset": one.preset, "text": one.text}
+            yield samples, [{**who, "samples": len(samples)}]
+            if done % 100 == 0 or done == len(utterances):
+                progress(Progress(f"speech, {name}", done, len(utterances)))
+
+    for name, utterances in sets.items():
+        if utterances:
+            write_set(folder, name, parts(name, utterances))
+        else:
+            (folder / f"{name}.json").unlink(missing_ok=True)

@@ -48,6 +48,7 @@ class LanguageTraining:
     own_steps: int = 4
     token_noise: float = 0.05
     preset_share: float = 0.3
+    human_share: float = 0.3
     average: float = 0.0
     """Decay of the moving average of the weights (`revox.training.average`), which is validated and shipped.
     0 is none. If a resumed state has no average, it starts at that step."""
@@ -65,6 +66,7 @@ class TokenizedUtterance:
     texts: tuple[tuple[int, ...], ...]
     speaker: str
     preset: str | None
+    human: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,21 @@ class LanguageData:
         for i, utterance in enumerate(utterances):
             self.by_speaker.setdefault(utterance.speaker, []).append(i)
         self.of_presets = [i for i, u in enumerate(utterances) if u.preset is not None]
-        self.others = [
+        several = [
             i for i, u in enumerate(utterances) if u.preset is None and len(self.by_speaker[u.speaker]) > 1
         ]
+        self.humans = [i for i in several if utterances[i].human]
+        self.others = [i for i in several if not utterances[i].human]
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, list[int], np.ndarray]:
         """A reference `[37, n]`, prompt tokens, and the target codes `[37, frames]`."""
-        from_presets = bool(self.of_presets) and rng.random() < self.settings.preset_share
-        pool = self.of_presets if from_presets or not self.others else self.others
+        at = rng.random()
+        pool = self.others
+        if at < self.settings.preset_share:
+            pool = self.of_presets
+        elif at < self.settings.preset_share + self.settings.human_share:
+            pool = self.humans
+        pool = pool or self.others or self.of_presets or self.humans
         chosen = int(pool[rng.integers(len(pool))])
         return self.item(chosen, rng)
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from lab.data import KINDS, RATE, SpeechSet
 from lab.recover_arms import Arm
 from lab.sentences import jsgf, sentences
+from lab.sources import SPEECH
+from lab.speech.plan import read_plan
 from revox.api import load
 from revox.checkpoint.voices import Voice
 from revox.coding import Coder, CodingSettings, find_codes
@@ -51,18 +53,21 @@ class HeldOutClip:
 def held_out_clips(data: Path, kind: str, seconds: float, frame: int) -> list[HeldOutClip]:
     """One clip of every held-out speaker: the longest utterance, at most `seconds` of a human one.
 
-    A synthetic one stays whole, so that its words are known. Only the held-out split is read.
+    A synthetic one stays whole, so that its words are known, and is a sentence of the recognizer's grammar if
+    the speaker has one. Only the held-out split is read.
     """
     speech = SpeechSet(data, "heldout", kind)
+    grammar = {item.written for item in read_plan(SPEECH / "plan.tsv") if item.kind == "plan"}
     found = []
     for speaker in speech.speakers:
         mine = [i for i in speech.of(speaker) if speech.utterances[i].preset is None]
         if not mine:  # a preset's own speaker: known to the model
             continue
+        mine = [i for i in mine if speech.utterances[i].text in grammar] or mine
         longest = max(mine, key=lambda i: speech.utterances[i].samples)
         samples, text = speech.waveform(longest), speech.utterances[longest].text
-        if text is None:
-            samples = samples[: round(seconds * RATE)]
+        if kind == "human":
+            samples, text = samples[: round(seconds * RATE)], None
         whole = len(samples) // frame * frame
         found.append(HeldOutClip(kind, speaker, torch.from_numpy(samples[:whole].copy()), text))
     return found

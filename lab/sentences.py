@@ -1,7 +1,8 @@
 """The lab's narrow text domain: numbers, dates, times, prices and short everyday phrases.
 
-One grammar serves three purposes: it draws sentences, counts them, and is handed to a recognizer as JSGF.
-Sentences are lower-case words without digits or punctuation; `written` gives the form a person would type.
+One grammar serves two purposes: it draws sentences, and is handed to a recognizer as JSGF. Half of the
+sentences of the lab's speech are its own (`lab/speech/plan.tsv`). Sentences are lower-case words without
+digits or punctuation.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def _either(words: str) -> str:
 
 
 # JSGF rule bodies: sequences, alternatives `|`, groups `( )` and optional parts `[ ]`. No two derivations
-# give the same sentence, so that counting derivations counts sentences.
+# give the same sentence, so that sentences are drawn as evenly as derivations.
 _RULES = {
     "sentence": """
         <travel> | <meeting> | <shopping> | <dates> | <telephone> | <home> | <weather> | <counting>
@@ -178,11 +179,6 @@ def _count(node: _Node) -> int:
     return product
 
 
-def possible_sentences() -> int:
-    """How many sentences the grammar can make."""
-    return _count(("rule", "sentence"))
-
-
 def _draw(node: _Node, rng: np.random.Generator, words: list[str]) -> None:
     if isinstance(node, str):
         words.append(node)
@@ -229,26 +225,6 @@ def sentences(split: str, seed: int) -> Iterator[str]:
         if split_of(sentence) == split and sentence not in seen:
             seen.add(sentence)
             yield sentence
-
-
-_QUESTION = re.compile(r"\b(can|could|how are you|how far|where is|have you|do you)\b")
-
-
-def written(sentence: str) -> str:
-    """The sentence as a person types it: capitals for names and the start, a full stop or question mark."""
-    for name in (_WEEKDAYS + " " + _MONTHS).split():
-        if name in ("march", "may") and f"of {name}" not in sentence:
-            continue
-        sentence = re.sub(rf"\b{name}\b", name.capitalize(), sentence)
-    sentence = re.sub(r"\bi\b", "I", sentence)
-    end = "?" if _QUESTION.search(sentence) else "."
-    return sentence[0].upper() + sentence[1:] + end
-
-
-def words() -> list[str]:
-    """Every word of the domain, sorted."""
-    found = {match.group(2) for body in _RULES.values() for match in _TOKEN.finditer(body) if match.group(2)}
-    return sorted(found)
 
 
 def jsgf() -> str:

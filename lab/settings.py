@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from lab.build import BuildSettings
 from lab.errors import LabError
 
-OLD_NAMES = dict((("guide", "teacher"), ("reader", "phone_classifier")))
+OLD_NAMES = dict((("guide", "teacher"),))
 """Old names of settings and stages."""
 
 

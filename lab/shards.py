@@ -1,14 +1,13 @@
 """The lab's speech packed into Shar shards (lhotse's format), small enough to copy to another machine.
 
 Each set is a folder `KIND-SPLIT` of shards, which lhotse and `revox.training.data` can read. What lhotse
-has no field for (sex, preset, phones) is in a cut's custom fields.
+has no field for (sex, preset) is in a cut's custom fields.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-import re
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -16,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from lab.data import KINDS, RATE, SpeechSet, to_int16, write_set
+from lab.data import RATE, SETS, SpeechSet, to_int16, write_set
 from lab.errors import LabError
-from lab.sentences import SPLITS
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech import Audio, encode_audio, read_audio
 from revox.speech.files import replace_file, replacing
@@ -30,13 +28,12 @@ from revox.training.errors import library
 SHARDS = "shards"
 """The folder of a build's shards."""
 
-CUSTOM = ("sex", "preset", "phones")
-_SET = re.compile(rf"({'|'.join(KINDS)})-({'|'.join(SPLITS)})")
+CUSTOM = ("sex", "preset")
 
 
 def require_speech(data_dir: str | Path) -> None:
     """Raises LabError if `lab.data.prepare` made no set in `data_dir`."""
-    if not any((Path(data_dir) / f"{k}-{s}.json").is_file() for k in KINDS for s in SPLITS):
+    if not any((Path(data_dir) / f"{name}.json").is_file() for name in SETS):
         raise LabError(f"{data_dir} holds no speech: make it with `python -m lab build RUN --stage speech`")
 
 
@@ -47,12 +44,10 @@ def pack(
     bit_rate: int = 20_000,
     per_shard: int = 500,
     most: int | None = None,
-    kinds: tuple[str, ...] = KINDS,
     progress: ProgressCallback = ignore_progress,
 ) -> int:
     """Pack the sets that `lab.data.prepare` made into `shard_dir`, as Opus; returns the bytes of all shards.
 
-    kinds: what is packed; synthetic speech can be made again on the other machine (`lab.flite`).
     most: at most so many utterances of a speaker that is not a preset.
     Existing shards are kept: delete them to pack again. Raises LabError if there is no speech, DataError if
     lhotse is not installed.
@@ -60,28 +55,28 @@ def pack(
     require_speech(data_dir)
     shar = library("lhotse.shar")
     total = 0
-    for kind in kinds:
-        for split in SPLITS:
-            if not (Path(data_dir) / f"{kind}-{split}.json").is_file():
-                continue
-            speech = SpeechSet(data_dir, split, kind)
-            chosen = sorted(
-                i
-                for speaker in speech.speakers
-                for rank, i in enumerate(speech.of(speaker))
-                if most is None or rank < most or speech.utterances[i].preset
-            )
-            folder = Path(shard_dir) / f"{kind}-{split}"
-            folder.mkdir(parents=True, exist_ok=True)
-            for number, start in enumerate(range(0, len(chosen), per_shard)):
-                cuts, tar = folder / f"cuts.{number:06d}.jsonl.gz", folder / f"recording.{number:06d}.tar"
-                if not cuts.is_file():
-                    with replacing(tar) as temporary, shar.TarWriter(str(temporary), None) as files:
-                        lines = _write_clips(files, speech, chosen[start : start + per_shard], bit_rate)
-                    # The cuts are written last: they say that the shard is complete.
-                    replace_file(cuts, gzip.compress(lines.encode(), mtime=0))
-                total += cuts.stat().st_size + tar.stat().st_size
-                progress(Progress(f"{kind} {split}", min(start + per_shard, len(chosen)), len(chosen)))
+    for name in SETS:
+        if not (Path(data_dir) / f"{name}.json").is_file():
+            continue
+        kind, split = name.split("-")
+        speech = SpeechSet(data_dir, split, kind)
+        chosen = sorted(
+            i
+            for speaker in speech.speakers
+            for rank, i in enumerate(speech.of(speaker))
+            if most is None or rank < most or speech.utterances[i].preset
+        )
+        folder = Path(shard_dir) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, start in enumerate(range(0, len(chosen), per_shard)):
+            cuts, tar = folder / f"cuts.{number:06d}.jsonl.gz", folder / f"recording.{number:06d}.tar"
+            if not cuts.is_file():
+                with replacing(tar) as temporary, shar.TarWriter(str(temporary), None) as files:
+                    lines = _write_clips(files, speech, chosen[start : start + per_shard], bit_rate)
+                # The cuts are written last: they say that the shard is complete.
+                replace_file(cuts, gzip.compress(lines.encode(), mtime=0))
+            total += cuts.stat().st_size + tar.stat().st_size
+            progress(Progress(f"{kind} {split}", min(start + per_shard, len(chosen)), len(chosen)))
     return total
 
 
@@ -108,7 +103,7 @@ def unpack(
 
     Raises LabError if there are no shards, DataError if one is damaged.
     """
-    folders = sorted(path for path in Path(shard_dir).iterdir() if _SET.fullmatch(path.name))
+    folders = sorted(path for path in Path(shard_dir).iterdir() if path.name in SETS)
     if not folders:
         raise LabError(f"{shard_dir} holds no shards of speech: make them with `python -m lab pack RUN`")
     Path(data_dir).mkdir(parents=True, exist_ok=True)

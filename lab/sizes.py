@@ -1,4 +1,4 @@
-"""The lab checkpoint's sizes: a Voxtral of eight million parameters in the release's own format."""
+"""The lab checkpoint's sizes: a small Voxtral in the release's own format."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ PRESETS = tuple(release.PRESETS)
 """The release's presets, in the order of their ids."""
 
 
-def lab_params(vocab_size: int, language_width: int = 256, **codec: Any) -> dict[str, Any]:
-    """The lab's params.json. `language_width` is that of backbone and acoustic transformer; feed-forward
-    layers and heads grow with it. `codec` overrides entries of `audio_tokenizer_args` (the miniature build of
-    the tests). Raises LabError for a width that does not divide into heads."""
+def lab_params(
+    vocab_size: int, language_width: int = 256, language_layers: int = 4, **codec: Any
+) -> dict[str, Any]:
+    """The lab's params.json.
+
+    `language_width` is that of backbone and acoustic transformer; feed-forward layers and heads grow with it.
+    `language_layers` are the backbone's. `codec` overrides entries of `audio_tokenizer_args` (the miniature
+    build of the tests). Raises LabError for a width that does not divide into heads.
+    """
     if language_width < 128 or language_width % 128:
         raise LabError(
             f"language_width is {language_width}: a multiple of 128 is needed, two heads for each key"
@@ -61,7 +66,7 @@ def lab_params(vocab_size: int, language_width: int = 256, **codec: Any) -> dict
     n_acoustic = tokenizer_args["acoustic_dim"]
     return {
         "dim": language_width,
-        "n_layers": 4,
+        "n_layers": language_layers,
         "head_dim": 64,
         "hidden_dim": 2 * language_width,
         "n_heads": heads,

@@ -21,7 +21,7 @@ from revox.speech.files import replace_file
 STAGES_WITH_STATE = ("teacher", "encoder", "decoder", "language")
 PART_BYTES = 15_000_000
 
-_FILE = re.compile(r"[a-z]+-state\.pt|[a-z]+-log\.jsonl|phones\.npz")
+_FILE = re.compile(r"[a-z]+-state\.pt|[a-z]+-log\.jsonl")
 _PART = re.compile(r"[a-z]+\.[0-9a-f]{12}\.\d{3}")
 
 

@@ -6,9 +6,11 @@ a step costs a hundredth as much. The lab's encoder then learns the teacher's la
 decoder learns waveforms from the teacher's codes. The two train independently, and the language model can
 start at once.
 
-The meaning of the semantic codes is fixed beforehand: the phones of a frame, as the synthesizer timed them.
-This is the lab's counterpart of the distillation from a speech recognizer that made the release's codes
-(Voxtral TTS paper, arXiv 2603.25551). Human clips have no phones; their frames take the nearest code.
+The semantic codes are distilled from Whisper as the release's are (Voxtral TTS paper, arXiv 2603.25551,
+section 2: `revox.training.distill`), from states computed once (`lab.whisper_states`). The paper's loss has a
+word of text for a target; as the lab hears three hours where the paper's codec hears thousands, the states of
+Whisper's encoder are a target of every frame besides. The codebook starts as clusters of the latents learned
+without quantization, then follows them by moving averages.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lab.frames import FrameSet
-from revox.coding.features import MEL_BANDS, frame_network
+from lab.frames import FrameFeatures, FrameSet
+from lab.whisper_states import WhisperStates
+from revox.coding.features import frame_network
 from revox.model.config import CodecConfig
+from revox.training.distill import AsrDistillation, DistillTargets
 from revox.training.quantize import quantize_acoustic
 from revox.training.run import Run
 
@@ -45,8 +49,18 @@ class TeacherCodecTraining:
     width: int = 256
     blocks: int = 2
     pitch: float = 0.3
-    semantic: float = 0.1
-    commitment: float = 0.02
+    words: float = 1.0
+    """Weight of the paper's distillation: Whisper's decoder states, placed by its cross-attention."""
+    sounds: float = 1.0
+    """Weight of the distillation of Whisper's encoder states, frame by frame."""
+    distilled: int = 12
+    """Utterances a step that are distilled."""
+    quantized_from: int = 1200
+    """The step at which the semantic codebook is made. Until then semantic latents are not quantized."""
+    codebook_decay: float = 0.99
+    rarest: float = 0.1
+    """A code used less often than this share of the mean is put where a latent is."""
+    commitment: float = 0.1
     spread: float = 0.5
     gain_db: float = 3.0
     seed: int = 0
@@ -58,21 +72,32 @@ class TeacherCodecTraining:
 class TeacherCodec(nn.Module):
     """Features `[batch, frames, size]` <-> latents, causal in both directions.
 
-    `rows` `[codes, semantic_dim]` is the semantic codebook. `mean` and `scale` `[size]` standardize features.
+    The semantic codebook is `sums / usage`, `[codes, semantic_dim]`. `mean` and `scale` `[size]` standardize
+    features; `distance` is the mean squared distance of latents to their codes.
     """
 
-    rows: Tensor
+    usage: Tensor
+    sums: Tensor
+    distance: Tensor
     mean: Tensor
     scale: Tensor
 
     def __init__(self, config: CodecConfig, size: int, width: int, blocks: int) -> None:
         super().__init__()
         self.semantic_dim, self.levels = config.semantic_dim, config.acoustic_codebook_size
-        self.register_buffer("rows", torch.zeros(config.semantic_codebook_size, config.semantic_dim))
+        codes = config.semantic_codebook_size
+        self.register_buffer("usage", torch.ones(codes))
+        self.register_buffer("sums", torch.zeros(codes, config.semantic_dim))
+        self.register_buffer("distance", torch.ones(()))
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
         self.encoder = frame_network(size, width, blocks, config.latent_dim)
         self.decoder = frame_network(config.latent_dim, width, blocks, size)
+
+    @property
+    def rows(self) -> Tensor:
+        """The semantic codebook `[codes, semantic_dim]`."""
+        return self.sums / self.usage[:, None]
 
     def standard(self, features: Tensor) -> Tensor:
         """Features with zero mean and unit variance."""
@@ -80,7 +105,7 @@ class TeacherCodec(nn.Module):
 
     def stamp(self) -> str:
         """Identifies the weights, for caches of what they give."""
-        return f"{sum(float(p.double().sum()) for p in self.parameters()):.9e}"
+        return f"{sum(float(p.double().sum()) for p in self.state_dict().values()):.9e}"
 
     def encode_latents(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Semantic latents `[batch, frames, semantic_dim]` and acoustic latents before the tanh."""
@@ -88,9 +113,9 @@ class TeacherCodec(nn.Module):
         return latents[..., : self.semantic_dim], latents[..., self.semantic_dim :]
 
     def semantic_logits(self, semantic: Tensor) -> Tensor:
-        """Negative squared distance to every codebook row, divided by 8: `[batch, frames, codes]`."""
+        """Negative squared distance to every row, in units of `distance`: `[batch, frames, codes]`."""
         distances = torch.cdist(semantic.flatten(0, 1), self.rows).square()
-        return (-distances / 8).unflatten(0, semantic.shape[:2])
+        return (-distances / self.distance).unflatten(0, semantic.shape[:2])
 
     def decode(self, semantic: Tensor, acoustic: Tensor) -> Tensor:
         """Standardized features from codebook rows and acoustic values in [-1, 1]."""
@@ -102,76 +127,167 @@ class TeacherCodec(nn.Module):
         semantic, acoustic = self.encode_latents(features)
         return self.semantic_logits(semantic).argmax(dim=-1), acoustic
 
+    @torch.no_grad()
+    def make_codebook(self, latents: Tensor, rng: torch.Generator, rounds: int = 20) -> None:
+        """Rows from clusters (k-means) of semantic `latents` `[n, semantic_dim]`."""
+        rows = latents[torch.randperm(len(latents), generator=rng)[: len(self.usage)].to(latents.device)]
+        for _ in range(rounds):
+            nearest = torch.cdist(latents, rows).argmin(dim=-1)
+            count = torch.bincount(nearest, minlength=len(rows)).float()
+            sums = torch.zeros_like(rows).index_add_(0, nearest, latents)
+            rows = torch.where(count[:, None] > 0, sums / count[:, None].clamp_min(1), rows)
+        self.usage.fill_(1.0)
+        self.sums.copy_(rows)
+        self.distance.copy_(torch.cdist(latents, rows).min(dim=-1).values.square().mean())
+
+    @torch.no_grad()
+    def follow(
+        self, latents: Tensor, codes: Tensor, settings: TeacherCodecTraining, rng: torch.Generator
+    ) -> None:
+        """Move the codebook towards the `latents` `[n, semantic_dim]` of `codes` `[n]`."""
+        keep, size = settings.codebook_decay, len(self.usage)
+        rows = self.rows
+        # usage stays at a mean of 1, so that a row in use moves by the same share at every batch size
+        count = torch.bincount(codes, minlength=size).float() * size / len(codes)
+        sums = torch.zeros_like(self.sums).index_add_(0, codes, latents) * size / len(codes)
+        self.usage.mul_(keep).add_(count, alpha=1 - keep)
+        self.sums.mul_(keep).add_(sums, alpha=1 - keep)
+        nearest = (latents - rows[codes]).square().sum(-1).mean()
+        self.distance.mul_(keep).add_(nearest, alpha=1 - keep)
+        rare = torch.nonzero(self.usage < settings.rarest)[:, 0]
+        if len(rare):
+            taken = torch.randint(len(latents), (len(rare),), generator=rng).to(latents.device)
+            self.usage[rare] = 0.5
+            self.sums[rare] = latents[taken] * 0.5
+
+
+@dataclass(frozen=True)
+class TeacherData:
+    """Frames of one kind of speech, and Whisper's states of its utterances."""
+
+    frames: FrameSet
+    states: WhisperStates
+
+    def distill(
+        self, size: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, DistillTargets, np.ndarray]:
+        """Whole utterances: features `[size, frames, n]`, which frames are filled, the targets of their
+        words, and Whisper's encoder states `[size, frames, width]`."""
+        known = [i for i, found in self.states.hidden.items() if len(found)]
+        chosen = [known[i] for i in rng.integers(len(known), size=size)]
+        parts = [self.frames.features[self.frames.starts[i] : self.frames.ends[i]] for i in chosen]
+        longest = max(map(len, parts))
+        features = np.zeros((size, longest, parts[0].shape[1]), np.float32)
+        filled = np.zeros((size, longest), bool)
+        encoded = np.zeros((size, longest, self.states.width), np.float32)
+        for b, (i, part) in enumerate(zip(chosen, parts, strict=True)):
+            features[b, : len(part)] = part
+            features[b, len(part) :] = part[-1]
+            filled[b, : len(part)] = True
+            encoded[b, : len(part)] = self.states.encoded[i]
+        return features, filled, self.states.batch(chosen), encoded
+
 
 class TeacherCodecTrainer(Run):
-    """One run over frames of synthetic and human speech."""
+    """One run over synthetic and human speech, which is at least one of `train` and `validation`."""
 
     def __init__(
         self,
         config: CodecConfig,
         settings: TeacherCodecTraining,
-        synthetic: FrameSet,
-        human: FrameSet | None,
-        validation: dict[str, FrameSet],
-        rows: np.ndarray,
+        train: dict[str, TeacherData],
+        validation: dict[str, TeacherData],
         folder: Path,
         device: str = "cpu",
     ) -> None:
         super().__init__("teacher", settings, folder, device)
-        self.settings, self.synthetic, self.human, self.validation = settings, synthetic, human, validation
+        self.settings, self.train, self.validation = settings, train, validation
+        frames, states = train["synthetic"].frames, train["synthetic"].states
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            teacher = TeacherCodec(config, synthetic.features.shape[1], settings.width, settings.blocks)
-        teacher.rows.copy_(torch.from_numpy(rows))
-        mean, scale = synthetic.statistics()
+            teacher = TeacherCodec(config, frames.features.shape[1], settings.width, settings.blocks)
+            self.words = AsrDistillation(config.semantic_dim, states.width).to(device)
+            self.sounds = nn.Linear(config.semantic_dim, states.width).to(device)
+        mean, scale = frames.statistics()
         teacher.mean.copy_(torch.from_numpy(mean))
         teacher.scale.copy_(torch.from_numpy(scale))
         self.teacher = teacher.to(device)
-        self.mel_size = config.patches_per_frame * MEL_BANDS
+        self.spectra = FrameFeatures(config).to(device)
+        self.mel_size = self.spectra.mel_size
+        # Whisper's states share a large constant part, which would be most of a cosine.
+        some = np.concatenate([found[:20] for found in list(states.encoded.values())[:500]])
+        self.center = torch.from_numpy(some.astype(np.float32).mean(axis=0)).to(device)
         self.optimizer = torch.optim.AdamW(
-            self.teacher.parameters(), lr=settings.learning_rate, betas=settings.betas,
-            weight_decay=settings.weight_decay, foreach=True,
+            [p for part in (self.teacher, self.words, self.sounds) for p in part.parameters()],
+            lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay, foreach=True,
         )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
-        """The teacher codec and its optimizer."""
-        return {"teacher": self.teacher.state_dict(), "optimizer": self.optimizer.state_dict()}
+        """The teacher codec, the maps to Whisper's states, and their optimizer."""
+        return {
+            "teacher": self.teacher.state_dict(),
+            "words": self.words.state_dict(),
+            "sounds": self.sounds.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Load what `state` returned."""
         self.teacher.load_state_dict(state["teacher"])
+        self.words.load_state_dict(state["words"])
+        self.sounds.load_state_dict(state["sounds"])
         self.optimizer.load_state_dict(state["optimizer"])
 
-    def losses(self, features: Tensor, labels: Tensor, training: bool) -> dict[str, Tensor]:
-        """Terms for `features` `[batch, frames, size]` with phone `labels` `[batch, frames]`, -1 unknown."""
+    @property
+    def quantizes(self) -> bool:
+        """Whether the codebook has been made."""
+        return self.step_count >= self.settings.quantized_from
+
+    def _quantized(self, semantic: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+        """Semantic latents as the decoder is given them, straight-through, and their codes."""
+        codes = self.teacher.semantic_logits(semantic.detach()).argmax(dim=-1)
+        if not self.quantizes:
+            return semantic, codes
+        hard = semantic + (self.teacher.rows[codes] - semantic).detach()
+        if not training:
+            return hard, codes
+        keep = torch.rand((len(semantic), 1, 1), generator=self.rng).to(semantic.device) < 0.5
+        return torch.where(keep, hard, semantic), codes
+
+    def reconstruction(self, features: Tensor, training: bool) -> dict[str, Tensor]:
+        """Terms for `features` `[batch, frames, size]`: `mel` and `pitch` (mean absolute error of
+        standardized features), `commitment`, `spread`."""
         teacher = self.teacher
         semantic, acoustic = teacher.encode_latents(features)
-        logits = teacher.semantic_logits(semantic)
-        codes = logits.argmax(dim=-1)
-        known = labels >= 0
-        quantized = torch.tanh(acoustic)
-        seen = semantic + (teacher.rows[codes] - semantic).detach()
+        given, codes = self._quantized(semantic, training)
+        values = torch.tanh(acoustic)
         if training:
-            keep = torch.rand((len(features), 1, 1), generator=self.rng).to(features.device) < 0.5
-            seen = torch.where(keep, seen, semantic)
-            # Frames without phones do not train the semantic codes: trained on reconstruction alone, human
-            # speech collapsed to four codes.
-            seen = torch.where(known[..., None], seen, teacher.rows[codes])
-            quantized = quantize_acoustic(quantized, teacher.levels, self.rng)
+            values = quantize_acoustic(values, teacher.levels, self.rng)
+            if self.quantizes:
+                teacher.follow(semantic.flatten(0, 1), codes.flatten(), self.settings, self.rng)
         else:
-            quantized = (quantized * (teacher.levels - 1) / 2).round() * 2 / (teacher.levels - 1)
-        made = teacher.decode(seen, quantized)
-        error = (made - teacher.standard(features)).abs()
-        wanted = functional.cross_entropy(logits[known], labels[known]) if known.any() else logits.sum() * 0
+            values = (values * (teacher.levels - 1) / 2).round() * 2 / (teacher.levels - 1)
+        error = (teacher.decode(given, values) - teacher.standard(features)).abs()
+        commitment = (semantic - teacher.rows[codes].detach()).square().sum(-1).mean() / teacher.distance
         return {
             "mel": error[..., : self.mel_size].mean(),
             "pitch": error[..., self.mel_size :].mean(),
-            "semantic": wanted,
-            "agreement": (codes == labels)[known].float().mean() if known.any() else logits.sum() * 0,
-            "commitment": (semantic - teacher.rows[labels.clamp_min(0)])[known].square().mean()
-            if known.any()
-            else logits.sum() * 0,
+            "commitment": commitment if self.quantizes else commitment.detach() * 0,
             "spread": functional.relu(acoustic.abs() - 1.2).square().mean(),
+        }
+
+    def distillation(
+        self, data: TeacherData, size: int, rng: np.random.Generator, training: bool
+    ) -> dict[str, Tensor]:
+        """`words`, the paper's loss, and `sounds`, 1 - cosine to the centered states of Whisper's encoder."""
+        features, filled, targets, encoded = data.distill(size, rng)
+        semantic, _ = self.teacher.encode_latents(torch.from_numpy(features).to(self.device))
+        given, _ = self._quantized(semantic, training)
+        goal = torch.from_numpy(encoded).to(self.device) - self.center
+        cosine = functional.cosine_similarity(self.sounds(given), goal, dim=-1)
+        return {
+            "words": self.words(given, targets),
+            "sounds": 1 - cosine[torch.from_numpy(filled).to(self.device)].mean(),
         }
 
     def take_step(self) -> dict[str, float]:
@@ -179,38 +295,53 @@ class TeacherCodecTrainer(Run):
         settings = self.settings
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        humans = round(settings.batch * settings.human_share) if self.human else 0
-        features, labels = self.synthetic.batch(settings.batch - humans, settings.frames, self.numpy_rng)
-        if self.human and humans:
-            more, unknown = self.human.batch(humans, settings.frames, self.numpy_rng)
-            features, labels = np.concatenate((features, more)), np.concatenate((labels, unknown))
-        gains = self.numpy_rng.uniform(-1, 1, (len(features), 1, 1)) * settings.gain_db / 20
-        x = torch.from_numpy((features + gains).astype(np.float32)).to(self.device)
-        losses = self.losses(x, torch.from_numpy(labels).to(self.device), training=True)
-        loss = (
-            losses["mel"]
-            + settings.pitch * losses["pitch"]
-            + settings.semantic * losses["semantic"]
-            + settings.commitment * losses["commitment"]
-            + settings.spread * losses["spread"]
+        humans = round(settings.batch * settings.human_share) if "human" in self.train else 0
+        shares = {"synthetic": settings.batch - humans, "human": humans}
+        parts = [
+            self.train[kind].frames.batch(count, settings.frames, self.numpy_rng)
+            for kind, count in shares.items()
+            if count
+        ]
+        features = np.concatenate(parts)
+        gains = (
+            self.numpy_rng.uniform(-1, 1, (len(features), 1, 1)).astype(np.float32) * settings.gain_db / 20
+        )
+        x = torch.from_numpy(features.astype(np.float32)).to(self.device)
+        x = self.spectra.changed(x, torch.from_numpy(gains).to(self.device))
+        losses = self.reconstruction(x, training=True)
+        human = "human" in self.train and self.numpy_rng.random() < settings.human_share
+        data = self.train["human" if human else "synthetic"]
+        losses |= self.distillation(data, settings.distilled, self.numpy_rng, training=True)
+        loss = losses["mel"] + sum(
+            getattr(settings, name) * losses[name]
+            for name in ("pitch", "commitment", "spread", "words", "sounds")
         )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.teacher.parameters(), 1.0, foreach=True)
         self.optimizer.step()
+        if self.step_count + 1 == settings.quantized_from:
+            self._make_codebook()
         return {k: float(v.detach()) for k, v in losses.items()} | {
             "norm": float(norm),
             "loss": float(loss.detach()),
         }
 
     @torch.no_grad()
+    def _make_codebook(self) -> None:
+        rng = np.random.default_rng(self.settings.seed)
+        parts = [data.frames.batch(400, 32, rng) for data in self.train.values()]
+        features = torch.from_numpy(np.concatenate(parts).astype(np.float32)).to(self.device)
+        self.teacher.make_codebook(self.teacher.encode_latents(features)[0].flatten(0, 1), self.rng)
+
+    @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """The losses on validation frames from hard codes, and how the codes are used."""
+        """The losses on validation speech from hard codes, and how the codes are used."""
         row: dict[str, float] = {}
-        for kind, frames in self.validation.items():
-            features, labels = frames.batch(48, 48, np.random.default_rng(1))
-            x = torch.from_numpy(features.astype(np.float32)).to(self.device)
-            losses = self.losses(x, torch.from_numpy(labels).to(self.device), training=False)
+        for kind, data in self.validation.items():
+            rng = np.random.default_rng(1)
+            x = torch.from_numpy(data.frames.batch(48, 48, rng).astype(np.float32)).to(self.device)
+            losses = self.reconstruction(x, training=False) | self.distillation(data, 48, rng, training=False)
             codes, acoustic = self.teacher.encode(x)
             share = torch.bincount(codes.flatten(), minlength=len(self.teacher.rows)).float()
             share = share / share.sum()

@@ -57,14 +57,34 @@ def minimal_vocab_size(words: Iterable[str] = ()) -> int:
     return SPECIAL_TOKENS + 256 + len(list(words))
 
 
-def word_pieces(texts: Iterable[str]) -> list[str]:
-    """The pieces longer than a byte that `texts` are split into, sorted: words with their leading space."""
-    import regex
+PIECES = Path(__file__).parent / "lists" / "pieces.json"
 
-    found: set[str] = set()
-    for text in texts:
-        found.update(piece for piece in regex.findall(_PATTERN, text) if len(piece.encode()) > 1)
-    return sorted(found)
+
+def learn_pieces(texts: Iterable[str], count: int) -> list[str]:
+    """The first `count` merges of a byte-pair encoding of `texts`, in their order, which is their rank.
+
+    Merges beyond ASCII are left out: some are parts of a character, which JSON cannot hold.
+    """
+    from tokenizers import Regex, Tokenizer
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+    from tokenizers.trainers import BpeTrainer
+
+    tokenizer = Tokenizer(BPE())
+    split = Split(Regex(_PATTERN), "isolated")
+    tokenizer.pre_tokenizer = Sequence([split, ByteLevel(add_prefix_space=False, use_regex=False)])
+    alphabet = ByteLevel.alphabet()
+    trainer = BpeTrainer(vocab_size=len(alphabet) + count, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    by_id = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    merged = [piece.replace("\u0120", " ") for piece, _ in by_id if len(piece) > 1]  # its sign for a space
+    return [piece for piece in merged if piece.isascii()]
+
+
+def domain_pieces() -> list[str]:
+    """The committed pieces of text that get a token of their own, by rank."""
+    pieces: list[str] = json.loads(PIECES.read_text(encoding="utf-8"))
+    return pieces
 
 
 def tekken(

@@ -88,16 +88,20 @@ def write_opus(path: Path, samples: np.ndarray) -> None:
 
 
 def read_index(folder: Path) -> dict[int, dict]:
-    """The lines of a folder's index by utterance number; a last line that was cut off is dropped from it."""
+    """The lines of a folder's index by utterance number. A last line that is cut off is left out.
+
+    The generator may be writing that line, so the file is only read.
+    """
     path = folder / "index.jsonl"
     if not path.exists():
         return {}
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        os.truncate(path, len(whole))
-    lines = [json.loads(line) for line in whole.decode("utf-8").splitlines()]
+    lines = [json.loads(line) for line in _whole_lines(path).decode("utf-8").splitlines()]
     return {int(line["file"].split(".")[0]): line for line in lines}
+
+
+def _whole_lines(path: Path) -> bytes:
+    content = path.read_bytes()
+    return content[: content.rfind(b"\n") + 1]
 
 
 def is_same(line: dict, item: PlannedUtterance) -> bool:
@@ -135,7 +139,10 @@ def generate(
 ) -> Iterator[float]:
     """Speak the utterances into `out`; yields the seconds of each once its line stands in the index."""
     (out / "audio").mkdir(parents=True, exist_ok=True)
-    with (out / "index.jsonl").open("a", encoding="utf-8") as index:
+    path = out / "index.jsonl"
+    if path.exists():  # a run that was killed may have left part of a line
+        os.truncate(path, len(_whole_lines(path)))
+    with path.open("a", encoding="utf-8") as index:
         for item in items:
             spoken = speak(speakers[item.speaker], item.written)
             write(out / "audio" / item.file, spoken.samples)

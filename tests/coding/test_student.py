@@ -21,6 +21,7 @@ from revox.coding.regularizers import Posterior, Regularizers
 from revox.coding.student import StudentTraining, student_encoder_for, train_student
 from revox.demo import checkpoint_folder
 from revox.model.codec import Codec
+from revox.model.config import CodecConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -129,3 +130,16 @@ def test_guidance_by_soft_codes_bends_the_search(lab):
     assert set(asked) == {((10, codec.config.semantic_codebook_size), (36, 10))}
     assert 12 < len(asked) < 30
     assert bent[1:].float().mean() < plain[1:].float().mean() - 2
+
+
+def test_features_show_a_tone_where_it_sounds_and_complete_the_last_frame():
+    spectra = SpectralFeatures(CodecConfig())
+    time = torch.arange(3 * 1920 + 5) / 24000
+    wave = torch.where(time < 0.08, torch.sin(2 * torch.pi * 1000 * time) * 0.1, torch.zeros(()))
+    found = spectra(wave)
+    assert found.shape == (4, spectra.size)
+    mel = found[:, : spectra.mel_size].reshape(4, 8, 80)
+    assert float(mel[0, 3].max()) > float(mel[3].max()) + 1.5
+    assert mel[0, 3].argmax() == mel[0, 4].argmax()
+    low = found[:, spectra.mel_size :]
+    assert float(low.std()) < 1.0  # 1000 Hz lies above the low bins: nothing stands out there

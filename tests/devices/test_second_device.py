@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from miniature import SETTINGS as MINIATURE
+from miniature import write_materials
 from safetensors.torch import load_file
-from test_build import SETTINGS as MINIATURE
-from test_build import _speech as write_lab_speech
 
 import revox
 from conftest import preset_codes, write_speakers
@@ -370,8 +369,8 @@ def test_the_language_model_speaks_for_pairs_there(
         assert rows[second][name] == pytest.approx(rows["cpu"][name], rel=0.05), name
 
 
-def test_the_lab_is_built_there_as_here(second: str, tmp_path: Path):
-    write_lab_speech(tmp_path / "data")
+def test_the_lab_is_built_there_as_here(second: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    materials = write_materials(tmp_path / "materials", monkeypatch)
     often = {
         name: dataclasses.replace(getattr(MINIATURE, name), report_every=1)
         for name in ("teacher", "encoder", "decoder", "language")
@@ -381,15 +380,13 @@ def test_the_lab_is_built_there_as_here(second: str, tmp_path: Path):
 
     def made(device: str, autocast: bool) -> Path:
         name = f"{device}-{autocast}"
-        shutil.copytree(tmp_path / "data", tmp_path / name / "run" / "data")
         rows[name] = []
         build(
             BuildRun(
                 tmp_path / name / "run", settings, device, autocast,
                 report=lambda stage, row: rows[name].append((stage, row)),
             ),
-            tmp_path / name / "made", tmp_path / name / "encoder.safetensors",
-            stages=("teacher", "encoder", "decoder", "language", "folder"),
+            tmp_path / name / "made", tmp_path / name / "encoder.safetensors", materials,
         )  # fmt: skip
         return tmp_path / name / "made"
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
+from miniature import SETTINGS, write_materials
+from typer.testing import CliRunner, Result
 
 from lab import language_training
 from lab.__main__ import app
 from lab.build import (
     BuildRun,
     BuildSettings,
+    Materials,
     build,
     code_source,
     frame_sets,
     half_trainer,
     language_data,
     make_speech,
-    teacher_trainer,
     train_half,
     train_teacher,
     trained_codec,
@@ -31,17 +33,13 @@ from lab.build import (
     utterance_codes,
     write_params,
 )
-from lab.codec_training import DecoderTraining, ReferenceEncoderTraining
-from lab.data import SpeechSet, write_set
+from lab.data import SpeechSet
 from lab.errors import LabError
-from lab.language_training import LanguageTrainer, LanguageTraining
-from lab.phone_classifier import PhoneClassifierTraining
-from lab.phones import PHONES, nearest_cluster, phone_codebook, phone_occupancy
+from lab.language_training import LanguageTrainer
 from lab.settings import read_settings
 from lab.shards import pack
 from lab.sizes import PRESETS
 from lab.state_bundle import write_bundles
-from lab.teacher_codec import TeacherCodecTraining
 from revox import load
 from revox.checkpoint.load import load_model
 from revox.checkpoint.params import read_params
@@ -49,65 +47,38 @@ from revox.checkpoint.release import expected_tensors
 from revox.checkpoint.tensors import WEIGHTS, read_header
 from revox.checkpoint.voice_codes import recover_codes
 from revox.checkpoint.voices import load_voice
-from revox.coding.features import SpectralFeatures
 from revox.model.codec import Codec
 from revox.model.config import CodecConfig
+from revox.training.distill import WhisperTeacher
 from revox.training.errors import TrainingError
 from revox.training.initial import initialize, oscillators
 from revox.training.quantize import quantize_acoustic
 from revox.training.run import Run
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-SETTINGS = BuildSettings(
-    teacher=TeacherCodecTraining(steps=4, batch=4, frames=6, width=16, blocks=1, warmup=1, decay_steps=2,
-                                 save_every=2, validate_every=100),
-    encoder=ReferenceEncoderTraining(steps=4, batch=2, frames=4, warmup=1, decay_steps=2, save_every=2,
-                                     validate_every=100, average=0.5),
-    decoder=DecoderTraining(steps=4, batch=2, frames=4, warmup=1, decay_steps=2, save_every=2,
-                            validate_every=100, discriminator_from=2, discriminator_channels=2, phones=1.0,
-                            average=0.5),
-    phone_classifier=PhoneClassifierTraining(steps=2, batch=2, width=8, warmup=1, decay_steps=1, seconds=0.3),
-    language=LanguageTraining(steps=3, batch=2, save_every=2, validate_every=100, average=0.5),
-    codec_sizes={"dim": 32, "hidden_dim": 32, "head_dim": 8, "encoder_transformer_lengths_str": "1,1,1,1",
-                 "decoder_transformer_lengths_str": "1,1,1,1", "semantic_codebook_size": 8},
-    preset_frames=10,
-)  # fmt: skip
-TEXTS = ("the train leaves at noon", "my number is four two")
-
-
-def _tone(rng: np.random.Generator, seconds: float = 0.7) -> np.ndarray:
-    time = np.arange(int(seconds * 24000)) / 24000
-    pitch = rng.uniform(90, 250)
-    wave = sum(np.sin(2 * np.pi * pitch * k * time) / k for k in range(1, 12)) * 0.05
-    return (wave * 32767).astype(np.int16)
-
-
-def _speech(folder: Path) -> None:
-    rng = np.random.default_rng(0)
-    for split in ("train", "validation"):
-        parts = []
-        for name in PRESETS:
-            pieces = [_tone(rng) for _ in TEXTS]
-            who = {"speaker": f"speaker-{name}", "sex": "F", "preset": name}
-            phones = [(name, 0.06 * (i + 1)) for i, name in enumerate(rng.choice(PHONES, 11).tolist())]
-            index = [
-                {**who, "text": t, "samples": len(p), "phones": phones}
-                for t, p in zip(TEXTS, pieces, strict=True)
-            ]
-            parts.append((np.concatenate(pieces), index))
-        folder.mkdir(parents=True, exist_ok=True)
-        write_set(folder, f"synthetic-{split}", iter(parts))
+TEXT = "the train leaves at noon"
+LATER = ("teacher", "encoder", "decoder", "language", "folder")
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def materials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Materials]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield write_materials(tmp_path_factory.mktemp("materials"), patch)
+
+
+@pytest.fixture(scope="module")
+def built(materials: Materials, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("build")
-    _speech(root / "run" / "data")
-    build(
-        BuildRun(root / "run", SETTINGS), root / "checkpoint", root / "reference" / "encoder.safetensors",
-        stages=("teacher", "encoder", "decoder", "language", "folder"),
-    )  # fmt: skip
+    encoder = root / "reference" / "encoder.safetensors"
+    build(BuildRun(root / "run", SETTINGS), root / "checkpoint", encoder, materials)
     return root
+
+
+def _copy(built: Path, folder: Path, *parts: str) -> Path:
+    """The folders `parts` of the finished build in another build's folder."""
+    for part in parts:
+        shutil.copytree(built / "run" / part, folder / "run" / part)
+    return folder
 
 
 def _run(built: Path, settings: BuildSettings = SETTINGS) -> BuildRun:
@@ -140,25 +111,20 @@ def test_the_built_model_speaks(built: Path):
     import revox
 
     tts = revox.load(built / "checkpoint")
-    audio = tts.speak(TEXTS[0], PRESETS[0], max_seconds=0.4)
+    audio = tts.speak(TEXT, PRESETS[0], max_seconds=0.4)
     assert audio.rate == 24000
     assert np.isfinite(audio.samples).all()
 
 
-@pytest.mark.parametrize("stage", ["teacher", "encoder", "decoder"])
+@pytest.mark.parametrize("stage", ["encoder", "decoder"])
 def test_an_interrupted_run_goes_on_with_the_losses_of_an_uninterrupted_one(
     built, tmp_path: Path, stage: str
 ):
-    for name in ("a", "b"):
-        _speech(tmp_path / name / "data")
-        if stage != "teacher":
-            shutil.copytree(built / "run" / "teacher", tmp_path / name / "teacher")
-        write_params(BuildRun(tmp_path / name, SETTINGS))
-
     def trainer(name: str):
-        run = BuildRun(tmp_path / name, SETTINGS)
-        return teacher_trainer(run, frame_sets(run)) if stage == "teacher" else half_trainer(stage, run)
+        return half_trainer(stage, _run(tmp_path / name))
 
+    for name in ("a", "b"):
+        _copy(built, tmp_path / name, "data", "teacher", "folder")
     whole = trainer("a")
     expected = [whole.step()["loss"] for _ in range(4)]
     first = trainer("b")
@@ -168,10 +134,9 @@ def test_an_interrupted_run_goes_on_with_the_losses_of_an_uninterrupted_one(
     assert second.step_count == 2
     found += [second.step()["loss"] for _ in range(2)]
     assert found == pytest.approx(expected, rel=1e-5)
-    if stage != "teacher":
-        averages = (one.averaged.module.state_dict() for one in (whole, second))
-        for one, two in zip(*(state.values() for state in averages), strict=True):
-            assert torch.allclose(one, two, atol=1e-5)
+    averages = (one.averaged.module.state_dict() for one in (whole, second))
+    for one, two in zip(*(state.values() for state in averages), strict=True):
+        assert torch.allclose(one, two, atol=1e-5)
 
 
 @pytest.mark.parametrize("stage", ["encoder", "decoder"])
@@ -214,15 +179,15 @@ def test_the_shipped_model_speaks_with_the_average_of_its_weights(built: Path):
     assert torch.equal(load_model(built / "checkpoint").state_dict()[name], expected.bfloat16())
 
 
-def test_a_build_resumes_in_another_folder_from_its_state_bundles(built: Path, tmp_path: Path, monkeypatch):
+def test_a_build_resumes_in_another_folder_from_its_state_bundles(
+    built: Path, materials: Materials, tmp_path: Path, monkeypatch
+):
     monkeypatch.setattr(Run, "step", lambda self: pytest.fail(f"{self.log_path.stem} took a step"))
     made = write_bundles(built / "run", tmp_path / "run" / "state")
     assert max(path.stat().st_size for path in made) < 16e6
-    _speech(tmp_path / "run" / "data")
-    build(
-        _run(tmp_path), tmp_path / "checkpoint", tmp_path / "encoder.safetensors",
-        stages=("teacher", "encoder", "decoder", "language", "folder"),
-    )  # fmt: skip
+    _copy(built, tmp_path, "data", "whisper")
+    out, encoder = tmp_path / "checkpoint", tmp_path / "encoder.safetensors"
+    build(_run(tmp_path), out, encoder, materials, stages=LATER)
     for name in (WEIGHTS, "params.json", f"voice_embedding/{PRESETS[0]}.pt"):
         there, here = (folder / "checkpoint" / name for folder in (tmp_path, built))
         assert there.read_bytes() == here.read_bytes()
@@ -238,9 +203,10 @@ def test_a_state_holds_its_own_half_and_one_without_it_is_refused(built: Path):
         trainer.load_state(state | {"codec": {k: v for k, v in state["codec"].items() if k != name}})
 
 
-def test_a_finished_stage_is_not_repeated(built: Path, monkeypatch):
+def test_a_finished_stage_is_not_repeated(built: Path, materials: Materials, monkeypatch):
     monkeypatch.setattr(Run, "step", lambda self: pytest.fail(f"{self.log_path.stem} took a step"))
-    train_teacher(_run(built))
+    monkeypatch.setattr(WhisperTeacher, "load", lambda folder: pytest.fail("its states are kept"))
+    train_teacher(_run(built), materials.whisper)
     for half in ("encoder", "decoder"):
         train_half(half, _run(built))
     longer = replace(SETTINGS, encoder=replace(SETTINGS.encoder, steps=5))
@@ -251,7 +217,8 @@ def test_a_finished_stage_is_not_repeated(built: Path, monkeypatch):
 def test_encoder_and_decoder_share_the_teachers_codebook(built: Path):
     teacher = torch.load(built / "run" / "teacher" / "teacher-state.pt", weights_only=True)["teacher"]
     codec = trained_codec(_run(built))
-    assert torch.allclose(codec.quantizer.semantic_codebook.embedding, teacher["rows"], rtol=0.01, atol=0.01)
+    rows = teacher["sums"] / teacher["usage"][:, None]
+    assert torch.allclose(codec.quantizer.semantic_codebook.embedding, rows, rtol=0.01, atol=0.01)
 
 
 def test_training_one_half_leaves_the_other_alone(built: Path):
@@ -275,39 +242,11 @@ def test_the_encoder_learns_the_teachers_codes(built: Path):
     assert np.mean([trainer.step()["loss"] for _ in range(5)]) < 0.95 * first
 
 
-def test_the_phone_classifiers_loss_is_of_synthetic_speech_only(built: Path, monkeypatch):
-    settings = replace(SETTINGS, decoder=replace(SETTINGS.decoder, steps=40))
-    trainer = half_trainer("decoder", _run(built, settings))
-    trainer.human, trainer.human_share = trainer.synthetic, 0.5  # in place of human speech
-    batch, drawn, compared = trainer.batch, [], []
-
-    def watched():
-        drawn.append(batch())
-        return drawn[-1]
-
-    def difference(real, fake):
-        compared.append((real, fake.shape))
-        return fake.square().mean()
-
-    monkeypatch.setattr(trainer, "batch", watched)
-    monkeypatch.setattr(trainer.classifier, "difference", difference)
-    rows = [trainer.take_step() for _ in range(8)]
-    counts = [one[4] for one in drawn]
-    assert min(counts) < max(counts), "some of it should be human"
-    expected = [one[0][: one[4]] for one in drawn if one[4]]
-    assert len(compared) == len(expected)
-    for (real, fake_shape), synthetic in zip(compared, expected, strict=True):
-        assert torch.equal(real, synthetic)
-        assert fake_shape == synthetic.shape
-    assert all(row["phones"] == 0 for row, count in zip(rows, counts, strict=True) if not count)
-
-
-def test_the_phone_classifiers_loss_counts_from_a_chosen_step(built: Path):
-    begun = torch.load(built / "run" / "decoder" / "decoder-state.pt", weights_only=True)["step"]
-    decoder = replace(SETTINGS.decoder, steps=begun + 4, phones_from=begun + 2)
-    settings = replace(SETTINGS, decoder=decoder)
-    trainer = half_trainer("decoder", _run(built, settings))
-    assert ["phones" in trainer.step() for _ in range(4)] == [False, False, True, True]
+def test_the_discriminators_teach_the_decoder_from_a_chosen_step(built: Path, tmp_path: Path):
+    _copy(built, tmp_path, "data", "teacher", "folder")
+    trainer = half_trainer("decoder", _run(tmp_path))
+    rows = [trainer.step() for _ in range(4)]
+    assert ["adversarial" in row for row in rows] == [False, False, True, True]
 
 
 def test_the_language_model_is_fed_its_own_past_from_a_chosen_step(
@@ -332,57 +271,80 @@ def test_the_language_model_is_fed_its_own_past_from_a_chosen_step(
     assert read == [2, 3]
 
 
-def test_the_command_says_that_a_folder_is_complete_only_where_it_has_made_one(built: Path, tmp_path: Path):
-    config = tmp_path / "settings.json"
-    config.write_text(json.dumps(asdict(SETTINGS)))
+def _command(folder: Path, settings: BuildSettings, materials: Materials, *options: str) -> Result:
+    config = folder / "settings.json"
+    config.write_text(json.dumps(asdict(settings)))
+    arguments = [
+        "build", str(folder / "run"), "--out", str(folder / "out"), "--encoder", str(folder / "e"),
+        "--config", str(config), "--whisper", str(materials.whisper),
+    ]  # fmt: skip
+    return CliRunner().invoke(app, [*arguments, *options])
+
+
+def test_the_command_says_that_a_folder_is_complete_only_where_it_has_made_one(
+    built: Path, materials: Materials, tmp_path: Path
+):
     shutil.copytree(built / "run", tmp_path / "run")
-    out = tmp_path / "out"
-    common = ["build", str(tmp_path / "run"), "--out", str(out), "--encoder", str(tmp_path / "e.safetensors"),
-              "--config", str(config)]  # fmt: skip
-    done = CliRunner().invoke(app, [*common, "--stage", "teacher"])
+    done = _command(tmp_path, SETTINGS, materials, "--stage", "teacher")
     assert done.exit_code == 0
     assert "done: teacher" in done.output
-    assert not out.exists()
-    made = CliRunner().invoke(app, [*common, "--stage", "folder"])
-    assert f"{out} is complete" in made.output
-    assert (out / WEIGHTS).is_file()
+    assert not (tmp_path / "out").exists()
+    made = _command(tmp_path, SETTINGS, materials, "--stage", "folder")
+    assert f"{tmp_path / 'out'} is complete" in made.output
+    assert (tmp_path / "out" / WEIGHTS).is_file()
 
 
-def test_the_command_says_how_long_a_stage_still_takes(built: Path, tmp_path: Path):
-    config = tmp_path / "settings.json"
+def test_the_command_says_how_long_a_stage_still_takes(built: Path, materials: Materials, tmp_path: Path):
     stages = {"teacher": 4, "encoder": 4, "decoder": 4, "language": 3}
-    often: Any = {
-        name: replace(getattr(SETTINGS, name), report_every=1) for name in (*stages, "phone_classifier")
-    }
-    config.write_text(json.dumps(asdict(replace(SETTINGS, **often))))
+    often: Any = {name: replace(getattr(SETTINGS, name), report_every=1) for name in stages}
     shutil.copytree(built / "run", tmp_path / "run")
     for stage in stages:
         (tmp_path / "run" / stage / f"{stage}-state.pt").unlink()
-    (tmp_path / "run" / "decoder" / "phones-state.pt").unlink()
-    output = CliRunner().invoke(
-        app,
-        ["build", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--encoder", str(tmp_path / "e"),
-         "--config", str(config), *(part for stage in stages for part in ("--stage", stage))],
-    ).output  # fmt: skip
-    for stage, steps in {**stages, "phone_classifier": 2}.items():
+    asked = [part for stage in stages for part in ("--stage", stage)]
+    output = _command(tmp_path, replace(SETTINGS, **often), materials, *asked).output
+    for stage, steps in stages.items():
         of = re.findall(rf"{stage}  step (\d+) of {steps}, (\d+ min \d+ s) left", output)
         assert [int(step) for step, _ in of] == list(range(1, steps + 1)), output
         assert of[-1][1] == "0 min 00 s"
 
 
-def test_a_stage_asked_for_before_its_predecessor_says_which_one_is_missing(tmp_path: Path):
-    _speech(tmp_path / "run" / "data")
+def test_speech_folders_may_be_several_and_a_missing_material_is_named(
+    built: Path, materials: Materials, tmp_path: Path
+):
+    (whole,) = materials.speech
+    lines = (whole / "index.jsonl").read_text().splitlines(keepends=True)
+    halves = tmp_path / "one", tmp_path / "two"
+    for folder, part in zip(halves, (lines[:20], lines[20:]), strict=True):
+        folder.mkdir()
+        (folder / "audio").symlink_to(whole / "audio")
+        (folder / "index.jsonl").write_text("".join(part))
+    speech = [part for folder in halves for part in ("--speech", str(folder))]
+    humans = ["--librispeech", str(materials.librispeech)]
+    done = _command(tmp_path, SETTINGS, materials, *speech, *humans, "--stage", "speech")
+    assert done.exit_code == 0, done.output
+    for path in (built / "run" / "data").iterdir():
+        assert (tmp_path / "run" / "data" / path.name).read_bytes() == path.read_bytes()
+    run = BuildRun(tmp_path / "run", SETTINGS)
+    for stage, missing in (("speech", "--speech"), ("teacher", "--whisper")):
+        with pytest.raises(LabError, match=missing):
+            build(run, tmp_path / "out", tmp_path / "e", Materials(), stages=(stage,))
+
+
+def test_a_stage_asked_for_before_its_predecessor_says_which_one_is_missing(built: Path, tmp_path: Path):
+    _copy(built, tmp_path, "data")
     with pytest.raises(LabError, match="teacher"):
-        build(_run(tmp_path), tmp_path / "out", tmp_path / "encoder.safetensors", stages=("language",))
+        build(_run(tmp_path), tmp_path / "out", tmp_path / "encoder", Materials(), stages=("language",))
 
 
-def test_a_stage_without_its_speech_says_which_stage_makes_it(built: Path, tmp_path: Path):
+def test_a_stage_without_its_speech_says_which_stage_makes_it(
+    built: Path, materials: Materials, tmp_path: Path
+):
     run = tmp_path / "run"
     shutil.copytree(built / "run", run)
     (run / "data" / "synthetic-train.json").unlink()
     for stage in ("teacher", "encoder", "decoder"):
         with pytest.raises(LabError, match="no synthetic speech: run the stage `speech` first"):
-            build(_run(tmp_path), tmp_path / "out", tmp_path / "e", stages=(stage,))
+            build(_run(tmp_path), tmp_path / "out", tmp_path / "e", materials, stages=(stage,))
 
 
 @pytest.mark.parametrize(
@@ -399,7 +361,7 @@ def test_a_stage_whose_predecessors_state_cannot_be_used_says_which(
 
     def ask() -> None:
         out = tmp_path / "out"
-        build(_run(tmp_path), out, tmp_path / "e", stages=(asked,))
+        build(_run(tmp_path), out, tmp_path / "e", Materials(), stages=(asked,))
 
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(TrainingError, match=rf"{gone}-state\.pt cannot be read"):
@@ -416,14 +378,16 @@ def test_a_teacher_of_another_width_is_a_sentence(built: Path):
         trained_teacher(_run(built, other))
 
 
-def test_a_build_takes_its_speech_from_shards_where_there_are_some(tmp_path: Path):
-    _speech(tmp_path / "run" / "data")
-    pack(tmp_path / "run" / "data", tmp_path / "other" / "shards")
-    made = SpeechSet(tmp_path / "run" / "data", "train", "synthetic")
-    make_speech(BuildRun(tmp_path / "other", SETTINGS))
-    copied = SpeechSet(tmp_path / "other" / "data", "train", "synthetic")
-    assert copied.utterances == made.utterances
-    assert len(copied.waveform(3)) == len(made.waveform(3))
+def test_a_build_takes_its_speech_from_shards_where_there_are_some(built: Path, tmp_path: Path):
+    pack(built / "run" / "data", tmp_path / "shards")
+    make_speech(BuildRun(tmp_path, SETTINGS), Materials())
+    assert {path.name for path in (tmp_path / "data").glob("*.json")} == {
+        path.name for path in (built / "run" / "data").glob("*.json")
+    }
+    for split, kind in (("train", "synthetic"), ("more", "synthetic"), ("train", "human")):
+        made, copied = (SpeechSet(folder / "data", split, kind) for folder in (built / "run", tmp_path))
+        assert copied.utterances == made.utterances
+        assert len(copied.waveform(1)) == len(made.waveform(1))
 
 
 def test_training_quantizes_half_dithers_a_quarter_and_passes_a_quarter():
@@ -444,24 +408,6 @@ def test_rounding_lets_the_gradient_through():
     value = torch.linspace(-0.9, 0.9, 36).repeat(64, 1, 1).requires_grad_()
     quantize_acoustic(value, 21, torch.Generator().manual_seed(0)).sum().backward()
     assert torch.allclose(value.grad, torch.ones_like(value))
-
-
-def test_frames_without_phones_do_not_train_the_semantic_codes(built: Path):
-    run = _run(built)
-    frames = frame_sets(run)
-    trainer = teacher_trainer(run, frames)
-    features, labels = frames["synthetic", "train"].batch(4, 6, np.random.default_rng(0))
-    x, known = torch.from_numpy(features.astype(np.float32)), torch.from_numpy(labels)
-    last, dim = trainer.teacher.encoder[-1], run.params.voxtral_config().codec.semantic_dim
-    slopes = []
-    for some in (known, torch.full_like(known, -1)):
-        losses = trainer.losses(x, some, training=True)
-        trainer.optimizer.zero_grad()
-        sum(losses[name] for name in ("mel", "pitch", "semantic", "commitment", "spread")).backward()
-        slopes.append((float(last.weight.grad[:dim].abs().sum()), float(last.weight.grad[dim:].abs().sum())))
-    assert slopes[0][0] > 0
-    assert slopes[1][0] == 0
-    assert slopes[1][1] > 0
 
 
 def test_codes_are_the_encoders_once_it_is_done_and_the_teachers_before(built: Path):
@@ -490,12 +436,9 @@ def test_codes_are_encoded_once_and_then_cached(built: Path):
 
 def test_another_size_of_codebook_needs_a_folder_of_its_own(built: Path, tmp_path: Path):
     sizes = {**SETTINGS.codec_sizes, "semantic_codebook_size": 16}
-    for part in ("data", "teacher"):
-        shutil.copytree(built / "run" / part, tmp_path / "run" / part)
-    run = _run(tmp_path, replace(SETTINGS, codec_sizes=sizes))
-    write_params(run)
+    _copy(built, tmp_path, "folder")
     with pytest.raises(LabError, match="folder of its own"):
-        frame_sets(run)
+        write_params(_run(tmp_path, replace(SETTINGS, codec_sizes=sizes)))
 
 
 @pytest.mark.parametrize(
@@ -536,52 +479,16 @@ def test_a_language_model_of_another_width_is_built_and_speaks(built: Path, tmp_
         (run / part).symlink_to(built / "run" / part)
     encoder = tmp_path / "reference" / "encoder.safetensors"
     stages = ("language", "folder")
-    build(BuildRun(run, settings), tmp_path / "out", encoder, stages=stages)
+    build(BuildRun(run, settings), tmp_path / "out", encoder, Materials(), stages=stages)
     assert read_params(tmp_path / "out").voxtral_config().backbone.dim == 128
     shapes = {n: e.shape for n, e in read_header(tmp_path / "out" / WEIGHTS).items()}
     assert shapes["layers.0.attention.wq.weight"] == (128, 128)
     audio = load(tmp_path / "out", device="cpu").speak("ten past nine", PRESETS[0], max_seconds=0.4)
     assert len(audio.samples)
     with pytest.raises(LabError, match="of its own"):
-        build(_run(tmp_path), tmp_path / "out", encoder, stages=stages)
+        build(_run(tmp_path), tmp_path / "out", encoder, Materials(), stages=stages)
     with pytest.raises(LabError, match="multiple of 128"):
         write_params(BuildRun(tmp_path / "other", replace(SETTINGS, language_width=192)))
-
-
-def test_phones_fill_the_parts_of_a_frame_by_their_share_of_time():
-    filled = phone_occupancy([("pau", 0.03), ("s", 0.1), ("iy", 0.16)], 3, 0.08).reshape(3, 4, -1)
-    pause, s, iy = (PHONES.index(name) for name in ("pau", "s", "iy"))
-    assert np.allclose(filled.sum(-1), 1, atol=1e-5)
-    assert filled[0, 1, pause] == pytest.approx(0.5)
-    assert filled[0, 1, s] == pytest.approx(0.5)
-    assert filled[1, 0, s] == pytest.approx(1)
-    assert np.allclose(filled[1, 1:, iy], 1)
-    assert np.allclose(filled[2, :, pause], 1)
-    with pytest.raises(KeyError):
-        phone_occupancy([("xx", 0.1)], 1, 0.08)
-
-
-def test_frames_of_equal_phones_share_a_code_and_codes_have_rows_of_unit_variance():
-    kinds = np.repeat(np.eye(12, dtype=np.float32), 30, axis=0)
-    centroids, rows = phone_codebook(kinds, 12, 4, 0)
-    codes = nearest_cluster(kinds, centroids)
-    assert len(set(codes.tolist())) == 12
-    assert all(len(set(codes[i * 30 : i * 30 + 30].tolist())) == 1 for i in range(12))
-    assert rows.shape == (12, 4)
-    assert rows.std() == pytest.approx(1, abs=1e-5)
-
-
-def test_features_show_a_tone_where_it_sounds_and_complete_the_last_frame():
-    spectra = SpectralFeatures(CodecConfig())
-    time = torch.arange(3 * 1920 + 5) / 24000
-    wave = torch.where(time < 0.08, torch.sin(2 * torch.pi * 1000 * time) * 0.1, torch.zeros(()))
-    found = spectra(wave)
-    assert found.shape == (4, spectra.size)
-    mel = found[:, : spectra.mel_size].reshape(4, 8, 80)
-    assert float(mel[0, 3].max()) > float(mel[3].max()) + 1.5
-    assert mel[0, 3].argmax() == mel[0, 4].argmax()
-    low = found[:, spectra.mel_size :]
-    assert float(low.std()) < 1.0  # 1000 Hz lies above the low bins: nothing stands out there
 
 
 def test_the_codecs_ends_start_as_oscillators_that_encode_and_decode_a_tone():

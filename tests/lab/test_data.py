@@ -1,83 +1,90 @@
-"""Making the lab's speech: what is planned, split and resumed."""
+"""Making the lab's speech: which set holds what, at what level."""
 
-from dataclasses import replace
+import json
 
 import numpy as np
 import pytest
+from miniature import CLIPS, planned, write_materials
 
-from lab import data
-from lab.sentences import split_of
-from lab.speakers import synthetic_speakers
-from lab.synthesize import SynthesizedSpeech
-
-COUNTS = data.SpeechCounts(per_speaker=3, per_preset=5, per_check=2)
-
-
-@pytest.fixture
-def spoken(monkeypatch):
-    """Two training speakers (one a preset), one validation and one held-out, and a fast synthesizer."""
-    everyone = synthetic_speakers()
-    chosen = [
-        next(s for s in everyone if s.preset),
-        next(s for s in everyone if s.split == "train" and not s.preset),
-    ]
-    chosen += [next(s for s in everyone if s.split == split) for split in ("validation", "heldout")]
-    monkeypatch.setattr(data, "synthetic_speakers", lambda: chosen)
-    requests = []
-
-    def synthesize(speaker, text, rate, flite):
-        requests.append((speaker.name, text))
-        return SynthesizedSpeech(np.full(100 + len(text), 0.25, np.float32), (("pau", 0.1),))
-
-    monkeypatch.setattr(data, "synthesize", synthesize)
-    return requests
+from lab.data import SETS, SpeechSet, prepare
+from lab.level import level, trim
+from lab.sources import SPEECH, SPEEDS, preset_speakers
+from lab.speech.plan import read_speakers
+from revox.speech import read_audio
 
 
-def prepare(folder, per_speaker=3, **options):
-    return data.prepare(folder, None, replace(COUNTS, per_speaker=per_speaker), **options)
+@pytest.fixture(scope="module")
+def materials(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        yield write_materials(tmp_path_factory.mktemp("materials"), patch)
 
 
-def test_training_speakers_say_training_sentences_and_presets_say_some_of_every_split(tmp_path, spoken):
-    prepare(tmp_path)
-    counted = {}
+@pytest.fixture(scope="module")
+def made(materials, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    prepare(folder, materials.speech, materials.librispeech, 43)
+    return folder
+
+
+def test_the_plan_fills_the_splits_and_what_the_codec_does_not_need_is_more(made):
+    speakers = read_speakers(SPEECH / "speakers.json")
+    written = {split: [] for split in ("train", "validation", "heldout")}
+    for item in planned():
+        written[speakers[item.speaker].split].append(item.written)
+    found = {name: [u.text for u in SpeechSet(made, name, "synthetic").utterances] for name in written}
+    more = [u.text for u in SpeechSet(made, "more", "synthetic").utterances]
+    assert len(found["train"]) == 43
+    assert found | {"train": found["train"] + more} == written
+
+
+def test_human_clips_are_utterances_at_the_labs_rate_and_level(made, materials):
     for split in ("train", "validation", "heldout"):
-        speech = data.SpeechSet(tmp_path, split)
-        assert {split_of(u.text) for u in speech.utterances} == {split}
-        assert all(len(speech.waveform(i)) == 100 + len(u.text) for i, u in enumerate(speech.utterances))
-        counted[split] = sorted((u.preset is not None, len(speech.of(u.speaker))) for u in speech.utterances)
-    assert counted["train"] == [(False, 3)] * 3 + [(True, 5)] * 5
-    assert counted["validation"] == counted["heldout"] == [(False, 2)] * 2 + [(True, 2)] * 2
+        speech = SpeechSet(made, split, "human")
+        clips = [clip for clip in CLIPS if clip.split == split]
+        assert speech.speakers == sorted(f"librispeech-{clip.speaker}" for clip in clips)
+        for clip in clips:
+            whole = read_audio(materials.librispeech / clip.file, rate=24000).samples
+            parts = [whole[: round(1.9 * 24000)], whole[round(1.9 * 24000) :]]
+            mine = speech.of(f"librispeech-{clip.speaker}")
+            assert [speech.utterances[i].text for i in mine] == ["plain words,", "and more."]
+            for i, part in zip(mine, parts, strict=True):
+                expected = level(trim(part, 24000), 24000)
+                np.testing.assert_allclose(speech.waveform(i), expected, atol=1 / 32768)
 
 
-def test_what_an_interrupted_run_made_is_not_made_again(tmp_path, spoken, monkeypatch):
-    class StoppedError(Exception):
-        pass
-
-    def stop_after_two(at):
-        if "train" in at.what and at.done == 1:
-            raise StoppedError
-
-    with pytest.raises(StoppedError):
-        prepare(tmp_path, progress=stop_after_two)
-    assert not (tmp_path / "synthetic-train.json").exists()
-    assert len(spoken) == 5
-    prepare(tmp_path)
-    assert len(set(spoken)) == len(spoken) == 5 + 3 + 4 + 4
+def test_more_holds_the_human_voices_changed_in_speed_and_pitch_alike(made):
+    plain, more = SpeechSet(made, "train", "human"), SpeechSet(made, "more", "human")
+    assert len(more) == 4 * len(plain)
+    for speed in SPEEDS:
+        mine = [i for speaker in plain.speakers for i in more.of(f"{speaker}-{speed}")]
+        for one, other in zip(range(len(plain)), mine, strict=True):
+            assert more.utterances[other].text == plain.utterances[one].text
+            slow, fast = plain.waveform(one), more.waveform(other)
+            assert len(slow) / len(fast) == pytest.approx(speed, abs=0.02)
+            tones = [np.abs(np.fft.rfft(wave, 1 << 18)).argmax() for wave in (slow, fast)]
+            assert tones[1] / tones[0] == pytest.approx(speed, abs=0.01)
 
 
-def test_several_workers_make_the_same_set(tmp_path, spoken):
-    prepare(tmp_path / "one")
-    prepare(tmp_path / "four", workers=4)
-    one, four = (data.SpeechSet(tmp_path / name, "train").utterances for name in ("one", "four"))
-    assert one == four
+def test_the_utterances_of_a_presets_speaker_carry_its_name_and_others_none(made):
+    roles = {speaker: preset for preset, speaker in preset_speakers().items()}
+    utterances = SpeechSet(made, "train", "synthetic").utterances
+    assert [u.preset for u in utterances] == [roles.get(u.speaker) for u in utterances]
+    assert len({u.preset for u in utterances}) == 21
 
 
-def test_a_larger_set_adds_to_the_smaller_one_and_starts_with_it(tmp_path, spoken):
-    prepare(tmp_path)
-    small = [u.text for u in data.SpeechSet(tmp_path, "train").utterances]
-    prepare(tmp_path, per_speaker=6)
-    large = data.SpeechSet(tmp_path, "train")
-    texts = [u.text for u in large.utterances]
-    assert len(set(spoken)) == len(spoken)
-    assert set(small) < set(texts)
-    assert len(texts) == 11
+def test_a_set_without_utterances_is_left_out_and_one_of_before_goes(materials, made, tmp_path):
+    names = {path.stem for path in made.glob("*.json")}
+    assert names == set(SETS)
+    prepare(tmp_path, materials.speech, None, 43)
+    assert (tmp_path / "synthetic-more.json").is_file()
+    prepare(tmp_path, materials.speech, None, 1000)
+    assert {path.stem for path in tmp_path.glob("*.json")} == {
+        f"synthetic-{split}" for split in ("train", "validation", "heldout")
+    }
+    assert len(SpeechSet(tmp_path, "train", "synthetic")) == 46
+
+
+def test_the_same_materials_make_the_same_sets(materials, made, tmp_path):
+    prepare(tmp_path, materials.speech, materials.librispeech, 43)
+    for path in made.glob("*.json"):
+        assert json.loads(path.read_text()) == json.loads((tmp_path / path.name).read_text())

@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from lab.language_training import LanguageTraining, initialize_language, language_losses
+from lab.language_training import (
+    LanguageData,
+    LanguageTraining,
+    PromptTokens,
+    TokenizedUtterance,
+    initialize_language,
+    language_losses,
+)
 from revox.model.config import N_SPECIAL_CODES, VoxtralConfig
 from revox.model.voxtral import Voxtral
 
@@ -123,3 +130,61 @@ def test_at_times_it_reads_acoustic_codes_of_its_own_in_the_place_of_the_true_on
     losses(model, replace(PLAIN, own_share=1.0, token_noise=0.5), training=False)
     for ids, (_, _, codes) in zip(read[-len(given) :], given, strict=True):
         assert torch.equal(ids, torch.from_numpy(codes.astype(np.int64)) + N_SPECIAL_CODES)
+
+
+TOKENS = PromptTokens(bos=1, audio=AUDIO, begin_audio=25, next_audio_text=36, repeat_audio_text=35)
+
+
+def utterances(per_speaker: int = 3) -> list[TokenizedUtterance]:
+    """Two presets, two other synthetic speakers, a human one, and one with a single utterance.
+
+    All codes of an utterance are its own number; its texts are told apart by their tokens.
+    """
+    made = []
+    for speaker, preset, human in (
+        ("p", "casual_female", False), ("q", "casual_male", False), ("a", None, False), ("b", None, False),
+        ("h", None, True), ("alone", None, True),
+    ):  # fmt: skip
+        for _ in range(1 if speaker == "alone" else per_speaker):
+            number = len(made)
+            codes = np.full((37, 4 + number), number, np.int16)
+            texts = ((100 + number,), (200 + number, 200 + number))
+            made.append(TokenizedUtterance(codes, texts, speaker, preset, human))
+    return made
+
+
+def draws(settings: LanguageTraining, count: int = 2000) -> list[tuple[np.ndarray, list[int], np.ndarray]]:
+    references = {"casual_female": np.full((37, 5), 98), "casual_male": np.full((37, 6), 99)}
+    return LanguageData(utterances(), references, TOKENS, settings).batch(count, np.random.default_rng(0))
+
+
+def test_presets_humans_and_others_are_drawn_by_their_shares():
+    speakers = [one.speaker for one in utterances()]
+    drawn = [
+        speakers[codes[0, 0]] for _, _, codes in draws(LanguageTraining(preset_share=0.2, human_share=0.5))
+    ]
+    shares = {name: drawn.count(name) / len(drawn) for name in set(speakers)}
+    assert shares["p"] + shares["q"] == pytest.approx(0.2, abs=0.03)
+    assert shares["h"] == pytest.approx(0.5, abs=0.03)
+    assert shares["a"] + shares["b"] == pytest.approx(0.3, abs=0.03)
+    assert shares["alone"] == 0  # nothing else of this voice could be its reference
+
+
+def test_a_reference_is_other_speech_of_the_speaker_or_the_presets_own():
+    made = utterances()
+    for reference, prompt, codes in draws(LanguageTraining(reference_frames=(3, 12)), 300):
+        one = made[codes[0, 0]]
+        numbers = set(reference[0].tolist())
+        if numbers <= {98, 99}:
+            assert numbers == {98 if one.preset == "casual_female" else 99}
+        else:
+            assert {made[n].speaker for n in numbers} == {one.speaker}
+            assert codes[0, 0] not in numbers
+            assert reference.shape[1] <= 12
+        audio = [AUDIO] * (reference.shape[1] + 1)
+        assert prompt in [[1, 25, *audio, 36, *text, 35, 25] for text in one.texts]
+
+
+def test_both_forms_of_a_text_are_learned():
+    lengths = [len(prompt) - reference.shape[1] for reference, prompt, _ in draws(LanguageTraining(), 400)]
+    assert 0.4 < np.mean(np.array(lengths) == min(lengths)) < 0.6

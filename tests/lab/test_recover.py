@@ -50,6 +50,8 @@ from lab.recover_arms import (
 )
 from lab.recover_guard import identity
 from lab.recover_tables import GOALS, curve, goals_table, write_tables
+from lab.sources import SPEECH
+from lab.speech.plan import read_plan
 from revox.checkpoint.release import ENCODER_PREFIXES
 from revox.coding.find import find_codes
 from revox.coding.invert import InversionConfig, invert
@@ -99,6 +101,21 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_set(data, "human-heldout", _parts("human", range(20, 23), None))
     write_set(data, "synthetic-heldout", _parts("synthetic", range(30, 33), TEXT))
     return {"checkpoint": checkpoint, "encoder": root / "reference" / "encoder.safetensors", "data": data}
+
+
+def test_a_held_out_speaker_is_scored_on_a_sentence_that_the_recognizers_grammar_has(tmp_path: Path):
+    plan = read_plan(SPEECH / "plan.tsv")
+    sentence, free = (next(item.written for item in plan if item.kind == kind) for kind in ("plan", "free"))
+    for kind in ("synthetic", "human"):
+        who = {"speaker": "a", "sex": "F", "preset": None}
+        said = [(0.5, sentence), (0.4, sentence), (1.5, free)]
+        parts = [(_speech(i, seconds), text) for i, (seconds, text) in enumerate(said)]
+        made = ((wave, [{**who, "text": text, "samples": len(wave)}]) for wave, text in parts)
+        write_set(tmp_path, f"{kind}-heldout", made)
+    (clip,) = recover_scores.held_out_clips(tmp_path, "synthetic", 0.2, 1920)
+    assert (clip.text, len(clip.samples)) == (sentence, 6 * 1920)
+    (clip,) = recover_scores.held_out_clips(tmp_path, "human", 0.2, 1920)
+    assert (clip.text, len(clip.samples)) == (None, 2 * 1920)
 
 
 def experiment(lab: dict[str, Path], out: Path, **changes: Any) -> Experiment:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lab import LabError
-from lab.data import RATE, SpeechSet, write_set
+from lab.data import RATE, SETS, SpeechSet, write_set
 from lab.shards import pack, unpack
 from revox.training.data import DataError, find_sources
 
@@ -30,7 +30,6 @@ def folder(tmp_path):
                 "preset": None,
                 "text": f"text {i}",
                 "samples": len(wave),
-                "phones": [["aa", 0.2], ["pau", 0.5]],
             }
             for i, wave in enumerate(waves)
         ]
@@ -41,41 +40,31 @@ def folder(tmp_path):
 
 
 def test_a_set_gives_back_the_samples_and_texts_it_was_made_of(folder):
-    speech = SpeechSet(folder / "data", "train")
+    speech = SpeechSet(folder / "data", "train", "synthetic")
     assert len(speech) == 6
     assert speech.speakers == ["s0", "s1", "s2"]
     assert speech.utterances[3].text == "text 1"
     np.testing.assert_allclose(speech.waveform(3), glide(1.01, 11), atol=1 / 32768)
 
 
-def test_crops_have_the_length_asked_for_even_of_short_utterances(folder):
-    speech = SpeechSet(folder / "data", "train", "synthetic")
-    rng = np.random.default_rng(0)
-    assert {len(speech.crop(rng, seconds)) for seconds in (0.2, 0.8, 2.5)} == {4800, 19200, 60000}
-    again = SpeechSet(folder / "data", "train", "synthetic")
-    np.testing.assert_array_equal(
-        speech.crop(np.random.default_rng(3), 0.8), again.crop(np.random.default_rng(3), 0.8)
-    )
-
-
 def test_an_open_set_outlives_its_replacement(folder):
-    old = SpeechSet(folder / "data", "train")
+    old = SpeechSet(folder / "data", "train", "synthetic")
     before = old.waveform(5)
     wave = glide(0.3, 9)
     entry = {"speaker": "new", "sex": "M", "preset": None, "text": None, "samples": len(wave)}
     write_set(folder / "data", "synthetic-train", iter([(np.round(wave * 32768).astype(np.int16), [entry])]))
     np.testing.assert_array_equal(old.waveform(5), before)
-    assert SpeechSet(folder / "data", "train").speakers == ["new"]
+    assert SpeechSet(folder / "data", "train", "synthetic").speakers == ["new"]
 
 
 def test_shards_keep_the_speech_aligned_to_the_sample_and_much_smaller(folder):
     size = pack(folder / "data", folder / "shards", per_shard=4, bit_rate=32_000)
-    original = SpeechSet(folder / "data", "train")
+    original = SpeechSet(folder / "data", "train", "synthetic")
     assert (
         size < sum(u.samples for u in original.utterances) * 2 / 4
     )  # of 16-bit samples; a tar's last block is most of it
     assert unpack(folder / "shards", folder / "again") == ["synthetic-train"]
-    again = SpeechSet(folder / "again", "train")
+    again = SpeechSet(folder / "again", "train", "synthetic")
     assert again.utterances == original.utterances
     for i in range(6):
         wave, decoded = original.waveform(i), again.waveform(i)
@@ -87,17 +76,27 @@ def test_shards_keep_the_speech_aligned_to_the_sample_and_much_smaller(folder):
 def test_fewer_utterances_a_speaker_can_be_packed(folder):
     pack(folder / "data", folder / "shards", most=1)
     unpack(folder / "shards", folder / "again")
-    found = SpeechSet(folder / "again", "train").utterances
+    found = SpeechSet(folder / "again", "train", "synthetic").utterances
     assert [(one.speaker, one.text) for one in found] == [(f"s{i}", "text 0") for i in range(3)]
+
+
+def test_every_set_of_a_build_is_packed(folder):
+    data = folder / "data"
+    wave = np.round(glide(0.3, 9) * 32767).astype(np.int16)
+    entry = {"speaker": "new", "sex": "M", "preset": None, "text": None, "samples": len(wave)}
+    for name in SETS[1:]:
+        write_set(data, name, iter([(wave, [entry])]))
+    pack(data, folder / "shards")
+    assert sorted(unpack(folder / "shards", folder / "again")) == sorted(SETS)
 
 
 def test_lhotse_and_training_read_the_shards(folder):
     pack(folder / "data", folder / "shards", per_shard=4)
     packed = folder / "shards" / "synthetic-train"
     cuts = list(lhotse.CutSet.from_shar(in_dir=packed))
-    original = SpeechSet(folder / "data", "train").utterances
-    assert [(c.supervisions[0].speaker, c.supervisions[0].text, c.custom["phones"]) for c in cuts] == [
-        (one.speaker, one.text, one.phones) for one in original
+    original = SpeechSet(folder / "data", "train", "synthetic").utterances
+    assert [(c.supervisions[0].speaker, c.supervisions[0].text, c.custom["sex"]) for c in cuts] == [
+        (one.speaker, one.text, one.sex) for one in original
     ]
     assert [c.num_samples for c in cuts] == [one.samples for one in original]
     (source,) = find_sources([str(packed)])
@@ -127,8 +126,15 @@ def test_a_damaged_shard_is_named_and_makes_no_set(folder, damage):
     assert not (folder / "again" / "synthetic-train.json").exists()
 
 
+def test_a_set_of_an_older_version_is_named(folder):
+    path = folder / "data" / "synthetic-train.json"
+    path.write_text(path.read_text().replace('"preset"', '"phones"'))
+    with pytest.raises(LabError, match=r"synthetic-train\.json is of an older version"):
+        SpeechSet(folder / "data", "train", "synthetic")
+
+
 def test_a_folder_without_speech_says_how_to_make_it(tmp_path):
     with pytest.raises(LabError, match="python -m lab build"):
-        SpeechSet(tmp_path, "train")
+        SpeechSet(tmp_path, "train", "synthetic")
     with pytest.raises(LabError, match="no shards"):
         unpack(tmp_path, tmp_path / "out")

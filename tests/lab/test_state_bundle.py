@@ -19,8 +19,8 @@ def run(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     rng = np.random.default_rng(0)
     for name, size in (
-        ("teacher/teacher-state.pt", 2500), ("teacher/teacher-log.jsonl", 70), ("teacher/phones.npz", 30),
-        ("decoder/decoder-state.pt", 3000), ("decoder/phones-state.pt", 1), ("decoder/decoder-log.jsonl", 0),
+        ("teacher/teacher-state.pt", 2500), ("teacher/teacher-log.jsonl", 70),
+        ("decoder/decoder-state.pt", 3000), ("decoder/decoder-log.jsonl", 0),
         ("teacher/features-human-train.npy", 5000), ("teacher/codes-human-train.cache", 5000),
     ):  # fmt: skip
         path = folder / name
@@ -30,8 +30,8 @@ def run(tmp_path, monkeypatch):
 
 
 BUNDLED = {
-    "teacher/teacher-state.pt", "teacher/teacher-log.jsonl", "teacher/phones.npz", "decoder/decoder-state.pt",
-    "decoder/phones-state.pt", "decoder/decoder-log.jsonl",
+    "teacher/teacher-state.pt", "teacher/teacher-log.jsonl", "decoder/decoder-state.pt",
+    "decoder/decoder-log.jsonl",
 }  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def test_states_go_through_small_files_to_the_byte(run, tmp_path):
     made = write_bundles(run, tmp_path / "state")
     assert set(made) == set((tmp_path / "state").iterdir())
     assert max(path.stat().st_size for path in made) <= 1000
-    assert len(made) == 3 + 1 + 4 + 1  # parts and an index for each stage
+    assert len(made) == 3 + 1 + 3 + 1  # parts and an index for each stage
     there = tmp_path / "there"
     assert restore_bundles(tmp_path / "state", there) == ["teacher", "decoder"]
     for name in BUNDLED:
@@ -100,8 +100,8 @@ def test_an_invalid_index_is_refused_before_anything_is_written(tmp_path, index)
 def test_the_command_says_what_it_wrote_and_what_it_cannot_do(run, tmp_path):
     done = CliRunner().invoke(app, ["state", str(run), "--stage", "decoder"])
     assert done.exit_code == 0, done.output
-    assert len(list((run / "state").iterdir())) == 5
-    assert re.search(r"5 files, 0\.0 MB", done.stderr + done.stdout)
+    assert len(list((run / "state").iterdir())) == 4
+    assert re.search(r"4 files, 0\.0 MB", done.stderr + done.stdout)
     for arguments, sentence in (
         (
             [str(run), "--stage", "speech"],

@@ -1,11 +1,14 @@
 """The lab's tekken.json, as mistral-common reads it."""
 
 import io
+import json
 
 import numpy as np
 import pytest
 
-from lab.tokenizer import minimal_vocab_size, word_pieces, write_tekken
+from lab.sources import SPEECH
+from lab.speech.plan import read_plan
+from lab.tokenizer import domain_pieces, learn_pieces, minimal_vocab_size, write_tekken
 
 mistral = pytest.importorskip("mistral_common.tokens.tokenizers.mistral")
 
@@ -67,10 +70,65 @@ def test_too_small_a_vocabulary_is_refused(tmp_path):
         write_tekken(tmp_path / "tekken.json", {}, vocab_size=minimal_vocab_size() - 1)
 
 
-def test_the_words_of_a_text_make_it_one_token_a_word(tmp_path):
-    text = "Half past nine, at seven o'clock."
-    words = word_pieces([text])
-    assert words == sorted(["Half", " past", " nine", " at", " seven", "'clock", " o"])
-    tokenizer, _ = load(tmp_path, words=words)
+TEXTS = [
+    "Half past nine, at seven o'clock.", "The seventh of March was cold and windy; the ninth is warm.",
+    "Call me back at half past seven.", "It's the last train to the coast, isn't it?",
+]  # fmt: skip
+
+
+def test_learned_pieces_give_the_tokens_of_the_byte_pair_encoding_they_come_from(tmp_path):
+    from tokenizers import Regex, Tokenizer
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+    from tokenizers.trainers import BpeTrainer
+
+    pieces = learn_pieces(TEXTS, 60)
+    assert len(pieces) == 60
+    tokenizer, vocab_size = load(tmp_path, words=pieces)
+    assert vocab_size == minimal_vocab_size(pieces) == 1000 + 256 + len(pieces)
     tekken = tokenizer.instruct_tokenizer.tokenizer
-    assert len(tekken.encode(text, bos=False, eos=False)) == len(words) + len(",.")
+
+    pattern = json.loads((tmp_path / "tekken.json").read_text())["config"]["pattern"]
+    reference = Tokenizer(BPE())
+    split = Split(Regex(pattern), "isolated")
+    reference.pre_tokenizer = Sequence([split, ByteLevel(add_prefix_space=False, use_regex=False)])
+    alphabet = ByteLevel.alphabet()
+    trainer = BpeTrainer(vocab_size=len(alphabet) + 60, initial_alphabet=alphabet, show_progress=False)
+    reference.train_from_iterator(TEXTS, trainer)
+    for text in [*TEXTS, "Nine seventy o'clocks at 12, past the windy coast!"]:
+        ids = tekken.encode(text, bos=False, eos=False)
+        bounds = np.cumsum([len(tekken.id_to_byte_piece(i)) for i in ids])
+        expected = np.cumsum([len(token) for token in reference.encode(text).tokens])  # a character a byte
+        assert bounds.tolist() == expected.tolist(), text
+
+
+def test_pieces_are_of_ascii_so_that_each_is_a_text():
+    assert all(piece.isascii() for piece in learn_pieces(["caf\u00e9 \u20ac"] * 9, 60))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "plain words",
+        "\u4f60\u597d \U0001f600",
+        "a\nb\t  c\u0000",
+        "\u0120 \u00c3\u00a9",
+        "caf\u00e9 CAF\u00c9",
+        "",
+    ],
+    ids=ascii,
+)
+def test_any_text_comes_back_from_its_tokens(tmp_path, text):
+    tokenizer, _ = load(tmp_path, words=domain_pieces())
+    tekken = tokenizer.instruct_tokenizer.tokenizer
+    assert tekken.decode(tekken.encode(text, bos=False, eos=False)) == text
+
+
+def test_the_committed_pieces_are_distinct_and_shorten_the_plans_sentences(tmp_path):
+    pieces = domain_pieces()
+    assert len(set(pieces)) == len(pieces)
+    tokenizer, _ = load(tmp_path, words=pieces)
+    tekken = tokenizer.instruct_tokenizer.tokenizer
+    texts = [item.written for item in read_plan(SPEECH / "plan.tsv")[::50]]
+    tokens = sum(len(tekken.encode(text, bos=False, eos=False)) for text in texts)
+    assert tokens < 2 * sum(len(text.split()) for text in texts)

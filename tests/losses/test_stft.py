@@ -109,12 +109,8 @@ def test_training_losses_and_discriminators_have_the_spectra_they_had():
         same(magnitude(spectrum), expected.abs())
 
 
-def test_the_phone_classifiers_and_the_recipes_mels_are_what_they_were():
+def test_the_recipes_mels_are_what_they_were():
     x = noise(2, 6000)
-    spectrum = literally(x, 1024, 240, torch.hann_window(1024), "constant")
-    expected = bank(1024, 80, 8000.0) @ (spectrum.abs().square() + 1e-12).sqrt()
-    ours = (power(stft(x, 1024, 240, pad_mode="constant")) + 1e-12).sqrt()
-    same(to_mel(ours, 24000, 80, 0.0, 8000.0), expected)
     recipe = bank(1024, 80) @ literally(x, 1024, 256, torch.hann_window(1024)).abs()
     same(to_mel(stft(x, 1024, 256).abs(), 24000, 80), recipe)
 

@@ -128,6 +128,12 @@ class WhisperTeacher:
         """Channels of its hidden states."""
         return int(self._model.config.d_model)
 
+    @property
+    def encoder(self) -> nn.Module:
+        """Whisper's encoder."""
+        encoder: nn.Module = self._model.model.encoder
+        return encoder
+
     @torch.no_grad()
     def targets(
         self,
@@ -227,10 +233,7 @@ class WhisperTeacher:
             if text is None:
                 tokens.append(None)
                 continue
-            text = text.strip()
-            text = text.lower() if text.isupper() else text
-            ids = self._tokenizer(f" {text}", add_special_tokens=False).input_ids if text else []
-            tokens.append(self._words_only(ids))
+            tokens.append(self.text_tokens(text))
         unknown = [i for i, found in enumerate(tokens) if found is None]
         if unknown:
             for i, ids in zip(
@@ -239,6 +242,13 @@ class WhisperTeacher:
                 limit = 8 + _TOKENS_A_SECOND * sizes[i] // rate
                 tokens[i] = self._words_only(ids)[:limit]
         return [(found or [])[: room - len(prompt)] for found, prompt in zip(tokens, prompts, strict=True)]
+
+    def text_tokens(self, text: str) -> list[int]:
+        """Tokens of a transcript, no special ones; one in capitals only is taken in small letters."""
+        text = text.strip()
+        text = text.lower() if text.isupper() else text
+        ids = self._tokenizer(f" {text}", add_special_tokens=False).input_ids if text else []
+        return self._words_only(ids)
 
     def _words_only(self, ids: Sequence[int]) -> list[int]:
         # <|endoftext|> is the first special token of every Whisper; languages, tasks and times follow it.

@@ -57,7 +57,16 @@ def test_speech_of_another_folder_is_not_made_again(tmp_path):
     assert remaining(PLAN, indices, tmp_path / "second") == PLAN[2:]
 
 
-def test_a_line_that_was_cut_off_is_dropped_and_its_utterance_made_again(tmp_path):
+def test_a_line_that_is_cut_off_is_not_read_and_the_file_stays_as_its_writer_left_it(tmp_path):
+    _run(tmp_path, PLAN[:2])
+    path = tmp_path / "index.jsonl"
+    cut = path.read_bytes()[:-10]
+    path.write_bytes(cut)
+    assert list(read_index(tmp_path)) == [0]
+    assert path.read_bytes() == cut
+
+
+def test_the_utterance_of_a_line_that_was_cut_off_is_made_again(tmp_path):
     _run(tmp_path, PLAN[:2])
     path = tmp_path / "index.jsonl"
     path.write_bytes(path.read_bytes()[:-10])

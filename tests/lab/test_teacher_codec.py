@@ -1,0 +1,185 @@
+"""The teacher codec: its codebook, what it distills, and that its run resumes exactly."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from lab.data import LabUtterance
+from lab.frames import FrameFeatures, FrameSet
+from lab.teacher_codec import TeacherCodec, TeacherCodecTrainer, TeacherCodecTraining, TeacherData
+from lab.whisper_states import WhisperStates
+from revox.model.config import CodecConfig
+from revox.training.distill import DistillTargets
+
+CONFIG = CodecConfig(semantic_codebook_size=16, semantic_dim=8)
+SIZE, WIDTH = FrameFeatures(CONFIG).size, 12
+SETTINGS = TeacherCodecTraining(
+    steps=8, batch=4, frames=6, width=16, blocks=1, warmup=1, decay_steps=2, distilled=3, quantized_from=3
+)
+
+
+def data(seed, count=6):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(9, 20, count)
+    speech = SimpleNamespace(
+        utterances=[
+            LabUtterance(f"s{i % 2}", "F", None, "x", 0, int(n) * 1920) for i, n in enumerate(lengths)
+        ]
+    )
+    frames = FrameSet(speech, rng.standard_normal((lengths.sum(), SIZE)).astype(np.float16), 1920)
+    states = WhisperStates({}, {}, {})
+    for i, n in enumerate(lengths):
+        tokens = int(rng.integers(2, 6)) if i else 0  # the first has no timed word
+        alignment = rng.random((tokens, n)) ** 4
+        states.hidden[i] = rng.standard_normal((tokens, WIDTH)).astype(np.float16)
+        states.alignment[i] = (alignment / alignment.sum(1, keepdims=True)).astype(np.float16)
+        states.encoded[i] = (rng.standard_normal((n, WIDTH)) + 3).astype(np.float16)
+    return TeacherData(frames, states)
+
+
+TRAIN = {"synthetic": data(0), "human": data(1)}
+
+
+def trainer(folder, settings=SETTINGS, train=TRAIN):
+    return TeacherCodecTrainer(CONFIG, settings, train, {"synthetic": data(2)}, folder)
+
+
+@pytest.fixture
+def codec():
+    return TeacherCodec(CONFIG, SIZE, 16, 1)
+
+
+def test_the_codebook_is_made_of_clusters_and_every_latent_has_its_nearest_row(codec):
+    rng = torch.Generator().manual_seed(0)
+    latents = torch.randn((900, 8), generator=rng)
+    codec.make_codebook(latents, rng, rounds=60)
+    distances = torch.stack([(latents - row).square().sum(-1) for row in codec.rows], dim=-1)
+    codes = codec.semantic_logits(latents[None])[0].argmax(-1)
+    torch.testing.assert_close(distances.gather(1, codes[:, None])[:, 0], distances.min(-1).values)
+    assert len(set(codes.tolist())) == 16
+    for code, row in enumerate(codec.rows):  # k-means has come to rest
+        torch.testing.assert_close(row, latents[codes == code].mean(0), atol=0.05, rtol=0)
+    torch.testing.assert_close(codec.distance, distances.min(-1).values.mean(), rtol=1e-3, atol=0)
+
+
+def test_logits_are_distances_in_units_of_the_mean_distance(codec):
+    codec.sums.copy_(torch.randn(16, 8, generator=torch.Generator().manual_seed(1)))
+    codec.usage.fill_(0.5)
+    codec.distance.fill_(3.0)
+    latent = torch.randn(8, generator=torch.Generator().manual_seed(2))
+    expected = -(latent - codec.sums / 0.5).square().sum(-1) / 3.0
+    torch.testing.assert_close(codec.semantic_logits(latent[None, None])[0, 0], expected)
+
+
+def test_following_keeps_usage_at_a_mean_of_1_and_moves_rows_to_their_latents(codec):
+    rng = torch.Generator().manual_seed(0)
+    codec.sums.copy_(torch.randn((16, 8), generator=rng))
+    settings = replace(SETTINGS, rarest=0.0, codebook_decay=0.9)
+    latents, codes = torch.randn((200, 8), generator=rng), torch.arange(200) % 10
+    before = codec.rows.clone()
+    for _ in range(300):
+        codec.follow(latents, codes, settings, rng)
+        assert float(codec.usage.mean()) == pytest.approx(1, abs=1e-4)
+    for code in range(10):
+        torch.testing.assert_close(codec.rows[code], latents[codes == code].mean(0), atol=1e-4, rtol=0)
+    torch.testing.assert_close(codec.rows[10:], before[10:], atol=1e-4, rtol=1e-3)  # unused: in place
+    expected = (latents - codec.rows[codes]).square().sum(-1).mean()
+    torch.testing.assert_close(codec.distance, expected, rtol=1e-3, atol=0)
+
+
+def test_a_batch_moves_a_row_as_far_as_a_larger_batch_of_the_same_latents(codec):
+    rng = torch.Generator().manual_seed(0)
+    codec.sums.copy_(torch.randn((16, 8), generator=rng))
+    latents, codes = torch.randn((32, 8), generator=rng), torch.arange(32) % 16
+    other = TeacherCodec(CONFIG, SIZE, 16, 1)
+    other.sums.copy_(codec.sums)
+    codec.follow(latents, codes, SETTINGS, rng)
+    other.follow(latents.repeat(5, 1), codes.repeat(5), SETTINGS, rng)
+    torch.testing.assert_close(codec.rows, other.rows)
+    torch.testing.assert_close(codec.usage, other.usage)
+
+
+def test_codes_that_are_rare_are_put_where_latents_are(codec):
+    rng = torch.Generator().manual_seed(0)
+    codec.sums.copy_(torch.randn((16, 8), generator=rng) + 100)
+    codec.usage[7] = 0.1
+    codec.sums[7] *= 0.1
+    latents, codes = torch.randn((40, 8), generator=rng), torch.arange(40) % 5
+    before = codec.rows.clone()
+    codec.follow(latents, codes, replace(SETTINGS, rarest=0.1, codebook_decay=0.99), rng)
+    assert float((latents - codec.rows[7]).abs().sum(-1).min()) < 1e-5
+    assert float(codec.usage[7]) == 0.5
+    torch.testing.assert_close(codec.rows[8:], before[8:])  # 0.99 is not yet rare
+
+
+def by_hand(run, chosen):
+    """The two losses of the utterances `chosen`, each by itself, from their latents without quantization."""
+    of = TRAIN["synthetic"]
+    words, cosines = [], []
+    for i in chosen:
+        features = of.frames.features[of.frames.starts[i] : of.frames.ends[i]].astype(np.float32)
+        semantic, _ = run.teacher.encode_latents(torch.from_numpy(features)[None])
+        hidden, alignment, encoded = (
+            torch.from_numpy(found[i].astype(np.float32))
+            for found in (of.states.hidden, of.states.alignment, of.states.encoded)
+        )
+        words.append(run.words(semantic, DistillTargets([hidden], [alignment])))
+        guess, goal = run.sounds(semantic[0]), encoded - run.center
+        cosines.append(functional.cosine_similarity(guess, goal, dim=-1))
+    return torch.stack(words).mean(), 1 - torch.cat(cosines).mean()
+
+
+def test_the_distillation_is_that_of_each_utterance_by_itself(tmp_path):
+    run = trainer(tmp_path)
+    known = [i for i in range(6) if len(TRAIN["synthetic"].states.hidden[i])]
+    assert known == [1, 2, 3, 4, 5]
+    chosen = [known[i] for i in np.random.default_rng(5).integers(len(known), size=4)]
+    found = run.distillation(TRAIN["synthetic"], 4, np.random.default_rng(5), training=False)
+    words, sounds = by_hand(run, chosen)
+    torch.testing.assert_close(found["words"], words)
+    torch.testing.assert_close(found["sounds"], sounds)
+
+
+def test_latents_are_quantized_from_the_chosen_step_and_gradients_pass(tmp_path):
+    run = trainer(tmp_path)
+    rows = []
+    for _ in range(5):
+        rows.append(run.step())
+    assert [row["commitment"] > 0 for row in rows] == [False] * 3 + [True] * 2
+    semantic = torch.randn((4, 3, 8), generator=torch.Generator().manual_seed(0)).requires_grad_()
+    given, codes = run._quantized(semantic, training=False)
+    torch.testing.assert_close(given, run.teacher.rows[codes])
+    given.sum().backward()
+    assert torch.equal(semantic.grad, torch.ones_like(semantic))
+
+
+def test_an_interrupted_run_goes_on_exactly(tmp_path):
+    whole = trainer(tmp_path / "a")
+    expected = [whole.step()["loss"] for _ in range(8)]
+    first = trainer(tmp_path / "b")
+    found = [first.step()["loss"] for _ in range(4)]
+    first.save()
+    second = trainer(tmp_path / "b")
+    assert second.resume()
+    found += [second.step()["loss"] for _ in range(4)]
+    assert found == expected
+    for name, tensor in whole.teacher.state_dict().items():
+        assert torch.equal(tensor, second.teacher.state_dict()[name]), name
+    assert second.validate() == whole.validate()
+
+
+def test_synthetic_speech_alone_is_enough(tmp_path):
+    run = trainer(tmp_path, train={"synthetic": TRAIN["synthetic"]})
+    assert np.isfinite([run.step()["loss"] for _ in range(5)]).all()
+
+
+def test_it_learns_what_it_distills(tmp_path):
+    run = trainer(tmp_path, replace(SETTINGS, steps=200, batch=2, quantized_from=40, learning_rate=5e-3))
+    rows = [run.step() for _ in range(80)]
+    for name in ("words", "sounds", "mel"):
+        first, last = (np.mean([row[name] for row in part]) for part in (rows[:5], rows[-5:]))
+        assert last < 0.9 * first, name
