@@ -1,7 +1,7 @@
-"""Building the lab checkpoint: speech, teacher codec, encoder, decoder, language model, folder.
+"""Building the lab checkpoint: speech, teacher codec, encoder, decoder, both together, language model, folder.
 
 Every stage resumes where it stopped. The encoder and the decoder can train at the same time once the teacher
-codec is done; the language model needs the encoder.
+codec is done, and are then trained together; the language model needs their codes.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from lab.codec_training import (
     CodecData,
     DecoderTrainer,
     DecoderTraining,
+    JointTrainer,
+    JointTraining,
     ReferenceEncoderTrainer,
     ReferenceEncoderTraining,
 )
@@ -42,7 +44,7 @@ from lab.sizes import PRESETS, lab_params
 from lab.speech.plan import plain_words
 from lab.state_bundle import restore_bundles
 from lab.teacher_codec import TeacherCodec, TeacherCodecTrainer, TeacherCodecTraining, TeacherData
-from lab.tokenized import TokenizedSpeech, tokenize_speech
+from lab.tokenized import tokenize_speech
 from lab.tokenizer import domain_pieces, minimal_vocab_size, write_tekken
 from lab.whisper_states import whisper_states
 from revox.checkpoint.params import Params, read_params
@@ -54,7 +56,7 @@ from revox.progress import Progress
 from revox.speech.files import pt_bytes, replace_file, stamp_of
 from revox.training.run import Run, saved_state
 
-STAGES = ("speech", "teacher", "encoder", "decoder", "language", "folder")
+STAGES = ("speech", "teacher", "encoder", "decoder", "joint", "language", "folder")
 
 Report = Callable[[str, dict[str, float]], None]
 """Takes the stage and its figures: losses, or how much of a count is done."""
@@ -69,6 +71,7 @@ class BuildSettings:
     teacher: TeacherCodecTraining = field(default_factory=TeacherCodecTraining)
     encoder: ReferenceEncoderTraining = field(default_factory=ReferenceEncoderTraining)
     decoder: DecoderTraining = field(default_factory=DecoderTraining)
+    joint: JointTraining = field(default_factory=JointTraining)
     language: LanguageTraining = field(default_factory=LanguageTraining)
     codec_utterances: int = 4400
     """The first utterances of the plan, from which everything learns; later ones teach the language model."""
@@ -169,6 +172,8 @@ def build(
     for half in ("encoder", "decoder"):
         if half in stages:
             train_half(half, run)
+    if "joint" in stages:
+        train_joint(run)
     if "language" in stages:
         train_language(run)
     if "folder" in stages:
@@ -310,7 +315,7 @@ def teacher_codes(teacher: TeacherCodec, features: torch.Tensor) -> np.ndarray:
 def half_trainer(half: str, run: BuildRun) -> ReferenceEncoderTrainer | DecoderTrainer:
     """The run of the codec's "encoder" or "decoder", at its last state."""
     config, settings = run.params.voxtral_config().codec, run.settings
-    data, folder = _codec_data(half, run), run.folder / half
+    data, folder = _codec_data(run), run.folder / half
     trainer: ReferenceEncoderTrainer | DecoderTrainer
     if half == "encoder":
         trainer = ReferenceEncoderTrainer(config, settings.encoder, data, folder, run.device, run.autocast)
@@ -320,28 +325,17 @@ def half_trainer(half: str, run: BuildRun) -> ReferenceEncoderTrainer | DecoderT
     return trainer
 
 
-def _codec_data(half: str, run: BuildRun) -> CodecData:
-    """The speech with the codes that `half` learns from.
-
-    The decoder learns from the encoder's codes, which are what it will decode; while the encoder is still
-    training, from the teacher codec's, which are what the encoder will learn.
-    """
+def _codec_data(run: BuildRun) -> CodecData:
+    """The speech with the teacher codec's codes."""
     teacher, config = trained_teacher(run), run.params.voxtral_config().codec
-    source = code_source(run) if half == "decoder" else None
-    levels = (config.acoustic_codebook_size - 1) / 2
-    found: dict[tuple[str, str], TokenizedSpeech] = {}
-    for (kind, split), frames in frame_sets(run).items():
-        speech = run.speech(split, kind)
-        if source is None or source.name == "teacher":
-            found[kind, split] = tokenize_speech(
-                teacher, speech, frames, config.samples_per_frame,
-                run.folder / "teacher" / f"codes-{kind}-{split}.cache", run.device,
-                partial(run.progress, "frames"),
-            )  # fmt: skip
-        else:
-            codes = np.concatenate(utterance_codes(run, source, kind, split), axis=1)
-            values = (codes[1:].T / levels - 1).astype(np.float16)
-            found[kind, split] = TokenizedSpeech(speech, frames, codes[0], values, config.samples_per_frame)
+    found = {
+        (kind, split): tokenize_speech(
+            teacher, run.speech(split, kind), frames, config.samples_per_frame,
+            run.folder / "teacher" / f"codes-{kind}-{split}.cache", run.device,
+            partial(run.progress, "frames"),
+        )
+        for (kind, split), frames in frame_sets(run).items()
+    }  # fmt: skip
     validation = {kind: one for (kind, split), one in found.items() if split == "validation"}
     return CodecData(teacher, found["synthetic", "train"], found.get(("human", "train")), validation)
 
@@ -352,64 +346,40 @@ def train_half(half: str, run: BuildRun) -> None:
     run.train(trainer, half, trainer.settings, trainer.validate)
 
 
+def train_joint(run: BuildRun) -> None:
+    """Train encoder and decoder together, from what they learned apart."""
+    trainer = JointTrainer(
+        run.params.voxtral_config().codec, run.settings.joint, _codec_data(run),
+        run.folder / "joint", run.device, run.autocast,
+    )  # fmt: skip
+    if not trainer.resume():
+        with run.state("decoder") as decoder:
+            trainer.begin(trained_encoder(run), decoder)
+    run.train(trainer, "joint", run.settings.joint, trainer.validate)
+
+
 def _averaged(state: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The moving average of the weights in a run's state, by the module's own names; empty if it has none."""
     found = state.get("averaged", {}).items()
     return {k.removeprefix("module."): v for k, v in found if k.startswith("module.")}
 
 
-def trained_codec(run: BuildRun, halves: tuple[str, ...] = ("encoder", "decoder")) -> Codec:
-    """The trained codec, on the CPU, with values rounded to bf16 as in the shipped file.
+def trained_encoder(run: BuildRun) -> dict[str, torch.Tensor]:
+    """What the encoder learned by itself."""
+    with run.state("encoder") as saved:
+        found = saved["codec"] | _averaged(saved)
+    return {k: v for k, v in found.items() if k.startswith(HALVES["encoder"])}
 
-    A half that is not asked for has fresh weights.
-    """
+
+def trained_codec(run: BuildRun) -> Codec:
+    """The trained codec, on the CPU, with values rounded to bf16 as in the shipped file."""
     codec = Codec(run.params.voxtral_config().codec, with_encoder=True)
-    for half in halves:
-        with run.state(half) as saved:
-            state = saved["codec"] | _averaged(saved)
-            own = {k: v for k, v in state.items() if k.startswith((*HALVES[half], "quantizer."))}
-            codec.load_state_dict(own, strict=False)
+    with run.state("joint") as saved:
+        codec.load_state_dict(saved["codec"] | _averaged(saved))
     return codec.to(torch.bfloat16).float().eval().requires_grad_(False)
 
 
 # Codes
-
-
-@dataclass(frozen=True)
-class CodeSource:
-    """What gives codes of waveforms: the encoder, or the teacher codec while the encoder is still training.
-
-    `stamp` identifies its weights. `encode` gives codes int16 `[37, frames]` of a waveform `[samples]`.
-    """
-
-    name: str
-    stamp: str
-    encode: Callable[[np.ndarray], np.ndarray]
-
-
-def code_source(run: BuildRun) -> CodeSource:
-    """The encoder if it has been trained to its end, else the teacher codec."""
-    if encoder_is_done(run):
-        codec = trained_codec(run, ("encoder",))
-        weights = sum(float(p.double().sum()) for p in codec.encoder_blocks.parameters())
-        return CodeSource("encoder", f"{weights:.9e}", partial(encode_speech, codec.to(run.device)))
-    teacher = trained_teacher(run)
-    spectra = FrameFeatures(run.params.voxtral_config().codec)
-    stamp = teacher.stamp()
-    teacher.to(run.device)
-
-    def encode(wave: np.ndarray) -> np.ndarray:
-        return teacher_codes(teacher, spectra(torch.from_numpy(wave)).to(run.device))
-
-    return CodeSource("teacher", stamp, encode)
-
-
-def encoder_is_done(run: BuildRun) -> bool:
-    """Whether the encoder has been trained to the end of its schedule."""
-    if not (run.folder / "encoder" / "encoder-state.pt").is_file():
-        return False
-    with run.state("encoder", mmap=True) as saved:
-        return bool(saved["step"] >= run.settings.encoder.steps)
 
 
 @torch.no_grad()
@@ -419,21 +389,21 @@ def encode_speech(codec: Codec, wave: np.ndarray) -> np.ndarray:
     return codec.encode(torch.from_numpy(wave)[None].to(device))[0].cpu().numpy().astype(np.int16)
 
 
-def utterance_codes(run: BuildRun, source: CodeSource, kind: str, split: str) -> list[np.ndarray]:
-    """Codes `[37, frames]` of every utterance, cached in the source's folder."""
+def utterance_codes(run: BuildRun, codec: Codec, kind: str, split: str) -> list[np.ndarray]:
+    """Codes `[37, frames]` of every utterance, cached for this codec and this speech."""
     speech = run.speech(split, kind)
+    weights = sum(float(p.double().sum()) for p in codec.encoder_blocks.parameters())
 
     def encode() -> Arrays:
         codes = []
         for i in range(len(speech)):
-            codes.append(source.encode(speech.waveform(i)))
+            codes.append(encode_speech(codec, speech.waveform(i)))
             if i % 500 == 499:
-                what = f"{source.name}'s codes of {kind} {split}"
-                run.progress("frames", Progress(what, i + 1, len(speech)))
+                run.progress("frames", Progress(f"codes of {kind} {split}", i + 1, len(speech)))
         return {"codes": np.concatenate(codes, axis=1), "ends": np.cumsum([c.shape[1] for c in codes])}
 
-    cache = run.folder / source.name / f"language-codes-{kind}-{split}.cache"
-    cached = cached_arrays(cache, stamp_of(speech.identity, source.stamp), encode)
+    cache = run.folder / "language" / f"codes-{kind}-{split}.cache"
+    cached = cached_arrays(cache, stamp_of(speech.identity, f"{weights:.9e}"), encode)
     return np.split(cached["codes"], cached["ends"][:-1], axis=1)
 
 
@@ -458,16 +428,16 @@ def _preset_seconds(run: BuildRun) -> float:
 
 def language_data(run: BuildRun) -> tuple[LanguageData, LanguageData]:
     """Training and validation utterances as codes, with the presets' references and the prompt's ids."""
-    source, tokenizer = code_source(run), _Tokenizer(run.work)
+    codec, tokenizer = trained_codec(run).to(run.device), _Tokenizer(run.work)
     waves = preset_waveforms(run.speech("train", "synthetic"), _preset_seconds(run))
-    references = {name: source.encode(wave) for name, wave in waves.items()}
+    references = {name: encode_speech(codec, wave) for name, wave in waves.items()}
     made = []
     for splits in (("train", "more"), ("validation",)):
         utterances = []
         for kind, split in itertools.product(KINDS, splits):
             if not (run.data / f"{kind}-{split}.json").is_file():
                 continue
-            codes = utterance_codes(run, source, kind, split)
+            codes = utterance_codes(run, codec, kind, split)
             utterances += [
                 TokenizedUtterance(
                     c,

@@ -39,7 +39,7 @@ from revox.model.layers import CausalConv1d
 from revox.training.average import moving_average
 from revox.training.balance import GradientBalancer
 from revox.training.initial import initialize
-from revox.training.quantize import quantize_acoustic
+from revox.training.quantize import quantize_acoustic, quantize_semantic
 from revox.training.run import Run
 from revox.training.world import World
 
@@ -87,6 +87,18 @@ class DecoderTraining:
     save_every: int = 500
     report_every: int = 100
     validate_every: int = 1000
+
+
+@dataclass(frozen=True)
+class JointTraining(DecoderTraining):
+    """Settings of the run of encoder and decoder together. The defaults are for one CPU core."""
+
+    learning_rate: float = 5e-4
+    complex: float = 1.0
+    waveform: float = 0.5
+    semantic: float = 0.3
+    """Weight of the cross-entropy that keeps the semantic codes those of the teacher codec."""
+    spread: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -263,8 +275,8 @@ class _CodecRun(Run):
         return state
 
     def _own(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        # The other half still has its initial weights.
-        other = next(names for half, names in HALVES.items() if half != self.name)
+        # While one half is trained, the other still has its initial weights.
+        other = tuple(n for half, names in HALVES.items() if self.name not in (half, "joint") for n in names)
         return {k: v for k, v in tensors.items() if not k.removeprefix("module.").startswith(other)}
 
     def _load_own(self, module: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -323,11 +335,14 @@ class DecoderTrainer(_CodecRun):
         folder: Path,
         device: str = "cpu",
         autocast: bool = False,
+        name: str = "decoder",
     ) -> None:
-        super().__init__("decoder", config, settings, data, folder, device, autocast)
+        super().__init__(name, config, settings, data, folder, device, autocast)
         self.settings = settings
         self._make_heads(_rates(self.codec, self.codec.decoder_blocks, 1), settings.seed)
         self.parts: list[nn.Module] = [self.codec.decoder_blocks, self.codec.output_proj, self.heads]
+        if name == "joint":
+            self.parts += [self.codec.input_proj, self.codec.encoder_blocks]
         self.objective = SpectralObjective(
             config.sampling_rate, settings.resolutions, overlap=settings.overlap
         )
@@ -383,10 +398,9 @@ class DecoderTrainer(_CodecRun):
         """One update of the decoder and, when due, of the discriminators; returns the losses."""
         settings = self.settings
         real, codes, values, features = self.batch()
-        rows = self.teacher.rows[codes]
-        quantized = quantize_acoustic(values, self.codec.config.acoustic_codebook_size, self.rng)
+        latents, others = self.latents(real, codes, values)
         with self.arithmetic(), states_of(self.codec.decoder_blocks) as states:
-            fake = self.codec.decode_latents(torch.cat((rows, quantized), dim=-1).transpose(1, 2))
+            fake = self.codec.decode_latents(latents.transpose(1, 2))
         fake = fake.float()
         # Every loss sees the waveform only: their gradients with respect to it are weighed by their norms.
         leaf = fake.detach().requires_grad_()
@@ -412,11 +426,17 @@ class DecoderTrainer(_CodecRun):
             name: torch.autograd.grad(loss, leaf, retain_graph=True)[0] for name, loss in weighed.items()
         }
         total = self.balancer.combine(gradients, factors)
-        deep = self.heads([s.float() for s in states], features)
+        others["deep"] = settings.deep * self.heads([s.float() for s in states], features)
         scale = settings.gradient / sum(self.balancer.weights[name] for name in weighed)
-        norm = self.update([fake, settings.deep * deep], [total * scale, torch.ones_like(deep)], self.parts)
-        figures = {k: float(v.detach()) for k, v in (weighed | shown | {"deep": deep}).items()}
-        return figures | {"norm": norm, "loss": figures["mel"] + figures["deep"]}
+        other = torch.stack(list(others.values())).sum()
+        norm = self.update([fake, other], [total * scale, torch.ones_like(other)], self.parts)
+        figures = {k: float(v.detach()) for k, v in (weighed | shown | others).items()}
+        return figures | {"norm": norm, "loss": figures["mel"] + float(other.detach())}
+
+    def latents(self, real: Tensor, codes: Tensor, values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the decoder is given, `[batch, frames, latent_dim]`, and weighed losses of it by name."""
+        quantized = quantize_acoustic(values, self.codec.config.acoustic_codebook_size, self.rng)
+        return torch.cat((self.teacher.rows[codes], quantized), dim=-1), {}
 
     def _update_discriminators(self, real: list[Tensor], fake: list[Tensor]) -> Tensor:
         """One update; returns the loss."""
@@ -444,6 +464,73 @@ class DecoderTrainer(_CodecRun):
             terms = objective(objective.spectra(real), objective.spectra(fake))
             row |= {f"{kind}_mel": round(float(terms.mel), 4)}
             row |= {f"{kind}_magnitude": round(float(terms.magnitude), 4)}
+        return row
+
+
+class JointTrainer(DecoderTrainer):
+    """The run of encoder and decoder together, which begins with what they learned apart.
+
+    The spectra that the teacher codec codes hold no phase, so a decoder of its codes has to invent one and
+    sounds hoarse. Trained together, the encoder learns to code what the decoder needs of it. Semantic codes
+    stay the teacher's.
+    """
+
+    settings: JointTraining
+
+    def __init__(
+        self,
+        config: CodecConfig,
+        settings: JointTraining,
+        data: CodecData,
+        folder: Path,
+        device: str = "cpu",
+        autocast: bool = False,
+    ) -> None:
+        super().__init__(config, settings, data, folder, device, autocast, "joint")
+
+    def begin(self, encoder: dict[str, Tensor], decoder: dict[str, Any]) -> None:
+        """Start from the encoder's weights and from the whole state of the decoder's run."""
+        self.codec.load_state_dict(encoder, strict=False)
+        self.codec.load_state_dict(decoder["codec"], strict=False)
+        self.heads.load_state_dict(decoder["heads"])
+        self.averaged = moving_average(self.codec, self.average) if self.average else None
+        if self.discriminators is not None and "discriminators" in decoder:
+            self.discriminators.load_state_dict(decoder["discriminators"])
+
+    def latents(self, real: Tensor, codes: Tensor, values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of the encoder, quantized by the paper's schedule; `semantic` and `spread` are weighed."""
+        with self.arithmetic():
+            latents = self.codec.encode_latents(real).transpose(1, 2).float()
+        semantic, acoustic = latents.split(
+            (self.codec.config.semantic_dim, self.codec.config.acoustic_dim), -1
+        )
+        wanted = functional.cross_entropy(
+            self.teacher.semantic_logits(semantic).flatten(0, 1), codes.flatten()
+        )
+        chance = torch.rand((len(real),), generator=self.rng).to(real.device)
+        given = quantize_semantic(semantic, self.teacher.rows, chance)
+        quantized = quantize_acoustic(
+            torch.tanh(acoustic), self.codec.config.acoustic_codebook_size, self.rng
+        )
+        spread = functional.relu(acoustic.abs() - 1.2).square().mean()
+        weighed = {"semantic": self.settings.semantic * wanted, "spread": self.settings.spread * spread}
+        return torch.cat((given, quantized), dim=-1), weighed
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mel and magnitude distances of validation segments encoded and decoded, and semantic agreement."""
+        row: dict[str, float] = {}
+        objective = SpectralObjective(self.codec.config.sampling_rate, ((1024, 100),))
+        for kind, tokenized in self.validation.items():
+            waves, codes, _, _ = tokenized.batch(12, 40, np.random.default_rng(1))
+            real = torch.from_numpy(waves).to(self.device)
+            found = self.shipped.encode(real)
+            fake = self.shipped.decode(found).float()
+            terms = objective(objective.spectra(real), objective.spectra(fake))
+            agreement = (found[:, 0].cpu() == torch.from_numpy(codes)).float().mean()
+            row |= {f"{kind}_mel": round(float(terms.mel), 4)}
+            row |= {f"{kind}_magnitude": round(float(terms.magnitude), 4)}
+            row |= {f"{kind}_agreement": round(float(agreement), 4)}
         return row
 
 
