@@ -2,8 +2,9 @@
 # The lab's build on two cores, from its materials to the checkpoint:
 #   benchmarks/lab-build.sh RUN --speech DIR [--speech DIR ...] --librispeech DIR --whisper DIR
 #
-# lab/speech/README.md says how the materials are made. Decoder and language model train side by side, a core
-# each, from the codes of the finished encoder. The folder is RUN/out, the reference encoder is in RUN/reference.
+# lab/speech/README.md says how the materials are made. Encoder and decoder train side by side, a core each, on
+# the teacher codec's codes, then together; the language model learns from the codes of that codec. The folder is
+# RUN/out, the reference encoder is in RUN/reference.
 # Ctrl-C or a lost machine loses at most 500 steps: the same command goes on. --autocast makes the language
 # model's steps shorter on processors with bf16 instructions and longer on others: AUTOCAST=--no-autocast for
 # these. With DEVICE=cuda CONFIG=benchmarks/lab-build-gpu.json all stages train on one GPU.
@@ -25,19 +26,14 @@ if [ ! -e "$run/speech-is-complete" ]; then
     build --stage speech
     touch "$run/speech-is-complete"
 fi
-build --stage teacher --stage encoder --threads 1 "$codec"
-build --stage language --threads 1 "$autocast" &
-language=$!
-trap 'kill -TERM $language 2>/dev/null || true; wait' EXIT
-# The codes that both learn from are made once, by the language model's command. The last of them are these.
-until compgen -G "$run/encoder/language-codes-*-validation.cache" >/dev/null; do
-    if ! kill -0 $language 2>/dev/null; then
-        wait $language
-        break
-    fi
-    sleep 1
-done
+build --stage teacher --threads 1 "$codec"
+# The first to start caches the teacher codec's codes, the second may compute them again: both get the same.
+build --stage encoder --threads 1 "$codec" &
+encoder=$!
+trap 'kill -TERM $encoder 2>/dev/null || true; wait' EXIT
 build --stage decoder --threads 1 "$codec"
-wait $language
+wait $encoder
 trap - EXIT
+build --stage joint --threads 2 "$codec"
+build --stage language --threads 2 "$autocast"
 build --stage folder --threads 1

@@ -25,6 +25,8 @@ PANELS = (
     ("encoder", ("agreement", "synthetic_agreement"), "encoder: semantic codes equal to the teacher's"),
     ("decoder", ("mel", "feature"), "decoder: mel (log10) and feature matching, training crops"),
     ("decoder", ("synthetic_mel", "human_mel"), "decoder: mel, validation"),
+    ("joint", ("mel", "feature"), "joint: mel (log10) and feature matching, training crops"),
+    ("joint", ("synthetic_mel", "human_mel"), "joint: mel, validation"),
     ("language", ("semantic", "valid_semantic"), "language: semantic codes (nats a frame)"),
     ("language", ("flow", "valid_flow"), "language: velocity error"),
 )
@@ -34,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    figure, axes = plt.subplots(2, 4, figsize=(15, 6.5), constrained_layout=True)
+    figure, axes = plt.subplots(2, 5, figsize=(18.5, 6.5), constrained_layout=True)
     for axis, (stage, keys, title) in zip(axes.T.flat, PANELS, strict=True):
         rows = [json.loads(line) for line in (folder / f"{stage}-log.jsonl").read_text().splitlines()]
         for key in keys:

@@ -1,4 +1,4 @@
-"""Building the lab checkpoint: speech, teacher codec, encoder, decoder, both together, language model, folder.
+"""Building the lab checkpoint: speech, teacher codec, encoder, decoder, both of them, language model, folder.
 
 Every stage resumes where it stopped. The encoder and the decoder can train at the same time once the teacher
 codec is done, and are then trained together; the language model needs their codes.
@@ -132,7 +132,7 @@ class BuildRun:
         )
 
     @contextlib.contextmanager
-    def state(self, stage: str, *, mmap: bool = False) -> Iterator[dict[str, Any]]:
+    def state(self, stage: str) -> Iterator[dict[str, Any]]:
         """The saved state of `stage`, for a body that loads it.
 
         Raises LabError if there is none, TrainingError if it cannot be used.
@@ -140,7 +140,7 @@ class BuildRun:
         path = self.folder / stage / f"{stage}-state.pt"
         if not path.is_file():
             raise LabError(f"{path} is missing: run the stage `{stage}` first")
-        with saved_state(path, mmap=mmap) as state:
+        with saved_state(path) as state:
             yield state
 
 
@@ -155,9 +155,9 @@ def build(
     """Build the lab checkpoint in the folder `out`; the reference encoder goes to the file `encoder_out`.
 
     A stage that was interrupted resumes from its last state, or from the state bundle in RUN/state; a stage
-    that is complete is not repeated. The decoder and the language model learn from the encoder's codes once
-    the encoder is done, and from the teacher codec's codes before that. Raises LabError if an earlier stage
-    or a material is missing.
+    that is complete is not repeated. Encoder and decoder learn from the teacher codec's codes, the language
+    model from those of the encoder after both were trained together. Raises LabError if an earlier stage or a
+    material is missing.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     for stage in restore_bundles(run.folder / "state", run.folder):
@@ -346,8 +346,8 @@ def train_half(half: str, run: BuildRun) -> None:
     run.train(trainer, half, trainer.settings, trainer.validate)
 
 
-def train_joint(run: BuildRun) -> None:
-    """Train encoder and decoder together, from what they learned apart."""
+def joint_trainer(run: BuildRun) -> JointTrainer:
+    """The run of encoder and decoder together, at its last state or at what they learned apart."""
     trainer = JointTrainer(
         run.params.voxtral_config().codec, run.settings.joint, _codec_data(run),
         run.folder / "joint", run.device, run.autocast,
@@ -355,7 +355,13 @@ def train_joint(run: BuildRun) -> None:
     if not trainer.resume():
         with run.state("decoder") as decoder:
             trainer.begin(trained_encoder(run), decoder)
-    run.train(trainer, "joint", run.settings.joint, trainer.validate)
+    return trainer
+
+
+def train_joint(run: BuildRun) -> None:
+    """Train encoder and decoder together to the end of their schedule."""
+    trainer = joint_trainer(run)
+    run.train(trainer, "joint", trainer.settings, trainer.validate)
 
 
 def _averaged(state: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -392,7 +398,8 @@ def encode_speech(codec: Codec, wave: np.ndarray) -> np.ndarray:
 def utterance_codes(run: BuildRun, codec: Codec, kind: str, split: str) -> list[np.ndarray]:
     """Codes `[37, frames]` of every utterance, cached for this codec and this speech."""
     speech = run.speech(split, kind)
-    weights = sum(float(p.double().sum()) for p in codec.encoder_blocks.parameters())
+    encoder = (p for k, p in codec.named_parameters() if k.startswith(HALVES["encoder"]))
+    weights = sum(float(p.double().sum()) for p in encoder)
 
     def encode() -> Arrays:
         codes = []

@@ -1,4 +1,4 @@
-"""The lab's decoder and encoder, trained independently on the teacher codec's codes.
+"""The lab's decoder and encoder, trained apart on the teacher codec's codes and then together.
 
 The decoder turns the codes into waveforms, quantized by the paper's schedule. Its losses are multi-resolution
 mel, spectral convergence and complex STFT, an L1 that decays, and, from a chosen step, light STFT

@@ -21,18 +21,22 @@ from lab.build import (
     BuildSettings,
     Materials,
     build,
-    code_source,
+    encode_speech,
     frame_sets,
     half_trainer,
+    joint_trainer,
     language_data,
     make_speech,
     train_half,
+    train_joint,
     train_teacher,
     trained_codec,
+    trained_encoder,
     trained_teacher,
     utterance_codes,
     write_params,
 )
+from lab.codec_training import HALVES, DecoderTrainer, ReferenceEncoderTrainer
 from lab.data import SpeechSet
 from lab.errors import LabError
 from lab.language_training import LanguageTrainer
@@ -57,7 +61,7 @@ from revox.training.run import Run
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TEXT = "the train leaves at noon"
-LATER = ("teacher", "encoder", "decoder", "language", "folder")
+LATER = ("teacher", "encoder", "decoder", "joint", "language", "folder")
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +87,10 @@ def _copy(built: Path, folder: Path, *parts: str) -> Path:
 
 def _run(built: Path, settings: BuildSettings = SETTINGS) -> BuildRun:
     return BuildRun(built / "run", settings)
+
+
+def _trainer(stage: str, run: BuildRun) -> ReferenceEncoderTrainer | DecoderTrainer:
+    return joint_trainer(run) if stage == "joint" else half_trainer(stage, run)
 
 
 def test_the_built_folder_has_the_releases_inventory_and_its_encoder_is_a_file_apart(built: Path):
@@ -116,15 +124,15 @@ def test_the_built_model_speaks(built: Path):
     assert np.isfinite(audio.samples).all()
 
 
-@pytest.mark.parametrize("stage", ["encoder", "decoder"])
-def test_an_interrupted_run_goes_on_with_the_losses_of_an_uninterrupted_one(
-    built, tmp_path: Path, stage: str
-):
+@pytest.mark.parametrize("stage", ["encoder", "decoder", "joint"])
+def test_an_interrupted_run_goes_on_as_an_uninterrupted_one(built, tmp_path: Path, stage: str):
     def trainer(name: str):
-        return half_trainer(stage, _run(tmp_path / name))
+        return _trainer(stage, _run(tmp_path / name))
 
     for name in ("a", "b"):
         _copy(built, tmp_path / name, "data", "teacher", "folder")
+        if stage == "joint":
+            _copy(built, tmp_path / name, "encoder", "decoder")
     whole = trainer("a")
     expected = [whole.step()["loss"] for _ in range(4)]
     first = trainer("b")
@@ -134,19 +142,20 @@ def test_an_interrupted_run_goes_on_with_the_losses_of_an_uninterrupted_one(
     assert second.step_count == 2
     found += [second.step()["loss"] for _ in range(2)]
     assert found == pytest.approx(expected, rel=1e-5)
-    averages = (one.averaged.module.state_dict() for one in (whole, second))
-    for one, two in zip(*(state.values() for state in averages), strict=True):
-        assert torch.allclose(one, two, atol=1e-5)
+    torch.testing.assert_close(second.state(), whole.state(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("stage", ["encoder", "decoder"])
-def test_the_average_of_the_weights_is_validated_and_shipped(built: Path, stage: str):
-    settings = replace(
-        SETTINGS, decoder=replace(SETTINGS.decoder, steps=8), encoder=replace(SETTINGS.encoder, steps=8)
-    )
-    trainer = half_trainer(stage, _run(built, settings))
+@pytest.mark.parametrize(
+    ("stage", "half"), [("encoder", "encoder"), ("joint", "encoder"), ("joint", "decoder")]
+)
+def test_the_average_of_the_weights_is_validated_and_what_is_taken_from_a_run(
+    built: Path, stage: str, half: str
+):
+    longer: Any = {stage: replace(getattr(SETTINGS, stage), steps=8)}
+    settings = replace(SETTINGS, **longer)
+    trainer = _trainer(stage, _run(built, settings))
     names = trainer.codec.state_dict()
-    name = next(k for k in names if k.startswith(stage) and k.endswith("layers.0.attention.wq.weight"))
+    name = next(k for k in names if k.startswith(half) and k.endswith("layers.0.attention.wq.weight"))
     expected = trainer.shipped.state_dict()[name].clone()
     for n in range(2):
         trainer.take_step()
@@ -154,20 +163,19 @@ def test_the_average_of_the_weights_is_validated_and_shipped(built: Path, stage:
         expected = share * expected + (1 - share) * trainer.codec.state_dict()[name]
         assert torch.allclose(trainer.shipped.state_dict()[name], expected, atol=1e-6)
     state = torch.load(built / "run" / stage / f"{stage}-state.pt", weights_only=True)
-    shipped = trained_codec(_run(built)).state_dict()[name]
-    assert not torch.equal(state["codec"][name], state["averaged"][f"module.{name}"])
-    assert torch.equal(shipped, state["averaged"][f"module.{name}"].bfloat16().float())
+    average = state["averaged"][f"module.{name}"]
+    assert not torch.equal(state["codec"][name], average)
+    if stage == "encoder":
+        assert torch.equal(trained_encoder(_run(built))[name], average)
+    else:
+        assert torch.equal(trained_codec(_run(built)).state_dict()[name], average.bfloat16().float())
     evaluated = trainer.validate()
     with torch.no_grad():
         for p in trainer.codec.parameters():
             p.mul_(2)
     assert trainer.validate() == evaluated
-    without = replace(
-        settings,
-        decoder=replace(settings.decoder, average=0.0),
-        encoder=replace(settings.encoder, average=0.0),
-    )
-    plain = half_trainer(stage, _run(built, without))
+    without: Any = {stage: replace(getattr(SETTINGS, stage), average=0.0)}
+    plain = _trainer(stage, _run(built, replace(SETTINGS, **without)))
     assert plain.shipped is plain.codec
 
 
@@ -209,6 +217,7 @@ def test_a_finished_stage_is_not_repeated(built: Path, materials: Materials, mon
     train_teacher(_run(built), materials.whisper)
     for half in ("encoder", "decoder"):
         train_half(half, _run(built))
+    train_joint(_run(built))
     longer = replace(SETTINGS, encoder=replace(SETTINGS.encoder, steps=5))
     with pytest.raises(pytest.fail.Exception, match="encoder-log took a step"):
         train_half("encoder", _run(built, longer))
@@ -247,6 +256,51 @@ def test_the_discriminators_teach_the_decoder_from_a_chosen_step(built: Path, tm
     trainer = half_trainer("decoder", _run(tmp_path))
     rows = [trainer.step() for _ in range(4)]
     assert ["adversarial" in row for row in rows] == [False, False, True, True]
+
+
+def test_the_joint_run_starts_from_exactly_what_encoder_and_decoder_learned(built: Path, tmp_path: Path):
+    run = _run(_copy(built, tmp_path, "data", "teacher", "folder", "encoder", "decoder"))
+    trainer = joint_trainer(run)
+    with run.state("decoder") as decoder:
+        expected = decoder["codec"] | trained_encoder(run)
+    assert trainer.step_count == 0
+    for codec in (trainer.codec, trainer.shipped):
+        torch.testing.assert_close(dict(codec.state_dict()), expected, rtol=0, atol=0)
+    for name, module in (("heads", trainer.heads), ("discriminators", trainer.discriminators)):
+        torch.testing.assert_close(dict(module.state_dict()), dict(decoder[name]), rtol=0, atol=0)
+
+
+def test_the_joint_run_trains_both_halves_and_leaves_the_codebook_alone(built: Path, tmp_path: Path):
+    trainer = joint_trainer(_run(_copy(built, tmp_path, "data", "teacher", "folder", "encoder", "decoder")))
+    before = {k: v.clone() for k, v in trainer.codec.state_dict().items()}
+    trainer.step()
+    changed = {k for k, v in trainer.codec.state_dict().items() if not torch.equal(v, before[k])}
+    for prefix in (*HALVES["encoder"], *HALVES["decoder"]):
+        assert any(k.startswith(prefix) for k in changed), prefix
+    assert not any(k.startswith("quantizer.") for k in changed)
+
+
+def test_the_joint_runs_semantic_targets_are_the_teachers_codes(built: Path):
+    run = _run(built)
+    one, two = joint_trainer(run), joint_trainer(run)
+    teacher, frames = trained_teacher(run), frame_sets(run)["synthetic", "train"]
+    features = torch.from_numpy(frames.features[: frames.ends[0]].astype(np.float32))
+    assert np.array_equal(one.synthetic.codes[: frames.ends[0]], teacher.encode(features[None])[0][0])
+    waves, codes, _, _ = one.batch()
+    with torch.no_grad():
+        latents = one.codec.encode_latents(waves)[:, : one.codec.config.semantic_dim].transpose(1, 2)
+    squares = (latents[:, :, None] - teacher.rows).square().sum(-1)
+    chosen = (-squares / teacher.distance).log_softmax(-1).gather(-1, codes[..., None])
+    expected = -SETTINGS.joint.semantic * float(chosen.mean())
+    assert two.take_step()["semantic"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_joint_runs_state_holds_what_balances_its_losses(built: Path):
+    with _run(built).state("joint") as state:
+        balancer = state["balancer"]
+    losses = ("mel", "magnitude", "complex", "waveform", "feature", "adversarial")
+    assert balancer["counts"] == dict.fromkeys(losses, SETTINGS.joint.steps)
+    assert all(balancer["squares"][name] > 0 for name in losses)
 
 
 def test_the_language_model_is_fed_its_own_past_from_a_chosen_step(
@@ -295,7 +349,7 @@ def test_the_command_says_that_a_folder_is_complete_only_where_it_has_made_one(
 
 
 def test_the_command_says_how_long_a_stage_still_takes(built: Path, materials: Materials, tmp_path: Path):
-    stages = {"teacher": 4, "encoder": 4, "decoder": 4, "language": 3}
+    stages = {"teacher": 4, "encoder": 4, "decoder": 4, "joint": 4, "language": 3}
     often: Any = {name: replace(getattr(SETTINGS, name), report_every=1) for name in stages}
     shutil.copytree(built / "run", tmp_path / "run")
     for stage in stages:
@@ -330,10 +384,22 @@ def test_speech_folders_may_be_several_and_a_missing_material_is_named(
             build(run, tmp_path / "out", tmp_path / "e", Materials(), stages=(stage,))
 
 
-def test_a_stage_asked_for_before_its_predecessor_says_which_one_is_missing(built: Path, tmp_path: Path):
-    _copy(built, tmp_path, "data")
-    with pytest.raises(LabError, match="teacher"):
-        build(_run(tmp_path), tmp_path / "out", tmp_path / "encoder", Materials(), stages=("language",))
+@pytest.mark.parametrize(
+    ("there", "asked", "missing"),
+    [
+        ((), "encoder", "teacher"),
+        (("teacher", "encoder"), "joint", "decoder"),
+        (("teacher", "decoder"), "joint", "encoder"),
+        (("teacher", "encoder", "decoder"), "language", "joint"),
+        (("joint",), "folder", "language"),
+    ],
+)
+def test_a_stage_asked_for_before_its_predecessor_says_which_one_is_missing(
+    built: Path, tmp_path: Path, there: tuple[str, ...], asked: str, missing: str
+):
+    _copy(built, tmp_path, "data", *there)
+    with pytest.raises(LabError, match=f"run the stage `{missing}` first"):
+        build(_run(tmp_path), tmp_path / "out", tmp_path / "encoder", Materials(), stages=(asked,))
 
 
 def test_a_stage_without_its_speech_says_which_stage_makes_it(
@@ -342,20 +408,21 @@ def test_a_stage_without_its_speech_says_which_stage_makes_it(
     run = tmp_path / "run"
     shutil.copytree(built / "run", run)
     (run / "data" / "synthetic-train.json").unlink()
-    for stage in ("teacher", "encoder", "decoder"):
+    for stage in ("teacher", "encoder", "decoder", "joint"):
         with pytest.raises(LabError, match="no synthetic speech: run the stage `speech` first"):
             build(_run(tmp_path), tmp_path / "out", tmp_path / "e", materials, stages=(stage,))
 
 
 @pytest.mark.parametrize(
     ("gone", "asked"),
-    [("teacher", "encoder"), ("teacher", "decoder"), ("encoder", "decoder"), ("encoder", "language"),
-     ("encoder", "folder"), ("decoder", "folder"), ("language", "folder")],
+    [("teacher", "encoder"), ("teacher", "decoder"), ("encoder", "joint"), ("decoder", "joint"),
+     ("joint", "language"), ("joint", "folder"), ("language", "folder")],
 )  # fmt: skip
 def test_a_stage_whose_predecessors_state_cannot_be_used_says_which(
     built: Path, tmp_path: Path, gone: str, asked: str
 ):
     shutil.copytree(built / "run", tmp_path / "run")
+    (tmp_path / "run" / asked / f"{asked}-state.pt").unlink(missing_ok=True)
     path = tmp_path / "run" / gone / f"{gone}-state.pt"
     whole = path.read_bytes()
 
@@ -410,28 +477,26 @@ def test_rounding_lets_the_gradient_through():
     assert torch.allclose(value.grad, torch.ones_like(value))
 
 
-def test_codes_are_the_encoders_once_it_is_done_and_the_teachers_before(built: Path):
-    assert code_source(_run(built)).name == "encoder"
-    longer = replace(SETTINGS, encoder=replace(SETTINGS.encoder, steps=100))
-    source = code_source(_run(built, longer))
-    assert source.name == "teacher"
-    wave = SpeechSet(built / "run" / "data", "train", "synthetic").waveform(0)
-    codes = source.encode(wave)
-    assert codes.shape == (37, -(-len(wave) // 1920))
-    frames = frame_sets(_run(built))["synthetic", "train"]
-    teacher = trained_teacher(_run(built))
-    semantic, _ = teacher.encode(torch.from_numpy(frames.features[: frames.ends[0]].astype(np.float32))[None])
-    assert (torch.from_numpy(codes[0].astype(np.int64)) == semantic[0]).float().mean() > 0.8
+def test_codes_are_the_joint_codecs_and_are_cached_until_its_encoder_changes(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = _run(_copy(built, tmp_path, "data", "folder", "joint", "language"))
+    speech, codec = run.speech("train"), trained_codec(run)
 
+    def encoded() -> list[np.ndarray]:
+        return [encode_speech(codec, speech.waveform(i)) for i in range(len(speech))]
 
-def test_codes_are_encoded_once_and_then_cached(built: Path):
-    speech = SpeechSet(built / "run" / "data", "train", "synthetic")
-    source = code_source(_run(built))
-    alone = [source.encode(speech.waveform(i)) for i in range(len(speech))]
-    source = replace(source, encode=lambda wave: pytest.fail("the build has cached it"))
-    cached = utterance_codes(_run(built), source, "synthetic", "train")
-    for one, other in zip(alone, cached, strict=True):
-        assert np.array_equal(one, other)
+    def same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
+        return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+    before = encoded()
+    with monkeypatch.context() as patch:
+        patch.setattr("lab.build.encode_speech", lambda *_: pytest.fail("the build has cached them"))
+        assert same(utterance_codes(run, codec, "synthetic", "train"), before)
+    codec.input_proj.conv.weight.neg_()
+    after = utterance_codes(run, codec, "synthetic", "train")
+    assert same(after, encoded())
+    assert not same(after, before)
 
 
 def test_another_size_of_codebook_needs_a_folder_of_its_own(built: Path, tmp_path: Path):
@@ -464,7 +529,7 @@ def test_a_wrong_setting_is_named(tmp_path: Path, written: str | None, message: 
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("lab-build*.json")), ids=lambda path: path.stem)
 def test_the_committed_settings_are_read_as_they_are_written(path: Path):
     settings, given = asdict(read_settings(path)), json.loads(path.read_text())
-    for stage in ("teacher", "encoder", "decoder", "language"):
+    for stage in ("teacher", "encoder", "decoder", "joint", "language"):
         assert {
             k: v for k, v in given[stage].items() if json.loads(json.dumps(settings[stage][k])) != v
         } == {}
@@ -475,7 +540,7 @@ def test_a_language_model_of_another_width_is_built_and_speaks(built: Path, tmp_
     settings = replace(SETTINGS, language_width=128)
     run = tmp_path / "run"
     run.mkdir()
-    for part in ("data", "teacher", "encoder", "decoder"):
+    for part in ("data", "joint"):
         (run / part).symlink_to(built / "run" / part)
     encoder = tmp_path / "reference" / "encoder.safetensors"
     stages = ("language", "folder")
