@@ -489,7 +489,7 @@ class JointTrainer(DecoderTrainer):
         super().__init__(config, settings, data, folder, device, autocast, "joint")
 
     def begin(self, encoder: dict[str, Tensor], decoder: dict[str, Any]) -> None:
-        """Start from the encoder's weights and from the whole state of the decoder's run."""
+        """Start from the weights in the encoder's and the decoder's states, discriminators included."""
         self.codec.load_state_dict(encoder, strict=False)
         self.codec.load_state_dict(decoder["codec"], strict=False)
         self.heads.load_state_dict(decoder["heads"])
