@@ -81,6 +81,8 @@ class DecoderTraining:
     discriminator_learning_rate: float = 4e-4
     resolutions: tuple[tuple[int, int], ...] = ((2048, 160), (1024, 100), (512, 60), (256, 30))
     overlap: int = 2
+    floor: float = 4e-6
+    """Of the mel loss, in magnitudes of a transform of one sample: what lies below is not learned."""
     discriminated: tuple[int, ...] = (1, 2)
     discriminated_seconds: float = 0.4
     seed: int = 0
@@ -344,7 +346,7 @@ class DecoderTrainer(_CodecRun):
         if name == "joint":
             self.parts += [self.codec.input_proj, self.codec.encoder_blocks]
         self.objective = SpectralObjective(
-            config.sampling_rate, settings.resolutions, overlap=settings.overlap
+            config.sampling_rate, settings.resolutions, settings.floor, settings.overlap
         )
         groups = [g for part in self.parts for g in _weights(part, settings.weight_decay)]
         self.optimizer = torch.optim.AdamW(
