@@ -451,18 +451,21 @@ class DecoderTrainer(_CodecRun):
         discriminators.requires_grad_(False)
         return loss
 
+    def hard_codes(self, real: Tensor, codes: Tensor, values: Tensor) -> Tensor:
+        """Codes `[batch, 37, frames]` of validation segments: the teacher codec's."""
+        half = (self.codec.config.acoustic_codebook_size - 1) / 2
+        levels = (values * half + half).round().long()
+        return torch.cat((codes[:, None], levels.transpose(1, 2)), dim=1)
+
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Mel and magnitude distances of validation segments decoded from hard codes."""
         row: dict[str, float] = {}
         objective = SpectralObjective(self.codec.config.sampling_rate, ((1024, 100),))
-        half = (self.codec.config.acoustic_codebook_size - 1) / 2
         for kind, tokenized in self.validation.items():
-            waves, codes, values, _ = tokenized.batch(12, 40, np.random.default_rng(1))
-            levels = (torch.from_numpy(values) * half + half).round().long()
-            whole = torch.cat((torch.from_numpy(codes)[:, None], levels.transpose(1, 2)), dim=1)
-            fake = self.shipped.decode(whole.to(self.device)).float()
-            real = torch.from_numpy(waves).to(self.device)
+            arrays = tokenized.batch(12, 40, np.random.default_rng(1))[:3]
+            real, codes, values = (torch.from_numpy(array).to(self.device) for array in arrays)
+            fake = self.shipped.decode(self.hard_codes(real, codes, values)).float()
             terms = objective(objective.spectra(real), objective.spectra(fake))
             row |= {f"{kind}_mel": round(float(terms.mel), 4)}
             row |= {f"{kind}_magnitude": round(float(terms.magnitude), 4)}
@@ -518,21 +521,19 @@ class JointTrainer(DecoderTrainer):
         weighed = {"semantic": self.settings.semantic * wanted, "spread": self.settings.spread * spread}
         return torch.cat((given, quantized), dim=-1), weighed
 
+    def hard_codes(self, real: Tensor, codes: Tensor, values: Tensor) -> Tensor:
+        """Codes `[batch, 37, frames]` of validation segments: the encoder's."""
+        return self.shipped.encode(real)
+
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mel and magnitude distances of validation segments encoded and decoded, and semantic agreement."""
-        row: dict[str, float] = {}
-        objective = SpectralObjective(self.codec.config.sampling_rate, ((1024, 100),))
+        """The distances, and how many semantic codes are the teacher codec's."""
+        row = super().validate()
         for kind, tokenized in self.validation.items():
-            waves, codes, _, _ = tokenized.batch(12, 40, np.random.default_rng(1))
-            real = torch.from_numpy(waves).to(self.device)
-            found = self.shipped.encode(real)
-            fake = self.shipped.decode(found).float()
-            terms = objective(objective.spectra(real), objective.spectra(fake))
-            agreement = (found[:, 0].cpu() == torch.from_numpy(codes)).float().mean()
-            row |= {f"{kind}_mel": round(float(terms.mel), 4)}
-            row |= {f"{kind}_magnitude": round(float(terms.magnitude), 4)}
-            row |= {f"{kind}_agreement": round(float(agreement), 4)}
+            arrays = tokenized.batch(12, 40, np.random.default_rng(1))[:3]
+            real, codes, values = (torch.from_numpy(array).to(self.device) for array in arrays)
+            agreement = (self.hard_codes(real, codes, values)[:, 0] == codes).float().mean()
+            row[f"{kind}_agreement"] = round(float(agreement), 4)
         return row
 
 

@@ -314,7 +314,9 @@ def test_an_encoder_inside_the_weights_is_not_taken_out_but_exported(
     saved = load_file(tmp_path / "saved.safetensors")
     assert set(saved) == set(full(encoder))
     assert all(torch.equal(saved[name], merged_in[name]) for name in saved)
-    assert decoder_sha256(at) == read_record(tmp_path / "saved.safetensors")["decoder_sha256"]
+    # The encoder in the folder of 0.1 named no decoder when it was injected.
+    named = read_record(tmp_path / "saved.safetensors").get("decoder_sha256")
+    assert named == (decoder_sha256(at) if by == "merge" else None)
 
 
 def test_there_is_nothing_to_take_out_of_a_folder_as_released(folder):
@@ -599,6 +601,19 @@ def test_an_encoder_goes_through_export_and_another_injection_unchanged(
     assert set(one) == set(two)
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert "CC BY-NC 4.0" in path.with_suffix(".md").read_text()
+
+
+def test_an_export_does_not_name_a_decoder_that_the_injected_encoder_did_not(
+    folder, encoder, tmp_path, tiny_checkpoint
+):
+    unknown = tmp_path / "unknown" / "encoder.safetensors"
+    save_encoder(unknown, encoder, RECORD)
+    assert inject(folder, unknown).decoder_agrees is None
+    export_encoder(folder, tmp_path / "exported.safetensors")
+    second = inject(
+        tiny_checkpoint, tmp_path / "exported.safetensors", InjectionOptions(out=tmp_path / "second")
+    )
+    assert second.decoder_agrees is None
 
 
 def test_what_is_no_whole_encoder_is_not_exported(folder, run, tmp_path):

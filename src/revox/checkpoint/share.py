@@ -54,8 +54,11 @@ def export_encoder(checkpoint: str | Path, out: str | Path) -> Encoder:
     if not files:
         raise CheckpointError(f"{checkpoint} has no codec encoder to export; name a checkpoint that has one.")
     encoder = read_encoder(files.pop(), expected, inside=True)
-    known = {"decoder_sha256": decoder_sha256(checkpoint), "license": LICENSE}
-    record = injection_of(encoder.path).get("encoder", {}) | known
+    injection = injection_of(encoder.path)
+    record = {**injection.get("encoder", {}), "license": LICENSE}
+    # An injected encoder that named no decoder may be of any: exporting it must not vouch for this one.
+    if injection.get("decoder_agrees", True):
+        record["decoder_sha256"] = decoder_sha256(checkpoint)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_encoder(out, encoder, {"format": "pt", RECORD_KEY: json.dumps(shareable(record))})
     replace_file(card, model_card(encoder, record))
