@@ -11,7 +11,6 @@ from websockets.sync.client import connect
 
 from revox.marking import verify_bytes
 from revox.serving.keys import add_key
-from revox.serving.sentences import Splitter
 from revox.serving.speech_socket import OVERHEAD, Session
 
 CONFIG = {
@@ -81,6 +80,49 @@ def test_streamed_audio_comes_in_pieces_that_are_the_whole(session, tts):
     expected = _samples(tts, "Good morning. How are you?")
     np.testing.assert_allclose(np.frombuffer(b"".join(sounds), "<i2"), expected, atol=1)
     assert end["total_sentences"] == 1
+
+
+def _spoken(messages):
+    return [
+        one["sentence_text"] for one in messages if isinstance(one, dict) and one["type"] == "audio.start"
+    ]
+
+
+def test_list_items_and_headings_are_spoken_at_their_line_ends_before_the_utterance_is_done(session):
+    session.say(**{**CONFIG, "max_new_tokens": 1})
+    session.say(type="input.text", text="## To buy\n")
+    lines = [f"- item {number}\n" for number in range(12)]
+    heard = []
+    for line in lines:  # each is sent when the one before it was spoken
+        while not heard or isinstance(heard[-1], bytes) or heard[-1]["type"] != "audio.done":
+            heard.append(session.hear())
+        session.say(type="input.text", text=line)
+        heard.append(session.hear())
+    session.say(type="input.done")
+    assert _spoken(heard + session.until_done()) == ["## To buy", *(line.strip() for line in lines)]
+
+
+def test_a_sentence_that_may_go_on_is_spoken_after_a_moment_of_quiet(session):
+    session.say(**{**CONFIG, "max_new_tokens": 1})
+    session.say(type="input.text", text="Good morning.")
+    assert session.hear()["sentence_text"] == "Good morning."
+
+
+def test_text_without_an_end_is_spoken_when_nothing_more_comes_for_a_while(session, monkeypatch):
+    monkeypatch.setattr("revox.serving.speech_socket.OVERDUE_SECONDS", 0.05)
+    session.say(**{**CONFIG, "max_new_tokens": 1})
+    session.say(type="input.text", text="Let me check")
+    assert session.hear()["sentence_text"] == "Let me check"
+
+
+def test_without_splitting_nothing_is_spoken_before_the_utterance_is_done(session, monkeypatch):
+    monkeypatch.setattr("revox.serving.speech_socket.OVERDUE_SECONDS", 0.0)
+    monkeypatch.setattr("revox.serving.speech_socket.QUIET_SECONDS", 0.0)
+    session.say(**{**CONFIG, "max_new_tokens": 1, "split_granularity": "none"})
+    session.say(type="input.text", text="One. Two.\n")
+    session.say(type="input.text", text="Three.")
+    session.say(type="input.done")
+    assert _spoken(session.until_done()) == ["One. Two.\nThree."]
 
 
 def test_a_config_within_an_utterance_is_refused_and_nothing_is_lost(session):
@@ -217,33 +259,3 @@ def test_what_is_sent_in_pieces_is_marked_too(serve):
             assert start["mark"]["model"] == "tiny"
             if format != "pcm":
                 assert verify_bytes(sound).state == "marked"
-
-
-@pytest.mark.parametrize("size", [1, 3, 1000])
-def test_sentences_come_out_whatever_pieces_the_text_comes_in(size):
-    text = (
-        'Dr. Smith paid 3.50 euros at 9 p.m. today. "Really?!" she said... Yes! J. S. Bach wrote it. '
-        "今日は。元気？ नमस्ते। ok"
-    )
-    splitter = Splitter("sentence")
-    given = [
-        s for i in range(0, len(text), size) for s in splitter.feed(text[i : i + size])
-    ] + splitter.flush()
-    assert given == [
-        "Dr. Smith paid 3.50 euros at 9 p.m. today.", '"Really?!"', "she said...", "Yes!",
-        "J. S. Bach wrote it.", "今日は。", "元気？", "नमस्ते।", "ok",
-    ]  # fmt: skip
-
-
-def test_clauses_end_at_commas_but_not_within_numbers():
-    splitter = Splitter("clause")
-    assert splitter.feed("First, 1,000 of them; then: nothing ") == ["First,", "1,000 of them;", "then:"]
-    assert splitter.pending > 0
-    assert splitter.flush() == ["nothing"]
-
-
-def test_nothing_is_given_before_the_end_when_nothing_is_split():
-    splitter = Splitter("none")
-    assert splitter.feed("One. Two. ") == []
-    assert splitter.flush() == ["One. Two."]
-    assert splitter.flush() == []

@@ -2,7 +2,8 @@
 
 The messages are vllm-omni 0.30's (vllm_omni/entrypoints/openai/serving_speech_stream.py): session.config,
 input.text, input.done and session.close in; audio.start, binary audio, audio.done, session.done and error
-out. Unlike there, a sentence is spoken as soon as it is complete, unless split_granularity is "none".
+out. Unlike there, text is spoken as soon as a sentence or line is complete, or no end has come for a while,
+unless split_granularity is "none".
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from revox.serving.errors import ApiError, as_api_error
-from revox.serving.sentences import Splitter
 from revox.serving.speaking import ResolvedRequest, SpeechResponse, resolve
 from revox.serving.speech_request import SessionConfig, parse
 from revox.serving.state import AskedBy, ServerState, State
+from revox.synthesis.split import Splitter
 
 router = APIRouter(prefix="/v1/audio", tags=["speech"])
 
@@ -30,6 +31,11 @@ CONFIG_SECONDS = 10.0
 """From the connection to session.config."""
 IDLE_SECONDS = 30.0
 """Between a message and the next, while nothing is spoken."""
+QUIET_SECONDS = 0.3
+"""Without a message, after which a text that ends with a stop is taken for complete."""
+OVERDUE_SECONDS = 2.0
+"""For which text without an end waits: then its clauses or words are spoken, and all of it if the client was
+quiet for as long."""
 AHEAD = 1 << 20
 """Characters of messages that are read ahead; beyond that the client has to wait. A language model sends its
 tokens far faster than they are spoken, and pings are answered only while messages are read."""
@@ -54,6 +60,8 @@ class Session:
         self._config: SessionConfig | None = None
         self._resolved: ResolvedRequest | None = None
         self._splitter = Splitter("sentence")
+        self._message_at = self._pending_since = 0.0
+        self._settled = False  # what was complete at the last message is spoken
         self._open = False  # an utterance has begun
         self._utterance = 0
         self._sentence = 0
@@ -95,17 +103,16 @@ class Session:
 
     async def _work(self) -> None:
         while True:
-            patience = CONFIG_SECONDS if self._config is None else IDLE_SECONDS
             try:
-                raw = await asyncio.wait_for(self._inbox.get(), patience)
+                raw = await self._next()
             except asyncio.TimeoutError:
                 what = "session.config" if self._config is None else "message"
-                await self._error(ApiError(408, f"no {what} came within {patience:g} s"))
+                await self._error(ApiError(408, f"no {what} came within {self._patience:g} s"))
                 return
-            self._ahead -= len(raw) + OVERHEAD
-            self._room.set()
             try:
-                if not await self._handle(raw):
+                if raw is None:
+                    await self._speak_waiting()
+                elif not await self._handle(raw):
                     return
             except (WebSocketDisconnect, OSError):
                 raise
@@ -113,6 +120,47 @@ class Session:
                 await self._error(as_api_error(error))
                 if self._config is None:
                     return
+
+    @property
+    def _patience(self) -> float:
+        return CONFIG_SECONDS if self._config is None else IDLE_SECONDS
+
+    async def _next(self) -> str | None:
+        """The next message; None when it is time to speak text that waits for its end.
+
+        Raises TimeoutError when no message comes.
+        """
+        now = asyncio.get_running_loop().time
+        if self._inbox.empty():
+            due = self._message_at + QUIET_SECONDS if not self._settled else float("inf")
+            due = min(due, self._pending_since + OVERDUE_SECONDS)
+            waits = bool(self._splitter.pending) and self._splitter.by != "none"
+            seconds = due - now() if waits else self._patience
+            try:
+                raw = await asyncio.wait_for(self._inbox.get(), max(0.0, seconds))
+            except asyncio.TimeoutError:
+                if waits:
+                    return None
+                raise
+        else:
+            raw = self._inbox.get_nowait()
+        self._message_at, self._settled = now(), False
+        self._ahead -= len(raw) + OVERHEAD
+        self._room.set()
+        return raw
+
+    async def _speak_waiting(self) -> None:
+        """Speak what of the pending text is complete, or overdue."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._pending_since + OVERDUE_SECONDS:
+            quiet = now >= self._message_at + OVERDUE_SECONDS
+            sentences = self._splitter.flush() if quiet else self._splitter.overdue()
+            self._pending_since = now
+        else:
+            sentences = self._splitter.settle()
+            self._settled = True
+        for sentence in sentences:
+            await self._speak(sentence)
 
     async def _handle(self, raw: str) -> bool:
         """Handle one message; False ends the session. Raises ApiError on an invalid one."""
@@ -164,7 +212,10 @@ class Session:
                 code="input_too_long",
             )
         self._open = self._open or bool(text)
-        for sentence in self._splitter.feed(text):
+        began, sentences = self._splitter.pending == 0, self._splitter.feed(text)
+        if began or sentences:
+            self._pending_since = asyncio.get_running_loop().time()
+        for sentence in sentences:
             await self._speak(sentence)
 
     async def _done(self) -> None:
