@@ -29,7 +29,7 @@ from revox.coding.presets import preset_codes
 from revox.demo import checkpoint_folder
 from revox.evaluation.reference_encoder import original_codec
 from revox.training.settings import Pairs
-from revox.training.spoken import spoken_codes
+from revox.training.spoken import SpokenSettings, spoken_utterances
 
 ORDER = ("shortest", "longest", "mixed", "offset", "jitter", "replace")
 STILL = {"mixed": 0.0, "offset": 0.0, "jitter": 0.0, "replace": 0.0}
@@ -61,10 +61,9 @@ def main() -> None:
     original = original_codec(checkpoint, asked.encoder)
     coder = Coder(original)
     with tempfile.TemporaryDirectory() as folder:
-        said = spoken_codes(
-            checkpoint, asked.sentences, Path(folder),
-            interpolated=asked.interpolated, sentences=list(islice(sentences("train", 0), asked.sentences)),
-        )  # fmt: skip
+        texts = list(islice(sentences("train", 0), asked.sentences))
+        settings = SpokenSettings(asked.sentences, texts, interpolated=asked.interpolated)
+        said = [one.codes for one in spoken_utterances(checkpoint, settings, Path(folder))]
     bank = preset_codes(checkpoint, model) + said
     rows = []
     for way, settings in WAYS.items():

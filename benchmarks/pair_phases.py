@@ -34,7 +34,7 @@ from revox.losses.spectral import mel_distance
 from revox.metrics.codes import embedding_cosine
 from revox.training.encoder import EncoderTrainer, TrainingData
 from revox.training.settings import EncoderTraining
-from revox.training.spoken import spoken_codes
+from revox.training.spoken import SpokenSettings, spoken_utterances
 
 SPEAKERS, SECONDS = 8, 3.2
 
@@ -70,7 +70,8 @@ def main() -> None:
     mean = torch.cat([model.mm_audio_embeddings.voice_embedding(c)[:-1].float() for c in presets]).mean(dim=0)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        bank = presets + spoken_codes(checkpoint, asked.sentences, Path(folder) / "spoken")
+        spoken = spoken_utterances(checkpoint, SpokenSettings(asked.sentences), Path(folder) / "spoken")
+        bank = presets + [one.codes for one in spoken]
         for phases in asked.phases:
             settings = EncoderTraining.model_validate(
                 {

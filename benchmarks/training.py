@@ -181,7 +181,6 @@ def timed_parts(trainer: EncoderTrainer, watch: Stopwatch) -> Iterator[None]:
     time_it(trainer, "_update_discriminators", "discriminators' own update")
     time_it(trainer.optimizer, "step", "optimizer")
     mark(step_of, "feature_matching_loss", "discriminators")
-    mark(step_of, "adversarial_loss", "discriminators")
     if trainer.teachers.speaker is not None:
         mark(trainer.teachers, "speaker", "speaker loss")
     put(torch.autograd, "grad", timed_grad)
@@ -223,7 +222,7 @@ def make_trainer(options: argparse.Namespace, folder: Path) -> EncoderTrainer:
         {
             "clips": options.clips, "pairs": options.pairs, "seconds": options.seconds, "warmup": 1,
             "autocast": options.dtype == "bf16", "compile": options.compile,
-            "weights": {"speaker": 3.0, "waveform": 1.0, "feature": 2.0, "adversarial": 1.0},
+            "weights": {"speaker": 3.0, "waveform": 1.0, "feature": 2.0},
             "verifier": "in memory",
             "discriminator": {"start": 0, "channels": options.channels, "every": options.every},
         }

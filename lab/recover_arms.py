@@ -23,7 +23,7 @@ GOALS_FOR = "pairs-and-human"
 OWN_VERIFIER = "own"
 """In an arm's `verifier`: the small network trained on the speech that restoring may use."""
 
-DISCRIMINATOR_WEIGHTS = {"feature": 2.0, "adversarial": 1.0}
+DISCRIMINATOR_WEIGHTS = {"feature": 2.0}
 LIGHT_DISCRIMINATORS = {"n_ffts": [1024, 512, 256], "channels": 8, "every": 2}
 SPEAKER_WEIGHT = 3.0  # the published recipe's
 AVERAGE = 0.99
@@ -92,7 +92,7 @@ class Arm(BaseModel):
     def discriminators_from(self) -> float | None:
         """The share of the steps at which discriminators start to cost time; None if never."""
         weights = self.settings(10, 0).weights
-        counts = (weights.feature or weights.adversarial) and weights.reconstruction
+        counts = weights.feature and weights.reconstruction
         return self.schedule.discriminators if counts and self.training.get("clips", 8) else None
 
     def settings(self, steps: int, seed: int, **changes: Any) -> EncoderTraining:
@@ -104,7 +104,7 @@ class Arm(BaseModel):
             "start": steps if start is None else round(start * steps),
         }
         if start is None:
-            given["weights"] = {**given.get("weights", {}), "feature": 0.0, "adversarial": 0.0}
+            given["weights"] = {**given.get("weights", {}), "feature": 0.0}
         given |= {
             "steps": steps,
             "seed": seed,
@@ -171,10 +171,7 @@ def ablations(base: Arm) -> list[Arm]:
     for loss in Weights.model_fields:
         if getattr(weights, loss) > 0:
             arms.append(_changed(base, f"no-{loss}", f"without {loss}", {loss: 0.0}))
-    if weights.feature > 0 and weights.adversarial > 0:
-        both = {"feature": 0.0, "adversarial": 0.0}
-        arms.append(_changed(base, "no-discriminators", "without discriminators at all", both))
-    elif not weights.feature and not weights.adversarial:
+    if not weights.feature:
         changed = _changed(
             base,
             "with-discriminators",

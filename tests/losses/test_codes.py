@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.distributions import Categorical, kl_divergence
 
 from revox.losses.codes import (
     acoustic_loss,
@@ -58,8 +59,12 @@ def test_commitment_moves_the_latents_and_never_the_rows():
     assert float(latents.grad[0, 0, 0]) < 0
 
 
-def test_even_use_of_a_codebook_costs_nothing_and_a_single_code_all():
-    assert float(diversity_loss(torch.full((8,), 1 / 8))) == pytest.approx(0.0, abs=1e-6)
-    assert float(diversity_loss(torch.eye(8)[0])) == pytest.approx(math.log(8), abs=1e-6)
-    half = torch.tensor([0.5, 0.5, 0, 0])
-    assert float(diversity_loss(half)) == pytest.approx(math.log(2), abs=1e-6)
+def test_use_of_a_codebook_as_often_as_the_model_uses_it_costs_nothing_and_a_single_code_most():
+    frequencies = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    assert float(diversity_loss(frequencies, frequencies)) == pytest.approx(0.0, abs=1e-6)
+    assert float(diversity_loss(torch.eye(4)[3], frequencies)) == pytest.approx(-math.log(0.05), abs=1e-6)
+    for use in (torch.full((4,), 1 / 4), torch.tensor([0.1, 0.2, 0.3, 0.4])):
+        wanted = kl_divergence(Categorical(use), Categorical(frequencies))
+        assert float(diversity_loss(use, frequencies)) == pytest.approx(float(wanted), abs=1e-6)
+    even = torch.full((8,), 1 / 8)  # then it is the entropy term of wav2vec 2.0
+    assert float(diversity_loss(torch.eye(8)[0], even)) == pytest.approx(math.log(8), abs=1e-6)

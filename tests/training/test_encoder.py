@@ -20,12 +20,16 @@ from torch import Tensor
 
 from conftest import preset_codes, tiny_model
 from revox.checkpoint.release import ENCODER_PREFIXES
+from revox.coding import CodingSettings, find_codes
+from revox.metrics.likelihood import likelihood
 from revox.model.codec import Codec
+from revox.synthesis.prompt import Prompter
 from revox.training.data import ClipBatch
 from revox.training.encoder import EncoderTrainer, TrainingData
 from revox.training.errors import TrainingError
 from revox.training.settings import EncoderTraining, read_settings
-from revox.training.validation import Validation
+from revox.training.spoken import Utterance
+from revox.training.validation import Validation, ValidationClip, as_served, decoded_figures
 from revox.training.world import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,7 +38,7 @@ SETTINGS: dict[str, Any] = {
     "steps": 6, "clips": 2, "pairs": 2, "pseudo_labels": 2, "pseudo_labeled": 3, "seconds": 0.64,
     "save_every": 2, "report_every": 1, "validate_every": 100, "warmup": 2, "decay_steps": 2,
     "learning_rate": 3e-5, "resolutions": [[512, 40], [256, 20]],
-    "weights": {"waveform": 1.0, "feature": 2.0, "adversarial": 1.0},
+    "weights": {"waveform": 1.0, "feature": 2.0},
     "discriminator": {"start": 2, "every": 1, "n_ffts": [256, 128], "channels": 2, "seconds": 0.3},
 }  # fmt: skip
 
@@ -79,7 +83,9 @@ def labelled(frames: int = 8) -> list[tuple[Tensor, Tensor]]:
     return [(clip[: frames * 1920].half(), c[:, :frames]) for clip, c in zip(clips(), codes, strict=False)]
 
 
-def trainer(folder: Path, world: World | None = None, **changes: Any) -> EncoderTrainer:
+def trainer(
+    folder: Path, world: World | None = None, validation: Validation | None = None, **changes: Any
+) -> EncoderTrainer:
     settings = EncoderTraining.model_validate(SETTINGS | changes)
     world = world or World()
     samples = 8 * 1920
@@ -92,7 +98,7 @@ def trainer(folder: Path, world: World | None = None, **changes: Any) -> Encoder
         settings,
         folder,
         world=world,
-        validation=Validation(clips=clips()[:2]),
+        validation=validation or Validation([ValidationClip(clip) for clip in clips()[:2]]),
     )  # fmt: skip
 
 
@@ -150,6 +156,43 @@ def test_what_is_kept_and_looked_at_is_the_average_and_goes_on_exactly(tmp_path:
         for p in again.encoder:
             p.zero_()
     assert again.validate() == looked
+
+
+def test_held_out_speech_is_validated_on_in_other_phases_and_compared_with_learned_speech(tmp_path: Path):
+    held = [codes.flip(1) for codes in list(preset_codes().values())[:3]]
+    run = trainer(tmp_path, **NO_LABELS, validation=Validation(utterances=[Utterance("", c) for c in held]))
+    row, served = run.validate(), as_served(run.codec, run.encoder_state())
+    wanted = decoded_figures(run.codec, served, held, 4 * run.frames, 2.5)
+    assert (row["valid_agreement"], row["valid_levels"]) == pytest.approx(wanted, abs=1e-4)
+    learned = decoded_figures(run.codec, served, run.data.codes, 4 * run.frames, 2.5)
+    assert row["trained_levels"] == pytest.approx(learned[1], abs=1e-4)
+    assert decoded_figures(run.codec, served, held, 4 * run.frames, 0.0) != wanted
+    assert run.validate() == row
+
+
+def test_the_likelihood_of_recordings_whose_words_are_known_is_reported_beside_that_of_its_own_speech(
+    tmp_path: Path, tiny_checkpoint: Path
+):
+    model, prompter = tiny_model(), Prompter(tiny_checkpoint)
+    one, other, longer = clips()[:3]
+    known = [ValidationClip(one), ValidationClip(other, "hello there"), ValidationClip(longer, "good day")]
+    own = [Utterance("", c) for c in list(preset_codes().values())[:2]]
+    own.append(Utterance("well", preset_codes()["casual_male"]))
+    run = trainer(tmp_path, validation=Validation(known, own, lambda: (model, prompter)))
+    row, served = run.validate(), as_served(run.codec, run.encoder_state())
+
+    def nll(text: str, codes: Tensor) -> float:
+        voice = model.mm_audio_embeddings.voice_embedding(codes)
+        tokens = torch.tensor(prompter.tokens(text, len(voice)))
+        return float(
+            likelihood(model, model.embed_prompt(tokens, prompter.audio_token, voice), codes).semantic_nll
+        )
+
+    found = [find_codes(served, clip.samples, CodingSettings("encoder")).codes for clip in known[1:]]
+    mean = (nll("hello there", found[0]) + nll("good day", found[1])) / 2
+    assert row["valid_nll"] == pytest.approx(mean, abs=1e-3)
+    assert row["own_nll"] == pytest.approx(nll("well", own[2].codes), abs=1e-3)
+    assert "valid_nll" not in trainer(tmp_path / "none").validate()
 
 
 def test_two_processes_get_the_losses_of_one(whole, tmp_path: Path):
@@ -304,10 +347,21 @@ def test_discriminators_and_the_waveform_count_only_where_they_are_asked_for(tmp
 
     row, plain = learnt("default")
     assert "mel" in row
-    assert not {"discriminator", "feature", "adversarial"} & row.keys()
-    assert torch.equal(plain, learnt("none", waveform=0.0, feature=0.0, adversarial=0.0)[1])
+    assert not {"discriminator", "feature"} & row.keys()
+    assert torch.equal(plain, learnt("none", waveform=0.0, feature=0.0)[1])
     assert not torch.equal(plain, learnt("waveform", waveform=1.0)[1])
-    assert "discriminator" in learnt("feature", feature=1.0)[0]
+    row, _ = learnt("feature", feature=1.0)
+    assert "discriminator" in row
+    assert "adversarial" not in row  # the paper's encoder matches features, and nothing else of them
+
+
+def test_the_diversity_term_pulls_to_the_frequencies_of_the_models_own_codes(tmp_path: Path, monkeypatch):
+    given: list[Tensor] = []
+    monkeypatch.setattr("revox.training.encoder.diversity_loss", lambda p, q: (given.append(q), p.sum())[1])
+    trainer(tmp_path, **NO_LABELS, discriminator={"start": 100}).step()
+    codes = torch.cat([one[0] for one in preset_codes().values()])
+    counts = torch.bincount(codes, minlength=512) + 0.05  # so that none is 0
+    torch.testing.assert_close(given[0], counts / counts.sum())
 
 
 def test_the_benchmark_times_every_part_of_a_step(tmp_path: Path):
@@ -375,7 +429,8 @@ def test_settings_that_will_not_do_are_a_sentence(tmp_path: Path):
 def test_settings_of_version_0_1_are_read_and_their_new_names_are_said(tmp_path: Path):
     old = tmp_path / "old.yaml"
     old.write_text(
-        "labels: 2\ninverted: 8\nstrangers: 0.5\nacceptance_clips: 1\nweights: {acceptance: 0, mel: 3}\n"
+        "labels: 2\ninverted: 8\nstrangers: 0.5\nacceptance_clips: 1\n"
+        "weights: {acceptance: 0, mel: 3, adversarial: 1}\n"
         "pair: {phases: 1.5, shift: 0.2, shake: 0.1, strange: 0.3}\n"
     )
     with pytest.warns(FutureWarning) as caught:
@@ -385,7 +440,7 @@ def test_settings_of_version_0_1_are_read_and_their_new_names_are_said(tmp_path:
     assert (pair.all_pass, pair.offset, pair.jitter, pair.replace) == (1.5, 0.2, 0.1, 0.3)
     assert settings.weights.mel == 3
     said = [str(warning.message) for warning in caught]
-    assert len(said) == 9
+    assert len(said) == 10
     assert any("pair.shake is called pair.jitter now" in sentence for sentence in said)
 
 

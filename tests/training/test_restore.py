@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import typer
+import yaml
 from typer.testing import CliRunner
 
 from conftest import preset_codes, write_speakers
@@ -31,9 +33,23 @@ from revox.synthesis.prompt import Prompt
 from revox.training.data import SpeechSource, find_sources
 from revox.training.errors import TrainingError
 from revox.training.pseudo_labels import pseudo_labeled
-from revox.training.restore import TRAINING, RunOptions, hold_out, restore_encoder, texts_of
+from revox.training.restore import (
+    TRAINING,
+    RunOptions,
+    hold_out,
+    hold_out_names,
+    restore_encoder,
+    texts_of,
+)
 from revox.training.settings import EncoderTraining
-from revox.training.spoken import interpolated_voice, read_sentences, spoken_codes
+from revox.training.spoken import (
+    SpokenSettings,
+    Utterance,
+    interpolated_voice,
+    read_sentences,
+    spoken_utterances,
+)
+from revox.training.world import World
 
 SETTINGS: dict[str, Any] = {
     "steps": 4, "clips": 2, "pairs": 2, "seconds": 0.64, "save_every": 2, "report_every": 1,
@@ -76,7 +92,7 @@ def test_a_run_told_to_stop_saves_and_goes_on_to_the_same_encoder(
     again = options(tmp_path / "cache", resume=True, message=said.append)
     resumed = restore_encoder(tiny_checkpoint, [str(speech)], out, settings(), again)
     assert "continuing from step 2" in said
-    assert any("none is used: weights.feature and" in sentence for sentence in said)
+    assert any("none is used: weights.feature is 0" in sentence for sentence in said)
     assert resumed.read_bytes() == whole.read_bytes()
     record = read_record(whole)
     assert record["decoder_sha256"] == decoder_sha256(tiny_checkpoint)
@@ -199,32 +215,105 @@ def test_speakers_that_are_looked_at_are_not_learnt_from(speech: Path, tmp_path:
 
 
 def test_what_the_presets_say_is_kept_and_taken_up_where_it_stopped(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("revox.training.spoken.BATCH", 2)
+    monkeypatch.setattr("revox.training.spoken.SHARD", 2)
     monkeypatch.setattr("revox.training.spoken.MAX_FRAMES", 80)
-    cache, told = tmp_path / "spoken", []
+    checkpoint, cache, told = tiny_checkpoint_copy, tmp_path / "spoken", []
 
-    def spoken(count: int, seed: int = 0) -> list[torch.Tensor]:
+    def spoken(count: int, **changes: Any) -> list[Utterance]:
         told.clear()
-        return spoken_codes(
-            tiny_checkpoint, count, cache, seed=seed, progress=lambda at: told.append(at.done)
-        )  # fmt: skip
+        asked = SpokenSettings(count, **changes)
+        return spoken_utterances(checkpoint, asked, cache, progress=lambda at: told.append(at.done))
 
     two = spoken(2)
     assert told == [2]
+    [first] = cache.iterdir()
+    written = first.stat().st_ino, first.stat().st_mtime_ns
     four = spoken(4)
     assert told == [4]  # the first two were there
+    assert (first.stat().st_ino, first.stat().st_mtime_ns) == written  # and their file is left alone
     assert len(two) >= 1  # those that ended by themselves
-    assert all(torch.equal(a, b) and a.shape[0] == 37 for a, b in zip(two, four, strict=False))
+    for a, b in zip(two, four, strict=False):
+        assert torch.equal(a.codes, b.codes)
+        assert a.text == b.text
+        assert a.codes.shape[0] == 37
     spoken(4)
     assert told == []
-    first = cache / "000000.safetensors"
-    first.write_bytes(first.read_bytes()[:100])
-    spoken(2)
-    assert told == [2]  # damaged: spoken again
+    last = max(cache.iterdir())
+    last.write_bytes(last.read_bytes()[:100])
+    spoken(4)
+    assert told == [4]  # the last one was cut off: spoken again
     spoken(2, seed=1)
     assert told == [2]  # another seed
+    spoken(2)
+    assert told == []  # which does not take the place of the first
+    weights = checkpoint / "consolidated.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 1  # one bit of one weight; the size is the same
+    weights.write_bytes(data)
+    spoken(2)
+    assert told == [2]  # another checkpoint
+
+
+def test_processes_share_the_sentences_and_all_of_them_get_all(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("revox.training.spoken.SHARD", 1)
+    monkeypatch.setattr("revox.training.spoken.MAX_FRAMES", 20)
+    monkeypatch.setattr(World, "wait", lambda _: None)
+    done: dict[int, list[float]] = {0: [], 1: []}
+
+    def spoken(rank: int) -> list[Utterance]:
+        return spoken_utterances(
+            tiny_checkpoint, SpokenSettings(4), tmp_path / "spoken", world=World(rank, 2),
+            progress=lambda at: done[rank].append(at.done),
+        )  # fmt: skip
+
+    with pytest.raises(TrainingError, match="another process"):
+        spoken(0)
+    all_of_them = spoken(1)
+    assert done == {0: [1, 3], 1: [2, 4]}
+    assert len(list((tmp_path / "spoken").iterdir())) == 4
+    assert len(spoken(0)) == len(all_of_them)
+
+
+def test_there_are_enough_sentences_for_the_steps_by_default_and_in_the_documented_recipe():
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    recipes = [
+        EncoderTraining.model_validate(yaml.safe_load(part))
+        for part in re.findall(r"```yaml\n(.*?)```", text, re.S)
+    ]
+    assert len(recipes) == 2
+    for asked in (EncoderTraining(), *recipes):
+        heard = asked.steps * asked.pairs * asked.seconds
+        assert heard / (asked.sentences * 4.5) < 150, "a sentence takes about 4.5 s to say"
+
+
+def test_sentences_and_voices_that_are_validated_on_are_not_learnt_from(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[SpokenSettings] = []
+
+    def spoken(_: Path, of: SpokenSettings, **__: Any) -> list[Utterance]:
+        asked.append(of)
+        return [Utterance(of.sentences[0], codes) for codes in list(preset_codes().values())[:3]]
+
+    monkeypatch.setattr("revox.training.restore.spoken_utterances", spoken)
+    texts = [f"Sentence number {i}." for i in range(40)]
+    rows: list[Mapping[str, Any]] = []
+    told = options(tmp_path, sentences=texts, progress=lambda at: rows.append(at.facts))
+    restore_encoder(tiny_checkpoint, [], tmp_path / "run", settings(clips=0, sentences=100), told)
+    train, held = asked
+    assert (len(train.sentences), len(held.sentences)) == (36, 4)
+    assert sorted([*train.sentences, *held.sentences]) == sorted(texts)
+    assert (len(train.voices), len(held.voices)) == (18, 2)
+    assert not set(train.voices) & set(held.voices)
+    assert held.interpolated > 0
+    assert held.seed != train.seed
+    assert rows[-1].keys() >= {"valid_agreement", "valid_levels", "trained_agreement", "trained_levels"}
+    assert hold_out_names(texts[:9], 32) == (texts[:9], [])
+    assert hold_out_names(texts * 100, 32)[1] != []
 
 
 def test_each_sentence_is_another_and_some_are_said_in_interpolated_voices(
@@ -242,12 +331,12 @@ def test_each_sentence_is_another_and_some_are_said_in_interpolated_voices(
 
     monkeypatch.setattr("revox.training.spoken.make_prompt", make_prompt)
     monkeypatch.setattr(Engine, "generate_batch", generate_batch)
-    monkeypatch.setattr("revox.training.spoken.BATCH", 2)
+    monkeypatch.setattr("revox.training.spoken.SHARD", 2)
 
     def spoken(count: int, share: float, name: str = "a") -> list[tuple[str, str, torch.Tensor]]:
         said.clear()
         texts = [f"sentence {i}" for i in range(24)]
-        spoken_codes(tiny_checkpoint, count, tmp_path / name, sentences=texts, interpolated=share)
+        spoken_utterances(tiny_checkpoint, SpokenSettings(count, texts, (), share), tmp_path / name)
         return list(said)
 
     presets = spoken(24, 0.0)
@@ -299,19 +388,19 @@ def test_pairs_are_spoken_from_the_datas_words_and_from_texts_where_they_are_giv
     (tmp_path / "data").mkdir()
     speech = write_speakers(tmp_path / "data", 16000)
     next(speech.rglob("*.flac")).with_suffix(".txt").write_text("Ten past two.")
-    told: list[dict[str, Any]] = []
+    told: list[SpokenSettings] = []
 
-    def spoken(folder: Path, count: int, kept: Path, **given: Any) -> list[torch.Tensor]:
-        told.append(given)
+    def spoken(folder: Path, asked: SpokenSettings, **_: Any) -> list[Utterance]:
+        told.append(asked)
         return []
 
-    monkeypatch.setattr("revox.training.restore.spoken_codes", spoken)
+    monkeypatch.setattr("revox.training.restore.spoken_utterances", spoken)
     few = settings(steps=1, sentences=3, interpolated=0.25)
     restore_encoder(tiny_checkpoint, [str(speech)], tmp_path / "a", few, options(tmp_path / "cache"))
     given = options(tmp_path / "cache", sentences=("Mine.",))
     restore_encoder(tiny_checkpoint, [str(speech)], tmp_path / "b", few, given)
-    assert [tuple(one["sentences"]) for one in told] == [("Ten past two.",)] * 2 + [("Mine.",)] * 2
-    assert {one["interpolated"] for one in told} == {0.25}
+    assert [tuple(one.sentences) for one in told] == [("Ten past two.",)] * 2 + [("Mine.",)] * 2
+    assert {one.interpolated for one in told if len(one.voices) > 2} == {0.25}
 
 
 def test_texts_that_are_empty_or_missing_are_a_sentence(tmp_path: Path):

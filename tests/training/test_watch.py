@@ -6,7 +6,7 @@ from revox.training.watch import Expected, Watch
 
 EXPECTED = Expected(perplexity=200.0, saturated=0.04, embedding_norm=4.4, embedding_norm_deviation=0.1)
 HEALTHY = {"perplexity": 150.0, "mel": 0.5, "acoustic": 2.0, "discriminator": 1.5}
-CHECKED = {"valid_saturated": 0.05, "valid_embedding_norm": 4.5}
+CHECKED = {"valid_saturated": 0.05, "valid_embedding_norm": 4.5, "valid_levels": 1.1, "trained_levels": 1.0}
 
 
 def told(rows: list[dict[str, float]]) -> list[str]:
@@ -27,6 +27,7 @@ def test_collapse_saturation_and_strange_rows_are_told_once_each():
         ({"perplexity": 5.0}, "collapses"),
         ({"valid_saturated": 0.4}, "first or last level"),
         ({"valid_embedding_norm": 7.0}, "norm of 7.00"),
+        ({"valid_levels": 2.0, "trained_levels": 1.5}, "held out, 1.50 in those"),
     ):
         found = told(improving(30, **more))
         assert len(found) == 1

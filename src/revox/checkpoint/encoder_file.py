@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,14 +197,26 @@ def decoder_sha256(folder: str | Path) -> str:
     A run writes it into its encoder's record under `decoder_sha256`; injection compares.
     Raises CheckpointError when the weights lack one of those tensors.
     """
+    return _components_sha256(folder, DECODER)
+
+
+def released_sha256(folder: str | Path) -> str:
+    """One hash of all tensors of a checkpoint but the encoder's: what its speech depends on.
+
+    It reads every byte: some ten seconds at the release's size. Raises CheckpointError when a tensor is
+    missing.
+    """
+    expected = expected_tensors(read_params(folder).voxtral_config())
+    return _components_sha256(folder, {spec.component for spec in expected.values()} - {"codec_encoder"})
+
+
+def _components_sha256(folder: str | Path, components: Collection[str]) -> str:
     tensors, expected = folder_tensors(folder), expected_tensors(read_params(folder).voxtral_config())
     lines = []
     for name, spec in expected.items():
-        if spec.component in DECODER:
+        if spec.component in components:
             if name not in tensors:
-                raise CheckpointError(
-                    f"the weights lack {name}, a tensor of the codec's decoder; copy them again."
-                )
+                raise CheckpointError(f"the weights lack the tensor {name}; copy them again.")
             entry = tensors[name]
             lines.append((name, entry.dtype, list(entry.shape), tensor_sha256(entry)))
     return _sha256_of(lines)

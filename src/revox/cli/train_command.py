@@ -69,7 +69,8 @@ def encoder_command(
 
     def report(at: Progress) -> None:
         shown = ("mel", "semantic", "acoustic", "agreement", "perplexity", "valid_mel", "valid_agreement",
-                 "valid_levels", "valid_saturated", "audio_seconds_per_second", "memory_gb")  # fmt: skip
+                 "valid_levels", "valid_nll", "valid_saturated", "audio_seconds_per_second",
+                 "memory_gb")  # fmt: skip
         figures = "  ".join(f"{name} {at.facts[name]:.4g}" for name in shown if name in at.facts)
         left = duration(float(at.facts["seconds_left"]))
         console.print(f"step {at.done} of {at.total}, {left} left  {figures}", soft_wrap=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from torch import Tensor
@@ -22,12 +22,14 @@ def preset_codes(
     model: Voxtral,
     max_frames: int = MAX_FRAMES,
     should_stop: Callable[[], bool] | None = None,
+    only: Collection[str] | None = None,
 ) -> list[Tensor]:
     """Codes `[37, frames]` of a checkpoint's presets, stored or recovered from their embeddings, in order.
 
-    `model` needs only its embedding table. Presets that this table does not explain are left out, and so is
-    what comes after `max_frames` frames. Raises CodingError when `should_stop`, called before each preset, is
-    true: statistics of some of the presets would give other codes.
+    `model` needs only its embedding table, `only` names the presets (None: all). Those that this table does
+    not explain are left out, and so is what comes after `max_frames` frames. Raises CodingError when
+    `should_stop`, called before each preset, is true: statistics of some of the presets would give other
+    codes.
     """
     folder = Path(folder)
     table = model.mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight
@@ -35,6 +37,8 @@ def preset_codes(
     for entry in list_voices(folder):
         if should_stop is not None and should_stop():
             raise CodingError("stopped before the codes of the presets were known")
+        if only is not None and entry.name not in only:
+            continue
         if not entry.preset or entry.problem or sum(c.shape[1] for c in found) >= max_frames:
             continue
         try:

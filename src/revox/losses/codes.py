@@ -57,10 +57,13 @@ def commitment_loss(latents: Tensor, codes: Tensor, table: Tensor) -> Tensor:
     return (latents.float() - table[codes]).square().mean() / table.square().mean().clamp_min(1e-12)
 
 
-def diversity_loss(mean_probabilities: Tensor) -> Tensor:
-    """Log size minus the entropy of a codebook's mean use `[size]`, in nats; 0 where use is uniform.
+def diversity_loss(mean_probabilities: Tensor, frequencies: Tensor) -> Tensor:
+    """Kullback-Leibler divergence in nats of a codebook's mean use `[size]` from `frequencies` `[size]`,
+    those of the model's own speech, none of which may be 0.
 
-    It prevents the collapse of soft assignments to a few codes (wav2vec 2.0, arXiv 2006.11477, eq. 4).
+    It prevents the collapse of soft assignments to a few codes, as the entropy of wav2vec 2.0 does (arXiv
+    2006.11477, eq. 4), which is the case of uniform frequencies; but a language model uses some codes a
+    hundred times as often as others.
     """
     p = mean_probabilities.clamp_min(1e-12)
-    return math.log(len(p)) + (p * p.log()).sum()
+    return (p * (p / frequencies).log()).sum()

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from revox.checkpoint.encoder_file import ENCODER_FILE, RECORD_KEY
+from revox.coding import find_codes
 from revox.coding.pairs import PairSettings, PresetPairs
 from revox.losses.codes import (
     acoustic_loss,
@@ -33,7 +34,6 @@ from revox.losses.codes import (
 )
 from revox.losses.discriminator import (
     Discriminators,
-    adversarial_loss,
     discriminator_loss,
     feature_matching_loss,
 )
@@ -51,10 +51,19 @@ from revox.training.initial import initialize
 from revox.training.quantize import acoustic_draws, quantize_drawn, quantize_semantic
 from revox.training.run import Run
 from revox.training.settings import EncoderTraining
-from revox.training.validation import Validation, as_served, clip_figures, preset_figures
+from revox.training.spoken import Utterance
+from revox.training.validation import (
+    ENCODER,
+    UTTERANCES,
+    Validation,
+    as_served,
+    clip_figures,
+    decoded_figures,
+    mean_likelihood,
+)
 from revox.training.world import World
 
-_WAVEFORM_LOSSES = ("mel", "stft", "waveform", "feature", "adversarial", "speaker")
+_WAVEFORM_LOSSES = ("mel", "stft", "waveform", "feature", "speaker")
 _LATENT_LOSSES = ("reconstruction", "semantic", "acoustic", "commitment", "diversity", "distillation")
 
 
@@ -178,6 +187,7 @@ class EncoderTrainer(Run):
             data.codes,
             PairSettings(pair.shortest, pair.longest, pair.mixed, pair.offset, pair.jitter, pair.replace),
         )
+        self.frequencies = (self.pairs.counts / self.pairs.counts.sum()).to(self.device)
         self.averaged: AveragedModel | None = None
         if settings.average:
             self.averaged = moving_average(_encoder_of(self.codec), settings.average)
@@ -208,6 +218,7 @@ class EncoderTrainer(Run):
             for kind, names in (("waveform", _WAVEFORM_LOSSES), ("latent", _LATENT_LOSSES))
         }
         self.use = torch.zeros(len(self.table))
+        self.own_likelihood: dict[str, float] = {}  # of the model's own speech: it does not change
 
     def _fresh_codec(self, released: Codec) -> Codec:
         codec = Codec(released.config, with_encoder=True)
@@ -345,7 +356,7 @@ class EncoderTrainer(Run):
             inside = self._inside(recordings, self.frames)
             p = p.mean(dim=(0, 1)) if inside is None else p[inside].mean(dim=0)
             p = p + (self.world.mean(p) - p.detach())
-            losses.add("diversity", diversity_loss(p))
+            losses.add("diversity", diversity_loss(p, self.frequencies))
         if weights.distillation > 0 and self.teachers.asr is not None:
             always = torch.zeros(len(real))  # straight through the codebook, in all clips
             loss = self.teachers.asr(quantize_semantic(semantic, self.table, always), recordings)
@@ -368,8 +379,7 @@ class EncoderTrainer(Run):
         losses.add("waveform", (fake - real).abs().mean())
         if self.teachers.speaker is not None:
             losses.add("speaker", self.teachers.speaker(fake, real, recordings.lengths.to(self.device)))
-        discriminated = settings.weights.feature or settings.weights.adversarial
-        if discriminated and self.step_count >= settings.discriminator.start:
+        if settings.weights.feature and self.step_count >= settings.discriminator.start:
             self._discriminator_losses(losses, real, fake)
 
     def _discriminator_losses(self, losses: _Losses, real: Tensor, fake: Tensor) -> None:
@@ -387,7 +397,6 @@ class EncoderTrainer(Run):
             real_outputs = self.discriminators(real_spectra)
         fake_outputs = self.discriminators(fake_spectra)
         losses.add("feature", feature_matching_loss(real_outputs, fake_outputs))
-        losses.add("adversarial", adversarial_loss(fake_outputs))
         self.discriminators.requires_grad_(True)
 
     def _update_discriminators(self, real: list[Tensor], fake: list[Tensor]) -> Tensor:
@@ -405,9 +414,18 @@ class EncoderTrainer(Run):
         """Figures of what serving would give (`revox.training.validation`); of the main process only."""
         if not self.world.is_main:
             return {}
-        served = as_served(self.codec, self.encoder_state())
-        row = preset_figures(self.codec, served, self.data.codes, 4 * self.frames)
-        figures, sounds = clip_figures(self.codec, served, self.embeddings, self.validation.clips)
+        served, asked = as_served(self.codec, self.encoder_state()), self.validation
+        row: dict[str, float] = {}
+        own = {"valid": [one.codes for one in asked.utterances], "trained": self._some_trained()}
+        for name, codes in own.items():
+            if own["valid"]:  # else there is nothing to compare with
+                agreement, levels = decoded_figures(
+                    self.codec, served, codes, 4 * self.frames, self.settings.pair.all_pass
+                )
+                row |= {f"{name}_agreement": agreement, f"{name}_levels": levels}
+        found = [find_codes(served, clip.samples.to(self.device), ENCODER).codes for clip in asked.clips]
+        figures, sounds = clip_figures(self.codec, self.embeddings, asked.clips, found)
+        row |= self._likelihood_figures(found)
         if (writer := self.validation.writer) is not None:
             for name, samples in sounds.items():
                 writer.add_audio(name, samples.clamp(-1, 1)[None], self.step_count, sample_rate=self.rate)
@@ -416,6 +434,30 @@ class EncoderTrainer(Run):
             spread = torch.repeat_interleave(torch.arange(len(counts)), counts)
             writer.add_histogram("semantic codes", spread, self.step_count)
         return {name: round(value, 4) for name, value in (row | figures).items()}
+
+    def _some_trained(self) -> list[Tensor]:
+        """As many utterances that are learnt from as are validated on, from all over."""
+        count = min(UTTERANCES, len(self.data.codes))
+        return [self.data.codes[i * len(self.data.codes) // count] for i in range(count)]
+
+    def _likelihood_figures(self, found: Sequence[Tensor]) -> dict[str, float]:
+        """Of the codes `found` in the clips whose words are known; and, for comparison, of the model's own
+        speech."""
+        asked = self.validation
+        known = [
+            Utterance(clip.transcript, codes)
+            for clip, codes in zip(asked.clips, found, strict=True)
+            if clip.transcript
+        ]
+        if not known or asked.language_model is None:
+            return {}
+        model, prompter = asked.language_model()
+        row = dict(zip(("valid_nll", "valid_flow"), mean_likelihood(model, prompter, known), strict=True))
+        own = [one for one in asked.utterances if one.text][: len(known)]
+        if own and not self.own_likelihood:
+            names, of_own = ("own_nll", "own_flow"), mean_likelihood(model, prompter, own)
+            self.own_likelihood = dict(zip(names, of_own, strict=True))
+        return row | self.own_likelihood
 
     def state(self) -> dict[str, Any]:
         """Encoder, discriminators, teachers' own weights, optimizers, averages, and where the data stands."""

@@ -19,27 +19,33 @@ from torch import Tensor
 from revox.checkpoint.encoder_file import ENCODER_FILE, decoder_sha256
 from revox.checkpoint.load import load_model
 from revox.checkpoint.params import read_params
+from revox.checkpoint.voices import list_voices
 from revox.coding.find import MODEL_PARTS
 from revox.coding.presets import preset_codes
 from revox.metrics.codes import perplexity, saturated_share
 from revox.model.config import CodecConfig
+from revox.model.voxtral import Voxtral
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech.files import replace_file
+from revox.synthesis.prompt import Prompter
 from revox.training.data import ClipBatches, ClipSampler, SpeechSource, find_sources
 from revox.training.data import report as report_sources
+from revox.training.data.loading import decode_cut
 from revox.training.data.locate import audio_source
 from revox.training.data.manifest import cut_source
 from revox.training.encoder import EncoderTrainer, Teachers, TrainingData
 from revox.training.errors import TrainingError, library
 from revox.training.pseudo_labels import pseudo_labeled
 from revox.training.settings import EncoderTraining, with_present_names
-from revox.training.spoken import SENTENCES, spoken_codes
-from revox.training.validation import Validation
+from revox.training.spoken import SENTENCES, SpokenSettings, Utterance, spoken_utterances
+from revox.training.validation import Validation, ValidationClip
 from revox.training.watch import Expected, Watch
 from revox.training.world import World
 
 SETTINGS_FILE = "settings.json"
 HELD_OUT = 12  # validation clips, of speakers that are not trained on
+HELD_OUT_SECONDS = 15.0  # of each, at most
+HELD_OUT_SENTENCES = 32  # spoken for validation, in voices that are not trained on
 TRAINING = "training the encoder"
 """The phase whose progress has a row of figures, at every report."""
 
@@ -89,28 +95,39 @@ def restore_encoder(
     if settings.clips or settings.pseudo_labels:
         sources = find_sources(data, cache=options.cache, workers=options.workers, progress=progress)
     _check_folder(out, settings, options.resume, world)
-    weights = settings.weights
-    if "discriminator" in settings.model_fields_set and not (weights.feature or weights.adversarial):
-        message(
-            "the config describes discriminators, but none is used: weights.feature and weights.adversarial "
-            "are 0"
-        )
+    if "discriminator" in settings.model_fields_set and not settings.weights.feature:
+        message("the config describes discriminators, but none is used: weights.feature is 0")
     model = load_model(checkpoint, dtype=torch.float32, parts=MODEL_PARTS)
-    codes = preset_codes(checkpoint, model)
+    presets = [entry.name for entry in list_voices(checkpoint) if entry.preset and not entry.problem]
+    voices, held_voices = hold_out_names(presets, len(presets))
+    codes = preset_codes(checkpoint, model, only=voices)
     if not codes:
         raise TrainingError(f"{checkpoint} has no preset whose codes can be recovered: see `revox inspect`")
     config = read_params(checkpoint).voxtral_config().codec
+    utterances = [Utterance("", one) for one in preset_codes(checkpoint, model, only=held_voices)]
     if settings.sentences and settings.pairs:
-        spoken = partial(
-            spoken_codes, checkpoint, settings.sentences, out / "spoken",
-            interpolated=settings.interpolated,
-            sentences=options.sentences or texts_of(sources) or SENTENCES,
-            seed=settings.seed, device=world.device,
+        texts, held_texts = hold_out_names(
+            options.sentences or texts_of(sources) or SENTENCES, HELD_OUT_SENTENCES
+        )
+        message(
+            f"the model speaks {settings.sentences:,} sentences, {len(texts):,} different ones, in the "
+            f"voices of {len(voices)} presets and between them"
+        )
+        if 10 * len(texts) < settings.sentences:
+            message("each is spoken more than ten times: more different --texts teach more")
+        spoken = SpokenSettings(
+            settings.sentences, texts, voices, interpolated=settings.interpolated, seed=settings.seed
+        )
+        speak = partial(
+            spoken_utterances, checkpoint, cache=out / "spoken", device=world.device, world=world,
+            progress=progress,
         )  # fmt: skip
-        if world.is_main:
-            spoken(progress=progress)
-        world.wait()
-        codes += spoken()  # from the cache
+        codes += [one.codes for one in speak(spoken)]
+        if held_voices:
+            others = SpokenSettings(
+                HELD_OUT_SENTENCES, held_texts or texts, held_voices, interpolated=0.5, seed=settings.seed + 1
+            )
+            utterances = speak(others)
     seconds = sum(one.shape[1] for one in codes) / config.frame_rate
     message(f"{len(codes)} utterances of the model's own ({seconds:.0f} s) for pairs")
     about: dict[str, Any] = {"decoder_sha256": decoder_sha256(checkpoint), "data": list(data)}
@@ -143,11 +160,24 @@ def restore_encoder(
             label(progress=progress)
         world.wait()
         labeled = label()  # from the cache
-    clips = _first_clips(held, settings.seconds, config.sampling_rate)
+    clips = _validation_clips(held, config.sampling_rate)
+    dtype = torch.float32 if world.device == "cpu" else torch.bfloat16
+    if settings.likelihood and clips and not any(clip.transcript for clip in clips):
+        message(
+            f"no validation clip of at most {HELD_OUT_SECONDS:.0f} s has a transcript: the language model's "
+            "likelihood of recordings is not reported"
+        )
+
+    def language_model() -> tuple[Voxtral, Prompter]:
+        return load_model(checkpoint, device=world.device, dtype=dtype), Prompter(checkpoint)
+
     writer = _writer(out) if options.tensorboard and world.is_main else None
     trainer = EncoderTrainer(
         model, TrainingData(codes, recordings, labeled), settings, out, teachers=teachers,
-        validation=Validation(clips, writer), world=world, about=about,
+        validation=Validation(
+            clips, utterances, language_model if settings.likelihood else None, writer
+        ),
+        world=world, about=about,
     )  # fmt: skip
     if options.resume:
         trainer.resume()
@@ -226,15 +256,24 @@ def hold_out(sources: Sequence[SpeechSource], clips: int) -> tuple[list[SpeechSo
     return train, held
 
 
-def _first_clips(held: Sequence[SpeechSource], seconds: float, rate: int) -> list[Tensor]:
-    from revox.speech import normalize_loudness, read_audio
+def hold_out_names(names: Sequence[str], most: int) -> tuple[list[str], list[str]]:
+    """`names` (texts, voices) without some of them, and those: a tenth, at most `most`, chosen by their
+    hashes. Fewer than ten are all learned from."""
+    count = min(most, len(names) // 10)
+    held = set(sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[:count])
+    return [name for name in names if name not in held], [name for name in names if name in held]
 
+
+def _validation_clips(held: Sequence[SpeechSource], rate: int) -> list[ValidationClip]:
     found = []
     for source in held:
         for cut in itertools.islice(source.cuts, HELD_OUT):
-            file = audio_source(cut_source(cut))
-            samples = read_audio(file).at(rate).samples[: round(seconds * rate)]
-            found.append(torch.from_numpy(normalize_loudness(samples, rate).astype(np.float32)))
+            samples, whole = decode_cut(
+                audio_source(cut_source(cut)), 0.0, cut.recording.duration or None, HELD_OUT_SECONDS, rate
+            )
+            text = (cut.supervisions[0].text or "").strip() if whole else ""
+            # Longer texts do not fit into such a clip, and may not fit into a prompt.
+            found.append(ValidationClip(torch.from_numpy(samples), text if len(text) < 500 else None))
     return found
 
 

@@ -24,7 +24,7 @@ class _Settings(BaseModel):
 class Weights(_Settings):
     """What each loss counts; 0 leaves it out, and its cost.
 
-    Of the reconstruction, among themselves: `mel`, `stft`, `waveform`, `feature`, `adversarial`, `speaker`.
+    Of the reconstruction, among themselves: `mel`, `stft`, `waveform`, `feature`, `speaker`.
     Of the latents, beside `reconstruction` as a whole: `semantic` and `acoustic` (pairs), `commitment`,
     `diversity`, `distillation`.
 
@@ -35,7 +35,6 @@ class Weights(_Settings):
     stft: Weight = 1.0
     waveform: Weight = 0.0
     feature: Weight = 0.0
-    adversarial: Weight = 0.0
     speaker: Weight = 0.0
     reconstruction: Weight = 1.0
     semantic: Weight = 1.0
@@ -63,7 +62,11 @@ class Pairs(_Settings):
 
 
 class Discriminator(_Settings):
-    """The STFT discriminators: from step `start` on they see a random window of `seconds` of every clip."""
+    """The STFT discriminators: from step `start` on they see a random window of `seconds` of every clip.
+
+    They learn by the hinge loss; the encoder matches their features and gets no adversarial loss of its own
+    (Voxtral TTS, arXiv 2603.25551, section 2).
+    """
 
     n_ffts: tuple[Count, ...] = (2048, 1536, 1024, 768, 512, 384, 256, 128)
     channels: Count = 16
@@ -101,7 +104,7 @@ class EncoderTraining(_Settings):
     pair: Pairs = Field(default_factory=Pairs)
     discriminator: Discriminator = Field(default_factory=Discriminator)
     resolutions: tuple[tuple[Count, Count], ...] = ((2048, 160), (1024, 100), (512, 60), (256, 30), (128, 15))
-    sentences: int = Field(default=512, ge=0)
+    sentences: int = Field(default=20_000, ge=0)
     """Spoken by the model before the first step, for pairs of what it says."""
     interpolated: float = Field(default=0.7, ge=0, le=1)
     """Share of the sentences in interpolated voices, between and around the presets'."""
@@ -116,6 +119,9 @@ class EncoderTraining(_Settings):
     compile: bool = False
     """Compile the codec (torch.compile): steps are shorter on a GPU, after minutes for the first. Needs a C++
     compiler."""
+    likelihood: bool = True
+    """Report at each validation how likely the language model finds clips whose words are known. It is loaded
+    for that time."""
     seed: int = 0
     save_every: Count = 1000
     keep: Count = 3
@@ -155,7 +161,7 @@ _RENAMED = (
     ("pair.shift", "pair.offset"), ("pair.shake", "pair.jitter"), ("pair.strange", "pair.replace"),
     ("pair.phases", "pair.all_pass"),
 )  # fmt: skip
-_REMOVED = ("weights.acceptance", "acceptance_clips")
+_REMOVED = ("weights.acceptance", "acceptance_clips", "weights.adversarial")
 
 
 def with_present_names(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -7,16 +7,19 @@ presets', and voices interpolated between and around them.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from revox.checkpoint.encoder_file import released_sha256
 from revox.checkpoint.load import load_model
-from revox.checkpoint.tensors import ENCODER_WEIGHTS, weight_files
+from revox.checkpoint.voice_journal import VOICE_FOLDER
 from revox.checkpoint.voices import Voice, list_voices, load_voice
 from revox.coding.presets import preset_codes
 from revox.progress import Progress, ProgressCallback, ignore_progress
@@ -24,8 +27,9 @@ from revox.speech.files import load_stamped, read_text, save_stamped, stamp_of
 from revox.synthesis.engine import Engine, Request
 from revox.synthesis.prompt import Prompter, make_prompt
 from revox.training.errors import TrainingError
+from revox.training.world import World
 
-BATCH = 32  # sentences spoken together, and cached in one file
+SHARD = 32  # sentences spoken together, and cached in one file
 SPREAD = 0.6  # deviations by which an interpolated voice leaves the line between two presets
 MAX_FRAMES = 250  # 20 s: a sentence that does not end by then is babble
 
@@ -74,32 +78,58 @@ def interpolated_voice(presets: Sequence[Tensor], levels: int, rng: torch.Genera
     return torch.cat((one[:1], moved))
 
 
+@dataclass(frozen=True)
+class SpokenSettings:
+    """What the model says: `count` sentences, those of `sentences` in turn.
+
+    Each is said in one of the presets `voices` (none named: all of them), in turn, or, a share `interpolated`
+    of them, in a voice of its own between and around those (`interpolated_voice`). `seed` decides these
+    voices and the noise of speaking. The first sentences are the same whatever `count` is.
+    """
+
+    count: int
+    sentences: Sequence[str] = SENTENCES
+    voices: Sequence[str] = ()
+    interpolated: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """What the model said: `text`, as codes `[37, frames]`."""
+
+    text: str
+    codes: Tensor
+
+
 class _SpeakingModel:
     """The model of a checkpoint, loaded, and the voices that it speaks in."""
 
-    def __init__(self, folder: Path, presets: Sequence[str], interpolated: float, seed: int, device: str):
+    def __init__(self, folder: Path, settings: SpokenSettings, device: str):
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        self.folder, self.presets, self.interpolated, self.seed = folder, presets, interpolated, seed
+        self.settings = settings
         self.model = load_model(folder, device=device, dtype=dtype)
         self.prompter = Prompter(folder)
-        self.codes = preset_codes(folder, self.model) if interpolated else []
+        self.presets = [load_voice(folder, name) for name in settings.voices]
+        named = set(settings.voices)
+        self.codes = preset_codes(folder, self.model, only=named) if settings.interpolated else []
 
-    def voice(self, i: int, sentences: int) -> Voice:
-        """The voice of the `i`-th utterance; no two voices say one of `sentences` before all are said."""
-        rng = torch.Generator().manual_seed(self.seed * 1_000_003 + i)
-        if self.codes and float(torch.rand((), generator=rng)) < self.interpolated:
+    def voice(self, i: int) -> Voice:
+        """The voice of the `i`-th utterance; no two voices say one sentence before all are said."""
+        settings = self.settings
+        rng = torch.Generator().manual_seed(settings.seed * 1_000_003 + i)
+        if self.codes and float(torch.rand((), generator=rng)) < settings.interpolated:
             codes = interpolated_voice(self.codes, self.model.config.codec.acoustic_codebook_size, rng)
             embeddings = self.model.mm_audio_embeddings
             return Voice("interpolated", codes, embeddings.voice_embedding(codes.to(self.model.device)))
-        return load_voice(self.folder, self.presets[(i + i // sentences) % len(self.presets)])
+        return self.presets[(i + i // len(settings.sentences)) % len(self.presets)]
 
-    def speak(self, which: range, sentences: Sequence[str]) -> dict[str, Tensor]:
+    def speak(self, which: range) -> dict[str, Tensor]:
         """Codes `[37, frames]` of those utterances, int16, by number; none of those that did not end."""
-        requests = []
+        sentences, requests = self.settings.sentences, []
         for i in which:
-            text, voice = sentences[i % len(sentences)], self.voice(i, len(sentences))
-            prompt = make_prompt(self.model, self.prompter, text, voice)
-            requests.append(Request(prompt.embeddings, self.seed + i, MAX_FRAMES))
+            prompt = make_prompt(self.model, self.prompter, sentences[i % len(sentences)], self.voice(i))
+            requests.append(Request(prompt.embeddings, self.settings.seed + i, MAX_FRAMES))
         spoken = Engine(self.model).generate_batch(requests)
         return {
             f"{i:06d}": one.codes().to("cpu", torch.int16).contiguous()
@@ -108,43 +138,56 @@ class _SpeakingModel:
         }
 
 
-def spoken_codes(
+def spoken_utterances(
     checkpoint: Path,
-    count: int,
+    settings: SpokenSettings,
     cache: Path,
     *,
-    interpolated: float = 0.0,
-    sentences: Sequence[str] = SENTENCES,
-    seed: int = 0,
     device: str = "cpu",
+    world: World | None = None,
     progress: ProgressCallback = ignore_progress,
-) -> list[Tensor]:
-    """Codes `[37, frames]` of `count` sentences that the model of the folder `checkpoint` says.
+) -> list[Utterance]:
+    """What the model of the folder `checkpoint` says, in float32 on the CPU, in bf16 elsewhere.
 
-    It speaks in its presets' voices in turn, or, a share `interpolated` of the sentences, each in a voice of
-    its own (`interpolated_voice`); in float32 on the CPU, in bf16 elsewhere. Utterances that do not end by
-    themselves are left out. They are cached in the folder `cache`, `BATCH` to a file, and taken from there
-    where checkpoint, sentences, share and seed are the same. Raises TrainingError without a preset.
+    Utterances that do not end by themselves are left out. Every `SHARD` sentences are a file of their own in
+    the folder `cache`, written when they are spoken and taken from there where the checkpoint's weights and
+    presets and the settings are the same: a job that was stopped goes on, and a damaged file is made again.
+    The processes of `world` share the work and the folder. Raises TrainingError without a preset.
     """
     presets = [entry.name for entry in list_voices(checkpoint) if entry.preset and not entry.problem]
-    if not presets:
+    settings = dataclasses.replace(settings, voices=tuple(settings.voices or presets))
+    if not settings.voices:
         raise TrainingError(
             f"{checkpoint} has no preset that could speak: set sentences to 0, or repair the checkpoint"
         )
-    params = hashlib.sha256((checkpoint / "params.json").read_bytes()).hexdigest()
-    # An encoder in a file of its own does not change what the model speaks.
-    size = sum(file.stat().st_size for file in weight_files(checkpoint) if file.name != ENCODER_WEIGHTS)
-    facts = (params, size, list(sentences), seed, presets, interpolated)
-    speaker: _SpeakingModel | None = None
-    found: list[Tensor] = []
-    for start in range(0, count, BATCH):
-        which = range(start, min(start + BATCH, count))
-        path, stamp = cache / f"{start:06d}.safetensors", stamp_of(*facts, start, len(which))
-        content = load_stamped(path, stamp)
+    world = world or World()
+    voice_files = [(checkpoint / VOICE_FOLDER / f"{name}.pt").read_bytes() for name in settings.voices]
+    stamp = stamp_of(
+        released_sha256(checkpoint), (checkpoint / "params.json").read_text(encoding="utf-8"),
+        [hashlib.sha256(file).hexdigest() for file in voice_files],
+        settings.sentences, settings.seed, settings.interpolated,
+    )  # fmt: skip
+    shards = {}
+    for start in range(0, settings.count, SHARD):
+        which = range(start, min(start + SHARD, settings.count))
+        # Other settings have other names: what they spoke stays where it is.
+        shards[which] = cache / f"{stamp[:8]}-{start:06d}.safetensors", stamp_of(stamp, start, which.stop)
+    model: _SpeakingModel | None = None
+    for which, (path, its_stamp) in list(shards.items())[world.rank :: world.size]:
+        if load_stamped(path, its_stamp) is None:
+            model = model or _SpeakingModel(checkpoint, settings, device)
+            save_stamped(path, its_stamp, save(model.speak(which)))
+            progress(Progress("sentences spoken by the model", which.stop, settings.count))
+    del model
+    world.wait()
+    found: list[Utterance] = []
+    for path, its_stamp in shards.values():
+        content = load_stamped(path, its_stamp)
         if content is None:
-            speaker = speaker or _SpeakingModel(checkpoint, presets, interpolated, seed, device)
-            content = save(speaker.speak(which, sentences))
-            save_stamped(path, stamp, content)
-            progress(Progress("sentences spoken by the model", which.stop, count))
-        found += [codes.long() for _, codes in sorted(load(content).items()) if codes.shape[1]]
+            raise TrainingError(
+                f"{path} is missing: another process should have spoken it; give all processes one folder"
+            )
+        for i, codes in sorted(load(content).items()):
+            if codes.shape[1]:
+                found.append(Utterance(settings.sentences[int(i) % len(settings.sentences)], codes.long()))
     return found

@@ -57,6 +57,13 @@ class Watch:
                 f"{share:.0%} of the acoustic codes are on the first or last level, of the model's own "
                 f"{expected.saturated:.0%}; train on more pairs, or lower weights.reconstruction"
             )
+        trained, held = row.get("trained_levels", 0.0), row.get("valid_levels", 0.0)
+        if held > 1.2 * trained and "trained_levels" in row:
+            found["overfit"] = (
+                f"acoustic codes are {held:.2f} levels off in sentences and voices that are held out, "
+                f"{trained:.2f} in those that are learned from; raise sentences, or give more different "
+                "--texts"
+            )
         norm = row.get("valid_embedding_norm", expected.embedding_norm)
         allowed = 4 * max(expected.embedding_norm_deviation, 0.01 * expected.embedding_norm)
         if abs(norm - expected.embedding_norm) > allowed:
