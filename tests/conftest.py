@@ -128,9 +128,10 @@ def write_speakers(folder: Path, rate: int) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def state_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Signing key and log of marks go to a folder of the tests, never to the user's."""
+    """Signing key, log of marks and cache go to folders of the tests, never to the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REVOX_STATE", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("REVOX_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from revox.checkpoint.load import load_model
-from revox.checkpoint.locate import locate, user_cache
+from revox.checkpoint.locate import locate
 from revox.checkpoint.release import ENCODER_PREFIXES
 from revox.checkpoint.tensors import folder_tensors
 from revox.checkpoint.voices import Voice, list_voices, load_voice
@@ -25,9 +25,11 @@ from revox.synthesis.errors import SpeakError
 from revox.synthesis.prompt import Prompter, make_prompt
 
 if TYPE_CHECKING:
-    from revox.cloning.clone import ClonedVoice, SelectedSpeech
+    from revox.cloning.clone import ClonedVoice, Reference, SelectedSpeech
     from revox.cloning.consent import Consent
     from revox.coding import Coder, CodingResult, CodingSettings
+    from revox.coding.student import StudentEncoder
+    from revox.model.codec import Codec
 
 SMALL_MODEL_BYTES = 2_000_000_000
 
@@ -73,6 +75,14 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
             "or install a build of torch for the device"
         ) from None
     return place
+
+
+def find_dtype(name: str | None) -> torch.dtype | None:
+    """The type of that name; None for None. Raises SpeakError for one in which the model does not compute."""
+    known = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
+    if name not in known:
+        raise SpeakError(f"the dtype {name!r} is not offered; give float32 or bfloat16")
+    return known[name]
 
 
 def default_dtype(folder: Path, device: torch.device) -> torch.dtype:
@@ -122,8 +132,13 @@ class Revox:
             model.audio_tokenizer,
             lambda should_stop: preset_codes(self.folder, model, should_stop=should_stop),
             language_model=lambda: (self.model, self.prompter),
-            cache=user_cache(),
+            student=self._trained_student,
         )
+
+    def _trained_student(self, codec: Codec) -> StudentEncoder | None:
+        from revox.coding.student import trained_student
+
+        return trained_student(self.folder, codec)
 
     @property
     def sampling_rate(self) -> int:
@@ -148,7 +163,7 @@ class Revox:
 
     def clone(
         self,
-        reference: str | os.PathLike[str] | Audio | SelectedSpeech,
+        reference: Reference,
         *,
         consent: str | Consent,
         name: str = "clone",
@@ -167,17 +182,19 @@ class Revox:
         The voice is in memory only; `revox.checkpoint.voices.add_voice` puts it into a folder.
 
         Args:
-            reference: the recording's file, its audio, or a stretch selected before (`select`).
+            reference: the recording's file, its audio, or a stretch selected before (`select`); several
+                recordings of one speaker make one voice, of the best 30 s.
             consent: whose voice it is, and that they agreed; kept with the voice.
             name: what to call it.
             transcript: what is said in the recording, if known. The language model then guides a search
                 towards codes that say it, and it is kept with the voice. The recording is used whole, and
                 must be no longer than 30 s.
-            method: "auto" takes the codes from the checkpoint's encoder, at once, where it has one, and
-                searches for them (inversion) where it has none; "encoder" and "inversion" insist on one;
-                "student" is inversion that starts at the codes of a small encoder, trained once for this
-                checkpoint; "best" takes encoder and inversion and keeps the better codes.
-            refine: steps of search that improve the encoder's codes; they are kept only if they are better.
+            method: "auto" takes the codes from the checkpoint's encoder, at once, where it has one, else
+                from the student encoder (`revox train student`), and searches for them (inversion) where
+                there is neither; "encoder", "student" and "inversion" insist on one; "best" takes inversion
+                as well and keeps the better codes.
+            refine: steps of search that improve the encoder's or the student's codes; they are kept only if
+                they are better.
             steps: steps of inversion.
             budget: seconds that the search for its codes may take.
             seed: the same seed gives the same voice.

@@ -19,15 +19,17 @@ from typer.testing import CliRunner, Result
 
 import revox
 from conftest import in_shards
+from revox.checkpoint.encoder_file import decoder_sha256
 from revox.checkpoint.errors import VoiceError
 from revox.checkpoint.inject import InjectionOptions, eject, inject
 from revox.checkpoint.inspect import inspect
+from revox.checkpoint.load import load_model
 from revox.checkpoint.voices import Voice, list_voices, load_voice
 from revox.cli import clone_command, voice_command
 from revox.cli.options import with_old_names
 from revox.cloning.clone import SELECTED
 from revox.coding.errors import CodingError
-from revox.coding.student import StudentTraining
+from revox.coding.student import STUDENT_FILE, StudentEncoder, save_student, student_folder
 from revox.demo import checkpoint_folder
 from revox.marking import verify_file
 from revox.progress import Progress
@@ -68,7 +70,11 @@ def clone(*arguments: object) -> Result:
 
 
 def options(folder: Path, name: str = "me") -> tuple[object, ...]:
-    return ("--checkpoint", folder, "--name", name, "--consent", AGREED, "--steps", 2)
+    return (*named(folder, name), "--steps", 2)
+
+
+def named(folder: Path, name: str) -> tuple[object, ...]:
+    return ("--checkpoint", folder, "--name", name, "--consent", AGREED)
 
 
 def test_clone_adds_a_voice_and_says_what_it_used(clip: Path, tiny_checkpoint_copy: Path, tmp_path: Path):
@@ -255,36 +261,34 @@ def test_a_recording_too_long_for_its_transcript_is_refused(
 
 
 @pytest.mark.usefixtures("quick_presets")
-def test_a_student_encoder_is_trained_once_and_kept(
-    clip: Path, tiny_checkpoint_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    cache = tmp_path / "cache"
-    monkeypatch.setenv("REVOX_CACHE", str(cache))
-    short = StudentTraining(steps=3, batch=2, frames=8, width=16, blocks=1)
-    monkeypatch.setattr("revox.coding.student.default_training", lambda _: short)
-    monkeypatch.setattr("revox.coding.student.is_useful", lambda *_: True)
-    assert clone(clip, *options(tiny_checkpoint_copy), "--method", "student").exit_code == 0
-    assert load_voice(tiny_checkpoint_copy, "me").provenance["method"] == "student"
-    kept = [(path.name, path.stat().st_mtime_ns) for path in cache.iterdir()]
-    assert len(kept) == 1
-    again = clone(clip, *options(tiny_checkpoint_copy, "me2"), "--quick-encoder")  # its old name
-    assert again.exit_code == 0, again.exception
-    assert "--quick-encoder is now --method student" in again.output
-    assert load_voice(tiny_checkpoint_copy, "me2").provenance["method"] == "student"
-    assert [(path.name, path.stat().st_mtime_ns) for path in cache.iterdir()] == kept
-
-
-@pytest.mark.usefixtures("quick_presets")
-def test_a_student_encoder_that_learned_nothing_is_left_out(
+def test_a_trained_student_gives_the_codes_at_once_and_a_search_offers_one(
     clip: Path, tiny_checkpoint_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("REVOX_CACHE", str(tmp_path / "cache"))
-    short = StudentTraining(steps=1, batch=2, frames=8, width=16, blocks=1)
-    monkeypatch.setattr("revox.coding.student.default_training", lambda _: short)
-    result = clone(clip, *options(tiny_checkpoint_copy), "--method", "student")
-    assert result.exit_code == 0, result.exception
-    assert "the student encoder is of no use here" in " ".join(result.output.split())
-    assert not (tmp_path / "cache").exists()
+    searched = clone(clip, *options(tiny_checkpoint_copy))
+    assert "revox train student" in searched.output
+    assert load_voice(tiny_checkpoint_copy, "me").provenance["method"] == "inversion"
+    refused = clone(clip, *named(tiny_checkpoint_copy, "me2"), "--method", "student")
+    assert "train it once with `revox train student" in str(refused.exception)
+
+    codec = load_model(tiny_checkpoint_copy, parts=("audio_tokenizer",)).audio_tokenizer
+    student = StudentEncoder.for_codec(codec, 16, 1)
+    student.record = {"sentences": 7}
+    file = student_folder(tiny_checkpoint_copy) / STUDENT_FILE
+    save_student(file, decoder_sha256(tiny_checkpoint_copy), student)
+    found = clone(clip, *named(tiny_checkpoint_copy, "me3"))
+    assert found.exit_code == 0, found.exception
+    assert "codes from the trained student" in " ".join(found.output.split())
+    assert "revox train student" not in found.output
+    assert load_voice(tiny_checkpoint_copy, "me3").provenance["settings"]["student"] == {"sentences": 7}
+    renamed = clone(clip, *named(tiny_checkpoint_copy, "me4"), "--quick-encoder", "--refine", 1)
+    assert "--quick-encoder is now --method student" in renamed.output
+    record = load_voice(tiny_checkpoint_copy, "me4").provenance
+    assert record["method"] in ("student", "student, refined")
+    assert set(record["settings"]["scores"]) == {"student", "refined"}
+    file.write_bytes(file.read_bytes()[:100])  # damaged: as if there were none
+    assert clone(clip, *options(tiny_checkpoint_copy, "me5")).exit_code == 0
+    assert load_voice(tiny_checkpoint_copy, "me5").provenance["method"] == "inversion"
 
 
 LAB_ENCODER = Path(__file__).parents[2] / "lab" / "reference-encoder" / "encoder.safetensors"
@@ -309,7 +313,7 @@ def test_an_injected_encoder_is_used_at_once_and_an_ejected_one_is_not(tmp_path:
     assert inspect(folder).encoder == "absent"
     refused = clone(*named, "other", "--refine", 2)
     assert isinstance(refused.exception, CodingError)
-    assert "no whole encoder" in str(refused.exception)
+    assert "of an encoder or a student" in str(refused.exception)
     assert clone(*named, "other", "--method", "encoder").exit_code != 0
 
 
@@ -332,7 +336,7 @@ def test_a_part_of_an_encoder_is_left_off_and_said(
 
 @pytest.mark.parametrize(
     ("given", "sentence"),
-    [(("--method", "magic"), "no method"), (("--refine", 3), "no whole encoder")],
+    [(("--method", "magic"), "no method"), (("--refine", 3), "of an encoder or a student")],
 )
 def test_a_method_that_will_not_do_is_refused_before_the_clip_is_read(
     tiny_checkpoint_copy: Path, given: tuple[object, ...], sentence: str

@@ -15,9 +15,11 @@ from revox.api import Revox
 from revox.checkpoint.load import load_model
 from revox.checkpoint.voices import add_voice, load_voice
 from revox.cloning.clone import SELECTED, ClonedVoice, CloneRequest, clone_voice
-from revox.coding import CodingSettings
+from revox.cloning.errors import CloneError
+from revox.coding import Coder, CodingSettings
 from revox.coding.errors import CodingError
 from revox.coding.invert import InversionConfig
+from revox.coding.student import StudentEncoder
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech import Audio, AudioError, write_audio
 from revox.speech.loudness import loudness
@@ -242,8 +244,40 @@ def test_cloning_without_a_transcript_reads_no_more_of_the_checkpoint_than_it_ne
     assert lazy._coding_model.backbone.norm.weight.is_meta
 
 
-def test_the_old_name_of_a_method_works_and_says_the_new_one(tts: Revox, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("revox.coding.find.student_encoder_for", lambda *_: None)
+@pytest.fixture
+def at_once(tts: Revox, monkeypatch: pytest.MonkeyPatch) -> Revox:
+    """With a student, which has learned nothing."""
+    student = StudentEncoder.for_codec(tts.coder.codec, 16, 1)
+    student.record = {"steps": 0}
+    monkeypatch.setattr(tts, "coder", Coder(tts.coder.codec, student=lambda codec: student))
+    return tts
+
+
+def test_the_old_name_of_a_method_works_and_says_the_new_one(at_once: Revox):
     with pytest.warns(DeprecationWarning, match="method='student'"):
-        voice = tts.clone(speechlike(3.2), consent=AGREED, steps=0, quick_encoder=True)
-    assert voice.provenance["method"] == "inversion"  # the student was of no use
+        voice = at_once.clone(speechlike(3.2), consent=AGREED, quick_encoder=True)
+    assert voice.provenance["method"] == "student"
+    assert voice.provenance["settings"]["student"] == {"steps": 0}
+
+
+def test_several_recordings_make_one_voice_of_at_most_thirty_seconds(at_once: Revox, tmp_path: Path):
+    tts = at_once
+    write_audio(tmp_path / "b.wav", speechlike(4.0))
+    clips = [speechlike(40.0), tmp_path / "b.wav", speechlike(1.5)]  # the last alone would be too short
+    told: list[Progress] = []
+    voice = tts.clone(clips, consent=AGREED, progress=told.append)
+    selected = [at.facts for at in told if at.what == SELECTED]
+    assert [facts["file"] for facts in selected] == ["", "b.wav", ""]
+    used = [voice.provenance["source"], *voice.provenance["more_sources"]]
+    assert [one.get("file") for one in used] == [None, "b.wav", None]
+    seconds = [one["seconds"] for one in used]
+    assert seconds[1] > 3.5  # a short one is taken whole and a long one has what is left
+    assert seconds[0] > 15
+    assert sum(seconds) <= 30
+    assert voice.reference.seconds == pytest.approx(sum(seconds), abs=0.5)
+    levels = [np.sqrt(np.mean(part**2)) for part in np.array_split(voice.reference.samples, 6)]
+    assert max(levels) < 2 * min(levels)
+    with pytest.raises(CloneError, match="3 were given"):
+        tts.clone(clips, consent=AGREED, transcript="one two")
+    with pytest.raises(CloneError, match="no recording was given"):
+        tts.clone([], consent=AGREED)

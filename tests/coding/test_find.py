@@ -63,9 +63,7 @@ def test_a_stop_while_presets_are_looked_up_keeps_no_part_of_them(model: Voxtral
     [
         (False, {}, ("inversion",)),
         (False, {"method": "best", "steps": 3}, ("inversion",)),
-        (False, {"method": "student"}, ("student",)),
         (True, {}, ("encoder",)),
-        (True, {"method": "student", "steps": 3}, ("student",)),
         (True, {"method": "encoder", "refine": 4, "budget": 1.0}, ("encoder", "refined")),
         (True, {"method": "inversion", "steps": 3, "budget": 1.0}, ("inversion",)),
         (True, {"method": "best", "steps": 3}, ("encoder", "inversion")),
@@ -77,14 +75,30 @@ def test_the_method_and_what_the_checkpoint_has_decide_whose_codes_there_are(has
 
 
 @pytest.mark.parametrize(
+    ("has_encoder", "settings", "ways"),
+    [
+        (False, {}, ("student",)),
+        (False, {"refine": 4, "budget": 1.0}, ("student", "refined")),
+        (False, {"method": "inversion", "steps": 3}, ("inversion",)),
+        (False, {"method": "best", "refine": 4, "steps": 3}, ("student", "refined", "inversion")),
+        (True, {}, ("encoder",)),
+        (True, {"method": "student", "refine": 4}, ("student", "refined")),
+        (True, {"method": "best"}, ("encoder", "inversion")),
+    ],
+)
+def test_a_trained_student_takes_the_place_of_a_missing_encoder(has_encoder, settings, ways):
+    assert CodingSettings(**settings).ways(has_encoder, has_student=True) == ways
+
+
+@pytest.mark.parametrize(
     ("has_encoder", "settings", "sentence"),
     [
         (True, {"method": "magic"}, "no method 'magic'"),
         (True, {"refine": -1}, "-1 steps"),
         (False, {"method": "encoder"}, "no whole encoder"),
-        (False, {"refine": 5}, "no whole encoder: leave it out"),
+        (False, {"refine": 5}, "this checkpoint has neither: leave it out"),
+        (False, {"method": "student"}, "train it once with `revox train student"),
         (True, {"method": "inversion", "refine": 5}, "the method is inversion: leave it out"),
-        (True, {"method": "student", "refine": 5}, "the method is student: leave it out"),
         (True, {"steps": 5}, "--steps is for inversion"),
         (True, {"budget": 5.0}, "--budget limits nothing"),
         (True, {"budget": 0.0}, "a budget of 0 s"),

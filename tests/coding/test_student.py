@@ -1,24 +1,16 @@
-"""Pairs from the decoder, and the encoder that learns from them."""
+"""Pairs from the decoder, and the search from a posterior."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
 
 from revox.checkpoint.load import load_model
-from revox.coding import student
 from revox.coding.features import SpectralFeatures
 from revox.coding.invert import InversionConfig, invert
 from revox.coding.pairs import PairSettings, PresetPairs
 from revox.coding.presets import preset_codes
 from revox.coding.regularizers import Posterior, Regularizers
-from revox.coding.student import StudentTraining, student_encoder_for, train_student
 from revox.demo import checkpoint_folder
 from revox.model.codec import Codec
 from revox.model.config import CodecConfig
@@ -26,7 +18,6 @@ from revox.model.config import CodecConfig
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 STILL = PairSettings(mixed=0.0, offset=0.0, jitter=0.0, replace=0.0)
-SHORT = StudentTraining(steps=60, batch=4, frames=8, width=48, blocks=1, warmup=5)
 
 
 @pytest.fixture(scope="module")
@@ -60,40 +51,6 @@ def test_features_of_a_batch_are_those_of_its_clips(lab):
     features = SpectralFeatures(lab[0].config)
     clips = torch.randn(3, 5000) * 0.1
     assert torch.allclose(features(clips)[1], features(clips[1]), atol=1e-5)
-
-
-def test_it_learns_to_say_the_codes_and_is_kept_for_this_checkpoint_only(
-    lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    codec, bank = lab
-    heard: list[Mapping[str, Any]] = []
-    encoder = train_student(codec, bank, SHORT, STILL, progress=lambda at: heard.append(at.facts))
-    first, last = heard[:5], heard[-5:]
-    assert np.mean([h["acoustic"] for h in last]) < 0.8 * np.mean([h["acoustic"] for h in first])
-    assert np.mean([h["semantic"] for h in last]) < np.mean([h["semantic"] for h in first])
-    clip = codec.decode(bank[0][None, :, :10])[0]
-    monkeypatch.setattr(student, "is_useful", lambda *_: True)
-    monkeypatch.setattr(student, "train_student", lambda *_, **__: encoder)
-    assert student_encoder_for(codec, bank, SHORT, tmp_path) is encoder
-    monkeypatch.setattr(student, "train_student", lambda *_, **__: pytest.fail("trained again"))
-    again = student_encoder_for(codec, bank, SHORT, tmp_path)
-    assert again is not None
-    for a, b in zip(again.posterior(clip), encoder.posterior(clip), strict=True):
-        assert torch.equal(a, b)
-    with pytest.raises(pytest.fail.Exception):  # other preset codes, another student
-        student_encoder_for(codec, bank[:1], SHORT, tmp_path)
-    [path] = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(pytest.fail.Exception):
-        student_encoder_for(codec, bank, SHORT, tmp_path)
-
-
-def test_time_ends_the_training(lab):
-    codec, bank = lab
-    heard: list[float] = []
-    brief = dataclasses.replace(SHORT, steps=10_000, seconds=0.5)
-    train_student(codec, bank, brief, STILL, progress=lambda at: heard.append(at.done))
-    assert 0 < len(heard) < 1000
 
 
 def test_inversion_starts_at_the_posterior_and_a_heavy_weight_keeps_it_there(lab):

@@ -24,7 +24,6 @@ from revox.checkpoint.tensors import WEIGHTS
 from revox.cloning.clone import ClonedVoice, CloneRequest, SelectedSpeech, clone_voice
 from revox.cloning.consent import Source
 from revox.coding import Coder, CodingSettings, find_codes
-from revox.coding.student import StudentTraining, train_student
 from revox.demo import checkpoint_folder
 from revox.doctor.examine import DoctorSettings, examine
 from revox.doctor.findings import Verdict
@@ -43,6 +42,7 @@ from revox.synthesis.prompt import make_prompt
 from revox.training.restore import TRAINING as TRAINING_PHASE
 from revox.training.restore import RunOptions, restore_encoder
 from revox.training.settings import EncoderTraining
+from revox.training.student import StudentTraining, train_student
 from revox.training.verifier import VerifierTraining, train_verifier
 from training.test_distill import save_whisper
 
@@ -191,7 +191,7 @@ def test_it_clones_there_by_inversion(there: revox.Revox, here: revox.Revox):
     assert torch.equal(one.embedding, two.embedding)
 
 
-def test_it_encodes_and_refines_there(second: str, here: revox.Revox):
+def test_it_encodes_and_refines_there(second: str, here: revox.Revox, tmp_path: Path):
     clip = torch.from_numpy(
         here.speak("ten past nine", here.voices()[1], seed=1, max_seconds=2).samples.copy()
     )
@@ -201,7 +201,8 @@ def test_it_encodes_and_refines_there(second: str, here: revox.Revox):
         coder = Coder(codec, here.coder.preset_codes())
         refined = find_codes(coder, clip, CodingSettings("encoder", refine=2))
         found.append((coder.encode(clip).codes.cpu(), refined.codes))
-        student = train_student(codec, here.coder.preset_codes(), StudentTraining(steps=2))
+        training = StudentTraining(steps=2)
+        student = train_student(codec, here.coder.preset_codes(), training, tmp_path / device)
         assert student.posterior(clip.to(device)).values.device.type == device
     # Autocast lists other operations for other devices: not every rounding is the same.
     for one, two in zip(*found, strict=True):
@@ -304,7 +305,9 @@ TIMED = {"audio_seconds_per_second", "seconds_left", "memory_gb", "seconds", "cp
 @pytest.fixture
 def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Speech with its words, and a run that makes little beforehand."""
-    monkeypatch.setattr("revox.coding.student.default_training", lambda codec: StudentTraining(steps=1))
+    monkeypatch.setattr(
+        "revox.training.student.pseudo_label_training", lambda codec: StudentTraining(steps=1)
+    )
     monkeypatch.setattr(
         "revox.training.restore.preset_codes", lambda *_, **__: list(preset_codes().values())[:3]
     )

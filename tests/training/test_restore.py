@@ -26,7 +26,6 @@ from revox.checkpoint.load import load_model
 from revox.checkpoint.voices import Voice
 from revox.cli import train_command
 from revox.coding.find import MODEL_PARTS
-from revox.coding.student import StudentTraining
 from revox.progress import Progress
 from revox.synthesis.engine import Engine, Request
 from revox.synthesis.prompt import Prompt
@@ -49,6 +48,7 @@ from revox.training.spoken import (
     read_sentences,
     spoken_utterances,
 )
+from revox.training.student import StudentTraining
 from revox.training.world import World
 
 SETTINGS: dict[str, Any] = {
@@ -139,7 +139,9 @@ def test_recordings_are_inverted_once_and_kept_as_they_are_found(
         return real(coder, samples, settings)
 
     monkeypatch.setattr(module, "find_codes", counted)
-    monkeypatch.setattr("revox.coding.student.default_training", lambda codec: StudentTraining(steps=2))
+    monkeypatch.setattr(
+        "revox.training.student.pseudo_label_training", lambda codec: StudentTraining(steps=2)
+    )
     cache = tmp_path / "pseudo-labels"
 
     def inverted(count: int, stamp: str = "a", **changes: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -174,7 +176,9 @@ def test_recordings_are_inverted_once_and_kept_as_they_are_found(
 def test_a_run_with_pseudo_labels_goes_on_to_the_same_encoder(
     tiny_checkpoint: Path, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("revox.coding.student.default_training", lambda codec: StudentTraining(steps=2))
+    monkeypatch.setattr(
+        "revox.training.student.pseudo_label_training", lambda codec: StudentTraining(steps=2)
+    )
     asked = {"pseudo_labels": 2, "pseudo_labeled": 2, "inversion_steps": 2, "seconds": 1.28}
 
     def restored(out: Path, stop: bool = False, **changes: Any) -> Path:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from revox.cli.options import Checkpoint, Method, Refine, Seed
+from revox.cli.options import Checkpoint, Device, Dtype, Method, Refine, Seed
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from revox.api import Revox
     from revox.checkpoint.voices import Voice
     from revox.cloning.clone import ClonedVoice
     from revox.progress import Progress
@@ -24,7 +25,10 @@ OLD_NAMES = {"--quick-encoder": "--method student"}
 
 
 def command(
-    clip: Annotated[Path, typer.Argument(help="The recording: any audio or video file.")],
+    clips: Annotated[
+        list[Path],
+        typer.Argument(help="The recording, any audio or video file; several of one speaker make one voice."),
+    ],
     checkpoint: Checkpoint,
     name: Annotated[str, typer.Option(help="The new voice's name: a-z, 0-9, _ and -.")],
     consent: Annotated[
@@ -33,7 +37,8 @@ def command(
     transcript: Annotated[
         str | None,
         typer.Option(
-            help="What is said in CLIP (30 s at most), or @FILE: the language model then guides the search."
+            help="What is said in the recording (one, of 30 s at most), or @FILE: the language model then "
+            "guides the search."
         ),
     ] = None,
     method: Method = "auto",
@@ -43,6 +48,8 @@ def command(
         int | None, typer.Option(min=0, help="Steps of inversion (the same number gives the same voice).")
     ] = None,
     seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a voice of that name.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace even a preset.")] = False,
     decoded: Annotated[
@@ -50,7 +57,7 @@ def command(
         typer.Option(help="Also write how the reference sounds through the codes, marked, to this file."),
     ] = None,
 ) -> None:
-    """Clone a voice from CLIP and add it to the checkpoint, with its encoder if it has one, or by search.
+    """Clone a voice from CLIPS and add it to the checkpoint: by its encoder, a trained student, or a search.
 
     Ctrl-C ends the search and keeps the best voice found so far. If it cannot be added (a full disk, a name
     taken meanwhile), its codes are written to a file that `revox voice add` takes.
@@ -77,17 +84,18 @@ def command(
             raise AudioError(f"There is no folder {decoded.parent}; create it or choose another path.")
     spoken = _transcript(transcript)
     import revox
+    from revox.api import find_dtype
 
-    tts = revox.load(folder, lazy=True)
+    tts = revox.load(folder, device, find_dtype(dtype), lazy=True)
     if tts.encoder == "partial":
         console.print("[yellow]the weights hold only a part of an encoder, which is not used[/]")
-    with _show_progress(console, clip.name) as progress:
+    if method == "auto" and tts.encoder != "complete" and tts.coder.student is None:
+        _offer_student(console, tts)
+    with _show_progress(console) as progress:
         voice = tts.clone(
-            clip, consent=agreed, name=name, transcript=spoken, method=method, refine=refine, steps=steps,
+            clips, consent=agreed, name=name, transcript=spoken, method=method, refine=refine, steps=steps,
             budget=budget, seed=seed, progress=progress,
         )  # fmt: skip
-    if method == "student" and voice.coding.method == "inversion":
-        console.print("[yellow]the student encoder is of no use here: inversion went on without it[/]")
     with _codes_saved_on_failure(voice, folder):
         add_voice(folder, name, voice.embedding, voice.codes, voice.provenance, overwrite, force)
     if decoded is not None:
@@ -97,8 +105,23 @@ def command(
     _summary(console, voice, folder)
 
 
+def _offer_student(console: Console, tts: Revox) -> None:
+    from revox.cli.progress import duration
+    from revox.training.student import StudentRequest
+    from revox.training.student_plan import plan_student
+
+    request = StudentRequest()
+    cost = plan_student(tts.folder, request.sentences, request.training, str(tts.device))
+    command = f"revox train student {shlex.quote(str(tts.folder))}"
+    console.print(
+        f"Searching for the codes; `{command}` would train an encoder that gives better ones at once (once, "
+        f"about {duration(cost.seconds)} on {tts.device}, {cost.memory / 1e9:.1f} GB of memory).",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+
+
 @contextmanager
-def _show_progress(console: Console, clip: str) -> Iterator[Callable[[Progress], None]]:
+def _show_progress(console: Console) -> Iterator[Callable[[Progress], None]]:
     """Bars for the search, and sentences about the stretch selected."""
     from revox.cli.progress import show_progress
     from revox.cloning.clone import SELECTED
@@ -108,10 +131,11 @@ def _show_progress(console: Console, clip: str) -> Iterator[Callable[[Progress],
         def report(at: Progress) -> None:
             if at.what != SELECTED:
                 return show(at)
-            console.print(f"{clip}: {at.facts['reasons']}", markup=False)
+            console.print(f"{at.facts['file']}: {at.facts['reasons']}", markup=False)
             if at.facts["warnings"]:
                 console.print(at.facts["warnings"], style="yellow", markup=False)
-            console.print("Ctrl-C ends a search and keeps the best voice so far.")
+            if at.done == at.total:
+                console.print("Ctrl-C ends a search and keeps the best voice so far.")
 
         yield report
 
@@ -172,8 +196,8 @@ def _summary(console: Console, voice: ClonedVoice, folder: Path) -> None:
     coding = voice.coding
     if not coding.searches:
         console.print(
-            f"codes from the checkpoint's encoder in {coding.seconds:.1f} s: "
-            f"spectral distance {voice.distance:.4f}"
+            f"codes from the {'trained student' if coding.method == 'student' else 'encoder'} in "
+            f"{coding.seconds:.1f} s: spectral distance {voice.distance:.4f}"
         )
     elif coding.search is not None and coding.search.losses:
         search = coding.search

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,7 @@ from revox.cli.options import (
     CheckpointArgument,
     CheckpointOption,
     Device,
+    Dtype,
     Revision,
     Seed,
     chosen_checkpoint,
@@ -40,7 +41,7 @@ def command(
         typer.Option("--sounds", help="Also write each voice's reference and speech, as marked .wav."),
     ] = False,
     device: Device = None,
-    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; else as `revox speak`.")] = None,
+    dtype: Dtype = None,
     seed: Seed = 0,
     revision: Revision = None,
 ) -> None:
@@ -50,12 +51,13 @@ def command(
     """
     from rich.console import Console
 
+    from revox.api import find_dtype
     from revox.checkpoint.locate import locate
     from revox.cli.progress import show_progress
 
     given = chosen_checkpoint(checkpoint, checkpoint_option)
     console = Console(stderr=True, highlight=False)
-    arithmetic = _dtype(dtype)
+    arithmetic = find_dtype(dtype)
     folder = locate(given, revision)
     target = _target(out)
     from revox.doctor.examine import DoctorSettings, examine
@@ -89,19 +91,6 @@ def _end(report: DoctorReport, markdown: Path, console: Console) -> None:
         raise typer.Exit(130)
     if report.verdict is Verdict.FAIL:
         raise typer.Exit(1)
-
-
-def _dtype(name: str | None) -> Any:
-    if name is None:
-        return None
-    import torch
-
-    from revox.synthesis.errors import SpeakError
-
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
-    if name not in known:
-        raise SpeakError(f"the dtype {name!r} is not offered; give float32 or bfloat16")
-    return known[name]
 
 
 def _target(out: Path | None) -> Path:

@@ -30,15 +30,20 @@ Method = Annotated[
     str,
     typer.Option(
         metavar="auto|encoder|student|inversion|best",
-        help="How codes are found: by the checkpoint's encoder if it has one, else by inversion (auto); by "
-        "the encoder; by inversion that starts from a small encoder, trained once for the checkpoint "
-        "(student), or from preset codes (inversion); or by encoder and inversion, and the better codes are "
-        "kept (best).",
+        help="How codes are found: by the checkpoint's encoder if it has one, else by the student that "
+        "`revox train student` trained, else by inversion (auto); by one of them; or by the first of them "
+        "and inversion, and the better codes are kept (best).",
     ),
 ]
-Refine = Annotated[int, typer.Option(min=0, help="Inversion steps that improve the encoder's codes.")]
+Refine = Annotated[
+    int, typer.Option(min=0, help="Inversion steps that improve the codes of the encoder or the student.")
+]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; by default the accelerator if there is one.")
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32 or bfloat16; by default bfloat16, or float32 for a small model on the CPU."),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same result.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]

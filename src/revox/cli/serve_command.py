@@ -52,9 +52,9 @@ def command(
     method: Annotated[
         str,
         typer.Option(
-            metavar="auto|encoder|inversion",
-            help="How recordings become voices; auto uses the encoder if there is one, and otherwise inverts "
-            "uploads and refuses ref_audio.",
+            metavar="auto|encoder|student|inversion",
+            help="How recordings become voices; auto takes the encoder if there is one, else a student "
+            "(`revox train student`), and otherwise inverts uploads and refuses ref_audio.",
         ),
     ] = "auto",
     clone_seconds: Annotated[float, typer.Option(help="The time limit of an inversion, in seconds.")] = 60.0,

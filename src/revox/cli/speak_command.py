@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from revox.cli.marked import log_written, model_name, say, who_signs, write_sound
-from revox.cli.options import Checkpoint, Device, Revision
+from revox.cli.options import Checkpoint, Device, Dtype, Revision
 from revox.cli.progress import show_progress
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def command(
         float | None, typer.Option(help="Stop after so many seconds of speech; 164 at most.")
     ] = None,
     device: Device = None,
+    dtype: Dtype = None,
     revision: Revision = None,
     no_mark: Annotated[
         bool, typer.Option("--no-mark", help="Do not mark the file as synthetic; that is logged.")
@@ -71,6 +72,7 @@ def command(
     kind = format_for(target, format or ("wav" if target is None else None))
 
     import revox
+    from revox.api import find_dtype
     from revox.checkpoint.locate import locate
     from revox.checkpoint.voices import load_voice
 
@@ -79,7 +81,7 @@ def command(
     spoken_in = load_voice(folder, voice)
     record = new_record(model_name(checkpoint), voice)
     signer = None if no_mark else who_signs(signing_certificate, signing_key)
-    tts = revox.load(folder, device=device)
+    tts = revox.load(folder, device, find_dtype(dtype))
     options: dict[str, Any] = {"seed": seed, "cfg": cfg, "flow_steps": flow_steps, "max_seconds": max_seconds}
     started = time.perf_counter()
     if target is None and kind == "pcm":

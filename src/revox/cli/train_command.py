@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from revox.cli.options import Checkpoint, with_old_names
+from revox.cli.options import (
+    Checkpoint,
+    CheckpointArgument,
+    CheckpointOption,
+    Device,
+    Seed,
+    chosen_checkpoint,
+    with_old_names,
+)
 from revox.cli.progress import duration, show_progress
 from revox.progress import Progress
 
@@ -17,6 +25,65 @@ app = typer.Typer(help="Train what the release leaves out.", no_args_is_help=Tru
 @app.callback()
 def _group() -> None:
     pass
+
+
+@app.command("student")
+def student_command(
+    checkpoint: CheckpointArgument = None,
+    checkpoint_option: CheckpointOption = None,
+    sentences: Annotated[int, typer.Option(min=100, help="How many the model says.")] = 10_000,
+    texts: Annotated[
+        Path | None, typer.Option(help="Sentences to say, one a line; else English ones of our own.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of learning.")] = 4000,
+    minutes: Annotated[float | None, typer.Option(help="The most that learning may take.")] = None,
+    device: Device = None,
+    seed: Seed = 0,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what it would cost here.")] = False,
+) -> None:
+    """Train a small encoder for cloning on the model's own speech; once, in minutes on a GPU.
+
+    The model says some thousand sentences in its presets' voices and in voices between and around them, and
+    the student learns the codes. `revox clone` then takes the codes of any clip from it at once. Everything
+    is cached for this checkpoint: after Ctrl-C the same command goes on where it stopped.
+    """
+    from rich.console import Console
+
+    from revox.api import find_device
+    from revox.checkpoint.locate import locate
+    from revox.coding.student import student_folder
+    from revox.training.spoken import read_sentences
+    from revox.training.student import StudentRequest, StudentTraining, make_student
+    from revox.training.student_plan import plan_student
+
+    console = Console(stderr=True, highlight=False)
+    folder = locate(chosen_checkpoint(checkpoint, checkpoint_option))
+    place = str(find_device(device))
+    training = StudentTraining(steps=steps, seconds=minutes and 60 * minutes, seed=seed)
+    request = StudentRequest(sentences, read_sentences(texts) if texts else (), training, place)
+    cost = plan_student(folder, sentences, training, place)
+    console.print(
+        f"The model says {sentences:,} sentences (about {duration(cost.speaking)}), then the student learns "
+        f"for {steps:,} steps (about {duration(cost.learning)}), on {place} with {cost.memory / 1e9:.1f} GB "
+        f"of memory and {cost.disk / 1e6:,.0f} MB in {student_folder(folder)}; counted operations at this "
+        "device's speed.",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+    if plan:
+        return
+    try:
+        with show_progress(console) as show:
+            path, student, scores = make_student(folder, request, show)
+    except KeyboardInterrupt:  # stopped as asked: nothing failed
+        console.print("stopped and saved; the same command goes on from there")
+        raise typer.Exit(0) from None
+    console.print(
+        f"On speech that it did not learn from it is right in {scores.agreement:.0%} of the semantic codes "
+        f"(the most frequent code: {scores.usual_agreement:.0%}) and {scores.levels:.2f} levels of "
+        f"{student.levels - 1} off (the median codes: {scores.usual_levels:.2f}).",
+        soft_wrap=True,
+    )  # fmt: skip
+    console.print(f"The student is {path}; `revox clone` now uses it", markup=False, soft_wrap=True)
 
 
 @app.command("encoder", cls=with_old_names({"-o": "--out"}))

@@ -65,6 +65,7 @@ class Provenance(BaseModel):
     method: str
     settings: dict[str, Any] = Field(default_factory=dict)
     source: Source = Source()
+    more_sources: tuple[Source, ...] | None = None
     consent: Consent
 
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,16 +22,15 @@ from revox.coding.objective import SpectralTarget
 from revox.coding.prior import CodePrior
 from revox.coding.refine import Score, Scorer, posterior_of, refinement
 from revox.coding.regularizers import Guidance, Posterior, Regularizers
-from revox.coding.student import StudentEncoder, student_encoder_for
+from revox.coding.student import StudentEncoder
 from revox.model.codec import Codec
 from revox.model.voxtral import Voxtral
 from revox.progress import ProgressCallback, ignore_progress
 from revox.synthesis.prompt import Prompter
 
 METHODS = ("auto", "encoder", "student", "inversion", "best")
-"""How codes are found. "auto" is the encoder where the checkpoint has one, else inversion; "student" is
-inversion from the student encoder's posterior; "best" takes encoder and inversion and keeps the better
-codes."""
+"""How codes are found. "auto" is the encoder where the checkpoint has one, else the student encoder where one
+was trained, else inversion; "best" takes inversion as well and keeps the better codes."""
 
 MODEL_PARTS = ("mm_audio_embeddings.audio_codebook_embeddings", "audio_tokenizer")
 """The parts of a model that finding codes needs (`revox.checkpoint.load.load_model`), guidance apart."""
@@ -44,11 +42,11 @@ ShouldStop = Callable[[], bool]
 class CodingSettings:
     """How codes are found; the names are those of the command line's options.
 
-    `method` is one of `METHODS`. `refine`: steps of inversion from the encoder's codes. `steps`: of
-    inversion's descent. `budget`: seconds for all searches. The same `seed`, steps and thread count give the
-    same codes. `local_search`: rounds of trying single codes, by default in proportion to the steps.
-    `as_served`: the encoder in bf16, as runtimes serve it; float32 is for parity tests. `inversion`: what a
-    search is like otherwise.
+    `method` is one of `METHODS`. `refine`: steps of inversion from the encoder's or the student's codes.
+    `steps`: of inversion's descent. `budget`: seconds for all searches. The same `seed`, steps and thread
+    count give the same codes. `local_search`: rounds of trying single codes, by default in proportion to the
+    steps. `as_served`: the encoder in bf16, as runtimes serve it; float32 is for parity tests. `inversion`:
+    what a search is like otherwise.
 
     Raises CodingError for a method that does not exist or a number out of range.
     """
@@ -72,35 +70,42 @@ class CodingSettings:
         if self.budget is not None and not (math.isfinite(self.budget) and self.budget > 0):
             raise CodingError(f"a budget of {self.budget:g} s is not possible: give seconds above 0")
 
-    def ways(self, has_encoder: bool) -> tuple[str, ...]:
-        """What these settings run on such a checkpoint, of "encoder", "refined", "student" and "inversion",
+    def ways(self, has_encoder: bool, has_student: bool = False) -> tuple[str, ...]:
+        """What these settings run on such a checkpoint, of "encoder", "student", "refined" and "inversion",
         in that order. Raises CodingError for settings that it would ignore."""
         method = self.method
         if method == "encoder" and not has_encoder:
             raise CodingError(
-                "this checkpoint has no whole encoder: use --method auto, which inverts, or put an encoder "
-                "in with `revox inject` (`revox inspect` shows what the checkpoint has)"
+                "this checkpoint has no whole encoder: use --method auto, which does without, or put an "
+                "encoder in with `revox inject` (`revox inspect` shows what the checkpoint has)"
             )
-        encodes = has_encoder and method in ("auto", "encoder", "best")
-        search = "student" if method == "student" else "inversion"
-        searches = not encodes or method == "best"
-        if self.refine and not encodes:
-            why = f"the method is {method}" if has_encoder else "this checkpoint has no whole encoder"
+        if method == "student" and not has_student:
             raise CodingError(
-                f"--refine improves an encoder's codes, and {why}: leave it out (inversion has --steps)"
+                "no student encoder is trained for this checkpoint: train it once with `revox train student "
+                "CHECKPOINT`, or use --method inversion"
+            )
+        at_once = {"encoder": "encoder", "student": "student", "inversion": None}.get(
+            method, "encoder" if has_encoder else "student" if has_student else None
+        )
+        searches = at_once is None or method == "best"
+        if self.refine and at_once is None:
+            why = "the method is inversion" if method == "inversion" else "this checkpoint has neither"
+            raise CodingError(
+                f"--refine improves the codes of an encoder or a student, and {why}: leave it out "
+                "(inversion has --steps), or train a student with `revox train student CHECKPOINT`"
             )
         if self.steps is not None and not searches:
             raise CodingError(
-                "--steps is for inversion, and this checkpoint has an encoder, whose codes are taken at "
-                "once: leave it out, improve the codes with --refine N, or use --method inversion"
+                f"--steps is for inversion, and the {at_once}'s codes are taken at once: leave it out, "
+                "improve the codes with --refine N, or use --method inversion"
             )
         if self.budget is not None and not searches and not self.refine:
             raise CodingError(
-                "the encoder's codes are taken at once, so --budget limits nothing: leave it out, improve "
+                f"the {at_once}'s codes are taken at once, so --budget limits nothing: leave it out, improve "
                 "the codes with --refine N, or use --method inversion"
             )
-        ways = (("encoder", encodes), ("refined", encodes and self.refine > 0), (search, searches))
-        return tuple(way for way, taken in ways if taken)
+        found = (at_once, "refined" if self.refine else None, "inversion" if searches else None)
+        return tuple(way for way in found if way)
 
     def search(self, searches: int) -> InversionConfig:
         """The settings of each of so many searches."""
@@ -137,14 +142,20 @@ class CodingResult:
         return any(search.stopped for search in self.searches.values())
 
     @property
+    def description(self) -> str:
+        """The way in words, for a voice's record: a refinement says whose codes it began with."""
+        source = "student" if "student" in self.settings else "encoder"
+        return f"{source}, refined" if self.method == "refined" else self.method
+
+    @property
     def search(self) -> InversionResult | None:
-        """The search that found the codes; None where they are the encoder's."""
+        """The search that found the codes; None where they were taken at once."""
         return self.searches.get(self.method)
 
     def record(self) -> dict[str, Any]:
-        """What provenance keeps: settings, steps, and how codes compared; empty without a search."""
+        """What provenance keeps: settings, steps, how codes compared; without a search only the student."""
         if not self.searches:
-            return {}
+            return dict(self.settings)
         found = self.search
         record = self.settings | {
             "steps_done": sum(search.steps for search in self.searches.values()),
@@ -163,7 +174,7 @@ class Coder:
     codec: the checkpoint's, in any type, with an encoder if it has one. preset_codes: codes `[37, frames]` of
     the model's own voices, or a function that finds them (and raises CodingError when told to stop): a search
     starts there and stays near their statistics. language_model: gives the whole model and its prompter, for
-    guidance by a transcript. cache: the folder that keeps the student encoder.
+    guidance by a transcript. student: gives the student encoder trained for the codec, or None.
     """
 
     def __init__(
@@ -171,10 +182,10 @@ class Coder:
         codec: Codec,
         preset_codes: Sequence[Tensor] | Callable[[ShouldStop | None], list[Tensor]] = (),
         language_model: Callable[[], tuple[Voxtral, Prompter]] | None = None,
-        cache: Path | None = None,
+        student: Callable[[Codec], StudentEncoder | None] | None = None,
     ) -> None:
         self._codec, self._find_presets, self._language_model = codec, preset_codes, language_model
-        self._cache = cache
+        self._load_student = student
         self._presets: list[Tensor] | None = None
         self._lock = threading.RLock()  # a server finds codes in several threads
 
@@ -205,15 +216,20 @@ class Coder:
         presets = self.preset_codes(should_stop)
         return CodePrior.from_codes(presets, self.codec) if presets else None
 
-    def student(self, progress: ProgressCallback = ignore_progress) -> StudentEncoder | None:
-        """The student encoder, trained if it is not in the cache; None without presets or if it is of no
-        use."""
-        with self._lock:
-            if "_student" not in self.__dict__:
-                presets, cache = self.preset_codes(), self._cache
-                made = student_encoder_for(self.codec, presets, None, cache, progress) if presets else None
-                self._student = made
-            return self._student
+    @cached_property
+    def student(self) -> StudentEncoder | None:
+        """The student encoder that was trained for this checkpoint; None without."""
+        student = None if self._load_student is None else self._load_student(self._codec)
+        return None if student is None else student.to(_device(self._codec))
+
+    def ways(self, settings: CodingSettings) -> tuple[str, ...]:
+        """What `settings` run here (`CodingSettings.ways`); the student is looked up only where it counts."""
+        counts = settings.method == "student" or not (self.has_encoder or settings.method == "inversion")
+        return settings.ways(self.has_encoder, counts and self.student is not None)
+
+    def about(self, ways: Sequence[str]) -> dict[str, Any]:
+        """What a record keeps of the student, where `ways` take it."""
+        return {"student": self.student.record} if "student" in ways and self.student else {}
 
     def guidance(self, transcript: str) -> Guidance:
         """The language model's guidance towards codes that say `transcript`, for one clip."""
@@ -258,13 +274,12 @@ def find_codes(
     """
     settings = settings or CodingSettings()
     began = time.monotonic()
-    ways = settings.ways(coder.has_encoder)
-    encoded = coder.encode(samples, settings.as_served) if "encoder" in ways else None
-    if ways == ("encoder",):
-        assert encoded is not None
-        return CodingResult(encoded.codes.cpu(), "encoder", {}, {}, time.monotonic() - began)
-    config = settings.search(sum(way != "encoder" for way in ways))
-    student = coder.student(progress) if "student" in ways else None
+    ways = coder.ways(settings)
+    at_once, posterior = _at_once(coder, samples, settings, ways[0])
+    if ways in (("encoder",), ("student",)):
+        assert at_once is not None
+        return CodingResult(at_once, ways[0], {}, {}, time.monotonic() - began, coder.about(ways))
+    config = settings.search(sum(way in ("refined", "inversion") for way in ways))
     guidance = None if transcript is None else coder.guidance(transcript)
     regularizers = Regularizers(coder.prior(should_stop), None, guidance)
 
@@ -275,25 +290,17 @@ def find_codes(
         )  # fmt: skip
 
     searches: dict[str, InversionResult] = {}
-    if student is not None:
-        searches["student"] = search(config, student.posterior(samples.to(_device(coder.codec))))
-    elif "inversion" in ways or "student" in ways:  # a student of no use leaves plain inversion
+    if "inversion" in ways:
         searches["inversion"] = search(config, None)
+    method = "inversion"
     scores: dict[str, Score] = {}
-    if encoded is None:
-        [method] = searches
-    else:
-        posterior = posterior_of(coder.codec, encoded)
+    if at_once is not None:
         terms = dataclasses.replace(regularizers, posterior=posterior)
         if "refined" in ways and not any(found.stopped for found in searches.values()):
             searches["refined"] = search(refinement(settings.refine, config), posterior)
-        candidates = {"encoder": encoded.codes}
+        candidates = {ways[0]: at_once}
         candidates |= {way: searches[way].codes for way in ("refined", "inversion") if way in searches}
         method, scores = Scorer(coder.codec, samples, config, terms).best_of(candidates)
-    result = CodingResult(
-        encoded.codes.cpu() if encoded is not None and method == "encoder" else searches[method].codes,
-        method, scores, searches, time.monotonic() - began,
-    )  # fmt: skip
     if "refined" in searches and len(searches) == 1:
         config = refinement(settings.refine, config)
     about = {
@@ -302,8 +309,29 @@ def find_codes(
         "seed": settings.seed,
         "preset_frames": sum(codes.shape[1] for codes in coder.preset_codes()),
         "language_model_guidance": guidance is not None,
+        **coder.about(ways),
     }
-    return dataclasses.replace(result, settings=about)
+    codes = searches[method].codes if method in searches else at_once
+    assert codes is not None
+    return CodingResult(codes, method, scores, searches, time.monotonic() - began, about)
+
+
+def _at_once(
+    coder: Coder, samples: Tensor, settings: CodingSettings, way: str
+) -> tuple[Tensor | None, Posterior | None]:
+    """The codes that an encoder or the student gives, on the CPU, and their posterior; None for a search."""
+    if way == "encoder":
+        encoded = coder.encode(samples, settings.as_served)
+        # The posterior is needed only where a search follows.
+        posterior = (
+            posterior_of(coder.codec, encoded) if settings.refine or settings.method == "best" else None
+        )
+        return encoded.codes.cpu(), posterior
+    if way == "student":
+        assert coder.student is not None
+        posterior = coder.student.posterior(samples.to(_device(coder.codec)))
+        return posterior.codes(coder.codec.config.acoustic_codebook_size).cpu(), posterior
+    return None, None
 
 
 def _device(codec: Codec) -> torch.device:

@@ -12,6 +12,7 @@ from typing import Any
 
 from revox.api import find_device
 from revox.checkpoint.inspect import inspect
+from revox.coding.student import has_trained_student
 from revox.evaluation import acceptance_table, cloning_table, codec_table
 from revox.evaluation.clips import Clip, partners
 from revox.evaluation.errors import EvaluationError
@@ -96,9 +97,11 @@ def _checked(setup: Setup) -> Setup:
     if setup.device is not None:
         find_device(setup.device)
     has_encoder = setup.encoder is not None or inspect(setup.checkpoint).encoder == "complete"
-    setup.coding.ways(has_encoder)
+    has_student = has_trained_student(setup.checkpoint)
+    setup.coding.ways(has_encoder, has_student)
     if setup.method == "auto":
-        setup = dataclasses.replace(setup, method="encoder" if has_encoder else "inversion")
+        method = "encoder" if has_encoder else "student" if has_student else "inversion"
+        setup = dataclasses.replace(setup, method=method)
     if not setup.texts:
         setup = dataclasses.replace(setup, texts=DEFAULT_TEXTS)
     return setup.identified()

@@ -7,7 +7,7 @@ import hashlib
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from revox.api import Revox, load
 from revox.checkpoint.voices import Voice
 from revox.coding import Coder, CodingSettings, find_codes
+from revox.coding.student import STUDENT_FILE, student_folder, trained_student
 from revox.evaluation.cache import Cache, file_identity, folder_identity
 from revox.evaluation.clips import Clip
 from revox.evaluation.errors import EvaluationError
@@ -61,6 +62,7 @@ class Setup:
     def identified(self) -> Setup:
         """The same with the `identity` of all files and libraries that results depend on."""
         whisper = Path(self.recognizer.removeprefix("whisper:"))
+        student = student_folder(self.checkpoint) / STUDENT_FILE
         files = sorted(path for path in whisper.iterdir() if path.is_file()) if whisper.is_dir() else []
         identity = stamp_of(
             VERSION,
@@ -68,6 +70,7 @@ class Setup:
             file_identity(self.encoder) if self.encoder else None,
             {path.name: file_identity(path) for path in files},
             [installed(library) for library in ("pesq", "pystoi")],
+            *([file_identity(student)] if self.method == "student" else []),
         )
         return dataclasses.replace(self, identity=identity)
 
@@ -122,7 +125,9 @@ class Subject:
         from revox.evaluation.reference_encoder import original_codec
 
         codec = original_codec(self.setup.checkpoint, self.setup.encoder)
-        return Coder(codec, self.tts.coder.preset_codes)
+        return Coder(
+            codec, self.tts.coder.preset_codes, student=partial(trained_student, self.setup.checkpoint)
+        )
 
     @property
     def codec(self) -> Codec:

@@ -48,11 +48,11 @@ class ServeSettings(BaseModel):
     voices_folder: uploaded voices with their records and the log of consent and removals (see `voices_path`).
     allowed_folder: file:// references are read below it only (None: not at all). allow_urls: http(s)
     references are fetched. consent_statement: the operator's own, for inline references without consent.
-    method: how recordings become voices ("auto": the encoder if the checkpoint has one; otherwise uploads are
-    inverted and inline references refused). clone_seconds: the time limit of an
-    inversion. api_keys: the file of hashed keys (None: no key is required). rate_limit: requests a minute for
-    a key without a limit of its own (None: no limit). allowed_hosts: host names of this server, in addition
-    to addresses and private names (checked only without keys). max_streams: concurrent utterances.
+    method: how recordings become voices ("auto": the encoder if the checkpoint has one, else a trained
+    student; otherwise uploads are inverted and inline references refused). clone_seconds: the time limit of
+    an inversion. api_keys: the file of hashed keys (None: no key is required). rate_limit: requests a minute
+    for a key without a limit of its own (None: no limit). allowed_hosts: host names of this server, in
+    addition to addresses and private names (checked only without keys). max_streams: concurrent utterances.
     admission_control: run fewer while a client plays a stream that the machine could not keep up with.
     max_queue: requests that wait; further ones are a 429. lead_frames: frames that a stream may be ahead of
     its client before it pauses. marking: speech is marked as synthetic, in file and headers, signed with
@@ -75,7 +75,7 @@ class ServeSettings(BaseModel):
         Annotated[str, Field(min_length=3, max_length=4000), _matching(r"(?s).*[^\W\d_].*", "a sentence")]
         | None
     ) = None
-    method: Literal["auto", "encoder", "inversion"] = "auto"
+    method: Literal["auto", "encoder", "student", "inversion"] = "auto"
     clone_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0
     api_keys: Path | None = None
     rate_limit: Annotated[int, Field(ge=1)] | None = None

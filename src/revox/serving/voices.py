@@ -68,12 +68,18 @@ class Voices:
                 "--method encoder needs a checkpoint with an encoder, and this one has none: inject one with "
                 "`revox inject`, or use --method inversion"
             )
+        has_student = not has_encoder and tts.coder.student is not None
+        if settings.method == "student" and tts.coder.student is None:
+            raise ServeError(
+                "--method student needs a trained student, and this checkpoint has none: train it with "
+                "`revox train student`, or use --method inversion"
+            )
         # Uploads are jobs and may take time; inline references make a request wait, and are inverted only if
         # the operator says so.
         self.method: str = settings.method
         if settings.method == "auto":
-            self.method = "encoder" if has_encoder else "inversion"
-        self._inline_allowed = has_encoder or settings.method == "inversion"
+            self.method = "encoder" if has_encoder else "student" if has_student else "inversion"
+        self._inline_allowed = self.method != "inversion" or has_encoder or settings.method == "inversion"
         self._settings, self._tts, self._references = settings, tts, references
         self._lock = threading.RLock()
         self.files = VoiceFiles(settings.voices_path, tts.model)
@@ -268,9 +274,10 @@ class Voices:
         if not self._inline_allowed:
             raise ApiError(
                 400,
-                "ref_audio cannot be used: this checkpoint has no encoder. Upload the recording to "
-                "POST /v1/audio/voices, which finds its codes by inversion; use a preset; inject an encoder "
-                "with `revox inject`; or start the server with --method inversion",
+                "ref_audio cannot be used: this checkpoint has no encoder and no trained student. Upload "
+                "the recording to POST /v1/audio/voices, which finds its codes by inversion; use a "
+                "preset; train a student with `revox train student`; or start the server with --method "
+                "inversion",
                 param="ref_audio",
                 code="no_encoder",
             )

@@ -15,6 +15,7 @@ from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech.files import load_stamped, save_stamped, stamp_of
 from revox.training.data import ClipBatches, ClipSampler, SpeechSource
 from revox.training.settings import EncoderTraining
+from revox.training.student import student_for
 
 
 def pseudo_labeled(
@@ -45,8 +46,8 @@ def pseudo_labeled(
         found.append((tensors["samples"], tensors["codes"].long()))
     if len(found) == settings.pseudo_labeled:
         return found
-    coder, rate = Coder(codec.to(device), preset_codes, cache=cache), codec.config.sampling_rate
-    coder.student(progress)
+    student = student_for(codec.to(device), preset_codes, cache / "student", stamp_of(*facts), progress)
+    coder, rate = Coder(codec, preset_codes, student=lambda codec: student), codec.config.sampling_rate
     length = settings.frames(codec.config) * codec.samples_per_frame
     sampler = ClipSampler(sources, seconds=length / rate, batch=1, seed=settings.seed + 1)
     with ClipBatches(sampler, rate, workers=0) as clips:
@@ -55,7 +56,7 @@ def pseudo_labeled(
                 continue
             samples = clip.waveforms[0][:length]
             samples = torch.nn.functional.pad(samples, (0, length - len(samples)))
-            search = CodingSettings("student", steps=settings.inversion_steps, seed=i)
+            search = CodingSettings("student", refine=settings.inversion_steps, seed=i)
             coding = find_codes(coder, samples, search)
             if coding.stopped:
                 raise KeyboardInterrupt
