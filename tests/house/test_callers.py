@@ -10,7 +10,8 @@ from collections import defaultdict
 
 from sources import modules
 
-BEHIND = ("encode", "invert", "likelihood", "objective", "prior", "refine", "regularizers", "student")
+# `student` is the network and its file, which training makes; it gives codes through find_codes only.
+BEHIND = ("encode", "invert", "likelihood", "objective", "prior", "refine", "regularizers")
 """Files of `coding` that are behind `find_codes`."""
 ENCODERS = {"encode_latents", "encode_as_served"}
 CODECS = {"codec", "audio_tokenizer", "quantizer", "original", "served", "restored"}

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from revox.checkpoint.encoder_file import decoder_sha256
 from revox.checkpoint.load import load_model
+from revox.coding import Coder, CodingSettings, find_codes
 from revox.coding.find import MODEL_PARTS
 from revox.coding.pairs import PairSettings, PresetPairs
 from revox.coding.presets import preset_codes
@@ -188,10 +189,10 @@ def held_out_scores(
     together = torch.cat(list(codes), dim=1)
     frequent = together[0].bincount().argmax()
     median = together[1:].float().median(dim=1).values[:, None]
-    rows = []
+    coder, rows = Coder(codec, student=lambda codec: student), []
     for true in held_out:
-        posterior = student.posterior(codec.decode(true[None].to(device))[0].float())
-        found = posterior.codes(student.levels).cpu()
+        sound = codec.decode(true[None].to(device))[0].float()
+        found = find_codes(coder, sound, CodingSettings("student")).codes
         rows.append((
             float((found[0] == true[0]).float().mean()), float((found[1:] - true[1:]).abs().float().mean()),
             float((frequent == true[0]).float().mean()), float((median - true[1:]).abs().mean()),
