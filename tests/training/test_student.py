@@ -27,6 +27,7 @@ from revox.progress import Progress
 from revox.training import student as module
 from revox.training.errors import TrainingError
 from revox.training.sentences import drawn_sentences
+from revox.training.spoken import Utterance
 from revox.training.student import (
     StudentRequest,
     StudentTraining,
@@ -110,7 +111,7 @@ def test_the_command_says_its_plan_and_trains_the_student_that_cloning_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("REVOX_CACHE", str(tmp_path))
-    monkeypatch.setattr("revox.training.spoken.BATCH", 16)
+    monkeypatch.setattr("revox.training.spoken.SHARD", 16)
     (tmp_path / "texts.txt").write_text("\n".join(f"it is {n} o'clock" for n in ("one", "two", "ten", "six")))
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command()(train_command.student_command)
@@ -137,7 +138,8 @@ def test_a_student_that_learned_too_little_is_not_kept(
     lab, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("REVOX_CACHE", str(tmp_path))
-    monkeypatch.setattr(module, "spoken_codes", lambda *_, **__: [torch.randint(0, 21, (37, 12))] * 4)
+    spoken = [Utterance("one", torch.randint(0, 21, (37, 12)))] * 4
+    monkeypatch.setattr(module, "spoken_utterances", lambda *_, **__: spoken)
     monkeypatch.setattr(module, "preset_codes", lambda *_: [])
     with pytest.raises(TrainingError, match=r"learned too little.*--sentences or --minutes"):
         make_student(tiny_checkpoint, StudentRequest(4, training=dataclasses.replace(SHORT, steps=1)))

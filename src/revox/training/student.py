@@ -30,7 +30,7 @@ from revox.speech.files import stamp_of
 from revox.training.errors import TrainingError
 from revox.training.run import Run, saved_state
 from revox.training.sentences import drawn_sentences
-from revox.training.spoken import spoken_codes
+from revox.training.spoken import SpokenSettings, spoken_utterances
 
 STUDENT_TRAINING = "training the student encoder"
 """The phase of its training, as `Progress.what` names it."""
@@ -222,10 +222,10 @@ def make_student(
     folder = student_folder(checkpoint)
     training = request.training
     sentences = request.texts or drawn_sentences(request.sentences, training.seed)
-    spoken = spoken_codes(
-        checkpoint, request.sentences, folder / "spoken", interpolated=INTERPOLATED, sentences=sentences,
-        seed=training.seed, device=request.device, progress=progress,
-    )  # fmt: skip
+    settings = SpokenSettings(request.sentences, sentences, interpolated=INTERPOLATED, seed=training.seed)
+    cache = folder / "spoken"
+    utterances = spoken_utterances(checkpoint, settings, cache, device=request.device, progress=progress)
+    spoken = [one.codes for one in utterances]
     if not spoken:
         raise TrainingError(f"{checkpoint} ended none of its sentences: check it with `revox doctor`")
     model = load_model(checkpoint, request.device, torch.float32, MODEL_PARTS)

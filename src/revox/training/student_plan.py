@@ -14,7 +14,7 @@ import torch
 from revox.checkpoint.params import read_params
 from revox.checkpoint.release import expected_tensors
 from revox.model.config import VoxtralConfig
-from revox.training.spoken import BATCH
+from revox.training.spoken import SHARD
 from revox.training.student import StudentTraining
 
 FRAMES = 45  # of a sentence of our own, as the presets speak: 3.6 s
@@ -51,12 +51,12 @@ def plan_student(checkpoint: Path, sentences: int, training: StudentTraining, de
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     backbone, acoustic = config.backbone, config.acoustic
     evaluations = 2 * acoustic.n_decoding_steps  # guidance takes two a step
-    operations = 2 * BATCH * (sizes["backbone"] + evaluations * sizes["acoustic_transformer"])
+    operations = 2 * SHARD * (sizes["backbone"] + evaluations * sizes["acoustic_transformer"])
     layers = backbone.n_layers + acoustic.n_decoding_steps * acoustic.n_layers
     tiny = torch.zeros(1, device=device)
     launch = _seconds(lambda: tiny.add_(1), tiny)
-    frame = operations / _speed(BATCH, backbone.dim, backbone.hidden_dim, dtype, device)
-    speaking = math.ceil(sentences / BATCH) * LONGEST * (frame + layers * KERNELS * launch)
+    frame = operations / _speed(SHARD, backbone.dim, backbone.hidden_dim, dtype, device)
+    speaking = math.ceil(sentences / SHARD) * LONGEST * (frame + layers * KERNELS * launch)
     codec = config.codec
     fast = _speed(training.batch * training.frames, codec.dim, codec.hidden_dim, torch.float32, device)
     learned = training.steps * training.batch * training.frames * decoder_operations(config)
@@ -66,7 +66,7 @@ def plan_student(checkpoint: Path, sentences: int, training: StudentTraining, de
     return StudentPlan(
         sentences, training.steps, speaking, min(learning, training.seconds or math.inf),
         disk=sentences * FRAMES * codec.n_codebooks * 2 + 50e6,
-        memory=speaks * dtype.itemsize + BATCH * (PROMPT + LONGEST) * cache + 1e9,
+        memory=speaks * dtype.itemsize + SHARD * (PROMPT + LONGEST) * cache + 1e9,
     )  # fmt: skip
 
 
