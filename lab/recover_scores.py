@@ -28,7 +28,7 @@ from revox.evaluation.subject import random_codes
 from revox.evaluation.tables import rank
 from revox.losses.spectral import mel_distance, multi_resolution_stft_loss
 from revox.metrics.codes import embedding_cosine, score_codes
-from revox.metrics.intelligibility import PocketsphinxRecognizer, normalize_text, word_error_rate
+from revox.metrics.intelligibility import PocketsphinxRecognizer, word_errors
 from revox.metrics.likelihood import likelihood
 from revox.metrics.speaker import SpeakerVerifier
 from revox.speech import Audio
@@ -177,7 +177,7 @@ class Scoring:
         }
         if whole and clip.text is not None:
             found["transcript"] = self.recognizer.transcribe(audio)
-            found["word_errors"], found["words"] = errors(clip.text, found["transcript"])
+            found["word_errors"], found["words"] = word_errors(clip.text, found["transcript"])
         return found
 
     def _likeness(self, kind: str, i: int, audio: Audio) -> dict[str, Any]:
@@ -206,7 +206,7 @@ class Scoring:
             spoken = self.tts.synthesize(text, voice, seed=seed, max_seconds=3 + len(text) / 5)
             pieces += [spoken.audio.samples, np.zeros(round(PAUSE * RATE), np.float32)]
             missing += spoken.audio.truncated
-            of_text = errors(text, self.recognizer.transcribe(spoken.audio))
+            of_text = word_errors(text, self.recognizer.transcribe(spoken.audio))
             wrong, count = wrong + of_text[0], count + of_text[1]
             if spoken.codes.shape[1]:
                 likelihoods.append(self._nll(text, codes, spoken.codes))
@@ -224,12 +224,6 @@ class Scoring:
             "cloned_nll": None if nll is None else float(nll[0]),
             "cloned_flow": None if nll is None else float(nll[1]),
         }
-
-
-def errors(text: str, transcript: str) -> tuple[int, int]:
-    """The number of wrong words, and of words in `text`."""
-    count = len(normalize_text(text).split())
-    return round(word_error_rate(text, transcript) * count), count
 
 
 def data_identity(data: Path, splits: Sequence[str] = ("train", "heldout")) -> dict[str, str]:

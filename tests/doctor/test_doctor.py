@@ -24,7 +24,7 @@ from revox.cli import doctor_command
 from revox.demo import checkpoint_folder
 from revox.doctor import clone_checks, folder_checks, layout, speech_checks, voice_checks
 from revox.doctor.checkpoint_under_test import CheckpointUnderTest, choose_voices
-from revox.doctor.examine import DoctorSettings, examine
+from revox.doctor.examine import DoctorSettings, _made_with, examine
 from revox.doctor.findings import CheckResult, DoctorReport, Verdict
 from revox.doctor.report import write_report
 from revox.doctor.sound import SoundFigures, measure
@@ -469,6 +469,34 @@ def test_an_unknown_voice_or_recognizer_is_the_users_mistake(tiny_checkpoint: Pa
         examine(tiny_checkpoint, DoctorSettings(("pt_mail",)))
     with pytest.raises(MetricError, match="pocketsphinx"):
         examine(tiny_checkpoint, DoctorSettings(recognizer="ears"))
+
+
+def test_the_doctor_reports_whispers_transcript_and_no_path_of_it(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    class Whisper:
+        def __init__(self, source: str, device: str):
+            assert (source, device) == (str(tmp_path / "models"), "cpu")
+
+        def transcribe(self, audio: Audio) -> str:
+            return "Please open the window in the kitchen!"
+
+    monkeypatch.setattr("revox.metrics.whisper.WhisperRecognizer", Whisper)
+    recognizer = speech_checks.find_recognizer(f"whisper:{tmp_path}/models")
+    subject = under_test(tiny_checkpoint, ["pt_male"])
+    subject.recognizer = recognizer
+    finding = speech_checks.words(subject)
+    assert finding.verdict is Verdict.PASS
+    assert finding.rows[0]["word error rate"] == 0
+    settings = DoctorSettings(recognizer=f"{tmp_path}/models")
+    assert _made_with(subject, torch.device("cpu"), settings)["recognizer"] == "whisper"
+
+
+def test_pocketsphinx_picks_among_the_doctors_sentences():
+    pytest.importorskip("pocketsphinx")
+    recognizer = speech_checks.find_recognizer("pocketsphinx")
+    assert recognizer is not None
+    assert recognizer.transcribe(Audio(np.zeros(16000, np.float32), 16000)) == ""
 
 
 def test_without_a_recognizer_the_words_are_skipped_and_say_how(tiny_checkpoint: Path):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from revox.cli.main import build_app
+from revox.cli.main import build_app, main
 from revox.coding.errors import CodingError
 from revox.coding.invert import InversionResult
 from revox.evaluation import codec_table
@@ -29,6 +30,9 @@ from revox.synthesis.errors import SpeakError
 def _no_subject_is_kept(one_thread):
     yield
     open_subject.cache_clear()
+
+
+PICKS = {"recognizer": "pocketsphinx", "grammar": "#JSGF V1.0;"}
 
 
 class SameWords:
@@ -73,7 +77,7 @@ def setup_of(checkpoint, out, **settings):
 
 
 def test_the_codec_tables(tiny_checkpoint_with_encoder, found, tmp_path):
-    setup = setup_of(tiny_checkpoint_with_encoder, tmp_path, recognizer="pocketsphinx")
+    setup = setup_of(tiny_checkpoint_with_encoder, tmp_path, **PICKS)
     report = evaluate("codec", setup, found)
     assert [t.title for t in report.tables] == [
         "Codec: all clips (1 clip)", "Codes: all clips (1 clip)",
@@ -135,7 +139,7 @@ def test_the_cloning_table_by_inversion(tiny_checkpoint, found, tmp_path, monkey
         return InversionResult(codes, (1.0,), 1, 0.0, False)
 
     monkeypatch.setattr("revox.coding.find.invert", quick)
-    setup = setup_of(tiny_checkpoint, tmp_path, method="inversion", recognizer="pocketsphinx")
+    setup = setup_of(tiny_checkpoint, tmp_path, method="inversion", **PICKS)
     table = evaluate("cloning", setup, [c for c in found if c.group == "human"]).tables[0]
     assert table.cell(CLONED, "similarity").clips == 2
     assert table.cell(CLONED, "word_errors").value == 0  # it hears "good day" in all
@@ -184,9 +188,84 @@ def test_a_missing_judge_is_said_before_the_work(tiny_checkpoint, found, tmp_pat
         raise MetricError("Recognizing words needs pocketsphinx; install it.")
 
     monkeypatch.setattr("revox.metrics.intelligibility.PocketsphinxRecognizer", missing)
-    setup = setup_of(tiny_checkpoint, tmp_path, method="inversion", recognizer="pocketsphinx")
+    setup = setup_of(tiny_checkpoint, tmp_path, method="inversion", **PICKS)
     with pytest.raises(MetricError, match="needs pocketsphinx"):
         evaluate("codec", setup, found)
+
+
+class Loudness:
+    """In place of DistillMOS: the root mean square, which has an oracle."""
+
+    def score(self, audio):
+        return float(np.sqrt(np.mean(audio.samples**2))) if len(audio.samples) else 0.0
+
+
+def test_naturalness_is_a_column_of_every_sound_when_it_is_asked_for(
+    tiny_checkpoint_with_encoder, found, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("revox.evaluation.subject.NaturalnessModel", Loudness)
+    setup = setup_of(tiny_checkpoint_with_encoder, tmp_path, seeds=1, naturalness=True)
+    human = [c for c in found if c.group == "human"]
+    codec, cloning = (evaluate(kind, setup, human) for kind in ("codec", "cloning"))
+    expected = np.median([Loudness().score(open_subject(setup).reference(clip)) for clip in human])
+    for report in (codec, cloning):
+        table = report.tables[0]
+        assert table.cell(RECORDING, "naturalness").value == pytest.approx(expected)
+        assert all("naturalness" in row.cells for row in table.rows)
+        assert report.facts["naturalness"] == "DistillMOS, which is in no objective"
+
+
+def test_naturalness_is_left_out_where_it_is_not_installed_and_refused_where_it_is_asked_for(
+    tiny_checkpoint_with_encoder, found, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "distillmos", None)
+    report = evaluate("codec", setup_of(tiny_checkpoint_with_encoder, tmp_path, seeds=1), found)
+    assert "naturalness" not in {column.key for column in report.tables[0].columns}
+    with pytest.raises(MetricError, match="pip install --no-deps distillmos"):
+        evaluate("codec", setup_of(tiny_checkpoint_with_encoder, tmp_path, naturalness=True), found)
+
+
+def test_another_recognizer_or_its_version_finds_no_codes_again(
+    tiny_checkpoint_with_encoder, found, tmp_path, monkeypatch
+):
+    folder = tmp_path / "whisper"
+    folder.mkdir()
+    (folder / "model.bin").write_bytes(b"1")
+    setup = setup_of(tiny_checkpoint_with_encoder, tmp_path).identified()
+    whisper = setup_of(tiny_checkpoint_with_encoder, tmp_path, recognizer=f"whisper:{folder}").identified()
+    monkeypatch.setattr("revox.evaluation.subject.installed", lambda package: "99")
+    newer = setup_of(tiny_checkpoint_with_encoder, tmp_path).identified()
+    assert setup.coding_key() == whisper.coding_key() == newer.coding_key()
+    assert len({str(one.key()) for one in (setup, whisper, newer)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("recognizer", "sentence"),
+    [
+        ("pocketsphinx", "give it one with --grammar FILE"),
+        ("whisper:/no/such/folder", "there is no recognizer '/no/such/folder'"),
+        ("whisper:openai/whisper-base", "Systran/faster-whisper-base"),
+        ("Systran/faster-whisper-base", r"revox[whisper]"),
+    ],
+)
+@pytest.mark.parametrize("command", ["evaluate", "doctor"])
+def test_a_recognizer_that_cannot_be_had_is_a_sentence_and_exit_code_2(
+    tiny_checkpoint_with_encoder, clips, tmp_path, monkeypatch, capsys, command, recognizer, sentence
+):
+    monkeypatch.setitem(sys.modules, "faster_whisper", None)
+    if (command, recognizer) == ("doctor", "pocketsphinx"):
+        pytest.skip("the doctor has its own grammar")
+    checkpoint = str(tiny_checkpoint_with_encoder)
+    arguments = ["doctor", checkpoint, "--out", str(tmp_path)]
+    if command == "evaluate":
+        arguments = ["evaluate", "codec", checkpoint, "--clips", str(clips), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["revox", *arguments, "--recognizer", recognizer])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert sentence in " ".join(printed.split())
+    assert "Traceback" not in printed
 
 
 def test_the_command_writes_the_report(tiny_checkpoint_with_encoder, clips, tmp_path):

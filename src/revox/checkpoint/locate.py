@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from revox.checkpoint.errors import CheckpointError
@@ -20,7 +21,7 @@ FILES = (
 )
 """What a checkpoint is made of; nothing else of a hub repository is fetched."""
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def user_cache() -> Path:
@@ -56,19 +57,23 @@ def locate(checkpoint: str | os.PathLike[str], revision: str | None = None) -> P
         raise CheckpointError(
             f"{folder} is a file, where a checkpoint's folder was expected; name {folder.parent}."
         )
-    if not _HUB_ID.fullmatch(name) or ".." in name:
+    if not HUB_ID.fullmatch(name) or ".." in name:
         raise CheckpointError(
             f"{name} is neither a folder nor a hub id (owner/name); name a checkpoint's folder."
         )
-    return _from_hub(name, revision)
+    return fetch(name, FILES, revision)
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
+def fetch(name: str, files: Iterable[str], revision: str | None = None) -> Path:
+    """The folder with those of a hub repository's `files` (patterns) that it has, in the hub's cache.
+
+    Raises CheckpointError when they cannot be fetched and are not in the cache.
+    """
     from huggingface_hub import errors, snapshot_download
 
     at = f"{name} at revision {revision}" if revision else name
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except errors.GatedRepoError:
         why = "its terms must be accepted first: accept them on the hub and log in with `hf auth login`"
     except errors.RepositoryNotFoundError:
@@ -82,7 +87,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
     except errors.HfHubHTTPError as error:
         why = f"the hub answered with an error ({str(error).splitlines()[0]}): try again later"
     except errors.HFValidationError:
-        why = "it is not a valid hub id: name a checkpoint's folder or owner/name"
+        why = "it is not a valid hub id: name a folder or owner/name"
     except Exception as error:  # the hub library's http errors are of another package in each of its versions
         reason = (str(error) or type(error).__name__).splitlines()[0]
         why = f"the download failed ({reason}): check the connection and the free space, and try again"

@@ -34,7 +34,7 @@ def command(
     quick: Annotated[bool, typer.Option("--quick", help="Four voices, and no trial of cloning.")] = False,
     voices: Annotated[str | None, typer.Option(help="Examine only these, separated by commas.")] = None,
     recognizer: Annotated[
-        str, typer.Option(help="What checks the words: none, pocketsphinx, or whisper:FOLDER_OR_HUB_ID.")
+        str, typer.Option(help="What checks the words: none, whisper:FOLDER_OR_HUB_ID, or pocketsphinx.")
     ] = "none",
     sounds: Annotated[
         bool,

@@ -36,7 +36,7 @@ def command(
     refine: Refine = 0,
     steps: Annotated[int | None, typer.Option(min=0, help="Steps of inversion, for each clip.")] = None,
     encoder: Annotated[
-        Path | None, typer.Option(help="The lab's reference encoder, for scoring only.")
+        Path | None, typer.Option(help="A file with the codec's encoder, for scoring only.")
     ] = None,
     texts: Annotated[
         Path | None, typer.Option(help="What to speak (cloning, acceptance): one text on each line.")
@@ -52,10 +52,20 @@ def command(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, where something is random.")] = 3,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes that share the work.")] = 1,
     recognizer: Annotated[
-        str, typer.Option(help="none, pocketsphinx, or whisper:FOLDER_OR_HUB_ID (codec, cloning).")
+        str,
+        typer.Option(
+            help="none, whisper:FOLDER_OR_HUB_ID (faster-whisper), or pocketsphinx (codec, cloning)."
+        ),
     ] = "none",
     grammar: Annotated[
         str | None, typer.Option(help="A JSGF file for pocketsphinx, or lab for the lab's sentences.")
+    ] = None,
+    naturalness: Annotated[
+        bool | None,
+        typer.Option(
+            "--naturalness/--no-naturalness",
+            help="DistillMOS of every sound (codec, cloning); else if distillmos is installed.",
+        ),
     ] = None,
     device: Device = None,
 ) -> None:
@@ -86,7 +96,7 @@ def command(
     from revox.evaluation.subject import Setup
 
     setup = Setup(folder, out, method, encoder, refine, steps, seconds, seeds, recognizer, rules)
-    setup = dataclasses.replace(setup, texts=tuple(spoken), device=device)
+    setup = dataclasses.replace(setup, texts=tuple(spoken), device=device, naturalness=naturalness)
     out.mkdir(parents=True, exist_ok=True)
     try:
         with show_progress(console) as progress:

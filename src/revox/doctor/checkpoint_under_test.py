@@ -24,6 +24,7 @@ from revox.speech import Audio
 from revox.synthesis.engine import Speech
 
 if TYPE_CHECKING:
+    from revox.metrics.intelligibility import Recognizer
     from revox.metrics.speaker import SpeakerVerifier
 
 SENTENCES = (
@@ -58,7 +59,7 @@ class CheckpointUnderTest:
     tts: Revox | None = None
     seed: int = 0
     quick: bool = False
-    recognizer: str = "none"
+    recognizer: Recognizer | None = None
     names: list[str] = field(default_factory=list)
     suspects: list[str] = field(default_factory=list)
     progress: Callable[[str], None] | None = None

@@ -41,7 +41,6 @@ LOADED: dict[str, Check] = {
     "encoder": clone_checks.encoder,
     "speed": speed.speed,
 }
-RECOGNIZERS = ("none", "pocketsphinx", "whisper")
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class DoctorSettings:
     Args:
         voices: the voices to examine; by default all presets, or four when `quick`.
         quick: fewer voices, no inversion.
-        recognizer: "none", "pocketsphinx", or "whisper:" and a folder or hub id.
+        recognizer: "none", "pocketsphinx", or "whisper:" and a faster-whisper model's folder or hub id.
         device, dtype: as in `revox.load`.
         seed: of everything random.
     """
@@ -76,27 +75,23 @@ def examine(
 
     The report calls the checkpoint `name`, by default the folder's last name. `on_finding` is called with
     each result at once. Raises CheckpointError when the folder is not a Voxtral TTS checkpoint, VoiceError
-    for an unknown voice, MetricError for an unknown recognizer, SpeakError for a device that is not there.
+    for an unknown voice, MetricError for a recognizer that cannot be loaded, SpeakError for a device that is
+    not there.
     """
     settings = settings or DoctorSettings()
     folder = Path(folder).resolve()
-    if settings.recognizer.partition(":")[0] not in RECOGNIZERS:
-        raise MetricError(
-            f"there is no recognizer {settings.recognizer!r}; give none, pocketsphinx or whisper:MODEL"
-        )
     count, at = len(ON_DISK) + len(LOADED), "inventory"
 
     def update(what: str | None = None) -> None:
         facts = {"check": at} if what is None else {"check": at, "now": what}
         progress(Progress("examining", len(report.findings), count, facts))
 
-    subject = CheckpointUnderTest(
-        folder, None, settings.seed, settings.quick, settings.recognizer, progress=lambda what: update(what)
-    )
+    subject = CheckpointUnderTest(folder, None, settings.seed, settings.quick, progress=update)
     _ = subject.params
     subject.names = choose_voices(folder, settings.voices, settings.quick)
     device = find_device(settings.device)
-    report = DoctorReport(name or folder.name, _made_with(subject, device, settings.dtype))
+    subject.recognizer = speech_checks.find_recognizer(settings.recognizer, settings.device or "cpu")
+    report = DoctorReport(name or folder.name, _made_with(subject, device, settings))
 
     try:
         problem: str | None = None
@@ -157,9 +152,10 @@ def _load(
 
 
 def _made_with(
-    subject: CheckpointUnderTest, device: torch.device, dtype: torch.dtype | None
+    subject: CheckpointUnderTest, device: torch.device, settings: DoctorSettings
 ) -> dict[str, Value]:
     """Versions, settings and the kind of machine; nothing that names a person or a host."""
+    dtype, recognizer = settings.dtype, settings.recognizer
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "revox": revox.__version__,
@@ -171,6 +167,6 @@ def _made_with(
         "dtype": str(dtype).removeprefix("torch.") if dtype is not None else "default",
         "voices": len(subject.names),
         "quick": subject.quick,
-        "recognizer": subject.recognizer.partition(":")[0],
+        "recognizer": recognizer if recognizer in ("none", "pocketsphinx") else "whisper",
         "seed": subject.seed,
     }

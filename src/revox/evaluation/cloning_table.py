@@ -15,7 +15,9 @@ from revox.evaluation.measured import (
     add_ranks,
     embedding,
     halves,
+    naturalness,
     reference_record,
+    sound_scores,
     table_of,
     voice_columns,
     words,
@@ -47,8 +49,14 @@ def measure(subject: Subject, clip: Clip, other: Clip | None, preset: str | None
     decoded = subject.decoded(codes)
     second = embedding(subject, halves(reference)[1])
     rows: dict[str, list[Record]] = {
-        RECORDING: [{"voice": second, **words(subject, clip.text, reference)}],
-        DECODED: [{"voice": embedding(subject, decoded), **words(subject, clip.text, decoded)}],
+        RECORDING: [
+            {
+                "voice": second,
+                **naturalness(subject, reference),
+                **words(subject, clip.text, reference),
+            }
+        ],
+        DECODED: [{**sound_scores(subject, decoded), **words(subject, clip.text, decoded)}],
     }
     sounds = {
         RECORDING: subject.save_sound(clip, RECORDING, reference),
@@ -64,9 +72,9 @@ def measure(subject: Subject, clip: Clip, other: Clip | None, preset: str | None
             sounds[name] = subject.save_sound(clip, name, spoken[0][1])
     rows[CLONED][0].update(preset_embeddings(subject.setup).score(voices[CLONED].embedding))
     if other is not None:
-        rows[WRONG_SPEAKER] = [{"voice": embedding(subject, subject.reference(other))}]
+        rows[WRONG_SPEAKER] = [sound_scores(subject, subject.reference(other))]
     noises = [noise_like(reference, clip_seed(clip, seed)) for seed in range(subject.setup.seeds)]
-    rows[NOISE] = [{"voice": embedding(subject, noise)} for noise in noises]
+    rows[NOISE] = [sound_scores(subject, noise) for noise in noises]
     rows[NOISE][0].update(words(subject, " ".join(subject.setup.texts), noises[0]))
     return reference_record(subject, reference, rows, sounds)
 
@@ -87,7 +95,7 @@ def _speak(subject: Subject, voice: Voice, seed: int) -> tuple[Record, Audio]:
             likelihoods.append(spoken_score(subject, text, voice, codes))
     sound = Audio(np.concatenate(pieces) if pieces else np.zeros(0, np.float32), subject.rate)
     texts = len(subject.setup.texts)
-    scores: Record = {"missing": missing / texts, "early": early / texts}
+    scores: Record = {"missing": missing / texts, "early": early / texts, **naturalness(subject, sound)}
     # Under half a second there is no voice to compare.
     scores["voice"] = [0.0] * 256 if sound.seconds < 0.5 else embedding(subject, sound)
     if subject.recognizer is not None:

@@ -16,8 +16,10 @@ from revox.evaluation.measured import (
     distances,
     embedding,
     halves,
+    naturalness,
     reference_record,
     sound_columns,
+    sound_scores,
     table_of,
     words,
 )
@@ -45,12 +47,19 @@ def measure(subject: Subject, clip: Clip, other: Clip | None) -> Record:
     expected = clip.text or original.get("transcript")
     second = embedding(subject, halves(reference)[1])
     rows: dict[str, list[Record]] = {
-        RECORDING: [{**distances(reference, reference), "voice": second, **original}]
+        RECORDING: [
+            {
+                **distances(reference, reference),
+                **naturalness(subject, reference),
+                "voice": second,
+                **original,
+            }
+        ]
     }
     sounds = {RECORDING: subject.save_sound(clip, RECORDING, reference)}
 
     def add(row: str, *audios: Audio) -> None:
-        rows[row] = [{**distances(reference, audio), "voice": embedding(subject, audio)} for audio in audios]
+        rows[row] = [{**distances(reference, audio), **sound_scores(subject, audio)} for audio in audios]
         rows[row][0].update(words(subject, expected, audios[0]))
         sounds[row] = subject.save_sound(clip, row, audios[0])
 

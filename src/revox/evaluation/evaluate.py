@@ -19,6 +19,7 @@ from revox.evaluation.errors import EvaluationError
 from revox.evaluation.report import ClipScores, EvaluationReport
 from revox.evaluation.subject import Setup, measured, open_subject
 from revox.evaluation.tables import Table
+from revox.metrics.naturalness import can_score_naturalness
 from revox.progress import ProgressCallback, ignore_progress
 from revox.speech import AudioError
 from revox.speech.read import MAX_SECONDS
@@ -54,7 +55,8 @@ def evaluate(
         raise EvaluationError(f"{kind!r} cannot be evaluated; choose one of {', '.join(KINDS)}")
     setup = _checked(setup)
     subject = open_subject(setup)
-    _ = subject.recognizer, subject.verifier  # a library that is missing shows now, not after an hour
+    # A library that is missing shows now, not after an hour.
+    _ = subject.recognizer, subject.verifier, subject.naturalness
     clips, left_out = _with_codes(setup, clips, jobs, progress)
     others = partners(clips)
 
@@ -96,6 +98,11 @@ def _checked(setup: Setup) -> Setup:
         )
     if setup.device is not None:
         find_device(setup.device)
+    if setup.encoder is not None and not setup.encoder.is_file():
+        raise EvaluationError(
+            f"{setup.encoder} is not a file; give the encoder's .safetensors file, as `revox encoder export` "
+            "and training runs write it"
+        )
     has_encoder = setup.encoder is not None or inspect(setup.checkpoint).encoder == "complete"
     has_student = has_trained_student(setup.checkpoint)
     setup.coding.ways(has_encoder, has_student)
@@ -104,6 +111,8 @@ def _checked(setup: Setup) -> Setup:
         setup = dataclasses.replace(setup, method=method)
     if not setup.texts:
         setup = dataclasses.replace(setup, texts=DEFAULT_TEXTS)
+    if setup.naturalness is None:
+        setup = dataclasses.replace(setup, naturalness=can_score_naturalness())
     return setup.identified()
 
 
@@ -144,19 +153,21 @@ def _facts(setup: Setup, clips: Sequence[Clip]) -> dict[str, str]:
 
     method = setup.method
     if setup.encoder is not None:
-        method += f" (reference: {setup.encoder.name})"
+        method += f" (encoder: {setup.encoder.name})"
     if setup.steps is not None:
         method += f", {setup.steps} steps"
     if setup.refine:
         method += f", {setup.refine} steps of refinement"
     grammar = ", with a grammar" if setup.grammar else ""
+    naturalness = {"naturalness": "DistillMOS, which is in no objective"} if setup.naturalness else {}
     return {
         "checkpoint": f"{setup.checkpoint.name}, {setup.identity[:12]}",
         "codes found by": method,
         "clips": f"{len(clips)}, up to {setup.seconds:g} s of each",
         "seeds": str(setup.seeds),
-        "recognizer": f"{Path(setup.recognizer).name}{grammar}",
+        "recognizer": f"{Path(setup.recognizer_model).name}{grammar}",
         "speaker verification": "Resemblyzer, which is in no objective",
+        **naturalness,
         "date": datetime.date.today().isoformat(),
         "revox": f"{__version__}, Python {platform.python_version()}, {platform.machine()}",
     }

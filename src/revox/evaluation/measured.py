@@ -11,7 +11,7 @@ from revox.evaluation.clips import Clip
 from revox.evaluation.subject import Setup, Subject
 from revox.evaluation.tables import Column, Table, candidates, make_row, rank
 from revox.losses.spectral import mel_distance, multi_resolution_stft_loss
-from revox.metrics.intelligibility import normalize_text, word_error_rate
+from revox.metrics.intelligibility import normalize_text, word_errors
 from revox.metrics.perceptual import estoi, installed, pesq
 from revox.speech import Audio
 
@@ -69,10 +69,19 @@ def words(subject: Subject, expected: str | None, audio: Audio) -> Record:
         return {}
     transcript = subject.recognizer.transcribe(audio)
     scores: Record = {"transcript": transcript}
-    count = len(normalize_text(expected or "").split())
-    if expected and count:
-        scores.update(word_errors=round(word_error_rate(expected, transcript) * count), words=count)
+    if expected and normalize_text(expected):
+        scores["word_errors"], scores["words"] = word_errors(expected, transcript)
     return scores
+
+
+def naturalness(subject: Subject, audio: Audio) -> Record:
+    """The `naturalness` of `audio`, where it is measured."""
+    return {} if subject.naturalness is None else {"naturalness": subject.naturalness.score(audio)}
+
+
+def sound_scores(subject: Subject, audio: Audio) -> Record:
+    """The scores of a sound that need no reference: its `voice` and its `naturalness`."""
+    return {"voice": embedding(subject, audio), **naturalness(subject, audio)}
 
 
 def add_ranks(records: list[tuple[Clip, Record]], ceiling: str = RECORDING) -> int:
@@ -123,10 +132,11 @@ def sound_columns(setup: Setup, among: int) -> list[Column]:
 
 
 def voice_columns(setup: Setup, among: int) -> list[Column]:
-    """Similarity to the recording, its rank, and the word error rate pooled over clips."""
+    """Similarity to the recording, its rank, the word error rate pooled over clips, and naturalness."""
     reason = "" if setup.recognizer != "none" else "no recognizer"
     return [
         Column("similarity", "speaker similarity", "more"),
         Column("rank", f"rank of {among}", "less", 1),
         Column("word_errors", "word errors (%)", "less", 1, "ratio", "words", reason),
+        *([Column("naturalness", "naturalness (DistillMOS, 1 to 5)", "more")] if setup.naturalness else []),
     ]

@@ -1,4 +1,4 @@
-"""The lab's reference encoder: read for scoring and for nothing else."""
+"""A codec encoder from a file: read for scoring and for nothing else."""
 
 from __future__ import annotations
 
@@ -14,15 +14,12 @@ from revox.model.voxtral import Voxtral
 
 
 def original_codec(checkpoint: Path, encoder: Path) -> Codec:
-    """The lab's codec with the reference encoder in the file `encoder`, float32, frozen.
+    """The checkpoint's codec with the encoder of the file `encoder`, float32, frozen.
 
-    For scoring only: a method that restores the encoder must never see this. Raises EvaluationError when
-    the file is missing or is not this checkpoint's encoder.
+    The file is a safetensors file, as `revox encoder export` and training runs write it. For scoring only: a
+    method that restores the encoder must never see this. Raises CheckpointError when the file is missing or
+    damaged, EvaluationError when it is not this checkpoint's encoder.
     """
-    if not encoder.is_file():
-        raise EvaluationError(
-            f"{encoder} is missing; the lab's reference encoder is lab/reference-encoder/encoder.safetensors"
-        )
     released: Voxtral = load_model(checkpoint, dtype=torch.float32, parts=("audio_tokenizer",))
     codec = Codec(released.audio_tokenizer.config, with_encoder=True)
     state = dict(released.audio_tokenizer.state_dict())
@@ -32,5 +29,6 @@ def original_codec(checkpoint: Path, encoder: Path) -> Codec:
     try:
         codec.load_state_dict(state)
     except RuntimeError as error:
-        raise EvaluationError(f"{encoder} is not the encoder of {checkpoint}: {error}") from error
+        why = " ".join(str(error).split())[:300]
+        raise EvaluationError(f"{encoder} is not an encoder of {checkpoint.name}: {why}") from None
     return codec.eval().requires_grad_(False)

@@ -23,6 +23,7 @@ from revox.evaluation.cache import Cache, file_identity, folder_identity
 from revox.evaluation.clips import Clip
 from revox.evaluation.errors import EvaluationError
 from revox.metrics.intelligibility import Recognizer, load_recognizer
+from revox.metrics.naturalness import NaturalnessModel
 from revox.metrics.perceptual import installed
 from revox.metrics.speaker import SpeakerVerifier
 from revox.model.codec import Codec
@@ -30,7 +31,11 @@ from revox.speech import Audio, normalize_loudness, read_audio, whole_frames, wr
 from revox.speech.files import stamp_of
 
 VERSION = 4
-"""Of the measurements: those of older versions are made again."""
+"""Of codes and speech: those of older versions are made again."""
+SCORES_VERSION = 5
+"""Of the scores of sounds."""
+SCORERS = ("pesq", "pystoi", "faster-whisper", "whisper-normalizer", "distillmos")
+"""Packages whose version may change a score."""
 
 MIN_SECONDS = 1.0
 
@@ -39,10 +44,11 @@ MIN_SECONDS = 1.0
 class Setup:
     """Everything a measurement depends on, apart from the clip; plain values, for other processes.
 
-    `method`, `refine` and `steps`: how codes are found (`CodingSettings`). `encoder`: a file with the lab's
-    reference encoder. `seconds`: the most that is used of each clip. `seeds`: how many, where something is
+    `method`, `refine` and `steps`: how codes are found (`CodingSettings`). `encoder`: a file with the
+    codec's encoder. `seconds`: the most that is used of each clip. `seeds`: how many, where something is
     random. `recognizer`: "none", "pocketsphinx" or "whisper:" and a path or hub id. `grammar`: JSGF text for
-    pocketsphinx. `texts`: to be spoken. `identity`: see `identified`.
+    pocketsphinx. `texts`: to be spoken. `naturalness`: whether DistillMOS scores sounds; None: if it is
+    installed. `identity`, `scorers`: see `identified`.
     """
 
     checkpoint: Path
@@ -57,22 +63,32 @@ class Setup:
     grammar: str | None = None
     texts: tuple[str, ...] = ()
     device: str | None = None
+    naturalness: bool | None = None
     identity: str = ""
+    scorers: str = ""
 
     def identified(self) -> Setup:
-        """The same with the `identity` of all files and libraries that results depend on."""
-        whisper = Path(self.recognizer.removeprefix("whisper:"))
+        """The same with the `identity` of what codes and speech depend on, and that of the `scorers`."""
         student = student_folder(self.checkpoint) / STUDENT_FILE
-        files = sorted(path for path in whisper.iterdir() if path.is_file()) if whisper.is_dir() else []
         identity = stamp_of(
             VERSION,
             folder_identity(self.checkpoint),
             file_identity(self.encoder) if self.encoder else None,
-            {path.name: file_identity(path) for path in files},
-            [installed(library) for library in ("pesq", "pystoi")],
             *([file_identity(student)] if self.method == "student" else []),
         )
-        return dataclasses.replace(self, identity=identity)
+        whisper = Path(self.recognizer_model).expanduser()
+        files = sorted(path for path in whisper.iterdir() if path.is_file()) if whisper.is_dir() else []
+        scorers = stamp_of(
+            SCORES_VERSION,
+            {path.name: file_identity(path) for path in files},
+            [installed(package) for package in SCORERS],
+        )
+        return dataclasses.replace(self, identity=identity, scorers=scorers)
+
+    @property
+    def recognizer_model(self) -> str:
+        """The recognizer without the word before its colon."""
+        return self.recognizer.removeprefix("whisper:")
 
     @property
     def coding(self) -> CodingSettings:
@@ -85,7 +101,8 @@ class Setup:
 
     def key(self) -> list[object]:
         """What a clip's scores depend on."""
-        return [*self.coding_key(), self.seeds, self.recognizer, self.grammar, self.texts]
+        scored = [self.scorers, self.seeds, self.recognizer, self.grammar, self.texts, self.naturalness]
+        return [*self.coding_key(), *scored]
 
 
 @lru_cache(maxsize=1)
@@ -119,7 +136,7 @@ class Subject:
 
     @cached_property
     def coder(self) -> Coder:
-        """What finds codes: the checkpoint's own, or with the lab's reference encoder."""
+        """What finds codes: the checkpoint's own, or with the encoder of a file."""
         if self.setup.encoder is None:
             return self.tts.coder
         from revox.evaluation.reference_encoder import original_codec
@@ -143,6 +160,11 @@ class Subject:
     def recognizer(self) -> Recognizer | None:
         """The recognizer, or None when none was asked for."""
         return load_recognizer(self.setup.recognizer, self.setup.grammar, self.setup.device or "cpu")
+
+    @cached_property
+    def naturalness(self) -> NaturalnessModel | None:
+        """What scores naturalness, or None when that is not measured."""
+        return NaturalnessModel() if self.setup.naturalness else None
 
     @property
     def rate(self) -> int:

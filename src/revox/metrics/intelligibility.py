@@ -1,4 +1,4 @@
-"""Word error rate, by pocketsphinx (offline, its English model is in the wheel) and jiwer.
+"""Words: recognizers of speech, and the word error rate by jiwer.
 
 A rate means something only if the recognizer understands the source: report that of the original speech, of
 noise and of another sentence with that of the speech under test.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,13 +18,6 @@ from revox.metrics.errors import MetricError
 from revox.speech.audio import Audio
 
 _RATE = 16000
-# fmt: off
-_ONES = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
-)
-# fmt: on
-_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 # Rejection: nats a 10 ms frame by which the path through the grammar may be less likely than the best free
 # path through phones. With the lab's grammar, 23 of 24 of its sentences by espeak-ng and flite pass, all
 # without a word error, and outside it 27 of 40 pieces of LibriSpeech and 13 of 16 synthetic sentences are
@@ -32,30 +26,35 @@ _REJECT_BELOW = -2.0
 
 
 def normalize_text(text: str) -> str:
-    """Lower case, whole numbers spelled out, punctuation gone (apostrophes stay), one space between words."""
-    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text.lower().replace("’", "'"))
-    text = re.sub(r"\d+", lambda m: f" {spell_number(m.group())} ", text)
-    return " ".join(re.sub(r"[^\w']+|_", " ", text).split())
+    """English words as they are compared: "5:45" and "Five forty-five!" are both "545".
+
+    This is the normalizer of Whisper's paper (arXiv 2212.04356, appendix C), from the package
+    whisper-normalizer: lower case, no punctuation, numbers as digits, contractions in full, American
+    spelling; numbers said one after another are one word. Three things are rewritten before, since it takes
+    an ellipsis for a word, the o of "o'clock" for a zero, and a time with a colon for two numbers. Raises
+    MetricError when the package is missing.
+    """
+    text = re.sub(r"\bo'? ?clock\b", "oclock", text.replace("’", "'"), flags=re.I)
+    text = re.sub(r"\.{2,}", " ", text)
+    text = re.sub(r"(?<![\d:])(\d{1,2}):(?:00|(\d\d))(?![\d:])", r"\1\2", text)
+    return _normalizer()(text)
 
 
-def spell_number(digits: str) -> str:
-    """A string of digits in English words: "42" -> "forty two"; longer than six digits: digit by digit."""
-    number = int(digits)
-    if len(digits) > 6 or (len(digits) > 1 and digits[0] == "0"):
-        return " ".join(_ONES[int(d)] for d in digits)
-    if number < 20:
-        return _ONES[number]
-    if number < 100:
-        return _TENS[number // 10 - 2] + (f" {_ONES[number % 10]}" if number % 10 else "")
-    unit, name = (100, "hundred") if number < 1000 else (1000, "thousand")
-    rest = f" {spell_number(str(number % unit))}" if number % unit else ""
-    return f"{spell_number(str(number // unit))} {name}{rest}"
+@cache
+def _normalizer() -> Callable[[str], str]:
+    try:
+        from whisper_normalizer.english import EnglishTextNormalizer
+    except ImportError:
+        raise MetricError(
+            "comparing words needs whisper-normalizer; install it with `pip install 'revox[eval]'`"
+        ) from None
+    return EnglishTextNormalizer()
 
 
-def word_error_rate(reference: str | Sequence[str], hypothesis: str | Sequence[str]) -> float:
-    """Substitutions, deletions and insertions per reference word, over all pairs, after `normalize_text`.
+def word_errors(reference: str | Sequence[str], hypothesis: str | Sequence[str]) -> tuple[int, int]:
+    """Substitutions, deletions and insertions, and reference words, over all pairs, after `normalize_text`.
 
-    May exceed 1. Raises MetricError when the reference holds no words, or when jiwer is missing.
+    Raises MetricError when a reference holds no words, or when jiwer or whisper-normalizer is missing.
     """
     try:
         import jiwer
@@ -72,7 +71,15 @@ def word_error_rate(reference: str | Sequence[str], hypothesis: str | Sequence[s
     references = [normalize_text(text) for text in references]
     if not references or not all(references):
         raise MetricError("a reference transcript holds no words; the word error rate needs at least one")
-    return float(jiwer.wer(references, [normalize_text(text) for text in hypotheses]))
+    found = jiwer.process_words(references, [normalize_text(text) for text in hypotheses])
+    missed = found.substitutions + found.deletions
+    return missed + found.insertions, missed + found.hits
+
+
+def word_error_rate(reference: str | Sequence[str], hypothesis: str | Sequence[str]) -> float:
+    """`word_errors` per reference word; may exceed 1."""
+    errors, words = word_errors(reference, hypothesis)
+    return errors / words
 
 
 class Recognizer(Protocol):
@@ -83,18 +90,15 @@ class Recognizer(Protocol):
 
 
 class PocketsphinxRecognizer:
-    """Transcribes English speech, within a JSGF grammar or, without one, freely.
+    """Transcribes English speech within a JSGF grammar, offline; its acoustic model is in its wheel.
 
-    `grammar` is the text of a JSGF grammar whose words pocketsphinx's dictionary knows. With a grammar and
-    `reject`, speech that fits the grammar much worse than a free loop of phones gives "". Raises MetricError
-    when pocketsphinx is missing or the grammar cannot be used.
+    `grammar` is the text of a JSGF grammar whose words pocketsphinx's dictionary knows. With `reject`, speech
+    that fits the grammar much worse than a free loop of phones gives "". Raises MetricError when pocketsphinx
+    is missing or the grammar cannot be used.
     """
 
-    def __init__(self, grammar: str | None = None, reject: bool = True) -> None:
+    def __init__(self, grammar: str, reject: bool = True) -> None:
         self._phones = None
-        if grammar is None:
-            self._decoder = _decoder()
-            return
         self._decoder = _decoder(lm=None)
         unknown = sorted(w for w in grammar_words(grammar) if self._decoder.lookup_word(w) is None)
         if unknown:
@@ -173,17 +177,20 @@ def _decode(decoder: Any, pcm: bytes) -> tuple[str, float]:
 
 
 def load_recognizer(name: str, grammar: str | None = None, device: str = "cpu") -> Recognizer | None:
-    """The recognizer by name: "none", "pocketsphinx" (with a JSGF `grammar`) or a Whisper's folder or hub id.
+    """The recognizer by name: "none", "pocketsphinx" (with a JSGF `grammar`) or a faster-whisper model.
 
-    A Whisper may have "whisper:" before it. Raises MetricError when it cannot be loaded.
+    A model is a folder or a hub id, also with "whisper:" before it. Raises MetricError when the recognizer
+    cannot be loaded.
     """
     if name == "none":
         return None
     if name == "pocketsphinx":
+        if grammar is None:
+            raise MetricError(
+                "pocketsphinx recognizes only the sentences of a grammar: give it one with --grammar FILE, "
+                "or use --recognizer whisper:FOLDER_OR_HUB_ID for any sentence"
+            )
         return PocketsphinxRecognizer(grammar)
     from revox.metrics.whisper import WhisperRecognizer
 
-    model = name.removeprefix("whisper:")
-    if not model or model == "whisper":
-        raise MetricError("Whisper needs a model: --recognizer whisper:FOLDER_OR_HUB_ID")
-    return WhisperRecognizer(model, device)
+    return WhisperRecognizer(name.removeprefix("whisper:"), device)
