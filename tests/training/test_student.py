@@ -27,7 +27,7 @@ from revox.progress import Progress
 from revox.training import student as module
 from revox.training.errors import TrainingError
 from revox.training.sentences import drawn_sentences
-from revox.training.spoken import Utterance
+from revox.training.spoken import Utterance, clear_speech
 from revox.training.student import (
     StudentRequest,
     StudentTraining,
@@ -158,6 +158,18 @@ def test_a_plan_grows_with_what_is_asked_and_the_release_needs_its_weights(tmp_p
     release = plan_student(tmp_path, 1000, StudentTraining(), "cpu")
     assert 17e9 < release.memory < 20e9  # float32 on the CPU
     assert release.seconds > 100 * small.seconds
+
+
+def test_babble_is_left_out_by_its_length_or_its_likelihood():
+    frames, characters = [30, 31, 29, 33, 30, 28, 95, 30, 8, 32], [20] * 10
+    nll = [1.0, 1.1, 0.9, 1.0, 1.2, 0.8, 1.0, 3.0, 1.0, 1.3]
+    clear = [True] * 10
+    clear[6] = clear[7] = clear[8] = False
+    assert clear_speech(frames, characters, nll) == clear
+    assert clear_speech(
+        [frames[0] * n for n in range(1, 11)], [30 * n - 10 for n in range(1, 11)], [1.0] * 10
+    )
+    assert clear_speech(frames[5:], characters[5:], []) == [True] * 5  # too few to tell
 
 
 def test_drawn_sentences_differ_and_do_not_depend_on_how_many_there_are():

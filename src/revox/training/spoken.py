@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,10 @@ from revox.checkpoint.load import load_model
 from revox.checkpoint.voice_journal import VOICE_FOLDER
 from revox.checkpoint.voices import Voice, list_voices, load_voice
 from revox.coding.presets import preset_codes
+from revox.metrics.likelihood import likelihood
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech.files import load_stamped, read_text, save_stamped, stamp_of
-from revox.synthesis.engine import Engine, Request
+from revox.synthesis.engine import Engine, Generation, Request
 from revox.synthesis.prompt import Prompter, make_prompt
 from revox.training.errors import TrainingError
 from revox.training.world import World
@@ -32,6 +34,9 @@ from revox.training.world import World
 SHARD = 32  # sentences spoken together, and cached in one file
 SPREAD = 0.6  # deviations by which an interpolated voice leaves the line between two presets
 MAX_FRAMES = 250  # 20 s: a sentence that does not end by then is babble
+FEWEST_COMPARED = 8
+LENGTH_FACTOR = 2.5
+NLL_MARGIN = 0.5
 
 SENTENCES = (
     "The train to the coast leaves at seven and stops at every village on the way.",
@@ -102,6 +107,25 @@ class Utterance:
     codes: Tensor
 
 
+def clear_speech(frames: Sequence[int], characters: Sequence[int], nll: Sequence[float]) -> list[bool]:
+    """Which utterances spoken together are not babble, by length and likelihood (`nll`, nats a frame).
+
+    Left out are those whose frames a character differ from the median by a factor of `LENGTH_FACTOR`, and
+    those whose NLL exceeds the median by three deviations (1.48 times the median deviation) and by
+    `NLL_MARGIN`. Fewer than `FEWEST_COMPARED` have nothing to be compared with: all of them are taken.
+    """
+    if len(frames) < FEWEST_COMPARED:
+        return [True] * len(frames)
+    # A short sentence has as much of a pause at its ends as a long one.
+    rates = torch.tensor(frames) / (torch.tensor(characters) + 10)
+    ratio = rates / rates.median()
+    costs = torch.tensor(nll)
+    excess = costs - costs.median()
+    limit = max(NLL_MARGIN, 3 * 1.48 * float(excess.abs().median()))
+    clear = (ratio < LENGTH_FACTOR) & (ratio > 1 / LENGTH_FACTOR) & (excess <= limit)
+    return [bool(one) for one in clear]
+
+
 class _SpeakingModel:
     """The model of a checkpoint, loaded, and the voices that it speaks in."""
 
@@ -125,17 +149,30 @@ class _SpeakingModel:
         return self.presets[(i + i // len(settings.sentences)) % len(self.presets)]
 
     def speak(self, which: range) -> dict[str, Tensor]:
-        """Codes `[37, frames]` of those utterances, int16, by number; none of those that did not end."""
+        """Codes `[37, frames]` of those utterances, int16, by number; none of those that babble or did not
+        end."""
         sentences, requests = self.settings.sentences, []
         for i in which:
             prompt = make_prompt(self.model, self.prompter, sentences[i % len(sentences)], self.voice(i))
             requests.append(Request(prompt.embeddings, self.settings.seed + i, MAX_FRAMES))
         spoken = Engine(self.model).generate_batch(requests)
+        ended = [(i, one, one.codes()) for i, one in zip(which, spoken, strict=True) if one.ended]
+        compared = len(ended) >= FEWEST_COMPARED
+        clear = clear_speech(
+            [codes.shape[1] for _, _, codes in ended],
+            [len(sentences[i % len(sentences)]) for i, _, _ in ended],
+            [self._nll(one, codes) for _, one, codes in ended] if compared else [],
+        )
         return {
-            f"{i:06d}": one.codes().to("cpu", torch.int16).contiguous()
-            for i, one in zip(which, spoken, strict=True)
-            if one.ended
+            f"{i:06d}": codes.to("cpu", torch.int16).contiguous()
+            for (i, _, codes), is_clear in zip(ended, clear, strict=True)
+            if is_clear
         }
+
+    def _nll(self, one: Generation, codes: Tensor) -> float:
+        if not codes.shape[1]:
+            return math.inf
+        return float(likelihood(self.model, one.request.prompt, codes, draws=1).semantic_nll)
 
 
 def spoken_utterances(
@@ -149,9 +186,10 @@ def spoken_utterances(
 ) -> list[Utterance]:
     """What the model of the folder `checkpoint` says, in float32 on the CPU, in bf16 elsewhere.
 
-    Utterances that do not end by themselves are left out. Every `SHARD` sentences are a file of their own in
-    the folder `cache`, written when they are spoken and taken from there where the checkpoint's weights and
-    presets and the settings are the same: a job that was stopped goes on, and a damaged file is made again.
+    Utterances that do not end by themselves or babble (`clear_speech`) are left out. Every `SHARD` sentences
+    are a file of their own in the folder `cache`, written when they are spoken and taken from there where the
+    checkpoint's weights and presets and the settings are the same: a job that was stopped goes on, and a
+    damaged file is made again.
     The processes of `world` share the work and the folder. Raises TrainingError without a preset.
     """
     presets = [entry.name for entry in list_voices(checkpoint) if entry.preset and not entry.problem]
@@ -165,7 +203,7 @@ def spoken_utterances(
     stamp = stamp_of(
         released_sha256(checkpoint), (checkpoint / "params.json").read_text(encoding="utf-8"),
         [hashlib.sha256(file).hexdigest() for file in voice_files],
-        settings.sentences, settings.seed, settings.interpolated,
+        settings.sentences, settings.seed, settings.interpolated, "clear",
     )  # fmt: skip
     shards = {}
     for start in range(0, settings.count, SHARD):
