@@ -12,15 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from miniature import SETTINGS as MINIATURE
 from miniature import write_materials
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import revox
 from conftest import preset_codes, write_speakers
 from devices.second_device import NAME, There, by_copy, loaded_there, register
 from lab.build import BuildRun, build
 from revox.checkpoint.tensors import WEIGHTS
+from revox.cli.main import build_app
 from revox.cloning.clone import ClonedVoice, CloneRequest, SelectedSpeech, clone_voice
 from revox.cloning.consent import Source
 from revox.coding import Coder, CodingSettings, find_codes
@@ -263,8 +266,8 @@ def test_it_is_evaluated_there(
     assert there == pytest.approx(here, rel=1e-3, abs=1e-3)  # a score of noise may be next to 0
 
 
-def _hum(pitch: float) -> Audio:
-    t = np.arange(round(1.2 * 24000)) / 24000
+def _hum(pitch: float, seconds: float = 1.2) -> Audio:
+    t = np.arange(round(seconds * 24000)) / 24000
     sound = sum(np.sin(2 * np.pi * pitch * k * t) / k for k in range(1, 9))
     return Audio((0.1 * sound * np.clip(0.5 + np.sin(2 * np.pi * 3 * t), 0, None)).astype(np.float32), 24000)
 
@@ -277,6 +280,50 @@ def test_the_doctor_examines_it_there(second: str):
     assert not wrong
     assert found["speaking"].verdict is not Verdict.SKIPPED
     assert found["speed"].verdict is not Verdict.SKIPPED
+
+
+# Commands
+
+
+def command_line(*arguments: object) -> str:
+    result = CliRunner().invoke(build_app(), [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.exception or result.output
+    return " ".join(result.output.split())
+
+
+def test_every_command_that_computes_takes_a_device():
+    commands = typer.main.get_command(build_app()).commands
+    found = {
+        f"{name} {sub}".strip()
+        for name, command in commands.items()
+        for sub, one in getattr(command, "commands", {"": command}).items()
+        if any("--device" in parameter.opts for parameter in one.params)
+    }
+    assert found == {
+        "clone", "doctor", "evaluate", "serve", "speak", "train encoder", "train student", "voice decode",
+    }  # fmt: skip
+
+
+def test_from_a_trained_student_to_speech_by_the_command_line_there(
+    second: str, tiny_checkpoint_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("REVOX_CACHE", str(tmp_path / "cache"))
+    presets = list(preset_codes().values())[:2]
+    monkeypatch.setattr("revox.coding.presets.preset_codes", lambda *_, **__: presets)
+    monkeypatch.setattr("revox.training.spoken.preset_codes", lambda *_, **__: presets)
+    monkeypatch.setattr("revox.training.student.preset_codes", lambda *_, **__: presets)
+    monkeypatch.setattr("revox.training.spoken.MAX_FRAMES", 40)
+    monkeypatch.setattr("revox.training.student.HeldOutScores.useful", True)
+    folder, clip = tiny_checkpoint_copy, tmp_path / "clip.wav"
+    write_audio(clip, _hum(120.0, 3.6))
+    trained = command_line("train", "student", folder, "--sentences", 4, "--steps", 2, "--device", second)
+    assert f"on {second}" in trained
+    named = ("-c", folder, "--name", "me", "--consent", "nobody's voice", "--device", second)
+    assert f"on {second}" in command_line("clone", clip, clip, *named, "--dtype", "float32", "--refine", 1)
+    said = command_line("speak", "one", "-c", folder, "--voice", "me", "-o", tmp_path / "a.wav",
+                        "--max-seconds", 0.4, "--device", second, "--dtype", "float32")  # fmt: skip
+    assert f"({second}, float32)" in said
+    command_line("voice", "decode", "me", "-c", folder, "-o", tmp_path / "b.wav", "--device", second)
 
 
 # Training

@@ -102,7 +102,7 @@ def command(
         from revox.cli.marked import who_signs, write_synthetic
 
         write_synthetic(decoded, voice.decoded, checkpoint, name, who_signs())
-    _summary(console, voice, folder)
+    _summary(console, voice, folder, str(tts.device))
 
 
 def _offer_student(console: Console, tts: Revox) -> None:
@@ -192,7 +192,7 @@ def _transcript(given: str | None) -> str | None:
     return given
 
 
-def _summary(console: Console, voice: ClonedVoice, folder: Path) -> None:
+def _summary(console: Console, voice: ClonedVoice, folder: Path, device: str) -> None:
     coding = voice.coding
     if not coding.searches:
         console.print(
@@ -211,7 +211,7 @@ def _summary(console: Console, voice: ClonedVoice, folder: Path) -> None:
         )
         console.print(f"score, less is better: {', '.join(scores)}")
         console.print(f"kept: {coding.method}")
-    size = f"{voice.frames} frames, {voice.reference.seconds:.1f} s"
+    size = f"{voice.frames} frames, {voice.reference.seconds:.1f} s, by {coding.description} on {device}"
     console.print(f"voice {voice.name} ({size}) is now in {folder}", markup=False, soft_wrap=True)
     command = f'revox speak "..." --checkpoint {shlex.quote(str(folder))} --voice {voice.name} -o out.wav'
     console.print(f"Speak with it: {command}", markup=False, soft_wrap=True)

@@ -13,6 +13,7 @@ from revox.cli.options import (
     CheckpointArgument,
     CheckpointOption,
     Device,
+    Dtype,
     Revision,
     chosen_checkpoint,
 )
@@ -40,6 +41,7 @@ def command(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 picks a free one.")] = 8000,
     device: Device = None,
+    dtype: Dtype = None,
     model_name: Annotated[
         str | None, typer.Option(help="The model's id in the API; default: the folder's name.")
     ] = None,
@@ -130,13 +132,14 @@ def command(
     listener = _listen(settings)
     Keys(settings.api_keys, settings.rate_limit)
     import revox
+    from revox.api import find_dtype
     from revox.checkpoint.locate import locate
     from revox.serving.app import create_app
 
     folder = locate(checkpoint, revision)
     if settings.model_name is None:
         settings = settings.model_copy(update={"model_name": name_of(checkpoint)})
-    tts = revox.load(folder, device=settings.device)
+    tts = revox.load(folder, settings.device, find_dtype(settings.dtype))
     app = create_app(settings, tts)
     print(_greeting(settings, listener, tts), file=sys.stderr, flush=True)
     _run(app, settings, listener)

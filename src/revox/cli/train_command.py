@@ -31,7 +31,7 @@ def _group() -> None:
 def student_command(
     checkpoint: CheckpointArgument = None,
     checkpoint_option: CheckpointOption = None,
-    sentences: Annotated[int, typer.Option(min=100, help="How many the model says.")] = 10_000,
+    sentences: Annotated[int, typer.Option(min=1, help="How many the model says.")] = 10_000,
     texts: Annotated[
         Path | None, typer.Option(help="Sentences to say, one a line; else English ones of our own.")
     ] = None,
@@ -111,7 +111,7 @@ def encoder_command(
         int | None, typer.Option(help="Leave out speech sampled below this many Hz.")
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode speech.")] = 2,
-    device: Annotated[str | None, typer.Option(help="cuda or cpu; by default, what is there.")] = None,
+    device: Device = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in OUT where it stopped.")
     ] = False,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from revox.cli.marked import say, who_signs, write_synthetic
-from revox.cli.options import Checkpoint, with_old_names
+from revox.cli.options import Checkpoint, Device, with_old_names
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -150,6 +150,7 @@ def decode_command(
     recover: Annotated[
         bool, typer.Option("--recover", help="From its embedding, even if its codes are stored.")
     ] = False,
+    device: Device = None,
 ) -> None:
     """Decode a voice's codes to sound; a preset's codes are recovered from its embedding.
 
@@ -176,7 +177,7 @@ def decode_command(
         _print_recovered(console, found)
         voice = dataclasses.replace(voice, codes=found.codes)
     with console.status("decoding"):
-        audio = revox.load(folder, "cpu", torch.float32, lazy=True).decode(voice)
+        audio = revox.load(folder, device, torch.float32, lazy=True).decode(voice)
     write_synthetic(None if output == "-" else Path(output), audio, checkpoint, name, who_signs(), sound)
     say(f"{audio.seconds:.2f} s of voice {name} written to {output}")
 
