@@ -1,7 +1,7 @@
 """From a clip to a voice by a trained student, by inversion and by the encoder, on the lab.
 
     revox train student src/revox/demo/checkpoint --texts SENTENCES
-    python benchmarks/evening.py --data RUN/data [--clips 4] [--arms ...]
+    python benchmarks/evening.py --data RUN/data [--clips 4] [--spoken 4] [--arms student "student, 20 steps"]
 
 For each held-out clip and arm: the seconds of the processor from the clip's samples to the voice's codes, the
 codes against the reference encoder's, and speech in the voice (similarity by Resemblyzer, which is in no
@@ -62,6 +62,8 @@ def main() -> None:
     parser.add_argument("--encoder", type=Path, default=Path("lab/reference-encoder/encoder.safetensors"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/evening"))
     parser.add_argument("--clips", type=int, default=4, help="of each kind")
+    parser.add_argument("--spoken", type=int, default=4, help="of them, in whose voices sentences are spoken")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--seconds", type=float, default=3.0, help="of a human clip")
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -70,18 +72,18 @@ def main() -> None:
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
     done = {(line["kind"], line["clip"], line["arm"]) for line in lines}
     scoring = EveningScoring(checkpoint_folder(), asked.encoder, asked.data, asked.seconds)
-    for kind in ("human", "synthetic"):
-        for i in evenly(asked.clips, len(scoring.clips[kind])):
-            for title in ARMS:
+    for title in asked.arms:
+        for kind in ("human", "synthetic"):
+            for place, i in enumerate(evenly(asked.clips, len(scoring.clips[kind]))):
                 if (kind, i, title) in done:
                     continue
-                arm = Arm(name="arm", title=title, by="random")
-                line = {"kind": kind, "clip": i, "arm": title} | scoring.score(arm, kind, i, 0)
+                arm, whole = Arm(name="arm", title=title, by="random"), place < asked.spoken
+                line = {"kind": kind, "clip": i, "arm": title} | scoring.score(arm, kind, i, 0, whole=whole)
                 del line["semantic"]
                 lines.append(line)
                 with log.open("a") as file:
                     file.write(json.dumps(line) + "\n")
-                print(kind, i, title, line["coding_seconds"], line["cloned_similarity"], flush=True)
+                print(kind, i, title, line["coding_seconds"], line["acoustic_level_error"], flush=True)
     table = "\n\n".join(_table(kind, lines, len(scoring.clips[kind])) for kind in ("human", "synthetic"))
     record = json.dumps(scoring.record)
     asked.out.with_suffix(".md").write_text(f"{__doc__.strip()}\n\nThe student: `{record}`\n\n{table}\n")
@@ -90,24 +92,29 @@ def main() -> None:
 
 def _table(kind: str, lines: list[dict[str, Any]], speakers: int) -> str:
     rows = [
-        f"| {kind} speakers | one core | similarity | rank of {speakers} | word errors | decoded codes' "
-        "similarity | their mel distance | semantic agreement | level error of 20 |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"| {kind} speakers | clips (spoken) | one core | similarity | rank of {speakers} | word errors | "
+        "decoded codes' similarity | their mel distance | semantic agreement | level error of 20 |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for title in ARMS:
         mine = [line for line in lines if (line["kind"], line["arm"]) == (kind, title)]
         if not mine:
             continue
 
-        def median(key: str, mine: list[dict[str, Any]] = mine) -> float:
-            return float(np.median([line[key] for line in mine]))
+        def median(key: str, form: str, mine: list[dict[str, Any]] = mine) -> str:
+            found = [line[key] for line in mine if key in line]
+            return format(float(np.median(found)), form) if found else "-"
 
-        words = sum(line["cloned_word_errors"] for line in mine) / sum(line["cloned_words"] for line in mine)
-        rows.append(
-            f"| {title} | {median('coding_seconds'):.2f} s | {median('cloned_similarity'):.2f} | "
-            f"{median('cloned_rank'):.1f} | {words:.0%} | {median('similarity'):.2f} | {median('mel'):.2f} | "
-            f"{median('semantic_agreement'):.0%} | {median('level_error'):.1f} |"
-        )
+        count = sum(line.get("cloned_words", 0) for line in mine)
+        wrong = sum(line.get("cloned_word_errors", 0) for line in mine)
+        figures = (
+            f"{len(mine)} ({sum('cloned_words' in line for line in mine)})",
+            median("coding_seconds", ".2f") + " s",
+            median("cloned_similarity", ".2f"), median("cloned_rank", ".1f"),
+            f"{wrong / count:.0%}" if count else "-", median("similarity", ".2f"), median("mel", ".2f"),
+            median("semantic_agreement", ".0%"), median("acoustic_level_error", ".2f"),
+        )  # fmt: skip
+        rows.append(f"| {title} | {' | '.join(figures)} |")
     return "\n".join(rows)
 
 
