@@ -9,14 +9,20 @@ import numpy as np
 import pytest
 import torch
 
+from revox.speech import Audio, write_audio
+from revox.training.data import ClipBatches, ClipSampler, find_sources
 from revox.training.distill import (
     AsrDistillation,
     DistillTargets,
+    TokenStates,
     WhisperTeacher,
     frames_of_attention,
+    targets_of_crop,
 )
+from revox.training.distiller import Distiller, StatesCache
 from revox.training.errors import TrainingError
 from revox.training.resampling import Resampler
+from revox.training.settings import EncoderTraining
 
 transformers = pytest.importorskip("transformers")
 
@@ -89,6 +95,10 @@ def teacher(folder):
     return WhisperTeacher.load(str(folder))
 
 
+def shares(spread):
+    return spread / spread.sum(-1, keepdim=True)
+
+
 def clips(*seconds):
     """Tones with noise `[batch, samples]` at 24 kHz, and their lengths."""
     rng = np.random.default_rng(0)
@@ -111,13 +121,13 @@ def test_attention_is_cut_to_the_clip_and_summed_into_its_frames():
         [[0.1, 0.1, 0.0, 0.0, 0.2, 0.0, 0.2, 0.2, 0.1, 0.1], [0, 0, 0, 0.5, 0.25, 0, 0, 0, 0.25, 0]]
     )
     expected = torch.tensor([[0.2 / 0.8, 0.6 / 0.8], [0.5 / 0.75, 0.25 / 0.75]])
-    torch.testing.assert_close(frames_of_attention(attention, 3840, RATE, 1920), expected)
+    torch.testing.assert_close(shares(frames_of_attention(attention, 3840, RATE, 1920)), expected)
 
 
 def test_a_clip_that_ends_within_a_position_and_a_frame_keeps_both():
     # 0.09 s is 4.5 positions and 1.125 frames: five positions, two frames.
     attention = torch.tensor([[0.2, 0.2, 0.2, 0.2, 0.2, 0.0], [0.0, 0.0, 0.0, 0.0, 0.3, 0.7]])
-    out = frames_of_attention(attention, 2160, RATE, 1920)
+    out = shares(frames_of_attention(attention, 2160, RATE, 1920))
     torch.testing.assert_close(out, torch.tensor([[0.8, 0.2], [0.0, 1.0]]))
 
 
@@ -125,6 +135,126 @@ def test_a_position_that_two_frames_share_is_divided_by_time():
     # Frames of 30 ms: position 1 (20 to 40 ms) lies half in each of the first two.
     out = frames_of_attention(torch.tensor([[0.5, 0.4, 0.1]]), 960, 16000, 480)
     torch.testing.assert_close(out, torch.tensor([[0.7, 0.3]]))
+
+
+def test_a_crop_has_the_tokens_that_pay_it_half_of_their_attention_in_its_own_frames():
+    # 0.32 s are 16 positions; the crop is 0.1 to 0.26 s: positions 5 to 12 and two frames of 80 ms.
+    attention = torch.zeros(4, 16)
+    attention[0, 4] = 1.0  # before it
+    attention[1, 5], attention[1, 9] = 0.25, 0.75  # in its first frame and in its second
+    attention[2, 12], attention[2, 13] = 0.6, 0.4  # mostly in its second
+    attention[3, 12], attention[3, 13] = 0.4, 0.6  # mostly behind it
+    states = TokenStates(torch.arange(8.0).view(4, 2), attention)
+    hidden, alignment = targets_of_crop(states, 2400, 3840, RATE)
+    torch.testing.assert_close(hidden, states.hidden[1:3])
+    torch.testing.assert_close(alignment, torch.tensor([[0.25, 0.75], [0.0, 1.0]]))
+    # 10 ms later, positions 5 and 9 lie half in the first frame.
+    moved, alignment = targets_of_crop(states, 2640, 3600, RATE)
+    torch.testing.assert_close(moved, states.hidden[1:3])
+    torch.testing.assert_close(alignment[0], torch.tensor([0.5 / 0.875, 0.375 / 0.875]))
+
+
+# --- states that are kept
+
+
+class Counted:
+    """A teacher that counts the clips it is asked for, and their seconds and words."""
+
+    def __init__(self, teacher):
+        self.teacher, self.name, self.asked = teacher, "tiny", []
+
+    def states(self, waves, rate, lengths, transcripts, languages):
+        self.asked += [(round(int(n) / rate, 2), text) for n, text in zip(lengths, transcripts, strict=True)]
+        return self.teacher.states(waves, rate, lengths, transcripts, languages)
+
+
+def speech(folder, seconds, text):
+    """Two speakers of one recording each, the first with a transcript."""
+    for i in range(2):
+        (folder / f"speaker{i}").mkdir(parents=True)
+        waves, _ = clips(seconds)
+        write_audio(folder / f"speaker{i}" / "a.flac", Audio(waves[0].numpy() * (1 + i) / 2, RATE))
+    (folder / "speaker0" / "a.txt").write_text(text)
+    return find_sources([str(folder)], cache=folder / "cache", workers=0)
+
+
+def batches(sources, seconds):
+    return ClipBatches(ClipSampler(sources, seconds=seconds, batch=2, seed=0), RATE, workers=0)
+
+
+def distiller(teacher, folder, limit=1e9):
+    torch.manual_seed(0)
+    counted = Counted(teacher)
+    return counted, Distiller(counted, AsrDistillation(4, teacher.width), RATE, StatesCache(folder, limit))
+
+
+def latents(samples):
+    rng = torch.Generator().manual_seed(0)
+    return torch.randn(2, -(-samples // 1920), 4, generator=rng)
+
+
+def test_whole_clips_teach_the_same_as_without_a_cache_and_are_computed_once(teacher, tmp_path):
+    sources = speech(tmp_path / "speech", 0.5, "abc")
+    counted, distill = distiller(teacher, tmp_path / "states")
+    with batches(sources, 0.64) as drawn:
+        batch = next(drawn).fitted(15360)
+        targets = teacher.targets(batch.waveforms, RATE, batch.lengths, batch.transcripts, batch.languages)
+        wanted = float(distill.distillation(latents(15360), targets).detach())
+        first = float(distill(latents(15360), batch).detach())
+        assert first == pytest.approx(wanted, abs=2e-3)  # float16
+        for _ in range(6):
+            distill(latents(15360), next(drawn).fitted(15360))
+        assert set(counted.asked) == {(0.5, "abc"), (0.5, None)}
+        assert len(counted.asked) == 2
+        again, fresh = distiller(teacher, tmp_path / "states")
+        assert float(fresh(latents(15360), batch).detach()) == first
+        assert again.asked == []  # another process finds them
+        for file in (tmp_path / "states").rglob("*.safetensors"):
+            file.write_bytes(file.read_bytes()[:-1])
+        assert float(fresh(latents(15360), batch).detach()) == first
+        assert len(again.asked) == len(set(batch.ids))  # damaged: computed again
+
+
+def test_crops_are_taught_from_the_states_of_their_whole_clip_and_its_words(teacher, tmp_path):
+    sources = speech(tmp_path / "speech", 2.0, "abcdefghij")
+    counted, distill = distiller(teacher, tmp_path / "states")
+    with batches(sources, 0.64) as drawn:
+        starts = []
+        for _ in range(6):
+            batch = next(drawn).fitted(15360)
+            starts += batch.starts
+            assert math.isfinite(float(distill(latents(15360), batch).detach()))
+    assert len(set(starts)) > 4
+    assert set(counted.asked) == {(2.0, "abcdefghij"), (2.0, None)}
+    assert len(counted.asked) == 2
+
+
+def test_of_long_recordings_windows_are_kept_that_hold_every_crop(teacher, tmp_path):
+    sources = speech(tmp_path / "speech", 35.0, "abc")
+    counted, distill = distiller(teacher, tmp_path / "states")
+    with batches(sources, 0.64) as drawn:
+        for _ in range(4):
+            distill(latents(15360), next(drawn).fitted(15360))
+    assert {asked for asked in counted.asked} == {(30.0, None)}  # its words are not those of a window
+    assert 2 <= len(counted.asked) <= 4  # two windows of two recordings
+
+
+def test_no_more_states_are_kept_than_was_allowed_and_the_rest_is_taught_all_the_same(teacher, tmp_path):
+    sources = speech(tmp_path / "speech", 0.5, "abc")
+    counted, distill = distiller(teacher, tmp_path / "none", limit=100)
+    _, kept = distiller(teacher, tmp_path / "states")
+    with batches(sources, 0.64) as drawn:
+        batch = next(drawn).fitted(15360)
+        wanted = float(kept(latents(15360), batch).detach())
+        for _ in range(2):
+            assert float(distill(latents(15360), batch).detach()) == wanted
+    assert len(counted.asked) == 4  # every time
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_whisper_cannot_hear_at_once_is_refused_before_anything_is_prepared():
+    with pytest.raises(ValueError, match="seconds is at most 28"):
+        EncoderTraining(whisper="w", weights={"distillation": 1.0}, seconds=29.0)
 
 
 def test_uniform_attention_weighs_frames_by_how_many_positions_they_hold(folder):

@@ -30,15 +30,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revox.training.data import ClipBatch
 from revox.training.errors import TrainingError, library
 from revox.training.resampling import Resampler
 
 _RATE = 16000
 _FRAME_RATE = 12.5  # of the codec, Hz
 _POSITIONS = 50  # of Whisper's encoder, a second
-_LONGEST = 30  # seconds that Whisper hears at once
+LONGEST = 30  # seconds that Whisper hears at once
 _TOKENS_A_SECOND = 25  # more than any language's speech; a longer transcript is a loop
+
+
+@dataclass(frozen=True)
+class TokenStates:
+    """What Whisper gives for one stretch of sound, float32: `hidden` `[tokens, width]` and its
+    cross-attention `[tokens, positions]`, of the stretch's positions only (50 a second)."""
+
+    hidden: Tensor
+    attention: Tensor
 
 
 @dataclass(frozen=True)
@@ -53,23 +61,40 @@ class DistillTargets:
     alignment: list[Tensor]
 
 
-def frames_of_attention(attention: Tensor, samples: int, rate: int, samples_per_frame: int) -> Tensor:
+def frames_of_attention(
+    attention: Tensor, samples: int, rate: int, samples_per_frame: int, first: int = 0
+) -> Tensor:
     """Weights `[..., frames]` of the codec's frames, from Whisper's `attention` `[..., positions]`.
 
-    Encoder position j stands for the time from j/50 s on. What attends beyond the clip's `samples` (at `rate`
-    Hz) is cut off, each position's weight goes to the frames in proportion to the time they share, and rows
-    are divided by their sum. The clip has ceil(samples / samples_per_frame) frames; a last position or
-    frame that the clip fills in part counts whole.
+    Of `samples` (at `rate` Hz) from the sample `first` on. Encoder position j stands for the time from j/50 s
+    on. What attends to other times is cut off, and each position's weight goes to the frames in proportion to
+    the time they share. There are ceil(samples / samples_per_frame) frames; a last position or frame that is
+    filled in part counts whole.
     """
-    positions = -(-samples * _POSITIONS // rate)
+    positions = min(attention.shape[-1], -(-(first + samples) * _POSITIONS // rate))
     frames = -(-samples // samples_per_frame)
     # In units of 1 / (50 * rate) seconds all edges are whole numbers.
-    start = torch.arange(positions)[:, None] * rate
+    start = torch.arange(positions)[:, None] * rate - first * _POSITIONS
     edge = torch.arange(frames)[None, :] * samples_per_frame * _POSITIONS
     shared = (start + rate).minimum(edge + samples_per_frame * _POSITIONS) - start.maximum(edge)
     weights = shared.clamp(min=0).to(attention) / rate
-    spread = attention[..., :positions] @ weights
-    return spread / spread.sum(-1, keepdim=True).clamp(min=1e-12)
+    return attention[..., :positions] @ weights
+
+
+def targets_of_crop(states: TokenStates, first: int, samples: int, rate: int) -> tuple[Tensor, Tensor]:
+    """Hidden states `[tokens, width]` and alignment `[tokens, frames]`, rows that sum to 1, of a crop.
+
+    It is `samples` long (at `rate` Hz) and begins at the sample `first` of what `states` are of. Its tokens
+    are those that pay it at least half of their attention. Raises TrainingError for a rate that does not
+    divide into frames.
+    """
+    samples_per_frame = round(rate / _FRAME_RATE)
+    if samples_per_frame * _FRAME_RATE != rate:
+        raise TrainingError(f"{rate} Hz is not a whole number of samples for a frame of {_FRAME_RATE} Hz.")
+    spread = frames_of_attention(states.attention, samples, rate, samples_per_frame, first)
+    inside = spread.sum(-1)
+    own = inside >= 0.5 * states.attention.sum(-1)
+    return states.hidden[own], (spread / inside.clamp(min=1e-12)[..., None])[own]
 
 
 class WhisperTeacher:
@@ -78,13 +103,14 @@ class WhisperTeacher:
     It is not a module of the training: nothing of it is trained, saved with a run or shared by processes.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, features: Any) -> None:
-        """`model`, `tokenizer`, `features`: transformers' Whisper.
+    def __init__(self, model: Any, tokenizer: Any, features: Any, name: str = "") -> None:
+        """`model`, `tokenizer`, `features`: transformers' Whisper. `name`: where it is from.
 
         Raises TrainingError where the generation config names alignment heads that the model does not have.
         """
         self._model, self._tokenizer, self._features = model.eval().requires_grad_(False), tokenizer, features
         self._resamplers: dict[int, Resampler] = {}
+        self.name = name
         config, generation = model.config, model.generation_config
         named = getattr(generation, "alignment_heads", None)
         layers, heads = config.decoder_layers, config.decoder_attention_heads
@@ -121,7 +147,7 @@ class WhisperTeacher:
                 f"{source} cannot be loaded as a Whisper ({why}); name the folder or hub id of a Whisper "
                 "with config.json, tokenizer and model.safetensors."
             ) from None
-        return cls(model.to(torch.device(device)), tokenizer, features)
+        return cls(model.to(torch.device(device)), tokenizer, features, source)
 
     @property
     def width(self) -> int:
@@ -143,24 +169,33 @@ class WhisperTeacher:
         transcripts: Sequence[str | None],
         languages: Sequence[str | None] | None = None,
     ) -> DistillTargets:
-        """Targets of clips `waveforms` `[batch, samples]` at `rate` Hz, of `lengths` `[batch]` samples each.
+        """What `states` gives, in the codec's frames. Raises TrainingError also for a rate that does not
+        divide into frames."""
+        states = self.states(waveforms, rate, lengths, transcripts, languages)
+        found = [targets_of_crop(one, 0, int(n), rate) for one, n in zip(states, lengths, strict=True)]
+        return DistillTargets([hidden for hidden, _ in found], [alignment for _, alignment in found])
+
+    @torch.no_grad()
+    def states(
+        self,
+        waveforms: Tensor,
+        rate: int,
+        lengths: Tensor,
+        transcripts: Sequence[str | None],
+        languages: Sequence[str | None] | None = None,
+    ) -> list[TokenStates]:
+        """States of clips `waveforms` `[batch, samples]` at `rate` Hz, of `lengths` `[batch]` samples each.
 
         `transcripts` are the words of exactly these clips; one in capitals only (LibriSpeech's) is taken in
         small letters, as Whisper never writes so, and what exceeds Whisper's 448 tokens is left out. None:
         the teacher writes its own (greedy). `languages` are codes like "en" for a multilingual Whisper, which
-        finds out where it is None. Each clip's targets are those it has alone, on the model's device.
-        Raises TrainingError for clips over 30 s, an unknown language, or a rate that does not divide into
-        frames.
+        finds out where it is None. Each clip's states are those it has alone, on the model's device.
+        Raises TrainingError for clips over 30 s or an unknown language.
         """
-        samples_per_frame = round(rate / _FRAME_RATE)
-        if samples_per_frame * _FRAME_RATE != rate:
-            raise TrainingError(
-                f"{rate} Hz is not a whole number of samples for a frame of {_FRAME_RATE} Hz."
-            )
         sizes = [int(n) for n in lengths]
-        if max(sizes) > _LONGEST * rate:
+        if max(sizes) > LONGEST * rate:
             raise TrainingError(
-                f"A clip of {max(sizes) / rate:.1f} s cannot be distilled: Whisper takes {_LONGEST} s at "
+                f"A clip of {max(sizes) / rate:.1f} s cannot be distilled: Whisper takes {LONGEST} s at "
                 "once; cut clips shorter, or train without distillation."
             )
         device = self._model.device
@@ -175,12 +210,12 @@ class WhisperTeacher:
             for row, item in zip(ids, fed, strict=True):
                 row[: len(item)] = torch.tensor(item)
             states, attention = self._decode(ids.to(device), encoded.last_hidden_state)
-        hidden, alignment = [], []
+        found = []
         for i, (prompt, t) in enumerate(zip(prompts, tokens, strict=True)):
             own = slice(len(prompt) - 1, len(prompt) - 1 + len(t))  # each position predicts the next token
-            hidden.append(states[i, own])
-            alignment.append(frames_of_attention(attention[i, own], sizes[i], rate, samples_per_frame))
-        return DistillTargets(hidden, alignment)
+            positions = -(-sizes[i] * _POSITIONS // rate)
+            found.append(TokenStates(states[i, own], attention[i, own, :positions]))
+        return found
 
     def _mels(self, waveforms: Tensor, rate: int, sizes: list[int]) -> Tensor:
         device = self._model.device
@@ -188,7 +223,7 @@ class WhisperTeacher:
         resampler = self._resamplers.setdefault(rate, Resampler(rate, _RATE).to(device))
         resampled = resampler(torch.where(inside.to(device), waveforms.detach().to(device).float(), 0.0))
         clips = [
-            row[: min(resampler.length(n), _LONGEST * _RATE)]
+            row[: min(resampler.length(n), LONGEST * _RATE)]
             for row, n in zip(resampled.cpu().numpy(), sizes, strict=True)
         ]
         found = self._features(clips, sampling_rate=_RATE, return_tensors="pt", device=str(device))
@@ -312,21 +347,3 @@ class AsrDistillation(nn.Module):
         worded = torch.tensor(counts, device=latents.device)
         by_clip = torch.where(worded > 0, 1 - cosine.sum(1) / worded.clamp(min=1), 0 * cosine.sum(1))
         return by_clip.sum() / max(sum(count > 0 for count in counts), 1)
-
-
-class Distiller(nn.Module):
-    """Whisper's targets for a step's recordings, and the loss with its learned projection."""
-
-    def __init__(self, teacher: WhisperTeacher, distillation: AsrDistillation, rate: int) -> None:
-        super().__init__()
-        self.distillation = distillation
-        self._teacher, self._rate = [teacher], rate  # in a list: it is not part of what is trained
-
-    def forward(self, semantic: Tensor, recordings: ClipBatch) -> Tensor:
-        """The loss of latents `[clips, frames, dim]`."""
-        targets = self._teacher[0].targets(
-            recordings.waveforms, self._rate, recordings.lengths,
-            recordings.transcripts or [None] * len(semantic), recordings.languages or None,
-        )  # fmt: skip
-        loss: Tensor = self.distillation(semantic, targets)
-        return loss

@@ -149,7 +149,12 @@ def restore_encoder(
             rank=world.rank, world=world.size,
         )  # fmt: skip
         recordings = ClipBatches(sampler, config.sampling_rate, workers=options.workers)
-    teachers = _teachers(settings, config, world.device)
+    teachers = _teachers(settings, config, out, world)
+    if teachers.asr is not None:
+        message(
+            f"Whisper's states of the recordings are computed when they are first needed and kept in {out}/"
+            f"whisper, {settings.whisper_cache_gb:g} GB at most"
+        )
     labeled: list[tuple[Tensor, Tensor]] = []
     if settings.pseudo_labels:
         label = partial(
@@ -268,7 +273,7 @@ def _validation_clips(held: Sequence[SpeechSource], rate: int) -> list[Validatio
     found = []
     for source in held:
         for cut in itertools.islice(source.cuts, HELD_OUT):
-            samples, whole = decode_cut(
+            samples, whole, _ = decode_cut(
                 audio_source(cut_source(cut)), 0.0, cut.recording.duration or None, HELD_OUT_SECONDS, rate
             )
             text = (cut.supervisions[0].text or "").strip() if whole else ""
@@ -295,7 +300,17 @@ def _check_folder(out: Path, settings: EncoderTraining, resume: bool, world: Wor
                 f"{path} is not a run's settings: start a new run in another folder"
             ) from None
         other = [name for name in asked if before.get(name) != asked[name]]
-        free = {"steps", "decay_steps", "save_every", "report_every", "validate_every", "keep", "compile"}
+        free = {
+            "steps",
+            "decay_steps",
+            "save_every",
+            "report_every",
+            "validate_every",
+            "keep",
+            "compile",
+            "likelihood",
+            "whisper_cache_gb",
+        }
         if set(other) - free:
             name = sorted(set(other) - free)[0]
             raise TrainingError(
@@ -322,16 +337,18 @@ def _expected(model: Any, codes: Sequence[Tensor], levels: int) -> Expected:
     )
 
 
-def _teachers(settings: EncoderTraining, config: CodecConfig, device: str) -> Teachers:
-    rate = config.sampling_rate
+def _teachers(settings: EncoderTraining, config: CodecConfig, out: Path, world: World) -> Teachers:
+    rate, device = config.sampling_rate, world.device
     found = Teachers()
     if settings.weights.distillation and settings.whisper:
-        from revox.training.distill import AsrDistillation, Distiller, WhisperTeacher
+        from revox.training.distill import AsrDistillation, WhisperTeacher
+        from revox.training.distiller import Distiller, StatesCache
 
+        cache = StatesCache(out / "whisper", settings.whisper_cache_gb * 1e9, world.size)
         teacher = WhisperTeacher.load(settings.whisper, device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            found.asr = Distiller(teacher, AsrDistillation(config.semantic_dim, teacher.width), rate)
+            found.asr = Distiller(teacher, AsrDistillation(config.semantic_dim, teacher.width), rate, cache)
     if settings.weights.speaker and settings.verifier:
         from revox.training.speaker import SpeakerLoss
 

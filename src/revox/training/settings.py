@@ -113,6 +113,8 @@ class EncoderTraining(_Settings):
     inversion_steps: Count = 160
     """For each of them."""
     whisper: str | None = None
+    whisper_cache_gb: Weight = 20.0
+    """Of disk at most, for Whisper's states of the recordings, which are computed once where they fit."""
     verifier: str | None = None
     autocast: bool | None = None
     """bf16 arithmetic; None: on a GPU."""
@@ -151,6 +153,8 @@ class EncoderTraining(_Settings):
             raise ValueError("all weights of what there is to learn from are 0")
         if self.weights.distillation and not self.whisper:
             raise ValueError("distillation needs a teacher: set whisper to a folder or a hub id")
+        if self.weights.distillation and self.seconds > 28:
+            raise ValueError("Whisper takes 30 s at once: with distillation, seconds is at most 28")
         if self.weights.speaker and not self.verifier:
             raise ValueError("the speaker loss needs a network: set verifier to a folder or a hub id")
         return self

@@ -145,8 +145,9 @@ def ramp(seconds: float) -> np.ndarray:
 def test_the_place_in_a_clip_is_where_the_draw_says(format, known):
     data = encode_audio(Audio(ramp(6.0), RATE), format)[0]
     for place in (0.0, 0.5, 0.98):
-        samples, whole = decode_cut(data, place, 6.0 if known else None, 1.0, RATE)
+        samples, whole, start = decode_cut(data, place, 6.0 if known else None, 1.0, RATE)
         assert not whole
+        assert start == pytest.approx(place * 5.0, abs=0.08)
         assert len(samples) == RATE
         middle = samples[RATE // 2 - 1000 : RATE // 2 + 1000] * np.hanning(2000)
         hertz = np.abs(np.fft.rfft(middle, 1 << 16)).argmax() * RATE / (1 << 16)
@@ -156,20 +157,20 @@ def test_the_place_in_a_clip_is_where_the_draw_says(format, known):
 
 def test_a_header_that_promises_too_much_costs_a_reading_not_the_clip():
     data = encode_audio(Audio(ramp(2.0), RATE), "flac")[0]
-    samples, whole = decode_cut(data, 0.9, 50.0, 1.0, RATE)
+    samples, whole, _ = decode_cut(data, 0.9, 50.0, 1.0, RATE)
     assert len(samples) == RATE
     assert not whole
-    nearly, _ = decode_cut(data, 0.03, 50.0, 1.0, RATE)  # where the header's place leaves half a second
+    nearly, *_ = decode_cut(data, 0.03, 50.0, 1.0, RATE)  # where the header's place leaves half a second
     assert len(nearly) == RATE
-    short, whole = decode_cut(data, 0.9, 50.0, 10.0, RATE)
+    short, whole, _ = decode_cut(data, 0.9, 50.0, 10.0, RATE)
     assert len(short) == 2 * RATE
     assert whole
 
 
 def test_a_clip_a_hair_longer_than_asked_is_cut_and_loses_its_words():
     data = encode_audio(Audio(ramp(2.0), RATE), "wav")[0]
-    assert decode_cut(data, 0.5, 2.0, 2.0, RATE)[1]
-    assert not decode_cut(data, 0.5, 2.0, 1.99, RATE)[1]
+    assert decode_cut(data, 0.5, 2.0, 2.0, RATE).whole
+    assert not decode_cut(data, 0.5, 2.0, 1.99, RATE).whole
 
 
 def test_a_worker_that_dies_is_a_sentence(folder):

@@ -282,6 +282,6 @@ def test_a_saved_dataset_is_a_source_with_its_columns(tmp_path):
     from revox.training.data.loading import decode_cut
     from revox.training.data.locate import audio_source
 
-    samples, whole = decode_cut(audio_source(cut_source(rows[1])), 0.0, 0.5, 1.0, 24000)
+    samples, whole, _ = decode_cut(audio_source(cut_source(rows[1])), 0.0, 0.5, 1.0, 24000)
     assert whole
     assert np.abs(np.fft.rfft(samples)).argmax() == pytest.approx(300 * 0.5, abs=1)

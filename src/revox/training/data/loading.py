@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +26,15 @@ _MOST_IN_A_ROW = 200  # failures: then it is not the clips
 _LONGEST = 600.0  # seconds decoded of a file of unknown length
 _SLACK = 0.05  # seconds by which codecs pad, and headers are off
 
-Decoded = tuple[np.ndarray, bool]  # float32 [samples], and whether that is the whole clip
+
+class Decoded(NamedTuple):
+    """Float32 `[samples]`, whether that is the whole clip, and where it begins (seconds)."""
+
+    samples: np.ndarray
+    whole: bool
+    start: float
+
+
 _Task = tuple[str, str, float, float]  # source, id, place, seconds (0: unknown)
 
 
@@ -34,7 +42,8 @@ _Task = tuple[str, str, float, float]  # source, id, place, seconds (0: unknown)
 class ClipBatch:
     """`waveforms` float32 `[batch, samples]`, silent beyond `lengths` int64 `[batch]` (samples).
 
-    A transcript is given where it is known and the clip was used whole.
+    A transcript is given where it is known and the clip was used whole. `cuts` are the clips themselves,
+    `starts` (seconds) where the waveforms begin in them, `whole` which were used whole.
     """
 
     waveforms: Tensor
@@ -43,6 +52,9 @@ class ClipBatch:
     languages: Sequence[str | None] = ()
     transcripts: Sequence[str | None] = ()
     ids: Sequence[str] = ()
+    cuts: Sequence[MonoCut] = ()
+    starts: Sequence[float] = ()
+    whole: Sequence[bool] = ()
 
     def fitted(self, samples: int) -> ClipBatch:
         """The same clips in exactly `samples` samples each, cut or silent at the end."""
@@ -100,9 +112,8 @@ class ClipBatches(Iterator[ClipBatch]):
         import torch
 
         waveforms = torch.zeros(self.sampler.batch, max(1, round(self.sampler.seconds * self.rate)))
-        lengths: list[int] = []
         cuts: list[MonoCut] = []
-        transcripts: list[str | None] = []
+        used: list[Decoded] = []
         failed = 0
         while len(cuts) < self.sampler.batch:
             if not self._ready:
@@ -121,19 +132,20 @@ class ClipBatches(Iterator[ClipBatch]):
                         f"there. The last one: {result}"
                     )
                 continue
-            samples, whole = result
-            waveforms[len(cuts), : len(samples)] = torch.from_numpy(samples)
-            lengths.append(len(samples))
+            waveforms[len(cuts), : len(result.samples)] = torch.from_numpy(result.samples)
             cuts.append(cut)
-            transcripts.append(cut.supervisions[0].text if whole else None)
+            used.append(result)
         self.failed += failed
         return ClipBatch(
             waveforms,
-            torch.tensor(lengths),
+            torch.tensor([len(one.samples) for one in used]),
             [cut.supervisions[0].speaker for cut in cuts],
             [cut.supervisions[0].language for cut in cuts],
-            transcripts,
+            [cut.supervisions[0].text if one.whole else None for cut, one in zip(cuts, used, strict=True)],
             [cut.id for cut in cuts],
+            cuts,
+            [one.start for one in used],
+            [one.whole for one in used],
         )
 
     def state(self) -> dict[str, Any]:
@@ -181,7 +193,7 @@ def _decode_all(seconds: float, rate: int, tasks: list[_Task]) -> list[Decoded |
 
 
 def decode_cut(source: str | bytes, place: float, known: float | None, seconds: float, rate: int) -> Decoded:
-    """At most `seconds` of `source` at `rate` Hz, float32 `[samples]`, at -23 LUFS; True if that is all.
+    """At most `seconds` of `source` at `rate` Hz, at -23 LUFS.
 
     A longer clip is cut at `place` (0 to 1) of what is left over. `known`: its length in seconds, as far as
     it is known; then only what is needed is decoded. Raises AudioError.
@@ -203,9 +215,9 @@ def decode_cut(source: str | bytes, place: float, known: float | None, seconds: 
     begin = 0.0
     if audio is None:
         audio = read_audio(source, max_seconds=_LONGEST)
-        begin = place * max(0.0, audio.seconds - seconds)
+        start = begin = place * max(0.0, audio.seconds - seconds)
     first, most = round(begin * audio.rate), round(seconds * audio.rate)
     samples = audio.samples[first : first + most]
     whole = not audio.truncated and len(samples) == len(audio.samples)
     samples = resample(samples, audio.rate, rate)[: max(1, round(seconds * rate))]
-    return np.ascontiguousarray(normalize_loudness(samples, rate)), whole
+    return Decoded(np.ascontiguousarray(normalize_loudness(samples, rate)), whole, start)
