@@ -27,6 +27,10 @@ DISCRIMINATOR_WEIGHTS = {"feature": 2.0}
 LIGHT_DISCRIMINATORS = {"n_ffts": [1024, 512, 256], "channels": 8, "every": 2}
 SPEAKER_WEIGHT = 3.0  # the published recipe's
 AVERAGE = 0.99
+OF_THE_STUDENT = (
+    "Its pseudo-labels start at the student encoder, which has the features and the network of the lab's "
+    "teacher codec."
+)
 PSEUDO_LABELS = {"pseudo_labels": 2, "pseudo_labeled": 48, "inversion_steps": 80}
 _OF_THE_EXPERIMENT = ("steps", "seed", "warmup", "decay_steps", "save_every", "keep", "report_every",
                       "validate_every", "autocast", "whisper")  # fmt: skip
@@ -196,7 +200,8 @@ def ablations(base: Arm) -> list[Arm]:
             _changed(base, "with-average", "with a moving average of the weights", {}, average=AVERAGE)
         )
     if settings.clips and not settings.pseudo_labels:
-        arms.append(_changed(base, "with-pseudo-labels", "with pseudo-labels", {}, **PSEUDO_LABELS))
+        labeled = _changed(base, "with-pseudo-labels", "with pseudo-labels", {}, **PSEUDO_LABELS)
+        arms.append(labeled.model_copy(update={"caveats": (*base.caveats, OF_THE_STUDENT)}))
     return arms
 
 

@@ -821,6 +821,10 @@ def test_an_ablation_changes_one_loss_and_nothing_else():
     assert {"semantic", "acoustic", "mel", "stft", "waveform"} <= on
     beside = ("with-discriminators", "with-speaker", "no-all-pass", "with-average", "with-pseudo-labels")
     assert {f"{GOALS_FOR}-{which}" for which in beside} <= seen
+    # The student has the teacher codec's features and network: its arm says so.
+    assert [arm.name for arm in ablations(base) if any("teacher codec" in one for one in arm.caveats)] == [
+        f"{GOALS_FOR}-with-pseudo-labels"
+    ]
     judged = {arm.name: arm.settings(100, 0).weights for arm in ablations(JUDGED)}
     assert judged["judged-no-feature"].feature == 0
     assert "judged-with-discriminators" not in judged
