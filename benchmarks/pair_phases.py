@@ -33,6 +33,7 @@ from revox.evaluation.reference_encoder import original_codec
 from revox.losses.spectral import mel_distance
 from revox.metrics.codes import embedding_cosine
 from revox.training.encoder import EncoderTrainer, TrainingData
+from revox.training.sentences import drawn_sentences
 from revox.training.settings import EncoderTraining
 from revox.training.spoken import SpokenSettings, spoken_utterances
 
@@ -70,7 +71,10 @@ def main() -> None:
     mean = torch.cat([model.mm_audio_embeddings.voice_embedding(c)[:-1].float() for c in presets]).mean(dim=0)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        spoken = spoken_utterances(checkpoint, SpokenSettings(asked.sentences), Path(folder) / "spoken")
+        texts = drawn_sentences(asked.sentences)
+        spoken = spoken_utterances(
+            checkpoint, SpokenSettings(asked.sentences, texts), Path(folder) / "spoken"
+        )
         bank = presets + [one.codes for one in spoken]
         for phases in asked.phases:
             settings = EncoderTraining.model_validate(

@@ -40,6 +40,7 @@ from revox.training.restore import (
     restore_encoder,
     texts_of,
 )
+from revox.training.sentences import drawn_sentences
 from revox.training.settings import EncoderTraining
 from revox.training.spoken import (
     SpokenSettings,
@@ -227,7 +228,7 @@ def test_what_the_presets_say_is_kept_and_taken_up_where_it_stopped(
 
     def spoken(count: int, **changes: Any) -> list[Utterance]:
         told.clear()
-        asked = SpokenSettings(count, **changes)
+        asked = SpokenSettings(count, **{"sentences": drawn_sentences(count)} | changes)
         return spoken_utterances(checkpoint, asked, cache, progress=lambda at: told.append(at.done))
 
     two = spoken(2)
@@ -250,8 +251,10 @@ def test_what_the_presets_say_is_kept_and_taken_up_where_it_stopped(
     assert told == [4]  # the last one was cut off: spoken again
     spoken(2, seed=1)
     assert told == [2]  # another seed
-    spoken(2)
-    assert told == []  # which does not take the place of the first
+    spoken(2, sentences=["Good.", "Bye."])
+    assert told == [2]  # other sentences
+    spoken(4)
+    assert told == []  # which do not take the place of the first
     weights = checkpoint / "consolidated.safetensors"
     data = bytearray(weights.read_bytes())
     data[-3] ^= 1  # one bit of one weight; the size is the same
@@ -270,7 +273,7 @@ def test_processes_share_the_sentences_and_all_of_them_get_all(
 
     def spoken(rank: int) -> list[Utterance]:
         return spoken_utterances(
-            tiny_checkpoint, SpokenSettings(4), tmp_path / "spoken", world=World(rank, 2),
+            tiny_checkpoint, SpokenSettings(4, drawn_sentences(4)), tmp_path / "spoken", world=World(rank, 2),
             progress=lambda at: done[rank].append(at.done),
         )  # fmt: skip
 

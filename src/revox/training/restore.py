@@ -36,8 +36,9 @@ from revox.training.data.manifest import cut_source
 from revox.training.encoder import EncoderTrainer, Teachers, TrainingData
 from revox.training.errors import TrainingError, library
 from revox.training.pseudo_labels import pseudo_labeled
+from revox.training.sentences import drawn_sentences
 from revox.training.settings import EncoderTraining, with_present_names
-from revox.training.spoken import SENTENCES, SpokenSettings, Utterance, spoken_utterances
+from revox.training.spoken import SpokenSettings, Utterance, spoken_utterances
 from revox.training.validation import Validation, ValidationClip
 from revox.training.watch import Expected, Watch
 from revox.training.world import World
@@ -106,9 +107,8 @@ def restore_encoder(
     config = read_params(checkpoint).voxtral_config().codec
     utterances = [Utterance("", one) for one in preset_codes(checkpoint, model, only=held_voices)]
     if settings.sentences and settings.pairs:
-        texts, held_texts = hold_out_names(
-            options.sentences or texts_of(sources) or SENTENCES, HELD_OUT_SENTENCES
-        )
+        given = options.sentences or texts_of(sources) or drawn_sentences(settings.sentences)
+        texts, held_texts = hold_out_names(given, HELD_OUT_SENTENCES)
         message(
             f"the model speaks {settings.sentences:,} sentences, {len(texts):,} different ones, in the "
             f"voices of {len(voices)} presets and between them"

@@ -38,26 +38,6 @@ FEWEST_COMPARED = 8
 LENGTH_FACTOR = 2.5
 NLL_MARGIN = 0.5
 
-SENTENCES = (
-    "The train to the coast leaves at seven and stops at every village on the way.",
-    "She put the kettle on, opened the window, and listened to the rain.",
-    "Could you tell me where the nearest post office is?",
-    "We measured the depth of the lake in nineteen places.",
-    "Nobody expected the old bridge to hold for another winter.",
-    "If you change your mind, call me before Thursday.",
-    "A quick walk after lunch does more good than a second cup of coffee.",
-    "The committee voted eleven to four against the proposal.",
-    "His grandmother kept bees, geese, and a very bad-tempered donkey.",
-    "Turn left at the church, then follow the river for two miles.",
-    "What a strange thing to find in a library book!",
-    "Light travels from the sun to the earth in about eight minutes.",
-    "They argued about music all evening and parted as friends.",
-    "Please keep your belongings with you at all times.",
-    "The recipe asks for butter, flour, sugar, and three eggs.",
-    "I have never seen the harbour as quiet as it was this morning.",
-)
-"""Spoken where no texts are given."""
-
 
 def read_sentences(path: Path) -> list[str]:
     """The lines of a text file that are not empty. Raises TrainingError when there are none."""
@@ -93,7 +73,7 @@ class SpokenSettings:
     """
 
     count: int
-    sentences: Sequence[str] = SENTENCES
+    sentences: Sequence[str]
     voices: Sequence[str] = ()
     interpolated: float = 0.0
     seed: int = 0
@@ -203,13 +183,17 @@ def spoken_utterances(
     stamp = stamp_of(
         released_sha256(checkpoint), (checkpoint / "params.json").read_text(encoding="utf-8"),
         [hashlib.sha256(file).hexdigest() for file in voice_files],
-        settings.sentences, settings.seed, settings.interpolated, "clear",
+        settings.seed, settings.interpolated, "clear",
     )  # fmt: skip
-    shards = {}
+    shards, different = {}, len(settings.sentences)
     for start in range(0, settings.count, SHARD):
         which = range(start, min(start + SHARD, settings.count))
+        # Only its own texts, and how often they were said before: more of them leave it as it is.
+        its_stamp = stamp_of(
+            stamp, start, [(settings.sentences[i % different], i // different) for i in which]
+        )
         # Other settings have other names: what they spoke stays where it is.
-        shards[which] = cache / f"{stamp[:8]}-{start:06d}.safetensors", stamp_of(stamp, start, which.stop)
+        shards[which] = cache / f"{start:06d}-{its_stamp[:8]}.safetensors", its_stamp
     model: _SpeakingModel | None = None
     for which, (path, its_stamp) in list(shards.items())[world.rank :: world.size]:
         if load_stamped(path, its_stamp) is None:
@@ -227,5 +211,5 @@ def spoken_utterances(
             )
         for i, codes in sorted(load(content).items()):
             if codes.shape[1]:
-                found.append(Utterance(settings.sentences[int(i) % len(settings.sentences)], codes.long()))
+                found.append(Utterance(settings.sentences[int(i) % different], codes.long()))
     return found
