@@ -334,7 +334,7 @@ TRAINING: dict[str, Any] = {
     "seconds": 1.28, "save_every": 1,
     "report_every": 1, "validate_every": 1, "resolutions": [[256, 20]], "sentences": 0,
     "weights": {
-        "speaker": 1.0, "distillation": 1.0, "waveform": 1.0, "feature": 2.0, "adversarial": 1.0
+        "speaker": 1.0, "distillation": 1.0, "waveform": 1.0, "feature": 2.0
     }, "pair": {"mixed": 0.5},
     "discriminator": {"start": 0, "n_ffts": [256], "channels": 4, "every": 1},
 }  # fmt: skip
@@ -395,7 +395,7 @@ def test_the_encoder_learns_there_what_it_learns_here(
         for name in here.keys() - TIMED:
             # Autocast lists other operations for other devices: not every rounding is the same. What is
             # validated is in bf16 always.
-            near = 0.05 if autocast or name.startswith("valid") else 1e-4
+            near = 0.05 if autocast or name.startswith(("valid", "trained", "own")) else 1e-4
             assert there[name] == pytest.approx(here[name], rel=near, abs=1e-5), name
 
 

@@ -126,8 +126,9 @@ def mean_likelihood(
     `utterances`, each in the voice of its own codes."""
     nll, flow = [], []
     for one in utterances:
-        voice = Voice("validation", one.codes, model.mm_audio_embeddings.voice_embedding(one.codes))
-        found = likelihood(model, make_prompt(model, prompter, one.text, voice).embeddings, one.codes)
+        codes = one.codes.to(model.device)
+        voice = Voice("validation", codes, model.mm_audio_embeddings.voice_embedding(codes))
+        found = likelihood(model, make_prompt(model, prompter, one.text, voice).embeddings, codes)
         nll.append(float(found.semantic_nll))
         flow.append(float(found.flow_error))
     return float(np.mean(nll)), float(np.mean(flow))
