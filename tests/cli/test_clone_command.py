@@ -34,6 +34,8 @@ from revox.demo import checkpoint_folder
 from revox.marking import verify_file
 from revox.progress import Progress
 from revox.speech import Audio, AudioError, read_audio, write_audio
+from revox.training.speaker import SpeakerLoss
+from revox.training.verifier import VerifierTraining, train_verifier
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -289,6 +291,35 @@ def test_a_trained_student_gives_the_codes_at_once_and_a_search_offers_one(
     file.write_bytes(file.read_bytes()[:100])  # damaged: as if there were none
     assert clone(clip, *options(tiny_checkpoint_copy, "me5")).exit_code == 0
     assert load_voice(tiny_checkpoint_copy, "me5").provenance["method"] == "inversion"
+
+
+@pytest.mark.usefixtures("quick_presets")
+def test_the_best_of_several_searches_is_the_one_whose_speech_scores_best(
+    clip: Path, tiny_checkpoint_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("REVOX_CACHE", str(tmp_path))
+    monkeypatch.setattr("revox.evaluation.best_of.DEFAULT_TEXTS", ("one",))
+    people = [(str(i), np.random.default_rng(i).normal(size=16000).astype(np.float32)) for i in range(2)]
+    file = tmp_path / "verifier.safetensors"
+    train_verifier(people, 24000, VerifierTraining(steps=1, batch=4)).save(file)
+    found: list[float] = []
+
+    def similarity(network: SpeakerLoss, spoken: Tensor, recording: Tensor) -> Tensor:
+        assert spoken.shape[0] == recording.shape[0] == 1
+        found.append((0.2, 0.7, 0.4)[len(found)])
+        return torch.tensor(found[-1:])
+
+    monkeypatch.setattr(SpeakerLoss, "similarity", similarity)
+    several = (*options(tiny_checkpoint_copy), "--best-of", 3, "--verifier", file)
+    result = clone(clip, *several, "--seed", 5)
+    assert result.exit_code == 0, result.exception
+    assert "3 times the cost" in " ".join(result.output.split())
+    record = load_voice(tiny_checkpoint_copy, "me").provenance
+    assert [one["similarity"] for one in record["best_of"]] == [0.2, 0.7, 0.4]
+    assert [one["seed"] for one in record["best_of"]] == [5, 6, 7]
+    assert record["settings"]["seed"] == 6
+    refused = clone(clip, *several[:-1], "Resemblyzer", "--overwrite")
+    assert "Resemblyzer's" in str(refused.exception)
 
 
 LAB_ENCODER = Path(__file__).parents[2] / "lab" / "reference-encoder" / "encoder.safetensors"

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from revox.api import Revox
     from revox.checkpoint.voices import Voice
     from revox.cloning.clone import ClonedVoice
-    from revox.progress import Progress
+    from revox.coding import CodingSettings
+    from revox.progress import Progress, ProgressCallback
 
 OLD_NAMES = {"--quick-encoder": "--method student"}
 
@@ -48,6 +49,18 @@ def command(
         int | None, typer.Option(min=0, help="Steps of inversion (the same number gives the same voice).")
     ] = None,
     seed: Seed = 0,
+    candidates: Annotated[
+        int,
+        typer.Option(
+            "--best-of", min=1, help="Search with so many seeds, at so many times the cost; see docs."
+        ),
+    ] = 1,
+    verifier: Annotated[
+        str, typer.Option(help="Chooses the best: an ECAPA-TDNN, or one of your own; a file or hub id.")
+    ] = "speechbrain/spkrec-ecapa-voxceleb",
+    recognizer: Annotated[
+        str, typer.Option(help="Counts wrong words for the choice: none, or whisper:FOLDER_OR_HUB_ID.")
+    ] = "none",
     device: Device = None,
     dtype: Dtype = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a voice of that name.")] = False,
@@ -85,17 +98,25 @@ def command(
     spoken = _transcript(transcript)
     import revox
     from revox.api import find_dtype
+    from revox.coding import CodingSettings
 
     tts = revox.load(folder, device, find_dtype(dtype), lazy=True)
     if tts.encoder == "partial":
         console.print("[yellow]the weights hold only a part of an encoder, which is not used[/]")
     if method == "auto" and tts.encoder != "complete" and tts.coder.student is None:
         _offer_student(console, tts)
+    choose = _chooser(
+        console, tts, candidates, verifier, recognizer, CodingSettings(method, refine, steps, budget)
+    )
     with _show_progress(console) as progress:
-        voice = tts.clone(
-            clips, consent=agreed, name=name, transcript=spoken, method=method, refine=refine, steps=steps,
-            budget=budget, seed=seed, progress=progress,
-        )  # fmt: skip
+
+        def clone(seed: int) -> ClonedVoice:
+            return tts.clone(
+                clips, consent=agreed, name=name, transcript=spoken, method=method, refine=refine,
+                steps=steps, budget=budget, seed=seed, progress=progress,
+            )  # fmt: skip
+
+        voice = clone(seed) if choose is None else choose(clone, range(seed, seed + candidates), progress)
     with _codes_saved_on_failure(voice, folder):
         add_voice(folder, name, voice.embedding, voice.codes, voice.provenance, overwrite, force)
     if decoded is not None:
@@ -103,6 +124,40 @@ def command(
 
         write_synthetic(decoded, voice.decoded, checkpoint, name, who_signs())
     _summary(console, voice, folder, str(tts.device))
+
+
+def _chooser(
+    console: Console, tts: Revox, candidates: int, verifier: str, recognizer: str, settings: CodingSettings
+) -> Callable[[Callable[[int], ClonedVoice], range, ProgressCallback], ClonedVoice] | None:
+    """What takes the best of several clones; None for one. What it needs is loaded before any search."""
+    if candidates == 1:
+        return None
+    from revox.cloning.errors import CloneError
+
+    if tts.coder.ways(settings) in (("encoder",), ("student",)):
+        raise CloneError(
+            "--best-of searches with several seeds, and these codes are taken at once, the same for every "
+            "seed: add --refine N, or use --method inversion"
+        )
+    from revox.evaluation.best_of import best_of
+    from revox.metrics.intelligibility import load_recognizer
+    from revox.training.speaker import SpeakerLoss
+
+    network = SpeakerLoss.load(verifier, tts.sampling_rate)
+    words = load_recognizer(recognizer)
+    console.print(
+        f"{candidates} voices are made and spoken with, at {candidates} times the cost of one; the whole "
+        "model is loaded for it"
+    )
+
+    def choose(clone: Callable[[int], ClonedVoice], seeds: range, progress: ProgressCallback) -> ClonedVoice:
+        voice, scores = best_of(tts, clone, seeds, network, words, progress)
+        for score in scores:
+            wrong = "" if score.word_errors is None else f", word errors {score.word_errors:.0%}"
+            console.print(f"seed {score.seed}: similarity {score.similarity:.3f}{wrong}")
+        return voice
+
+    return choose
 
 
 def _offer_student(console: Console, tts: Revox) -> None:
