@@ -81,6 +81,13 @@ def frames_of_attention(
     return attention[..., :positions] @ weights
 
 
+def _samples_per_frame(rate: int) -> int:
+    samples = round(rate / _FRAME_RATE)
+    if samples * _FRAME_RATE != rate:
+        raise TrainingError(f"{rate} Hz is not a whole number of samples for a frame of {_FRAME_RATE} Hz.")
+    return samples
+
+
 def targets_of_crop(states: TokenStates, first: int, samples: int, rate: int) -> tuple[Tensor, Tensor]:
     """Hidden states `[tokens, width]` and alignment `[tokens, frames]`, rows that sum to 1, of a crop.
 
@@ -88,10 +95,7 @@ def targets_of_crop(states: TokenStates, first: int, samples: int, rate: int) ->
     are those that pay it at least half of their attention. Raises TrainingError for a rate that does not
     divide into frames.
     """
-    samples_per_frame = round(rate / _FRAME_RATE)
-    if samples_per_frame * _FRAME_RATE != rate:
-        raise TrainingError(f"{rate} Hz is not a whole number of samples for a frame of {_FRAME_RATE} Hz.")
-    spread = frames_of_attention(states.attention, samples, rate, samples_per_frame, first)
+    spread = frames_of_attention(states.attention, samples, rate, _samples_per_frame(rate), first)
     inside = spread.sum(-1)
     own = inside >= 0.5 * states.attention.sum(-1)
     return states.hidden[own], (spread / inside.clamp(min=1e-12)[..., None])[own]
@@ -171,6 +175,7 @@ class WhisperTeacher:
     ) -> DistillTargets:
         """What `states` gives, in the codec's frames. Raises TrainingError also for a rate that does not
         divide into frames."""
+        _samples_per_frame(rate)  # before the states, which take long
         states = self.states(waveforms, rate, lengths, transcripts, languages)
         found = [targets_of_crop(one, 0, int(n), rate) for one, n in zip(states, lengths, strict=True)]
         return DistillTargets([hidden for hidden, _ in found], [alignment for _, alignment in found])
