@@ -1,5 +1,6 @@
 """Cloning with the weights as released: the published recipe and ours against time, on the lab.
 
+    revox train student src/revox/demo/checkpoint --texts SENTENCES
     python benchmarks/inversion.py --data RUN/data [--clips 5] [--seeds 3] [--part 0/2]
     python benchmarks/inversion_report.py
 
@@ -61,7 +62,8 @@ def long_clips(speech: SpeechSet, limit: float = 8.0) -> dict[str, np.ndarray]:
 def ours(coder: Coder, target: Tensor, method: str, text: str | None, seed: int, name: str):
     """Our inversion at several lengths, each from the start (its schedule depends on its length)."""
     for steps in OUR_STEPS:
-        settings = CodingSettings(method, steps=steps, seed=seed)
+        length = {"refine" if method == "student" else "steps": steps}
+        settings = CodingSettings(method, seed=seed, **length)
         began = time.process_time()
         found = find_codes(coder, target, settings, transcript=text)
         yield f"{name} {steps}", time.process_time() - began, found.codes
@@ -81,7 +83,7 @@ def methods(
     presets = coder.preset_codes()
     yield "a preset's codes", 0.0, _as_long(presets[(7 * clip + seed) % len(presets)], truth.shape[1])
     began = time.process_time()
-    alone = find_codes(coder, target, CodingSettings("student", steps=0, seed=seed))
+    alone = find_codes(coder, target, CodingSettings("student"))
     yield "student encoder alone", time.process_time() - began, alone.codes
     yield from ours(coder, target, "inversion", None, seed, "inversion")
     yield from ours(coder, target, "student", None, seed, "student + inversion")
@@ -111,9 +113,8 @@ def main() -> None:
     folder = checkpoint_folder()
     tts = load(folder, device="cpu", dtype=torch.float32)
     codec = tts.model.audio_tokenizer
-    began = time.perf_counter()
-    student = tts.coder.student()
-    print(f"student encoder: {time.perf_counter() - began:.0f} s, useful: {student is not None}", flush=True)
+    if tts.coder.student is None:
+        parser.error("no student is trained for the lab: run the first line of this script's description")
     original, judge = Coder(original_codec(folder, arguments.encoder)), SpeakerVerifier()
     recognizer = PocketsphinxRecognizer(jsgf())
 
