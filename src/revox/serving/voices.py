@@ -276,8 +276,8 @@ class Voices:
                 400,
                 "ref_audio cannot be used: this checkpoint has no encoder and no trained student. Upload "
                 "the recording to POST /v1/audio/voices, which finds its codes by inversion; use a "
-                "preset; train a student with `revox train student`; or start the server with --method "
-                "inversion",
+                "preset; inject an encoder with `revox inject`; train a student with `revox train student`; "
+                "or start the server with --method inversion",
                 param="ref_audio",
                 code="no_encoder",
             )
