@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import revox
-from revox.api import default_dtype, find_device
+from revox.api import find_device
 from revox.checkpoint.errors import CheckpointError, VoiceError
+from revox.checkpoint.load import default_dtype
 from revox.checkpoint.voices import Voice
 from revox.speech import Audio
 from revox.synthesis.engine import Engine, Request

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from revox.checkpoint.load import load_model
+from revox.checkpoint.load import default_dtype, load_model
 from revox.checkpoint.locate import locate
 from revox.checkpoint.release import ENCODER_PREFIXES
 from revox.checkpoint.tensors import folder_tensors
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from revox.coding import Coder, CodingResult, CodingSettings
     from revox.coding.student import StudentEncoder
     from revox.model.codec import Codec
-
-SMALL_MODEL_BYTES = 2_000_000_000
 
 
 def load(
@@ -83,17 +81,6 @@ def find_dtype(name: str | None) -> torch.dtype | None:
     if name not in known:
         raise SpeakError(f"the dtype {name!r} is not offered; give float32 or bfloat16")
     return known[name]
-
-
-def default_dtype(folder: Path, device: torch.device) -> torch.dtype:
-    """bf16 on CUDA, as in serving. Elsewhere float32 for a small model and bf16 for a full-size one.
-
-    float32 is the exact arithmetic, and quicker where a processor has no bf16 instructions; but at full size
-    it would take 16 GB of memory instead of 8 and read twice as much of it for every frame.
-    """
-    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    small = 0 < weights < SMALL_MODEL_BYTES
-    return torch.float32 if small and device.type != "cuda" else torch.bfloat16
 
 
 class Revox:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -28,8 +29,6 @@ from revox.cloning.clone import ClonedVoice, CloneRequest, SelectedSpeech, clone
 from revox.cloning.consent import Source
 from revox.coding import Coder, CodingSettings, find_codes
 from revox.demo import checkpoint_folder
-from revox.doctor.examine import DoctorSettings, examine
-from revox.doctor.findings import Verdict
 from revox.evaluation.clips import find_clips
 from revox.evaluation.evaluate import evaluate
 from revox.evaluation.reference_encoder import original_codec
@@ -272,32 +271,24 @@ def _hum(pitch: float, seconds: float = 1.2) -> Audio:
     return Audio((0.1 * sound * np.clip(0.5 + np.sin(2 * np.pi * 3 * t), 0, None)).astype(np.float32), 24000)
 
 
-@pytest.mark.slow
-def test_the_doctor_examines_it_there(second: str):
-    report = examine(checkpoint_folder(), DoctorSettings(("casual_male",), quick=True, device=second))
-    found = {finding.name: finding for finding in report.findings}
-    wrong = [finding.sentence for finding in found.values() if finding.verdict is Verdict.FAIL]
-    assert not wrong
-    assert found["speaking"].verdict is not Verdict.SKIPPED
-    assert found["speed"].verdict is not Verdict.SKIPPED
-
-
 # Commands
 
 
 def command_line(*arguments: object) -> str:
+    """The output of `revox` with these arguments, which must succeed."""
     result = CliRunner().invoke(build_app(), [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.exception or result.output
     return " ".join(result.output.split())
 
 
-def test_every_command_that_computes_takes_a_device():
+@pytest.mark.parametrize("option", ["--device", "--dtype"])
+def test_every_command_that_computes_takes_a_device_and_a_type(option: str):
     commands = typer.main.get_command(build_app()).commands
     found = {
         f"{name} {sub}".strip()
         for name, command in commands.items()
         for sub, one in getattr(command, "commands", {"": command}).items()
-        if any("--device" in parameter.opts for parameter in one.params)
+        if any(option in parameter.opts for parameter in one.params)
     }
     assert found == {
         "clone", "doctor", "evaluate", "serve", "speak", "train encoder", "train student", "voice decode",
@@ -324,6 +315,50 @@ def test_from_a_trained_student_to_speech_by_the_command_line_there(
                         "--max-seconds", 0.4, "--device", second, "--dtype", "float32")  # fmt: skip
     assert f"({second}, float32)" in said
     command_line("voice", "decode", "me", "-c", folder, "-o", tmp_path / "b.wav", "--device", second)
+
+
+def test_evaluate_serve_and_train_encoder_run_there_by_the_command_line(
+    second: str, tiny_checkpoint_with_encoder: Path, tiny_checkpoint: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    there = ("--device", second, "--dtype", "float32")
+    (tmp_path / "clips").mkdir()
+    write_audio(tmp_path / "clips" / "a.wav", _hum(120.0))
+    try:
+        said = command_line(
+            "evaluate", "codec", tiny_checkpoint_with_encoder, "--clips", tmp_path / "clips",
+            "--out", tmp_path / "report", "--seeds", 1, *there,
+        )  # fmt: skip
+    finally:
+        open_subject.cache_clear()
+    assert "mel distance" in said
+    served: list[str] = []
+    monkeypatch.setattr(
+        "revox.cli.serve_command._run",
+        lambda app, settings, listener: served.append(app.state.revox.tts.model.device.type),
+    )
+    command_line("serve", tiny_checkpoint, "--port", 0, "--voices-folder", tmp_path / "voices", *there)
+    assert served == [second]
+    monkeypatch.setattr(
+        "revox.training.restore.preset_codes", lambda *_, **__: list(preset_codes().values())[:2]
+    )
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "{clips: 0, pairs: 1, seconds: 0.64, sentences: 0, save_every: 1, report_every: 1, validate_every: 1}"
+    )
+    run = ("--config", config, "--steps", 1, "--out", tmp_path / "run")
+    assert "step 1 of 1" in command_line("train", "encoder", "-c", tiny_checkpoint, *run, *there)
+
+
+@pytest.mark.slow
+def test_the_doctor_examines_it_there_by_the_command_line(second: str, tmp_path: Path):
+    there = ("--device", second, "--dtype", "float32")
+    command_line(
+        "doctor", checkpoint_folder(), "--voices", "casual_male", "--quick", "--out", tmp_path, *there
+    )
+    found = {one["name"]: one for one in json.loads((tmp_path / "doctor.json").read_text())["findings"]}
+    assert found["speaking"]["verdict"] != "skipped"
+    assert found["speed"]["verdict"] != "skipped"
 
 
 # Training

@@ -33,6 +33,7 @@ from revox.training.data import SpeechSource, find_sources
 from revox.training.errors import TrainingError
 from revox.training.pseudo_labels import pseudo_labeled
 from revox.training.restore import (
+    SETTINGS_FILE,
     TRAINING,
     RunOptions,
     hold_out,
@@ -107,6 +108,11 @@ def test_a_run_told_to_stop_saves_and_goes_on_to_the_same_encoder(
     assert (
         restore_encoder(tiny_checkpoint, [str(speech)], out, faster, again) == resumed
     )  # the steps are done
+    begun = json.loads((out / SETTINGS_FILE).read_text())
+    begun["weights"]["adversarial"] = 1.0
+    (out / SETTINGS_FILE).write_text(json.dumps(begun))
+    restore_encoder(tiny_checkpoint, [str(speech)], out, settings(), again)
+    assert any("weights.adversarial 1, by version 0.1" in sentence for sentence in said)
     with pytest.raises(TrainingError, match="not hold a run to continue"):
         restore_encoder(tiny_checkpoint, [str(speech)], tmp_path / "new", settings(), again)
 

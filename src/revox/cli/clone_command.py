@@ -143,8 +143,8 @@ def _chooser(
     from revox.metrics.intelligibility import load_recognizer
     from revox.training.speaker import SpeakerLoss
 
-    network = SpeakerLoss.load(verifier, tts.sampling_rate)
-    words = load_recognizer(recognizer)
+    network = SpeakerLoss.load(verifier, tts.sampling_rate, str(tts.device))
+    words = load_recognizer(recognizer, device=str(tts.device))
     console.print(
         f"{candidates} voices are made and spoken with, at {candidates} times the cost of one; the whole "
         "model is loaded for it"

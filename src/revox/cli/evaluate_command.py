@@ -12,6 +12,7 @@ from revox.cli.options import (
     CheckpointArgument,
     CheckpointOption,
     Device,
+    Dtype,
     Method,
     Refine,
     chosen_checkpoint,
@@ -68,6 +69,7 @@ def command(
         ),
     ] = None,
     device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Measure a checkpoint on a folder of clips and write a report; see docs/measuring.md.
 
@@ -80,6 +82,7 @@ def command(
     """
     from rich.console import Console
 
+    from revox.api import find_dtype
     from revox.checkpoint.locate import locate
     from revox.cli.progress import show_progress
     from revox.evaluation.clips import find_clips
@@ -88,6 +91,7 @@ def command(
     console = Console(stderr=True, highlight=False)
     # What can be wrong is reported before anything is computed.
     given = chosen_checkpoint(checkpoint, checkpoint_option)
+    find_dtype(dtype)
     found = find_clips(clips, manifest, transcripts, limit)
     spoken, rules = read_sentences(texts) if texts else (), _grammar(grammar)
     folder = locate(given)
@@ -96,7 +100,9 @@ def command(
     from revox.evaluation.subject import Setup
 
     setup = Setup(folder, out, method, encoder, refine, steps, seconds, seeds, recognizer, rules)
-    setup = dataclasses.replace(setup, texts=tuple(spoken), device=device, naturalness=naturalness)
+    setup = dataclasses.replace(
+        setup, texts=tuple(spoken), device=device, dtype=dtype, naturalness=naturalness
+    )
     out.mkdir(parents=True, exist_ok=True)
     try:
         with show_progress(console) as progress:

@@ -12,6 +12,7 @@ from revox.cli.options import (
     CheckpointArgument,
     CheckpointOption,
     Device,
+    Dtype,
     Seed,
     chosen_checkpoint,
     with_old_names,
@@ -38,6 +39,7 @@ def student_command(
     steps: Annotated[int, typer.Option(min=1, help="Steps of learning.")] = 4000,
     minutes: Annotated[float | None, typer.Option(help="The most that learning may take.")] = None,
     device: Device = None,
+    dtype: Dtype = None,
     seed: Seed = 0,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what it would cost here.")] = False,
 ) -> None:
@@ -49,7 +51,7 @@ def student_command(
     """
     from rich.console import Console
 
-    from revox.api import find_device
+    from revox.api import find_device, find_dtype
     from revox.checkpoint.locate import locate
     from revox.coding.student import student_folder
     from revox.training.spoken import read_sentences
@@ -57,11 +59,11 @@ def student_command(
     from revox.training.student_plan import plan_student
 
     console = Console(stderr=True, highlight=False)
+    place, arithmetic = str(find_device(device)), find_dtype(dtype)
     folder = locate(chosen_checkpoint(checkpoint, checkpoint_option))
-    place = str(find_device(device))
     training = StudentTraining(steps=steps, seconds=minutes and 60 * minutes, seed=seed)
-    request = StudentRequest(sentences, read_sentences(texts) if texts else (), training, place)
-    cost = plan_student(folder, sentences, training, place)
+    request = StudentRequest(sentences, read_sentences(texts) if texts else (), training, place, arithmetic)
+    cost = plan_student(folder, sentences, training, place, arithmetic)
     console.print(
         f"The model says {sentences:,} sentences (about {duration(cost.speaking)}), then the student learns "
         f"for {steps:,} steps (about {duration(cost.learning)}), on {place} with {cost.memory / 1e9:.1f} GB "
@@ -112,6 +114,12 @@ def encoder_command(
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode speech.")] = 2,
     device: Device = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float32, or bfloat16 for matrix products alone; in place of the config's autocast."
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in OUT where it stopped.")
     ] = False,
@@ -121,9 +129,10 @@ def encoder_command(
     Ctrl-C or SIGTERM finishes the current step and saves; `--resume` continues exactly there. The encoder so
     far is always in OUT/encoder.safetensors, ready for `revox inject`.
     """
+    import torch
     from rich.console import Console
 
-    from revox.api import find_device
+    from revox.api import find_device, find_dtype
     from revox.checkpoint.locate import locate
     from revox.training.restore import TRAINING, RunOptions, restore_encoder
     from revox.training.settings import read_settings
@@ -132,7 +141,8 @@ def encoder_command(
     console = Console(stderr=True, highlight=False)
     if device is not None:
         find_device(device)
-    settings = read_settings(config, console.print, steps=steps, seed=seed)
+    autocast = None if dtype is None else find_dtype(dtype) == torch.bfloat16
+    settings = read_settings(config, console.print, steps=steps, seed=seed, autocast=autocast)
 
     def report(at: Progress) -> None:
         shown = ("mel", "semantic", "acoustic", "agreement", "perplexity", "valid_mel", "valid_agreement",

@@ -151,6 +151,7 @@ def decode_command(
         bool, typer.Option("--recover", help="From its embedding, even if its codes are stored.")
     ] = False,
     device: Device = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
 ) -> None:
     """Decode a voice's codes to sound; a preset's codes are recovered from its embedding.
 
@@ -166,9 +167,8 @@ def decode_command(
     folder, _ = _open(checkpoint)
     voice = load_voice(folder, name)
     console = Console(stderr=True, highlight=False)
-    import torch
-
     import revox
+    from revox.api import find_dtype
     from revox.checkpoint.voice_codes import read_table, recover_codes
 
     if voice.codes is None or recover:
@@ -177,7 +177,7 @@ def decode_command(
         _print_recovered(console, found)
         voice = dataclasses.replace(voice, codes=found.codes)
     with console.status("decoding"):
-        audio = revox.load(folder, device, torch.float32, lazy=True).decode(voice)
+        audio = revox.load(folder, device, find_dtype(dtype), lazy=True).decode(voice)
     write_synthetic(None if output == "-" else Path(output), audio, checkpoint, name, who_signs(), sound)
     say(f"{audio.seconds:.2f} s of voice {name} written to {output}")
 

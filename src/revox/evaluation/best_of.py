@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from revox.api import Revox
 from revox.cloning.clone import ClonedVoice
@@ -77,14 +76,10 @@ def _score(
     waveform = torch.cat([torch.from_numpy(one.samples) for one in spoken])
     similarity = -1.0
     if len(waveform):
-        similarity = float(
-            verifier.similarity(_batch(waveform), _batch(torch.from_numpy(voice.reference.samples)))
-        )
+        recording = torch.from_numpy(voice.reference.samples)
+        spoken_there, recording_there = (one.float()[None].to(tts.device) for one in (waveform, recording))
+        similarity = float(verifier.similarity(spoken_there, recording_there))
     errors = None
     if recognizer is not None:
         errors = word_error_rate(DEFAULT_TEXTS, [recognizer.transcribe(one) for one in spoken])
     return CandidateScore(seed, round(similarity, 4), None if errors is None else round(errors, 4))
-
-
-def _batch(waveform: Tensor) -> Tensor:
-    return waveform.float()[None]

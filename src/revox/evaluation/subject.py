@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from revox.api import Revox, load
+from revox.api import Revox, find_device, find_dtype, load
 from revox.checkpoint.voices import Voice
 from revox.coding import Coder, CodingSettings, find_codes
 from revox.coding.student import STUDENT_FILE, student_folder, trained_student
@@ -47,8 +47,8 @@ class Setup:
     `method`, `refine` and `steps`: how codes are found (`CodingSettings`). `encoder`: a file with the
     codec's encoder. `seconds`: the most that is used of each clip. `seeds`: how many, where something is
     random. `recognizer`: "none", "pocketsphinx" or "whisper:" and a path or hub id. `grammar`: JSGF text for
-    pocketsphinx. `texts`: to be spoken. `naturalness`: whether DistillMOS scores sounds; None: if it is
-    installed. `identity`, `scorers`: see `identified`.
+    pocketsphinx. `texts`: to be spoken. `dtype`: the arithmetic's, by name. `naturalness`: whether
+    DistillMOS scores sounds; None: if it is installed. `identity`, `scorers`: see `identified`.
     """
 
     checkpoint: Path
@@ -63,6 +63,7 @@ class Setup:
     grammar: str | None = None
     texts: tuple[str, ...] = ()
     device: str | None = None
+    dtype: str | None = None
     naturalness: bool | None = None
     identity: str = ""
     scorers: str = ""
@@ -75,6 +76,7 @@ class Setup:
             folder_identity(self.checkpoint),
             file_identity(self.encoder) if self.encoder else None,
             *([file_identity(student)] if self.method == "student" else []),
+            *([self.dtype] if self.dtype else []),
         )
         whisper = Path(self.recognizer_model).expanduser()
         files = sorted(path for path in whisper.iterdir() if path.is_file()) if whisper.is_dir() else []
@@ -132,7 +134,7 @@ class Subject:
     @cached_property
     def tts(self) -> Revox:
         """The checkpoint; only the parts that are used are loaded."""
-        return load(self.setup.checkpoint, device=self.setup.device, lazy=True)
+        return load(self.setup.checkpoint, self.setup.device, find_dtype(self.setup.dtype), lazy=True)
 
     @cached_property
     def coder(self) -> Coder:
@@ -141,7 +143,7 @@ class Subject:
             return self.tts.coder
         from revox.evaluation.reference_encoder import original_codec
 
-        codec = original_codec(self.setup.checkpoint, self.setup.encoder)
+        codec = original_codec(self.setup.checkpoint, self.setup.encoder).to(self.tts.device)
         return Coder(
             codec, self.tts.coder.preset_codes, student=partial(trained_student, self.setup.checkpoint)
         )
@@ -159,7 +161,7 @@ class Subject:
     @cached_property
     def recognizer(self) -> Recognizer | None:
         """The recognizer, or None when none was asked for."""
-        return load_recognizer(self.setup.recognizer, self.setup.grammar, self.setup.device or "cpu")
+        return load_recognizer(self.setup.recognizer, self.setup.grammar, str(find_device(self.setup.device)))
 
     @cached_property
     def naturalness(self) -> NaturalnessModel | None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from revox.checkpoint.encoder_file import ENCODER_FILE, decoder_sha256
-from revox.checkpoint.load import load_model
+from revox.checkpoint.load import default_dtype, load_model
 from revox.checkpoint.params import read_params
 from revox.checkpoint.voices import list_voices
 from revox.coding.find import MODEL_PARTS
@@ -95,7 +95,7 @@ def restore_encoder(
         library("lhotse")
     if settings.clips or settings.pseudo_labels:
         sources = find_sources(data, cache=options.cache, workers=options.workers, progress=progress)
-    _check_folder(out, settings, options.resume, world)
+    _check_folder(out, settings, options.resume, world, message)
     if "discriminator" in settings.model_fields_set and not settings.weights.feature:
         message("the config describes discriminators, but none is used: weights.feature is 0")
     model = load_model(checkpoint, dtype=torch.float32, parts=MODEL_PARTS)
@@ -166,7 +166,6 @@ def restore_encoder(
         world.wait()
         labeled = label()  # from the cache
     clips = _validation_clips(held, config.sampling_rate)
-    dtype = torch.float32 if world.device == "cpu" else torch.bfloat16
     if settings.likelihood and clips and not any(clip.transcript for clip in clips):
         message(
             f"no validation clip of at most {HELD_OUT_SECONDS:.0f} s has a transcript: the language model's "
@@ -174,7 +173,8 @@ def restore_encoder(
         )
 
     def language_model() -> tuple[Voxtral, Prompter]:
-        return load_model(checkpoint, device=world.device, dtype=dtype), Prompter(checkpoint)
+        dtype = default_dtype(checkpoint, world.device)
+        return load_model(checkpoint, world.device, dtype), Prompter(checkpoint)
 
     writer = _writer(out) if options.tensorboard and world.is_main else None
     trainer = EncoderTrainer(
@@ -282,7 +282,9 @@ def _validation_clips(held: Sequence[SpeechSource], rate: int) -> list[Validatio
     return found
 
 
-def _check_folder(out: Path, settings: EncoderTraining, resume: bool, world: World) -> None:
+def _check_folder(
+    out: Path, settings: EncoderTraining, resume: bool, world: World, message: Callable[[str], None]
+) -> None:
     path = out / SETTINGS_FILE
     asked = settings.model_dump(mode="json")
     if path.is_file():
@@ -291,7 +293,8 @@ def _check_folder(out: Path, settings: EncoderTraining, resume: bool, world: Wor
                 f"{out} already holds a run: continue it with --resume, or name another folder"
             )
         try:  # a setting that came later has its default
-            given, _ = with_present_names(json.loads(path.read_bytes()))
+            begun = json.loads(path.read_bytes())
+            given, _ = with_present_names(begun)
             before = EncoderTraining.model_validate(given).model_dump(mode="json")
         except TrainingError:
             raise
@@ -315,6 +318,11 @@ def _check_folder(out: Path, settings: EncoderTraining, resume: bool, world: Wor
             name = sorted(set(other) - free)[0]
             raise TrainingError(
                 f"{out} was begun with another {name}: leave the config as it was, or start a new run"
+            )
+        if adversarial := begun.get("weights", {}).get("adversarial"):
+            message(
+                f"{out} was begun with weights.adversarial {adversarial:g}, by version 0.1: there is no such "
+                "loss any more, and the run goes on without it"
             )
     elif resume:
         raise TrainingError(f"{out} does not hold a run to continue: leave --resume out")

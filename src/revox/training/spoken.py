@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from revox.checkpoint.encoder_file import released_sha256
-from revox.checkpoint.load import load_model
+from revox.checkpoint.load import default_dtype, load_model
 from revox.checkpoint.voice_journal import VOICE_FOLDER
 from revox.checkpoint.voices import Voice, list_voices, load_voice
 from revox.coding.presets import preset_codes
@@ -69,7 +69,8 @@ class SpokenSettings:
 
     Each is said in one of the presets `voices` (none named: all of them), in turn, or, a share `interpolated`
     of them, in a voice of its own between and around those (`interpolated_voice`). `seed` decides these
-    voices and the noise of speaking. The first sentences are the same whatever `count` is.
+    voices and the noise of speaking. The first sentences are the same whatever `count` is. `dtype` is the
+    arithmetic's; None: `default_dtype`.
     """
 
     count: int
@@ -77,6 +78,7 @@ class SpokenSettings:
     voices: Sequence[str] = ()
     interpolated: float = 0.0
     seed: int = 0
+    dtype: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,8 @@ class _SpeakingModel:
     """The model of a checkpoint, loaded, and the voices that it speaks in."""
 
     def __init__(self, folder: Path, settings: SpokenSettings, device: str):
-        dtype = torch.float32 if device == "cpu" else torch.bfloat16
         self.settings = settings
-        self.model = load_model(folder, device=device, dtype=dtype)
+        self.model = load_model(folder, device, settings.dtype or default_dtype(folder, device))
         self.prompter = Prompter(folder)
         self.presets = [load_voice(folder, name) for name in settings.voices]
         named = set(settings.voices)
@@ -164,7 +165,7 @@ def spoken_utterances(
     world: World | None = None,
     progress: ProgressCallback = ignore_progress,
 ) -> list[Utterance]:
-    """What the model of the folder `checkpoint` says, in float32 on the CPU, in bf16 elsewhere.
+    """What the model of the folder `checkpoint` says.
 
     Utterances that do not end by themselves or babble (`clear_speech`) are left out. Every `SHARD` sentences
     are a file of their own in the folder `cache`, written when they are spoken and taken from there where the
@@ -183,7 +184,7 @@ def spoken_utterances(
     stamp = stamp_of(
         released_sha256(checkpoint), (checkpoint / "params.json").read_text(encoding="utf-8"),
         [hashlib.sha256(file).hexdigest() for file in voice_files],
-        settings.seed, settings.interpolated, "clear",
+        settings.seed, settings.interpolated, "clear", *([str(settings.dtype)] if settings.dtype else []),
     )  # fmt: skip
     shards, different = {}, len(settings.sentences)
     for start in range(0, settings.count, SHARD):

@@ -202,12 +202,14 @@ def held_out_scores(
 
 @dataclass(frozen=True)
 class StudentRequest:
-    """What `make_student` does: `sentences` to speak, of `texts` (else of our own), and the training."""
+    """What `make_student` does: `sentences` to speak, of `texts` (else of our own), in `dtype` (None:
+    `revox.checkpoint.load.default_dtype`), and the training, which is in float32."""
 
     sentences: int = 10_000
     texts: Sequence[str] = ()
     training: StudentTraining = StudentTraining()
     device: str = "cpu"
+    dtype: torch.dtype | None = None
 
 
 def make_student(
@@ -222,7 +224,9 @@ def make_student(
     folder = student_folder(checkpoint)
     training = request.training
     sentences = request.texts or drawn_sentences(request.sentences, training.seed)
-    settings = SpokenSettings(request.sentences, sentences, interpolated=INTERPOLATED, seed=training.seed)
+    settings = SpokenSettings(
+        request.sentences, sentences, interpolated=INTERPOLATED, seed=training.seed, dtype=request.dtype
+    )
     cache = folder / "spoken"
     utterances = spoken_utterances(checkpoint, settings, cache, device=request.device, progress=progress)
     spoken = [one.codes for one in utterances]

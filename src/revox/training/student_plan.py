@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from revox.checkpoint.load import default_dtype
 from revox.checkpoint.params import read_params
 from revox.checkpoint.release import expected_tensors
 from revox.model.config import VoxtralConfig
@@ -41,14 +42,23 @@ class StudentPlan:
         return self.speaking + self.learning
 
 
-def plan_student(checkpoint: Path, sentences: int, training: StudentTraining, device: str) -> StudentPlan:
-    """What that would cost on `device`. Takes about a second and no weights; an estimate within a factor of
-    two, of which the progress of the job itself soon knows more."""
+def plan_student(
+    checkpoint: Path,
+    sentences: int,
+    training: StudentTraining,
+    device: str,
+    dtype: torch.dtype | None = None,
+) -> StudentPlan:
+    """What that would cost on `device`, speaking in `dtype` (None: `default_dtype`).
+
+    Takes about a second and no weights; an estimate within a factor of two, of which the progress of the job
+    itself soon knows more.
+    """
     config = read_params(checkpoint).voxtral_config()
     sizes: Counter[str] = Counter()
     for spec in expected_tensors(config).values():
         sizes[spec.component] += spec.parameters
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    dtype = dtype or default_dtype(checkpoint, device)
     backbone, acoustic = config.backbone, config.acoustic
     evaluations = 2 * acoustic.n_decoding_steps  # guidance takes two a step
     operations = 2 * SHARD * (sizes["backbone"] + evaluations * sizes["acoustic_transformer"])
