@@ -11,7 +11,7 @@ from collections import defaultdict
 from sources import modules
 
 # `student` is the network and its file, which training makes; it gives codes through find_codes only.
-BEHIND = ("encode", "invert", "likelihood", "objective", "prior", "refine", "regularizers")
+BEHIND = ("beam", "encode", "invert", "likelihood", "objective", "prior", "refine", "regularizers")
 """Files of `coding` that are behind `find_codes`."""
 ENCODERS = {"encode_latents", "encode_as_served"}
 CODECS = {"codec", "audio_tokenizer", "quantizer", "original", "served", "restored"}
@@ -19,6 +19,7 @@ CODECS = {"codec", "audio_tokenizer", "quantizer", "original", "served", "restor
 EXEMPT = {
     # Losses: gradients through the encoder.
     "revox.training.encoder.EncoderTrainer.__init__": {"encode_latents"},
+    "revox.training.soft_labels.Ensemble.posterior": {"encode_latents"},
     "lab.codec_training.ReferenceEncoderTrainer.losses": {"encode_latents"},
     "lab.codec_training.JointTrainer.latents": {"encode_latents"},
     # The teacher codec of the lab, which is another network, and the speech that the lab is built from.

@@ -15,6 +15,8 @@ from revox.losses.codes import (
     semantic_log_probabilities,
     semantic_loss,
     sharpness_of,
+    soft_acoustic_loss,
+    soft_semantic_loss,
 )
 
 
@@ -68,3 +70,19 @@ def test_use_of_a_codebook_as_often_as_the_model_uses_it_costs_nothing_and_a_sin
         assert float(diversity_loss(use, frequencies)) == pytest.approx(float(wanted), abs=1e-6)
     even = torch.full((8,), 1 / 8)  # then it is the entropy term of wav2vec 2.0
     assert float(diversity_loss(torch.eye(8)[0], even)) == pytest.approx(math.log(8), abs=1e-6)
+
+
+def test_soft_losses_of_certain_labels_are_the_hard_ones_and_least_at_their_own_distribution():
+    rng = torch.Generator().manual_seed(0)
+    table, latents = torch.randn(16, 4, generator=rng), torch.randn(2, 5, 4, generator=rng)
+    codes = torch.randint(16, (2, 5), generator=rng)
+    certain = torch.nn.functional.one_hot(codes, 16).float()
+    hard = semantic_loss(latents, codes, table, 0.5)
+    torch.testing.assert_close(soft_semantic_loss(latents, certain, table, 0.5), hard)
+    own = semantic_log_probabilities(latents, table, 0.5).exp()
+    entropy = -(own * own.log()).sum(dim=-1).mean()
+    torch.testing.assert_close(soft_semantic_loss(latents, own, table, 0.5), entropy)
+    values = torch.randn(2, 5, 36, generator=rng)
+    levels = torch.randint(21, (2, 36, 5), generator=rng)
+    of_levels = levels.transpose(1, 2) / 10 - 1
+    torch.testing.assert_close(soft_acoustic_loss(values, of_levels, 21), acoustic_loss(values, levels, 21))

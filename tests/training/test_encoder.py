@@ -19,15 +19,22 @@ from safetensors import safe_open
 from torch import Tensor
 
 from conftest import preset_codes, tiny_model
+from revox.checkpoint.encoder_file import ENCODER_FILE
 from revox.checkpoint.release import ENCODER_PREFIXES
 from revox.coding import CodingSettings, find_codes
+from revox.coding.student import StudentEncoder
 from revox.metrics.likelihood import likelihood
 from revox.model.codec import Codec
+from revox.model.layers import CausalConv1d, CausalConvTranspose1d
 from revox.synthesis.prompt import Prompter
 from revox.training.data import ClipBatch
 from revox.training.encoder import EncoderTrainer, TrainingData
 from revox.training.errors import TrainingError
+from revox.training.hidden_states import captured
+from revox.training.initial import transpose_decoder
+from revox.training.optimizers import Optimizers
 from revox.training.settings import EncoderTraining, read_settings
+from revox.training.soft_labels import Ensemble, load_ensemble
 from revox.training.spoken import Utterance
 from revox.training.validation import Validation, ValidationClip, as_served, decoded_figures
 from revox.training.world import World
@@ -511,3 +518,153 @@ def test_nothing_is_learned_from_the_padding_of_short_clips(tmp_path: Path, monk
         assert float(found[name][1, :2].abs().max()) > 0, name
         assert float(found[name][0, 2:].abs().max()) > 0, name
     assert int(run.use.sum()) == 8 + 2
+
+
+# Options of experiments
+
+
+def test_soft_labels_of_an_encoder_teach_another_its_codes(tmp_path: Path):
+    weights = {"mel": 0, "stft": 0, "reconstruction": 0, "semantic": 0, "acoustic": 0, "commitment": 0,
+               "diversity": 0, "soft_semantic": 1, "soft_acoustic": 1}  # fmt: skip
+    run = trainer(
+        tmp_path, steps=60, learning_rate=2e-3, decay_steps=20, **NO_LABELS, weights=weights, encoders=["a"]
+    )
+    run.teachers.soft = Ensemble([], [tiny_model(with_encoder=True).audio_tokenizer.float()])
+    rows = [run.step() for _ in range(60)]
+    assert rows[-1]["soft_acoustic"] < 0.7 * rows[0]["soft_acoustic"]
+    assert rows[-1]["soft_semantic"] < rows[0]["soft_semantic"]
+
+
+def test_an_ensembles_posterior_is_the_mean_of_its_members(tmp_path: Path):
+    codec = tiny_model(with_encoder=True).audio_tokenizer.float()
+    students = [StudentEncoder.for_codec(codec, 16, 1) for _ in range(2)]
+    audio = torch.stack([clip[: 8 * 1920] for clip in clips()[:2]])
+    probabilities, values = Ensemble(students, [codec]).posterior(audio)
+    assert probabilities.shape == (2, 8, codec.config.semantic_codebook_size)
+    torch.testing.assert_close(probabilities.sum(dim=-1), torch.ones(2, 8))
+    each = [Ensemble([one]).posterior(audio) for one in students] + [Ensemble([], [codec]).posterior(audio)]
+    torch.testing.assert_close(probabilities, sum(one for one, _ in each) / 3)
+    torch.testing.assert_close(values, sum(other for _, other in each) / 3)
+    found = each[2][0].argmax(dim=-1)[0]
+    coder = as_served(codec, {})
+    assert (find_codes(coder, audio[0], CodingSettings("encoder", as_served=False)).codes[0] == found).all()
+
+
+def test_the_ensemble_of_a_run_is_trained_once_and_reads_encoders_of_earlier_runs(tmp_path: Path, whole):
+    folder, _ = whole
+    codec = tiny_model().audio_tokenizer.float()
+    settings = EncoderTraining.model_validate(
+        {"students": 2, "student_steps": 10, "student_width": 16, "encoders": [str(folder / ENCODER_FILE)]}
+    )
+    codes = list(preset_codes().values())[:3]
+    seen: list[str] = []
+
+    def load(path: Path) -> Ensemble:
+        return load_ensemble(codec, codes, settings, path, "a", lambda at: seen.append(at.what))
+
+    made = load(tmp_path)
+    assert [len(made.students), len(made.encoders)] == [2, 1]
+    one, other = (student.net[0].weight for student in made.students)
+    assert not torch.equal(one, other)
+    assert seen
+    seen.clear()
+    again = load(tmp_path)
+    assert not seen
+    assert torch.equal(again.students[0].net[0].weight, one)
+    settings = settings.model_copy(update={"encoders": (str(tmp_path / "none"),), "students": 0})
+    with pytest.raises(TrainingError, match="cannot be read as an encoder"):
+        load(tmp_path)
+
+
+EXPERIMENT: dict[str, Any] = {
+    "optimizer": "muon", "start": "decoder", **NO_LABELS,
+    "augmentation": {"gain_db": 6, "delay_ms": 3, "equalization_db": 2, "room": 0.3, "noise": 0.3},
+    "weights": {"hidden": 0.5},
+}  # fmt: skip
+
+
+def test_a_run_with_every_option_of_experiments_is_resumed_exactly(tmp_path: Path):
+    uninterrupted = trainer(tmp_path / "a", **EXPERIMENT)
+    wanted = [uninterrupted.step() for _ in range(4)]
+    assert all(math.isfinite(row["hidden"]) for row in wanted)
+    first = trainer(tmp_path / "b", **EXPERIMENT)
+    for _ in range(2):
+        first.step()
+    first.save()
+    second = trainer(tmp_path / "b", **EXPERIMENT)
+    assert second.resume()
+    assert [second.step() for _ in range(2)] == wanted[2:]
+
+
+def test_matched_hidden_states_come_nearer_and_reach_the_encoder_alone(tmp_path: Path):
+    weights = {"semantic": 0, "acoustic": 1e-9, "commitment": 0, "diversity": 0, "hidden": 1}
+    run = trainer(
+        tmp_path, steps=60, clips=0, **NO_LABELS, learning_rate=2e-3, decay_steps=20, weights=weights
+    )
+    frozen = {name: p.clone() for name, p in run.codec.decoder_blocks.named_parameters()}
+    rows = [run.step() for _ in range(60)]
+    assert rows[-1]["hidden"] < 0.8 * rows[0]["hidden"]
+    for name, value in run.codec.decoder_blocks.named_parameters():
+        assert torch.equal(value, frozen[name]), name
+    assert not any(block._forward_hooks for block in run.codec.encoder_blocks)
+
+
+def test_hidden_states_are_captured_from_the_highest_rate_to_the_lowest():
+    codec = tiny_model(with_encoder=True).audio_tokenizer.float()
+    audio = torch.stack([clip[: 8 * 1920] for clip in clips()[:2]])
+    with captured(codec.encoder_blocks) as encoder:
+        latents = codec.encode_latents(audio)
+    with captured(codec.decoder_blocks, lowest_first=True) as decoder:
+        codec.decode_latents(latents)
+    for states in (encoder, decoder):
+        assert [one.shape[1] for one in states] == [64, 32, 16, 8]
+
+
+def test_the_transposed_decoder_is_its_adjoint():
+    codec = Codec(tiny_model().audio_tokenizer.config, with_encoder=True).float()
+    transpose_decoder(codec)
+    y = torch.randn(1, codec.config.pretransform_patch_size, 20)
+    # The adjoint of a convolution, and what the encoder's does in the middle of a long clip.
+    adjoint = torch.nn.functional.conv_transpose1d(y, codec.output_proj.conv.weight)
+    found = torch.nn.functional.conv1d(
+        torch.nn.functional.pad(y, (6, 6)), codec.input_proj.conv.weight
+    )  # a kernel of 7
+    torch.testing.assert_close(found, adjoint)
+    back = [one for one in codec.decoder_blocks if isinstance(one, CausalConvTranspose1d)]
+    own = [one for one in codec.encoder_blocks if isinstance(one, CausalConv1d)]
+    x, z = torch.randn(1, codec.config.dim, 5), torch.randn(1, codec.config.dim, 12)
+    up = torch.nn.functional.conv_transpose1d(x, back[-1].conv.weight, stride=2)
+    down = torch.nn.functional.conv1d(z, own[0].conv.weight, stride=2)
+    torch.testing.assert_close((up * z).sum(), (x * down).sum(), rtol=1e-4, atol=1e-4)
+    assert torch.isfinite(codec.encode_latents(0.1 * torch.randn(1, 8 * 1920))).all()
+
+
+def test_muon_takes_the_matrices_and_adamw_the_rest(tmp_path: Path):
+    run = trainer(tmp_path, optimizer="muon", learning_rate=1e-3, weight_decay=0.0)
+    assert isinstance(run.optimizer, Optimizers)
+    adamw, muon = run.optimizer.members
+    assert {p.dim() for group in muon.param_groups for p in group["params"]} == {2}
+    assert 2 not in {p.dim() for group in adamw.param_groups for p in group["params"]}
+    count = sum(len(group["params"]) for group in run.optimizer.param_groups)
+    assert count == len(run.encoder)
+    matrix = run.codec.encoder_blocks[0].layers["0"].feed_forward.w1.weight
+    before = matrix.detach().clone()
+    run.step()
+    step = (matrix.detach() - before) / run.learning_rate() * 0.5  # in the warm-up of two steps
+    singular = torch.linalg.svdvals(step.float())
+    assert float(singular.max() / singular[len(singular) // 2]) < 2  # nearly orthogonal
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"weights": {"soft_semantic": 1}}, "soft labels need students"),
+        ({"weights": {"hidden": 1}, "pairs": 0}, "weights.hidden is of pairs"),
+        ({"weights": {"hidden": 1}, "compile": True}, "compile: false"),
+        ({"augmentation": {"room": 2}}, "less than or equal to 1"),
+        ({"optimizer": "sgd"}, "adamw"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(changes: dict[str, Any], sentence: str):
+    with pytest.raises(ValueError, match=sentence):
+        EncoderTraining.model_validate(changes)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from revox.coding.beam import beam_search
 from revox.coding.encode import Encoded, encode, float_codec, served_codec
 from revox.coding.errors import CodingError
 from revox.coding.invert import InversionConfig, InversionResult, invert
@@ -45,8 +46,10 @@ class CodingSettings:
     `method` is one of `METHODS`. `refine`: steps of inversion from the encoder's or the student's codes.
     `steps`: of inversion's descent. `budget`: seconds for all searches. The same `seed`, steps and thread
     count give the same codes. `local_search`: rounds of trying single codes, by default in proportion to the
-    steps. `as_served`: the encoder in bf16, as runtimes serve it; float32 is for parity tests. `inversion`:
-    what a search is like otherwise.
+    steps. `as_served`: the encoder in bf16, as runtimes serve it; float32 is for parity tests. `beam`: with a
+    transcript, so many paths of the encoder's or the student's best semantic codes are followed by the
+    language model's likelihood (`revox.coding.beam`), an experiment. `inversion`: what a search is like
+    otherwise.
 
     Raises CodingError for a method that does not exist or a number out of range.
     """
@@ -58,6 +61,7 @@ class CodingSettings:
     seed: int = 0
     local_search: int | None = None
     as_served: bool = True
+    beam: int = 0
     inversion: InversionConfig = field(default_factory=InversionConfig)
 
     def __post_init__(self) -> None:
@@ -65,6 +69,8 @@ class CodingSettings:
             raise CodingError(f"there is no method {self.method!r}: use one of {', '.join(METHODS)}")
         if self.refine < 0:
             raise CodingError(f"{self.refine} steps of refinement are not possible: give 0 or more")
+        if self.beam < 0:
+            raise CodingError(f"a beam of {self.beam} paths is not possible: give 0 or more")
         if self.steps is not None and self.steps < 0:
             raise CodingError(f"{self.steps} steps are not possible: give 0 or more")
         if self.budget is not None and not (math.isfinite(self.budget) and self.budget > 0):
@@ -238,6 +244,13 @@ class Coder:
         model, prompter = self._language_model()
         return language_model_guidance(model, prompter, transcript)
 
+    def beam_search(self, transcript: str, posterior: Posterior, beam: int) -> Tensor:
+        """Codes `[37, frames]` of the best of `beam` paths (`revox.coding.beam`)."""
+        if self._language_model is None:
+            raise CodingError("there is no language model at hand for the beam: set beam to 0")
+        model, prompter = self._language_model()
+        return beam_search(model, prompter, transcript, posterior, beam)
+
     def encode(self, samples: Tensor, as_served: bool = True) -> Encoded:
         """The encoder's codes and latents of `samples` `[samples]`. Raises CodingError without an encoder."""
         return encode(self._served if as_served else self.codec, samples)
@@ -276,6 +289,8 @@ def find_codes(
     began = time.monotonic()
     ways = coder.ways(settings)
     at_once, posterior = _at_once(coder, samples, settings, ways[0])
+    if settings.beam and posterior is not None and transcript is not None:
+        at_once = coder.beam_search(transcript, posterior, settings.beam)
     if ways in (("encoder",), ("student",)):
         assert at_once is not None
         return CodingResult(at_once, ways[0], {}, {}, time.monotonic() - began, coder.about(ways))
@@ -324,7 +339,9 @@ def _at_once(
         encoded = coder.encode(samples, settings.as_served)
         # The posterior is needed only where a search follows.
         posterior = (
-            posterior_of(coder.codec, encoded) if settings.refine or settings.method == "best" else None
+            posterior_of(coder.codec, encoded)
+            if settings.refine or settings.beam or settings.method == "best"
+            else None
         )
         return encoded.codes.cpu(), posterior
     if way == "student":

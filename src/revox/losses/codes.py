@@ -49,6 +49,18 @@ def acoustic_loss(latents: Tensor, codes: Tensor, levels: int) -> Tensor:
     return (values - codes.transpose(1, 2)).abs().mean()
 
 
+def soft_semantic_loss(latents: Tensor, probabilities: Tensor, table: Tensor, sharpness: float) -> Tensor:
+    """Cross-entropy in nats, mean over frames, of `probabilities` `[..., size]` of codes and those of
+    `latents` `[..., dim]`; least where the two are the same."""
+    found = semantic_log_probabilities(latents, table, sharpness)
+    return -(probabilities * found).sum(dim=-1).mean()
+
+
+def soft_acoustic_loss(latents: Tensor, values: Tensor, levels: int) -> Tensor:
+    """Mean distance in levels of tanh(`latents`) `[..., 36]` from `values` `[..., 36]` in [-1, 1]."""
+    return (torch.tanh(latents.float()) - values).abs().mean() * (levels - 1) / 2
+
+
 def commitment_loss(latents: Tensor, codes: Tensor, table: Tensor) -> Tensor:
     """Mean squared distance of `latents` `[batch, frames, dim]` from the rows of `table` `[size, dim]` that
     `codes` `[batch, frames]` select, which get no gradient (van den Oord et al., arXiv 1711.00937), relative

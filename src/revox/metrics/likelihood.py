@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from revox.metrics.errors import MetricError
+from revox.model.backbone import KVCache
 from revox.model.config import EMPTY_AUDIO_ID, END_AUDIO_ID, N_SPECIAL_CODES
 from revox.model.voxtral import Voxtral
 
@@ -80,6 +81,38 @@ def likelihood(
     semantic = -log_likelihood.gather(1, targets[:, None])[:, 0]
     values = model.audio_tokenizer.quantizer.acoustic_codebook.decode(codes[1:])
     return Likelihood(semantic, _flow_error(model, hidden[:-1], values, draws, seed))
+
+
+class Continuations:
+    """Log-likelihoods of the next semantic code after each of several continuations of one prompt.
+
+    As `likelihood` scores them, with a cache, so that a search that extends them a frame at a time reads each
+    frame once. `prompt` is `[time, dim]`, `frames` the most that may follow it.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: Voxtral, prompt: Tensor, frames: int) -> None:
+        self.model = model
+        room = len(prompt) + frames
+        self.cache = KVCache.empty(model.config.backbone, 1, room, model.dtype, model.device)
+        self.scores = self._read(prompt.to(model.device, model.dtype)[None])
+        """Of codes from 0, `[continuations, size]`: at first of the prompt alone, `[1, size]`."""
+
+    @torch.no_grad()
+    def extend(self, parents: Tensor, codes: Tensor) -> None:
+        """Go on with the continuations `parents` `[n]`, each by a frame of `codes` `[n, 37]` from 0."""
+        cache = self.cache
+        parents = parents.to(self.model.device)
+        cache.keys, cache.values = cache.keys[:, parents], cache.values[:, parents]
+        cache.lengths = cache.lengths[parents.cpu()]
+        ids = codes.to(self.model.device)[:, :, None] + N_SPECIAL_CODES
+        self.scores = self._read(self.model.mm_audio_embeddings.frames(ids))
+
+    def _read(self, embeddings: Tensor) -> Tensor:
+        hidden = self.model.backbone(embeddings, self.cache)[:, -1]
+        scores = self.model.acoustic_transformer.semantic_logits(hidden).log_softmax(dim=-1)
+        size = self.model.config.codec.semantic_codebook_size
+        return scores[:, N_SPECIAL_CODES : N_SPECIAL_CODES + size]
 
 
 def soft_likelihood(

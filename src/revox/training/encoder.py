@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from revox.losses.codes import (
     semantic_log_probabilities,
     semantic_loss,
     sharpness_of,
+    soft_acoustic_loss,
+    soft_semantic_loss,
 )
 from revox.losses.discriminator import (
     Discriminators,
@@ -43,14 +46,18 @@ from revox.model.codec import Codec
 from revox.model.voxtral import Voxtral, tensor_name
 from revox.speech.files import replace_file
 from revox.training.all_pass import all_pass, draw_phases
+from revox.training.augment import augmented, draw_seeds
 from revox.training.average import moving_average
 from revox.training.balance import GradientBalancer
 from revox.training.data import ClipBatch, ClipBatches
 from revox.training.errors import TrainingError
-from revox.training.initial import initialize
+from revox.training.hidden_states import HiddenStates, captured
+from revox.training.initial import initialize, transpose_decoder
+from revox.training.optimizers import encoder_optimizer
 from revox.training.quantize import acoustic_draws, quantize_drawn, quantize_semantic
 from revox.training.run import Run
 from revox.training.settings import EncoderTraining
+from revox.training.soft_labels import Ensemble
 from revox.training.spoken import Utterance
 from revox.training.validation import (
     ENCODER,
@@ -64,7 +71,10 @@ from revox.training.validation import (
 from revox.training.world import World
 
 _WAVEFORM_LOSSES = ("mel", "stft", "waveform", "feature", "speaker")
-_LATENT_LOSSES = ("reconstruction", "semantic", "acoustic", "commitment", "diversity", "distillation")
+_LATENT_LOSSES = (
+    "reconstruction", "semantic", "acoustic", "commitment", "diversity", "distillation", "soft_semantic",
+    "soft_acoustic",
+)  # fmt: skip
 
 
 @dataclass
@@ -86,10 +96,12 @@ class Teachers:
 
     `speaker(fake, real, lengths)` is a loss of waveforms `[clips, samples]`. `asr(semantic, recordings)`,
     which has parameters of its own, is one of semantic latents `[clips, frames, dim]` and the recordings.
+    `soft` gives soft labels.
     """
 
     speaker: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     asr: nn.Module | None = None
+    soft: Ensemble | None = None
 
 
 @dataclass
@@ -195,15 +207,13 @@ class EncoderTrainer(Run):
         if self.teachers.asr is not None:
             self.teachers.asr.to(self.device)
             self.encoder += [p for p in self.teachers.asr.parameters() if p.requires_grad]
-        matrices = [p for p in self.encoder if p.dim() > 1]
-        vectors = [p for p in self.encoder if p.dim() <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": settings.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr=settings.learning_rate, betas=settings.betas,
-        )  # fmt: skip
+        self.hidden: HiddenStates | None = None
+        if settings.weights.hidden:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(settings.seed)
+                self.hidden = HiddenStates(self.codec).to(self.device)
+            self.encoder += self.hidden.parameters()
+        self.optimizer = encoder_optimizer(self.encoder, settings)
         self.objective = SpectralObjective(self.rate, settings.resolutions)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
@@ -217,6 +227,12 @@ class EncoderTrainer(Run):
             kind: GradientBalancer({k: self.weights[k] for k in names}, self.world, balance=settings.balance)
             for kind, names in (("waveform", _WAVEFORM_LOSSES), ("latent", _LATENT_LOSSES))
         }
+        if self.hidden is not None:
+            share = settings.weights.hidden / len(self.hidden.maps)
+            for i in range(len(self.hidden.maps)):
+                self.balancers[f"hidden {i}"] = GradientBalancer(
+                    {"hidden": share}, self.world, balance=settings.balance
+                )
         self.use = torch.zeros(len(self.table))
         self.own_likelihood: dict[str, float] = {}  # of the model's own speech: it does not change
 
@@ -226,7 +242,10 @@ class EncoderTrainer(Run):
         for name in ("decoder_blocks", "output_proj", "quantizer"):
             getattr(codec, name).load_state_dict(getattr(released, name).state_dict())
             getattr(codec, name).requires_grad_(False)
-        return codec.float()
+        codec = codec.float()
+        if self.settings.start == "decoder":
+            transpose_decoder(codec)
+        return codec
 
     def arithmetic(self) -> torch.autocast:
         """bf16 on a GPU, or where it was asked for: what serving computes in."""
@@ -242,8 +261,9 @@ class EncoderTrainer(Run):
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
-        real, codes, recordings = self._batch()
-        with self.arithmetic():
+        with self._captured(self.codec.decoder_blocks, lowest_first=True) as of_decoder:
+            real, codes, recordings = self._batch()
+        with self.arithmetic(), self._captured(self.codec.encoder_blocks) as of_encoder:
             latents = self._encode_latents(real).transpose(1, 2)
         z = latents.detach().float().requires_grad_()
         losses = _Losses(z, self.weights)
@@ -266,8 +286,14 @@ class EncoderTrainer(Run):
             if inside is not None:
                 latent, rows = latent[inside], rows[inside]
             losses.add("commitment", commitment_loss(latent, rows, self.table))
+        if self.teachers.soft is not None and settings.weights.soft:
+            self._soft_losses(losses, real, inside)
         total = self.balancers["latent"].combine(losses.gradients)
-        latents.backward(total.to(latents.dtype))
+        pairs = slice(clips, clips + settings.pairs // self.world.size)
+        roots = {latents: total.to(latents.dtype)}
+        if self.hidden is not None:
+            roots |= self._hidden_gradients(self.hidden, losses, of_encoder, of_decoder, pairs)
+        torch.autograd.backward(list(roots), list(roots.values()))
         self.world.average_gradients(self.encoder)
         norm = nn.utils.clip_grad_norm_(self.encoder, settings.clip_norm)
         self.optimizer.step()
@@ -282,7 +308,7 @@ class EncoderTrainer(Run):
         """Means over all processes, the weighted `loss`, and the perplexity of recent codes."""
         means = self.world.mean(torch.stack([value.detach().float() for value in values.values()])).tolist()
         row = dict(zip(values, means, strict=True))
-        row["loss"] = sum(self.weights[k] * row[k] for k in _LATENT_LOSSES if k in row)
+        row["loss"] = sum(self.weights[k] * row[k] for k in (*_LATENT_LOSSES, "hidden") if k in row)
         share = self.use / self.use.sum()
         row["perplexity"] = float(torch.exp(-(share * share.clamp_min(1e-12).log()).sum()))
         return row
@@ -312,7 +338,15 @@ class EncoderTrainer(Run):
             chosen = [labeled[int(i)] for i in drawn[self.world.part(settings.pseudo_labels)]]
             parts.append(torch.stack([wave for wave, _ in chosen]).float().to(self.device))
             codes = torch.cat((codes.to(self.device), torch.stack([c for _, c in chosen]).to(self.device)))
-        return torch.cat(parts), codes.to(self.device), recordings
+        return self._augmented(torch.cat(parts)), codes.to(self.device), recordings
+
+    def _augmented(self, real: Tensor) -> Tensor:
+        settings, mine = self.settings, []
+        if not settings.augmentation.changes:
+            return real
+        for count in filter(None, (settings.clips, settings.pairs, settings.pseudo_labels)):
+            mine.append(draw_seeds(count, self.rng)[self.world.part(count)])
+        return augmented(real, self.rate, settings.augmentation, torch.cat(mine))
 
     def _split(self, z: Tensor) -> tuple[Tensor, Tensor]:
         dim = self.codec.config.semantic_dim
@@ -323,6 +357,44 @@ class EncoderTrainer(Run):
         samples = self.frames * self.codec.samples_per_frame
         inside = None if recordings is None else recordings.inside(units, samples)
         return None if inside is None else inside.to(self.device)
+
+    def _soft_losses(self, losses: _Losses, real: Tensor, inside: Tensor | None) -> None:
+        assert self.teachers.soft is not None
+        probabilities, values = self.teachers.soft.posterior(real)
+        semantic, acoustic = self._split(losses.at)
+        if inside is not None:
+            semantic, acoustic, probabilities, values = (
+                x[inside] for x in (semantic, acoustic, probabilities, values)
+            )
+        losses.add("soft_semantic", soft_semantic_loss(semantic, probabilities, self.table, self.sharpness))
+        losses.add("soft_acoustic", soft_acoustic_loss(acoustic, values, self.levels))
+
+    def _captured(
+        self, blocks: nn.ModuleList, *, lowest_first: bool = False
+    ) -> AbstractContextManager[list[Tensor]]:
+        if self.hidden is None:
+            return nullcontext([])
+        return captured(blocks, lowest_first=lowest_first)
+
+    def _hidden_gradients(
+        self,
+        hidden: HiddenStates,
+        losses: _Losses,
+        encoder: list[Tensor],
+        decoder: list[Tensor],
+        pairs: slice,
+    ) -> dict[Tensor, Tensor]:
+        """The gradients of the encoder's hidden states, balanced; those of the maps are put in place."""
+        leaves = [states.detach().float().requires_grad_() for states in encoder]
+        found = hidden.losses([leaf[pairs] for leaf in leaves], decoder)
+        losses.values["hidden"] = torch.stack(found).mean()
+        balanced = {}
+        for i, (states, leaf, loss) in enumerate(zip(encoder, leaves, found, strict=True)):
+            (weight,) = hidden.maps[i].parameters()
+            gradient, weight.grad = torch.autograd.grad(loss, [leaf, weight])
+            combined = self.balancers[f"hidden {i}"].combine({"hidden": gradient})
+            balanced[states] = combined.to(states.dtype)
+        return balanced
 
     def _recording_losses(self, losses: _Losses, real: Tensor, recordings: ClipBatch) -> None:
         settings, weights = self.settings, self.settings.weights
@@ -469,6 +541,8 @@ class EncoderTrainer(Run):
             "balancers": {name: one.state_dict() for name, one in self.balancers.items()},
             "use": self.use,
         }
+        if self.hidden is not None:
+            found["hidden"] = self.hidden.state_dict()
         if self.averaged is not None:
             found["averaged"] = self.averaged.state_dict()
         if self.data.recordings is not None:
@@ -489,6 +563,8 @@ class EncoderTrainer(Run):
         for name, one in self.balancers.items():
             one.load_state_dict(state["balancers"][name])
         self.use = state["use"].cpu()
+        if self.hidden is not None:
+            self.hidden.load_state_dict(state["hidden"])
         if self.averaged is not None and "averaged" in state:  # else it begins with the next step
             self.averaged.load_state_dict(state["averaged"])
         if self.data.recordings is not None and "recordings" in state:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from revox.losses.stft import hz_to_mel, mel_to_hz
-from revox.model.codec import Codec
+from revox.model.codec import Codec, CodecTransformer
 from revox.model.layers import CausalConv1d, CausalConvTranspose1d
 
 
@@ -31,6 +31,29 @@ def oscillators(channels: int, patch: int, kernel: int, rate: int, top: float = 
             atom = window * wave(2 * np.pi * center * time)
             atoms[2 * i + j, :length] = atom / np.linalg.norm(atom)
     return atoms
+
+
+@torch.no_grad()
+def transpose_decoder(codec: Codec) -> None:
+    """Set the encoder's weights to the decoder's transposed, layer by layer in reverse.
+
+    Transformers are copied. Convolutions become their adjoints, delayed until they are causal: where the
+    decoder has kernel w `[out, in, taps]`, the encoder gets w `[in, out, taps]` with the taps reversed; a
+    transposed convolution's taps stay in order. A public port of the model encodes with these weights as
+    they are.
+    """
+    decoder = [block for block in codec.decoder_blocks if isinstance(block, CodecTransformer)]
+    encoder = [block for block in codec.encoder_blocks if isinstance(block, CodecTransformer)]
+    for learned, given in zip(encoder, reversed(decoder), strict=True):
+        learned.load_state_dict(given.state_dict())
+    kinds = (CausalConv1d, CausalConvTranspose1d)
+    back = [codec.output_proj, *(one for one in reversed(codec.decoder_blocks) if isinstance(one, kinds))]
+    own = [codec.input_proj, *(one for one in codec.encoder_blocks if isinstance(one, CausalConv1d))]
+    for one, other in zip(own, back, strict=True):
+        weight = other.conv.weight
+        if isinstance(other, CausalConv1d):
+            weight = weight.transpose(0, 1).flip(2)
+        one.conv.weight = weight  # a transposed one has its weight as [in, out, taps] already
 
 
 def initialize(codec: Codec, seed: int, speech_level: float = 0.07) -> None:

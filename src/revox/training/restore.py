@@ -26,7 +26,7 @@ from revox.metrics.codes import perplexity, saturated_share
 from revox.model.config import CodecConfig
 from revox.model.voxtral import Voxtral
 from revox.progress import Progress, ProgressCallback, ignore_progress
-from revox.speech.files import replace_file
+from revox.speech.files import replace_file, stamp_of
 from revox.synthesis.prompt import Prompter
 from revox.training.data import ClipBatches, ClipSampler, SpeechSource, find_sources
 from revox.training.data import report as report_sources
@@ -38,6 +38,7 @@ from revox.training.errors import TrainingError, library
 from revox.training.pseudo_labels import pseudo_labeled
 from revox.training.sentences import drawn_sentences
 from revox.training.settings import EncoderTraining, with_present_names
+from revox.training.soft_labels import load_ensemble
 from revox.training.spoken import SpokenSettings, Utterance, spoken_utterances
 from revox.training.validation import Validation, ValidationClip
 from revox.training.watch import Expected, Watch
@@ -155,6 +156,15 @@ def restore_encoder(
             f"Whisper's states of the recordings are computed when they are first needed and kept in {out}/"
             f"whisper, {settings.whisper_cache_gb:g} GB at most"
         )
+    if settings.weights.soft:
+        load = partial(
+            load_ensemble, model.audio_tokenizer.to(world.device), codes, settings, out / "students",
+            stamp_of(about["decoder_sha256"], len(codes), settings.seed),
+        )  # fmt: skip
+        if world.is_main:
+            load(progress)
+        world.wait()
+        teachers.soft = load()  # the students from their files
     labeled: list[tuple[Tensor, Tensor]] = []
     if settings.pseudo_labels:
         label = partial(

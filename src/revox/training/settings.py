@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from revox.model.config import CodecConfig
+from revox.training.augment import Augmentation
 from revox.training.errors import TrainingError
 
 Weight = Annotated[float, Field(ge=0)]
@@ -26,7 +27,9 @@ class Weights(_Settings):
 
     Of the reconstruction, among themselves: `mel`, `stft`, `waveform`, `feature`, `speaker`.
     Of the latents, beside `reconstruction` as a whole: `semantic` and `acoustic` (pairs), `commitment`,
-    `diversity`, `distillation`.
+    `diversity`, `distillation` (Whisper), `soft_semantic` and `soft_acoustic` (the mean posterior of
+    students, on everything heard). `hidden` (pairs) acts on hidden states, not on the latents
+    (`revox.training.hidden_states`).
 
     What is 0 was not worth its cost in the lab at equal time (docs/recovery.md), or needs another network.
     """
@@ -42,6 +45,14 @@ class Weights(_Settings):
     commitment: Weight = 0.1
     diversity: Weight = 0.1
     distillation: Weight = 0.0
+    soft_semantic: Weight = 0.0
+    soft_acoustic: Weight = 0.0
+    hidden: Weight = 0.0
+
+    @property
+    def soft(self) -> bool:
+        """Whether soft labels count."""
+        return bool(self.soft_semantic or self.soft_acoustic)
 
 
 class Pairs(_Settings):
@@ -89,6 +100,10 @@ class EncoderTraining(_Settings):
     pseudo_labels: int = Field(default=0, ge=0)
     seconds: float = Field(default=4.0, gt=0.2, le=60)
     learning_rate: float = Field(default=3e-4, gt=0)
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Muon takes the matrices of the transformers (`revox.training.optimizers`)."""
+    start: Literal["filters", "decoder"] = "filters"
+    """Initial weights: a filter bank and noise, or the decoder's transposed (`revox.training.initial`)."""
     warmup: Count = 500
     decay_steps: Count = 40_000
     betas: tuple[float, float] = (0.8, 0.99)
@@ -102,6 +117,9 @@ class EncoderTraining(_Settings):
     balance: bool = True
     weights: Weights = Field(default_factory=Weights)
     pair: Pairs = Field(default_factory=Pairs)
+    augmentation: Augmentation = Field(default_factory=Augmentation)
+    """Of everything heard, and of what the students hear. Labels stay, and a reconstruction is compared with
+    the recording as it was changed."""
     discriminator: Discriminator = Field(default_factory=Discriminator)
     resolutions: tuple[tuple[Count, Count], ...] = ((2048, 160), (1024, 100), (512, 60), (256, 30), (128, 15))
     sentences: int = Field(default=20_000, ge=0)
@@ -112,6 +130,12 @@ class EncoderTraining(_Settings):
     """Recordings whose codes inversion finds before the first step, for `pseudo_labels`."""
     inversion_steps: Count = 160
     """For each of them."""
+    students: int = Field(default=0, ge=0)
+    """Trained before the first step, on the codes of the pairs, with other seeds; for soft labels."""
+    student_steps: Count = 1500
+    student_width: Count = 256
+    encoders: tuple[str, ...] = ()
+    """Encoder files of earlier runs that give soft labels together with the students."""
     whisper: str | None = None
     whisper_cache_gb: Weight = 20.0
     """Of disk at most, for Whisper's states of the recordings, which are computed once where they fit."""
@@ -147,10 +171,16 @@ class EncoderTraining(_Settings):
         through_decoder = (weights.mel, weights.stft, weights.waveform, weights.feature, weights.speaker)
         if weights.reconstruction and self.clips and not any(through_decoder):
             raise ValueError("reconstruction counts but none of its losses: set weights.reconstruction to 0")
-        from_clips = weights.reconstruction or weights.diversity or weights.distillation
+        from_clips = weights.reconstruction or weights.diversity or weights.distillation or weights.soft
         known = self.pairs or self.pseudo_labels
-        if not ((self.clips and from_clips) or (known and (weights.semantic or weights.acoustic))):
+        if not (
+            (self.clips and from_clips) or (known and (weights.semantic or weights.acoustic or weights.soft))
+        ):
             raise ValueError("all weights of what there is to learn from are 0")
+        if weights.soft and not (self.students or self.encoders):
+            raise ValueError("soft labels need students or encoders: set students, or name encoders")
+        if weights.hidden and (self.compile or not self.pairs):
+            raise ValueError("weights.hidden is of pairs, and needs compile: false")
         if self.weights.distillation and not self.whisper:
             raise ValueError("distillation needs a teacher: set whisper to a folder or a hub id")
         if self.weights.distillation and self.seconds > 28:

@@ -27,6 +27,7 @@ from revox.coding.student import STUDENT_FILE, StudentEncoder, load_student, sav
 from revox.model.codec import Codec
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech.files import stamp_of
+from revox.training.augment import Augmentation, augmented, draw_seeds
 from revox.training.errors import TrainingError
 from revox.training.run import Run, saved_state
 from revox.training.sentences import drawn_sentences
@@ -38,6 +39,7 @@ STUDENT_TRAINING = "training the student encoder"
 INTERPOLATED = 0.9  # share of the sentences in interpolated voices
 PAIRS = PairSettings(shortest=16, longest=64, mixed=0.0, offset=0.15, jitter=0.05, replace=0.0)
 """Codes are changed little: the sound of codes that nobody would say tells less (docs/recovery.md)."""
+AUGMENTATION = Augmentation(gain_db=3.0)
 HELD_OUT = 50  # one utterance in so many is not learned from
 TIMED_STEPS = 20  # between estimates of how many steps the time allows
 
@@ -54,7 +56,7 @@ class StudentTraining:
     warmup: int = 50
     width: int = 256
     blocks: int = 2
-    gain_db: float = 3.0
+    augmentation: Augmentation = AUGMENTATION
     seed: int = 0
     save_every: int = 200
 
@@ -80,6 +82,7 @@ class StudentTrainer(Run):
         super().__init__(STUDENT_FILE, training, folder, str(self.weight.device))
         self.training, self.stamp = training, stamp
         self.source = PresetPairs(codec, codes, pairs)
+        self.rate = codec.config.sampling_rate
         self.half = (codec.config.acoustic_codebook_size - 1) / 2
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
@@ -103,8 +106,8 @@ class StudentTrainer(Run):
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         codes, audio = self.source.draw(training.batch, training.frames, self.rng)
-        gains = (torch.rand((len(audio), 1), generator=self.rng) * 2 - 1) * training.gain_db
-        features = self.student.features(audio * 10 ** (gains.to(audio.device) / 20))
+        seeds = draw_seeds(len(audio), self.rng)
+        features = self.student.features(augmented(audio, self.rate, training.augmentation, seeds))
         log_probabilities, values = self.student(features)
         semantic = functional.nll_loss(log_probabilities.flatten(0, 1), codes[:, 0].flatten())
         wanted = codes[:, 1:].transpose(1, 2) / self.half - 1
@@ -256,13 +259,15 @@ def student_for(
     folder: Path,
     stamp: str,
     progress: ProgressCallback = ignore_progress,
+    training: StudentTraining | None = None,
 ) -> StudentEncoder:
-    """The student of pseudo-labels: of `codes` that are at hand, cached in `folder` for `stamp`."""
+    """A student of `codes` that are at hand, cached in `folder` for `stamp`; `training` is by default that of
+    pseudo-labels."""
     path = folder / STUDENT_FILE
     student = load_student(path, stamp, codec)
     if student is None:
         student = train_student(
-            codec, codes, pseudo_label_training(codec), folder, stamp=stamp, progress=progress
+            codec, codes, training or pseudo_label_training(codec), folder, stamp=stamp, progress=progress
         )
         save_student(path, stamp, student)
     return student
