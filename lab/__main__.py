@@ -172,6 +172,10 @@ def recover_command(
     evaluations: Annotated[int, typer.Option(help="Intermediate evaluations of a run, for the curves.")] = 8,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda, for training.")] = "cpu",
+    whisper: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a Whisper (transformers or CTranslate2), for the arms that distill it."),
+    ] = None,
 ) -> None:
     """Restore the lab's encoder by each method and score it against the reference: docs/recovery.md.
     It can be interrupted with Ctrl-C; the same command resumes it."""
@@ -189,10 +193,13 @@ def recover_command(
             chosen = _only(chosen, arms)
     else:
         chosen = chosen_arms(_names(arms) if arms is not None else None)
+    if arms is None and whisper is None and (left := [one.name for one in chosen if one.needs_whisper]):
+        console.print(f"without --whisper, {' and '.join(left)} is left out", soft_wrap=True)
+        chosen = [one for one in chosen if not one.needs_whisper]
     with show_progress(console) as progress:
         experiment = Experiment(
             out, data, checkpoint or checkpoint_folder(), encoder, minutes, seeds, clips,
-            evaluations=evaluations, threads=threads, device=device, progress=progress,
+            evaluations=evaluations, threads=threads, device=device, whisper=whisper, progress=progress,
         )  # fmt: skip
         made = recover(experiment, chosen)
     text = made.read_text(encoding="utf-8")

@@ -37,10 +37,10 @@ from lab.sentences import sentences
 from revox.checkpoint.encoder_file import ENCODER_FILE
 from revox.checkpoint.release import ENCODER_PREFIXES
 from revox.checkpoint.tensors import WEIGHTS, read_header
+from revox.coding.student import STUDENT_FILE
 from revox.evaluation.cache import file_identity, folder_identity
 from revox.progress import Progress
 from revox.speech.files import append_line, replace_file
-from revox.training.settings import EncoderTraining
 
 if TYPE_CHECKING:
     from lab.recover_scores import Scoring
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 LOG_FILE = "recover.jsonl"
 BEGUN_FILE = "begun.json"
+WHISPER = "whisper"
 TABLES_FILE = "recovery.md"
 
 MEASURED_STEPS, WARM_STEPS = 14, 4
@@ -175,6 +176,8 @@ class _Recovery:
                 temporary.rename(self.checkpoint)
             if not self.speech.is_dir():
                 self._write_speech()
+            if self.experiment.whisper is not None and not (self.out / WHISPER).is_dir():
+                _copy_whisper(self.experiment.whisper, self.out / WHISPER)
         self.log = Log(self.out / LOG_FILE)
 
     def _check(self) -> None:
@@ -199,6 +202,8 @@ class _Recovery:
                 raise LabError(
                     f"{experiment.encoder} is in {root}, which the restoring process can read: move it"
                 )
+        if experiment.whisper is None and (arm := next((a for a in self.arms if a.needs_whisper), None)):
+            raise LabError(f"the arm {arm.name} distills a Whisper: name its folder with --whisper")
         if not (math.isfinite(experiment.minutes) and experiment.minutes > 0):
             raise LabError(f"{experiment.minutes:g} minutes is no time to train: give a number above 0")
         for name in ("seeds", "clips", "evaluations"):
@@ -296,14 +301,20 @@ class _Recovery:
 
     def arm(self, arm: Arm, seed: int) -> None:
         """Train the arm if it trains, then score every clip and every intermediate evaluation."""
-        trains = arm if arm.by == "encoder" else self._base(arm)
+        trains = arm if arm.trains else self._base(arm)
         missing = [place for place in self._places() if not self._scored(arm, seed, *place)]
         if trains is not None and (missing or not self._evaluated(trains, seed)):
-            self._train(trains, seed)
-            self._evaluate(trains, seed)
+            for one in (self._base(trains), trains):
+                if one is not None:
+                    self._train(one, seed)
+                    self._evaluate(one, seed)
         if not missing:
             return
-        restored = self.scoring.restored(self._run(trains, seed) / ENCODER_FILE) if trains else None
+        restored = None
+        if trains is not None:
+            restored = self.scoring.restored(self._made(trains, seed))
+        elif arm.by == "transposed":
+            restored = self.scoring.transposed()
         for done, (kind, i) in enumerate(missing):
             self.experiment.progress(Progress(f"{arm.title}, seed {seed}: scoring", done, len(missing)))
             self._score("score", arm, seed, kind, i, restored)
@@ -337,6 +348,10 @@ class _Recovery:
     def _run(self, arm: Arm, seed: int) -> Path:
         return self.out / "runs" / f"{arm.name}-{self.config(arm)}-{seed}"
 
+    def _made(self, arm: Arm, seed: int) -> Path:
+        """The file that its training makes."""
+        return self._run(arm, seed) / (STUDENT_FILE if arm.by == "student" else ENCODER_FILE)
+
     def _evaluated(self, arm: Arm, seed: int) -> bool:
         return self.log.find(self._key("evaluated", arm, seed)) is not None
 
@@ -359,7 +374,7 @@ class _Recovery:
 
     def _train(self, arm: Arm, seed: int) -> None:
         run, experiment = self._run(arm, seed), self.experiment
-        if self.log.find(self._key("trained", arm, seed)) and (run / ENCODER_FILE).is_file():
+        if self.log.find(self._key("trained", arm, seed)) and self._made(arm, seed).is_file():
             return
         plan = self._plan(arm)
         budget = 60 * experiment.minutes
@@ -370,14 +385,13 @@ class _Recovery:
             arm, steps, seed, report_every=every, save_every=-(-steps // experiment.evaluations),
             validate_every=every * max(1, REPORTS // 4), keep=experiment.evaluations + 1,
         )  # fmt: skip
-        shared = self.out / "spoken" / f"{settings.sentences}-{settings.interpolated:g}-{seed}"
+        shared = self.out / "spoken" / f"{settings['sentences']}-{settings['interpolated']:g}-{seed}"
         spoken = run / "spoken"
         run.mkdir(parents=True, exist_ok=True)
         if shared.is_dir() and not spoken.is_dir():
             shutil.copytree(shared, spoken)  # the same sentences are spoken once
-        result = self._work(
-            f"{arm.title}, seed {seed}: training", run, settings.model_dump(mode="json"), seed
-        )
+        what = "student" if arm.by == "student" else "train"
+        result = self._work(f"{arm.title}, seed {seed}: training", run, settings, seed, what)
         if spoken.is_dir() and not shared.is_dir():
             shutil.copytree(spoken, shared)
         last = _clock_lines(run)[-1]
@@ -390,10 +404,17 @@ class _Recovery:
             }
         )  # fmt: skip
 
-    def _settings(self, arm: Arm, steps: int, seed: int, **changes: Any) -> EncoderTraining:
+    def _settings(self, arm: Arm, steps: int, seed: int, **changes: Any) -> dict[str, Any]:
+        if arm.by == "student":
+            given = {name: changes[name] for name in ("report_every", "sentences") if name in changes}
+            return arm.student_settings(steps, seed).model_dump(mode="json") | given
         if arm.training.get("verifier") == OWN_VERIFIER:
             changes["verifier"] = str(self._verifier())
-        return arm.settings(steps, seed, **changes)
+        if arm.needs_whisper:
+            changes["whisper"] = str(self.out / WHISPER)
+        if (base := self._base(arm)) is not None:
+            changes["encoders"] = [str(self._made(base, seed))]
+        return arm.settings(steps, seed, **changes).model_dump(mode="json")
 
     def _verifier(self) -> Path:
         folder = self.out / "verifier"
@@ -417,10 +438,12 @@ class _Recovery:
             arm, MEASURED_STEPS, 0, report_every=1, save_every=MEASURED_STEPS, validate_every=10**9, keep=1,
             sentences=0,
         )  # fmt: skip
-        discriminator = settings.discriminator.model_copy(update={"start": start})
-        settings = settings.model_copy(update={"discriminator": discriminator})
+        what = "student" if arm.by == "student" else "train"
+        if arm.by == "encoder":
+            settings["discriminator"]["start"] = start
+            settings["student_steps"] = 1  # untrained ones take as long for a step
         shutil.rmtree(folder, ignore_errors=True)
-        self._work(f"{arm.title}: timing a step", folder, settings.model_dump(mode="json"), 0)
+        self._work(f"{arm.title}: timing a step", folder, settings, 0, what)
         times = [line[self.experiment.clock] for line in _clock_lines(folder)]
         shutil.rmtree(folder)
         return (times[-1] - times[WARM_STEPS - 1]) / (MEASURED_STEPS - WARM_STEPS)
@@ -507,6 +530,21 @@ class _Recovery:
             and (line["what"] != "score" or (line["kind"], line["clip"]) in clips)
         ]
         return write_tables(self.out / TABLES_FILE, arms, lines, self.experiment)
+
+
+def _copy_whisper(source: Path, target: Path) -> None:
+    """Put a Whisper where restoring can read it, in the format of transformers."""
+    if not (source / "config.json").is_file():
+        raise LabError(f"{source} holds no Whisper: name a folder with its config.json with --whisper")
+    temporary = target.with_name(f"{target.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    if (source / "model.bin").is_file() and not (source / "model.safetensors").is_file():
+        from lab.speech.whisper_ct2 import convert
+
+        convert(source, temporary)
+    else:
+        shutil.copytree(source, temporary)
+    temporary.rename(target)
 
 
 def process_command(task: Path) -> list[str]:

@@ -11,9 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lab.errors import LabError
 from revox.training.settings import EncoderTraining, Weights
+from revox.training.student import StudentTraining
 
 ARMS = (
-    "original", "reconstruction", "published", "pairs", "pairs-and-human", "refined", "inversion", "random",
+    "original", "ceiling", "reconstruction", "published", "published-whisper", "pairs", "pairs-and-human",
+    "refined", "student", "student-beam", "distilled", "distilled-again", "inversion", "transposed", "random",
 )  # fmt: skip
 """In the order of the tables."""
 
@@ -23,17 +25,23 @@ GOALS_FOR = "pairs-and-human"
 OWN_VERIFIER = "own"
 """In an arm's `verifier`: the small network trained on the speech that restoring may use."""
 
+OF_THE_EXPERIMENT = "of the experiment"
+"""In settings: the Whisper or the encoder that the experiment names."""
+
 DISCRIMINATOR_WEIGHTS = {"feature": 2.0}
 LIGHT_DISCRIMINATORS = {"n_ffts": [1024, 512, 256], "channels": 8, "every": 2}
 SPEAKER_WEIGHT = 3.0  # the published recipe's
 AVERAGE = 0.99
 OF_THE_STUDENT = (
-    "Its pseudo-labels start at the student encoder, which has the features and the network of the lab's "
-    "teacher codec."
+    "The student encoder has the features and the network of the lab's teacher codec, which defined the "
+    "lab's codes."
 )
+STUDENT_TIME = "The training of its students beforehand is not in its time."
+SOFT_WEIGHTS = {"soft_semantic": 1.0, "soft_acoustic": 1.0}
+AUGMENTATION = {"gain_db": 6.0, "delay_ms": 2.0, "equalization_db": 2.0, "room": 0.2, "noise": 0.3}
 PSEUDO_LABELS = {"pseudo_labels": 2, "pseudo_labeled": 48, "inversion_steps": 80}
 _OF_THE_EXPERIMENT = ("steps", "seed", "warmup", "decay_steps", "save_every", "keep", "report_every",
-                      "validate_every", "autocast", "whisper")  # fmt: skip
+                      "validate_every", "autocast", "whisper", "encoders")  # fmt: skip
 
 _FORBID = ConfigDict(extra="forbid", frozen=True)
 
@@ -51,31 +59,48 @@ class ArmSchedule(BaseModel):
     discriminators: float | None = Field(default=None, ge=0, lt=1)
 
 
+class StudentArmSettings(BaseModel):
+    """A student's training: `sentences` that the model says, as for an encoder's pairs, and the rest."""
+
+    model_config = _FORBID
+
+    sentences: int = Field(default=3200, ge=0)
+    interpolated: float = Field(default=0.7, ge=0, le=1)
+    training: StudentTraining = Field(default_factory=StudentTraining)
+    report_every: int = Field(default=1, ge=1)
+
+
 class Arm(BaseModel):
     """An arm; `by` is how codes are found.
 
-    "encoder" trains with `training` (entries of `EncoderTraining`) and `schedule`; "refinement" takes `steps`
-    of inversion from the codes of the arm `of`; "inversion" takes `steps` from scratch. `caveats` say what
-    differs from the title.
+    "ceiling" is the original encoder on what the decoder makes of its codes. "encoder" trains with `training`
+    (entries of `EncoderTraining`) and `schedule`; the encoder of the arm `of`, if one is named, gives soft
+    labels too. "student" trains a student with `training` (entries of `StudentTraining`, `sentences` and
+    `interpolated`). "transposed" takes the decoder's transposed weights. "refinement" takes `steps` of
+    inversion from the codes of the arm `of`; "inversion" takes `steps` from scratch. `beam` paths are
+    followed where a clip's words are known. `caveats` say what differs from the title.
     """
 
     model_config = _FORBID
 
     name: str = ""
     title: str
-    by: Literal["original", "encoder", "refinement", "inversion", "random"]
+    by: Literal[
+        "original", "ceiling", "encoder", "student", "transposed", "refinement", "inversion", "random"
+    ]
     training: dict[str, Any] = Field(default_factory=dict)
     schedule: ArmSchedule = Field(default_factory=ArmSchedule)
     of: str | None = None
     steps: int | None = Field(default=None, ge=0)
+    beam: int = Field(default=0, ge=0)
     caveats: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _sensible(self) -> Arm:
-        if (self.by == "encoder") != bool(self.training):
-            raise ValueError("training belongs to arms by encoder, and to them only")
-        if (self.by == "refinement") != (self.of is not None):
-            raise ValueError("`of` names the arm that a refinement starts from")
+        if self.trains != bool(self.training):
+            raise ValueError("training belongs to arms by encoder or student, and to them only")
+        if (self.by == "refinement") != (self.of is not None) and self.by != "encoder":
+            raise ValueError("`of` names the arm that a refinement starts from, or that gives soft labels")
         if (self.by in ("refinement", "inversion")) != (self.steps is not None):
             raise ValueError("steps belong to refinement and inversion")
         for name in _OF_THE_EXPERIMENT:
@@ -85,16 +110,30 @@ class Arm(BaseModel):
             raise ValueError("training.discriminator.start is schedule.discriminators here")
         if self.by == "encoder":
             self.settings(10, 0)
+        if self.by == "student":
+            self.student_settings(10, 0)
         return self
+
+    @property
+    def trains(self) -> bool:
+        """Whether something is trained for it, other than for the arm `of`."""
+        return self.by in ("encoder", "student")
+
+    @property
+    def needs_whisper(self) -> bool:
+        """Whether it distills a Whisper."""
+        return self.by == "encoder" and self.settings(10, 0).weights.distillation > 0
 
     @property
     def kind(self) -> str:
         """The kind of its row in a table."""
-        return {"original": "ceiling", "random": "floor"}.get(self.by, "subject")
+        return {"original": "ceiling", "ceiling": "ceiling", "random": "floor"}.get(self.by, "subject")
 
     @property
     def discriminators_from(self) -> float | None:
         """The share of the steps at which discriminators start to cost time; None if never."""
+        if self.by != "encoder":
+            return None
         weights = self.settings(10, 0).weights
         counts = weights.feature and weights.reconstruction
         return self.schedule.discriminators if counts and self.training.get("clips", 8) else None
@@ -109,6 +148,10 @@ class Arm(BaseModel):
         }
         if start is None:
             given["weights"] = {**given.get("weights", {}), "feature": 0.0}
+        if given.get("weights", {}).get("distillation"):
+            given["whisper"] = OF_THE_EXPERIMENT
+        if self.of is not None:
+            given["encoders"] = [OF_THE_EXPERIMENT]
         given |= {
             "steps": steps,
             "seed": seed,
@@ -117,6 +160,15 @@ class Arm(BaseModel):
             "discriminator": discriminator,
         }
         return EncoderTraining.model_validate(given | changes)
+
+    def student_settings(self, steps: int, seed: int) -> StudentArmSettings:
+        """The settings of a student's training of `steps` steps."""
+        given = {"training": {}, **self.training}
+        given["training"] = {
+            **given["training"], "steps": steps, "seed": seed,
+            "warmup": max(1, round(self.schedule.warmup * steps)),
+        }  # fmt: skip
+        return StudentArmSettings.model_validate(given)
 
 
 def arm_named(name: str) -> Arm:
@@ -165,9 +217,10 @@ def ablations(base: Arm) -> list[Arm]:
     """`base` with one loss less, or one more, each; the rest is the same, in the same time.
 
     A loss that is on is switched off. Of those that are off, the discriminators' is switched on (light ones,
-    from half the time on) and the speaker's (with the project's own small network). Whisper's is left out,
-    because its weights are not available. Further ablations: pairs without all-pass augmentation,
-    pseudo-labels found by inversion, and a moving average of the weights.
+    from half the time on), the speaker's (with the project's own small network), Whisper's distillation, soft
+    labels of a student, and matched hidden states. Further ablations: pairs without all-pass augmentation,
+    other augmentation, Muon, the decoder's transposed weights as a start, pseudo-labels found by inversion,
+    and a moving average of the weights.
     """
     settings = base.settings(10, 0)
     weights = settings.weights
@@ -195,6 +248,19 @@ def ablations(base: Arm) -> list[Arm]:
                 {"speaker": SPEAKER_WEIGHT}, verifier=OWN_VERIFIER,
             )
         )  # fmt: skip
+    switched_on: list[tuple[str, str, dict[str, float], dict[str, Any]]] = [
+        ("with-distillation", "with Whisper distillation", {"distillation": 1.0}, {}),
+        ("with-student", "with soft labels of a student", SOFT_WEIGHTS, {"students": 1}),
+        ("with-hidden", "with matched hidden states", {"hidden": 0.5}, {}),
+        ("with-muon", "with Muon", {}, {"optimizer": "muon"}),
+        ("with-transposed", "with the decoder's weights as a start", {}, {"start": "decoder"}),
+        ("with-augmentation", "with augmentation", {}, {"augmentation": AUGMENTATION}),
+    ]
+    for name, title, changed_weights, training in switched_on:
+        one = _changed(base, name, title, changed_weights, **training)
+        if name == "with-student":
+            one = one.model_copy(update={"caveats": (*base.caveats, OF_THE_STUDENT, STUDENT_TIME)})
+        arms.append(one)
     if not settings.average:
         arms.append(
             _changed(base, "with-average", "with a moving average of the weights", {}, average=AVERAGE)

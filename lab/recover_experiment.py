@@ -18,7 +18,8 @@ class Experiment:
 
     `encoder` is the file of the reference encoder. `minutes` is the training time of each arm and seed;
     `clips` of each kind are scored, human ones up to `seconds`; `evaluations` is how often a run is evaluated
-    on the way.
+    on the way. `whisper` is the folder of a Whisper, of transformers or CTranslate2, for the arms that
+    distill it.
     """
 
     out: Path
@@ -32,6 +33,7 @@ class Experiment:
     evaluations: int = 8
     threads: int = 1
     device: str = "cpu"
+    whisper: Path | None = None
     progress: ProgressCallback = ignore_progress
 
     @property

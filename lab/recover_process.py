@@ -25,7 +25,7 @@ STOPPED, REFUSED = 4, 3  # exit codes
 
 
 class Task(BaseModel):
-    """What to do (`what`: "train" or "verifier"), with what, and where.
+    """What to do (`what`: "train", "student" or "verifier"), with what, and where.
 
     `forbidden` are devices and inodes of files that must not be opened.
     """
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
     with open(task.out / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            {"train": _train, "verifier": _verifier}[task.what](task)
+            {"train": _train, "student": _student, "verifier": _verifier}[task.what](task)
         except KeyboardInterrupt:
             return STOPPED
         except TrainingError as error:
@@ -94,9 +94,7 @@ def _train(task: Task) -> None:
         if at.what != TRAINING:
             say(what=at.what, done_so_far=at.done, out_of=at.total)
             return
-        timed = {name: at.facts[name] for name in ("step", "seconds", "cpu_seconds")}
-        with open(task.out / CLOCK_FILE, "a") as file:
-            file.write(json.dumps(timed) + "\n")
+        _clock(task, {name: at.facts[name] for name in ("step", "seconds", "cpu_seconds")})
         say(of=settings.steps, **{k: v for k, v in at.facts.items() if isinstance(v, (int, float))})
 
     options = RunOptions(
@@ -105,6 +103,57 @@ def _train(task: Task) -> None:
         progress=progress, sentences=task.texts,
     )  # fmt: skip
     restore_encoder(task.checkpoint, [str(task.speech)], task.out, settings, options)
+
+
+def _clock(task: Task, timed: dict[str, Any]) -> None:
+    with open(task.out / CLOCK_FILE, "a") as file:
+        file.write(json.dumps(timed) + "\n")
+
+
+def _student(task: Task) -> None:
+    """Train a student on the sentences and voices that an encoder's pairs are of."""
+    import torch
+
+    from lab.recover_arms import StudentArmSettings
+    from revox.checkpoint.encoder_file import decoder_sha256
+    from revox.checkpoint.load import load_model
+    from revox.checkpoint.voices import list_voices
+    from revox.coding.find import MODEL_PARTS
+    from revox.coding.presets import preset_codes
+    from revox.coding.student import STUDENT_FILE, save_student
+    from revox.progress import Progress
+    from revox.training.restore import HELD_OUT_SENTENCES, hold_out_names
+    from revox.training.spoken import SpokenSettings, spoken_utterances
+    from revox.training.student import StudentTrainer
+
+    settings = StudentArmSettings.model_validate(task.settings)
+    training = settings.training
+    presets = [entry.name for entry in list_voices(task.checkpoint) if entry.preset and not entry.problem]
+    voices, _ = hold_out_names(presets, len(presets))
+    texts, _ = hold_out_names(task.texts, HELD_OUT_SENTENCES)
+    spoken = SpokenSettings(
+        settings.sentences, texts, voices, interpolated=settings.interpolated, seed=training.seed
+    )
+
+    def progress(at: Progress) -> None:
+        say(what=at.what, done_so_far=at.done, out_of=at.total)
+
+    model = load_model(task.checkpoint, task.device, torch.float32, MODEL_PARTS)
+    codes = preset_codes(task.checkpoint, model, only=voices)
+    if settings.sentences:
+        utterances = spoken_utterances(
+            task.checkpoint, spoken, task.out / "spoken", device=task.device, progress=progress
+        )
+        codes += [one.codes for one in utterances]
+    trainer = StudentTrainer(model.audio_tokenizer, codes, training, task.out, "lab")
+    trainer.resume()
+
+    def report(row: dict[str, float]) -> None:
+        _clock(task, {"step": row["step"], "seconds": trainer.seconds, "cpu_seconds": trainer.cpu_seconds})
+        say(of=training.steps, **row)
+
+    trainer.run(report, report_every=settings.report_every, validate_every=settings.report_every)
+    save_student(task.out / STUDENT_FILE, decoder_sha256(task.checkpoint), trainer.student)
 
 
 def _verifier(task: Task) -> None:

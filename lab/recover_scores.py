@@ -16,13 +16,16 @@ import torch
 from torch import Tensor
 
 from lab.data import KINDS, RATE, SpeechSet
+from lab.errors import LabError
 from lab.recover_arms import Arm
 from lab.sentences import jsgf, sentences
 from lab.sources import SPEECH
 from lab.speech.plan import read_plan
 from revox.api import load
+from revox.checkpoint.encoder_file import decoder_sha256
 from revox.checkpoint.voices import Voice
 from revox.coding import Coder, CodingSettings, find_codes
+from revox.coding.student import STUDENT_FILE, StudentEncoder, load_student
 from revox.evaluation.reference_encoder import original_codec
 from revox.evaluation.subject import random_codes
 from revox.evaluation.tables import rank
@@ -31,8 +34,10 @@ from revox.metrics.codes import embedding_cosine, score_codes
 from revox.metrics.intelligibility import PocketsphinxRecognizer, word_errors
 from revox.metrics.likelihood import likelihood
 from revox.metrics.speaker import SpeakerVerifier
+from revox.model.codec import Codec
 from revox.speech import Audio
 from revox.synthesis.prompt import make_prompt
+from revox.training.initial import transpose_decoder
 
 TEXTS = tuple(islice(sentences("heldout", 5), 3))
 """Spoken in every cloned voice: sentences of the domain that training does not use."""
@@ -118,13 +123,30 @@ class Scoring:
             self._voices[kind] = np.stack([self.verifier.embed(one) for one in audio])
         return self._voices[kind]
 
-    def restored(self, encoder: Path) -> Coder:
-        """The coder of a restored encoder."""
-        return Coder(original_codec(self.checkpoint, encoder), self.coder.preset_codes)
+    def restored(self, made: Path) -> Coder:
+        """The coder of a restored encoder, or of a student."""
+        if made.name == STUDENT_FILE:
+            student = load_student(made, decoder_sha256(self.checkpoint), self.original)
+            if student is None:
+                raise LabError(f"{made} is damaged: delete its folder, and the same command trains it again")
+            return self._coder(self.original, student)
+        return self._coder(original_codec(self.checkpoint, made))
+
+    def transposed(self) -> Coder:
+        """The coder of the decoder's weights transposed."""
+        codec = original_codec(self.checkpoint, self.encoder)
+        transpose_decoder(codec)
+        return self._coder(codec)
+
+    def _coder(self, codec: Codec, student: StudentEncoder | None = None) -> Coder:
+        model = self.tts.model, self.tts.prompter
+        return Coder(codec, self.coder.preset_codes, lambda: model, student=lambda codec: student)
 
     def codes(self, arm: Arm, kind: str, i: int, seed: int, restored: Coder | None = None) -> Tensor:
         """The codes `[37, frames]` that an arm finds for a clip, with its `restored` encoder if any."""
-        target = self.clips[kind][i].samples
+        target, transcript = self.clips[kind][i].samples, None
+        if arm.by == "ceiling":
+            target = self.coder.decode(self.truth(kind, i))[: len(target)]
         if arm.by == "random":
             return random_codes(
                 self.original, len(target) // self.original.samples_per_frame, 1000 * seed + i
@@ -133,10 +155,12 @@ class Scoring:
             settings = CodingSettings("inversion", steps=arm.steps, seed=seed)
         else:
             refine = (arm.steps or 0) if arm.by == "refinement" else 0
-            settings = CodingSettings("encoder", refine=refine, seed=seed)
-        coder = self.coder if arm.by in ("original", "inversion") else restored
+            method = "encoder" if restored is None or restored.student is None else "student"
+            settings = CodingSettings(method, refine=refine, seed=seed, beam=arm.beam)
+            transcript = self.clips[kind][i].text if arm.beam else None
+        coder = self.coder if arm.by in ("original", "ceiling", "inversion") else restored
         assert coder is not None
-        found = find_codes(coder, target, settings)
+        found = find_codes(coder, target, settings, transcript=transcript)
         if found.stopped:  # by Ctrl-C: a search that was not finished is not a measurement
             raise KeyboardInterrupt
         return found.codes
