@@ -9,8 +9,9 @@ import torch
 
 import revox
 from revox.api import find_device
+from revox.checkpoint import load
 from revox.checkpoint.errors import CheckpointError, VoiceError
-from revox.checkpoint.load import default_dtype
+from revox.checkpoint.load import default_dtype, fastest_weights
 from revox.checkpoint.voices import Voice
 from revox.speech import Audio
 from revox.synthesis.engine import Engine, Request
@@ -145,3 +146,36 @@ def test_importing_revox_does_not_import_torch():
         "import sys, revox; assert 'torch' not in sys.modules; revox.load; assert 'torch' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", command], check=True)
+
+
+def test_weights_of_8_bits_speak_and_are_named(tiny_checkpoint):
+    tts = revox.load(tiny_checkpoint, device="cpu", weights="int8")
+    assert tts.weights == "int8"
+    assert tts.speak("Hello.", "de_male", max_seconds=0.4).seconds == pytest.approx(0.4)
+    layers = tts.model.backbone.layers
+    assert not any(parameter.ndim == 2 for parameter in layers.parameters()), "a matrix was left as it was"
+    # The search that a transcript guides needs gradients.
+    assert next(tts._model_with_gradients.backbone.parameters()).dtype == torch.float32
+    assert isinstance(tts._model_with_gradients.backbone.layers[0].attention.wq, torch.nn.Linear)
+
+
+def test_the_fastest_weights_depend_on_size_device_and_memory(tiny_checkpoint, tmp_path, monkeypatch):
+    cpu = torch.device("cpu")
+    assert fastest_weights(tiny_checkpoint, cpu) == "float32"
+    with open(tmp_path / "consolidated.safetensors", "wb") as file:
+        file.truncate(8_000_000_000)
+    monkeypatch.setattr(load, "has_fbgemm", lambda: True)
+    monkeypatch.setattr(load.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1}.get(name, 16_000_000_000))
+    assert fastest_weights(tmp_path, cpu) == "int8"
+    assert fastest_weights(tmp_path, torch.device("cuda")) == "bf16"
+    monkeypatch.setattr(load.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1}.get(name, 4_900_000_000))
+    assert fastest_weights(tmp_path, cpu) == "int4"
+    monkeypatch.setattr(load, "has_fbgemm", lambda: False)
+    assert fastest_weights(tmp_path, cpu) == "bf16"
+
+
+def test_weights_that_are_unknown_or_not_for_the_device_are_refused(tiny_checkpoint):
+    with pytest.raises(SpeakError, match="weights 'int2' are not known; take auto, bf16"):
+        revox.load(tiny_checkpoint, device="cpu", weights="int2")
+    with pytest.raises(SpeakError, match="int8 weights run on the CPU only, and the device is meta"):
+        revox.load(tiny_checkpoint, device="meta", weights="int8")

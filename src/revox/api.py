@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from revox.checkpoint.load import default_dtype, load_model
+from revox.checkpoint.load import default_dtype, fastest_weights, load_model
 from revox.checkpoint.locate import locate
 from revox.checkpoint.release import ENCODER_PREFIXES
 from revox.checkpoint.tensors import folder_tensors
@@ -38,6 +38,7 @@ def load(
     dtype: torch.dtype | None = None,
     revision: str | None = None,
     lazy: bool = False,
+    weights: str | None = None,
 ) -> Revox:
     """Load a Voxtral TTS checkpoint, a folder or a hub id, for cloning and speaking.
 
@@ -48,12 +49,21 @@ def load(
         revision: branch, tag or commit, for a hub id.
         lazy: read weights when they are first needed: cloning without a transcript reads the codec and the
             embedding table only.
+        weights: how the weights of the language model and the acoustic transformer are held, "bf16",
+            "float32", "int8", "int4" (the last two on the CPU), or "auto" (see `fastest_weights`); None:
+            as `dtype` says.
 
-    Raises CheckpointError when the checkpoint cannot be used, SpeakError when the device is not there.
+    Raises CheckpointError when the checkpoint cannot be used, SpeakError when the device is not there or does
+    not take such weights.
     """
     folder = locate(checkpoint, revision)
     place = find_device(device)
-    tts = Revox(folder, place, default_dtype(folder, place) if dtype is None else dtype)
+    if weights == "auto":
+        weights = fastest_weights(folder, place)
+    if weights is not None:
+        tts = Revox(folder, place, *_held(weights, place))
+    else:
+        tts = Revox(folder, place, default_dtype(folder, place) if dtype is None else dtype)
     if not lazy:
         _ = tts.model, tts.prompter
     return tts
@@ -83,16 +93,51 @@ def find_dtype(name: str | None) -> torch.dtype | None:
     return known[name]
 
 
-class Revox:
-    """A loaded checkpoint. Made by `revox.load`."""
+def _held(weights: str, device: torch.device) -> tuple[torch.dtype, int | None]:
+    """The dtype and the bits of a format of weights."""
+    formats = {
+        "bf16": (torch.bfloat16, None),
+        "bfloat16": (torch.bfloat16, None),  # the name of the former option --dtype
+        "float32": (torch.float32, None),
+        "int8": (torch.float32, 8),
+        "int4": (torch.float32, 4),
+    }
+    if weights not in formats:
+        raise SpeakError(f"weights {weights!r} are not known; take auto, bf16, float32, int8 or int4")
+    if formats[weights][1] is not None and device.type != "cpu":
+        raise SpeakError(f"{weights} weights run on the CPU only, and the device is {device}; take bf16")
+    return formats[weights]
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
-        self.folder, self.device, self.dtype = folder, device, dtype
+
+class Revox:
+    """A loaded checkpoint. Made by `revox.load`.
+
+    `bits`: 8 or 4 where the layers' weights are quantized, else None.
+    """
+
+    def __init__(
+        self, folder: Path, device: torch.device, dtype: torch.dtype, bits: int | None = None
+    ) -> None:
+        self.folder, self.device, self.dtype, self.bits = folder, device, dtype, bits
+
+    @property
+    def weights(self) -> str:
+        """How the weights are held: int8, int4, bf16, float32."""
+        if self.bits is not None:
+            return f"int{self.bits}"
+        return "bf16" if self.dtype == torch.bfloat16 else str(self.dtype).removeprefix("torch.")
 
     @cached_property
     def model(self) -> Voxtral:
         """The whole network."""
-        return load_model(self.folder, self.device, self.dtype)
+        return load_model(self.folder, self.device, self.dtype, bits=self.bits)
+
+    @cached_property
+    def _model_with_gradients(self) -> Voxtral:
+        """The network for the search that the language model guides; quantized layers have no gradient."""
+        if self.bits is None:
+            return self.model
+        return load_model(self.folder, self.device, default_dtype(self.folder, self.device))
 
     @cached_property
     def prompter(self) -> Prompter:
@@ -106,7 +151,7 @@ class Revox:
 
         if "model" in self.__dict__:
             return self.model
-        return load_model(self.folder, self.device, self.dtype, MODEL_PARTS)
+        return load_model(self.folder, self.device, self.dtype, MODEL_PARTS, self.bits)
 
     @cached_property
     def coder(self) -> Coder:
@@ -118,7 +163,7 @@ class Revox:
         return Coder(
             model.audio_tokenizer,
             lambda should_stop: preset_codes(self.folder, model, should_stop=should_stop),
-            language_model=lambda: (self.model, self.prompter),
+            language_model=lambda: (self._model_with_gradients, self.prompter),
             student=self._trained_student,
         )
 

@@ -73,6 +73,16 @@ def test_a_wav_holds_what_the_library_speaks_and_the_figures_come_last(speak, us
     assert done.stdout == b""
 
 
+def test_the_format_of_the_weights_is_chosen_and_named(speak, usual, tmp_path):
+    last = {}
+    for weights in ("auto", "int8"):
+        done = speak("Hello.", *usual, "-o", tmp_path / "out.wav", "--weights", weights)
+        assert done.returncode == 0, done.stderr.decode()
+        last[weights] = done.stderr.decode().strip().splitlines()[-1]
+    assert "(cpu, float32)" in last["auto"], "a small checkpoint is fastest in float32"
+    assert "(cpu, int8)" in last["int8"]
+
+
 @pytest.mark.parametrize("name", ["out.flac", "out.mp3", "out.opus", "out.aac", "out.m4a"])
 def test_every_format_by_extension(speak, usual, tmp_path, name, expected):
     done = speak(SENTENCE, *usual, "-o", tmp_path / name)

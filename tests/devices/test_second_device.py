@@ -312,7 +312,7 @@ def test_from_a_trained_student_to_speech_by_the_command_line_there(
     named = ("-c", folder, "--name", "me", "--consent", "nobody's voice", "--device", second)
     assert f"on {second}" in command_line("clone", clip, clip, *named, "--dtype", "float32", "--refine", 1)
     said = command_line("speak", "one", "-c", folder, "--voice", "me", "-o", tmp_path / "a.wav",
-                        "--max-seconds", 0.4, "--device", second, "--dtype", "float32")  # fmt: skip
+                        "--max-seconds", 0.4, "--device", second, "--weights", "float32")  # fmt: skip
     assert f"({second}, float32)" in said
     command_line("voice", "decode", "me", "-c", folder, "-o", tmp_path / "b.wav", "--device", second)
 

@@ -26,6 +26,8 @@ EXEMPT = {
     # Teacher-forced likelihood.
     "revox.metrics.likelihood._hidden": {"teacher_forced"},
     "revox.metrics.likelihood.Continuations._read": {"backbone"},
+    # Teacher-forced choices of two models.
+    "revox.metrics.agreement.next_codes": {"teacher_forced", "flow"},
 }
 
 

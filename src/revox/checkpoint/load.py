@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from revox.checkpoint.params import read_params
 from revox.checkpoint.readable import check_tensors
-from revox.checkpoint.release import ENCODER_PREFIXES, expected_tensors
-from revox.checkpoint.tensors import folder_tensors, open_weights
+from revox.checkpoint.release import EMBEDDING_TABLE, ENCODER_PREFIXES, TEXT_TABLE, expected_tensors
+from revox.checkpoint.tensors import TensorHeader, folder_tensors, open_tensors
+from revox.model.linear import BFloat16Linear, has_fbgemm, multiplies_bf16, quantized_linear
 from revox.model.voxtral import Voxtral, parameter_name
 
 PARTS = ("mm_audio_embeddings", "backbone", "acoustic_transformer", "audio_tokenizer")
 SMALL_MODEL_BYTES = 2_000_000_000
+INT8_SHARE_OF_MEMORY = 0.8
 
 
 def load_model(
@@ -23,12 +27,18 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = torch.bfloat16,
     parts: Iterable[str] = PARTS,
+    bits: int | None = None,
 ) -> Voxtral:
     """The model of a checkpoint folder, in eval mode, frozen, with its encoder if the folder has a whole one.
 
     `parts` names the top-level modules to load (of `PARTS`); the others stay on the meta device, without
     memory. `dtype` is that of the floating-point weights (None: as stored). Tensors that the model does not
     know are left alone.
+
+    `bits` (8 or 4, on the CPU) quantizes the matrices that `is_quantizable` names, one after another, so that
+    memory stays near what the model takes in the end. The embedding tables are then as stored, the rest and
+    the arithmetic are float32, and `dtype` does not count.
+
     Raises CheckpointError when a tensor is missing, has another shape, is not plain floating point (quantized
     weights: the sentence is `revox inspect`'s), or the file cannot be read.
     """
@@ -45,11 +55,52 @@ def load_model(
     check_tensors(tensors, expected)
     with torch.device("meta"):
         model = Voxtral(config, with_encoder)
-    with open_weights(tensors) as get:
-        state = {parameter_name(name): get(name).to(device=device, dtype=dtype) for name in expected}
+    weights = {name: tensors[name] for name in expected}
+    if bits is not None:
+        _quantize_layers(model, {name: weights.pop(name) for name in expected if is_quantizable(name)}, bits)
+        tables = (TEXT_TABLE, EMBEDDING_TABLE)
+        types = {name: None if name in tables else torch.float32 for name in weights}
+    else:
+        types = dict.fromkeys(weights, dtype)
+    state = {
+        parameter_name(name): _read(name, entry).to(device=device, dtype=types[name])
+        for name, entry in weights.items()
+    }
     model.load_state_dict(state, strict=False, assign=True)
     _place_computed_buffers(model, device)
+    if torch.device(device).type == "cpu" and not multiplies_bf16():
+        _multiply_rows_in_float32(model.backbone)
     return model.eval().requires_grad_(False)
+
+
+def is_quantizable(name: str) -> bool:
+    """Whether a tensor is a matrix of a transformer layer, not the codec's, or the condition's projection.
+
+    The semantic head stays as it is: it decides by small differences, and is 2 % of what a frame reads.
+    """
+    layers = ("layers.", "acoustic_transformer.layers.", "acoustic_transformer.llm_projection.")
+    return name.startswith(layers) and not name.endswith("norm.weight")
+
+
+def _read(name: str, entry: TensorHeader) -> Tensor:
+    """One tensor, mapped from its file: its memory is given back with it."""
+    with open_tensors(entry.file) as file:
+        return file.get_tensor(name)
+
+
+def _quantize_layers(model: Voxtral, weights: Mapping[str, TensorHeader], bits: int) -> None:
+    def quantize(name: str) -> nn.Module:
+        return quantized_linear(_read(name, weights[name]), bits)
+
+    with ThreadPoolExecutor(max_workers=2) as workers:
+        for name, layer in zip(weights, workers.map(quantize, weights), strict=True):
+            model.set_submodule(parameter_name(name).removesuffix(".weight"), layer)
+
+
+def _multiply_rows_in_float32(backbone: nn.Module) -> None:
+    for name, module in list(backbone.named_modules()):
+        if isinstance(module, nn.Linear) and module.weight.dtype == torch.bfloat16:
+            backbone.set_submodule(name, BFloat16Linear(module.weight))
 
 
 def _place_computed_buffers(model: nn.Module, device: str | torch.device) -> None:
@@ -70,3 +121,18 @@ def default_dtype(folder: Path, device: str | torch.device) -> torch.dtype:
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     small = 0 < weights < SMALL_MODEL_BYTES
     return torch.float32 if small and torch.device(device).type != "cuda" else torch.bfloat16
+
+
+def fastest_weights(folder: Path, device: torch.device) -> str:
+    """What measures best for speaking on this device: "float32", "bf16", "int8" or "int4".
+
+    As `default_dtype`, but int8 for a full-size model on a processor where torch has FBGEMM: there it is
+    several times as fast as bf16 (docs/performance.md). int4 where int8 would fill the memory.
+    """
+    if default_dtype(folder, device) == torch.float32:
+        return "float32"
+    if device.type != "cpu" or not has_fbgemm():
+        return "bf16"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return "int4" if stored / 2 > INT8_SHARE_OF_MEMORY * memory else "int8"

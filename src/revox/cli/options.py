@@ -45,6 +45,14 @@ Dtype = Annotated[
     str | None,
     typer.Option(help="float32 or bfloat16; by default bfloat16, or float32 for a small model on the CPU."),
 ]
+Weights = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|bf16|int8|int4|float32",
+        help="How the weights are held: fewer bits are faster on a processor and less exact. auto takes what "
+        "measures best and fits the memory.",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same result.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 

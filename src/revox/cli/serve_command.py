@@ -13,8 +13,8 @@ from revox.cli.options import (
     CheckpointArgument,
     CheckpointOption,
     Device,
-    Dtype,
     Revision,
+    Weights,
     chosen_checkpoint,
 )
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 OLD_NAMES = {
     "--clone-by": "--method",
+    "--dtype": "--weights",
     "--keep-pace": "--admission-control",
     "--no-keep-pace": "--no-admission-control",
 }
@@ -41,7 +42,7 @@ def command(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 picks a free one.")] = 8000,
     device: Device = None,
-    dtype: Dtype = None,
+    weights: Weights = "auto",
     model_name: Annotated[
         str | None, typer.Option(help="The model's id in the API; default: the folder's name.")
     ] = None,
@@ -132,14 +133,13 @@ def command(
     listener = _listen(settings)
     Keys(settings.api_keys, settings.rate_limit)
     import revox
-    from revox.api import find_dtype
     from revox.checkpoint.locate import locate
     from revox.serving.app import create_app
 
     folder = locate(checkpoint, revision)
     if settings.model_name is None:
         settings = settings.model_copy(update={"model_name": name_of(checkpoint)})
-    tts = revox.load(folder, settings.device, find_dtype(settings.dtype))
+    tts = revox.load(folder, device=settings.device, weights=settings.weights)
     app = create_app(settings, tts)
     print(_greeting(settings, listener, tts), file=sys.stderr, flush=True)
     _run(app, settings, listener)
@@ -169,7 +169,8 @@ def _greeting(settings: ServeSettings, listener: socket.socket, tts: Any) -> str
     name = f"[{host}]" if ":" in host else host
     url = f"http://{name}:{port}"
     lines = [
-        f"revox serves {settings.served_name!r} with {len(tts.voices())} voices on {tts.model.device.type}",
+        f"revox serves {settings.served_name!r} with {len(tts.voices())} voices on {tts.model.device.type}, "
+        f"weights {tts.weights}",
         f"API      {url}/v1    (any api_key will do)" if settings.api_keys is None else f"API      {url}/v1",
         f"Page     {url}/",
         f"Docs     {url}/docs",

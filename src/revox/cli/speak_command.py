@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from revox.cli.marked import log_written, model_name, say, who_signs, write_sound
-from revox.cli.options import Checkpoint, Device, Dtype, Revision
+from revox.cli.options import Checkpoint, Device, Revision, Weights
 from revox.cli.progress import show_progress
 
 if TYPE_CHECKING:
     from revox.api import Revox
     from revox.checkpoint.voices import Voice
+
+
+OLD_NAMES = {"--dtype": "--weights"}
 
 
 def command(
@@ -42,7 +45,7 @@ def command(
         float | None, typer.Option(help="Stop after so many seconds of speech; 164 at most.")
     ] = None,
     device: Device = None,
-    dtype: Dtype = None,
+    weights: Weights = "auto",
     revision: Revision = None,
     no_mark: Annotated[
         bool, typer.Option("--no-mark", help="Do not mark the file as synthetic; that is logged.")
@@ -72,7 +75,6 @@ def command(
     kind = format_for(target, format or ("wav" if target is None else None))
 
     import revox
-    from revox.api import find_dtype
     from revox.checkpoint.locate import locate
     from revox.checkpoint.voices import load_voice
 
@@ -81,7 +83,7 @@ def command(
     spoken_in = load_voice(folder, voice)
     record = new_record(model_name(checkpoint), voice)
     signer = None if no_mark else who_signs(signing_certificate, signing_key)
-    tts = revox.load(folder, device, find_dtype(dtype))
+    tts = revox.load(folder, device=device, weights=weights)
     options: dict[str, Any] = {"seed": seed, "cfg": cfg, "flow_steps": flow_steps, "max_seconds": max_seconds}
     started = time.perf_counter()
     if target is None and kind == "pcm":
@@ -100,7 +102,7 @@ def command(
         say(_why_cut(seconds, max_seconds))
     say(
         f"{target or 'standard output'}: {seconds:.2f} s of speech in {took:.2f} s, real-time factor "
-        f"{took / seconds:.3f} ({tts.model.device.type}, {str(tts.model.dtype).removeprefix('torch.')}), "
+        f"{took / seconds:.3f} ({tts.model.device.type}, {tts.weights}), "
         f"voice {voice}, seed {seed}{how}"
     )
 

@@ -43,7 +43,7 @@ class Voxtral(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The weights' type, and so the arithmetic's."""
+        """The arithmetic's type, and the weights' where they are not quantized."""
         return self.backbone.norm.weight.dtype
 
     def embed_prompt(self, tokens: Tensor, audio_token: int, voice_embedding: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class Voxtral(nn.Module):
 
         Raises ValueError when the prompt has another number of audio positions than the voice embedding.
         """
-        embedded = self.mm_audio_embeddings.tok_embeddings(tokens)
+        embedded = self.mm_audio_embeddings.tok_embeddings(tokens).to(self.dtype)
         places = tokens == audio_token
         if int(places.sum()) != voice_embedding.shape[0]:
             raise ValueError(
@@ -74,7 +74,8 @@ class Voxtral(nn.Module):
 
     def feed_frames(self, ids: Tensor, cache: KVCache) -> Tensor:
         """Feed the frames just spoken, ids `[batch, 37]`; the next hidden state `[batch, dim]`."""
-        return self.backbone(self.mm_audio_embeddings.frames(ids[:, :, None]), cache)[:, 0]
+        rows = self.mm_audio_embeddings.frames(ids[:, :, None]).to(self.dtype)
+        return self.backbone(rows, cache)[:, 0]
 
     def teacher_forced(self, sequences: Sequence[Tensor]) -> Tensor:
         """Hidden states `[batch, longest, dim]` of whole `sequences` (each `[time, dim]`: a prompt's

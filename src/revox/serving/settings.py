@@ -64,7 +64,7 @@ class ServeSettings(BaseModel):
     checkpoint: str
     model_name: ModelName | None = None
     device: str | None = None
-    dtype: str | None = None
+    weights: str = "auto"
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     voices_folder: Path | None = None

@@ -1,0 +1,194 @@
+"""Linear layers whose weights are stored in 8 or 4 bits, for processors.
+
+A frame of speech reads nearly every weight and multiplies it by a few rows only, so that the time it takes is
+the time to read the weights: fewer bits are faster. These layers are for inference; they have no gradient.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+INT4_GROUP = 32
+"""Inputs that share a scale and an offset in a 4-bit weight."""
+_ROWS_IN_FLOAT32 = 16
+_BLOCK = 1024  # outputs quantized at once
+
+
+@dataclass(frozen=True)
+class Int8Weight:
+    """A weight `[out, in]` as `values` int8 times `scale` float32 `[out]`: symmetric, a scale per output."""
+
+    values: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor) -> Int8Weight:
+        """The nearest to `weight` `[out, in]`, the largest value of each output at +-127."""
+        values, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
+        for start in range(0, len(weight), _BLOCK):  # copies in float32 stay small
+            block = weight[start : start + _BLOCK].float()
+            scales = _largest(block) / 127
+            scale[start : start + _BLOCK] = scales[:, 0]
+            values[start : start + _BLOCK] = (block / scales).round_().to(torch.int8)
+        return cls(values, scale)
+
+    def dequantize(self) -> Tensor:
+        """The weight in float32, `[out, in]`."""
+        return self.values.float() * self.scale[:, None]
+
+
+@dataclass(frozen=True)
+class Int4Weight:
+    """A weight `[out, in]` as `values` 0 to 15 (uint8), each (value - 8) * scale + offset.
+
+    `scale` and `offset` are bf16 `[out, in / INT4_GROUP]`.
+    """
+
+    values: Tensor
+    scale: Tensor
+    offset: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor) -> Int4Weight:
+        """The nearest to `weight` `[out, in]`, from the least to the greatest value of each group.
+
+        Raises ValueError when groups do not divide `in`.
+        """
+        if weight.shape[1] % INT4_GROUP:
+            raise ValueError(f"{weight.shape[1]} inputs are not whole groups of {INT4_GROUP}")
+        parts = [cls._of_block(weight[i : i + _BLOCK]) for i in range(0, len(weight), _BLOCK)]
+        return cls(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+    @staticmethod
+    def _of_block(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        groups = weight.float().unflatten(1, (-1, INT4_GROUP))
+        low, high = groups.aminmax(dim=-1)
+        scale = ((high - low) / 15).clamp_min(1e-8).bfloat16()
+        offset = (low + 8 * scale.float()).bfloat16()
+        values = (groups - offset.float()[..., None]).div_(scale.float()[..., None]).round_().add_(8)
+        return values.clamp_(0, 15).flatten(1).to(torch.uint8), scale, offset
+
+    def dequantize(self) -> Tensor:
+        """The weight in float32, `[out, in]`."""
+        groups = self.values.float().unflatten(1, (-1, INT4_GROUP)) - 8
+        return (groups * self.scale.float()[..., None] + self.offset.float()[..., None]).flatten(1)
+
+
+class Int8Linear(nn.Module):
+    """`[..., in] -> [..., out]`: 8-bit weights times activations in two 8-bit digits.
+
+    Each row of activations is divided by its largest value, by that alone, so that no row depends on the
+    others; then it is rounded to 8 bits, and what rounding left is a second row of 8 bits. Both rows meet
+    the weights in one product, which costs little where reading the weights is what takes time. With one
+    digit only, twice as many codes differ from float32's (docs/performance.md).
+
+    The product is FBGEMM's, on weights that are packed here, once; where torch is built without FBGEMM it is
+    `torch._int_mm`. Without the VNNI instructions FBGEMM adds pairs of products in 16 bits, which can
+    overflow: digits then have 7 bits.
+    """
+
+    def __init__(self, weight: Int8Weight) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.values.shape
+        self.packed, self.scale = None, weight.scale
+        if has_fbgemm():
+            zeros = torch.zeros(self.out_features, dtype=torch.long)
+            with warnings.catch_warnings():
+                # torch means to remove this type of tensor; without it, `has_fbgemm` is false.
+                warnings.filterwarnings("ignore", message="torch.quantize_per_tensor", category=UserWarning)
+                stored = torch._make_per_channel_quantized_tensor(
+                    weight.values, weight.scale.double(), zeros, 0
+                )
+            self.packed = torch.ops.quantized.linear_prepack(stored, None)
+        else:
+            self.values = weight.values.t()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply `x` `[..., in]`; the result has its dtype."""
+        rows = x.reshape(-1, self.in_features).float()
+        largest = _largest(rows)
+        half = 127 if self.packed is None or _has_vnni() else 63
+        rows = rows * (half / largest)
+        high = rows.round()
+        digits = torch.cat((high, (rows - high).mul_(2 * half)))
+        if self.packed is not None:
+            product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+                digits, 1.0, half + 1, self.packed
+            )
+        else:
+            product = torch._int_mm(digits.round_().to(torch.int8), self.values) * self.scale
+        first, second = product.chunk(2)
+        product = first.add(second, alpha=0.5 / half).mul_(largest / half)
+        return product.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+
+
+class Int4Linear(nn.Module):
+    """`[..., in] -> [..., out]`: 4-bit weights times activations in bf16, by torch's packed kernel."""
+
+    def __init__(self, weight: Int4Weight) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.values.shape
+        self.packed = torch._convert_weight_to_int4pack_for_cpu(weight.values.int(), 2)
+        self.scales = torch.stack((weight.scale, weight.offset), dim=-1).transpose(0, 1).contiguous()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply `x` `[..., in]`; the result has its dtype."""
+        rows = x.reshape(-1, self.in_features).bfloat16()
+        product = torch._weight_int4pack_mm_for_cpu(rows, self.packed, INT4_GROUP, self.scales)
+        return product.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+
+
+class BFloat16Linear(nn.Module):
+    """`[..., in] -> [..., out]` in bf16, for processors without bf16 instructions.
+
+    There every row of a product takes as long as the first, so many rows are multiplied in float32.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply `x` `[..., in]`."""
+        if x.numel() < _ROWS_IN_FLOAT32 * x.shape[-1]:
+            return functional.linear(x, self.weight)
+        return functional.linear(x.float(), self.weight.float()).to(x.dtype)
+
+
+def quantized_linear(weight: Tensor, bits: int) -> nn.Module:
+    """The layer of a weight `[out, in]` in 8 or 4 bits; 8 where groups of 4-bit weights do not fit."""
+    if bits == 4 and weight.shape[1] % INT4_GROUP == 0 and weight.shape[0] % 16 == 0:
+        return Int4Linear(Int4Weight.of(weight))
+    return Int8Linear(Int8Weight.of(weight))
+
+
+@cache
+def has_fbgemm() -> bool:
+    """Whether torch has FBGEMM's products of 8-bit weights (on x86, with AVX2)."""
+    return "fbgemm" in torch.backends.quantized.supported_engines and hasattr(
+        torch, "_make_per_channel_quantized_tensor"
+    )
+
+
+@cache
+def multiplies_bf16() -> bool:
+    """Whether this processor has instructions for products in bf16."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+
+
+@cache
+def _has_vnni() -> bool:
+    return torch.cpu._is_vnni_supported()
+
+
+def _largest(rows: Tensor) -> Tensor:
+    """The largest absolute value of each row, `[rows, 1]`; never 0."""
+    return rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-10)
