@@ -13,8 +13,10 @@ from .layers import TransformerLayer
 
 
 class BidirectionalAttention(nn.Module):
-    """Grouped-query attention without mask and without positions. `[batch, time, dim] -> [batch, time,
-    dim]`."""
+    """Grouped-query attention without mask and without positions.
+
+    `[batch, time, dim] -> [batch, queries, dim]`.
+    """
 
     def __init__(self, config: AcousticConfig) -> None:
         super().__init__()
@@ -24,14 +26,14 @@ class BidirectionalAttention(nn.Module):
         self.wv = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
         self.wo = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend within `x` `[batch, time, dim]`.
+    def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
+        """Attend within `x` `[batch, time, dim]`, from its first `queries` positions (None: from all).
 
         Written out, not by a fused kernel: over three positions this is as fast, and in bf16 it rounds where
         serving rounds.
         """
         repeats = self.n_heads // self.n_kv_heads
-        q = self.wq(x).unflatten(-1, (self.n_heads, -1)) * (1.0 / self.head_dim**0.5)
+        q = self.wq(x[:, :queries]).unflatten(-1, (self.n_heads, -1)) * (1.0 / self.head_dim**0.5)
         k = self.wk(x).unflatten(-1, (self.n_kv_heads, -1)).repeat_interleave(repeats, dim=2)
         v = self.wv(x).unflatten(-1, (self.n_kv_heads, -1)).repeat_interleave(repeats, dim=2)
         weights = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1)).softmax(-1)
@@ -61,6 +63,7 @@ class AcousticTransformer(nn.Module):
             }
         )
         self.norm = nn.RMSNorm(args.dim, eps=args.norm_eps)
+        self._projected_times: dict[tuple[object, ...], Tensor] = {}
 
     def semantic_logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits `[..., rows]` over semantic ids; `[EMPTY_AUDIO]` and the padding rows are -inf.
@@ -86,9 +89,21 @@ class AcousticTransformer(nn.Module):
 
     def _velocity(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         h = torch.stack((self.input_projection(x), time, condition), dim=1)
-        for layer in self.layers.values():
+        *layers, last = self.layers.values()
+        for layer in layers:
             h = layer(h)
-        return self.acoustic_codebook_output(self.norm(h)[:, 0])
+        # Only the first position is read, so the last layer computes no other.
+        return self.acoustic_codebook_output(self.norm(last(h, 1))[:, 0])
+
+    def _project_times(self, times: Tensor) -> Tensor:
+        """The projected embeddings of `times` `[n]`, `[n, dim]`; of frozen weights they are computed once."""
+        weight = self.time_projection.weight
+        if weight.requires_grad or weight.is_inference():  # may change, or changes cannot be seen
+            return self.time_projection(self.embed_time(times))
+        of_these = (len(times), times.dtype, weight.data_ptr(), weight._version)
+        if of_these not in self._projected_times:
+            self._projected_times[of_these] = self.time_projection(self.embed_time(times))
+        return self._projected_times[of_these]
 
     def flow(
         self, hidden: Tensor, noise: Tensor, cfg_alpha: float | Tensor = 1.2, steps: int | None = None
@@ -106,7 +121,7 @@ class AcousticTransformer(nn.Module):
         # 0.855.
         times = torch.linspace(0, 1, steps + 1, dtype=dtype, device=device)
         # The time embedding is taken of the cast times, multiplied out in float32.
-        projected = self.time_projection(self.embed_time(times))
+        projected = self._project_times(times)
         alpha = torch.as_tensor(cfg_alpha, device=device).to(dtype).expand(batch)[:, None]
         condition = self.llm_projection(torch.cat((hidden, torch.zeros_like(hidden))))
         x = noise.to(dtype)

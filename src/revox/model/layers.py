@@ -36,8 +36,12 @@ class TransformerLayer(nn.Module):
         self.ffn_norm = nn.RMSNorm(dim, eps=norm_eps)
 
     def forward(self, x: Tensor, *context: Any) -> Tensor:
-        """Apply to `x` `[batch, time, dim]`; the attention is given the `context`."""
-        h = x + self.attention(self.attention_norm(x), *context)
+        """Apply to `x` `[batch, time, dim]`; the attention is given the `context`.
+
+        Where the attention gives its first positions only, so does the layer.
+        """
+        attended = self.attention(self.attention_norm(x), *context)
+        h = x[:, : attended.shape[1]] + attended
         return h + self.feed_forward(self.ffn_norm(h))
 
 
