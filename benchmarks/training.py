@@ -17,10 +17,10 @@ lab checkpoint's. Each part is repeated within its share of the budget of second
   `data_loading.py`'s question. Throughput and memory are of steps left alone; the shares are of further
   steps, timed part by part (on a GPU with a wait after each, so those steps are slower).
 
-`--count` counts instead of timing: operations (torch's own counter) and the memory that a step keeps for its
-backward pass, for clips of 8 s, from steps of `--seconds` and twice that. On a machine with other work
-the second of processor time is the fairer one. NAME gets `.json` and `.md` beside it, by default
-`benchmarks/results/DATE-training-SIZE-DEVICE`.
+`--count` counts instead of timing: operations (torch's own formulas) and the memory that a step keeps for
+its backward pass, for clips of 8 s, from steps of one and two clips of `--seconds`, and of one twice as long.
+On a machine with other work the second of processor time is the fairer one. NAME gets `.json` and `.md`
+beside it, by default `benchmarks/results/DATE-training-SIZE-DEVICE`.
 """
 
 from __future__ import annotations
@@ -44,12 +44,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
+from revox.checkpoint.params import Params
+from revox.checkpoint.release import release_params
 from revox.coding.student import StudentEncoder
 from revox.losses.spectral import SpectralObjective
 from revox.model.codec import Codec
-from revox.model.config import CodecConfig, VoxtralConfig
+from revox.model.config import CodecConfig
 from revox.model.voxtral import Voxtral
 from revox.synthesis.engine import Engine, Request
 from revox.training import encoder as step_of
@@ -305,14 +308,18 @@ class Repeats:
 def measure_speech(options: argparse.Namespace) -> dict[str, Any]:
     """The engine speaks a shard together: seconds of speech a second."""
     if options.size == "full":
-        config = VoxtralConfig()
+        config = Params.model_validate(release_params()).voxtral_config()
         dtype = torch.bfloat16
+        from revox.checkpoint.load import _place_computed_buffers
+
         with torch.device("meta"):
             model = Voxtral(config, with_encoder=False)
-        model = model.to(dtype).to_empty(device=options.device)
-        for tensor in (*model.parameters(), *model.buffers()):
-            if tensor.is_floating_point():
-                tensor.normal_(std=0.02)
+        state = {
+            name: torch.empty(tensor.shape, dtype=dtype, device=options.device).normal_(std=0.02)
+            for name, tensor in model.state_dict().items()
+        }
+        model.load_state_dict(state, assign=True)
+        _place_computed_buffers(model, options.device)
         model.eval().requires_grad_(False)
     else:
         from revox.checkpoint.load import default_dtype, load_model
@@ -367,6 +374,19 @@ def _figures(took: Repeats, audio: float, what: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+class CountOperations(TorchDispatchMode):
+    """Operations of products and convolutions, by torch's formulas (`FlopCounterMode` stops at gradients of
+    leaves)."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if (count := flop_registry.get(func._overloadpacket)) is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=made)
+        return made
+
+
 class Saved:
     """A tensor that is kept for a backward pass."""
 
@@ -401,31 +421,39 @@ class KeptForBackward:
 def count_step(options: argparse.Namespace) -> dict[str, Any]:
     """Operations of a step and bytes that it keeps for its backward pass, for clips of 8 s.
 
-    Two lengths are counted, since discriminators see one second of a clip however long it is; 8 s lie on the
-    line through both. Attention within its windows is counted as it is computed.
+    Counted are one clip, one twice as long, and two clips: what a step keeps however many there are (weights
+    in bf16), what a clip keeps however long it is (discriminators see one second of it), and what a second
+    does. Attention within its windows is counted as it is computed.
     """
-    counted = []
-    for seconds in (options.seconds, 2 * options.seconds):
+    operations, kept = [], []
+    for clips, longer in ((1, 1), (1, 2), (2, 1)):
+        changes = {"clips": clips, "pairs": clips, "seconds": longer * options.seconds}
         with tempfile.TemporaryDirectory() as folder:
-            trainer = make_trainer(argparse.Namespace(**vars(options) | {"seconds": seconds}), Path(folder))
-            kept = KeptForBackward({p.untyped_storage().data_ptr() for p in trainer.codec.parameters()})
-            counter = FlopCounterMode(display=False)
-            with counter, torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda saved: saved.tensor):
+            trainer = make_trainer(argparse.Namespace(**vars(options) | changes), Path(folder))
+            kept_here = KeptForBackward({p.untyped_storage().data_ptr() for p in trainer.codec.parameters()})
+            counter = CountOperations()
+            hooks = torch.autograd.graph.saved_tensors_hooks(kept_here.pack, lambda saved: saved.tensor)
+            with counter, hooks:
                 trainer.step()
-            counted.append((counter.get_total_flops() / options.clips, kept.peak / options.clips))
-    (one, kept_one), (two, kept_two) = counted
-    along = 8.0 / options.seconds - 1
-    operations, memory = one + along * (two - one), kept_one + along * (kept_two - kept_one)
+        operations.append(counter.total)
+        kept.append(kept_here.peak)
+
+    def of_8_seconds(counted: list[int]) -> float:
+        one, long, two = counted
+        return two - one + (8.0 / options.seconds - 1) * (long - one)
+
+    memory, constant = of_8_seconds(kept), 2 * kept[0] - kept[2]
     trained = sum(p.numel() for p in trainer.encoder)
     others = sum(p.numel() for p in trainer.codec.parameters()) - trained
     side = sum(p.numel() for p in trainer.discriminators.parameters())
     assert trainer.teachers.speaker is not None
     speaker = sum(p.numel() for p in trainer.teachers.speaker.parameters())
-    fixed = 16 * (trained + side) + 4 * (others + speaker)  # weight, gradient and two averages, in float32
+    # Weight, gradient and two averages, in float32.
+    fixed = 16 * (trained + side) + 4 * (others + speaker) + constant
     return {
         "what": f"a recording and a pair of 8 s each, {options.dtype}, with discriminators in every "
         f"step and a speaker network; from steps of {options.seconds:g} and {2 * options.seconds:g} s",
-        "gflop_a_second_of_recording": operations / 8e9,
+        "gflop_a_second_of_recording": of_8_seconds(operations) / 8e9,
         "kept_gb_a_clip": memory / 1e9,
         "fixed_gb": fixed / 1e9,
         "gb": {f"{n} + {n} clips of 8 s": (fixed + memory * n) / 1e9 for n in (4, 8, 16, 32)},
@@ -512,7 +540,7 @@ def as_markdown(found: dict[str, Any]) -> str:
             f"| operations, a second of recording with its pair | {one['gflop_a_second_of_recording']:.0f} "
             "GFLOP |",
             f"| kept for the backward pass, a recording and a pair of 8 s | {one['kept_gb_a_clip']:.2f} GB |",
-            f"| weights, gradients and averages | {one['fixed_gb']:.2f} GB |",
+            f"| weights, gradients, averages, and what every step keeps | {one['fixed_gb']:.2f} GB |",
             *(f"| together, {size} | {gb:.1f} GB |" for size, gb in one["gb"].items()),
         ]  # fmt: skip
     if "step" in parts:

@@ -164,7 +164,7 @@ def recover_command(
         str | None, typer.Option(help="Names of arms, separated by commas; by default all.")
     ] = None,
     ablate: Annotated[
-        bool, typer.Option("--ablate", help="Pairs and human speech, each arm with one loss less or more.")
+        bool, typer.Option("--ablate", help="One loss or option less or more in each arm; other students.")
     ] = False,
     seeds: Annotated[int, typer.Option(help="Runs of each arm.")] = 3,
     minutes: Annotated[float, typer.Option(help="Training time of each arm and seed.")] = 30.0,
@@ -180,15 +180,15 @@ def recover_command(
     """Restore the lab's encoder by each method and score it against the reference: docs/recovery.md.
     It can be interrupted with Ctrl-C; the same command resumes it."""
     from lab.recover import recover
-    from lab.recover_arms import GOALS_FOR, ablations, arm_named, chosen_arms
+    from lab.recover_arms import GOALS_FOR, ablated_arms, arm_named, chosen_arms
     from lab.recover_experiment import Experiment
     from revox.api import find_device
     from revox.demo import checkpoint_folder
 
     find_device(device)
     if ablate:
-        base = arm_named(GOALS_FOR)
-        chosen = [arm_named("original"), base, *ablations(base)]
+        base = [arm_named(name) for name in ("original", GOALS_FOR, "student")]
+        chosen = [*base, *ablated_arms()]
         if arms is not None:
             chosen = _only(chosen, arms)
     else:

@@ -210,7 +210,25 @@ def in_order(arms: Iterable[Arm]) -> list[Arm]:
 
 def known_arms() -> list[Arm]:
     """Every arm, with the ablations."""
-    return [*chosen_arms(), *ablations(arm_named(GOALS_FOR))]
+    return [*chosen_arms(), *ablated_arms()]
+
+
+def ablated_arms() -> list[Arm]:
+    """The ablations of the arm that the goals are set for, and the variants of the student."""
+    return [*ablations(arm_named(GOALS_FOR)), *student_variants(arm_named("student"))]
+
+
+def student_variants(base: Arm) -> list[Arm]:
+    """`base` with fewer and more sentences, a wider network, or augmentation; the same time."""
+    of_training = base.training.get("training", {})
+    changes: list[tuple[str, str, dict[str, Any]]] = [
+        ("few", "160 sentences", {"sentences": 160}),
+        ("some", "1,000 sentences", {"sentences": 1000}),
+        ("many", "10,000 sentences", {"sentences": 10_000}),
+        ("wide", "twice as wide", {"training": {**of_training, "width": 512}}),
+        ("augmented", "with augmentation", {"training": {**of_training, "augmentation": AUGMENTATION}}),
+    ]
+    return [_changed(base, name, title, **training) for name, title, training in changes]
 
 
 def ablations(base: Arm) -> list[Arm]:
@@ -271,8 +289,12 @@ def ablations(base: Arm) -> list[Arm]:
     return arms
 
 
-def _changed(base: Arm, name: str, title: str, weights: dict[str, float], **training: Any) -> Arm:
-    changed = {**base.training, "weights": {**base.training.get("weights", {}), **weights}, **training}
+def _changed(
+    base: Arm, name: str, title: str, weights: dict[str, float] | None = None, **training: Any
+) -> Arm:
+    changed = {**base.training, **training}
+    if weights is not None:
+        changed["weights"] = {**base.training.get("weights", {}), **weights}
     plain = base.model_dump() | {
         "name": f"{base.name}-{name}", "title": f"{base.title}, {title}", "training": changed,
     }  # fmt: skip

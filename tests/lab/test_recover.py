@@ -48,6 +48,7 @@ from lab.recover_arms import (
     arm_named,
     chosen_arms,
     parse_arm,
+    student_variants,
 )
 from lab.recover_guard import identity
 from lab.recover_tables import GOALS, curve, goals_table, write_tables
@@ -685,6 +686,10 @@ def test_students_ensembles_and_what_nothing_is_trained_for_are_scored(lab: dict
     arms = [CEILING, STUDENT, BEAM, DISTILLED, AGAIN, TRANSPOSED]
     work = _Recovery(experiment(lab, tmp_path / "out"), arms)
     work.prepare()
+    (work.out / "plans").mkdir()
+    for arm in (STUDENT, DISTILLED, AGAIN):  # measured before: ten steps fit
+        plan = work.out / "plans" / f"{arm.name}-{work.config(arm)}.json"
+        plan.write_text('{"before": 0.08, "after": 0.08}')
     for arm in (CEILING, STUDENT, BEAM, AGAIN, TRANSPOSED):
         work.arm(arm, 0)
     work.write_tables()
@@ -911,6 +916,19 @@ def test_an_ablation_changes_one_loss_and_nothing_else():
     judged = {arm.name: arm.settings(100, 0).weights for arm in ablations(JUDGED)}
     assert judged["judged-no-feature"].feature == 0
     assert "judged-with-discriminators" not in judged
+
+
+def test_a_variant_of_the_student_changes_one_setting():
+    base = arm_named("student")
+
+    def settings(arm: Arm) -> dict[str, Any]:
+        found = arm.student_settings(100, 0).model_dump()
+        return found.pop("training") | found
+
+    plain = settings(base)
+    for arm in student_variants(base):
+        assert sum(plain[name] != value for name, value in settings(arm).items()) == 1, arm.name
+        assert arm.caveats == base.caveats
 
 
 def test_discriminators_cost_time_only_where_they_judge():

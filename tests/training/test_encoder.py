@@ -28,6 +28,8 @@ from revox.model.codec import Codec
 from revox.model.layers import CausalConv1d, CausalConvTranspose1d
 from revox.synthesis.prompt import Prompter
 from revox.training.data import ClipBatch
+from revox.training.distill import AsrDistillation, WhisperTeacher
+from revox.training.distiller import Distiller, StatesCache
 from revox.training.encoder import EncoderTrainer, TrainingData
 from revox.training.errors import TrainingError
 from revox.training.hidden_states import captured
@@ -38,6 +40,7 @@ from revox.training.soft_labels import Ensemble, load_ensemble
 from revox.training.spoken import Utterance
 from revox.training.validation import Validation, ValidationClip, as_served, decoded_figures
 from revox.training.world import World
+from training.test_distill import save_whisper
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -485,6 +488,19 @@ def test_every_length_works_in_whole_frames(tmp_path: Path, seconds: float):
     assert int(recordings.lengths.max()) <= run.frames * 1920
     assert math.isfinite(run.step()["loss"])
     assert abs(run.frames * 0.08 - seconds) <= 0.04
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.5, 0.7])
+def test_every_length_can_be_distilled(tmp_path: Path, seconds: float):
+    (tmp_path / "whisper").mkdir()
+    teacher = WhisperTeacher.load(str(save_whisper(tmp_path / "whisper")))
+    run = trainer(
+        tmp_path / "run", **NO_LABELS, seconds=seconds, whisper="tiny", weights={"distillation": 1.0}
+    )
+    run.data.recordings.samples = round(seconds * 24000)
+    loss = AsrDistillation(run.codec.config.semantic_dim, teacher.width)
+    run.teachers.asr = Distiller(teacher, loss, run.rate, StatesCache(tmp_path / "states", 1e9))
+    assert math.isfinite(run.step()["distillation"])
 
 
 def test_whisper_is_given_latents_after_the_codebook_straight_through(tmp_path: Path):
