@@ -121,7 +121,7 @@ def main() -> None:
     def score(codes: Tensor, target: Tensor, truth: Tensor, voices: list, own: int, seed: int) -> dict:
         rows = tts.model.mm_audio_embeddings.voice_embedding(codes)
         voice = Voice(name="clone", codes=codes, embedding=rows, provenance={})
-        said = [tts.speak(text, voice, seed=seed, max_seconds=6.0) for text in TEXTS]
+        said = [tts.synthesize(text, voice, seed=seed, max_seconds=6.0).audio for text in TEXTS]
         whole = Audio(np.concatenate([s.samples for s in said]), RATE)
         embedded = judge.embed(whole) if len(whole.samples) > RATE else None
         with torch.no_grad():

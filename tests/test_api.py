@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import revox
-from revox.api import find_device
+from revox.api import SpeechWarning, find_device
 from revox.checkpoint import load
 from revox.checkpoint.errors import CheckpointError, VoiceError
 from revox.checkpoint.load import default_dtype, fastest_weights
@@ -31,17 +31,36 @@ def test_speaking_is_the_prompt_the_engines_frames_and_the_codecs_decoder(tts):
     prompt = tts.model.embed_prompt(torch.tensor(tokens), 24, voice.embedding)
     [one] = Engine(tts.model).generate_batch([Request(prompt, 0, 25)])
     expected = tts.model.audio_tokenizer.decode_whole(one.codes()[None])[0].numpy()
-    audio = tts.speak("ten to five", "pt_male", seed=0, max_seconds=2.0)
-    assert audio.rate == tts.sampling_rate == 24000
-    np.testing.assert_allclose(audio.samples, expected, atol=1e-5)
+    speech = tts.synthesize("ten to five", "pt_male", seed=0, max_seconds=2.0)
+    assert torch.equal(speech.codes, one.codes())
+    assert speech.audio.rate == tts.sampling_rate == 24000
+    np.testing.assert_allclose(speech.audio.samples, expected, atol=1e-5)
+    # One take of a text that is one piece has the same frames; where it is cut off, its last 10 ms fade.
+    audio = tts.speak("ten to five", "pt_male", seed=0, takes=1, max_seconds=2.0)
+    np.testing.assert_allclose(audio.samples[:-240], expected[:-240], atol=1e-5)
 
 
 def test_a_stream_laid_end_to_end_is_what_speak_gives(tts):
-    chunks = list(tts.stream("ten to five", "pt_male", seed=0, max_seconds=3.0))
-    whole = tts.speak("ten to five", "pt_male", seed=0, max_seconds=3.0)
+    chunks = list(tts.stream("ten to five", "pt_male", seed=0, takes=1, max_seconds=3.0))
+    whole = tts.speak("ten to five", "pt_male", seed=0, takes=1, max_seconds=3.0)
     np.testing.assert_allclose(np.concatenate([c.samples for c in chunks]), whole.samples, atol=1e-5)
     assert chunks[-1].truncated == whole.truncated
     assert chunks[0].seconds == pytest.approx(0.4)
+
+
+def test_a_long_text_is_spoken_in_pieces_and_what_goes_wrong_is_reported(tts):
+    text, told = "ten to five. " * 8, []
+    options = {"seed": 0, "max_chars": 40, "takes": 1, "max_seconds": 4.0}
+    whole = tts.speak(text, "pt_male", report=told.append, **options)
+    parts = list(tts.speak_parts(text, "pt_male", report=told.append, **options))
+    streamed = list(tts.stream(text, "pt_male", report=told.append, **options))
+    assert whole.seconds > 1
+    for others in (parts, streamed):
+        samples = np.concatenate([part.samples for part in others])
+        np.testing.assert_allclose(samples, whole.samples, atol=1e-5)
+    assert {warning.piece for warning in told} <= {1, 2, 3}
+    with pytest.warns(SpeechWarning, match="its text takes about"):
+        tts.speak("ten to five " * 20, "pt_male", max_seconds=8.0, takes=1)
 
 
 def test_a_voice_in_memory_speaks_as_the_same_rows_in_the_folder_do(tts):
@@ -56,7 +75,7 @@ def test_meeting_the_limit_is_said_in_the_audio(tts):
     frames = full.codes.shape[1]
     assert 2 < frames < 150, "the fixture should end by itself here"
     assert not full.audio.truncated
-    assert tts.speak("Hello.", "de_male", seed=5, max_seconds=0.08 * (frames - 1)).truncated
+    assert tts.speak("Hello.", "de_male", seed=5, takes=1, max_seconds=0.08 * (frames - 1)).truncated
 
 
 def test_progress_counts_frames_and_seconds(tts):

@@ -252,7 +252,7 @@ def _parts(place: str, sentences: Sequence[str]) -> list[str]:
 
 def _say(tts: Revox, text: str, voice: Any) -> Made:
     began = time.process_time()
-    audio = tts.speak(text, voice, seed=SEED, max_seconds=MAX_SECONDS)
+    audio = tts.synthesize(text, voice, seed=SEED, max_seconds=MAX_SECONDS).audio
     took = time.process_time() - began
     facts = {"text": text, "ended": not audio.truncated, "cpu_seconds": round(took, 3)}
     return audio.samples, facts

@@ -6,10 +6,12 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from revox.checkpoint.load import default_dtype, fastest_weights, load_model
@@ -22,7 +24,9 @@ from revox.progress import ProgressCallback, ignore_progress
 from revox.speech import Audio
 from revox.synthesis.engine import DEFAULT_CFG, Engine, Request, Speech
 from revox.synthesis.errors import SpeakError
+from revox.synthesis.longform import AHEAD, BATCH, LongSpeech, SpeechSettings, pieces_of, speak_pieces
 from revox.synthesis.prompt import Prompter, make_prompt
+from revox.synthesis.takes import TakeWarning
 
 if TYPE_CHECKING:
     from revox.cloning.clone import ClonedVoice, Reference, SelectedSpeech
@@ -30,6 +34,15 @@ if TYPE_CHECKING:
     from revox.coding import Coder, CodingResult, CodingSettings
     from revox.coding.student import StudentEncoder
     from revox.model.codec import Codec
+
+
+class SpeechWarning(UserWarning):
+    """A piece of a text that no take said well."""
+
+
+def warn_of_take(warning: TakeWarning) -> None:
+    """Report `warning` as a Python warning, `SpeechWarning`."""
+    warnings.warn(str(warning), SpeechWarning, stacklevel=3)
 
 
 def load(
@@ -288,36 +301,47 @@ class Revox:
         self,
         text: str,
         voice: Voice | str,
+        settings: SpeechSettings | None = None,
         *,
-        seed: int = 0,
-        cfg: float = DEFAULT_CFG,
-        flow_steps: int | None = None,
-        max_seconds: float | None = None,
         progress: ProgressCallback = ignore_progress,
+        report: Callable[[TakeWarning], None] = warn_of_take,
+        **options: Any,
     ) -> Audio:
-        """Speak `text` in a voice, one of the checkpoint's by name or a Voice.
+        """Speak a text of any length in a voice, one of the checkpoint's by name or a Voice.
+
+        Long texts are spoken in pieces (`max_chars`), several at a time. A piece whose take went wrong (it
+        ended too early for its text, did not end, has silence or a loop in it) is spoken again, and reported
+        when no take is good.
 
         Args:
-            text: at least one word; text and voice together have room in 4096 positions.
+            text: at least one word.
             voice: a name from `voices()`, or a Voice.
-            seed: the same seed says it in the same way.
-            cfg: strength of classifier-free guidance, 0 to 10; 1 is none.
-            flow_steps: Euler steps for a frame's acoustic codes, 1 to 100; else the checkpoint's own, 7.
-            max_seconds: the longest that it may speak; 164 s (2048 frames) at most.
-            progress: called after every frame (80 ms); `done` counts frames.
+            settings: how to speak; `options` replace single ones: `speak(text, voice, seed=3, takes=1)`.
+            progress: called as frames (80 ms) are made; `done` counts them.
+            report: called with what no take said well; by default a Python warning, `SpeechWarning`.
 
-        Returns mono audio, `truncated` when it met the limit on its length before the model ended.
+        Returns mono audio, `truncated` when it met the limit on its length or a piece did not end.
         Raises SpeakError on a request that cannot be spoken, VoiceError on an unknown voice.
         """
-        return self.synthesize(
-            text,
-            voice,
-            seed=seed,
-            cfg=cfg,
-            flow_steps=flow_steps,
-            max_seconds=max_seconds,
-            progress=progress,
-        ).audio
+        parts = list(self.speak_parts(text, voice, settings, progress=progress, report=report, **options))
+        samples = np.concatenate([part.samples for part in parts]) if parts else np.zeros(0, np.float32)
+        return Audio(samples, self.sampling_rate, truncated=bool(parts) and parts[-1].truncated)
+
+    def speak_parts(
+        self,
+        text: str,
+        voice: Voice | str,
+        settings: SpeechSettings | None = None,
+        *,
+        progress: ProgressCallback = ignore_progress,
+        report: Callable[[TakeWarning], None] = warn_of_take,
+        **options: Any,
+    ) -> Iterator[Audio]:
+        """As `speak`, piece by piece, in memory that does not grow with the text.
+
+        Laid end to end the parts are what `speak` gives; the last one is `truncated` as its audio is.
+        """
+        return self._long_speech(text, voice, settings, options, report, progress=progress)
 
     def synthesize(
         self,
@@ -343,18 +367,17 @@ class Revox:
         self,
         text: str,
         voice: Voice | str,
+        settings: SpeechSettings | None = None,
         *,
-        seed: int = 0,
-        cfg: float = DEFAULT_CFG,
-        flow_steps: int | None = None,
-        max_seconds: float | None = None,
+        report: Callable[[TakeWarning], None] = warn_of_take,
+        **options: Any,
     ) -> Iterator[Audio]:
         """As `speak`, in chunks while it is spoken: the first after 5 frames (0.4 s), later ones of 2 s.
 
-        Laid end to end they are what `speak` gives. The last one is `truncated` if the speech met its limit.
+        Laid end to end they are what `speak` gives where every first take is good; a take of which a part is
+        out is not spoken again. The last one is `truncated` as `speak`'s audio would be.
         """
-        request = self._request(text, voice, seed, cfg, max_seconds)
-        return Engine(self.model, flow_steps).stream(request)
+        return self._long_speech(text, voice, settings, options, report, streaming=True)
 
     def decode(self, voice: Voice | str) -> Audio:
         """The recording of a voice as its codes reproduce it, mono.
@@ -372,6 +395,39 @@ class Revox:
         with torch.inference_mode():
             samples = model.audio_tokenizer.decode(codes[None].to(self.device))[0]
         return Audio(samples.float().cpu().numpy(), self.sampling_rate)
+
+    def _long_speech(
+        self,
+        text: str,
+        voice: Voice | str,
+        settings: SpeechSettings | None,
+        options: dict[str, Any],
+        report: Callable[[TakeWarning], None],
+        *,
+        streaming: bool = False,
+        progress: ProgressCallback = ignore_progress,
+    ) -> Iterator[Audio]:
+        settings = replace(settings or SpeechSettings(), **options)
+        voice, model = self._as_voice(voice), self.model
+        engine = Engine(model, settings.flow_steps)
+        speech = LongSpeech(
+            pieces_of(text, settings),
+            settings,
+            model.config.codec,
+            max_frames=self._frames(settings.max_seconds),
+            streaming=streaming,
+            together=AHEAD if streaming else BATCH,
+        )
+
+        def prompt_of(piece: str) -> torch.Tensor:
+            return make_prompt(model, self.prompter, piece, voice).embeddings
+
+        def parts() -> Iterator[Audio]:
+            yield from speak_pieces(engine, speech, prompt_of, streaming=streaming, progress=progress)
+            for warning in speech.warnings:
+                report(warning)
+
+        return parts()
 
     def _request(
         self, text: str, voice: Voice | str, seed: int, cfg: float, max_seconds: float | None

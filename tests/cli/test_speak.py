@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import io
 import sys
 from typing import NamedTuple
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 import revox
-from revox.cli import main
+from revox.cli import main, speak_command
 from revox.speech import read_audio
+from revox.synthesis.longform import SpeechSettings
 
 SENTENCE = "ten to five"
 
@@ -51,14 +53,16 @@ def refused(done, *sentence: str) -> None:
 
 @pytest.fixture(scope="module")
 def expected(tiny_checkpoint):
-    audio = revox.load(tiny_checkpoint, device="cpu").speak(SENTENCE, "pt_male", seed=3, max_seconds=20)
+    audio = revox.load(tiny_checkpoint, device="cpu").speak(
+        SENTENCE, "pt_male", seed=3, takes=1, max_seconds=20
+    )
     assert not audio.truncated, "the fixture should end by itself here"
     return audio
 
 
 @pytest.fixture
 def usual(tiny_checkpoint):
-    return ["--checkpoint", tiny_checkpoint, "--voice", "pt_male", "--seed", 3]
+    return ["--checkpoint", tiny_checkpoint, "--voice", "pt_male", "--seed", 3, "--takes", 1]
 
 
 def test_a_wav_holds_what_the_library_speaks_and_the_figures_come_last(speak, usual, tmp_path, expected):
@@ -150,10 +154,31 @@ def test_meeting_a_limit_is_said(speak, usual, expected, tmp_path, monkeypatch):
 
     frames = round(expected.seconds * 12.5)
     monkeypatch.setattr("revox.synthesis.engine.MAX_FRAMES", frames - 1)
-    assert (
-        "the model did not end by itself: it ran to the limit"
-        in speak(SENTENCE, *usual, "-o", "-").stderr.decode()
-    )
+    done = speak(SENTENCE, *usual, "-o", "-")
+    assert f"warning: piece 1 ('{SENTENCE}') did not end within" in done.stderr.decode()
+    assert done.returncode == 4
+
+
+def test_a_long_text_is_spoken_whole_and_what_goes_wrong_in_it_is_exit_code_4(speak, usual, tmp_path):
+    # Random weights end when they like: every take of a sentence this long is too short or has no end.
+    text = "He waited in the hall until the rain had stopped, and then he left. " * 12
+    for target, format in ((tmp_path / "out.wav", "wav"), ("-", "pcm")):
+        done = speak(text, *usual, "--max-chars", 200, "--max-seconds", 6, "-o", target, "--format", format)
+        said = done.stderr.decode()
+        assert done.returncode == 4, said
+        assert "warning: piece 1 ('He waited" in said
+        assert "pieces of the text may be wrong: listen to them (--takes 3 speaks such pieces again)" in said
+        assert "Traceback" not in said
+    assert read_audio(tmp_path / "out.wav").seconds > 1
+
+
+def test_the_options_defaults_are_the_librarys(speak):
+    defaults = {
+        name: one.default for name, one in inspect.signature(speak_command.command).parameters.items()
+    }
+    settings = SpeechSettings()
+    for name in ("seed", "cfg", "flow_steps", "max_seconds", "max_chars", "takes"):
+        assert defaults[name] == getattr(settings, name)
 
 
 def test_mistakes_are_one_sentence_and_exit_2(speak, tiny_checkpoint, tmp_path):
@@ -173,7 +198,8 @@ def test_mistakes_are_one_sentence_and_exit_2(speak, tiny_checkpoint, tmp_path):
     refused(attempt("a", file="b"), "given twice")
     refused(attempt(file=tmp_path / "nothing.txt"), "nothing.txt cannot be read")
     refused(attempt("a", voice="neutral_mail"), "neutral_male")
-    refused(attempt("a" * 5000), "the text has 5000 tokens", "4096 positions", "in parts")
+    refused(attempt("a", takes=0), "0 takes are out of range")
+    refused(attempt("a", max_chars=5), "pieces of 5 characters are out of range")
     refused(attempt("a", cfg=-1), "cfg -1 is out of range")
     refused(attempt("a", flow_steps=0), "0 flow steps are out of range")
     refused(attempt("a", max_seconds=0.01), "below one frame")

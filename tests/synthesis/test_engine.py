@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -404,3 +405,14 @@ def test_the_first_chunk_comes_after_five_frames_and_what_is_not_heard_is_not_sp
     assert len(seen) == 5
     chunks.close()
     assert engine.generations == []
+
+
+def test_the_end_is_passed_over_before_the_fewest_frames_and_nothing_else_changes(engine, requests, alone):
+    ended = [i for i, (_, by_itself) in enumerate(alone) if by_itself]
+    floors = {i: alone[i][0].shape[1] + 3 for i in ended}
+    asked = [replace(request, min_frames=floors.get(i, 0)) for i, request in enumerate(requests)]
+    for i, one in enumerate(engine.generate_batch(asked)):
+        codes, _ = alone[i]
+        assert torch.equal(one.codes()[:, : codes.shape[1]], codes)
+        assert one.codes().shape[1] >= floors.get(i, 0)
+        assert (one.codes()[0] >= 0).all()

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from revox.marking import MarkRecord, Signer
     from revox.speech import Audio
 
@@ -58,11 +60,16 @@ def who_signs(certificate: Path | None = None, key: Path | None = None) -> Signe
 
 
 def write_sound(
-    audio: Audio, target: Path | None, kind: str, record: MarkRecord | None, signer: Signer | None
+    audio: Audio | Iterable[Audio],
+    target: Path | None,
+    kind: str,
+    record: MarkRecord | None,
+    signer: Signer | None,
 ) -> str:
-    """Write the audio to a path or (None) standard output, marked unless `record` is None.
+    """Write the audio, or its parts as they come, to a path or (None) standard output.
 
-    Returns the SHA-256 of what was written. Raises AudioError and MarkError.
+    It is marked unless `record` is None. Returns the SHA-256 of what was written. Raises AudioError and
+    MarkError.
     """
     from revox.marking import write_marked
 

@@ -5,17 +5,24 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from revox.cli.marked import log_written, model_name, say, who_signs, write_sound
 from revox.cli.options import Checkpoint, Device, Revision, Weights
 from revox.cli.progress import show_progress
+from revox.synthesis.errors import SpeakError
 
 if TYPE_CHECKING:
-    from revox.api import Revox
-    from revox.checkpoint.voices import Voice
+    from collections.abc import Iterator
+
+    from revox.progress import ProgressCallback
+    from revox.speech import Audio
+    from revox.synthesis.takes import TakeWarning
+
+BAD_TAKES = 4
+"""The exit code when the file is written and pieces of the text may be wrong in it."""
 
 
 OLD_NAMES = {"--dtype": "--weights"}
@@ -42,8 +49,17 @@ def command(
         typer.Option(help="Steps for a frame's acoustic codes, 1 to 100; else the checkpoint's own (7)."),
     ] = None,
     max_seconds: Annotated[
-        float | None, typer.Option(help="Stop after so many seconds of speech; 164 at most.")
+        float | None, typer.Option(help="Stop after so many seconds of speech; else at the text's end.")
     ] = None,
+    max_chars: Annotated[
+        int, typer.Option(help="Speak at most so many characters at a time, 20 to 2000, cut at sentences.")
+    ] = 300,
+    takes: Annotated[
+        int,
+        typer.Option(
+            help="Speak what goes wrong again, at most so many times in all; 1 is the model's own first take."
+        ),
+    ] = 3,
     device: Device = None,
     weights: Weights = "auto",
     revision: Revision = None,
@@ -77,6 +93,7 @@ def command(
     import revox
     from revox.checkpoint.locate import locate
     from revox.checkpoint.voices import load_voice
+    from revox.synthesis.longform import SpeechSettings
 
     # A voice that is not there is said before gigabytes are read.
     folder = locate(checkpoint, revision)
@@ -84,32 +101,55 @@ def command(
     record = new_record(model_name(checkpoint), voice)
     signer = None if no_mark else who_signs(signing_certificate, signing_key)
     tts = revox.load(folder, device=device, weights=weights)
-    options: dict[str, Any] = {"seed": seed, "cfg": cfg, "flow_steps": flow_steps, "max_seconds": max_seconds}
+    settings = SpeechSettings(seed, cfg, flow_steps, max_seconds, max_chars, takes)
+    spoken = _Spoken()
     started = time.perf_counter()
-    if target is None and kind == "pcm":
-        # Raw samples can be heard while they are made: `... -o - --format pcm | aplay -r 24000 -f S16_LE`.
-        seconds, cut, digest = _write_stream(tts, words, spoken_in, options)
-    else:
-        with show_progress(Console(stderr=True)) as progress:
-            audio = tts.speak(words, spoken_in, progress=progress, **options)
-        if audio.samples.size == 0:
-            _refuse_silence()
-        digest = write_sound(audio, target, kind, None if no_mark else record, signer)
-        seconds, cut = audio.seconds, audio.truncated
+    with show_progress(Console(stderr=True)) as progress:
+        if target is None and kind == "pcm":
+            # Raw samples are heard as they are made: `... -o - --format pcm | aplay -r 24000 -f S16_LE`.
+            parts = spoken.counted(tts.stream(words, spoken_in, settings, report=spoken.warnings.append))
+            digest = _write_raw(parts, progress)
+        else:
+            parts = tts.speak_parts(
+                words, spoken_in, settings, progress=progress, report=spoken.warnings.append
+            )
+            digest = write_sound(spoken.counted(parts), target, kind, None if no_mark else record, signer)
     took = time.perf_counter() - started
     how = log_written(record, kind, digest, signer, no_mark, words if log_text else None)
-    if cut:
-        say(_why_cut(seconds, max_seconds))
+    if spoken.truncated and max_seconds is not None and spoken.seconds + 0.08 > max_seconds:
+        say(f"stopped at --max-seconds {max_seconds:g}: the model had not finished")
     say(
-        f"{target or 'standard output'}: {seconds:.2f} s of speech in {took:.2f} s, real-time factor "
-        f"{took / seconds:.3f} ({tts.model.device.type}, {tts.weights}), "
-        f"voice {voice}, seed {seed}{how}"
+        f"{target or 'standard output'}: {spoken.seconds:.2f} s of speech in {took:.2f} s, real-time factor "
+        f"{took / spoken.seconds:.3f} ({tts.model.device.type}, "
+        f"{tts.weights}), voice {voice}, seed {seed}{how}"
     )
+    if spoken.warnings:
+        for warning in spoken.warnings:
+            say(f"warning: {warning}")
+        again = "--takes 3 speaks such pieces again" if takes == 1 else f"each was spoken {takes} times"
+        say(f"{len(spoken.warnings)} pieces of the text may be wrong: listen to them ({again})")
+        raise typer.Exit(BAD_TAKES)
+
+
+class _Spoken:
+    """What came of a text: its length, whether speech is missing, and what no take said well."""
+
+    def __init__(self) -> None:
+        self.seconds, self.truncated = 0.0, False
+        self.warnings: list[TakeWarning] = []
+
+    def counted(self, parts: Iterator[Audio]) -> Iterator[Audio]:
+        for part in parts:
+            self.seconds, self.truncated = self.seconds + part.seconds, part.truncated
+            yield part
+        if not self.seconds:
+            raise SpeakError(
+                "the model ended at its first frame, without a sound, and nothing was written; no seed "
+                "changes that: allow more --takes, or use another text or voice"
+            )
 
 
 def _text(text: str | None, file: str | None) -> str:
-    from revox.synthesis.errors import SpeakError
-
     if text is not None and file is not None:
         raise SpeakError("the text is given twice, as an argument and by --file; leave one out")
     if text is None and file is None:
@@ -129,8 +169,6 @@ def _text(text: str | None, file: str | None) -> str:
 
 def _target(output: str) -> Path | None:
     """The path to write, or None for standard output; what cannot work is said before any work is done."""
-    from revox.synthesis.errors import SpeakError
-
     if output == "-":
         if sys.stdout.isatty():
             raise SpeakError("audio would go to the terminal; pipe it somewhere or name a file with -o")
@@ -143,38 +181,19 @@ def _target(output: str) -> Path | None:
     return path
 
 
-def _write_stream(tts: Revox, text: str, voice: Voice, options: dict[str, Any]) -> tuple[float, bool, str]:
+def _write_raw(parts: Iterator[Audio], progress: ProgressCallback) -> str:
+    """Write samples to standard output as they come; returns the SHA-256 of all."""
     import hashlib
-
-    from rich.console import Console
 
     from revox.progress import Progress
     from revox.speech import encode_audio
 
-    seconds, cut, digest = 0.0, False, hashlib.sha256()
-    with show_progress(Console(stderr=True)) as progress:
-        for chunk in tts.stream(text, voice, **options):
-            data, _ = encode_audio(chunk, "pcm")
-            digest.update(data)
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
-            seconds, cut = seconds + chunk.seconds, chunk.truncated
-            progress(Progress("speaking", round(12.5 * seconds), facts={"seconds": seconds}))
-    if not seconds:
-        _refuse_silence()
-    return seconds, cut, digest.hexdigest()
-
-
-def _refuse_silence() -> None:
-    from revox.synthesis.errors import SpeakError
-
-    raise SpeakError("the model ended without a sound and nothing was written; try another text or voice")
-
-
-def _why_cut(seconds: float, max_seconds: float | None) -> str:
-    if max_seconds is not None and seconds + 0.08 > max_seconds:
-        return f"stopped at --max-seconds {max_seconds:g}: the model had not finished"
-    return (
-        f"the model did not end by itself: it ran to the limit after {seconds:.1f} s, so the text may be cut "
-        "off or the end may babble; try another --seed, or speak the text in parts"
-    )
+    seconds, digest = 0.0, hashlib.sha256()
+    for part in parts:
+        data, _ = encode_audio(part, "pcm")
+        digest.update(data)
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        seconds += part.seconds
+        progress(Progress("speaking", round(12.5 * seconds), facts={"seconds": seconds}))
+    return digest.hexdigest()

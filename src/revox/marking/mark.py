@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import BinaryIO
 
 from revox.marking.manifest import MEDIA_TYPES, add_manifest
@@ -10,7 +11,7 @@ from revox.marking.record import MarkRecord
 from revox.marking.signer import Signer
 from revox.marking.tags import add_tags
 from revox.speech import Audio, encode_audio, format_for
-from revox.speech.write import write_bytes
+from revox.speech.write import encode_parts, write_bytes
 
 
 def how_marked(format: str, signer: Signer | None) -> str:
@@ -40,7 +41,7 @@ def mark_bytes(data: bytes, format: str, *, record: MarkRecord, signer: Signer |
 
 def write_marked(
     target: str | os.PathLike[str] | BinaryIO,
-    audio: Audio,
+    audio: Audio | Iterable[Audio],
     format: str | None = None,
     *,
     record: MarkRecord | None,
@@ -48,11 +49,15 @@ def write_marked(
 ) -> tuple[bytes, int]:
     """Encode `audio`, mark it (unless `record` is None) and write it to a path or a binary file.
 
-    A path is replaced in one step. Returns the bytes written and the number of samples clipped. Raises
-    AudioError as `revox.speech.write_audio` does, and MarkError.
+    Parts of one audio, which may come while it is made, are encoded as they come. A path is replaced in one
+    step. Returns the bytes written and the number of samples clipped. Raises AudioError as
+    `revox.speech.write_audio` does, and MarkError.
     """
     name = format_for(target, format)
-    data, clipped = encode_audio(audio, name)
+    if isinstance(audio, Audio):
+        data, clipped = encode_audio(audio, name)
+    else:
+        data, clipped = encode_parts(audio, name)
     if record is not None:
         data = mark_bytes(data, name, record=record, signer=signer)
     write_bytes(target, data)

@@ -131,10 +131,21 @@ class AcousticTransformer(nn.Module):
         return x
 
     def frame(
-        self, hidden: Tensor, noise: Tensor, cfg_alpha: float | Tensor = 1.2, steps: int | None = None
+        self,
+        hidden: Tensor,
+        noise: Tensor,
+        cfg_alpha: float | Tensor = 1.2,
+        steps: int | None = None,
+        may_end: Tensor | None = None,
     ) -> Tensor:
-        """Ids `[batch, 37]` of one frame; an ended item (semantic id 1) carries acoustic ids 2."""
-        semantic = self.semantic_logits(hidden).argmax(dim=-1)
+        """Ids `[batch, 37]` of one frame; an ended item (semantic id 1) carries acoustic ids 2.
+
+        Items whose `may_end` `[batch]` is false take the most likely code that is not the end.
+        """
+        logits = self.semantic_logits(hidden)
+        if may_end is not None:
+            logits[..., END_AUDIO_ID].masked_fill_(~may_end, float("-inf"))
+        semantic = logits.argmax(dim=-1)
         point = self.flow(hidden, noise, cfg_alpha, steps).clamp(-1, 1)
         levels = (((point + 1) / 2) * (self.levels - 1)).round().long()
         levels = levels.masked_fill((semantic == END_AUDIO_ID)[:, None], 0)

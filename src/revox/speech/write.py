@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -95,24 +97,40 @@ def encode_audio(audio: Audio, format: str = "wav", bit_rate: int | None = None)
 
     `bit_rate` is in bits/s; by default the format's own.
     """
-    import av
-
     kind = FORMATS[format_for(None, format)]
-    if not np.isfinite(audio.samples).all():
-        raise AudioError("The audio contains samples that are not finite numbers; it cannot be written.")
-    if not audio.samples.size:
-        raise AudioError("There are no samples to write; the audio is empty.")
     if kind.rates and audio.rate not in kind.rates:
         audio = audio.at(next((rate for rate in kind.rates if rate >= audio.rate), kind.rates[-1]))
-    file = io.BytesIO()
+    starts = range(0, len(audio.samples), audio.rate)
+    parts = (Audio(audio.samples[start : start + audio.rate], audio.rate) for start in starts)
+    return encode_parts(parts, format, bit_rate)
+
+
+def encode_parts(
+    parts: Iterable[Audio], format: str = "wav", bit_rate: int | None = None
+) -> tuple[bytes, int]:
+    """As `encode_audio`, of parts of one audio that may come while it is made.
+
+    Raises AudioError as `write_audio` does, and where the format does not know the parts' rate.
+    """
+    import av
+
+    file, parts = io.BytesIO(), (part for part in parts if part.samples.size)
+    first = next(parts, None)
+    if first is None:
+        raise AudioError("There are no samples to write; the audio is empty.")
+    rate = first.rate
     try:
-        with AudioEncoder(file, kind, audio.rate, bit_rate) as encoder:
-            for start in range(0, len(audio.samples), audio.rate):
-                encoder.write(audio.samples[start : start + audio.rate])
+        with AudioEncoder(file, FORMATS[format_for(None, format)], rate, bit_rate) as encoder:
+            for part in chain([first], parts):
+                if not np.isfinite(part.samples).all():
+                    raise AudioError(
+                        "The audio contains samples that are not finite numbers; it cannot be written."
+                    )
+                encoder.write(part.samples)
     except (av.error.FFmpegError, ValueError) as error:
-        raise AudioError(
-            f"Audio at {audio.rate} Hz cannot be written as {format} ({error}); try wav."
-        ) from None
+        if not (isinstance(error, av.error.FFmpegError) or type(error) is ValueError):
+            raise  # of whoever makes the parts
+        raise AudioError(f"Audio at {rate} Hz cannot be written as {format} ({error}); try wav.") from None
     return file.getvalue(), encoder.clipped
 
 

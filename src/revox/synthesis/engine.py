@@ -52,12 +52,26 @@ def noise_of(seed: int, acoustic_dim: int) -> Tensor:
     return torch.randn(MAX_FRAMES, acoustic_dim, generator=generator, device="cpu", dtype=torch.float32)
 
 
+def check_ranges(seed: int, cfg_alpha: float, max_frames: int | None) -> None:
+    """Raise SpeakError when what is asked of the model is out of range."""
+    low, high = CFG_RANGE
+    if not (math.isfinite(cfg_alpha) and low <= cfg_alpha <= high):
+        raise SpeakError(
+            f"cfg {cfg_alpha:g} is out of range: {low:g} to {high:g} is possible, {DEFAULT_CFG:g} is usual"
+        )
+    if not -(2**63) <= seed < 2**64:
+        raise SpeakError(f"the seed {seed} is out of range: take a whole number below 2^64")
+    if max_frames is not None and max_frames < 1:
+        raise SpeakError("the longest duration allowed is below one frame (80 ms); allow more")
+
+
 @dataclass(frozen=True)
 class Request:
     """A prompt `[time, dim]` to speak, and how.
 
     `seed` decides between equally good ways of saying it, `max_frames` (of 80 ms) is the longest that it may
-    take, `cfg_alpha` the scale of classifier-free guidance, where 1 is none.
+    take, `min_frames` the shortest (the model's end before it is passed over; 0 is what serving does),
+    `cfg_alpha` the scale of classifier-free guidance, where 1 is none.
     Raises SpeakError when a value is out of range or the prompt leaves no room to speak.
     """
 
@@ -65,18 +79,10 @@ class Request:
     seed: int = 0
     max_frames: int | None = None
     cfg_alpha: float = DEFAULT_CFG
+    min_frames: int = 0
 
     def __post_init__(self) -> None:
-        low, high = CFG_RANGE
-        if not (math.isfinite(self.cfg_alpha) and low <= self.cfg_alpha <= high):
-            raise SpeakError(
-                f"cfg {self.cfg_alpha:g} is out of range: {low:g} to {high:g} is possible, "
-                f"{DEFAULT_CFG:g} is usual"
-            )
-        if not -(2**63) <= self.seed < 2**64:
-            raise SpeakError(f"the seed {self.seed} is out of range: take a whole number below 2^64")
-        if self.max_frames is not None and self.max_frames < 1:
-            raise SpeakError("the longest duration allowed is below one frame (80 ms); allow more")
+        check_ranges(self.seed, self.cfg_alpha, self.max_frames)
         if self.room < 1:
             raise SpeakError(
                 f"a prompt of {len(self.prompt)} positions leaves none of {MAX_POSITIONS} for speech"
@@ -230,7 +236,9 @@ class Engine:
         hidden = self._hidden_states(first, stop)
         noise = torch.stack([one.noise[len(one.frames)] for one in taking_part])
         alphas = torch.tensor([one.request.cfg_alpha for one in taking_part], device=noise.device)
-        ids = self.model.acoustic_transformer.frame(hidden, noise, alphas, self.flow_steps)
+        may_end = [len(one.frames) >= one.request.min_frames for one in taking_part]
+        ends = None if all(may_end) else torch.tensor(may_end, device=noise.device)
+        ids = self.model.acoustic_transformer.frame(hidden, noise, alphas, self.flow_steps, ends)
         ended = (ids[:, 0] == END_AUDIO_ID).tolist()
         for one, frame, end in zip(taking_part, ids, ended, strict=True):
             one.hidden = None

@@ -1,0 +1,414 @@
+"""A text of any length -> speech: pieces spoken in batches, bad takes spoken again, the rest joined.
+
+`LongSpeech` decides what to speak next and joins what comes; it runs no model. `speak_pieces` runs one on an
+`Engine`; the server runs one on its engine's thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+import numpy as np
+from torch import Tensor
+
+from revox.model.config import CodecConfig
+from revox.progress import Progress, ProgressCallback, ignore_progress
+from revox.speech import Audio
+from revox.synthesis.engine import DEFAULT_CFG, Engine, Generation, Request, check_ranges, chunk_ends
+from revox.synthesis.errors import SpeakError
+from revox.synthesis.split import DEFAULT_MAX_CHARS, TextPiece, split_text
+from revox.synthesis.takes import TakeCheck, TakeWarning
+
+DEFAULT_TAKES = 3
+TAKES_RANGE = (1, 10)
+BATCH = 8
+"""Pieces of one text that are spoken together."""
+AHEAD = 2
+"""The same where the first is streamed: it, and the next, which is then judged before it is needed."""
+LEVEL_FRAMES = 50
+"""Frames (of 80 ms) from which a piece's level is taken."""
+LEVEL_STEP = 1.5
+LEVEL_LIMIT = 8.0
+"""Differences of level in dB below the first are left as they are; no more than the second is evened out."""
+FADE_SECONDS = 0.01
+_WHOLE_CHUNK = 50
+_SEED_STEP = 1_000_003
+
+
+@dataclass(frozen=True)
+class SpeechSettings:
+    """How a text is spoken.
+
+    seed: the same seed says it in the same way. cfg: the strength of classifier-free guidance, 0 to 10; 1 is
+    none. flow_steps: Euler steps for a frame's acoustic codes, 1 to 100; None is the checkpoint's own, 7.
+    max_seconds: the longest speech. max_chars: the longest piece of text spoken at a time. takes: how often a
+    piece is spoken at most until it is good; 1 gives the model's first take as it is, with the codes that
+    vllm-omni gives.
+
+    Raises SpeakError when a value is out of range.
+    """
+
+    seed: int = 0
+    cfg: float = DEFAULT_CFG
+    flow_steps: int | None = None
+    max_seconds: float | None = None
+    max_chars: int = DEFAULT_MAX_CHARS
+    takes: int = DEFAULT_TAKES
+
+    def __post_init__(self) -> None:
+        low, high = TAKES_RANGE
+        if not low <= self.takes <= high:
+            raise SpeakError(f"{self.takes} takes are out of range: {low} to {high} are possible")
+
+
+def pieces_of(text: str, settings: SpeechSettings) -> list[TextPiece]:
+    """What is spoken one after the other. Raises SpeakError when there is nothing to speak."""
+    pieces = split_text(text, settings.max_chars)
+    if not any(piece.text for piece in pieces):
+        raise SpeakError("the text is empty; give at least one word to speak")
+    return pieces
+
+
+@dataclass(eq=False)
+class Take:
+    """One way of speaking a piece: what to ask of the engine, and what it made so far.
+
+    `stopped`: it is not needed any more; leave it. `finished`: it ended, or met its limit (`truncated`).
+    """
+
+    text: str
+    seed: int
+    cfg: float
+    check: TakeCheck
+    min_frames: int
+    max_frames: int | None
+    stopped: bool = False
+    finished: bool = False
+    truncated: bool = False
+    chunks: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def samples(self) -> int:
+        """Samples made so far."""
+        return sum(map(len, self.chunks))
+
+    def request(self, prompt: Tensor) -> Request:
+        """What to ask of the engine, for the prompt of `text`."""
+        return Request(prompt, self.seed, self.max_frames, self.cfg, self.min_frames)
+
+
+@dataclass(eq=False)
+class _Slot:
+    """A piece in its turn. `number` is the piece's, from 1, of which it may be a part."""
+
+    piece: TextPiece
+    number: int
+    tries: int = 0
+    take: Take | None = None
+    bad: list[Take] = field(default_factory=list)
+    released: int = 0  # chunks of `take`
+    gain: float = 1.0
+    finished: bool = False
+
+
+class LongSpeech:
+    """Speaks `pieces` by takes that somebody else runs: start those of `next_takes`, `push` what they make,
+    and take the `samples` that are ready, until `done`.
+
+    streaming: the first piece's samples are ready as they are made, and a later piece's once its level is
+    known; a piece is spoken again only before that. Otherwise every piece is ready when it is good.
+
+    `truncated` says at the end that speech is missing, because of `max_frames` (of the whole) or a piece that
+    never ended; `warnings` what no take said well.
+    """
+
+    def __init__(
+        self,
+        pieces: Sequence[TextPiece],
+        settings: SpeechSettings,
+        codec: CodecConfig,
+        *,
+        max_frames: int | None = None,
+        streaming: bool = False,
+        together: int = BATCH,
+    ) -> None:
+        check_ranges(settings.seed, settings.cfg, max_frames)
+        self._settings, self._codec = settings, codec
+        self._streaming, self._together = streaming, together
+        self._max_frames = max_frames
+        self._slots = [_Slot(piece, number) for number, piece in enumerate(pieces, 1)]
+        self._ready: list[np.ndarray] = []
+        self._tail = np.zeros(0, np.float32)  # held back: the end of a piece fades
+        self._given = 0  # samples
+        self._level: float | None = None
+        self._first = True
+        self._spoken = 0  # samples, without the silence between pieces
+        self.truncated = False
+        self.warnings: list[TakeWarning] = []
+        self._release()
+
+    @property
+    def done(self) -> bool:
+        """Nothing more comes, when `samples` are taken."""
+        return not self._slots
+
+    @property
+    def frames(self) -> int:
+        """Frames of speech that were handed on."""
+        return self._spoken // self._codec.samples_per_frame
+
+    def next_takes(self) -> list[Take]:
+        """The takes to start now."""
+        together = 1 if self._streaming and self._first else self._together
+        takes = []
+        for slot in self._slots[:together]:
+            if slot.take is None and not slot.finished:
+                slot.take = self._take(slot)
+                takes.append(slot.take)
+        return takes
+
+    def push(
+        self, take: Take, semantic: np.ndarray, samples: np.ndarray, *, ended: bool, truncated: bool
+    ) -> None:
+        """Frames that a take has made: semantic codes `[n]` and samples `[n * samples_per_frame]`, float32.
+
+        ended, truncated: no more come, because the model ended or the take met its limit.
+        """
+        slot = next((slot for slot in self._slots if slot.take is take), None)
+        if slot is None:
+            return
+        if len(samples):
+            take.chunks.append(samples)
+            take.check.push(semantic, samples)
+        if ended or truncated:
+            self._finish(slot, take, truncated)
+        elif take.check.fault is not None and self._may_retry(slot):
+            self._speak_again(slot)
+        self._release()
+
+    def samples(self) -> np.ndarray:
+        """What became ready since the last call, float32; it may be empty."""
+        ready, self._ready = self._ready, []
+        return np.concatenate(ready) if ready else np.zeros(0, np.float32)
+
+    def _take(self, slot: _Slot) -> Take:
+        settings, text = self._settings, slot.piece.text
+        check = TakeCheck(text, self._codec)
+        limits, least = [self._max_frames], 0
+        if settings.takes > 1:
+            limits.append(check.max_frames)
+            least = check.min_frames
+        most = min((limit for limit in limits if limit is not None), default=None)
+        seed = settings.seed + _SEED_STEP * slot.tries
+        seed = seed if slot.tries == 0 else seed % 2**63
+        cfg = settings.cfg if slot.tries < 3 else min(1.25 * settings.cfg, 10.0)
+        return Take(text, seed, cfg, check, least if most is None else min(least, most), most)
+
+    def _may_retry(self, slot: _Slot) -> bool:
+        return slot.tries + 1 < self._settings.takes and not slot.released
+
+    def _finish(self, slot: _Slot, take: Take, truncated: bool) -> None:
+        take.finished, take.truncated = True, truncated
+        limit = self._max_frames
+        if not (truncated and limit is not None and take.samples >= limit * self._codec.samples_per_frame):
+            take.check.finish(ended=not truncated)
+        fault = take.check.fault
+        if fault is not None and self._may_retry(slot):
+            self._speak_again(slot)
+            return
+        if fault is not None:
+            if not slot.released:
+                take = slot.take = min([*slot.bad, take], key=_badness)
+            check = take.check
+            assert check.fault is not None
+            self.warnings.append(TakeWarning(slot.number, take.text, check.fault, check.message))
+        slot.finished, slot.bad = True, []
+
+    def _speak_again(self, slot: _Slot) -> None:
+        """Another way of speaking: first other noise, then in two parts, then with more guidance."""
+        take = slot.take
+        assert take is not None
+        take.stopped = True
+        slot.bad.append(take)
+        slot.take = None
+        slot.tries += 1
+        if slot.tries != 2 or len(take.text) < 40:
+            return
+        parts = split_text(take.text, max(20, int(0.6 * len(take.text))))
+        place = self._slots.index(slot)
+        pauses = [part.pause for part in parts[:-1]] + [slot.piece.pause]
+        self._slots[place : place + 1] = [
+            _Slot(TextPiece(part.text, pause), slot.number, slot.tries)
+            for part, pause in zip(parts, pauses, strict=True)
+        ]
+
+    def _release(self) -> None:
+        """Hand on what is final of the pieces in turn."""
+        while self._slots:
+            slot = self._slots[0]
+            if not slot.piece.text:
+                slot.finished = True
+            if not slot.finished and not self._is_released_early(slot):
+                return
+            chunks = slot.take.chunks[slot.released :] if slot.take is not None else []
+            if chunks:
+                self._hand_on(slot, np.concatenate(chunks))
+            if not self._slots or not slot.finished:
+                return
+            self._end_piece(slot)
+
+    def _is_released_early(self, slot: _Slot) -> bool:
+        if not self._streaming or slot.take is None:
+            return False
+        enough = LEVEL_FRAMES * self._codec.samples_per_frame
+        return self._first or slot.released > 0 or slot.take.samples >= enough
+
+    def _hand_on(self, slot: _Slot, samples: np.ndarray) -> None:
+        assert slot.take is not None
+        if not slot.released:
+            whole = np.concatenate(slot.take.chunks)[: LEVEL_FRAMES * self._codec.samples_per_frame]
+            slot.gain = self._gain(whole)
+            if not self._first:
+                samples = _faded(samples, self._fade, start=True)
+        slot.released, before = len(slot.take.chunks), len(self._tail)
+        samples = np.concatenate((self._tail, samples * np.float32(slot.gain) if slot.gain != 1 else samples))
+        self._tail = samples[:0]
+        room = self._room
+        last = slot.finished
+        if room is not None and len(samples) > room:
+            samples, last = samples[:room], True
+            self.truncated, self._slots = True, []
+            samples = _faded(samples, self._fade)
+        elif last and slot.take.truncated:
+            self.truncated = True
+            samples = _faded(samples, self._fade)
+        elif len(self._slots) > 1:
+            if last:
+                samples = _faded(samples, self._fade)
+            else:
+                self._tail, samples = samples[-self._fade :], samples[: -self._fade]
+        self._spoken += len(samples) + len(self._tail) - before
+        self._first = False
+        self._give(samples)
+        if self._room == 0 and len(self._slots) > 1:
+            self.truncated, self._slots = True, []
+
+    def _end_piece(self, slot: _Slot) -> None:
+        self._slots.pop(0)
+        if len(self._tail):  # its end came without a sample
+            tail, self._tail = self._tail, self._tail[:0]
+            self._give(_faded(tail, self._fade))
+        pause = round(slot.piece.pause * self._codec.sampling_rate)
+        room = self._room
+        if room is not None:
+            pause = min(pause, room)
+            if room == pause and self._slots:
+                self.truncated, self._slots = True, []
+        if pause:
+            self._give(np.zeros(pause, np.float32))
+
+    @property
+    def _fade(self) -> int:
+        return int(FADE_SECONDS * self._codec.sampling_rate)
+
+    @property
+    def _room(self) -> int | None:
+        """Samples that may still be given."""
+        if self._max_frames is None:
+            return None
+        return self._max_frames * self._codec.samples_per_frame - self._given
+
+    def _give(self, samples: np.ndarray) -> None:
+        self._given += len(samples)
+        self._ready.append(samples)
+
+    def _gain(self, samples: np.ndarray) -> float:
+        level = _speech_level(samples, self._codec.sampling_rate)
+        if level is None:
+            return 1.0
+        if self._level is None:
+            self._level = level
+        step = self._level - level
+        if abs(step) < LEVEL_STEP:
+            return 1.0
+        return float(10 ** (np.clip(step, -LEVEL_LIMIT, LEVEL_LIMIT) / 20))
+
+
+def _badness(take: Take) -> tuple[bool, float]:
+    """Takes that were stopped lack words; of the others the best is nearest to the expected length."""
+    seconds = max(take.check.seconds, 0.04)
+    return not take.finished, abs(float(np.log(seconds / max(take.check.expected, 0.1))))
+
+
+def _speech_level(samples: np.ndarray, rate: int) -> float | None:
+    """Power in dB of the 20 ms windows within 20 dB of the loudest; None for silence."""
+    window = rate // 50
+    if len(samples) < window:
+        return None
+    power = np.mean(samples[: len(samples) // window * window].reshape(-1, window) ** 2, axis=1)
+    if power.max() < 1e-8:
+        return None
+    return float(10 * np.log10(power[power > 0.01 * power.max()].mean()))
+
+
+def _faded(samples: np.ndarray, fade: int, start: bool = False) -> np.ndarray:
+    """With the last (or first) `fade` samples going to (or coming from) zero, along a raised cosine."""
+    size = min(fade, len(samples))
+    ramp = (0.5 + 0.5 * np.cos(np.pi * np.arange(1, size + 1) / size)).astype(np.float32)
+    samples = samples.copy()
+    if start:
+        samples[:size] *= ramp[::-1]
+    else:
+        samples[len(samples) - size :] *= ramp
+    return samples
+
+
+def speak_pieces(
+    engine: Engine,
+    speech: LongSpeech,
+    prompt_of: Callable[[str], Tensor],
+    *,
+    streaming: bool = False,
+    progress: ProgressCallback = ignore_progress,
+) -> Iterator[Audio]:
+    """Run a speech on an engine of its own; gives audio as it becomes ready.
+
+    `prompt_of` makes the prompt `[time, dim]` of a piece. `progress` counts frames made.
+    """
+    codec = engine.model.config.codec
+    running: dict[Generation, Take] = {}
+    ends: dict[Generation, Iterator[int]] = {}
+    due: dict[Generation, int] = {}
+    frames = 0
+    try:
+        while True:
+            samples = speech.samples()
+            if len(samples):
+                yield Audio(samples, codec.sampling_rate, truncated=speech.done and speech.truncated)
+            if speech.done:
+                return
+            takes = speech.next_takes()
+            joined = engine.join([take.request(prompt_of(take.text)) for take in takes])
+            for one, take in zip(joined, takes, strict=True):
+                running[one] = take
+                ends[one] = chunk_ends() if streaming else count(_WHOLE_CHUNK, _WHOLE_CHUNK)
+                due[one] = next(ends[one])
+            for one in engine.step():
+                frames += not one.ended
+                if one.done or len(one.frames) >= due[one]:
+                    due[one] = next(ends[one])
+                    take = running[one]
+                    start = take.samples // codec.samples_per_frame
+                    made = engine.decode(one, start).cpu().numpy()
+                    semantic = one.codes(start)[0].cpu().numpy()
+                    speech.push(take, semantic, made, ended=one.ended, truncated=one.truncated)
+            for one, take in list(running.items()):
+                if one.done or take.stopped:
+                    engine.leave(one)
+                    del running[one]
+            progress(Progress("speaking", frames, facts={"seconds": frames / codec.frame_rate}))
+    finally:
+        for one in running:
+            engine.leave(one)
