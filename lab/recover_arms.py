@@ -237,8 +237,8 @@ def ablations(base: Arm) -> list[Arm]:
     A loss that is on is switched off. Of those that are off, the discriminators' is switched on (light ones,
     from half the time on), the speaker's (with the project's own small network), Whisper's distillation, soft
     labels of a student, and matched hidden states. Further ablations: pairs without all-pass augmentation,
-    other augmentation, Muon, the decoder's transposed weights as a start, pseudo-labels found by inversion,
-    and a moving average of the weights.
+    other augmentation, Muon, the decoder's transposed weights or a scaled last layer as a start,
+    pseudo-labels found by inversion, and a moving average of the weights.
     """
     settings = base.settings(10, 0)
     weights = settings.weights
@@ -272,6 +272,7 @@ def ablations(base: Arm) -> list[Arm]:
         ("with-hidden", "with matched hidden states", {"hidden": 0.5}, {}),
         ("with-muon", "with Muon", {}, {"optimizer": "muon"}),
         ("with-transposed", "with the decoder's weights as a start", {}, {"start": "decoder"}),
+        ("with-scale", "scaled at the start", {}, {"scaled_start": True}),
         ("with-augmentation", "with augmentation", {}, {"augmentation": AUGMENTATION}),
     ]
     for name, title, changed_weights, training in switched_on:

@@ -19,6 +19,8 @@ CODECS = {"codec", "audio_tokenizer", "quantizer", "original", "served", "restor
 EXEMPT = {
     # Losses: gradients through the encoder.
     "revox.training.encoder.EncoderTrainer.__init__": {"encode_latents"},
+    # The scale of an encoder that is about to be trained.
+    "revox.training.initial.scale_latents": {"encode_latents"},
     "revox.training.soft_labels.Ensemble.posterior": {"encode_latents"},
     "lab.codec_training.ReferenceEncoderTrainer.losses": {"encode_latents"},
     "lab.codec_training.JointTrainer.latents": {"encode_latents"},

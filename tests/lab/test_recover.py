@@ -894,11 +894,19 @@ def test_an_ablation_changes_one_loss_and_nothing_else():
             "with-student": {"students"},
             "with-muon": {"optimizer"},
             "with-transposed": {"start"},
+            "with-scale": {"scaled_start"},
             "with-augmentation": {"augmentation"},
         }
         which = arm.name.removeprefix(f"{GOALS_FOR}-")
         assert others == settings.get(which, set()), arm.name
-        none = ("no-all-pass", "with-average", "with-pseudo-labels", "with-muon", "with-transposed")
+        none = (
+            "no-all-pass",
+            "with-average",
+            "with-pseudo-labels",
+            "with-muon",
+            "with-transposed",
+            "with-scale",
+        )
         alone = dict.fromkeys((*none, "with-augmentation"), 0) | {"with-student": 2}
         assert len(weights) == alone.get(which, 1), arm.name
         assert arm.name not in seen

@@ -536,6 +536,30 @@ def test_nothing_is_learned_from_the_padding_of_short_clips(tmp_path: Path, monk
     assert int(run.use.sum()) == 8 + 2
 
 
+def test_nothing_is_learned_after_the_end_of_short_recordings_with_pseudo_labels(tmp_path: Path):
+    def gradients(of_the_end: float) -> tuple[Tensor, dict[str, float]]:
+        run = trainer(tmp_path, clips=0, pairs=0, pseudo_labels=1, weights={"diversity": 0})
+        wave, codes = labelled()[0]
+        run.data.pseudo_labeled = [(wave[: 3 * 1920], codes[:, :3])]
+        balancer, found = run.balancers["latent"], {}
+        combine = balancer.combine
+        balancer.combine = lambda g: (found.update(g), combine(g))[1]
+        padded = run._batch()
+        assert padded[1].shape == (1, 37, 8)
+        padded[0][:, 3 * 1920 :] = of_the_end
+        run._batch = lambda: padded
+        row = run.step()
+        assert all(float(one[:, 3:].abs().max()) == 0 for one in found.values())
+        assert all(float(one[:, :3].abs().max()) > 0 for one in found.values())
+        assert int(run.use.sum()) == 3
+        return found["semantic"], row
+
+    silent, row = gradients(0.0)
+    noisy, other = gradients(0.3)
+    torch.testing.assert_close(silent, noisy)
+    assert row["agreement"] == other["agreement"]
+
+
 # Options of experiments
 
 
@@ -653,6 +677,19 @@ def test_the_transposed_decoder_is_its_adjoint():
     down = torch.nn.functional.conv1d(z, own[0].conv.weight, stride=2)
     torch.testing.assert_close((up * z).sum(), (x * down).sum(), rtol=1e-4, atol=1e-4)
     assert torch.isfinite(codec.encode_latents(0.1 * torch.randn(1, 8 * 1920))).all()
+
+
+def test_a_scaled_start_gives_latents_the_deviations_of_the_right_codes(tmp_path: Path):
+    run = trainer(tmp_path, scaled_start=True)
+    codes, audio = run.pairs.draw(16, run.frames, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        latents = run.codec.encode_latents(audio)
+    dim = run.codec.config.semantic_dim
+    rows = run.table[codes[:, 0].flatten()]
+    torch.testing.assert_close(latents[:, :dim].std(dim=(0, 2)), rows.std(dim=0), rtol=1e-3, atol=1e-4)
+    values = torch.atanh((codes[:, 1:] / 10 - 1).clamp(-0.95, 0.95))
+    wanted = values.std(dim=(0, 2)).clamp_min(0.05)
+    torch.testing.assert_close(latents[:, dim:].std(dim=(0, 2)), wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_muon_takes_the_matrices_and_adamw_the_rest(tmp_path: Path):

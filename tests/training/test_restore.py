@@ -170,7 +170,11 @@ def test_recordings_are_inverted_once_and_kept_as_they_are_found(
         for changes in ({"stamp": "b"}, {"seed": 1}, {"inversion_steps": 2}):
             inverted(1, **changes)
             assert len(asked) == 1, changes
+    whole = inverted(1, seconds=3.2)
+    [(wave, codes)] = whole
+    assert len(wave) == 1920 * codes.shape[1] < 3.2 * 24000  # the clips are shorter: no silence after them
     first = cache / "000000.safetensors"
+    inverted(1)
     first.write_bytes(first.read_bytes()[:200])
     inverted(1)
     assert len(asked) == 1  # damaged: inverted again

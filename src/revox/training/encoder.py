@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
 from revox.checkpoint.encoder_file import ENCODER_FILE, RECORD_KEY
@@ -52,7 +53,7 @@ from revox.training.balance import GradientBalancer
 from revox.training.data import ClipBatch, ClipBatches
 from revox.training.errors import TrainingError
 from revox.training.hidden_states import HiddenStates, captured
-from revox.training.initial import initialize, transpose_decoder
+from revox.training.initial import initialize, scale_latents, transpose_decoder
 from revox.training.optimizers import encoder_optimizer
 from revox.training.quantize import acoustic_draws, quantize_drawn, quantize_semantic
 from revox.training.run import Run
@@ -70,6 +71,7 @@ from revox.training.validation import (
 )
 from revox.training.world import World
 
+PADDING = -1  # in place of the codes of frames after the end of a recording
 _WAVEFORM_LOSSES = ("mel", "stft", "waveform", "feature", "speaker")
 _LATENT_LOSSES = (
     "reconstruction", "semantic", "acoustic", "commitment", "diversity", "distillation", "soft_semantic",
@@ -82,7 +84,8 @@ class TrainingData:
     """What a run learns from.
 
     `codes` `[37, frames]` each are the model's own, its presets' and its speech, for pairs. `recordings` are
-    endless. `pseudo_labeled` are recordings `[samples]` with the codes `[37, frames]` that inversion found.
+    endless. `pseudo_labeled` are recordings `[samples]` with the codes `[37, frames]` that inversion found;
+    short ones have fewer frames than an item.
     """
 
     codes: Sequence[Tensor]
@@ -200,6 +203,9 @@ class EncoderTrainer(Run):
             PairSettings(pair.shortest, pair.longest, pair.mixed, pair.offset, pair.jitter, pair.replace),
         )
         self.frequencies = (self.pairs.counts / self.pairs.counts.sum()).to(self.device)
+        if settings.scaled_start:
+            of_pairs = self.pairs.draw(16, self.frames, torch.Generator().manual_seed(settings.seed))
+            scale_latents(self.codec, *of_pairs)
         self.averaged: AveragedModel | None = None
         if settings.average:
             self.averaged = moving_average(_encoder_of(self.codec), settings.average)
@@ -272,14 +278,18 @@ class EncoderTrainer(Run):
             nearest = torch.cdist(self._split(z)[0].flatten(0, 1), self.table).argmin(-1).view(z.shape[:2])
         if len(codes):
             semantic, acoustic = self._split(z[clips:])
-            losses.add("semantic", semantic_loss(semantic, codes[:, 0], self.table, self.sharpness))
-            losses.add("acoustic", acoustic_loss(acoustic, codes[:, 1:], self.levels))
-            losses.values["agreement"] = (nearest[clips:] == codes[:, 0]).float().mean()
+            known = codes[:, 0] != PADDING
+            right, levels = codes[:, 0][known], codes[:, 1:].transpose(1, 2)[known]
+            losses.add("semantic", semantic_loss(semantic[known], right, self.table, self.sharpness))
+            losses.add("acoustic", acoustic_loss(acoustic[known][None], levels.T[None], self.levels))
+            losses.values["agreement"] = (nearest[clips:][known] == right).float().mean()
         if recordings is not None:
             self._recording_losses(losses, real[:clips], recordings)
         inside = self._inside(recordings, self.frames)
+        if inside is None and settings.pseudo_labels:
+            inside = torch.ones((clips, self.frames), dtype=torch.bool, device=self.device)
         if inside is not None:
-            inside = torch.cat((inside, inside.new_ones(len(codes), self.frames)))
+            inside = torch.cat((inside, codes[:, 0] != PADDING))
         if settings.weights.commitment > 0:
             # Towards the right row where it is known, else the nearest.
             latent, rows = self._split(z)[0], torch.cat((nearest[:clips], codes[:, 0]))
@@ -315,7 +325,7 @@ class EncoderTrainer(Run):
 
     def _batch(self) -> tuple[Tensor, Tensor, ClipBatch | None]:
         """Waveforms `[clips + known, samples]`, the codes `[known, 37, frames]` of the last `known` of them
-        (pairs and pseudo-labeled recordings), and the step's recordings."""
+        (pairs and pseudo-labeled recordings; PADDING after a short one), and the step's recordings."""
         settings, samples = self.settings, self.frames * self.codec.samples_per_frame
         recordings, parts = None, []
         if settings.clips:
@@ -336,8 +346,10 @@ class EncoderTrainer(Run):
             labeled = self.data.pseudo_labeled
             drawn = torch.randint(len(labeled), (settings.pseudo_labels,), generator=self.rng)
             chosen = [labeled[int(i)] for i in drawn[self.world.part(settings.pseudo_labels)]]
-            parts.append(torch.stack([wave for wave, _ in chosen]).float().to(self.device))
-            codes = torch.cat((codes.to(self.device), torch.stack([c for _, c in chosen]).to(self.device)))
+            waves = [functional.pad(wave, (0, samples - len(wave))) for wave, _ in chosen]
+            found = [functional.pad(one, (0, self.frames - one.shape[1]), value=PADDING) for _, one in chosen]
+            parts.append(torch.stack(waves).float().to(self.device))
+            codes = torch.cat((codes.to(self.device), torch.stack(found).to(self.device)))
         return self._augmented(torch.cat(parts)), codes.to(self.device), recordings
 
     def _augmented(self, real: Tensor) -> Tensor:

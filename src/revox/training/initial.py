@@ -56,6 +56,21 @@ def transpose_decoder(codec: Codec) -> None:
         one.conv.weight = weight  # a transposed one has its weight as [in, out, taps] already
 
 
+@torch.no_grad()
+def scale_latents(codec: Codec, codes: Tensor, audio: Tensor) -> None:
+    """Scale the encoder's last convolution so that its latents of `audio` `[batch, samples]` vary as those of
+    the right `codes` `[batch, 37, frames]` do, channel by channel."""
+    found = codec.encode_latents(audio).float().std(dim=(0, 2)).clamp_min(1e-5)
+    rows = codec.quantizer.semantic_codebook.embedding[codes[:, 0].flatten()].float()
+    values = codec.quantizer.acoustic_codebook.decode(codes[:, 1:]).float()
+    # The first and last level stand for everything beyond them.
+    acoustic = torch.atanh(values.clamp(-0.95, 0.95)).std(dim=(0, 2))
+    wanted = torch.cat((rows.std(dim=0), acoustic.clamp_min(0.05)))
+    last = codec.encoder_blocks[-1]
+    assert isinstance(last, CausalConv1d)
+    last.conv.weight = last.conv.weight * (wanted / found)[:, None, None]
+
+
 def initialize(codec: Codec, seed: int, speech_level: float = 0.07) -> None:
     """Set weights with which activations start near unit size in every layer, and the codec's two ends start
     as a bank of oscillators instead of noise.

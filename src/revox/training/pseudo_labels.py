@@ -31,6 +31,8 @@ def pseudo_labeled(
 ) -> list[tuple[Tensor, Tensor]]:
     """`settings.pseudo_labeled` clips of `sources`, float16 `[samples]`, each with its codes `[37, frames]`.
 
+    They are whole frames, fewer than the settings' `seconds` where a clip is shorter.
+
     A search starts at the posterior of the student encoder, which is trained on pairs of this decoder, and
     stays near `preset_codes`: codes that only sound right would teach the encoder what the language model
     never says. Each is cached in the folder `cache` as it is found, and taken from there where `stamp`, clips
@@ -54,8 +56,8 @@ def pseudo_labeled(
         for i, clip in zip(range(settings.pseudo_labeled), clips, strict=False):
             if i < len(found):
                 continue
-            samples = clip.waveforms[0][:length]
-            samples = torch.nn.functional.pad(samples, (0, length - len(samples)))
+            frames = max(1, min(length, int(clip.lengths[0])) // codec.samples_per_frame)
+            samples = clip.fitted(length).waveforms[0, : frames * codec.samples_per_frame]
             search = CodingSettings("student", refine=settings.inversion_steps, seed=i)
             coding = find_codes(coder, samples, search)
             if coding.stopped:

@@ -104,6 +104,8 @@ class EncoderTraining(_Settings):
     """Muon takes the matrices of the transformers (`revox.training.optimizers`)."""
     start: Literal["filters", "decoder"] = "filters"
     """Initial weights: a filter bank and noise, or the decoder's transposed (`revox.training.initial`)."""
+    scaled_start: bool = False
+    """Scale the last convolution at the start, so that latents vary as those of the right codes do."""
     warmup: Count = 500
     decay_steps: Count = 40_000
     betas: tuple[float, float] = (0.8, 0.99)

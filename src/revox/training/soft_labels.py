@@ -21,7 +21,7 @@ from revox.model.voxtral import parameter_name
 from revox.progress import ProgressCallback, ignore_progress
 from revox.training.errors import TrainingError
 from revox.training.settings import EncoderTraining
-from revox.training.student import StudentTraining, student_for
+from revox.training.student import AUGMENTATION, StudentTraining, student_for
 
 
 class Ensemble:
@@ -66,7 +66,7 @@ def load_ensemble(
         training = StudentTraining(
             steps=settings.student_steps,
             width=settings.student_width,
-            augmentation=settings.augmentation,
+            augmentation=settings.augmentation if settings.augmentation.changes else AUGMENTATION,
             seed=seed,
         )
         place = folder / f"{training.width}-{training.steps}-{seed}"

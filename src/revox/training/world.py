@@ -29,7 +29,8 @@ class World:
         Raises TrainingError when there are several processes and accelerate is missing.
         """
         if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return cls(device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+            return cls(device=device or str(there or "cpu"))
         state = library("accelerate").PartialState(cpu=device == "cpu")
         return cls(state.process_index, state.num_processes, str(state.device))
 
