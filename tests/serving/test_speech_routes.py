@@ -22,7 +22,7 @@ FORMATS = ("wav", "pcm", "flac", "mp3", "aac", "opus")
 
 @pytest.fixture(scope="module")
 def alone(tts):
-    return tts.speak("Hello.", "neutral_male", seed=3, max_seconds=7 * 0.08).samples
+    return tts.speak("Hello.", "neutral_male", seed=3, takes=1, max_seconds=7 * 0.08).samples
 
 
 def _ask(talk, *bodies, path="/v1/audio/speech", **settings):
@@ -60,7 +60,7 @@ def test_two_at_once_are_each_what_they_are_alone(talk, tts, alone):
 
     first, second = talk(dialogue)
     np.testing.assert_allclose(_sound(first.content), alone, atol=1 / 32768)
-    expected = tts.speak(other["input"], other["voice"], seed=0, max_seconds=7 * 0.08).samples
+    expected = tts.speak(other["input"], other["voice"], seed=0, takes=1, max_seconds=7 * 0.08).samples
     np.testing.assert_allclose(_sound(second.content), expected, atol=1 / 32768)
 
 
@@ -266,7 +266,7 @@ def test_the_scale_of_guidance_is_taken_as_vllm_omnis_demo_sends_it(talk, tts):
         {**said, "extra_params": {"cfg_alpha": 11}},
         {**said, "extra_params": {}},
     )
-    expected = tts.speak(SAID["input"], SAID["voice"], seed=3, cfg=3.0, max_seconds=0.32).samples
+    expected = tts.speak(SAID["input"], SAID["voice"], seed=3, takes=1, cfg=3.0, max_seconds=0.32).samples
     found = np.frombuffer(more.content, "<i2")
     np.testing.assert_allclose(found, np.clip(np.rint(expected * 32768), -32768, 32767), atol=1)
     assert more.content != usual.content
@@ -506,3 +506,59 @@ def test_names_are_not_asked_for_where_keys_are_or_where_every_page_may_call(tal
     add_key(keys, "ada")
     assert talk(dialogue, api_keys=keys).status_code == 401
     assert talk(dialogue, cors_origins=("*",)).status_code == 200
+
+
+LONG = {
+    **SAID,
+    "input": "He waited in the hall until the rain had stopped, and then he left by the other door. " * 6,
+    "max_new_tokens": 400,
+}
+
+
+def test_a_long_text_is_spoken_in_pieces_as_the_library_speaks_it_whole_and_streamed(talk, tts):
+    told = []
+    options = {"seed": 3, "takes": 1, "max_seconds": 32.0}
+    expected = tts.speak(LONG["input"], LONG["voice"], report=told.append, **options)
+    answer = _ask(talk, LONG)
+    np.testing.assert_allclose(_sound(answer.content), np.clip(expected.samples, -1, 1), atol=1 / 32768)
+    assert answer.headers["x-revox-truncated"] == str(expected.truncated).lower()
+    # Random weights end when they like, long before a text of this length.
+    assert told
+    warnings = ", ".join(f"{warning.piece}:{warning.fault.value}" for warning in told)
+    assert answer.headers["x-revox-warnings"] == warnings
+    streamed = _ask(talk, {**LONG, "stream_format": "audio", "response_format": "pcm"})
+    samples = np.frombuffer(streamed.content, "<i2") / 32768
+    np.testing.assert_allclose(samples, np.clip(expected.samples, -1, 1), atol=1 / 32768)
+    *_, warning, done = _events(_ask(talk, {**LONG, "stream": True}))
+    assert (warning["type"], warning["fault"]) == ("speech.audio.warning", told[-1].fault.value)
+    assert warning["text"] in LONG["input"]
+    assert done["truncated"] == expected.truncated
+    assert done["usage"]["input_tokens"] == int(answer.headers["x-vllm-omni-input-tokens"])
+
+
+def test_bad_takes_are_spoken_again_as_often_as_the_request_or_the_server_says(talk):
+    body = {**LONG, "input": LONG["input"][:258]}
+
+    async def dialogue(client, app):
+        engine, asked = app.state.revox.engine, []
+        submit = engine.submit
+        engine.submit = lambda request, **options: asked.append(request) or submit(request, **options)
+        counts = []
+        for takes in ({}, {"takes": 1}):
+            before = len(asked)
+            assert (await client.post("/v1/audio/speech", json={**body, **takes})).status_code == 200
+            counts.append(len(asked) - before)
+        return counts, asked
+
+    counts, asked = talk(dialogue, takes=2)
+    assert counts == [2, 1]
+    assert asked[0].min_frames > 0
+    assert asked[0].seed != asked[1].seed
+    assert (asked[2].min_frames, asked[2].seed) == (0, 3)
+
+
+def test_an_item_of_a_batch_says_what_went_wrong_in_it(talk):
+    answer = _ask(talk, {"items": [LONG], "voice": "neutral_male"}, path="/v1/audio/speech/batch").json()
+    [result] = answer["results"]
+    assert {warning["piece"] for warning in result["warnings"]} <= {1, 2}
+    assert result["truncated"] in (True, False)

@@ -44,7 +44,7 @@ class Talker:
 
 
 def _samples(tts, text, seconds=0.48):
-    samples = tts.speak(text, "neutral_male", seed=3, max_seconds=seconds).samples
+    samples = tts.speak(text, "neutral_male", seed=3, takes=1, max_seconds=seconds).samples
     return np.clip(np.rint(samples * 32768), -32768, 32767)
 
 

@@ -91,6 +91,12 @@ def command(
     ] = True,
     max_queue: Annotated[int, typer.Option(min=0, help="Utterances that may wait; more are a 429.")] = 64,
     max_text_characters: Annotated[int, typer.Option(min=1, help="The longest text of a request.")] = 4096,
+    max_chars: Annotated[
+        int, typer.Option(min=20, max=2000, help="Speak at most so many characters at a time.")
+    ] = 300,
+    takes: Annotated[
+        int, typer.Option(min=1, max=10, help="Speak what goes wrong again, at most so many times in all.")
+    ] = 3,
     max_reference_seconds: Annotated[float, typer.Option(help="The longest recording.")] = 300.0,
     max_body_bytes: Annotated[int, typer.Option(min=1024, help="The largest body of a request.")] = 16 << 20,
     max_voices: Annotated[int, typer.Option(min=0, help="The most uploaded voices.")] = 1000,

@@ -40,10 +40,18 @@ STALL_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Chunk:
-    """Audio as it is made: float32 samples and the frames they stand for."""
+    """Audio as it is made: float32 samples, the semantic codes of their frames, and whether it is the last
+    because the model ended or met its limit."""
 
     samples: np.ndarray
-    frames: int
+    semantic: np.ndarray
+    ended: bool
+    truncated: bool
+
+    @property
+    def frames(self) -> int:
+        """Frames that the samples stand for."""
+        return len(self.semantic)
 
 
 class SpeechStream:
@@ -347,7 +355,8 @@ class EngineThread:
                 if stream.decoded == 0:
                     stream.first_at = time.monotonic()
                     self.metrics.first_audio.observe(stream.first_at - stream.asked_at)
-                stream.put(Chunk(samples, made - stream.decoded))
+                semantic = one.codes(stream.decoded)[0].cpu().numpy()
+                stream.put(Chunk(samples, semantic, one.ended, one.truncated))
                 stream.decoded = made
                 while stream.end <= made:
                     stream.end = next(stream.ends)
@@ -362,7 +371,10 @@ class EngineThread:
         samples = self._engine.decode(one, start).cpu().numpy()
         if not np.isfinite(samples).all():
             raise ApiError(
-                500, "the model gave sound that is not finite; try another seed", code="not_finite"
+                500,
+                "the model gave sound that is not finite; the operator should check the weights with "
+                "revox doctor",
+                code="not_finite",
             )
         return samples
 

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import aclosing, contextmanager
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,21 +15,25 @@ import numpy as np
 from revox.checkpoint.errors import VoiceError
 from revox.marking import MarkRecord, mark_bytes, stream_headers
 from revox.serving.encoding import Shape, StreamEncoder, check_rate
+from revox.serving.engine import Chunk, SpeechStream
 from revox.serving.errors import ApiError
 from revox.serving.model_routes import check_model
 from revox.serving.speech_request import SpeechOptions
 from revox.speech import Audio, encode_audio
-from revox.synthesis.engine import Request
+from revox.synthesis.longform import AHEAD, LongSpeech, SpeechSettings, Take, pieces_of
 from revox.synthesis.prompt import make_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from revox.checkpoint.voices import Voice
-    from revox.serving.engine import SpeechStream
     from revox.serving.state import ServerState
 
 log = logging.getLogger("revox.serving")
+
+TOGETHER = 4
+"""Pieces of one text that are spoken at a time for a complete file; each takes one of the server's places."""
+_NO_SAMPLES, _NO_CODES = np.zeros(0, np.float32), np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -102,41 +106,116 @@ class ResolvedRequest:
         record = self.record()
         return {"x-revox-seed": str(self.seed), **(stream_headers(record) if record is not None else {})}
 
+    @property
+    def settings(self) -> SpeechSettings:
+        """How the text is spoken: the request's wishes, or the server's settings."""
+        options, server = self.options, self.state.settings
+        return SpeechSettings(
+            self.seed,
+            options.cfg_alpha,
+            max_chars=options.max_chars or server.max_chars,
+            takes=options.takes or server.takes,
+        )
+
     async def speak(self, text: str, *, streaming: bool) -> SpeechResponse:
         """Submit `text` to the engine, in a place that is held (`EngineThread.place`).
 
         Raises ApiError on a text that cannot be spoken.
         """
         check_text(self.state, text)
-        tts, options = self.state.tts, self.options
-        prompt = await asyncio.to_thread(make_prompt, tts.model, tts.prompter, text, self.voice)
-        stream = self.state.engine.submit(
-            Request(prompt.embeddings, self.seed, options.max_new_tokens, options.cfg_alpha),
+        speech = LongSpeech(
+            await asyncio.to_thread(pieces_of, text, self.settings),
+            self.settings,
+            self.state.tts.model.config.codec,
+            max_frames=self.options.max_new_tokens,
             streaming=streaming,
-            first_frames=options.initial_codec_chunk_frames,
-            speed=options.speed or 1.0,
+            together=AHEAD if streaming else TOGETHER,
         )
-        return SpeechResponse(self, stream, prompt.text_tokens)
+        response = SpeechResponse(self, speech, streaming)
+        await response.start()
+        return response
 
 
 @dataclass
 class SpeechResponse:
-    """The audio of one text, as it comes from the engine."""
+    """The audio of one text, as its takes come from the engine."""
 
     request: ResolvedRequest
-    stream: SpeechStream
-    text_tokens: int
+    speech: LongSpeech
+    streaming: bool
+    text_tokens: int = 0
+    _reading: dict[asyncio.Task[Chunk | None], tuple[Take, SpeechStream]] = field(default_factory=dict)
 
     @property
     def usage(self) -> Usage:
         """Tokens taken and made; complete at the end."""
         positions = len(self.request.voice.embedding) if self.request.inline_reference else 0
-        return Usage(self.text_tokens, positions, self.stream.frames)
+        return Usage(self.text_tokens, positions, self.speech.frames)
 
     @property
     def headers(self) -> dict[str, str]:
-        """The usage, and whether the speech met the limit on its length; complete at the end."""
-        return {**self.usage.headers(), "x-revox-truncated": "true" if self.stream.truncated else "false"}
+        """The usage, whether speech is missing, and what no take said well; complete at the end."""
+        headers = {**self.usage.headers(), "x-revox-truncated": "true" if self.speech.truncated else "false"}
+        if warnings := self.speech.warnings:
+            headers["x-revox-warnings"] = ", ".join(f"{one.piece}:{one.fault.value}" for one in warnings[:50])
+        return headers
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        """For a JSON message: whether speech is missing, and what no take said well; complete at the end."""
+        warnings = [asdict(warning) for warning in self.speech.warnings]
+        return {"truncated": self.speech.truncated, **({"warnings": warnings} if warnings else {})}
+
+    def cancel(self) -> None:
+        """Nobody listens any more; the places are free after the next frame."""
+        for task, (_, stream) in self._reading.items():
+            task.cancel()
+            stream.cancel()
+        self._reading.clear()
+
+    async def start(self) -> None:
+        """Submit the takes whose turn it is."""
+        tts, options = self.request.state.tts, self.request.options
+        for take in self.speech.next_takes():
+            prompt = await asyncio.to_thread(
+                make_prompt, tts.model, tts.prompter, take.text, self.request.voice
+            )
+            stream = self.request.state.engine.submit(
+                take.request(prompt.embeddings),
+                streaming=self.streaming,
+                first_frames=options.initial_codec_chunk_frames,
+                speed=options.speed or 1.0,
+            )
+            self.text_tokens += prompt.text_tokens if take.attempt == 0 else 0
+            self._read(take, stream)
+
+    def _read(self, take: Take, stream: SpeechStream) -> None:
+        self._reading[asyncio.ensure_future(_next(stream))] = take, stream
+
+    async def _samples(self) -> AsyncGenerator[np.ndarray, None]:
+        """The model's samples, as they become ready. Raises ApiError when a take fails."""
+        while True:
+            samples = self.speech.samples()
+            if len(samples):
+                yield samples
+            if self.speech.done:
+                break
+            await self.start()
+            done, _ = await asyncio.wait(self._reading, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                take, stream = self._reading.pop(task)
+                chunk = task.result()
+                if chunk is None:
+                    chunk = Chunk(_NO_SAMPLES, _NO_CODES, not stream.truncated, stream.truncated)
+                self.speech.push(
+                    take, chunk.semantic, chunk.samples, ended=chunk.ended, truncated=chunk.truncated
+                )
+                if take.stopped:
+                    stream.cancel()
+                elif not take.finished:
+                    self._read(take, stream)
+        if not self.speech.frames:
+            raise _no_sound()
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
@@ -144,33 +223,32 @@ class SpeechResponse:
         outcome = "gone"
         try:
             yield
-            outcome = "truncated" if self.stream.truncated else "done"
+            outcome = "truncated" if self.speech.truncated else "done"
         except ApiError as error:
             outcome = f"failed with {error.status}"
             raise
         finally:
-            self.stream.cancel()
+            self.cancel()
             log.info(
-                "spoke for %s in voice %s: %s, %d frames in %.2f s, %s",
+                "spoke for %s in voice %s: %s, %d frames in %.2f s, %s%s",
                 self.request.asked_by,
                 self.request.voice.name,
                 self.request.options.response_format,
-                self.stream.frames,
+                self.speech.frames,
                 time.monotonic() - started,
                 outcome,
+                "".join(f", piece {one.piece} {one.message}" for one in self.speech.warnings),
             )
 
     async def whole(self) -> bytes:
         """The complete file, marked. Raises ApiError when it fails."""
         with self._listening():
             pieces, shape = [], self.request.shape
-            async for chunk in self.stream:
-                pieces.append(shape.push(chunk.samples))
+            async with aclosing(self._samples()) as parts:
+                async for samples in parts:
+                    pieces.append(shape.push(samples))
             pieces.append(shape.finish())
-            samples = np.concatenate(pieces)
-            if not samples.size:
-                raise _no_sound()
-            return await asyncio.to_thread(self._encoded, samples, shape.rate)
+            return await asyncio.to_thread(self._encoded, np.concatenate(pieces), shape.rate)
 
     def _encoded(self, samples: np.ndarray, rate: int) -> bytes:
         format = self.request.options.response_format
@@ -185,14 +263,18 @@ class SpeechResponse:
         with self._listening():
             shape = self.request.shape
             encoder = StreamEncoder(self.request.options.response_format, shape.rate)
-            async for chunk in self.stream:
-                if data := encoder.push(shape.push(chunk.samples)):
-                    yield data
-            data = encoder.push(shape.finish()) + encoder.finish()
-            if not self.stream.frames:
-                raise _no_sound()
-            if data:
+            async with aclosing(self._samples()) as parts:
+                async for samples in parts:
+                    if data := encoder.push(shape.push(samples)):
+                        yield data
+            if data := encoder.push(shape.finish()) + encoder.finish():
                 yield data
+
+
+async def _next(stream: SpeechStream) -> Chunk | None:
+    async for chunk in stream:
+        return chunk
+    return None
 
 
 async def resolve(
@@ -256,7 +338,13 @@ def check_text(state: ServerState, text: str) -> None:
 
 
 def _no_sound() -> ApiError:
-    return ApiError(500, "the model ended without a sound; try another seed", param="seed", code="no_sound")
+    return ApiError(
+        500,
+        "the model ended at its first frame, without a sound; no seed changes that: allow more takes, or "
+        "send another text or voice",
+        param="takes",
+        code="no_sound",
+    )
 
 
 def _useless(field: str, why: str) -> ApiError:

@@ -13,7 +13,9 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from revox.serving.errors import NO_EFFECT, ApiError, validation_error
-from revox.synthesis.engine import CFG_RANGE, DEFAULT_CFG, MAX_FRAMES
+from revox.synthesis.engine import CFG_RANGE, DEFAULT_CFG
+from revox.synthesis.longform import TAKES_RANGE
+from revox.synthesis.split import MAX_CHARS_RANGE
 
 
 def _without_effect(why: str, *neutral: Any) -> BeforeValidator:
@@ -94,7 +96,19 @@ class SpeechOptions(BaseModel):
         description="The same seed gives the same speech; 0 by default.",
     )
     max_new_tokens: int | None = Field(
-        default=None, ge=1, le=MAX_FRAMES, description="The limit on its length, in frames of 80 ms."
+        default=None, ge=1, le=1 << 16, description="The limit on its length, in frames of 80 ms."
+    )
+    max_chars: int | None = Field(
+        default=None,
+        ge=MAX_CHARS_RANGE[0],
+        le=MAX_CHARS_RANGE[1],
+        description="The longest piece of the text that is spoken at a time; the server's own by default.",
+    )
+    takes: int | None = Field(
+        default=None,
+        ge=TAKES_RANGE[0],
+        le=TAKES_RANGE[1],
+        description="How often a piece is spoken at most until it is good; 1 is the model's first take.",
     )
     initial_codec_chunk_frames: int | None = Field(
         default=None, ge=1, le=100, description="Frames in a stream's first chunk; 5 by default."

@@ -8,6 +8,7 @@ import json
 import logging
 import secrets
 from collections.abc import AsyncGenerator, Awaitable
+from dataclasses import asdict
 from typing import Any, TypeVar, get_args
 
 from fastapi import APIRouter, Request
@@ -97,6 +98,7 @@ async def _batch_result(
         "audio_data": base64.b64encode(audio).decode(),
         "media_type": FORMATS[asked.response_format].media_type,
         "usage": response.usage.body(),
+        **response.outcome,
     }
 
 
@@ -142,7 +144,10 @@ async def _events(
         details = as_api_error(error).body()["error"]
         yield _event({"type": "speech.audio.error", "error": {**details, "partial_audio": True}})
         return
-    yield _event({"type": "speech.audio.done", "usage": response.usage.body()})
+    for warning in response.speech.warnings:
+        yield _event({"type": "speech.audio.warning", **asdict(warning)})
+    done = {"usage": response.usage.body(), "truncated": response.speech.truncated}
+    yield _event({"type": "speech.audio.done", **done})
 
 
 def _event(data: dict[str, Any]) -> bytes:
@@ -173,7 +178,7 @@ class Streamed(StreamingResponse):
             # The status is sent: the connection closes without the last chunk, which tells the client.
             log.warning("a stream failed: %s", as_api_error(error).message)
         finally:
-            self.response.stream.cancel()
+            self.response.cancel()
             await self.pieces.aclose()
 
 

@@ -262,10 +262,10 @@ class Session:
             await self._error(as_api_error(error), partial=sent > 0)
         finally:
             if response is not None:
-                response.stream.cancel()
+                response.cancel()
         done: dict[str, Any] = {"type": "audio.done", **where, "total_bytes": sent, "error": failed}
         if response is not None and not failed:
-            done["usage"] = response.usage.body()
+            done.update(usage=response.usage.body(), **response.outcome)
         await self.socket.send_json(done)
         self._sentence += 1
 

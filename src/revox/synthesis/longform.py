@@ -75,7 +75,8 @@ def pieces_of(text: str, settings: SpeechSettings) -> list[TextPiece]:
 class Take:
     """One way of speaking a piece: what to ask of the engine, and what it made so far.
 
-    `stopped`: it is not needed any more; leave it. `finished`: it ended, or met its limit (`truncated`).
+    attempt: 0 for a piece's first take. `stopped`: it is not needed any more; leave it. `finished`: it ended,
+    or met its limit (`truncated`).
     """
 
     text: str
@@ -84,6 +85,7 @@ class Take:
     check: TakeCheck
     min_frames: int
     max_frames: int | None
+    attempt: int = 0
     stopped: bool = False
     finished: bool = False
     truncated: bool = False
@@ -204,7 +206,7 @@ class LongSpeech:
         seed = settings.seed + _SEED_STEP * slot.tries
         seed = seed if slot.tries == 0 else seed % 2**63
         cfg = settings.cfg if slot.tries < 3 else min(1.25 * settings.cfg, 10.0)
-        return Take(text, seed, cfg, check, least if most is None else min(least, most), most)
+        return Take(text, seed, cfg, check, least if most is None else min(least, most), most, slot.tries)
 
     def _may_retry(self, slot: _Slot) -> bool:
         return slot.tries + 1 < self._settings.takes and not slot.released
