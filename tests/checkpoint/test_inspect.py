@@ -187,11 +187,16 @@ def _fp8(tensors: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("quantize", "kind"),
-    [(_int8, "INT8 with scales"), (_mlx, "MLX groups"), (_gptq, "GPTQ or AWQ"), (_fp8, "FP8")],
+    ("quantize", "kind", "read"),
+    [
+        (_int8, "INT8 with scales", True),
+        (_mlx, "MLX groups", True),
+        (_gptq, "GPTQ or AWQ", False),
+        (_fp8, "FP8", True),
+    ],
 )
-def test_quantized_community_variants_are_reported_and_not_refused(
-    folder: Path, quantize: Callable[[dict[str, Tensor]], None], kind: str
+def test_quantized_community_variants_are_reported_and_read_or_refused_with_a_way_out(
+    folder: Path, quantize: Callable[[dict[str, Tensor]], None], kind: str, read: bool
 ) -> None:
     report = inspect(rewrite(folder, quantize))
     assert report.quantization is not None
@@ -200,11 +205,19 @@ def test_quantized_community_variants_are_reported_and_not_refused(
     assert report.unknown == []
     assert report.component("backbone").quantized == 14  # 7 matrices in each of 2 layers
     assert report.component("backbone").found == report.component("backbone").expected
-    assert not capability(report, "preset speech")
-    assert report.unreadable in report.notes
-    with pytest.raises(CheckpointError) as refusal:
+    assert bool(capability(report, "preset speech")) == read
+    speaks = {runtime.name: runtime.preset_speech for runtime in report.runtimes}
+    assert "quantized" in speaks["vllm-omni 0.30 and later"] or "FP8" in speaks["vllm-omni 0.30 and later"]
+    if read:
+        assert report.unreadable is None
+        assert speaks["revox"] == "speaks the presets"
         load_model(folder)
-    assert str(refusal.value) == report.unreadable
+    else:
+        assert report.unreadable in report.notes
+        assert "revox quantize CHECKPOINT --weights int8 --out FOLDER" in report.unreadable
+        with pytest.raises(CheckpointError) as refusal:
+            load_model(folder)
+        assert str(refusal.value) == report.unreadable
     assert capability(report, "cloning by inversion")
     load_model(folder, parts=("mm_audio_embeddings", "audio_tokenizer"))  # what inversion loads
 

@@ -169,7 +169,7 @@ def inject(
         RECORD_KEY: json.dumps(injection["encoder"]),
         INJECTION_KEY: json.dumps(injection, separators=(",", ":")),
     }
-    with _place(folder, report.folder, base if options.merge else {}) as place:
+    with folder_to_write(folder, report.folder, base if options.merge else {}) as place:
         if options.merge:
             _write_merged(place / WEIGHTS, base, adapted, new, metadata, progress)
         else:
@@ -193,7 +193,7 @@ def eject(folder: str | Path, *, dry_run: bool = False) -> InjectionReport:
     report = InjectionReport(folder, ENCODER_WEIGHTS, removed=len(there), dry_run=dry_run)
     _check_target(folder, report)
     if not dry_run:
-        with _place(folder, folder, {}):
+        with folder_to_write(folder, folder, {}):
             _list_in_index(folder, ())
             (folder / ENCODER_WEIGHTS).unlink(missing_ok=True)
             (folder / CARD).unlink(missing_ok=True)
@@ -284,7 +284,7 @@ def _check_target(folder: Path, report: InjectionReport) -> None:
 
 
 @contextlib.contextmanager
-def _place(folder: Path, out: Path, rewritten: Mapping[str, TensorHeader]) -> Iterator[Path]:
+def folder_to_write(folder: Path, out: Path, rewritten: Mapping[str, TensorHeader]) -> Iterator[Path]:
     """The folder to write in: `folder` if `out` is that, or a hidden copy that becomes `out` in the end.
 
     A copy lacks the weight files of `rewritten`, hidden files, and folders other than the voices'.

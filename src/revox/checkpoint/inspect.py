@@ -136,7 +136,7 @@ def inspect(folder: str | Path) -> Report:
     variant = report.quantization is not None
     _tensor_findings(report, tensors, expected, variant)
     core = [part for part in report.components if part.name != "codec_encoder"]
-    usable = not variant and not report.mismatched and not any(part.missing for part in core)
+    usable = report.unreadable is None and not report.mismatched and not any(part.missing for part in core)
     spoken = [voice for voice in report.voices if voice.rows is not None and voice.rows == voice.tekken_rows]
     codec = {name: entry for name, entry in tensors.items() if component_of(name) in CODEC_PARTS}
     invertible = unreadable(codec, expected) is None
@@ -355,28 +355,30 @@ def _runtimes(
     folder: Path, report: Report, spoken: list[ListedVoice], usable: bool, variant: bool
 ) -> list[Runtime]:
     no_encoder, broken = "no encoder in it", "does not start: tensors are missing or wrong"
-    if usable:
-        speaks = served = "speaks the presets" if spoken else "has no preset to speak"
+    presets = "speaks the presets" if spoken else "has no preset to speak"
+    cloning = {
+        "complete": ("clones", "clones with the encoder, or by inversion"),
+        "partial": (
+            "turned on, but clones from uninitialized weights",
+            "clones by inversion (the partial encoder is left off)",
+        ),
+        "absent": ("refused as a bad request", "clones by inversion"),
+    }[report.encoder]
+    if usable and not variant:
+        served = presets
         if any(name.startswith("audio_tokenizer.") for name in report.unknown):
             served = "does not start: unknown tensors under audio_tokenizer"
         small = "does not start: the release's sizes are compiled in"
         mlx, rust = _mlx(folder, spoken), _EXTRA_FRAME
-        c_port = _EXTRA_FRAME if report.sizes["release"] else small
-        theirs, ours = {
-            "complete": ("clones", "clones with the encoder, or by inversion"),
-            "partial": (
-                "turned on, but clones from uninitialized weights",
-                "clones by inversion (the partial encoder is left off)",
-            ),
-            "absent": ("refused as a bad request", "clones by inversion"),
-        }[report.encoder]
+        c_port, theirs = _EXTRA_FRAME if report.sizes["release"] else small, cloning[0]
     else:
-        speaks = served = "does not read quantized weights" if variant else broken
+        served = "does not read quantized weights" if variant else broken
         if (report.quantization or "").startswith("FP8"):
             served = "has an FP8 path, which revox does not check"
         mlx, rust = _mlx(folder, spoken) if variant else broken, "does not start"
-        c_port = "reads its own INT8 variant only" if variant else broken
-        theirs = ours = "no"
+        c_port, theirs = "reads its own INT8 variant only" if variant else broken, "no"
+    refused = "does not read these quantized weights" if variant else broken
+    speaks, ours = (presets, cloning[1]) if usable else (refused, "no")
     return [
         Runtime("vllm-omni 0.30 and later", served, theirs),
         Runtime("mlx-audio", mlx, no_encoder),

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from revox.checkpoint.params import read_params
+from revox.checkpoint.quantized import INT4, INT8, StoredWeight, stored_weights
 from revox.checkpoint.readable import check_tensors
-from revox.checkpoint.release import EMBEDDING_TABLE, ENCODER_PREFIXES, TEXT_TABLE, expected_tensors
-from revox.checkpoint.tensors import TensorHeader, folder_tensors, open_tensors
-from revox.model.linear import BFloat16Linear, has_fbgemm, multiplies_bf16, quantized_linear
+from revox.checkpoint.release import (
+    EMBEDDING_TABLE,
+    ENCODER_PREFIXES,
+    TEXT_TABLE,
+    expected_tensors,
+    is_quantizable,
+)
+from revox.checkpoint.tensors import folder_tensors, read_tensor
+from revox.model.linear import (
+    BFloat16Linear,
+    Weight,
+    as_tensor,
+    has_fbgemm,
+    multiplies_bf16,
+    quantized_linear,
+)
 from revox.model.voxtral import Voxtral, parameter_name
 
 PARTS = ("mm_audio_embeddings", "backbone", "acoustic_transformer", "audio_tokenizer")
@@ -39,8 +54,11 @@ def load_model(
     memory stays near what the model takes in the end. The embedding tables are then as stored, the rest and
     the arithmetic are float32, and `dtype` does not count.
 
-    Raises CheckpointError when a tensor is missing, has another shape, is not plain floating point (quantized
-    weights: the sentence is `revox inspect`'s), or the file cannot be read.
+    Weights that the folder stores in fewer bits (`revox.checkpoint.quantized`) are taken as they are where
+    they have the `bits` asked for, and otherwise turned back into floating point.
+
+    Raises CheckpointError when a tensor is missing, has another shape, is stored in a way that revox does not
+    read (the sentence is `revox inspect`'s), or the file cannot be read.
     """
     config = read_params(folder).voxtral_config()
     inventory, present = expected_tensors(config), folder_tensors(folder)
@@ -55,17 +73,25 @@ def load_model(
     check_tensors(tensors, expected)
     with torch.device("meta"):
         model = Voxtral(config, with_encoder)
-    weights = {name: tensors[name] for name in expected}
+    stored = stored_weights(tensors, expected)
+
+    def read(name: str) -> Weight:
+        return stored[name].read() if name in stored else read_tensor(name, tensors[name])
+
+    names = list(expected)
     if bits is not None:
-        _quantize_layers(model, {name: weights.pop(name) for name in expected if is_quantizable(name)}, bits)
-        tables = (TEXT_TABLE, EMBEDDING_TABLE)
-        types = {name: None if name in tables else torch.float32 for name in weights}
-    else:
-        types = dict.fromkeys(weights, dtype)
-    state = {
-        parameter_name(name): _read(name, entry).to(device=device, dtype=types[name])
-        for name, entry in weights.items()
-    }
+        _quantize_layers(model, [name for name in names if is_quantizable(name)], read, bits)
+        names = [name for name in names if not is_quantizable(name)]
+    state = {}
+    for name in names:
+        tensor = as_tensor(read(name))
+        if bits is None:
+            tensor = tensor.to(dtype=dtype)
+        elif name not in (TEXT_TABLE, EMBEDDING_TABLE):
+            tensor = tensor.float()
+        elif name in stored:
+            tensor = tensor.bfloat16()
+        state[parameter_name(name)] = tensor.to(device)
     model.load_state_dict(state, strict=False, assign=True)
     _place_computed_buffers(model, device)
     if torch.device(device).type == "cpu" and not multiplies_bf16():
@@ -73,28 +99,20 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
-def is_quantizable(name: str) -> bool:
-    """Whether a tensor is a matrix of a transformer layer, not the codec's, or the condition's projection.
-
-    The semantic head stays as it is: it decides by small differences, and is 2 % of what a frame reads.
-    """
-    layers = ("layers.", "acoustic_transformer.layers.", "acoustic_transformer.llm_projection.")
-    return name.startswith(layers) and not name.endswith("norm.weight")
-
-
-def _read(name: str, entry: TensorHeader) -> Tensor:
-    """One tensor, mapped from its file: its memory is given back with it."""
-    with open_tensors(entry.file) as file:
-        return file.get_tensor(name)
-
-
-def _quantize_layers(model: Voxtral, weights: Mapping[str, TensorHeader], bits: int) -> None:
-    def quantize(name: str) -> nn.Module:
-        return quantized_linear(_read(name, weights[name]), bits)
-
+def _quantize_layers(model: Voxtral, names: Sequence[str], read: Callable[[str], Weight], bits: int) -> None:
     with ThreadPoolExecutor(max_workers=2) as workers:
-        for name, layer in zip(weights, workers.map(quantize, weights), strict=True):
+        layers = workers.map(lambda name: quantized_linear(read(name), bits), names)
+        for count, (name, layer) in enumerate(zip(names, layers, strict=True), 1):
             model.set_submodule(parameter_name(name).removesuffix(".weight"), layer)
+            if count % 8 == 0 or count == len(names):
+                _return_freed_memory()
+
+
+def _return_freed_memory() -> None:
+    """glibc keeps freed blocks below 32 MB; after hundreds of weights that is gigabytes."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def _multiply_rows_in_float32(backbone: nn.Module) -> None:
@@ -127,8 +145,12 @@ def fastest_weights(folder: Path, device: torch.device) -> str:
     """What measures best for speaking on this device: "float32", "bf16", "int8" or "int4".
 
     As `default_dtype`, but int8 for a full-size model on a processor where torch has FBGEMM: there it is
-    several times as fast as bf16 (docs/performance.md). int4 where int8 would fill the memory.
+    several times as fast as bf16 (docs/performance.md). int4 where int8 would fill the memory. A folder that
+    `revox quantize` made is taken as it is, on the CPU.
     """
+    kinds = {weight.kind for weight in _stored_in(folder).values()}
+    if device.type == "cpu" and kinds & {INT8, INT4}:
+        return "int4" if INT4 in kinds else "int8"
     if default_dtype(folder, device) == torch.float32:
         return "float32"
     if device.type != "cpu" or not has_fbgemm():
@@ -136,3 +158,7 @@ def fastest_weights(folder: Path, device: torch.device) -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return "int4" if stored / 2 > INT8_SHARE_OF_MEMORY * memory else "int8"
+
+
+def _stored_in(folder: Path) -> dict[str, StoredWeight]:
+    return stored_weights(folder_tensors(folder), expected_tensors(read_params(folder).voxtral_config()))

@@ -6,13 +6,14 @@ import re
 from collections.abc import Mapping, Sequence
 
 from revox.checkpoint.errors import CheckpointError
+from revox.checkpoint.quantized import stored_weights
 from revox.checkpoint.release import TensorSpec
 from revox.checkpoint.tensors import FLOAT_DTYPES, TensorHeader
 
 # What quantizers store beside a weight, or in its place.
 _COMPANIONS = re.compile(
     r"(?:\.(?:scales|biases|qweight|qzeros|g_idx|SCB|absmax|quant_map|nested_absmax|nested_quant_map|zero_point|"
-    r"weight_packed|weight_shape|weight_zero_point|input_scale|weight_global_scale|qscale_weight|qscale_act)"
+    r"weight_packed|weight_shape|weight_zero_point|weight_offset|weight_format|input_scale|weight_global_scale|qscale_weight|qscale_act)"
     r"|\.?weight_scale(?:_inv|_2)?|\.quant_state\..*)$"
 )
 
@@ -51,28 +52,30 @@ def quantization(tensors: Mapping[str, TensorHeader]) -> str | None:
 def unreadable(tensors: Mapping[str, TensorHeader], expected: Mapping[str, TensorSpec]) -> str | None:
     """Why revox would not read the right values from these tensors: a sentence, or None if it would.
 
-    Read rightly are plain BF16, F16 and F32 tensors. A scale beside a weight changes what the weight means,
-    whatever the weight's own type is.
+    Read rightly are plain BF16, F16 and F32 tensors, and what `revox.checkpoint.quantized` knows. Another
+    scale beside a weight changes what the weight means, whatever the weight's own type is.
     """
-    kind = quantization(tensors)
+    stored = stored_weights(tensors, expected)
+    used = {name for weight in stored.values() for name, _ in weight.parts.values()}
+    kind = quantization({name: entry for name, entry in tensors.items() if name not in used})
     if kind is not None:
         return (
-            f"The weights are quantized ({kind}); revox reads BF16, F16 and F32 weights: take the checkpoint "
-            "as released, or convert it back."
+            f"The weights are quantized ({kind}) in a way that revox does not read. Take the checkpoint as "
+            "released; `revox quantize CHECKPOINT --weights int8 --out FOLDER` makes a smaller folder of it."
         )
-    wrong = (n for n in expected if n in tensors and tensors[n].dtype not in FLOAT_DTYPES)
+    wrong = (n for n in expected if n in tensors and n not in stored and tensors[n].dtype not in FLOAT_DTYPES)
     return next((mismatch(name, tensors[name], expected[name]) for name in wrong), None)
 
 
 def check_tensors(tensors: Mapping[str, TensorHeader], expected: Mapping[str, TensorSpec]) -> None:
     """Raise CheckpointError unless every expected tensor is there, readable and of its shape."""
-    why = unreadable(tensors, expected)
-    absent = [name for name in expected if name not in tensors]
+    why, stored = unreadable(tensors, expected), stored_weights(tensors, expected)
+    absent = [name for name in expected if name not in tensors and name not in stored]
     if why is None and absent:
         file = next((str(entry.file) for entry in tensors.values()), "The folder")
         why = missing(file, absent, expected)
     for name, spec in expected.items():
-        if why is None and tensors[name].shape != spec.shape:
+        if why is None and name not in stored and tensors[name].shape != spec.shape:
             why = mismatch(name, tensors[name], spec)
     if why is not None:
         raise CheckpointError(why)

@@ -111,6 +111,15 @@ def component_of(name: str) -> str | None:
     return next((component for prefix, component in prefixes.items() if name.startswith(prefix)), None)
 
 
+def is_quantizable(name: str) -> bool:
+    """Whether a tensor is a matrix of a transformer layer, not the codec's, or the condition's projection.
+
+    The semantic head stays as it is: it decides by small differences, and is 2 % of what a frame reads.
+    """
+    layers = ("layers.", "acoustic_transformer.layers.", "acoustic_transformer.llm_projection.")
+    return name.startswith(layers) and not name.endswith("norm.weight")
+
+
 def expected_tensors(config: VoxtralConfig) -> dict[str, TensorSpec]:
     """Every tensor of a complete checkpoint of these sizes, the encoder's (`codec_encoder`) included."""
     backbone, acoustic, codec = config.backbone, config.acoustic, config.codec

@@ -183,6 +183,15 @@ def open_weights(tensors: Mapping[str, TensorHeader]) -> Iterator[Callable[[str]
         yield lambda name: files[tensors[name].file].get_tensor(name)
 
 
+def read_tensor(name: str, entry: TensorHeader) -> Tensor:
+    """One tensor, mapped from its file; its memory is given back with it.
+
+    Imports torch. Raises CheckpointError as `read_header`.
+    """
+    with open_tensors(entry.file) as file:
+        return file.get_tensor(name)
+
+
 def tensor_blocks(entry: TensorHeader) -> Iterator[bytes]:
     """A tensor's bytes as they are in its file, in blocks of some megabytes."""
     with open(entry.file, "rb", buffering=0) as file:

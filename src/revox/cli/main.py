@@ -21,6 +21,7 @@ COMMANDS = {
     "voice": ("revox.cli.voice_command", "app", True),
     "inject": ("revox.cli.inject_command", "command", False),
     "encoder": ("revox.cli.encoder_command", "app", True),
+    "quantize": ("revox.cli.quantize_command", "command", False),
     "evaluate": ("revox.cli.evaluate_command", "command", False),
     "train": ("revox.cli.train_command", "app", True),
     "deploy": ("revox.cli.deploy_command", "app", True),

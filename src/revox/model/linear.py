@@ -80,6 +80,14 @@ class Int4Weight:
         return (groups * self.scale.float()[..., None] + self.offset.float()[..., None]).flatten(1)
 
 
+Weight = Tensor | Int8Weight | Int4Weight
+
+
+def as_tensor(weight: Weight) -> Tensor:
+    """A weight as one tensor: float32 where it has 8 or 4 bits."""
+    return weight if isinstance(weight, Tensor) else weight.dequantize()
+
+
 class Int8Linear(nn.Module):
     """`[..., in] -> [..., out]`: 8-bit weights times activations in two 8-bit digits.
 
@@ -161,11 +169,20 @@ class BFloat16Linear(nn.Module):
         return functional.linear(x.float(), self.weight.float()).to(x.dtype)
 
 
-def quantized_linear(weight: Tensor, bits: int) -> nn.Module:
-    """The layer of a weight `[out, in]` in 8 or 4 bits; 8 where groups of 4-bit weights do not fit."""
+def quantize(weight: Weight, bits: int) -> Int8Weight | Int4Weight:
+    """A weight in 8 or 4 bits, itself where it has them; 8 where groups of 4-bit weights do not fit."""
+    if isinstance(weight, Int8Weight if bits == 8 else Int4Weight):
+        return weight
+    weight = as_tensor(weight)
     if bits == 4 and weight.shape[1] % INT4_GROUP == 0 and weight.shape[0] % 16 == 0:
-        return Int4Linear(Int4Weight.of(weight))
-    return Int8Linear(Int8Weight.of(weight))
+        return Int4Weight.of(weight)
+    return Int8Weight.of(weight)
+
+
+def quantized_linear(weight: Weight, bits: int) -> nn.Module:
+    """The layer of a weight `[out, in]`, held as `quantize` says."""
+    held = quantize(weight, bits)
+    return Int4Linear(held) if isinstance(held, Int4Weight) else Int8Linear(held)
 
 
 @cache

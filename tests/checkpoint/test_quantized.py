@@ -1,0 +1,115 @@
+"""Weights in fewer bits: read as the libraries that wrote them read them, and as revox writes them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from revox.checkpoint.errors import CheckpointError
+from revox.checkpoint.load import fastest_weights, load_model
+from revox.checkpoint.quantize import write_quantized
+from revox.checkpoint.quantized import stored_weights
+from revox.checkpoint.release import TensorSpec
+from revox.checkpoint.tensors import WEIGHTS, read_header
+from revox.model.linear import Int4Linear, Int8Linear, Int8Weight, as_tensor
+
+# Each has the tensors that a library writes for one matrix, and `expected`, its own dequantization.
+FILES = sorted((Path(__file__).parent / "quantized").glob("*.safetensors"))
+
+
+def read(path: Path, shape: tuple[int, ...]) -> tuple[str, Tensor]:
+    """The kind and the values of the matrix `weight` in a file."""
+    [weight] = stored_weights(read_header(path), {"weight": TensorSpec(shape, "BF16", "backbone")}).values()
+    return weight.kind, as_tensor(weight.read())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_matrix_is_what_the_library_that_quantized_it_says(path):
+    with safe_open(path, "pt") as file:
+        expected, library = file.get_tensor("expected").float(), file.metadata()["made by"]
+    kind, values = read(path, tuple(expected.shape))
+    assert kind.split()[0].lower() in library.lower()
+    assert (abs(values - expected) <= 2**-22 * abs(expected)).all()
+
+
+@pytest.mark.parametrize("shape", [(1,), (), (256,), (256, 1), (2, 3)], ids=str)
+@pytest.mark.parametrize("last", ["weight_scale", "weight_scale_inv", "scale_weight", "qscale_weight"])
+def test_fp8_is_multiplied_by_its_scale_of_a_tensor_a_channel_or_a_block(shape, last, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    weight = (100 * torch.randn(256, 384, generator=generator)).to(torch.float8_e4m3fn)
+    scale = torch.rand(shape, generator=generator) + 0.1
+    path = tmp_path / "fp8.safetensors"
+    save_file({"weight": weight, last: scale, "input_scale": torch.ones(1)}, path)
+    factors = scale
+    if shape == (2, 3):
+        factors = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)
+    elif shape == (256,):
+        factors = scale[:, None]
+    kind, values = read(path, (256, 384))
+    assert kind == "FP8"
+    assert torch.equal(values, weight.float() * factors)
+
+
+def test_parts_that_do_not_fit_together_are_refused_with_the_matrix_named(tmp_path):
+    path = tmp_path / "int8.safetensors"
+    save_file({"weight": torch.zeros(16, 32, dtype=torch.int8), "weight_scale": torch.ones(5)}, path)
+    with pytest.raises(
+        CheckpointError, match=r"weight \(revox int8\) does not stand for a matrix \[16, 32\]"
+    ):
+        read(path, (16, 32))
+    with pytest.raises(CheckpointError, match=r"does not stand for a matrix \[16, 64\]"):
+        read(path, (16, 64))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_folder_written_in_fewer_bits_loads_as_the_original_quantized_at_load(
+    bits, tiny_checkpoint, tmp_path
+):
+    before, after = write_quantized(tiny_checkpoint, tmp_path / "small", bits)
+    assert after < before
+    small, held = load_model(tmp_path / "small", bits=bits), load_model(tiny_checkpoint, bits=bits)
+    x = torch.randn(3, 256)
+    for path, layer in held.named_modules():
+        if isinstance(layer, Int8Linear | Int4Linear):
+            inputs = x[:, : layer.in_features]
+            assert torch.equal(small.get_submodule(path)(inputs), layer(inputs)), path
+    for name, tensor in held.state_dict().items():
+        assert torch.equal(small.state_dict()[name], tensor), name
+    assert fastest_weights(tmp_path / "small", torch.device("cpu")) == f"int{bits}"
+    assert {p.name for p in (tmp_path / "small").iterdir()} >= {"params.json", "tekken.json", WEIGHTS}
+    assert len(list((tmp_path / "small" / "voice_embedding").glob("*.pt"))) == 20
+
+
+def test_a_folder_in_8_bits_in_floating_point_is_what_its_values_stand_for(tiny_checkpoint, tmp_path):
+    write_quantized(tiny_checkpoint, tmp_path / "small", 8)
+    name = "layers.1.feed_forward.w2.weight"
+    original = load_file(tiny_checkpoint / WEIGHTS)[name]
+    model = load_model(tmp_path / "small", dtype=torch.float32)
+    held = model.backbone.layers[1].feed_forward.w2.weight
+    assert torch.equal(held, Int8Weight.of(original).dequantize())
+
+
+def test_fp8_weights_may_be_held_in_8_bits(tiny_checkpoint, tmp_path):
+    shutil.copy(tiny_checkpoint / "params.json", tmp_path)
+    tensors = load_file(tiny_checkpoint / WEIGHTS)
+    name = "layers.0.attention.wq.weight"
+    scale = tensors[name].float().abs().max() / 448
+    tensors[f"{name}_scale"] = scale.reshape(1)
+    tensors[name] = (tensors[name].float() / scale).to(torch.float8_e4m3fn)
+    save_file(tensors, tmp_path / WEIGHTS)
+    layer = load_model(tmp_path, bits=8).backbone.layers[0].attention.wq
+    x, weight = torch.randn(4, 256), tensors[name].float() * scale
+    assert (layer(x) - x @ weight.T).norm() < 0.02 * (x @ weight.T).norm()
+
+
+def test_what_is_quantized_already_is_not_quantized_again(tiny_checkpoint, tmp_path):
+    write_quantized(tiny_checkpoint, tmp_path / "small", 8)
+    with pytest.raises(CheckpointError, match=r"is quantized already \(revox int8\)"):
+        write_quantized(tmp_path / "small", tmp_path / "smaller", 4)
+    assert not (tmp_path / "smaller").exists()
