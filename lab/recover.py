@@ -113,17 +113,25 @@ def recover(experiment: Experiment, arms: Sequence[Arm]) -> Path:
     """Run what is missing of `arms`, for all seeds; returns the file with the tables.
 
     Ctrl-C and SIGTERM (KeyboardInterrupt) lose at most the current clip: a training run saves first. Several
-    processes can work on different arms in the same folder. Raises LabError if the experiment cannot run.
+    processes can work on different arms in the same folder. Raises LabError if the experiment cannot run, and
+    after all other arms if one of them failed.
     """
+    failed = []
     with _stoppable():
         work = _Recovery(experiment, arms)
         work.prepare()
         _ = work.scoring.recognizer  # so that a missing one is reported before hours of training
         for seed in range(experiment.seeds):
             for arm in arms:
-                with work.mine(arm):
-                    work.arm(arm, seed)
+                try:
+                    with work.mine(arm):
+                        work.arm(arm, seed)
+                except LabError as error:  # the others go on: nobody may be watching
+                    failed.append(str(error))
+                    experiment.progress(Progress(f"failed: {error}", 1, 1))
                 made = work.write_tables()
+        if failed:
+            raise LabError(f"{'; '.join(failed)}. The other arms are in {made}")
         return made
 
 
@@ -526,7 +534,6 @@ class _Recovery:
             line
             for line in self.log.lines
             if configs.get(line.get("arm", "")) == line.get("config")
-            and line.get("seed", 0) < self.experiment.seeds
             and (line["what"] != "score" or (line["kind"], line["clip"]) in clips)
         ]
         return write_tables(self.out / TABLES_FILE, arms, lines, self.experiment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,14 +133,16 @@ def _facts(arms: Sequence[Arm], lines: Sequence[Line], experiment: Experiment) -
     for line in lines:
         if line["what"] == "score":
             speakers[line["kind"]].add(line["clip"])
-    wanted = experiment.seeds * len(arms)
     done = {(line["arm"], line["seed"]) for line in lines if line["what"] == "score"}
+    counts = sorted(Counter(arm for arm, _ in done).values()) or [0]
+    seeds = str(counts[0]) if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
+    wanted = sum(max(experiment.seeds, sum(arm == one.name for arm, _ in done)) for one in arms)
     confined = {line["confined"] for line in lines if line["what"] == "trained"}
     guard = "the kernel and an audit hook" if confined == {True} else "an audit hook"
     return {
         "training": f"{experiment.minutes:g} minutes an arm and seed ({experiment.clock.replace('_', ' ')})",
         "clips": ", ".join(f"{len(names)} held-out {kind} speakers" for kind, names in speakers.items()),
-        "seeds": f"{experiment.seeds}; arms and seeds begun: {len(done)} of {wanted}",
+        "seeds": f"{seeds}; arms and seeds begun: {len(done)} of {wanted}",
         "restoring was confined by": guard if confined else "nothing was trained yet",
     }
 

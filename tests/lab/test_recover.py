@@ -524,6 +524,38 @@ def test_a_folder_that_does_not_say_what_it_was_begun_with_is_refused(
         recover(experiment(lab, tmp_path), [RANDOM])
 
 
+@pytest.mark.usefixtures("little", "undrawn")
+def test_an_arm_that_fails_is_named_after_the_others_went_on(
+    lab: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ran: list[str] = []
+
+    def arm(self: _Recovery, arm: Arm, seed: int) -> None:
+        ran.append(arm.name)
+        if arm is MIXED:
+            raise LabError("mixed: the loss is nan")
+
+    monkeypatch.setattr(_Recovery, "arm", arm)
+    with pytest.raises(LabError, match=r"the loss is nan\. The other arms are in .*recovery\.md"):
+        recover(experiment(lab, tmp_path / "out"), [MIXED, RANDOM])
+    assert ran == [MIXED.name, RANDOM.name]
+
+
+@pytest.mark.usefixtures("little")
+def test_the_tables_hold_all_seeds_of_an_arm_also_after_a_command_with_fewer(
+    lab: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    work = _Recovery(experiment(lab, tmp_path / "out"), [RANDOM])
+    work.prepare()
+    clip = work.scoring.clips["human"][0].speaker
+    for seed in range(2):
+        work.log.add(_line(RANDOM.name, "human", clip, seed) | {"config": work.config(RANDOM)})
+    found: list[dict[str, Any]] = []
+    monkeypatch.setattr(recover_tables, "write_tables", lambda _, arms, lines, __: found.extend(lines))
+    work.write_tables()
+    assert {line["seed"] for line in found} == {0, 1}
+
+
 def test_a_row_that_was_told_otherwise_has_no_results_yet(lab: dict[str, Path], done: Path):
     work = _Recovery(experiment(lab, done), [MIXED])
     other = MIXED.model_copy(update={"training": TRAINING | {"seconds": 0.4}})
