@@ -172,13 +172,24 @@ def test_a_long_text_is_spoken_whole_and_what_goes_wrong_in_it_is_exit_code_4(sp
     assert read_audio(tmp_path / "out.wav").seconds > 1
 
 
+def test_markup_is_not_spoken_and_the_lexicon_is_unless_the_text_is_to_stay_as_it_is(
+    speak, usual, tmp_path, expected
+):
+    lexicon = tmp_path / "words.txt"
+    lexicon.write_text("10 = ten\n5 = five\n")
+    done = speak("**10** to 5", *usual, "--lexicon", lexicon, "-o", "-")
+    assert read_audio(done.stdout).samples.shape == expected.samples.shape
+    asis = speak("**10** to 5", *usual, "--text-normalization", "none", "--max-seconds", 1, "-o", "-")
+    assert not np.array_equal(read_audio(asis.stdout).samples[:9600], expected.samples[:9600])
+
+
 def test_the_options_defaults_are_the_librarys(speak):
     defaults = {
         name: one.default for name, one in inspect.signature(speak_command.command).parameters.items()
     }
     settings = SpeechSettings()
-    for name in ("seed", "cfg", "flow_steps", "max_seconds", "max_chars", "takes"):
-        assert defaults[name] == getattr(settings, name)
+    for name, value in vars(settings).items():
+        assert defaults[name] == value
 
 
 def test_mistakes_are_one_sentence_and_exit_2(speak, tiny_checkpoint, tmp_path):
@@ -199,6 +210,9 @@ def test_mistakes_are_one_sentence_and_exit_2(speak, tiny_checkpoint, tmp_path):
     refused(attempt(file=tmp_path / "nothing.txt"), "nothing.txt cannot be read")
     refused(attempt("a", voice="neutral_mail"), "neutral_male")
     refused(attempt("a", takes=0), "0 takes are out of range")
+    refused(attempt("a", text_normalization="all"), "basic or none")
+    refused(attempt("a", lexicon=tmp_path / "none.txt"), "none.txt cannot be read")
+    refused(attempt("👍"), "text is empty")
     refused(attempt("a", max_chars=5), "pieces of 5 characters are out of range")
     refused(attempt("a", cfg=-1), "cfg -1 is out of range")
     refused(attempt("a", flow_steps=0), "0 flow steps are out of range")

@@ -557,6 +557,14 @@ def test_bad_takes_are_spoken_again_as_often_as_the_request_or_the_server_says(t
     assert (asked[2].min_frames, asked[2].seed) == (0, 3)
 
 
+def test_markup_is_not_spoken_unless_the_text_is_to_stay_as_it_is(talk, alone, tmp_path):
+    (tmp_path / "words.txt").write_text("Hi = Hello\n")
+    body = {**SAID, "input": "# **Hi**."}
+    answers = _ask(talk, body, {**body, "text_normalization": "none"}, lexicon=tmp_path / "words.txt")
+    np.testing.assert_allclose(_sound(answers[0].content), alone, atol=1 / 32768)
+    assert not np.array_equal(_sound(answers[1].content), _sound(answers[0].content))
+
+
 def test_an_item_of_a_batch_says_what_went_wrong_in_it(talk):
     answer = _ask(talk, {"items": [LONG], "voice": "neutral_male"}, path="/v1/audio/speech/batch").json()
     [result] = answer["results"]

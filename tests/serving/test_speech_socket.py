@@ -90,7 +90,7 @@ def _spoken(messages):
 
 def test_list_items_and_headings_are_spoken_at_their_line_ends_before_the_utterance_is_done(session):
     session.say(**{**CONFIG, "max_new_tokens": 1})
-    session.say(type="input.text", text="## To buy\n")
+    session.say(type="input.text", text="---\n## To buy\n")
     lines = [f"- item {number}\n" for number in range(12)]
     heard = []
     for line in lines:  # each is sent when the one before it was spoken

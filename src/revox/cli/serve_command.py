@@ -97,6 +97,12 @@ def command(
     takes: Annotated[
         int, typer.Option(min=1, max=10, help="Speak what goes wrong again, at most so many times in all.")
     ] = 3,
+    text_normalization: Annotated[
+        str, typer.Option(metavar="basic|none", help="basic reads markup as text; none changes no text.")
+    ] = "basic",
+    lexicon: Annotated[
+        Path | None, typer.Option(help="Lines of `written = spoken`, for words that are read wrongly.")
+    ] = None,
     max_reference_seconds: Annotated[float, typer.Option(help="The longest recording.")] = 300.0,
     max_body_bytes: Annotated[int, typer.Option(min=1024, help="The largest body of a request.")] = 16 << 20,
     max_voices: Annotated[int, typer.Option(min=0, help="The most uploaded voices.")] = 1000,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from revox.progress import ProgressCallback
     from revox.speech import Audio
+    from revox.synthesis.normalize import Normalization
     from revox.synthesis.takes import TakeWarning
 
 BAD_TAKES = 4
@@ -60,6 +61,17 @@ def command(
             help="Speak what goes wrong again, at most so many times in all; 1 is the model's own first take."
         ),
     ] = 3,
+    text_normalization: Annotated[
+        str,
+        typer.Option(
+            metavar="basic|none",
+            help="basic reads markup and URLs as text and [pause:1s] as silence; none changes nothing.",
+        ),
+    ] = "basic",
+    lexicon: Annotated[
+        Path | None,
+        typer.Option(help="Lines of `written = spoken`: how to write words so that they are read rightly."),
+    ] = None,
     device: Device = None,
     weights: Weights = "auto",
     revision: Revision = None,
@@ -93,15 +105,20 @@ def command(
     import revox
     from revox.checkpoint.locate import locate
     from revox.checkpoint.voices import load_voice
-    from revox.synthesis.longform import SpeechSettings
+    from revox.synthesis.longform import SpeechSettings, pieces_of
+    from revox.synthesis.normalize import load_lexicon
 
-    # A voice that is not there is said before gigabytes are read.
+    settings = SpeechSettings(
+        seed, cfg, flow_steps, max_seconds, max_chars, takes,
+        cast("Normalization", text_normalization), None if lexicon is None else load_lexicon(lexicon),
+    )  # fmt: skip
+    # What cannot be spoken, and a voice that is not there, is said before gigabytes are read.
+    pieces_of(words, settings)
     folder = locate(checkpoint, revision)
     spoken_in = load_voice(folder, voice)
     record = new_record(model_name(checkpoint), voice)
     signer = None if no_mark else who_signs(signing_certificate, signing_key)
     tts = revox.load(folder, device=device, weights=weights)
-    settings = SpeechSettings(seed, cfg, flow_steps, max_seconds, max_chars, takes)
     spoken = _Spoken()
     started = time.perf_counter()
     with show_progress(Console(stderr=True)) as progress:

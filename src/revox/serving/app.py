@@ -23,6 +23,7 @@ from revox.serving.references import References
 from revox.serving.settings import ServeSettings
 from revox.serving.state import ServerState
 from revox.serving.voices import Voices
+from revox.synthesis.normalize import load_lexicon
 
 if TYPE_CHECKING:
     from revox.api import Revox
@@ -56,6 +57,7 @@ def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
         references=references,
         voices=Voices(settings, tts, references),
         signer=load_signer(settings.sign_certificate, settings.sign_key) if settings.marking else None,
+        lexicon=None if settings.lexicon is None else load_lexicon(settings.lexicon),
     )
     app.state.comparisons = page_routes.Comparisons()
     install_handlers(app)

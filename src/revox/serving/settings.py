@@ -54,8 +54,8 @@ class ServeSettings(BaseModel):
     for a key without a limit of its own (None: no limit). allowed_hosts: host names of this server, in
     addition to addresses and private names (checked only without keys). max_streams: concurrent utterances.
     max_chars: the longest piece of a text spoken at a time. takes: how often a piece is spoken at most until
-    it is good. admission_control: run fewer while a client plays a stream that the machine could not keep up
-    with.
+    it is good. text_normalization, lexicon: see `revox.synthesis.normalize`. admission_control: run fewer
+    while a client plays a stream that the machine could not keep up with.
     max_queue: requests that wait; further ones are a 429. lead_frames: frames that a stream may be ahead of
     its client before it pauses. marking: speech is marked as synthetic, in file and headers, signed with
     sign_certificate and sign_key (PEM) or a generated pair.
@@ -89,6 +89,8 @@ class ServeSettings(BaseModel):
     max_text_characters: Annotated[int, Field(ge=1)] = 4096
     max_chars: Annotated[int, Field(ge=20, le=2000)] = 300
     takes: Annotated[int, Field(ge=1, le=10)] = 3
+    text_normalization: Literal["basic", "none"] = "basic"
+    lexicon: Path | None = None
     max_streams: Annotated[int, Field(ge=1, le=256)] = 8
     admission_control: bool = True
     max_queue: Annotated[int, Field(ge=0)] = 64

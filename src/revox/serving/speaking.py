@@ -115,6 +115,8 @@ class ResolvedRequest:
             options.cfg_alpha,
             max_chars=options.max_chars or server.max_chars,
             takes=options.takes or server.takes,
+            text_normalization=options.text_normalization or server.text_normalization,
+            lexicon=self.state.lexicon,
         )
 
     async def speak(self, text: str, *, streaming: bool) -> SpeechResponse:

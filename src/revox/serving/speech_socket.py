@@ -21,6 +21,7 @@ from revox.serving.errors import ApiError, as_api_error
 from revox.serving.speaking import ResolvedRequest, SpeechResponse, resolve
 from revox.serving.speech_request import SessionConfig, parse
 from revox.serving.state import AskedBy, ServerState, State
+from revox.synthesis.longform import has_words
 from revox.synthesis.split import Splitter
 
 router = APIRouter(prefix="/v1/audio", tags=["speech"])
@@ -233,6 +234,8 @@ class Session:
     async def _speak(self, sentence: str) -> None:
         assert self._config is not None
         assert self._resolved is not None
+        if not has_words(sentence, self._resolved.settings):
+            return  # a line of a list's marks, an emoji
         streaming, format = self._config.stream_audio, self._config.response_format
         where = {"utterance_index": self._utterance, "sentence_index": self._sentence}
         start: dict[str, Any] = {"type": "audio.start", **where, "sentence_text": sentence, "format": format}

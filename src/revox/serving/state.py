@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -34,6 +35,7 @@ class ServerState:
     references: References
     voices: Voices
     signer: Signer | None = None
+    lexicon: Mapping[str, str] | None = None
     draining: bool = False
 
     def new_record(self, voice: Voice) -> MarkRecord | None:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -18,6 +18,7 @@ from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech import Audio
 from revox.synthesis.engine import DEFAULT_CFG, Engine, Generation, Request, check_ranges, chunk_ends
 from revox.synthesis.errors import SpeakError
+from revox.synthesis.normalize import Normalization, normalize_text
 from revox.synthesis.split import DEFAULT_MAX_CHARS, TextPiece, split_text
 from revox.synthesis.takes import TakeCheck, TakeWarning
 
@@ -45,7 +46,8 @@ class SpeechSettings:
     none. flow_steps: Euler steps for a frame's acoustic codes, 1 to 100; None is the checkpoint's own, 7.
     max_seconds: the longest speech. max_chars: the longest piece of text spoken at a time. takes: how often a
     piece is spoken at most until it is good; 1 gives the model's first take as it is, with the codes that
-    vllm-omni gives.
+    vllm-omni gives. text_normalization: "basic" reads markup as text and pauses as silence, "none" speaks the
+    text as it is (`revox.synthesis.normalize`). lexicon: words and how to write them to be read rightly.
 
     Raises SpeakError when a value is out of range.
     """
@@ -56,6 +58,8 @@ class SpeechSettings:
     max_seconds: float | None = None
     max_chars: int = DEFAULT_MAX_CHARS
     takes: int = DEFAULT_TAKES
+    text_normalization: Normalization = "basic"
+    lexicon: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         low, high = TAKES_RANGE
@@ -65,10 +69,19 @@ class SpeechSettings:
 
 def pieces_of(text: str, settings: SpeechSettings) -> list[TextPiece]:
     """What is spoken one after the other. Raises SpeakError when there is nothing to speak."""
-    pieces = split_text(text, settings.max_chars)
+    pieces: list[TextPiece] = []
+    for stretch in normalize_text(text, settings.text_normalization, settings.lexicon):
+        parts = split_text(stretch.text, settings.max_chars) or [TextPiece("")]
+        pieces += [*parts[:-1], TextPiece(parts[-1].text, stretch.pause)]
     if not any(piece.text for piece in pieces):
         raise SpeakError("the text is empty; give at least one word to speak")
     return pieces
+
+
+def has_words(text: str, settings: SpeechSettings) -> bool:
+    """Whether there is anything to speak in a text."""
+    stretches = normalize_text(text, settings.text_normalization, settings.lexicon)
+    return any(stretch.text.strip() for stretch in stretches)
 
 
 @dataclass(eq=False)

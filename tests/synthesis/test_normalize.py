@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import pytest
+
+from revox.synthesis.errors import SpeakError
+from revox.synthesis.longform import SpeechSettings, pieces_of
+from revox.synthesis.normalize import LONGEST_PAUSE, load_lexicon, normalize_text
+
+
+def plain(text, **options):
+    return " | ".join(piece.text for piece in normalize_text(text, **options))
+
+
+PROSE = [
+    "Good morning. How are you?",
+    "One. Two,  three!\nA new line - with a dash; 3.14 (and 2 + 2 = 4), 50 % of it: $5, a/b, #1?",
+    "« Bonjour ! » dit-il. “Yes,” she said – ‘no’ …",
+    "今日は。「元気？」 नमस्ते। كيف حالك؟ क्\u200dष",
+    "It is 5 < 6 and 7 > 3, R&D, snake_case and 2 * 3 * 4.",
+    "1986 was a year. I have 2.\n\nA second paragraph",
+]
+
+
+@pytest.mark.parametrize("text", PROSE)
+def test_prose_is_not_changed(text):
+    assert plain(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("# The **big** title\n\nText", "The big title.\n\nText"),
+        ("- one\n- *two*!\n1. three\n2. four", "one.\ntwo!\n\n1. three.\n2. four."),
+        ("Take `code`, ~~not~~ __this__ and [that](https://example.org/x).", "Take code, not this and that."),
+        ("> quoted\n\n---\n\n![A dog](dog.png) barks", "quoted\n\nA dog barks"),
+        ("| Name | Age |\n|---|:-:|\n| Ada | 36 |", "Name, Age.\n\nAda, 36."),
+        ("```python\nprint(1)\n```", "print(1)"),
+        (
+            "See https://www.example.org/a/b?c=d#e. Or www.revox.dev, ok?",
+            "See example.org. Or revox.dev, ok?",
+        ),
+        ("Well done 👍🏽! ❤️ Bye 👨‍👩‍👧 🇫🇷", "Well done! Bye"),
+        ("❝Yes❞ he\u00adsaid\u200b", '"Yes" hesaid'),
+        ("<speak><p>Hello <emphasis level='strong'>you</emphasis></p></speak>", "Hello you"),
+        ('<sub alias="World Wide Web">WWW</sub> rules', "World Wide Web rules"),
+        ("Salt &amp; pepper<br/>now", "Salt & pepper\nnow"),
+        ("## 見出し\n\nनमस्ते", "見出し。\n\nनमस्ते"),
+        ("---", ""),
+        ("👍", ""),
+    ],
+)
+def test_markup_urls_and_emoji_are_taken_out(text, expected):
+    assert plain(text) == expected
+    assert plain(text, how="none") == text
+
+
+@pytest.mark.parametrize(
+    ("mark", "seconds"),
+    [
+        ("[pause:1s]", 1.0),
+        ("[pause: 250ms]", 0.25),
+        ("[PAUSE 1.5s]", 1.5),
+        ("[pause]", 0.4),
+        ('<break time="500ms"/>', 0.5),
+        ("<break time='2s'></break>", 2.0),
+        ('<break strength="x-strong"/>', 1.0),
+        ("<break/>", 0.4),
+        ("[pause:3600s]", LONGEST_PAUSE),
+    ],
+)
+def test_pauses_are_silence_between_pieces(mark, seconds):
+    pieces = normalize_text(f"One. {mark} Two.")
+    assert [piece.text.strip() for piece in pieces] == ["One.", "Two."]
+    assert pieces[0].pause == pytest.approx(seconds)
+    assert plain(f"One. {mark}", how="none") == f"One. {mark}"
+
+
+def test_pieces_of_a_text_have_its_pauses_and_are_no_longer_than_allowed():
+    text = "[pause:2s]One two three. Four five six.[pause:1s] **Seven**"
+    pieces = pieces_of(text, SpeechSettings(max_chars=20))
+    assert [piece.text for piece in pieces] == ["", "One two three.", "Four five six.", "Seven"]
+    assert [piece.pause for piece in pieces] == [2.0, 0.25, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("text", ["👍", "---", "[pause:1s]"])
+def test_a_text_without_words_is_refused(text):
+    with pytest.raises(SpeakError, match="at least one word"):
+        pieces_of(text, SpeechSettings())
+
+
+def test_a_lexicon_replaces_whole_words_in_their_case_or_in_any(tmp_path):
+    file = tmp_path / "words.txt"
+    file.write_text("# comment\n\nsql\tsequel\nIT = I T\nNew York = Noo York\n")
+    lexicon = load_lexicon(file)
+    assert lexicon == {"sql": "sequel", "IT": "I T", "New York": "Noo York"}
+    text = "SQL in New York: it is IT, not sqlite."
+    assert plain(text, lexicon=lexicon) == "sequel in Noo York: it is I T, not sqlite."
+    assert plain(text, lexicon=lexicon, how="none") == "sequel in Noo York: it is I T, not sqlite."
+
+
+@pytest.mark.parametrize("line", ["sql", "= sequel", "sql ="])
+def test_a_line_that_is_not_an_entry_is_refused_by_its_number(tmp_path, line):
+    file = tmp_path / "words.txt"
+    file.write_text(f"a = b\n{line}\n")
+    with pytest.raises(SpeakError, match="line 2"):
+        load_lexicon(file)
+    with pytest.raises(SpeakError, match="cannot be read"):
+        load_lexicon(tmp_path / "none.txt")
+
+
+def test_another_normalization_is_refused():
+    with pytest.raises(SpeakError, match="basic or none"):
+        normalize_text("a", "full")
