@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import struct
+import tracemalloc
+from itertools import pairwise
 
 import av
 import c2pa
@@ -20,10 +23,12 @@ from revox.marking import (
     load_signer,
     mark_bytes,
     verify_bytes,
+    verify_file,
     write_marked,
+    write_marked_parts,
 )
 from revox.marking.record import SENTENCE, SYNTHETIC
-from revox.speech import FORMATS, AudioError, read_audio
+from revox.speech import FORMATS, Audio, AudioError, read_audio
 
 MARKABLE = [name for name in FORMATS if name != "pcm"]
 SIGNED = ["wav", "wav-float", "flac", "mp3", "m4a"]
@@ -172,6 +177,34 @@ def test_audio_is_encoded_marked_and_written_in_one_call(audio, record, signer, 
     assert verify_bytes(data).state == verify_bytes(file.getvalue()).state == "marked"
     with pytest.raises(AudioError, match="no folder"):
         write_marked(tmp_path / "none" / "a.wav", audio, record=record, signer=signer)
+
+
+@pytest.mark.parametrize("name", ["wav", "mp3", "opus", "pcm"])
+def test_parts_are_written_as_the_whole_is(audio, record, signer, tmp_path, name):
+    cuts = [0, 100, 100, 20_000, len(audio.samples)]
+    parts = (Audio(audio.samples[a:b], audio.rate) for a, b in pairwise(cuts))
+    target = tmp_path / f"a.{name}"
+    digest, clipped = write_marked_parts(target, parts, record=record, signer=signer)
+    assert clipped == 0
+    assert digest == hashlib.sha256(target.read_bytes()).hexdigest()
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+    if name != "pcm":
+        assert verify_bytes(target.read_bytes()).state == "marked"
+        whole, _ = write_marked(io.BytesIO(), audio, name, record=record, signer=signer)
+        np.testing.assert_array_equal(read_audio(target).samples, read_audio(whole).samples)
+
+
+def test_memory_does_not_grow_with_what_is_written_in_parts_but_for_c2pa_which_reads_it_all(record, tmp_path):
+    part = Audio(np.zeros(24_000 * 60, np.float32), 24_000)  # 2.9 MB of WAV
+    tracemalloc.start()
+    try:
+        write_marked_parts(tmp_path / "a.wav", (part for _ in range(20)), record=record, signer=None)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "a.wav").stat().st_size > 57_000_000
+    assert peak < 20_000_000
+    assert verify_file(tmp_path / "a.wav").state == "marked"
 
 
 def test_without_the_libraries_marks_are_tags(encoded, record, monkeypatch, tmp_path):

@@ -128,8 +128,9 @@ def test_other_sound_under_the_same_tag_is_told(name, marked, record):
 
 @pytest.mark.parametrize("name", SIGNED)
 def test_a_manifest_that_was_taken_out_is_missed(name, encoded, marked, record):
-    tags_of_a_signed_file = add_tags(encoded[name], name, record, manifest=True)
-    told = verify_bytes(tags_of_a_signed_file)
+    tags_of_a_signed_file = io.BytesIO()
+    add_tags(io.BytesIO(encoded[name]), tags_of_a_signed_file, name, record, manifest=True)
+    told = verify_bytes(tags_of_a_signed_file.getvalue())
     assert told.state == "broken"
     assert "there is none any more" in told.sentences[0]
     assert "still the one" in told.sentences[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,15 +70,17 @@ def write_sound(
     It is marked unless `record` is None. Returns the SHA-256 of what was written. Raises AudioError and
     MarkError.
     """
-    from revox.marking import write_marked
+    from revox.marking import write_marked_parts
+    from revox.speech import Audio
 
     file = sys.stdout.buffer if target is None else target
-    data, clipped = write_marked(file, audio, kind, record=record, signer=signer)
+    parts = [audio] if isinstance(audio, Audio) else audio
+    digest, clipped = write_marked_parts(file, parts, kind, record=record, signer=signer)
     if target is None:
         sys.stdout.buffer.flush()
     if clipped:
         say(f"{clipped} samples were beyond full scale and clipped")
-    return hashlib.sha256(data).hexdigest()
+    return digest
 
 
 def log_written(

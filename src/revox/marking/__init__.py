@@ -3,7 +3,7 @@
 from revox.marking.errors import MarkError
 from revox.marking.log import log_mark
 from revox.marking.manifest import load_signer
-from revox.marking.mark import how_marked, mark_bytes, write_marked
+from revox.marking.mark import how_marked, mark_bytes, write_marked, write_marked_parts
 from revox.marking.record import MarkRecord, new_record, stream_headers
 from revox.marking.signer import Signer, can_sign, state_folder
 from revox.marking.verify import Verification, verify_bytes, verify_file
@@ -24,4 +24,5 @@ __all__ = [
     "verify_bytes",
     "verify_file",
     "write_marked",
+    "write_marked_parts",
 ]

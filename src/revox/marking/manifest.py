@@ -6,7 +6,7 @@ import io
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -72,8 +72,11 @@ def load_signer(
     return signer
 
 
-def add_manifest(data: bytes, format: str, record: MarkRecord, signer: Signer) -> bytes:
-    """`data` of a format of `MEDIA_TYPES` with a signed manifest in it. Raises MarkError when it cannot."""
+def add_manifest(plain: BinaryIO, signed: BinaryIO, format: str, record: MarkRecord, signer: Signer) -> None:
+    """Copy a file of a format of `MEDIA_TYPES` to another, empty one, with a signed manifest in it.
+
+    Raises MarkError when it cannot.
+    """
     import c2pa
 
     software, _, version = record.software.partition(" ")
@@ -92,7 +95,7 @@ def add_manifest(data: bytes, format: str, record: MarkRecord, signer: Signer) -
             {"label": RECORD_LABEL, "data": record.plain()},
         ],
     }
-    marked = io.BytesIO()
+    plain.seek(0)
     try:
         info = c2pa.C2paSignerInfo(
             alg=signer.algorithm,
@@ -105,10 +108,9 @@ def add_manifest(data: bytes, format: str, record: MarkRecord, signer: Signer) -
             c2pa.Signer.from_info(info) as signs,
             c2pa.Builder(json.dumps(definition), context) as builder,
         ):
-            builder.sign(signs, MEDIA_TYPES[format], io.BytesIO(data), marked)
+            builder.sign(signs, MEDIA_TYPES[format], plain, signed)
     except c2pa.C2paError as error:
         raise MarkError(f"the manifest cannot be written ({_first_line(error)})") from None
-    return marked.getvalue()
 
 
 def read_manifest(data: bytes, trust: str = "") -> dict[str, Any] | None:
@@ -136,9 +138,10 @@ def read_manifest(data: bytes, trust: str = "") -> dict[str, Any] | None:
 
 def _certificate_problem(signer: Signer) -> str | None:
     """Sign a silence and read it back: None when c2pa accepts it, else its objection."""
-    silence = encode_audio(Audio(np.zeros(80, np.float32), 8000), "wav")[0]
+    silence, signed = encode_audio(Audio(np.zeros(80, np.float32), 8000), "wav")[0], io.BytesIO()
     try:
-        report = read_manifest(add_manifest(silence, "wav", new_record("test", "test"), signer)) or {}
+        add_manifest(io.BytesIO(silence), signed, "wav", new_record("test", "test"), signer)
+        report = read_manifest(signed.getvalue()) or {}
     except MarkError as error:
         return str(error)
     problems = [item for item in report.get("validation_status", []) if item.get("code") != UNTRUSTED]

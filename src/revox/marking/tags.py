@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from typing import Any
+from typing import Any, BinaryIO
 
 from revox.marking.errors import MarkError
 from revox.marking.record import SENTENCE, MarkRecord
@@ -27,24 +27,24 @@ _LONGEST_COMMENT = 8192  # characters
 _READ_AS = {"wav": "wav", "flac": "flac", "mp3": "mp3", "ogg": "ogg", "adts": "aac", "ipod": "mov"}
 
 
-def add_tags(data: bytes, format: str, record: MarkRecord, manifest: bool) -> bytes:
-    """`data`, a file of `format`, with the record in its comment; packets are copied.
+def add_tags(encoded: BinaryIO, tagged: BinaryIO, format: str, record: MarkRecord, manifest: bool) -> None:
+    """Copy a file of `format` to another, empty one, with the record in its comment; packets are copied.
 
     manifest: whether a manifest will be added, so that its removal can be noticed. Raises MarkError on data
     that is not audio of that format.
     """
     import av
 
-    note = {**record.plain(), "manifest": manifest, "sound": sound_hash(data)}
+    note = {**record.plain(), "manifest": manifest, "sound": sound_hash(encoded)}
     comment = f"{SENTENCE} {json.dumps(note, sort_keys=True, separators=(',', ':'))}"
     kind = FORMATS[format]
     options = {"fflags": "+bitexact"}
     if kind.container == "adts":
         options["write_id3v2"] = "1"
-    tagged = io.BytesIO()
+    encoded.seek(0)
     try:
         with (
-            av.open(io.BytesIO(data), "r", options=_READING) as source,
+            av.open(encoded, "r", options=_READING) as source,
             av.open(tagged, "w", format=kind.container, options=options) as target,
         ):
             found = source.format.name
@@ -63,7 +63,6 @@ def add_tags(data: bytes, format: str, record: MarkRecord, manifest: bool) -> by
         raise
     except (av.error.FFmpegError, IndexError, ValueError) as error:
         raise MarkError(f"the audio cannot be tagged as {format} ({error}); encode it again") from None
-    return tagged.getvalue()
 
 
 def read_tags(data: bytes) -> dict[str, Any] | None:
@@ -93,7 +92,7 @@ def read_tags(data: bytes) -> dict[str, Any] | None:
     return None
 
 
-def sound_hash(data: bytes) -> str:
+def sound_hash(data: bytes | BinaryIO) -> str:
     """SHA-256, in hexadecimal, of what makes the sound: codec, rate, channels, codec header and every packet.
 
     Tags, manifests and the order of a container's parts do not count. Raises MarkError when the data is not
@@ -117,7 +116,9 @@ def sound_hash(data: bytes) -> str:
     return digest.hexdigest()
 
 
-def _opened(data: bytes) -> Any:
+def _opened(data: bytes | BinaryIO) -> Any:
     import av
 
-    return av.open(io.BytesIO(data), "r", metadata_errors="replace", options=_READING)
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
+    file.seek(0)
+    return av.open(file, "r", metadata_errors="replace", options=_READING)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -102,19 +103,21 @@ def encode_audio(audio: Audio, format: str = "wav", bit_rate: int | None = None)
         audio = audio.at(next((rate for rate in kind.rates if rate >= audio.rate), kind.rates[-1]))
     starts = range(0, len(audio.samples), audio.rate)
     parts = (Audio(audio.samples[start : start + audio.rate], audio.rate) for start in starts)
-    return encode_parts(parts, format, bit_rate)
+    file = io.BytesIO()
+    clipped = encode_parts(file, parts, format, bit_rate)
+    return file.getvalue(), clipped
 
 
 def encode_parts(
-    parts: Iterable[Audio], format: str = "wav", bit_rate: int | None = None
-) -> tuple[bytes, int]:
-    """As `encode_audio`, of parts of one audio that may come while it is made.
+    file: BinaryIO, parts: Iterable[Audio], format: str = "wav", bit_rate: int | None = None
+) -> int:
+    """Encode parts of one audio, which may come while it is made, into a file; the samples clipped.
 
     Raises AudioError as `write_audio` does, and where the format does not know the parts' rate.
     """
     import av
 
-    file, parts = io.BytesIO(), (part for part in parts if part.samples.size)
+    parts = (part for part in parts if part.samples.size)
     first = next(parts, None)
     if first is None:
         raise AudioError("There are no samples to write; the audio is empty.")
@@ -131,7 +134,7 @@ def encode_parts(
         if not (isinstance(error, av.error.FFmpegError) or type(error) is ValueError):
             raise  # of whoever makes the parts
         raise AudioError(f"Audio at {rate} Hz cannot be written as {format} ({error}); try wav.") from None
-    return file.getvalue(), encoder.clipped
+    return encoder.clipped
 
 
 class AudioEncoder:
@@ -189,17 +192,20 @@ class AudioEncoder:
         self._container.mux(self._stream.encode(frame))
 
 
-def write_bytes(target: str | os.PathLike[str] | BinaryIO, data: bytes) -> None:
-    """Write an encoded file's bytes to a path (replaced in one step) or a binary file. Raises AudioError."""
+def write_bytes(target: str | os.PathLike[str] | BinaryIO, data: bytes | BinaryIO) -> None:
+    """Write an encoded file's bytes, or a file's from where it stands, to a path (replaced in one step) or a
+    binary file. Raises AudioError."""
+    source = io.BytesIO(data) if isinstance(data, bytes) else data
     if not isinstance(target, str | os.PathLike):
-        target.write(data)
+        shutil.copyfileobj(source, target)
         return
     path = Path(target)
     try:
         if path.exists() and not path.is_file() and not path.is_dir():  # /dev/stdout, a named pipe
-            path.write_bytes(data)
+            with open(path, "wb") as device:
+                shutil.copyfileobj(source, device)
         else:
-            replace_file(path, data)
+            replace_file(path, lambda file: shutil.copyfileobj(source, file))
     except FileNotFoundError:
         raise AudioError(f"There is no folder {path.parent}; create it or choose another path.") from None
     except OSError as error:
