@@ -17,7 +17,7 @@ from torch.nn import functional
 INT4_GROUP = 32
 """Inputs that share a scale and an offset in a 4-bit weight."""
 _ROWS_IN_FLOAT32 = 16
-_BLOCK = 1024  # outputs quantized at once
+_BLOCK = 1024  # outputs converted at once
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,9 @@ class BFloat16Linear(nn.Module):
         """Multiply `x` `[..., in]`."""
         if x.numel() < _ROWS_IN_FLOAT32 * x.shape[-1]:
             return functional.linear(x, self.weight)
-        return functional.linear(x.float(), self.weight.float()).to(x.dtype)
+        rows = x.float()
+        blocks = [functional.linear(rows, block.float()) for block in self.weight.split(_BLOCK)]
+        return torch.cat(blocks, dim=-1).to(x.dtype)
 
 
 def quantize(weight: Weight, bits: int) -> Int8Weight | Int4Weight:
