@@ -269,7 +269,7 @@ def test_a_request_that_fails_is_alone_with_it(run, prompts, alone, tts, monkeyp
     async def dialogue(engine):
         frames = engine._engine
         victims = []
-        real = {"join": frames.join, "step": frames.step, "decode": engine._decode}
+        real = {"join": frames.join, "step": frames.step, "decode": frames.decode}
 
         def join(requests):
             [request] = requests
@@ -285,16 +285,16 @@ def test_a_request_that_fails_is_alone_with_it(run, prompts, alone, tts, monkeyp
                 raise RuntimeError("a broken frame")
             return real["step"](only)
 
-        def decoded(one, start):
-            if one in victims:
+        def decoded(several):
+            if any(one in victims for one in several):
                 raise RuntimeError("a broken codec")
-            return real["decode"](one, start)
+            return real["decode"](several)
 
         monkeypatch.setattr(frames, "join", join)
         if where == "step":
             monkeypatch.setattr(frames, "step", step)
         if where == "decode":
-            monkeypatch.setattr(engine, "_decode", decoded)
+            monkeypatch.setattr(frames, "decode", decoded)
         streams = [
             engine.submit(Request(p, s, FRAMES)) for p, s in ((prompts[0], 3), (bad, 1), (prompts[1], 0))
         ]
@@ -312,10 +312,10 @@ def test_a_request_that_fails_is_alone_with_it(run, prompts, alone, tts, monkeyp
 def test_sound_that_is_no_number_fails_its_own_request_only(run, prompts, alone, monkeypatch):
     real, calls = Engine.decode, []
 
-    def decode(engine, one, start):
-        calls.append(1)
-        samples = real(engine, one, start)
-        return samples * torch.nan if len(calls) == 1 else samples
+    def decode(engine, several):
+        samples = real(engine, several)
+        calls.extend(samples)
+        return [one * torch.nan for one in samples] if len(calls) == 1 else samples
 
     monkeypatch.setattr(Engine, "decode", decode)
 

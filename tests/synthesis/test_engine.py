@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from dataclasses import replace
 from itertools import islice
 
@@ -416,3 +417,30 @@ def test_the_end_is_passed_over_before_the_fewest_frames_and_nothing_else_change
         assert torch.equal(one.codes()[:, : codes.shape[1]], codes)
         assert one.codes().shape[1] >= floors.get(i, 0)
         assert (one.codes()[0] >= 0).all()
+
+
+def test_streams_that_are_decoded_together_are_each_the_whole_and_the_state_is_freed_at_the_end(
+    model, engine, requests
+):
+    members, heard = engine.join(requests), {}
+    chance = random.Random(5)
+    while engine.generations:
+        spoke = engine.step()
+        due = [one for one in spoke if one.done or chance.random() < 0.4]
+        for one, samples in zip(due, engine.decode(due), strict=True):
+            heard.setdefault(one, []).append(samples)
+    for one in members:
+        whole = model.audio_tokenizer.decode_whole(one.codes()[None])[0]
+        assert one.decoder is None
+        assert (torch.cat(heard[one]) - whole).abs().max() <= 1e-5 * whole.abs().max()
+
+
+def test_a_stream_that_is_dropped_leaves_no_state_behind(engine, requests):
+    [one, other] = engine.join(requests[:2])
+    engine.step()
+    engine.decode([one, other])
+    state = weakref.ref(one.decoder)
+    engine.leave(one)
+    del one
+    assert state() is None
+    assert other.decoder.frames.tolist() == [1]

@@ -3,13 +3,14 @@ codec)."""
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .config import CodecConfig
+from .decoder_state import DecoderState
 from .layers import CausalConv1d, CausalConvTranspose1d, TransformerLayer, alibi_slopes
 from .quantizer import Quantizer
 
@@ -38,19 +39,33 @@ class CodecAttention(nn.Module):
         self.k_norm = nn.RMSNorm(kv_dim, eps=config.qk_norm_eps)
         self.register_buffer("slopes", alibi_slopes(config.n_heads), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend within `x` `[batch, time, dim]`."""
+    def empty_past(self, streams: int) -> Tensor:
+        """What a `DecoderState` keeps for this module: keys and values of the window, `[streams, 2, kv_heads,
+        window, head_dim]`."""
+        head_dim = self.wk.out_features // self.n_kv_heads
+        return self.wk.weight.new_zeros(streams, 2, self.n_kv_heads, self.window, head_dim)
+
+    def forward(self, x: Tensor, state: DecoderState | None = None) -> Tensor:
+        """Attend within `x` `[batch, time, dim]`, and to what came before it in `state`'s streams."""
         q = self.q_norm(self.wq(x)).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
         k = self.k_norm(self.wk(x)).unflatten(-1, (self.n_kv_heads, -1)).transpose(1, 2)
         v = self.wv(x).unflatten(-1, (self.n_kv_heads, -1)).transpose(1, 2)
-        bias = self._bias(x.shape[1], q.dtype, x.device)
+        bias = self._bias(x.shape[1], 0 if state is None else self.window, q.dtype, x.device)
+        if state is not None:
+            both = torch.cat((state.past[self], torch.stack((k, v), dim=1)), dim=3)
+            state.past[self] = both[:, :, :, -self.window :]
+            k, v = both.unbind(1)
+            age = torch.arange(self.window, -x.shape[1], -1, device=x.device)
+            missing = age > state.positions(x.shape[1])[:, None]
+            bias = bias.masked_fill(missing[:, None, None], float("-inf"))
         grouped = self.n_heads != self.n_kv_heads
         out = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=grouped)
         return self.wo(out.transpose(1, 2).flatten(2))
 
-    def _bias(self, time: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        positions = torch.arange(time, device=device)
-        ahead = positions[None, :] - positions[:, None]
+    def _bias(self, time: int, before: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """`[1, heads, time, before + time]`, to be added to the products of queries and keys."""
+        positions = torch.arange(-before, time, device=device)
+        ahead = positions[None, :] - positions[before:, None]
         # The product is taken in the activations' dtype, as serving does without flash-attention.
         bias = self.slopes.to(dtype)[:, None, None] * ahead.to(dtype)
         hidden = (ahead > 0) | (ahead < -self.window)
@@ -65,9 +80,9 @@ class CodecLayer(TransformerLayer):
         self.attention_scale = nn.Parameter(torch.full((config.dim,), config.layer_scale_init))
         self.ffn_scale = nn.Parameter(torch.full((config.dim,), config.layer_scale_init))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply to `x` `[batch, time, dim]`."""
-        h = x + self.attention_scale * self.attention(self.attention_norm(x))
+    def forward(self, x: Tensor, *context: Any) -> Tensor:
+        """Apply to `x` `[batch, time, dim]`; the attention is given the `context`."""
+        h = x + self.attention_scale * self.attention(self.attention_norm(x), *context)
         return h + self.ffn_scale * self.feed_forward(self.ffn_norm(h))
 
 
@@ -78,10 +93,10 @@ class CodecTransformer(nn.Module):
         super().__init__()
         self.layers = nn.ModuleDict({str(i): CodecLayer(config, window) for i in range(n_layers)})
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply to `x` `[batch, time, dim]`."""
+    def forward(self, x: Tensor, state: DecoderState | None = None) -> Tensor:
+        """Apply to `x` `[batch, time, dim]`, which continues `state`'s streams where there is one."""
         for layer in self.layers.values():
-            x = layer(x)
+            x = layer(x, state)
         return x
 
 
@@ -174,41 +189,59 @@ class Codec(nn.Module):
             latents = self.encode_latents(waveform)
         return self.quantizer.encode(latents)
 
-    def decode_latents(self, latents: Tensor) -> Tensor:
+    def decode_latents(self, latents: Tensor, state: DecoderState | None = None) -> Tensor:
         """Waveform `[batch, frames * samples_per_frame]` of `latents` `[batch, latent_dim, frames]`; never
         clipped.
 
-        All in one piece, in memory that grows with the frames squared: for losses on short pieces.
+        All in one piece, in memory that grows with the frames squared: for losses on short pieces. With a
+        `state` the latents continue its streams.
         """
-        x = _through(self.decoder_blocks, latents.transpose(1, 2))
-        patches = self.output_proj(x.transpose(1, 2))
+        x = _through(self.decoder_blocks, latents.transpose(1, 2), state)
+        patches = self.output_proj(x.transpose(1, 2), state)
         return patches.transpose(1, 2).flatten(1)
 
     def decode_whole(self, codes: Tensor) -> Tensor:
         """What `decode` gives of all `codes`, in one piece: what parity tests compare."""
-        return self.decode_latents(self.quantizer.decode(codes, self.output_proj.conv.weight.dtype))
+        return self.decode_latents(self.quantizer.decode(codes, self._dtype))
 
-    def decode(self, codes: Tensor, start: int = 0) -> Tensor:
-        """Waveform `[batch, samples]` of `codes` `[batch, n_codebooks, frames]` (from 0) from frame `start`
-        on, in the weights' dtype; never clipped.
+    def empty_state(self, streams: int = 1) -> DecoderState:
+        """The state of so many streams before their first frames."""
+        looking_back = (CausalConv1d, CausalConvTranspose1d, CodecAttention)
+        modules = [*self.decoder_blocks.modules(), self.output_proj]
+        past: dict[nn.Module, Tensor] = {
+            module: module.empty_past(streams) for module in modules if isinstance(module, looking_back)
+        }
+        frames = torch.zeros(streams, dtype=torch.long, device=next(self.output_proj.parameters()).device)
+        return DecoderState(frames, past)
 
-        Memory is bounded: the frames are decoded in pieces, each with as many frames before it as the decoder
-        sees (`left_context`), which gives what all at once gives, up to rounding.
+    def decode(self, codes: Tensor, state: DecoderState | None = None) -> Tensor:
+        """Waveform `[batch, samples]` of `codes` `[batch, n_codebooks, frames]` (from 0), in the weights'
+        dtype; never clipped.
+
+        With a `state` the codes continue its streams, and the state moves on: in chunks of any sizes this
+        gives what all at once gives, up to rounding, and no frame is decoded twice. Memory is bounded: long
+        codes are decoded in such chunks.
         """
-        pieces = []
-        for first in range(start, codes.shape[-1], PIECE):
-            context = max(0, first - self.left_context)
-            piece = self.decode_whole(codes[..., context : first + PIECE])
-            pieces.append(piece[:, (first - context) * self.samples_per_frame :])
-        if not pieces:
-            return self.quantizer.semantic_codebook.embedding_sum.new_zeros((codes.shape[0], 0))
+        state = state or self.empty_state(codes.shape[0])
+        pieces = [codes.new_zeros((codes.shape[0], 0), dtype=self._dtype)]
+        for piece in codes.split(PIECE, dim=-1) if codes.shape[-1] else ():
+            state.chunk = piece.shape[-1]
+            pieces.append(self.decode_latents(self.quantizer.decode(piece, self._dtype), state))
+            state.frames = state.frames + state.chunk
         return torch.cat(pieces, dim=1)
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.output_proj.parameters()).dtype
 
-def _through(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+
+def _through(blocks: nn.ModuleList, x: Tensor, state: DecoderState | None = None) -> Tensor:
     """`x` `[batch, time, dim]` through transformers and convolutions, which want time last."""
     for block in blocks:
-        x = block(x) if isinstance(block, CodecTransformer) else block(x.transpose(1, 2)).transpose(1, 2)
+        if isinstance(block, CodecTransformer):
+            x = block(x, state)
+        else:
+            x = block(x.transpose(1, 2), state).transpose(1, 2)
     return x
 
 

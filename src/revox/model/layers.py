@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
+from .decoder_state import DecoderState
+
 
 class FeedForward(nn.Module):
     """SwiGLU: `w2(silu(w1 x) * w3 x)`, no biases. `[..., dim] -> [..., dim]`."""
@@ -84,11 +86,17 @@ class CausalConv1d(nn.Module):
         self.conv = weight_norm(conv) if normed else conv
         self.kernel, self.stride, self.pad_mode = kernel, stride, pad_mode
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve `x` `[batch, in, time]`."""
+    def empty_past(self, streams: int) -> Tensor:
+        """What a `DecoderState` keeps for this module: the last inputs, `[streams, in, kernel - stride]`."""
+        return next(self.parameters()).new_zeros(streams, self.conv.in_channels, self.kernel - self.stride)
+
+    def forward(self, x: Tensor, state: DecoderState | None = None) -> Tensor:
+        """Convolve `x` `[batch, in, time]`, which continues `state`'s streams where there is one."""
         left = self.kernel - self.stride
         right = -x.shape[-1] % self.stride
-        return self.conv(_pad(x, left, right, self.pad_mode))
+        if state is None:
+            return self.conv(_pad(x, left, right, self.pad_mode))
+        return self.conv(state.prepend(self, x, _pad(x, left, 0, self.pad_mode)[..., :left]))
 
 
 def _pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
@@ -115,10 +123,20 @@ class CausalConvTranspose1d(nn.Module):
         )
         self.extra = kernel - stride
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve `x` `[batch, in, time]`."""
+    def empty_past(self, streams: int) -> Tensor:
+        """What a `DecoderState` keeps for this module: samples that lack later inputs, `[streams, out,
+        kernel - stride]`."""
+        return next(self.parameters()).new_zeros(streams, self.conv.out_channels, self.extra)
+
+    def forward(self, x: Tensor, state: DecoderState | None = None) -> Tensor:
+        """Convolve `x` `[batch, in, time]`, which continues `state`'s streams where there is one."""
         out = self.conv(x)
-        return out[..., : out.shape[-1] - self.extra]
+        time = out.shape[-1] - self.extra
+        if state is None:
+            return out[..., :time]
+        out = out + functional.pad(state.past[self], (0, time))
+        state.past[self] = out[..., time:]
+        return out[..., :time]
 
 
 def rotate_interleaved(x: Tensor, angles: Tensor) -> Tensor:

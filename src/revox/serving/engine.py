@@ -264,9 +264,7 @@ class EngineThread:
         except Exception as error:
             log.warning("a step of %d requests failed (%s); trying each alone", len(speaking), error)
             self._each_alone(speaking)
-        for stream in speaking:
-            if stream.generation is not None:
-                self._hand_over(stream)
+        self._hand_over([stream for stream in speaking if stream.generation is not None])
         self._admission.observe(len(speaking), time.monotonic() - began, joined)
         return True
 
@@ -336,7 +334,7 @@ class EngineThread:
     def _is_due(self, stream: SpeechStream, made: int) -> bool:
         if made >= stream.end:
             return True
-        # No smaller pieces than at the start: each is decoded with its context, which costs as much again.
+        # No smaller pieces than at the start: each costs a pass through the decoder.
         enough = stream.decoded > 0 and made - stream.decoded >= FIRST_ENDS[0]
         if not (stream.live and enough and self.settings.admission_control):
             return False
@@ -344,39 +342,52 @@ class EngineThread:
         since = time.monotonic() - stream.first_at
         return self._admission.soon_dry(stream.decoded * seconds, since, self._engine.count_speaking)
 
-    def _hand_over(self, stream: SpeechStream) -> None:
-        """Decode and hand over what is due of a stream that has just got a frame."""
-        one = stream.generation
-        assert one is not None
-        stream.frames = made = len(one.frames)
-        try:
+    def _hand_over(self, speaking: list[SpeechStream]) -> None:
+        """Decode and hand over what is due of streams that have just got a frame."""
+        due = []
+        for stream in speaking:
+            one = stream.generation
+            assert one is not None
+            stream.frames = made = len(one.frames)
             if made > stream.decoded and (one.done or self._is_due(stream, made)):
-                samples = self._decode(one, stream.decoded)
-                if stream.decoded == 0:
-                    stream.first_at = time.monotonic()
-                    self.metrics.first_audio.observe(stream.first_at - stream.asked_at)
-                semantic = one.codes(stream.decoded)[0].cpu().numpy()
-                stream.put(Chunk(samples, semantic, one.ended, one.truncated))
-                stream.decoded = made
-                while stream.end <= made:
-                    stream.end = next(stream.ends)
+                due.append(stream)
+        try:
+            self._decode(due)
         except Exception as error:
-            self._finish(stream, as_api_error(error))
-            return
-        if one.done:
-            stream.truncated = one.truncated
-            self._finish(stream, None, "cut" if one.truncated else "ended")
+            log.warning("decoding %d requests failed (%s); trying each alone", len(due), error)
+            for stream in due:
+                try:
+                    self._decode([stream])
+                except Exception as its_own:
+                    self._finish(stream, as_api_error(its_own))
+        for stream in speaking:
+            one = stream.generation
+            if one is not None and one.done:
+                stream.truncated = one.truncated
+                self._finish(stream, None, "cut" if one.truncated else "ended")
 
-    def _decode(self, one: Generation, start: int) -> np.ndarray:
-        samples = self._engine.decode(one, start).cpu().numpy()
-        if not np.isfinite(samples).all():
-            raise ApiError(
-                500,
-                "the model gave sound that is not finite; the operator should check the weights with "
-                "revox doctor",
-                code="not_finite",
-            )
-        return samples
+    def _decode(self, due: list[SpeechStream]) -> None:
+        generations = [stream.generation for stream in due if stream.generation is not None]
+        codes = [one.codes(one.decoded) for one in generations]
+        waveforms = self._engine.decode(generations)
+        for stream, one, new, waveform in zip(due, generations, codes, waveforms, strict=True):
+            samples = waveform.cpu().numpy()
+            if not np.isfinite(samples).all():
+                error = ApiError(
+                    500,
+                    "the model gave sound that is not finite; the operator should check the weights with "
+                    "revox doctor",
+                    code="not_finite",
+                )
+                self._finish(stream, error)
+                continue
+            if stream.decoded == 0:
+                stream.first_at = time.monotonic()
+                self.metrics.first_audio.observe(stream.first_at - stream.asked_at)
+            stream.put(Chunk(samples, new[0].cpu().numpy(), one.ended, one.truncated))
+            stream.decoded = stream.frames
+            while stream.end <= stream.frames:
+                stream.end = next(stream.ends)
 
     def _finish(self, stream: SpeechStream, error: ApiError | None, outcome: str = "failed") -> None:
         if stream.generation is not None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from revox.model.backbone import KVCache
 from revox.model.config import END_AUDIO_ID, N_SPECIAL_CODES
+from revox.model.decoder_state import DecoderState
 from revox.model.voxtral import Voxtral
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech import Audio
@@ -100,7 +101,8 @@ class Generation:
 
     `frames` are ids `[37]`, without the end frame. `ended`: the model ended by itself; `truncated`: it met
     the limit on its length. `hidden` `[dim]` is the state from which the next frame is read, None until the
-    last frame is fed to the backbone.
+    last frame is fed to the backbone. `decoder` is the codec's state after the `decoded` first frames, None
+    before them and once everything is decoded.
     """
 
     request: Request
@@ -109,6 +111,8 @@ class Generation:
     frames: list[Tensor] = field(default_factory=list)
     ended: bool = False
     truncated: bool = False
+    decoder: DecoderState | None = None
+    decoded: int = 0
 
     @property
     def done(self) -> bool:
@@ -304,24 +308,39 @@ class Engine:
         Laid end to end the chunks are what `speak` gives; the last one is `truncated` where that is.
         """
         [one] = self.join([request])
-        ends, start = chunk_ends(), 0
+        ends = chunk_ends()
         end = next(ends)
         try:
             while not one.done:
                 self.step()
-                if len(one.frames) > start and (one.done or len(one.frames) >= end):
-                    yield self._audio(one, start)
-                    start, end = len(one.frames), next(ends)
+                if len(one.frames) > one.decoded and (one.done or len(one.frames) >= end):
+                    yield self._audio(one)
+                    end = next(ends)
         finally:
             self.leave(one)
 
-    def _audio(self, one: Generation, start: int = 0) -> Audio:
-        samples = self.decode(one, start).cpu().numpy()
-        return Audio(samples, self.model.config.codec.sampling_rate, truncated=one.truncated)
+    def _audio(self, one: Generation) -> Audio:
+        [samples] = self.decode([one])
+        return Audio(samples.cpu().numpy(), self.model.config.codec.sampling_rate, truncated=one.truncated)
 
     @torch.inference_mode()
-    def decode(self, generation: Generation, start: int = 0) -> Tensor:
-        """Samples, float32, of the frames from `start` on; never clipped."""
+    def decode(self, generations: Sequence[Generation]) -> list[Tensor]:
+        """Samples `[samples]`, float32, of each one's frames that are not decoded yet; never clipped.
+
+        Those with equally many such frames are decoded together. When it fails it can be repeated, for all or
+        for some of them.
+        """
         codec = self.model.audio_tokenizer
-        context = max(0, start - codec.left_context)
-        return codec.decode(generation.codes(context)[None], start - context)[0].float()
+        groups: dict[int, list[Generation]] = {}
+        for one in generations:
+            groups.setdefault(len(one.frames) - one.decoded, []).append(one)
+        samples: dict[Generation, Tensor] = {}
+        states: dict[Generation, DecoderState] = {}
+        for group in groups.values():
+            state = DecoderState.stack([one.decoder or codec.empty_state() for one in group])
+            codes = torch.stack([one.codes(one.decoded) for one in group])
+            samples.update(zip(group, codec.decode(codes, state).float(), strict=True))
+            states.update(zip(group, state.split(), strict=True))
+        for one in generations:
+            one.decoder, one.decoded = None if one.done else states[one], len(one.frames)
+        return [samples[one] for one in generations]

@@ -410,15 +410,15 @@ def speak_pieces(
                 running[one] = take
                 ends[one] = chunk_ends() if streaming else count(_WHOLE_CHUNK, _WHOLE_CHUNK)
                 due[one] = next(ends[one])
-            for one in engine.step():
-                frames += not one.ended
-                if one.done or len(one.frames) >= due[one]:
-                    due[one] = next(ends[one])
-                    take = running[one]
-                    start = take.samples // codec.samples_per_frame
-                    made = engine.decode(one, start).cpu().numpy()
-                    semantic = one.codes(start)[0].cpu().numpy()
-                    speech.push(take, semantic, made, ended=one.ended, truncated=one.truncated)
+            made = engine.step()
+            frames += sum(not one.ended for one in made)
+            ready = [one for one in made if one.done or len(one.frames) >= due[one]]
+            semantic = [one.codes(one.decoded)[0].cpu().numpy() for one in ready]
+            for one, codes, waveform in zip(ready, semantic, engine.decode(ready), strict=True):
+                due[one] = next(ends[one])
+                speech.push(
+                    running[one], codes, waveform.cpu().numpy(), ended=one.ended, truncated=one.truncated
+                )
             for one, take in list(running.items()):
                 if one.done or take.stopped:
                     engine.leave(one)
