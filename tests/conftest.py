@@ -35,6 +35,16 @@ TINY = VoxtralConfig(
     ),
 )  # fmt: skip
 
+REDUCED = VoxtralConfig(
+    # The release's proportions: queries wider than the model, four heads to a key.
+    backbone=BackboneConfig(
+        dim=96, n_layers=6, head_dim=4, hidden_dim=288, n_heads=32, n_kv_heads=8,
+        vocab_size=minimal_vocab_size(),
+    ),
+    acoustic=AcousticConfig(input_dim=96, dim=96, n_layers=3, head_dim=4, hidden_dim=288),
+    codec=CodecConfig(semantic_codebook_size=512, semantic_dim=16, dim=32, hidden_dim=128, head_dim=4),
+)  # fmt: skip
+
 PRESETS = (
     "casual_female", "casual_male", "cheerful_female", "neutral_female", "neutral_male",
     "pt_male", "pt_female", "nl_male", "nl_female", "it_male",
@@ -45,10 +55,10 @@ PRESETS = (
 RELEASE_PARAMS = Path(__file__).parent / "parity" / "release_params.json"
 
 
-def tiny_model(with_encoder: bool = False, seed: int = 0) -> Voxtral:
+def tiny_model(with_encoder: bool = False, seed: int = 0, config: VoxtralConfig = TINY) -> Voxtral:
     """Random weights at tiny sizes, float32: it babbles for 1 to 5 s at a time, loudly enough to hear."""
     torch.manual_seed(seed)
-    model = Voxtral(TINY, with_encoder)
+    model = Voxtral(config, with_encoder)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if name.endswith("embeddings.weight"):
