@@ -25,7 +25,8 @@ from revox.speech import Audio
 from revox.synthesis.engine import DEFAULT_CFG, Engine, Request, Speech
 from revox.synthesis.errors import SpeakError
 from revox.synthesis.longform import AHEAD, BATCH, LongSpeech, SpeechSettings, pieces_of, speak_pieces
-from revox.synthesis.prompt import Prompter, make_prompt
+from revox.synthesis.prefix_cache import PrefixCache
+from revox.synthesis.prompt import Prompt, Prompter, make_prompt
 from revox.synthesis.takes import TakeWarning
 
 if TYPE_CHECKING:
@@ -151,6 +152,11 @@ class Revox:
         if self.bits is None:
             return self.model
         return load_model(self.folder, self.device, default_dtype(self.folder, self.device))
+
+    @cached_property
+    def _prefixes(self) -> PrefixCache:
+        """The prompts of the voices spoken with lately, read once."""
+        return PrefixCache()
 
     @cached_property
     def prompter(self) -> Prompter:
@@ -356,7 +362,7 @@ class Revox:
     ) -> Speech:
         """As `speak`, with the codes `[37, frames]` beside the audio."""
         request = self._request(text, voice, seed, cfg, max_seconds)
-        return Engine(self.model, flow_steps).speak(request, progress)
+        return Engine(self.model, flow_steps, self._prefixes).speak(request, progress)
 
     def synthesise(self, *arguments: Any, **options: Any) -> Speech:
         """The old name of `synthesize`, until the next version."""
@@ -409,7 +415,7 @@ class Revox:
     ) -> Iterator[Audio]:
         settings = replace(settings or SpeechSettings(), **options)
         voice, model = self._as_voice(voice), self.model
-        engine = Engine(model, settings.flow_steps)
+        engine = Engine(model, settings.flow_steps, self._prefixes)
         speech = LongSpeech(
             pieces_of(text, settings),
             settings,
@@ -419,8 +425,8 @@ class Revox:
             together=AHEAD if streaming else BATCH,
         )
 
-        def prompt_of(piece: str) -> torch.Tensor:
-            return make_prompt(model, self.prompter, piece, voice).embeddings
+        def prompt_of(piece: str) -> Prompt:
+            return make_prompt(model, self.prompter, piece, voice)
 
         def parts() -> Iterator[Audio]:
             yield from speak_pieces(engine, speech, prompt_of, streaming=streaming, progress=progress)
@@ -433,7 +439,7 @@ class Revox:
         self, text: str, voice: Voice | str, seed: int, cfg: float, max_seconds: float | None
     ) -> Request:
         prompt = make_prompt(self.model, self.prompter, text, self._as_voice(voice))
-        return Request(prompt.embeddings, seed, self._frames(max_seconds), cfg)
+        return Request(prompt.embeddings, seed, self._frames(max_seconds), cfg, prefix=prompt.voice_positions)
 
     def _as_voice(self, voice: Voice | str) -> Voice:
         return self.voice(voice) if isinstance(voice, str) else voice

@@ -17,6 +17,7 @@ from revox.checkpoint.voices import load_voice
 from revox.demo import checkpoint_folder
 from revox.synthesis.engine import MAX_FRAMES, Engine, Request, chunk_ends, noise_of
 from revox.synthesis.errors import SpeakError
+from revox.synthesis.prefix_cache import PrefixCache
 from revox.synthesis.prompt import Prompter, make_prompt
 
 FRAMES = 24
@@ -289,6 +290,7 @@ def test_prompt_and_speech_together_fit_into_4096_positions(engine, model, monke
         ({"cfg_alpha": 10.5}, "cfg 10.5 is out of range"),
         ({"cfg_alpha": float("nan")}, "cfg nan is out of range"),
         ({"max_frames": 0}, "below one frame"),
+        ({"prefix": 9}, "a shared prefix of 9 positions is not the beginning of a prompt of 9"),
         ({"seed": 2**64}, "seed 18446744073709551616 is out of range"),
     ],
 )
@@ -338,6 +340,59 @@ def test_a_stream_is_the_whole_speech_whatever_the_limit(model, engine, prompts,
     assert together.shape == whole.shape
     assert (together - whole).abs().max() <= 1e-5 * whole.abs().max().clamp(min=1)
     assert [chunk.truncated for chunk in chunks] == [False] * (len(chunks) - 1) + [spoken.truncated]
+
+
+@pytest.fixture
+def positions_read(model, monkeypatch):
+    """Positions that prefill reads, call by call."""
+    real, read = model.prefill, []
+    monkeypatch.setattr(
+        model,
+        "prefill",
+        lambda prompts, cache: read.append([len(prompt) for prompt in prompts]) or real(prompts, cache),
+    )
+    return read
+
+
+def test_a_voices_prompt_is_read_once_and_changes_no_code(engine, requests, alone, positions_read):
+    voiced = [replace(request, prefix=len(request.prompt) - 3 - i) for i, request in enumerate(requests)]
+    twice = [engine.generate_batch([one])[0] for one in (voiced[1], voiced[1])]
+    assert positions_read == [[len(voiced[1].prompt)], [4]]
+    assert all(_same(one, alone[1]) for one in twice)
+    positions_read.clear()
+    order = [2, 1, 2, 0, 1]
+    together = engine.generate_batch([voiced[i] for i in order])
+    assert all(_same(one, alone[i]) for one, i in zip(together, order, strict=True))
+    assert positions_read == [[len(voiced[2].prompt), len(voiced[0].prompt)], [4, 5, 4]]
+
+
+def test_prefixes_are_bounded_and_the_least_recently_used_go_first(model, requests, alone, positions_read):
+    voiced = [replace(request, prefix=len(request.prompt) - 3) for request in requests[:3]]
+    whole = Engine(model, flow_steps=1)
+    sizes = []
+    for request in voiced:
+        whole.generate_batch([request])
+        sizes.append(whole.prefixes.nbytes - sum(sizes))
+    engine = Engine(model, 1, PrefixCache(sum(sizes) - 1))
+    positions_read.clear()
+    order = (0, 1, 0, 2, 0, 1)
+    for i in order:  # the third pushes the second out
+        [one] = engine.generate_batch([voiced[i]])
+        assert _same(one, alone[i])
+        assert engine.prefixes.nbytes < sum(sizes)
+    read_whole = [read == [len(voiced[i].prompt)] for read, i in zip(positions_read, order, strict=True)]
+    assert read_whole == [True, True, False, True, False, True]
+    none = Engine(model, 1, PrefixCache(0))
+    assert all(map(_same, none.generate_batch(voiced), alone))
+    assert len(none.prefixes) == 0
+
+
+def test_a_voice_replaced_under_its_name_is_not_taken_for_the_old_one(engine, model, requests, prompts):
+    engine.generate_batch([replace(requests[0], prefix=9)])
+    other = prompts[0].clone()
+    other[4] += 0.5
+    request = Request(other, 3, FRAMES, prefix=9)
+    assert _same(engine.generate_batch([request])[0], written_out(model, request))
 
 
 @pytest.fixture

@@ -58,6 +58,12 @@ class KVCache:
         """Memory that the cache takes, in bytes."""
         return self.keys.nbytes + self.values.nbytes
 
+    @property
+    def position_bytes(self) -> int:
+        """Memory that one position of a slot takes, in bytes."""
+        layers, _, _, heads, head_dim = self.keys.shape
+        return 2 * layers * heads * head_dim * self.keys.element_size()
+
     def reserve(self, slots: int, positions: int) -> None:
         """Make room for at least so many slots and positions, in whole blocks; the contents stay."""
         if slots <= self.slots and positions <= self.capacity:
@@ -84,6 +90,16 @@ class KVCache:
         self.keys[layer][rows, positions] = k.to(self.keys.dtype)
         self.values[layer][rows, positions] = v.to(self.values.dtype)
         return self.keys[layer], self.values[layer]
+
+    def read(self, slot: int, length: int) -> Tensor:
+        """A copy of the first `length` positions of a slot, `[2, layers, length, kv_heads, head_dim]`."""
+        return torch.stack((self.keys[:, slot, :length], self.values[:, slot, :length]))
+
+    def write(self, slot: int, positions: Tensor) -> None:
+        """Make what `read` gave the first positions of a slot."""
+        length = positions.shape[2]
+        self.keys[:, slot, :length], self.values[:, slot, :length] = positions
+        self.lengths[slot] = length
 
     def copy(self, source: int, target: int) -> None:
         """Overwrite slot `target` with slot `source`."""

@@ -62,10 +62,10 @@ class Voxtral(nn.Module):
         return embedded.masked_scatter(places[:, None], voice_embedding.to(embedded))
 
     def prefill(self, prompts: Sequence[Tensor], cache: KVCache) -> Tensor:
-        """Read prompts (each `[time, dim]`) into the empty slots of `cache`, which must have room.
+        """Read prompts (each `[time, dim]`), or what follows the beginnings that the slots of `cache` hold.
 
-        Returns the hidden state at each one's last position, `[batch, dim]`, from which its first frame is
-        read.
+        The cache must have room. Returns the hidden state at each one's last position, `[batch, dim]`, from
+        which its first frame is read.
         """
         lengths = torch.tensor([len(prompt) for prompt in prompts], device="cpu")
         padded = nn.utils.rnn.pad_sequence(list(prompts), batch_first=True)

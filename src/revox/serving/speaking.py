@@ -183,7 +183,7 @@ class SpeechResponse:
                 make_prompt, tts.model, tts.prompter, take.text, self.request.voice
             )
             stream = self.request.state.engine.submit(
-                take.request(prompt.embeddings),
+                take.request(prompt),
                 streaming=self.streaming,
                 first_frames=options.initial_codec_chunk_frames,
                 speed=options.speed or 1.0,

@@ -21,6 +21,7 @@ from revox.model.voxtral import Voxtral
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech import Audio
 from revox.synthesis.errors import SpeakError
+from revox.synthesis.prefix_cache import PrefixCache, prefix_key
 
 MAX_POSITIONS = 4096
 """Prompt and speech together, as in serving."""
@@ -72,7 +73,8 @@ class Request:
 
     `seed` decides between equally good ways of saying it, `max_frames` (of 80 ms) is the longest that it may
     take, `min_frames` the shortest (the model's end before it is passed over; 0 is what serving does),
-    `cfg_alpha` the scale of classifier-free guidance, where 1 is none.
+    `cfg_alpha` the scale of classifier-free guidance, where 1 is none. The first `prefix` positions of the
+    prompt are its voice's: requests that share them read them once.
     Raises SpeakError when a value is out of range or the prompt leaves no room to speak.
     """
 
@@ -81,12 +83,19 @@ class Request:
     max_frames: int | None = None
     cfg_alpha: float = DEFAULT_CFG
     min_frames: int = 0
+    prefix: int = 0
 
     def __post_init__(self) -> None:
         check_ranges(self.seed, self.cfg_alpha, self.max_frames)
         if self.room < 1:
             raise SpeakError(
                 f"a prompt of {len(self.prompt)} positions leaves none of {MAX_POSITIONS} for speech"
+            )
+
+        if not 0 <= self.prefix < len(self.prompt):
+            raise SpeakError(
+                f"a shared prefix of {self.prefix} positions is not the beginning of a prompt of "
+                f"{len(self.prompt)}; leave at least one position after it"
             )
 
     @property
@@ -141,17 +150,21 @@ class Engine:
     works on the cache where it lies. `step` may fail (no memory, a broken device); it can then be repeated,
     for all or for one of them: no frame is lost.
 
-    `flow_steps`: Euler steps for a frame's acoustic codes; the checkpoint's own by default. Raises SpeakError
-    when they are out of range.
+    `flow_steps`: Euler steps for a frame's acoustic codes; the checkpoint's own by default. `prefixes`: the
+    beginnings of prompts that are known from before; by default those that this engine reads. Raises
+    SpeakError when the steps are out of range.
     """
 
-    def __init__(self, model: Voxtral, flow_steps: int | None = None) -> None:
+    def __init__(
+        self, model: Voxtral, flow_steps: int | None = None, prefixes: PrefixCache | None = None
+    ) -> None:
         first, last = FLOW_STEPS_RANGE
         if flow_steps is not None and not first <= flow_steps <= last:
             raise SpeakError(
                 f"{flow_steps} flow steps are out of range: {first} to {last} are possible, 7 are usual"
             )
         self.model, self.flow_steps = model, flow_steps
+        self.prefixes = PrefixCache() if prefixes is None else prefixes
         self.generations: list[Generation] = []
         self.count_speaking = 0
         self.cache = self._empty_cache()
@@ -172,12 +185,40 @@ class Engine:
         """
         if not requests:
             return []
+        keys = [prefix_key(one.prompt[: one.prefix]) if one.prefix else None for one in requests]
+        # One request of each new prefix first: the others continue what it reads.
+        new = [key for key in keys if key is not None and key not in self.prefixes]
+        leading = [keys.index(key) for key in dict.fromkeys(new)]
+        joined: dict[int, Generation] = {}
+        try:
+            for group in (leading, [i for i in range(len(requests)) if i not in leading]):
+                if group:
+                    generations = self._join([requests[i] for i in group], [keys[i] for i in group])
+                    joined.update(zip(group, generations, strict=True))
+        except BaseException:
+            for generation in joined.values():
+                self.leave(generation)
+            raise
+        return [joined[i] for i in range(len(requests))]
+
+    def _join(self, requests: Sequence[Request], keys: Sequence[bytes | None]) -> list[Generation]:
+        """Read what is not known of the prompts of `requests`, in one batch; `keys` are their prefixes'."""
         model, first = self.model, len(self.generations)
         stop = first + len(requests)
-        self.cache.reserve(stop, max(len(request.prompt) for request in requests) + 1)
+        prefixes = [None if key is None else self.prefixes.get(key) for key in keys]
+        starts = [0 if prefix is None else prefix.shape[2] for prefix in prefixes]
+        rests = [request.prompt[start:] for request, start in zip(requests, starts, strict=True)]
+        # The shorter rests are padded to the longest.
+        self.cache.reserve(stop, max(starts) + max(map(len, rests)) + 1)
         window = self.cache.window(first, stop)
         window.lengths.zero_()
-        hidden = model.prefill([request.prompt for request in requests], window)
+        for slot, prefix in enumerate(prefixes):
+            if prefix is not None:
+                window.write(slot, prefix)
+        hidden = model.prefill(rests, window)
+        for slot, (request, key) in enumerate(zip(requests, keys, strict=True)):
+            if key is not None and prefixes[slot] is None:
+                self.prefixes.put(key, window.read(slot, request.prefix))
         joined = []
         for request, state in zip(requests, hidden, strict=True):
             noise = noise_of(request.seed, model.config.codec.acoustic_dim)[: request.room]

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from itertools import count
 
 import numpy as np
-from torch import Tensor
 
 from revox.model.config import CodecConfig
 from revox.progress import Progress, ProgressCallback, ignore_progress
@@ -19,6 +18,7 @@ from revox.speech import Audio
 from revox.synthesis.engine import DEFAULT_CFG, Engine, Generation, Request, check_ranges, chunk_ends
 from revox.synthesis.errors import SpeakError
 from revox.synthesis.normalize import Normalization, normalize_text
+from revox.synthesis.prompt import Prompt
 from revox.synthesis.split import DEFAULT_MAX_CHARS, TextPiece, split_text
 from revox.synthesis.takes import TakeCheck, TakeWarning
 
@@ -109,9 +109,11 @@ class Take:
         """Samples made so far."""
         return sum(map(len, self.chunks))
 
-    def request(self, prompt: Tensor) -> Request:
+    def request(self, prompt: Prompt) -> Request:
         """What to ask of the engine, for the prompt of `text`."""
-        return Request(prompt, self.seed, self.max_frames, self.cfg, self.min_frames)
+        return Request(
+            prompt.embeddings, self.seed, self.max_frames, self.cfg, self.min_frames, prompt.voice_positions
+        )
 
 
 @dataclass(eq=False)
@@ -383,14 +385,14 @@ def _faded(samples: np.ndarray, fade: int, start: bool = False) -> np.ndarray:
 def speak_pieces(
     engine: Engine,
     speech: LongSpeech,
-    prompt_of: Callable[[str], Tensor],
+    prompt_of: Callable[[str], Prompt],
     *,
     streaming: bool = False,
     progress: ProgressCallback = ignore_progress,
 ) -> Iterator[Audio]:
     """Run a speech on an engine of its own; gives audio as it becomes ready.
 
-    `prompt_of` makes the prompt `[time, dim]` of a piece. `progress` counts frames made.
+    `prompt_of` makes the prompt of a piece. `progress` counts frames made.
     """
     codec = engine.model.config.codec
     running: dict[Generation, Take] = {}

@@ -85,11 +85,13 @@ class Prompter:
 class Prompt:
     """A text in a voice, as the backbone reads it: `embeddings` `[time, dim]`.
 
-    `text_tokens` is the number of tokens of the text alone.
+    `text_tokens` is the number of tokens of the text alone; the first `voice_positions` positions are the
+    same for every text in this voice.
     """
 
     embeddings: Tensor
     text_tokens: int
+    voice_positions: int = 0
 
 
 def make_prompt(model: Voxtral, prompter: Prompter, text: str, voice: Voice) -> Prompt:
@@ -125,7 +127,8 @@ def make_prompt(model: Voxtral, prompter: Prompter, text: str, voice: Voice) -> 
     with torch.inference_mode():
         ids = torch.tensor(tokens, device=model.device)
         embeddings = model.embed_prompt(ids, prompter.audio_token, voice.embedding.to(model.device))
-    return Prompt(embeddings, len(text_tokens))
+    voice_positions = tokens.index(prompter.audio_token) + len(voice.embedding)
+    return Prompt(embeddings, len(text_tokens), voice_positions)
 
 
 def _read(path: Path) -> Any:
