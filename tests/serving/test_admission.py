@@ -36,11 +36,13 @@ def test_before_anything_is_known_everybody_may_try(admission):
     assert admission().allows(50)
 
 
-def test_a_round_is_expected_to_take_what_one_of_as_many_or_a_little_fewer_took(admission):
+def test_a_step_is_expected_to_take_what_one_of_as_many_took_or_lie_on_the_line_of_others(admission):
     known = admission((2, 0.03), (4, 0.05))
-    assert known.expected(8) == pytest.approx(0.05)
-    assert known.expected(3) == pytest.approx(0.03)
-    assert known.expected(1) is None
+    assert known.expected(4) == pytest.approx(0.05)
+    assert known.expected(8) == pytest.approx(0.09)
+    assert known.expected(3) == pytest.approx(0.04)
+    assert known.expected(1) == pytest.approx(0.02)
+    assert admission((2, 0.05), (4, 0.03)).expected(8) == pytest.approx(0.05), "more never takes less"
 
 
 def test_an_average_follows_what_happens_lately(admission):
@@ -63,7 +65,7 @@ def test_reading_a_prompt_counts_among_other_rounds_and_tells_nothing_alone(admi
 def test_one_more_is_tried_while_there_is_time_left(admission):
     assert admission((4, 0.067)).allows(5)
     assert not admission((1, 0.02), (4, 0.069)).allows(5)
-    assert admission((1, 0.02), (4, 0.033)).allows(5, speed=2.0)
+    assert admission((1, 0.02), (4, 0.03)).allows(5, speed=2.0)
     assert not admission((1, 0.02), (4, 0.035)).allows(5, speed=2.0)
 
 
@@ -82,8 +84,14 @@ def test_a_machine_too_slow_for_one_is_not_held_back(admission):
     assert not admission((1, 0.06), (2, 0.1)).allows(3)
 
 
-def test_a_player_is_dry_soon_when_two_rounds_are_all_it_has(admission):
-    known = admission((1, 0.05))
-    assert known.soon_dry(0.4, 0.31, 1)
-    assert not known.soon_dry(0.4, 0.29, 1)
-    assert not admission().soon_dry(0.4, 0.39, 1)
+def test_a_first_chunk_has_one_to_five_frames_as_the_pace_requires(admission):
+    assert admission().first_frames(1, 1.0) == 5, "nothing is known"
+    assert admission((1, 0.01)).first_frames(1, 1.0) == 1
+    assert admission((1, 0.01), (2, 0.05)).first_frames(2, 1.0) == 2
+    assert admission((1, 0.05)).first_frames(1, 2.0) == 4, "a player at double speed"
+    assert admission((1, 0.5)).first_frames(1, 1.0) == 5
+
+
+def test_a_player_needs_two_steps_and_a_delay_in_hand(admission):
+    assert admission((1, 0.03)).margin(1) == pytest.approx(0.1)
+    assert admission().margin(1) == pytest.approx(0.2), "a step is taken for real time"

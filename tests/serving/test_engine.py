@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import numpy as np
 import pytest
@@ -36,8 +37,8 @@ def alone(tts, prompts):
 def run(tts, settings):
     """`run(dialogue, **settings)`: `async def dialogue(engine)` with a running engine."""
 
-    def running(dialogue, **changes):
-        engine = EngineThread(tts.model, settings(**changes), Metrics())
+    def running(dialogue, clock=time.monotonic, **changes):
+        engine = EngineThread(tts.model, settings(**changes), Metrics(), clock)
 
         async def everything():
             engine.start()
@@ -82,20 +83,17 @@ def test_a_stream_starts_with_five_frames_or_as_many_as_were_asked_for(run, prom
 
     usual, asked = run(dialogue, admission_control=False)
     assert usual == [5, 5, 4]
-    assert asked == [2, 3, 5, 4]
+    assert asked == [2, 2, 4, 6]
 
 
 class _Fixed(AdmissionControl):
     """A machine that speaks two in time, and whose players are always about to run dry."""
 
-    sent = ()
-
     def allows(self, streams, speed):
         return streams <= 2 / speed
 
-    def soon_dry(self, sent, since, streams):
-        self.sent += (sent,)
-        return True
+    def margin(self, streams):
+        return 1e9
 
 
 @pytest.mark.parametrize(
@@ -134,7 +132,7 @@ def test_one_listener_is_enough_for_whole_files_to_wait(run, prompts):
     assert run(dialogue) == 2
 
 
-@pytest.mark.parametrize(("admission_control", "sizes"), [(True, [5] * 8), (False, [5, 5, 5, 5, 5, 15])])
+@pytest.mark.parametrize(("admission_control", "sizes"), [(True, [5] * 8), (False, [5, 5, 10, 20])])
 def test_a_stream_is_handed_over_before_its_player_runs_dry(run, prompts, admission_control, sizes):
     async def dialogue(engine):
         engine._admission = _Fixed(0.08)
@@ -146,18 +144,100 @@ def test_a_stream_is_handed_over_before_its_player_runs_dry(run, prompts, admiss
     np.testing.assert_allclose(np.concatenate([c.samples for c in chunks]), whole, atol=1e-6)
 
 
-def test_who_listens_at_double_speed_is_spoken_to_alone_and_hears_half_as_long(run, prompts):
+def test_who_listens_at_double_speed_is_spoken_to_alone(run, prompts):
     async def dialogue(engine):
         engine._admission = _Fixed(0.08)
         together, step = [], engine._engine.step
         engine._engine.step = lambda: together.append(engine._engine.count_speaking) or step()
         asked = [engine.submit(Request(prompts[1], 0, 34), streaming=i == 0, speed=2.0 - i) for i in range(2)]
         await asyncio.gather(*map(_heard, asked))
-        return together, engine._admission.sent
+        return together
 
-    together, handed = run(dialogue)
-    assert together == [1] * 68
-    assert set(handed) == {25 * 0.08 / 2}
+    assert run(dialogue) == [1] * 68
+
+
+class _Clock:
+    """Stands still but for what a test adds."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def _watched(engine, clock, seconds):
+    """Who took part, step by step; every step takes so many seconds."""
+    took_part, step = [], engine._engine.step
+
+    def watched():
+        clock.now += seconds
+        took_part.append(step())
+        return took_part[-1]
+
+    engine._engine.step = watched
+    return took_part
+
+
+@pytest.mark.parametrize(
+    ("seconds", "waits"), [(0.01, True), (0.07, False)], ids=["has enough in hand", "would run dry"]
+)
+def test_the_first_sound_of_a_new_stream_comes_before_more_of_one_that_can_wait(
+    run, held, until, prompts, alone, seconds, waits
+):
+    clock = _Clock()
+
+    async def dialogue(engine):
+        took_part = _watched(engine, clock, seconds)
+        with held(engine, 12) as go:
+            plays = engine.submit(Request(prompts[1], 0, 40), streaming=True)
+            await asyncio.to_thread(until, lambda: len(took_part) == 12, "12 frames")
+            one = engine._active[0].generation
+            new = engine.submit(Request(prompts[0], 3, FRAMES), streaming=True)
+            go.set()
+            chunks = [chunk async for chunk in new]
+            samples = (await _heard(plays)).size
+        # The step that was held may still be the first stream's alone.
+        start = next(i for i, step in enumerate(took_part) if i > 11 and step != [one])
+        return [one in step for step in took_part[start : start + chunks[0].frames]], samples, chunks
+
+    plays_on, samples, chunks = run(dialogue, clock)
+    assert any(plays_on) != waits
+    assert samples == 40 * 1920
+    np.testing.assert_allclose(np.concatenate([chunk.samples for chunk in chunks]), alone[0], atol=1e-6)
+
+
+def test_whole_files_wait_for_first_sounds_but_not_for_ever(run, held, until, prompts):
+    clock = _Clock()
+
+    async def dialogue(engine):
+        took_part = _watched(engine, clock, 0.3)
+        with held(engine, 2) as go:
+            file = engine.submit(Request(prompts[1], 0, FRAMES))
+            await asyncio.to_thread(until, lambda: len(took_part) == 2, "2 frames")
+            one = engine._active[0].generation
+            stream = engine.submit(Request(prompts[0], 3, FRAMES), streaming=True, first_frames=9)
+            go.set()
+            await asyncio.gather(*map(_heard, (file, stream)))
+        start = next(i for i, step in enumerate(took_part) if one not in step)
+        return [one in step for step in took_part[start : start + 9]]
+
+    assert run(dialogue, clock) == [False, False, False, True, False, False, False, True, False]
+
+
+def test_no_more_are_spoken_at_once_than_memory_holds_at_their_longest(run, prompts, alone):
+    async def dialogue(engine):
+        together, step = [], engine._engine.step
+        engine._engine.step = lambda: together.append(engine._engine.count_speaking) or step()
+        # Room for two requests of one block each.
+        engine._cache_bytes = 2 * 256 * engine._engine.cache.position_bytes
+        asked = [(prompt, seed) for prompt, (*_, seed) in zip(prompts, REQUESTS, strict=True)]
+        streams = [engine.submit(Request(prompt, seed, FRAMES)) for prompt, seed in asked]
+        return await asyncio.gather(*map(_heard, streams)), max(together)
+
+    heard, most = run(dialogue)
+    assert most == 2
+    for one, expected in zip(heard, alone, strict=True):
+        np.testing.assert_allclose(one, expected, atol=1e-6)
 
 
 def test_what_a_step_takes_is_observed(run, prompts):

@@ -324,10 +324,10 @@ def test_no_request_gives_no_speech(engine):
     assert engine.generate_batch([]) == []
 
 
-def test_chunks_end_where_serving_ends_them_or_begin_with_another():
-    assert list(islice(chunk_ends(), 9)) == [5, 10, 15, 20, 25, 50, 75, 100, 125]
-    assert list(islice(chunk_ends(12), 5)) == [12, 15, 20, 25, 50]
-    assert list(islice(chunk_ends(30), 3)) == [30, 50, 75]
+def test_chunks_are_as_long_as_all_before_them_up_to_two_seconds():
+    assert list(islice(chunk_ends(), 7)) == [5, 10, 20, 40, 65, 90, 115]
+    assert list(islice(chunk_ends(1), 8)) == [1, 2, 4, 8, 16, 32, 57, 82]
+    assert list(islice(chunk_ends(30), 3)) == [30, 55, 80]
 
 
 @pytest.mark.parametrize("limit", [1, 5, 7, 25, 60])

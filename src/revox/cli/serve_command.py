@@ -89,6 +89,10 @@ def command(
     admission_control: Annotated[
         bool, typer.Option(help="Run fewer at once if the machine could not keep up with playback.")
     ] = True,
+    cache_mb: Annotated[
+        int | None,
+        typer.Option(min=1, help="Memory for concurrent utterances' keys and values; default: half of it."),
+    ] = None,
     max_queue: Annotated[int, typer.Option(min=0, help="Utterances that may wait; more are a 429.")] = 64,
     max_text_characters: Annotated[int, typer.Option(min=1, help="The longest text of a request.")] = 4096,
     max_chars: Annotated[

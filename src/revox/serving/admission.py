@@ -1,8 +1,8 @@
 """Limits the concurrent requests so that no client's player runs dry.
 
-A step generates one frame of every active request, and takes longer with more of them. While a step is
-shorter than the audio of a frame, all players keep up; with one request too many, all of them run dry. A
-request that does not fit therefore waits: a late start is heard once, gaps are heard throughout.
+A step generates one frame of each request that takes part, and takes longer with more of them. While a step
+of all is shorter than the audio of a frame, all players keep up; with one request too many, all of them run
+dry. A request that does not fit therefore waits: a late start is heard once, gaps are heard throughout.
 
 The cost of one more request depends on the machine (on a GPU it is small), so it is tried, one at a time, and
 a number that was too many is not tried again for a while.
@@ -10,10 +10,15 @@ a number that was too many is not tried again for a while.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from statistics import linear_regression
+
+from revox.synthesis.engine import FIRST_CHUNK
 
 WEIGHT = 0.1  # of the latest step in an average
+DELAY = 0.04  # seconds that a chunk may take on its way to the player
 STEADY = 0.85  # of real time: the rest is for whatever else the machine does
 REMEMBERED = 30.0  # seconds for which a number that was too many is not tried again
 
@@ -37,13 +42,23 @@ class AdmissionControl:
         self._steps[streams] = (before + WEIGHT * (seconds - before), self.clock())
 
     def expected(self, streams: int) -> float | None:
-        """Seconds that a step of so many streams takes, or of the next smaller number that was seen; None
-        where neither was."""
-        seen = max((n for n in self._steps if n <= streams), default=None)
-        return None if seen is None else self._steps[seen][0]
+        """Seconds that a step of so many streams takes; None while nothing is known.
+
+        Where no such step was seen: on the line through those that were, and no less than a smaller one.
+        """
+        if not self._steps:
+            return None
+        if streams in self._steps:
+            return self._steps[streams][0]
+        seen = {n: seconds for n, (seconds, _) in self._steps.items()}
+        if len(seen) == 1:
+            return next(iter(seen.values()))
+        line = linear_regression(list(seen), list(seen.values()))
+        smaller = [seconds for n, seconds in seen.items() if n < streams]
+        return max(line.intercept + line.slope * streams, *smaller, 0.0)
 
     def allows(self, streams: int, speed: float = 1.0) -> bool:
-        """Whether so many may be spoken at once: one less are spoken in time, and so many were not too slow
+        """Whether so many may be spoken at once: it is expected to be in time, and so many were not too slow
         within the last `REMEMBERED` seconds. `speed`: of the fastest playback among them.
 
         True where nothing is known yet, and where even the smallest number is too slow: then more at once
@@ -52,12 +67,16 @@ class AdmissionControl:
         in_time = STEADY * self.frame_seconds / speed
         if all(seconds > in_time for seconds, _ in self._steps.values()):
             return True
-        seconds, seen = self._steps.get(streams, (0.0, 0.0))
-        if seconds > in_time and self.clock() - seen < REMEMBERED:
-            return False
-        return (self.expected(streams - 1) or 0.0) <= in_time
+        _, seen = self._steps.get(streams, (0.0, self.clock()))
+        if self.clock() - seen >= REMEMBERED:
+            return (self.expected(streams - 1) or 0.0) <= in_time
+        return (self.expected(streams) or 0.0) <= in_time
 
-    def soon_dry(self, sent: float, since: float, streams: int) -> bool:
-        """Whether a player runs dry unless it gets more within a step or two of so many streams. It was sent
-        `sent` seconds of sound, the first of them `since` seconds ago."""
-        return sent - since < 2 * (self.expected(streams) or 0.0)
+    def margin(self, streams: int) -> float:
+        """Seconds of sound that a player needs in hand while so many are spoken: two steps, and a delay."""
+        return 2 * (self.expected(streams) or self.frame_seconds) + DELAY
+
+    def first_frames(self, streams: int, speed: float) -> int:
+        """Frames in the first chunk of a stream, 1 to 5: so many that its player can wait for the second."""
+        frames = math.ceil(self.margin(streams) * speed / self.frame_seconds)
+        return min(frames, FIRST_CHUNK) if self._steps else FIRST_CHUNK

@@ -3,7 +3,7 @@
 A request joins and leaves between two frames. Requests of slow clients are paused once they are far enough
 ahead, so that they do not hold up the others. A request that fails gets its error alone. While a client
 listens to a stream, no more requests are spoken at once than the machine speaks in real time
-(`revox.serving.admission`).
+(`revox.serving.admission`). New streams get their first sound before those that have enough in hand get more.
 """
 
 from __future__ import annotations
@@ -11,29 +11,34 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
+from revox.model.backbone import BLOCK
 from revox.model.codec import PIECE
 from revox.model.voxtral import Voxtral
 from revox.serving.admission import AdmissionControl
 from revox.serving.errors import ApiError, as_api_error
 from revox.serving.metrics import Metrics
-from revox.synthesis.engine import FIRST_ENDS, Engine, Generation, Request, chunk_ends
+from revox.synthesis.engine import FIRST_CHUNK, Engine, Generation, Request, chunk_ends
 
 if TYPE_CHECKING:
     from revox.serving.settings import ServeSettings
 
 log = logging.getLogger("revox.serving")
 
+OTHERS_WAIT = 1.0
+"""Seconds for which whole files, and pieces that are not played yet, wait for streams without a sound."""
 STALL_SECONDS = 60.0
 """A client that takes nothing for so long, while its request is paused for it, is given up."""
 
@@ -64,26 +69,31 @@ class SpeechStream:
     def __init__(
         self,
         request: Request,
-        ends: Iterator[int],
-        changed: threading.Event,
+        engine: EngineThread,
         live: bool = False,
+        first_frames: int | None = None,
         speed: float = 1.0,
+        opening: bool = True,
     ) -> None:
-        self.request, self.ends, self.live, self.speed = request, ends, live, speed
+        self.request, self.live, self.first_frames, self.speed = request, live, first_frames, speed
+        self.opening = opening
         self.frames = 0
         self.truncated = False
         self.cancelled = False
-        self.asked_at = time.monotonic()
+        self._clock = engine.clock
+        self.asked_at = self._clock()
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Chunk | ApiError | None] = asyncio.Queue()
-        self._changed = changed
+        self._changed = engine.changed
         self._taken = 0
         self._taken_at = self.asked_at
         # The engine thread's own notes.
         self.generation: Generation | None = None
-        self.end = next(ends)
+        self.ends: Iterator[int] = count(PIECE, PIECE)
+        self.end = 0
         self.decoded = 0
         self.started_at = 0.0
+        self.stepped_at = 0.0
         self.first_at = 0.0
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
@@ -96,7 +106,7 @@ class SpeechStream:
         if isinstance(item, ApiError):
             raise item
         self._taken += item.frames
-        self._taken_at = time.monotonic()
+        self._taken_at = self._clock()
         self._changed.set()
         return item
 
@@ -113,7 +123,7 @@ class SpeechStream:
     @property
     def stalled(self) -> float:
         """Seconds since the client took something, or since the request was started."""
-        return time.monotonic() - max(self._taken_at, self.started_at)
+        return self._clock() - max(self._taken_at, self.started_at)
 
     def put(self, item: Chunk | ApiError | None) -> None:
         """Hand over, from the engine's thread: a chunk, a failure, or the end (None)."""
@@ -124,17 +134,24 @@ class SpeechStream:
 
 
 class EngineThread:
-    """Requests in, streams out; see the module."""
+    """Requests in, streams out; see the module. `clock`: seconds, by which streams are paced."""
 
-    def __init__(self, model: Voxtral, settings: ServeSettings, metrics: Metrics) -> None:
-        self.model, self.settings, self.metrics = model, settings, metrics
+    def __init__(
+        self,
+        model: Voxtral,
+        settings: ServeSettings,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.model, self.settings, self.metrics, self.clock = model, settings, metrics, clock
+        self.changed = threading.Event()
         self._engine = Engine(model)
-        self._admission = AdmissionControl(1 / model.config.codec.frame_rate)
+        self._admission = AdmissionControl(1 / model.config.codec.frame_rate, clock)
+        self._cache_bytes = settings.cache_mb * 2**20 if settings.cache_mb else _half_of_memory(model.device)
         self._waiting: deque[SpeechStream] = deque()
         self._active: list[SpeechStream] = []
         self._preparing = 0
         self._lock = threading.Lock()  # guards _waiting and _over
-        self._changed = threading.Event()
         self._closing = False
         self._over = True  # the thread will take nothing more from _waiting
         self._thread: threading.Thread | None = None
@@ -164,7 +181,7 @@ class EngineThread:
     def close(self) -> None:
         """End the thread; requests that still wait get an error that the server stops."""
         self._closing = True
-        self._changed.set()
+        self.changed.set()
         if self._thread is not None:
             self._thread.join(timeout=30)
 
@@ -205,21 +222,22 @@ class EngineThread:
         streaming: bool = False,
         first_frames: int | None = None,
         speed: float = 1.0,
+        opening: bool = True,
     ) -> SpeechStream:
         """Speak a request when it is its turn. Its place should be held (`place`): the queue is not checked.
 
-        streaming: audio in chunks as soon as possible (the first after `first_frames`, 5 by default), sooner
-        where a player would run dry; otherwise in long pieces. speed: of the playback.
+        streaming: audio in chunks as soon as possible, sooner where a player would run dry; otherwise in
+        long pieces. first_frames: of the first chunk; by default 1 to 5, as many as the pace requires. speed:
+        of the playback. opening: the client has no sound yet; False for the later pieces of a text.
         Raises ApiError 503 when the server stops.
         """
-        ends = chunk_ends(first_frames) if streaming else count(PIECE, PIECE)
-        stream = SpeechStream(request, ends, self._changed, streaming, speed)
+        stream = SpeechStream(request, self, streaming, first_frames, speed, opening)
         with self._lock:
             if self._over:
                 raise _not_ready()
             self._waiting.append(stream)
         self.metrics.queued.set(len(self._waiting))
-        self._changed.set()
+        self.changed.set()
         return stream
 
     # What follows runs in the engine's thread.
@@ -229,8 +247,8 @@ class EngineThread:
             while not self._closing:
                 try:
                     if not self._step():
-                        self._changed.wait(timeout=1.0)
-                        self._changed.clear()
+                        self.changed.wait(timeout=1.0)
+                        self.changed.clear()
                 except Exception as error:  # a defect of this thread: all requests fail, it goes on
                     self._start_over(as_api_error(error))
         finally:
@@ -252,21 +270,50 @@ class EngineThread:
         self._engine = Engine(self.model)
 
     def _step(self) -> bool:
-        """One frame of every request; False when there is nothing to do before a client asks or takes."""
-        began = time.monotonic()
+        """One frame of whoever is next; False when there is nothing to do before a client asks or takes."""
+        began = self.clock()
         self._sweep()
         joined = self._admit()
-        speaking = [stream for stream in self._active if stream.generation in self._engine.speaking]
+        speaking = self._next(self.clock())
         if not speaking:
             return False
+        for stream in self._active:
+            if stream.generation is not None and stream not in speaking:
+                self._engine.pause(stream.generation)
+        for stream in speaking:
+            if stream.generation is not None:
+                self._engine.resume(stream.generation)
         try:
             self._engine.step()
         except Exception as error:
             log.warning("a step of %d requests failed (%s); trying each alone", len(speaking), error)
             self._each_alone(speaking)
         self._hand_over([stream for stream in speaking if stream.generation is not None])
-        self._admission.observe(len(speaking), time.monotonic() - began, joined)
+        self._admission.observe(len(speaking), self.clock() - began, joined)
         return True
+
+    def _next(self, now: float) -> list[SpeechStream]:
+        """Who gets a frame in the next step: all, except those far ahead of their clients.
+
+        While a client has no sound yet, those that have enough in hand wait for it: players until they would
+        run dry within a few steps, whole files for a second.
+        """
+        able = [stream for stream in self._active if stream.ahead <= self.settings.lead_frames]
+        silent = [stream for stream in able if stream.live and stream.opening and not stream.decoded]
+        if not (silent and self.settings.admission_control):
+            chosen = able
+        else:
+            margin = 2 * self._admission.margin(len(able))
+            chosen = [stream for stream in able if stream in silent or self._is_urgent(stream, now, margin)]
+        for stream in chosen:
+            stream.stepped_at = now
+        return chosen
+
+    def _is_urgent(self, stream: SpeechStream, now: float, margin: float) -> bool:
+        if not (stream.live and stream.decoded):
+            return now - stream.stepped_at > OTHERS_WAIT
+        seconds = self._admission.frame_seconds / stream.speed
+        return stream.frames * seconds - (now - stream.first_at) < margin
 
     def _each_alone(self, speaking: list[SpeechStream]) -> None:
         for stream in speaking:
@@ -277,7 +324,7 @@ class EngineThread:
                 self._finish(stream, as_api_error(error))
 
     def _sweep(self) -> None:
-        """Drop the requests whose clients are gone; pause those that are far ahead, and resume the others."""
+        """Drop the requests whose clients are gone, or take nothing for a minute."""
         with self._lock:
             gone = [stream for stream in self._waiting if stream.cancelled]
             for stream in gone:
@@ -285,21 +332,15 @@ class EngineThread:
         for stream in gone:
             self._finish(stream, None, "cancelled")
             self.metrics.queued.set(len(self._waiting))
-        lead = self.settings.lead_frames
         for stream in list(self._active):
-            generation, paused = stream.generation, stream.generation not in self._engine.speaking
             if stream.cancelled:
                 self._finish(stream, None, "cancelled")
-            elif paused and stream.stalled > STALL_SECONDS:
+            elif stream.ahead > self.settings.lead_frames and stream.stalled > STALL_SECONDS:
                 error = ApiError(
                     408, f"no audio was taken for {STALL_SECONDS:g} s; read the stream as it comes",
                     code="stalled",
                 )  # fmt: skip
                 self._finish(stream, error, "stalled")
-            elif generation is not None and not paused and stream.ahead > lead:
-                self._engine.pause(generation)
-            elif generation is not None and paused and stream.ahead <= lead:
-                self._engine.resume(generation)
 
     def _admit(self) -> bool:
         """Start the next request, and say whether there was one; one a step, because reading its prompt makes
@@ -312,7 +353,11 @@ class EngineThread:
             if stream is None:
                 break
             joined = True
-            stream.started_at = time.monotonic()
+            stream.started_at = stream.stepped_at = self.clock()
+            if stream.live:
+                stream.first_frames = stream.first_frames or self._first_frames(stream)
+                stream.ends = chunk_ends(stream.first_frames)
+            stream.end = next(stream.ends)
             try:
                 [stream.generation] = self._engine.join([stream.request])
             except Exception as error:
@@ -324,23 +369,35 @@ class EngineThread:
                 break
         return joined
 
+    def _first_frames(self, stream: SpeechStream) -> int:
+        if not self.settings.admission_control:
+            return FIRST_CHUNK
+        return self._admission.first_frames(len(self._active) + 1, stream.speed)
+
     def _fits(self) -> bool:
-        """Whether the first request that waits can start without any player running dry."""
-        speeds = [stream.speed for stream in (self._waiting[0], *self._active) if stream.live]
-        return not (speeds and self._active and self.settings.admission_control) or self._admission.allows(
-            self._engine.count_speaking + 1, max(speeds)
-        )
+        """Whether the first request that waits can start: its cache has room, and no player runs dry."""
+        if not self._active:
+            return True
+        streams = [self._waiting[0], *self._active]
+        longest = max(len(stream.request.prompt) + stream.request.room for stream in streams)
+        blocks = -(-longest // BLOCK) * BLOCK
+        if len(streams) * blocks * self._engine.cache.position_bytes > self._cache_bytes:
+            return False
+        speeds = [stream.speed for stream in streams if stream.live]
+        if not (speeds and self.settings.admission_control):
+            return True
+        return self._admission.allows(len(streams), max(speeds))
 
     def _is_due(self, stream: SpeechStream, made: int) -> bool:
         if made >= stream.end:
             return True
-        # No smaller pieces than at the start: each costs a pass through the decoder.
-        enough = stream.decoded > 0 and made - stream.decoded >= FIRST_ENDS[0]
-        if not (stream.live and enough and self.settings.admission_control):
+        # No smaller pieces than the first: each costs a pass through the decoder.
+        first = stream.first_frames or 0
+        if not (stream.live and self.settings.admission_control and 0 < first <= made - stream.decoded):
             return False
         seconds = self._admission.frame_seconds / stream.speed
-        since = time.monotonic() - stream.first_at
-        return self._admission.soon_dry(stream.decoded * seconds, since, self._engine.count_speaking)
+        left = stream.decoded * seconds - (self.clock() - stream.first_at)
+        return left < self._admission.margin(self._engine.count_speaking)
 
     def _hand_over(self, speaking: list[SpeechStream]) -> None:
         """Decode and hand over what is due of streams that have just got a frame."""
@@ -382,7 +439,7 @@ class EngineThread:
                 self._finish(stream, error)
                 continue
             if stream.decoded == 0:
-                stream.first_at = time.monotonic()
+                stream.first_at = self.clock()
                 self.metrics.first_audio.observe(stream.first_at - stream.asked_at)
             stream.put(Chunk(samples, new[0].cpu().numpy(), one.ended, one.truncated))
             stream.decoded = stream.frames
@@ -397,13 +454,20 @@ class EngineThread:
         self.metrics.active.set(len(self._active))
         self.metrics.speech.labels(outcome).inc()
         if stream.started_at and outcome in ("ended", "cut") and stream.frames:
-            took = time.monotonic() - stream.started_at
+            took = self.clock() - stream.started_at
             spoken = stream.frames / self.model.config.codec.frame_rate
             self.metrics.speech_seconds.inc(spoken)
             self.metrics.real_time_factor.observe(took / spoken)
             self._seconds += 0.2 * (took - self._seconds)
         stream.generation = None
         stream.put(error)
+
+
+def _half_of_memory(device: torch.device) -> int:
+    """Half of the device's memory that is free now, or of the machine's memory; bytes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _not_ready() -> ApiError:

@@ -55,10 +55,11 @@ class ServeSettings(BaseModel):
     addition to addresses and private names (checked only without keys). max_streams: concurrent utterances.
     max_chars: the longest piece of a text spoken at a time. takes: how often a piece is spoken at most until
     it is good. text_normalization, lexicon: see `revox.synthesis.normalize`. admission_control: run fewer
-    while a client plays a stream that the machine could not keep up with.
-    max_queue: requests that wait; further ones are a 429. lead_frames: frames that a stream may be ahead of
-    its client before it pauses. marking: speech is marked as synthetic, in file and headers, signed with
-    sign_certificate and sign_key (PEM) or a generated pair.
+    while a client plays a stream that the machine could not keep up with. cache_mb: memory for keys and
+    values of concurrent utterances, at their longest (None: half of the memory, or on CUDA of what is free
+    once the weights are loaded). max_queue: requests that wait; further ones are a 429. lead_frames: frames
+    that a stream may be ahead of its client before it pauses. marking: speech is marked as synthetic, in file
+    and headers, signed with sign_certificate and sign_key (PEM) or a generated pair.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -93,6 +94,7 @@ class ServeSettings(BaseModel):
     lexicon: Path | None = None
     max_streams: Annotated[int, Field(ge=1, le=256)] = 8
     admission_control: bool = True
+    cache_mb: Annotated[int, Field(ge=1)] | None = None
     max_queue: Annotated[int, Field(ge=0)] = 64
     lead_frames: Annotated[int, Field(ge=1)] = 1024
     drain_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0

@@ -187,6 +187,7 @@ class SpeechResponse:
                 streaming=self.streaming,
                 first_frames=options.initial_codec_chunk_frames,
                 speed=options.speed or 1.0,
+                opening=not self.speech.frames,
             )
             self.text_tokens += prompt.text_tokens if take.attempt == 0 else 0
             self._read(take, stream)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, count, groupby
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -30,18 +30,19 @@ MAX_FRAMES = 2048
 CFG_RANGE = (0.0, 10.0)
 FLOW_STEPS_RANGE = (1, 100)
 DEFAULT_CFG = 1.2
-FIRST_ENDS = (5, 10, 15, 20)
+FIRST_CHUNK = 5
 CHUNK = 25
 
 
-def chunk_ends(first: int | None = None) -> Iterator[int]:
-    """Frames at which the chunks of a stream end: 5, 10, 15, 20, 25, 50, 75 ..., as in serving.
+def chunk_ends(first: int = FIRST_CHUNK) -> Iterator[int]:
+    """Frames at which the chunks of a stream end: 5, 10, 20, 40, 65, 90 ..., or other ones from `first` on.
 
-    So audio starts early and then costs less. `first` is the end of the first chunk where it is another.
+    So audio starts early and then costs less: a chunk is as long as all before it, up to 25 frames.
     """
-    if first is not None:
-        yield first
-    yield from (end for end in chain(FIRST_ENDS, count(CHUNK, CHUNK)) if end > (first or 0))
+    end = first
+    while True:
+        yield end
+        end += min(end, CHUNK)
 
 
 def noise_of(seed: int, acoustic_dim: int) -> Tensor:
