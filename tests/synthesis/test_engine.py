@@ -15,6 +15,8 @@ from conftest import REDUCED, tiny_model
 from revox.checkpoint.load import load_model
 from revox.checkpoint.voices import load_voice
 from revox.demo import checkpoint_folder
+from revox.model.backbone import KVCache
+from revox.model.voxtral import FrameInputs
 from revox.synthesis.engine import MAX_FRAMES, Engine, Request, chunk_ends, noise_of
 from revox.synthesis.errors import SpeakError
 from revox.synthesis.prefix_cache import PrefixCache
@@ -541,11 +543,12 @@ def _joined_paused_and_left(engine, requests, audio):
     return spoken
 
 
+@pytest.mark.parametrize("graphs", [False, True], ids=["", "one graph"])
 @pytest.mark.parametrize("way", [_together, _in_another_order, _joined_paused_and_left])
-def test_float32_codes_are_identical_up_to_ties_in_every_way_of_running(subject, subject_alone, way):
+def test_float32_codes_are_identical_up_to_ties_in_every_way_of_running(subject, subject_alone, way, graphs):
     model, requests = subject
     audio = {}
-    spoken = way(Engine(model), requests, audio)
+    spoken = way(Engine(model, graphs=graphs), requests, audio)
     for request, one, alone in zip(requests, spoken, subject_alone, strict=True):
         assert_same_up_to_a_tie(model, request, one, alone)
     for one, pieces in audio.items():
@@ -580,6 +583,49 @@ def assert_same_up_to_a_tie(model, request, one, other):
     taken = one.frames[at] if at < len(one.frames) else other.frames[at]
     unlike = torch.ones(37, dtype=torch.bool) if at == frames else one.frames[at] != other.frames[at]
     assert margins[-1][unlike & (taken == ids[-1])].min() < 1e-3, f"frame {at} differs and is not a tie"
+
+
+def test_in_fixed_shapes_at_any_bucket_and_past_the_first_block_each_gives_what_it_gives_alone(
+    model, requests, alone, monkeypatch
+):
+    monkeypatch.setattr("revox.model.backbone.BLOCK", 8)
+    engine = Engine(model, flow_steps=1, graphs=True)
+    members = engine.join(requests[:2])
+    for late in requests[2:]:
+        engine.step()
+        engine.pause(members[0])
+        members += engine.join([late])
+    engine.step()
+    engine.resume(members[0])
+    _finish(engine)
+    assert all(map(_same, members, alone))
+
+
+@pytest.mark.parametrize("bucket", [1, 2, 4, 8])
+def test_a_frame_is_one_graph_at_every_bucket_and_gives_the_same(bucket):
+    model = tiny_model(config=REDUCED)
+    cache = KVCache.empty(REDUCED.backbone, bucket, 16, torch.float32, "cpu")
+    ids = torch.randint(2, 23, (bucket, 37), generator=torch.Generator().manual_seed(1))
+    positions, noise = torch.arange(bucket) % 4, noise_of(2, 36)[:bucket]
+    inputs = FrameInputs(ids, positions, noise, torch.full((bucket,), 1.2), torch.arange(bucket) % 2 == 0)
+
+    class Frame(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, inputs, keys, values):
+            return self.model.next_frame(inputs, keys, values, 2)
+
+    with torch.no_grad():
+        expected = model.next_frame(inputs, cache.keys, cache.values, 2)
+        traced = torch.export.export(Frame(), (inputs, cache.keys.clone(), cache.values.clone()))
+        keys, values = torch.zeros_like(cache.keys), torch.zeros_like(cache.values)
+        found = traced.module()(inputs, keys, values)
+    assert torch.equal(found, expected)
+    assert torch.allclose(keys, cache.keys, atol=1e-6)
+    reads = {"aten._local_scalar_dense.default", "aten.item.default", "aten.nonzero.default"}
+    assert not reads & {str(node.target) for node in traced.graph.nodes}
 
 
 def test_bf16_codes_in_a_batch_are_mostly_those_of_a_whole_pass_over_the_same_past(subject):

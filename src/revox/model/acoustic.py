@@ -98,7 +98,8 @@ class AcousticTransformer(nn.Module):
     def _project_times(self, times: Tensor) -> Tensor:
         """The projected embeddings of `times` `[n]`, `[n, dim]`; of frozen weights they are computed once."""
         weight = self.time_projection.weight
-        if weight.requires_grad or weight.is_inference():  # may change, or changes cannot be seen
+        # They may change, changes cannot be seen, or the function is traced.
+        if weight.requires_grad or weight.is_inference() or torch.compiler.is_compiling():
             return self.time_projection(self.embed_time(times))
         of_these = (len(times), times.dtype, weight.data_ptr(), weight._version)
         if of_these not in self._projected_times:

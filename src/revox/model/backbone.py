@@ -197,12 +197,30 @@ class Backbone(nn.Module):
             positions = positions.to(embeddings.device)
             # Padding may be written past a slot's end: it is overwritten before any later query sees it.
             mask = torch.arange(needed, device=embeddings.device) <= positions[:, None, :, None]
-        half = self.config.head_dim // 2
-        inverse = self.config.rope_theta ** (-torch.arange(half, device=embeddings.device).float() / half)
-        angles = positions.float()[..., None] * inverse
+        angles = self._angles(positions)
         x = embeddings
         for i, layer in enumerate(self.layers):
             x = layer(x, angles, mask, cache, i, positions)
         if cache is not None:
             cache.lengths = cache.lengths + (time if lengths is None else lengths.to(cache.lengths))
         return self.norm(x)
+
+    def step(self, embeddings: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+        """`forward` for one more position `[slots, dim]` of each slot: hidden states `[slots, dim]`.
+
+        Its shapes do not depend on how far the slots reach and no value goes to the host, so that it can be
+        one graph: `positions` `[slots]` are on the device, and all of `keys` and `values` `[layers, slots,
+        capacity, kv_heads, head_dim]` is looked at. They are written at `positions`.
+        """
+        cache, places = KVCache(keys, values, positions), positions[:, None]
+        mask = (torch.arange(keys.shape[2], device=keys.device) <= places)[:, None, None]
+        angles = self._angles(places)
+        x = embeddings[:, None]
+        for i, layer in enumerate(self.layers):
+            x = layer(x, angles, mask, cache, i, places)
+        return self.norm(x)[:, 0]
+
+    def _angles(self, positions: Tensor) -> Tensor:
+        half = self.config.head_dim // 2
+        inverse = self.config.rope_theta ** (-torch.arange(half, device=positions.device).float() / half)
+        return positions.float()[..., None] * inverse

@@ -4,6 +4,7 @@ file."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,20 @@ def parameter_name(tensor: str) -> str:
 def tensor_name(parameter: str) -> str:
     """The name in consolidated.safetensors of an entry of `Voxtral.state_dict()`."""
     return parameter.removeprefix("backbone.")
+
+
+class FrameInputs(NamedTuple):
+    """What a frame is made of, on the model's device, for each slot.
+
+    The frame before, ids `[slots, 37]`, and the position where it is fed `[slots]`; `noise` `[slots, 36]`;
+    `cfg_alpha` `[slots]`; whether it may be the end, `may_end` `[slots]`.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    noise: Tensor
+    cfg_alpha: Tensor
+    may_end: Tensor
 
 
 class Voxtral(nn.Module):
@@ -76,6 +91,18 @@ class Voxtral(nn.Module):
         """Feed the frames just spoken, ids `[batch, 37]`; the next hidden state `[batch, dim]`."""
         rows = self.mm_audio_embeddings.frames(ids[:, :, None]).to(self.dtype)
         return self.backbone(rows, cache)[:, 0]
+
+    def next_frame(
+        self, inputs: FrameInputs, keys: Tensor, values: Tensor, steps: int | None = None
+    ) -> Tensor:
+        """Feed a frame and choose the next, ids `[slots, 37]`, in every slot of `keys` and `values`.
+
+        All of one frame as one function of fixed shapes, without a value that the host reads: the embedding
+        sum, the backbone's step, the semantic choice, and the flow with both branches in one batch.
+        """
+        rows = self.mm_audio_embeddings.frames(inputs.ids[:, :, None])[:, 0].to(self.dtype)
+        hidden = self.backbone.step(rows, keys, values, inputs.positions)
+        return self.acoustic_transformer.frame(hidden, inputs.noise, inputs.cfg_alpha, steps, inputs.may_end)
 
     def teacher_forced(self, sequences: Sequence[Tensor]) -> Tensor:
         """Hidden states `[batch, longest, dim]` of whole `sequences` (each `[time, dim]`: a prompt's

@@ -13,14 +13,16 @@ from itertools import groupby
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from revox.model.backbone import KVCache
 from revox.model.config import END_AUDIO_ID, N_SPECIAL_CODES
 from revox.model.decoder_state import DecoderState
-from revox.model.voxtral import Voxtral
+from revox.model.voxtral import FrameInputs, Voxtral
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech import Audio
 from revox.synthesis.errors import SpeakError
+from revox.synthesis.frame_graphs import FrameGraphs, bucket_of
 from revox.synthesis.prefix_cache import PrefixCache, prefix_key
 
 MAX_POSITIONS = 4096
@@ -152,12 +154,17 @@ class Engine:
     for all or for one of them: no frame is lost.
 
     `flow_steps`: Euler steps for a frame's acoustic codes; the checkpoint's own by default. `prefixes`: the
-    beginnings of prompts that are known from before; by default those that this engine reads. Raises
-    SpeakError when the steps are out of range.
+    beginnings of prompts that are known from before; by default those that this engine reads. `graphs`:
+    frames run in fixed shapes, on CUDA as graphs; by default on CUDA. Raises SpeakError when the steps are
+    out of range.
     """
 
     def __init__(
-        self, model: Voxtral, flow_steps: int | None = None, prefixes: PrefixCache | None = None
+        self,
+        model: Voxtral,
+        flow_steps: int | None = None,
+        prefixes: PrefixCache | None = None,
+        graphs: bool | None = None,
     ) -> None:
         first, last = FLOW_STEPS_RANGE
         if flow_steps is not None and not first <= flow_steps <= last:
@@ -166,6 +173,8 @@ class Engine:
             )
         self.model, self.flow_steps = model, flow_steps
         self.prefixes = PrefixCache() if prefixes is None else prefixes
+        graphs = model.device.type == "cuda" if graphs is None else graphs
+        self._graphs = FrameGraphs(model, flow_steps) if graphs else None
         self.generations: list[Generation] = []
         self.count_speaking = 0
         self.cache = self._empty_cache()
@@ -279,12 +288,13 @@ class Engine:
         taking_part = self.generations[first:stop]
         if not taking_part:
             return []
-        hidden = self._hidden_states(first, stop)
-        noise = torch.stack([one.noise[len(one.frames)] for one in taking_part])
-        alphas = torch.tensor([one.request.cfg_alpha for one in taking_part], device=noise.device)
-        may_end = [len(one.frames) >= one.request.min_frames for one in taking_part]
-        ends = None if all(may_end) else torch.tensor(may_end, device=noise.device)
-        ids = self.model.acoustic_transformer.frame(hidden, noise, alphas, self.flow_steps, ends)
+        in_one_graph = self._graphs is not None and only is None
+        if in_one_graph and all(one.hidden is None for one in taking_part):
+            ids = self._in_one_graph(taking_part)
+        else:
+            hidden = self._hidden_states(first, stop)
+            noise, alphas, may_end = self._settings(taking_part)
+            ids = self.model.acoustic_transformer.frame(hidden, noise, alphas, self.flow_steps, may_end)
         ended = (ids[:, 0] == END_AUDIO_ID).tolist()
         for one, frame, end in zip(taking_part, ids, ended, strict=True):
             one.hidden = None
@@ -297,6 +307,38 @@ class Engine:
             if one.done:
                 self.leave(one)
         return taking_part
+
+    def _settings(self, taking_part: Sequence[Generation]) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the next frames: noise `[slots, 36]`, scale of guidance `[slots]`, and which may be the end."""
+        noise = torch.stack([one.noise[len(one.frames)] for one in taking_part])
+        alphas = torch.tensor([one.request.cfg_alpha for one in taking_part], device=noise.device)
+        may_end = [len(one.frames) >= one.request.min_frames for one in taking_part]
+        return noise, alphas, torch.tensor(may_end, device=noise.device)
+
+    def _in_one_graph(self, taking_part: Sequence[Generation]) -> Tensor:
+        """Ids `[slots, 37]` of the next frames of the first slots, none of which is just read.
+
+        The batch is filled up to its bucket with the slots that follow. What is written there lies where
+        their own next position will be written.
+        """
+        assert self._graphs is not None
+        slots = len(taking_part)
+        bucket = bucket_of(slots)
+        taken = len(self.generations)
+        self.cache.reserve(max(bucket, taken), int(self.cache.lengths[:taken].max()) + 1)
+        positions = self.cache.lengths[:bucket].clamp(max=self.cache.capacity - 1)
+        last = [one.frames[-1] for one in taking_part]
+        noise, alphas, may_end = self._settings(taking_part)
+        inputs = FrameInputs(
+            torch.stack(last + last[:1] * (bucket - slots)),
+            positions.to(noise.device),
+            functional.pad(noise, (0, 0, 0, bucket - slots)),
+            functional.pad(alphas, (0, bucket - slots)),
+            functional.pad(may_end, (0, bucket - slots)),
+        )
+        ids = self._graphs(inputs, self.cache)[:slots]
+        self.cache.lengths[:slots] += 1
+        return ids
 
     def _hidden_states(self, first: int, stop: int) -> Tensor:
         """States `[slots, dim]` to read frames from; the last frames that are not yet fed are fed now."""
