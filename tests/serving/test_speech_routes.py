@@ -167,16 +167,16 @@ def test_a_stream_that_fails_says_so_in_its_last_event_and_before_the_first_soun
     talk, monkeypatch
 ):
     async def dialogue(client, app):
-        engine = app.state.revox.engine
-        real, calls = engine._decode, []
+        frames = app.state.revox.engine._engine
+        real, calls = frames.decode, []
 
-        def decoded(one, start):
-            calls.append(start)
+        def decoded(several):
+            calls.extend(several)
             if len(calls) > 1:
                 raise RuntimeError("secret")
-            return real(one, start)
+            return real(several)
 
-        monkeypatch.setattr(engine, "_decode", decoded)
+        monkeypatch.setattr(frames, "decode", decoded)
         body = {**SAID, "stream": True, "response_format": "pcm"}
         return [await client.post("/v1/audio/speech", json=body) for _ in range(2)]
 
