@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 import revox
 from conftest import preset_codes, write_speakers
+from devices import second_device
 from devices.second_device import NAME, There, by_copy, loaded_there, register
 from lab.build import BuildRun, build
 from revox.checkpoint.tensors import WEIGHTS
@@ -150,6 +151,30 @@ def test_several_speak_there_together_what_each_does_alone(there: revox.Revox, h
 
     for one, two in zip(spoken(here), spoken(there), strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("graphs", [False, True], ids=["", "one graph"])
+def test_a_frame_reads_nothing_from_the_device_but_its_end_flags(
+    there: revox.Revox, monkeypatch, graphs: bool
+):
+    engine = Engine(there.model, flow_steps=1, graphs=graphs)
+    engine.join([request(there, text, seed) for seed, text in enumerate(("ten past nine", "hello"))])
+    engine.step()
+    reads: list[str] = []
+    compute, tolist = second_device._compute, There.tolist
+
+    def watched(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        to = kwargs.get("device")
+        if op._schema.name == "aten::_local_scalar_dense" or (
+            to is not None and torch.device(to).type == "cpu"
+        ):
+            reads.extend(str(op) for value in args if isinstance(value, There))
+        return compute(op, args, kwargs)
+
+    monkeypatch.setattr(second_device, "_compute", watched)
+    monkeypatch.setattr(There, "tolist", lambda tensor: reads.append("tolist") or tolist(tensor))
+    assert len(engine.step()) == 2
+    assert reads == ["tolist"]
 
 
 def test_a_server_streams_there(there: revox.Revox, here: revox.Revox, tmp_path: Path):
