@@ -24,7 +24,15 @@ from revox.progress import ProgressCallback, ignore_progress
 from revox.speech import Audio
 from revox.synthesis.engine import DEFAULT_CFG, Engine, Request, Speech
 from revox.synthesis.errors import SpeakError
-from revox.synthesis.longform import AHEAD, BATCH, LongSpeech, SpeechSettings, pieces_of, speak_pieces
+from revox.synthesis.longform import (
+    AHEAD,
+    BATCH,
+    LongSpeech,
+    SpeechSettings,
+    language_of,
+    pieces_of,
+    speak_pieces,
+)
 from revox.synthesis.prefix_cache import PrefixCache
 from revox.synthesis.prompt import Prompt, Prompter, make_prompt
 from revox.synthesis.takes import TakeWarning
@@ -415,6 +423,7 @@ class Revox:
     ) -> Iterator[Audio]:
         settings = replace(settings or SpeechSettings(), **options)
         voice, model = self._as_voice(voice), self.model
+        settings = replace(settings, language=settings.language or language_of(voice.name))
         engine = Engine(model, settings.flow_steps, self._prefixes)
         speech = LongSpeech(
             pieces_of(text, settings),

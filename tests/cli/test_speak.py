@@ -210,7 +210,7 @@ def test_mistakes_are_one_sentence_and_exit_2(speak, tiny_checkpoint, tmp_path):
     refused(attempt(file=tmp_path / "nothing.txt"), "nothing.txt cannot be read")
     refused(attempt("a", voice="neutral_mail"), "neutral_male")
     refused(attempt("a", takes=0), "0 takes are out of range")
-    refused(attempt("a", text_normalization="all"), "basic or none")
+    refused(attempt("a", text_normalization="all"), "basic, full, none")
     refused(attempt("a", lexicon=tmp_path / "none.txt"), "none.txt cannot be read")
     refused(attempt("👍"), "text is empty")
     refused(attempt("a", max_chars=5), "pieces of 5 characters are out of range")

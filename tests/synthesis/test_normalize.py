@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from revox.synthesis.errors import SpeakError
-from revox.synthesis.longform import SpeechSettings, pieces_of
+from revox.synthesis.longform import SpeechSettings, language_of, pieces_of
 from revox.synthesis.normalize import LONGEST_PAUSE, load_lexicon, normalize_text
 
 
@@ -109,5 +109,31 @@ def test_a_line_that_is_not_an_entry_is_refused_by_its_number(tmp_path, line):
 
 
 def test_another_normalization_is_refused():
-    with pytest.raises(SpeakError, match="basic or none"):
-        normalize_text("a", "full")
+    with pytest.raises(SpeakError, match="basic, full, none"):
+        normalize_text("a", "all")
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "spoken"),
+    [
+        ("en", "At 9:30, 9:05 or 12:00", "At nine thirty, nine oh five or twelve o'clock"),
+        ("en", "In 1984 he paid $5, $12.50 and £1,234.", "In nineteen eighty-four he paid five dollars, "
+         "twelve dollars fifty and one thousand two hundred and thirty-four pounds."),
+        ("en", "50% of 3.14, the 21st, -5", "fifty percent of three point one four, the twenty-first, "
+         "minus five"),
+        ("en", "room 007, 555-1234, v1.2.3, 3D, a/5", "room zero zero seven, 555-1234, v1.2.3, 3D, a/5"),
+        ("de", "Um 9:30 Uhr: 1.234,5 und 3,50 €", "Um neun Uhr dreißig: eintausendzweihundertvierunddreißig "
+         "Komma fünf und drei Euro fünfzig"),
+        ("fr", "À 9:30, 1 234,5", "À neuf heures trente, mille deux cent trente-quatre virgule cinq"),
+        ("es", "3,5 % a las 9:05", "tres punto cinco por ciento a las nueve y cinco"),
+    ],
+)  # fmt: skip
+def test_numbers_are_spelled_in_the_voices_language(language, text, spoken):
+    assert plain(text, how="full", language=language) == spoken
+
+
+def test_numbers_of_a_language_without_words_are_refused():
+    with pytest.raises(SpeakError, match="use text normalization basic"):
+        normalize_text("3", "full", language="hi")
+    assert language_of("de_male") == "de"
+    assert language_of("neutral_male") == language_of("ada") == "en"

@@ -102,7 +102,11 @@ def command(
         int, typer.Option(min=1, max=10, help="Speak what goes wrong again, at most so many times in all.")
     ] = 3,
     text_normalization: Annotated[
-        str, typer.Option(metavar="basic|none", help="basic reads markup as text; none changes no text.")
+        str,
+        typer.Option(
+            metavar="basic|full|none",
+            help="Markup is read as text; with numbers spelled; as it is.",
+        ),
     ] = "basic",
     lexicon: Annotated[
         Path | None, typer.Option(help="Lines of `written = spoken`, for words that are read wrongly.")

@@ -64,13 +64,17 @@ def command(
     text_normalization: Annotated[
         str,
         typer.Option(
-            metavar="basic|none",
-            help="basic reads markup and URLs as text and [pause:1s] as silence; none changes nothing.",
+            metavar="basic|full|none",
+            help="basic reads markup and URLs as text and [pause:1s] as silence; full spells numbers "
+            "as well; none changes nothing.",
         ),
     ] = "basic",
     lexicon: Annotated[
         Path | None,
         typer.Option(help="Lines of `written = spoken`: how to write words so that they are read rightly."),
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="In which full spells numbers, such as fr; else the voice's.")
     ] = None,
     device: Device = None,
     weights: Weights = "auto",
@@ -105,12 +109,13 @@ def command(
     import revox
     from revox.checkpoint.locate import locate
     from revox.checkpoint.voices import load_voice
-    from revox.synthesis.longform import SpeechSettings, pieces_of
+    from revox.synthesis.longform import SpeechSettings, language_of, pieces_of
     from revox.synthesis.normalize import load_lexicon
 
     settings = SpeechSettings(
         seed, cfg, flow_steps, max_seconds, max_chars, takes,
         cast("Normalization", text_normalization), None if lexicon is None else load_lexicon(lexicon),
+        language or language_of(voice),
     )  # fmt: skip
     # What cannot be spoken, and a voice that is not there, is said before gigabytes are read.
     pieces_of(words, settings)

@@ -90,7 +90,7 @@ class ServeSettings(BaseModel):
     max_text_characters: Annotated[int, Field(ge=1)] = 4096
     max_chars: Annotated[int, Field(ge=20, le=2000)] = 300
     takes: Annotated[int, Field(ge=1, le=10)] = 3
-    text_normalization: Literal["basic", "none"] = "basic"
+    text_normalization: Literal["basic", "full", "none"] = "basic"
     lexicon: Path | None = None
     max_streams: Annotated[int, Field(ge=1, le=256)] = 8
     admission_control: bool = True

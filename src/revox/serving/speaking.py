@@ -20,7 +20,7 @@ from revox.serving.errors import ApiError
 from revox.serving.model_routes import check_model
 from revox.serving.speech_request import SpeechOptions
 from revox.speech import Audio, encode_audio
-from revox.synthesis.longform import AHEAD, LongSpeech, SpeechSettings, Take, pieces_of
+from revox.synthesis.longform import AHEAD, LongSpeech, SpeechSettings, Take, language_of, pieces_of
 from revox.synthesis.prompt import make_prompt
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ class ResolvedRequest:
             takes=options.takes or server.takes,
             text_normalization=options.text_normalization or server.text_normalization,
             lexicon=self.state.lexicon,
+            language=language_of(self.voice.name),
         )
 
     async def speak(self, text: str, *, streaming: bool) -> SpeechResponse:

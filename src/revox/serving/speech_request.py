@@ -110,10 +110,10 @@ class SpeechOptions(BaseModel):
         le=TAKES_RANGE[1],
         description="How often a piece is spoken at most until it is good; 1 is the model's first take.",
     )
-    text_normalization: Literal["basic", "none"] | None = Field(
+    text_normalization: Literal["basic", "full", "none"] | None = Field(
         default=None,
-        description="basic reads Markdown, tags and URLs as text and [pause:1s] as silence; none changes no "
-        "text; the server's own by default.",
+        description="basic reads Markdown, tags and URLs as text and [pause:1s] as silence; full spells "
+        "numbers as well; none changes no text; the server's own by default.",
     )
     initial_codec_chunk_frames: int | None = Field(
         default=None, ge=1, le=100, description="Frames in a stream's first chunk; 5 by default."

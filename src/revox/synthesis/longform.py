@@ -46,8 +46,9 @@ class SpeechSettings:
     none. flow_steps: Euler steps for a frame's acoustic codes, 1 to 100; None is the checkpoint's own, 7.
     max_seconds: the longest speech. max_chars: the longest piece of text spoken at a time. takes: how often a
     piece is spoken at most until it is good; 1 gives the model's first take as it is, with the codes that
-    vllm-omni gives. text_normalization: "basic" reads markup as text and pauses as silence, "none" speaks the
-    text as it is (`revox.synthesis.normalize`). lexicon: words and how to write them to be read rightly.
+    vllm-omni gives. text_normalization: "basic" reads markup as text and pauses as silence, "full" spells
+    numbers as well, "none" speaks the text as it is (`revox.synthesis.normalize`). lexicon: words and how to
+    write them to be read rightly. language: in which numbers are spelled; None is the voice's, by its name.
 
     Raises SpeakError when a value is out of range.
     """
@@ -60,6 +61,7 @@ class SpeechSettings:
     takes: int = DEFAULT_TAKES
     text_normalization: Normalization = "basic"
     lexicon: Mapping[str, str] | None = None
+    language: str | None = None
 
     def __post_init__(self) -> None:
         low, high = TAKES_RANGE
@@ -70,7 +72,7 @@ class SpeechSettings:
 def pieces_of(text: str, settings: SpeechSettings) -> list[TextPiece]:
     """What is spoken one after the other. Raises SpeakError when there is nothing to speak."""
     pieces: list[TextPiece] = []
-    for stretch in normalize_text(text, settings.text_normalization, settings.lexicon):
+    for stretch in _stretches(text, settings):
         parts = split_text(stretch.text, settings.max_chars) or [TextPiece("")]
         pieces += [*parts[:-1], TextPiece(parts[-1].text, stretch.pause)]
     if not any(piece.text for piece in pieces):
@@ -80,8 +82,18 @@ def pieces_of(text: str, settings: SpeechSettings) -> list[TextPiece]:
 
 def has_words(text: str, settings: SpeechSettings) -> bool:
     """Whether there is anything to speak in a text."""
-    stretches = normalize_text(text, settings.text_normalization, settings.lexicon)
-    return any(stretch.text.strip() for stretch in stretches)
+    return any(stretch.text.strip() for stretch in _stretches(text, settings))
+
+
+def language_of(voice: str) -> str:
+    """The language of a voice by its name, as the release names them: `de_male`; English for others."""
+    code, separator, _ = voice.partition("_")
+    return code if separator and len(code) == 2 else "en"
+
+
+def _stretches(text: str, settings: SpeechSettings) -> list[TextPiece]:
+    how, language = settings.text_normalization, settings.language or "en"
+    return normalize_text(text, how, settings.lexicon, language)
 
 
 @dataclass(eq=False)

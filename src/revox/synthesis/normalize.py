@@ -1,7 +1,8 @@
 """Text as people and language models write it -> text to read aloud: no markup, no emoji, pauses as silence.
 
 "basic" changes only what is not words: Markdown, HTML and SSML tags, URLs, emoji, decorative quotation marks,
-`[pause:1s]`. Plain prose comes out as it is. "none" changes nothing. A lexicon applies to both.
+`[pause:1s]`. Plain prose comes out as it is. "full" spells numbers as well (`revox.synthesis.numbers`),
+"none" changes nothing. A lexicon applies to all.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from revox.speech.files import read_text
 from revox.synthesis.errors import SpeakError
+from revox.synthesis.numbers import spell_numbers
 from revox.synthesis.split import TextPiece
 
 if TYPE_CHECKING:
     from markdown_it.token import Token
 
-Normalization = Literal["basic", "none"]
-NORMALIZATIONS = ("basic", "none")
+Normalization = Literal["basic", "full", "none"]
+NORMALIZATIONS = ("basic", "full", "none")
 LONGEST_PAUSE = 10.0
 
 _PAUSE = re.compile(
@@ -64,14 +66,18 @@ _STOPPED = re.compile(r"[.!?…:;,。．！？；：।॥؟۔][\"'”’»)\]�
 
 
 def normalize_text(
-    text: str, how: Normalization = "basic", lexicon: Mapping[str, str] | None = None
+    text: str,
+    how: Normalization = "basic",
+    lexicon: Mapping[str, str] | None = None,
+    language: str = "en",
 ) -> list[TextPiece]:
     """Stretches of text to speak, each with the silence that was asked for after it, 10 s at most.
 
-    A stretch may be empty, where text begins with a pause. Raises SpeakError on another `how`.
+    A stretch may be empty, where text begins with a pause. Raises SpeakError on another `how`, and on a
+    language whose numbers cannot be spelled.
     """
     if how not in NORMALIZATIONS:
-        raise SpeakError(f"text normalization {how!r} is not offered; give {' or '.join(NORMALIZATIONS)}")
+        raise SpeakError(f"text normalization {how!r} is not offered; give {', '.join(NORMALIZATIONS)}")
     if how == "none":
         return [TextPiece(_pronounced(text, lexicon))]
     pieces, start = [], 0
@@ -79,6 +85,8 @@ def normalize_text(
         pieces.append(TextPiece(_plain(text[start : match.start()], lexicon), _pause_seconds(match)))
         start = match.end()
     pieces.append(TextPiece(_plain(text[start:], lexicon)))
+    if how == "full":
+        pieces = [TextPiece(spell_numbers(piece.text, language), piece.pause) for piece in pieces]
     return [piece for piece in pieces if piece.text.strip() or piece.pause]
 
 

@@ -1,0 +1,126 @@
+"""Numbers, times, percentages and amounts of money as words, by num2words (`pip install 'revox[text]'`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from revox.synthesis.errors import SpeakError
+
+_LONGEST = 15  # digits; more, and numbers that begin with a zero, are read digit by digit
+
+
+@dataclass(frozen=True)
+class _Language:
+    """How a language writes numbers, and the words that num2words does not have.
+
+    clock: between hours and minutes, and after full hours. money: name and plural by sign.
+    """
+
+    decimal: str
+    percent: str
+    clock: tuple[str, str]
+    money: dict[str, tuple[str, str]]
+
+
+# fmt: off
+LANGUAGES = {
+    "en": _Language(".", "percent", ("", "o'clock"),
+                    {"$": ("dollar", "dollars"), "€": ("euro", "euros"), "£": ("pound", "pounds")}),
+    "fr": _Language(",", "pour cent", ("heures", "heures"),
+                    {"$": ("dollar", "dollars"), "€": ("euro", "euros"), "£": ("livre", "livres")}),
+    "es": _Language(",", "por ciento", ("y", "en punto"),
+                    {"$": ("dólar", "dólares"), "€": ("euro", "euros"), "£": ("libra", "libras")}),
+    "de": _Language(",", "Prozent", ("Uhr", "Uhr"),
+                    {"$": ("Dollar", "Dollar"), "€": ("Euro", "Euro"), "£": ("Pfund", "Pfund")}),
+    "it": _Language(",", "per cento", ("e", "in punto"),
+                    {"$": ("dollaro", "dollari"), "€": ("euro", "euro"), "£": ("sterlina", "sterline")}),
+    "pt": _Language(",", "por cento", ("e", "em ponto"),
+                    {"$": ("dólar", "dólares"), "€": ("euro", "euros"), "£": ("libra", "libras")}),
+    "nl": _Language(",", "procent", ("uur", "uur"),
+                    {"$": ("dollar", "dollar"), "€": ("euro", "euro"), "£": ("pond", "pond")}),
+}
+# fmt: on
+
+
+def spell_numbers(text: str, language: str) -> str:
+    """`text` with its numbers in words of `language` (a key of `LANGUAGES`).
+
+    Raises SpeakError for another language, and when num2words is not installed.
+    """
+    if language not in LANGUAGES:
+        raise SpeakError(
+            f"numbers cannot be spelled in {language!r}; the languages are {', '.join(LANGUAGES)}: use "
+            "text normalization basic, or name another language"
+        )
+    try:
+        from num2words import num2words
+    except ImportError:
+        raise SpeakError("spelling numbers needs num2words: pip install 'revox[text]'") from None
+    return _Speller(language, num2words).spell(text)
+
+
+class _Speller:
+    def __init__(self, language: str, num2words: Callable[..., str]) -> None:
+        self._code, self._language, self._num2words = language, LANGUAGES[language], num2words
+        self._decimal = self._language.decimal
+        marks = {"en": ",", "fr": " \u00a0\u202f"}.get(language, ".\u00a0\u202f")
+        between = f"[{marks}'’]"
+        self._group = re.compile(rf"(?<=\d){between}(?=\d{{3}}(?!\d))")
+        fraction = rf"(?:{re.escape(self._decimal)}\d+)?"
+        number = rf"\d{{1,3}}(?:{between}\d{{3}})+{fraction}|\d+{fraction}"
+        # Neither within words and versions (3D, v2, 1.2.3) nor within addresses.
+        start, end = r"(?<![\w.,:/-])", r"(?![\w/]|[.,:]\d|-\d)"
+        signs = "[$€£]"
+        oclock = rf"(?:\s*{self._language.clock[1]}\b)?"
+        self._time = re.compile(rf"{start}([01]?\d|2[0-4]):([0-5]\d){end}{oclock}", re.IGNORECASE)
+        self._money = re.compile(rf"(?<!\w)({signs})\s?({number}){end}|{start}({number})\s?({signs})(?!\w)")
+        self._percent = re.compile(rf"{start}({number})\s?%")
+        self._ordinal = re.compile(rf"{start}(\d+)(?:st|nd|rd|th)\b")
+        self._number = re.compile(rf"((?<!\S)[-−])?{start}({number}){end}|(?<!\S)[-−]({number}){end}")
+
+    def spell(self, text: str) -> str:
+        text = self._time.sub(self._clock, text)
+        text = self._money.sub(self._amount, text)
+        text = self._percent.sub(lambda m: f"{self._words(m[1])} {self._language.percent}", text)
+        if self._code == "en":
+            text = self._ordinal.sub(lambda m: self._num2words(int(m[1]), lang="en", to="ordinal"), text)
+        return self._number.sub(lambda m: self._words(m[2] or m[3], negative=m[2] is None), text)
+
+    def _clock(self, match: re.Match[str]) -> str:
+        hours, minutes = int(match[1]), int(match[2])
+        between, sharp = self._language.clock
+        if minutes == 0:
+            return f"{self._say(hours)} {sharp}"
+        zero = f"{'oh' if self._code == 'en' else ''} " if minutes < 10 else ""
+        return " ".join(f"{self._say(hours)} {between} {zero}{self._say(minutes)}".split())
+
+    def _amount(self, match: re.Match[str]) -> str:
+        sign, number = match[1] or match[4], match[2] or match[3]
+        one, many = self._language.money[sign]
+        whole, _, cents = self._group.sub("", number).partition(self._decimal)
+        if len(cents) > 2:
+            return f"{self._words(number)} {many}"
+        words = f"{self._say(int(whole))} {one if whole == '1' else many}"
+        return f"{words} {self._say(int(cents.ljust(2, '0')))}" if cents.strip("0") else words
+
+    def _words(self, number: str, negative: bool = False) -> str:
+        whole, _, fraction = self._group.sub("", number).partition(self._decimal)
+        if len(whole) > _LONGEST or (len(whole) > 1 and whole.startswith("0")):
+            words = " ".join(self._say(int(digit)) for digit in whole + fraction)
+        elif fraction:
+            # Digit by digit, which num2words does not do for every language.
+            point = self._num2words(0.5, lang=self._code).split()[1]
+            words = " ".join([self._say(int(whole)), point, *(self._say(int(digit)) for digit in fraction)])
+        elif len(number) == 4 and 1100 <= int(number) < 2100 and not (2000 <= int(number) < 2010):
+            words = self._num2words(int(number), lang=self._code, to="year")
+        else:
+            words = self._say(int(whole))
+        if negative:
+            words = f"{self._num2words(-1, lang=self._code).split()[0]} {words}"
+        return words
+
+    def _say(self, number: int) -> Any:
+        return self._num2words(number, lang=self._code).replace(",", "")
