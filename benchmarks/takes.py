@@ -1,10 +1,12 @@
 """How many of the faults of takes are noticed, how many good takes are rejected, and what a long text costs.
 
     python benchmarks/takes.py --out benchmarks/results/DATE-takes.json [--checkpoint DIR] [--pieces 300]
+        [--recognize]
 
-Sentences of the lab's domain are spoken, each one take. Good are those whose words a recognizer finds. Faults
-are put into copies of their codes: an end within the first quarter, a loop, a silence. Then a model is made
-to end at its first frame. Last, 10,000 characters are spoken as one text, and its sentences one by one.
+Sentences of the lab's domain are spoken, each one take. Faults are put into copies of their codes: an end
+within the first quarter, a loop, a silence. Then a model is made to end at its first frame. Last, 10,000
+characters are spoken as one text. With --recognize only takes whose words pocketsphinx finds count as good,
+and the words of the long text are compared with those of its sentences spoken one by one.
 """
 
 from __future__ import annotations
@@ -38,26 +40,28 @@ def main() -> None:
     parser.add_argument("--checkpoint", default=str(checkpoint_folder()))
     parser.add_argument("--pieces", type=int, default=300)
     parser.add_argument("--characters", type=int, default=10_000)
+    parser.add_argument("--recognize", action="store_true", help="minutes of processor time")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     tts = load(arguments.checkpoint, device="cpu", dtype=torch.float32)
     stream = sentences("heldout", 21)
     texts = [next(stream) for _ in range(arguments.pieces)]
-    result = {
-        "checkpoint": Path(arguments.checkpoint).name,
-        "pieces": judged(tts, texts),
-        "end at the first frame": end_at_once(tts, texts[:20]),
-        "long text": long_text(tts, arguments.characters),
-    }
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    recognizer = PocketsphinxRecognizer(jsgf(), reject=False) if arguments.recognize else None
+    result: dict = {"checkpoint": Path(arguments.checkpoint).resolve().name}
+    for name, stage in {
+        "pieces": lambda: judged(tts, texts, recognizer),
+        "end at the first frame": lambda: end_at_once(tts, texts[:20]),
+        "long text": lambda: long_text(tts, arguments.characters, recognizer),
+    }.items():
+        result[name] = stage()
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        print(json.dumps({name: result[name]}, indent=1), flush=True)
 
 
-def judged(tts: Revox, texts: list[str]) -> dict:
+def judged(tts: Revox, texts: list[str], recognizer: PocketsphinxRecognizer | None) -> dict:
     """Every sentence spoken once, and each fault put into it."""
     chance, voices = np.random.default_rng(0), tts.voices()
-    recognizer = PocketsphinxRecognizer(jsgf(), reject=False)
     names = [voices[i % len(voices)] for i in range(len(texts))]
     counts = {"takes": len(texts), "good": 0, "good rejected": 0, "not good": 0, "not good noticed": 0}
     noticed = {"end": 0, "loop": 0, "silence": 0}
@@ -66,13 +70,16 @@ def judged(tts: Revox, texts: list[str]) -> dict:
         for i, one in zip(part, spoken(tts, [texts[i] for i in part], [names[i] for i in part]), strict=True):
             codes, samples = one.codes(), decoded(tts, one.codes())
             fault = judge(tts, texts[i], codes, samples, one.ended)
-            transcript = recognizer.transcribe(Audio(samples, tts.sampling_rate)) if len(samples) else ""
-            good = word_error_rate(texts[i], transcript) < RIGHT_BELOW
+            good = recognizer is None or errors(recognizer, texts[i], samples) < RIGHT_BELOW
             counts["good" if good else "not good"] += 1
             counts["good rejected" if good else "not good noticed"] += fault is not None
             for name, (other, wave) in injured(tts, codes, samples, chance).items():
                 noticed[name] += judge(tts, texts[i], other, wave, True) is not None
     return {**counts, "noticed of as many injected": noticed}
+
+
+def errors(recognizer: PocketsphinxRecognizer, text: str, samples: np.ndarray) -> float:
+    return word_error_rate(text, recognizer.transcribe(Audio(samples, 24_000)) if len(samples) else "")
 
 
 def spoken(tts: Revox, texts: list[str], names: list[str]) -> list[Generation]:
@@ -145,24 +152,21 @@ def end_at_once(tts: Revox, texts: list[str]) -> dict:
     return {"texts": len(texts), **spoken_with}
 
 
-def long_text(tts: Revox, characters: int) -> dict:
-    """One text in pieces of a sentence: words, time and memory, beside its sentences one by one."""
+def long_text(tts: Revox, characters: int, recognizer: PocketsphinxRecognizer | None) -> dict:
+    """One text in pieces of a sentence: time, memory and words."""
     stream, parts = sentences("heldout", 22), []
     while sum(map(len, parts)) < characters:
         parts.append(next(stream).capitalize() + ".")
     text, voice = " ".join(parts), tts.voices()[0]
     settings = SpeechSettings(max_chars=max(map(len, parts)))
-    recognizer, warnings, memory = PocketsphinxRecognizer(jsgf(), reject=False), [], []
+    warnings: list = []
+    memory: list[float] = []
     began, seconds = time.process_time(), 0.0
     for part in tts.speak_parts(text, voice, settings, report=warnings.append):
         seconds += part.seconds
         memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     took = time.process_time() - began
-    alone = [tts.synthesize(sentence, voice).audio for sentence in parts]
-    missing = [word_error_rate(s, recognizer.transcribe(a)) for s, a in zip(parts, alone, strict=True)]
-    whole = [tts.speak(sentence, voice, report=lambda _: None) for sentence in parts]
-    judged = [word_error_rate(s, recognizer.transcribe(a)) for s, a in zip(parts, whole, strict=True)]
-    return {
+    facts = {
         "characters": len(text),
         "seconds of speech": round(seconds, 1),
         "processor seconds": round(took, 1),
@@ -170,9 +174,13 @@ def long_text(tts: Revox, characters: int) -> dict:
         "peak memory in MiB after 1/4, 1/2 and all": [
             round(memory[len(memory) * n // 4 - 1]) for n in (1, 2, 4)
         ],
-        "word errors of its sentences spoken one by one, one take": round(float(np.mean(missing)), 4),
-        "word errors of its sentences with takes": round(float(np.mean(judged)), 4),
     }
+    if recognizer is not None:
+        for takes in (1, 3):
+            said = [tts.speak(one, voice, takes=takes, report=lambda _: None).samples for one in parts]
+            rate = np.mean([errors(recognizer, *pair) for pair in zip(parts, said, strict=True)])
+            facts[f"word errors of its sentences one by one, {takes} takes"] = round(float(rate), 4)
+    return facts
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ def test_a_long_text_is_spoken_whole_and_what_goes_wrong_in_it_is_exit_code_4(sp
         said = done.stderr.decode()
         assert done.returncode == 4, said
         assert "warning: piece 1 ('He waited" in said
-        assert "pieces of the text may be wrong: listen to them (--takes 3 speaks such pieces again)" in said
+        assert "parts of the text may be wrong: listen to them (--takes 3 speaks such pieces again)" in said
         assert "Traceback" not in said
     assert read_audio(tmp_path / "out.wav").seconds > 1
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from revox.synthesis.takes import TakeWarning
 
 BAD_TAKES = 4
-"""The exit code when the file is written and pieces of the text may be wrong in it."""
+"""The exit code when the file is written and parts of the text may be wrong in it."""
 
 
 OLD_NAMES = {"--dtype": "--weights"}

@@ -253,6 +253,7 @@ class LongSpeech:
             check = take.check
             assert check.fault is not None
             self.warnings.append(TakeWarning(slot.number, take.text, check.fault, check.message))
+            self.warnings.sort(key=lambda warning: warning.piece)
         slot.finished, slot.bad = True, []
 
     def _speak_again(self, slot: _Slot) -> None:
