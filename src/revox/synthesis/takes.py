@@ -124,10 +124,12 @@ class TakeCheck:
             window = max(2 * period, int(_LOOP_SECONDS * self._rate))
             if len(codes) < window + period:
                 break
-            # Silence has one code in some models, and pauses are not loops.
-            equal = np.where(silent[period:], 0, codes[period:] == codes[:-period])
-            counts = np.convolve(equal, np.ones(window), "valid")
-            if counts.max() >= _EQUAL_SHARE * window:
+            # Silence has one code in some models, and pauses are not loops: frames with sound count.
+            sounding = ~silent[period:]
+            equal = sounding & (codes[period:] == codes[:-period])
+            sounds = np.convolve(sounding, np.ones(window), "valid")
+            repeats = np.convolve(equal, np.ones(window), "valid")
+            if ((sounds >= window / 2) & (repeats >= _EQUAL_SHARE * sounds)).any():
                 return window
         return 0
 
