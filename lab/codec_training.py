@@ -79,6 +79,8 @@ class DecoderTraining:
     discriminator_channels: int = 8
     discriminator_from: int = 1_000_000
     discriminator_learning_rate: float = 4e-4
+    phases: bool = True
+    """Whether the discriminators see them, beside the magnitudes."""
     resolutions: tuple[tuple[int, int], ...] = ((2048, 160), (1024, 100), (512, 60), (256, 30))
     overlap: int = 2
     floor: float = 4e-6
@@ -101,6 +103,9 @@ class JointTraining(DecoderTraining):
     semantic: float = 0.3
     """Weight of the cross-entropy that keeps the semantic codes those of the teacher codec."""
     spread: float = 0.5
+    encoder_steps: int = 1_000_000
+    """From this step the encoder is frozen at its average, so the language model can learn from its codes while
+    the decoder goes on."""
 
 
 @dataclass(frozen=True)
@@ -358,7 +363,9 @@ class DecoderTrainer(_CodecRun):
         if settings.discriminator_from < settings.steps:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(settings.seed)
-                discriminators = Discriminators(len(settings.discriminated), settings.discriminator_channels)
+                discriminators = Discriminators(
+                    len(settings.discriminated), settings.discriminator_channels, phases=settings.phases
+                )
             self.discriminators = discriminators.to(device)
             self.discriminator_optimizer = torch.optim.AdamW(
                 discriminators.parameters(),
@@ -504,7 +511,10 @@ class JointTrainer(DecoderTrainer):
 
     def latents(self, real: Tensor, codes: Tensor, values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Of the encoder, quantized by the paper's schedule; `semantic` and `spread` are weighed."""
-        with self.arithmetic():
+        frozen = self.step_count >= self.settings.encoder_steps
+        if self.step_count == self.settings.encoder_steps:
+            self._freeze_encoder()
+        with self.arithmetic(), torch.set_grad_enabled(not frozen):
             latents = self.codec.encode_latents(real).transpose(1, 2).float()
         semantic, acoustic = latents.split(
             (self.codec.config.semantic_dim, self.codec.config.acoustic_dim), -1
@@ -518,8 +528,17 @@ class JointTrainer(DecoderTrainer):
             torch.tanh(acoustic), self.codec.config.acoustic_codebook_size, self.rng
         )
         spread = functional.relu(acoustic.abs() - 1.2).square().mean()
+        if frozen:
+            return torch.cat((given, quantized), dim=-1), {}
         weighed = {"semantic": self.settings.semantic * wanted, "spread": self.settings.spread * spread}
         return torch.cat((given, quantized), dim=-1), weighed
+
+    def _freeze_encoder(self) -> None:
+        """Give the encoder its averaged weights, which is what is validated and shipped."""
+        if self.averaged is not None:
+            averaged = self.shipped.state_dict()
+            mine = {k: v for k, v in averaged.items() if k.startswith(HALVES["encoder"])}
+            self.codec.load_state_dict(mine, strict=False)
 
     def hard_codes(self, real: Tensor, codes: Tensor, values: Tensor) -> Tensor:
         """Codes `[batch, 37, frames]` of validation segments: the encoder's."""
