@@ -38,7 +38,7 @@ from revox.model.config import CodecConfig
 from revox.model.layers import CausalConv1d
 from revox.training.average import moving_average
 from revox.training.balance import GradientBalancer
-from revox.training.initial import initialize
+from revox.training.initial import even_input, initialize
 from revox.training.quantize import quantize_acoustic, quantize_semantic
 from revox.training.run import Run
 from revox.training.world import World
@@ -104,7 +104,7 @@ class JointTraining(DecoderTraining):
     """Weight of the cross-entropy that keeps the semantic codes those of the teacher codec."""
     spread: float = 0.5
     encoder_steps: int = 1_000_000
-    """From this step the encoder is frozen at its average, so the language model can learn from its codes while
+    """From this step the encoder is frozen at its average: the language model can learn from its codes while
     the decoder goes on."""
 
 
@@ -124,6 +124,9 @@ class ReferenceEncoderTraining:
     semantic: float = 0.3
     acoustic: float = 1.0
     deep: float = 1.0
+    front_steps: int = 0
+    """Steps at the start in which the input and the first transformer learn spectra alone. The losses of the
+    codes then rise to their full weight over as many steps."""
     average: float = 0.0
     """Decay of the moving average of the weights (`revox.training.average`), which is validated and shipped.
     0 is none. If a resumed state has no average, it starts at that step."""
@@ -156,14 +159,16 @@ class Heads(nn.Module):
     def forward(self, states: list[Tensor], features: Tensor) -> Tensor:
         """Mean absolute error over all rates; states `[batch, frames * rate, width]`, standardized features
         `[batch, frames, size]`."""
-        errors = []
+        return torch.stack([self.error(i, state, features) for i, state in enumerate(states)]).mean()
+
+    def error(self, index: int, state: Tensor, features: Tensor) -> Tensor:
+        """Mean absolute error at one rate."""
+        rate = self.rates[index]
         mel, low = features[..., : self.mel_size], features[..., self.mel_size :]
-        for rate, norm, read, state in zip(self.rates, self.norms, self.read, states, strict=True):
-            goal = mel.reshape(len(mel), -1, self.mel_size // rate)
-            if self._pairs(rate):
-                goal = torch.cat((goal, low.reshape(len(low), goal.shape[1], -1)), dim=-1)
-            errors.append((read(norm(state)) - goal).abs().mean())
-        return torch.stack(errors).mean()
+        goal = mel.reshape(len(mel), -1, self.mel_size // rate)
+        if self._pairs(rate):
+            goal = torch.cat((goal, low.reshape(len(low), goal.shape[1], -1)), dim=-1)
+        return (self.read[index](self.norms[index](state)) - goal).abs().mean()
 
 
 def _weights(module: nn.Module, decay: float) -> list[dict[str, Any]]:
@@ -570,6 +575,10 @@ class ReferenceEncoderTrainer(_CodecRun):
     ) -> None:
         super().__init__("encoder", config, settings, data, folder, device, autocast)
         self.settings = settings
+        rng = np.random.default_rng(settings.seed)
+        sets = [data.synthetic, *([data.human] if data.human else [])]
+        speech = np.concatenate([one.batch(32, 16, rng)[0] for one in sets])
+        even_input(self.codec, torch.from_numpy(speech))
         rates = _rates(self.codec, self.codec.encoder_blocks, config.patches_per_frame)
         self._make_heads(rates, settings.seed)
         self.parts: list[nn.Module] = [self.codec.input_proj, self.codec.encoder_blocks, self.heads]
@@ -596,13 +605,35 @@ class ReferenceEncoderTrainer(_CodecRun):
             "deep": self.heads([s.float() for s in states], features),
         }
 
+    @torch.no_grad()
+    def _level_latents(self, waves: Tensor) -> None:
+        """Scale the last convolution so that no latent of `waves` starts at the ends of its tanh."""
+        last = cast(CausalConv1d, self.codec.encoder_blocks[-1]).conv
+        found = self.codec.encode_latents(waves).square().mean((0, 2)).sqrt()
+        wanted = torch.full_like(found, 0.5)
+        wanted[: self.codec.config.semantic_dim] = self.teacher.rows.square().mean(0).sqrt()
+        last.weight = last.weight * (wanted / found.clamp_min(1e-6))[:, None, None]
+
+    def front_loss(self, waves: Tensor, features: Tensor) -> Tensor:
+        """Error of the spectra read from the first transformer's states."""
+        patches = waves.unflatten(-1, (-1, self.codec.config.pretransform_patch_size)).transpose(1, 2)
+        with self.arithmetic():
+            states = self.codec.encoder_blocks[0](self.codec.input_proj(patches).transpose(1, 2))
+        return self.heads.error(0, states.float(), features)
+
     def take_step(self) -> dict[str, float]:
         """One update; returns the losses."""
-        settings = self.settings
-        losses = self.losses(self.codec, *self.batch())
+        settings, front = self.settings, self.settings.front_steps
+        waves, codes, values, features = self.batch()
+        if self.step_count < front:
+            loss = self.front_loss(waves, features)
+            return _floats({"front": loss}, loss, self.update([loss], None, self.parts))
+        if self.step_count == front:
+            self._level_latents(waves)
+        losses = self.losses(self.codec, waves, codes, values, features)
+        risen = min(1.0, (self.step_count - front + 1) / (front + 1))
         loss = (
-            settings.semantic * losses["semantic"]
-            + settings.acoustic * losses["acoustic"]
+            risen * (settings.semantic * losses["semantic"] + settings.acoustic * losses["acoustic"])
             + settings.deep * losses["deep"]
         )
         return _floats(losses, loss, self.update([loss], None, self.parts))

@@ -55,7 +55,7 @@ from revox.model.codec import Codec
 from revox.model.config import CodecConfig
 from revox.training.distill import WhisperTeacher
 from revox.training.errors import TrainingError
-from revox.training.initial import initialize, oscillators
+from revox.training.initial import even_input, initialize, oscillators
 from revox.training.quantize import quantize_acoustic
 from revox.training.run import Run
 
@@ -251,6 +251,19 @@ def test_the_encoder_learns_the_teachers_codes(built: Path):
     assert np.mean([trainer.step()["loss"] for _ in range(5)]) < 0.95 * first
 
 
+def test_the_encoder_starts_with_its_first_transformer_alone(built: Path, tmp_path: Path):
+    run = _run(built, replace(SETTINGS, encoder=replace(SETTINGS.encoder, front_steps=2)))
+    trainer = half_trainer(
+        "encoder", replace(run, folder=_copy(built, tmp_path, "data", "teacher", "folder") / "run")
+    )
+    start = {k: v.clone() for k, v in trainer.codec.state_dict().items()}
+    assert ["front" in trainer.step() for _ in range(2)] == [True, True]
+    changed = {k for k, v in trainer.codec.state_dict().items() if not torch.equal(v, start[k])}
+    assert changed
+    assert all(k.startswith(("input_proj.", "encoder_blocks.0.")) for k in changed)
+    assert "agreement" in trainer.step()
+
+
 def test_the_discriminators_teach_the_decoder_from_a_chosen_step(built: Path, tmp_path: Path):
     _copy(built, tmp_path, "data", "teacher", "folder")
     trainer = half_trainer("decoder", _run(tmp_path))
@@ -278,6 +291,22 @@ def test_the_joint_run_trains_both_halves_and_leaves_the_codebook_alone(built: P
     for prefix in (*HALVES["encoder"], *HALVES["decoder"]):
         assert any(k.startswith(prefix) for k in changed), prefix
     assert not any(k.startswith("quantizer.") for k in changed)
+
+
+def test_the_joint_runs_encoder_is_frozen_at_its_average_from_a_chosen_step(built: Path, tmp_path: Path):
+    settings = replace(SETTINGS, joint=replace(SETTINGS.joint, encoder_steps=2))
+    folder = _copy(built, tmp_path, "data", "teacher", "folder", "encoder", "decoder")
+    trainer = joint_trainer(_run(folder, settings))
+    for _ in range(2):
+        assert "semantic" in trainer.step()
+    average = {
+        k: v.clone() for k, v in trainer.shipped.state_dict().items() if k.startswith(HALVES["encoder"])
+    }
+    for _ in range(2):
+        assert "semantic" not in trainer.step()
+    for codec in (trainer.codec, trainer.shipped):
+        found = {k: v for k, v in codec.state_dict().items() if k in average}
+        torch.testing.assert_close(found, average, rtol=0, atol=0)
 
 
 def test_the_joint_runs_semantic_targets_are_the_teachers_codes(built: Path):
@@ -570,3 +599,14 @@ def test_the_codecs_ends_start_as_oscillators_that_encode_and_decode_a_tone():
     assert hidden.shape == (1, 64, 7)
     aligned = torch.from_numpy(np.pad(atoms[40][::-1].copy(), (240, 0))).float().reshape(1, 8, 240)
     assert int(codec.input_proj(aligned.transpose(1, 2))[0, :, -1].argmax()) == 40
+
+
+def test_each_pair_of_oscillators_answers_speech_equally_strongly():
+    codec = Codec(CodecConfig(dim=16, hidden_dim=32, head_dim=4, n_heads=4, n_kv_heads=4), with_encoder=True)
+    initialize(codec, 0)
+    noise = torch.randn(2, 24000, generator=torch.Generator().manual_seed(0))
+    falling = torch.cumsum(noise, dim=1) * 0.01  # 6 dB less at each octave
+    even_input(codec, falling, 0.8)
+    answers = codec.input_proj(falling.unflatten(1, (-1, 240)).transpose(1, 2))
+    pairs = answers.unflatten(1, (-1, 2)).square().sum(2).mean((0, 2)).sqrt()
+    torch.testing.assert_close(pairs, torch.full((8,), 0.8))

@@ -55,9 +55,7 @@ class Discriminators(nn.Module):
 
     def __init__(self, n_resolutions: int, channels: int, *, phases: bool = True) -> None:
         super().__init__()
-        self.nets = nn.ModuleList(
-            [StftDiscriminator(channels, phases=phases) for _ in range(n_resolutions)]
-        )
+        self.nets = nn.ModuleList([StftDiscriminator(channels, phases=phases) for _ in range(n_resolutions)])
 
     def forward(self, spectra: list[Tensor]) -> list[tuple[Tensor, list[Tensor]]]:
         """Score and features for each resolution."""

@@ -113,3 +113,17 @@ def initialize(codec: Codec, seed: int, speech_level: float = 0.07) -> None:
             std = (inputs * taps / (stride if transposed else 1)) ** -0.5
             std *= 2.0 if name == "decoder_blocks.0" else 1.0
             module.conv.weight = normal(weight.shape, std)
+
+
+@torch.no_grad()
+def even_input(codec: Codec, speech: Tensor, size: float = 0.8) -> None:
+    """Scale the input's oscillators: each pair answers `speech` `[batch, samples]` with the RMS `size`.
+
+    Speech at 6 kHz is 30 dB under speech at 500 Hz. The first norm divides all channels by one number, so the
+    high ones would stay too small for the first layer to see.
+    """
+    patch = codec.config.pretransform_patch_size
+    answers = codec.input_proj(speech.unflatten(-1, (-1, patch)).transpose(1, 2))
+    pairs = answers.unflatten(1, (-1, 2)).square().sum(2).mean((0, 2)).sqrt()
+    scale = (size / pairs.clamp_min(1e-6)).repeat_interleave(2)
+    codec.input_proj.conv.weight = codec.input_proj.conv.weight * scale[:, None, None]
