@@ -44,7 +44,7 @@ from lab.sizes import PRESETS, lab_params
 from lab.speech.plan import plain_words
 from lab.state_bundle import restore_bundles
 from lab.teacher_codec import TeacherCodec, TeacherCodecTrainer, TeacherCodecTraining, TeacherData
-from lab.tokenized import tokenize_speech
+from lab.tokenized import TokenizedSets, tokenize_speech
 from lab.tokenizer import domain_pieces, minimal_vocab_size, write_tekken
 from lab.whisper_states import whisper_states
 from revox.checkpoint.params import Params, read_params
@@ -74,7 +74,8 @@ class BuildSettings:
     joint: JointTraining = field(default_factory=JointTraining)
     language: LanguageTraining = field(default_factory=LanguageTraining)
     codec_utterances: int = 4400
-    """The first utterances of the plan, from which everything learns; later ones teach the language model."""
+    """The first utterances of the plan, from which everything learns; later ones teach all but the teacher
+    codec."""
     whisper_windows: int = 200
     """Windows of 29 s of each kind of speech, whose states by Whisper teach the semantic codes."""
     codec_sizes: dict[str, Any] = field(default_factory=dict)
@@ -247,8 +248,10 @@ def _write_tokenizer(folder: Path, rows: dict[str, int], params: dict[str, Any])
 # Teacher codec
 
 
-def frame_sets(run: BuildRun) -> dict[tuple[str, str], FrameSet]:
-    """Features of the training and validation speech, by (kind, split).
+def frame_sets(
+    run: BuildRun, splits: tuple[str, ...] = ("train", "validation")
+) -> dict[tuple[str, str], FrameSet]:
+    """Features of the speech, by (kind, split).
 
     Raises LabError if there is no synthetic speech.
     """
@@ -260,7 +263,7 @@ def frame_sets(run: BuildRun) -> dict[tuple[str, str], FrameSet]:
             run.speech(split, kind), spectra, run.folder / "teacher" / f"features-{kind}-{split}.npy",
             partial(run.progress, "frames"),
         )
-        for split in ("train", "validation")
+        for split in splits
         for kind in KINDS
         if (run.data / f"{kind}-{split}.json").is_file()
     }  # fmt: skip
@@ -334,10 +337,11 @@ def _codec_data(run: BuildRun) -> CodecData:
             run.folder / "teacher" / f"codes-{kind}-{split}.cache", run.device,
             partial(run.progress, "frames"),
         )
-        for (kind, split), frames in frame_sets(run).items()
+        for (kind, split), frames in frame_sets(run, ("train", "more", "validation")).items()
     }  # fmt: skip
     validation = {kind: one for (kind, split), one in found.items() if split == "validation"}
-    return CodecData(teacher, found["synthetic", "train"], found.get(("human", "train")), validation)
+    synthetic, human = ([found[kind, s] for s in ("train", "more") if (kind, s) in found] for kind in KINDS)
+    return CodecData(teacher, TokenizedSets(synthetic), TokenizedSets(human) if human else None, validation)
 
 
 def train_half(half: str, run: BuildRun) -> None:

@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 from lab.errors import LabError
 from lab.frames import PATCH_BANDS
 from lab.teacher_codec import TeacherCodec
-from lab.tokenized import TokenizedSpeech
+from lab.tokenized import TokenizedSets, TokenizedSpeech
 from revox.losses.discriminator import (
     Discriminators,
     adversarial_loss,
@@ -226,8 +226,8 @@ class CodecData:
     """
 
     teacher: TeacherCodec
-    synthetic: TokenizedSpeech
-    human: TokenizedSpeech | None
+    synthetic: TokenizedSets
+    human: TokenizedSets | None
     validation: dict[str, TokenizedSpeech]
 
 

@@ -50,6 +50,24 @@ class TokenizedSpeech:
         return waves, codes, values, features
 
 
+class TokenizedSets:
+    """Several sets of speech as one; each segment is of one set, drawn by its frames."""
+
+    def __init__(self, sets: list[TokenizedSpeech]) -> None:
+        self.sets = sets
+        frames = np.array([len(one.codes) for one in sets])
+        self.shares = frames / frames.sum()
+
+    def batch(
+        self, size: int, frames: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """See `TokenizedSpeech.batch`."""
+        counts = rng.multinomial(size, self.shares)
+        parts = [one.batch(n, frames, rng) for one, n in zip(self.sets, counts, strict=True) if n]
+        waves, codes, values, features = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return waves, codes, values, features
+
+
 def tokenize_speech(
     teacher: TeacherCodec,
     speech: SpeechSet,

@@ -314,7 +314,7 @@ def test_the_joint_runs_semantic_targets_are_the_teachers_codes(built: Path):
     one, two = joint_trainer(run), joint_trainer(run)
     teacher, frames = trained_teacher(run), frame_sets(run)["synthetic", "train"]
     features = torch.from_numpy(frames.features[: frames.ends[0]].astype(np.float32))
-    assert np.array_equal(one.synthetic.codes[: frames.ends[0]], teacher.encode(features[None])[0][0])
+    assert np.array_equal(one.synthetic.sets[0].codes[: frames.ends[0]], teacher.encode(features[None])[0][0])
     waves, codes, _, _ = one.batch()
     with torch.no_grad():
         latents = one.codec.encode_latents(waves)[:, : one.codec.config.semantic_dim].transpose(1, 2)
