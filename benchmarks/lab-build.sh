@@ -34,6 +34,10 @@ trap 'kill -TERM $encoder 2>/dev/null || true; wait' EXIT
 build --stage decoder --threads 1 "$codec"
 wait $encoder
 trap - EXIT
-build --stage joint --threads 2 "$codec"
-build --stage language --threads 2 "$autocast"
+build --stage finish --threads 1 "$codec" &
+finish=$!
+trap 'kill -TERM $finish 2>/dev/null || true; wait' EXIT
+build --stage language --threads 1 "$autocast"
+wait $finish
+trap - EXIT
 build --stage folder --threads 1

@@ -25,8 +25,8 @@ PANELS = (
     ("encoder", ("agreement", "synthetic_agreement"), "encoder: semantic codes equal to the teacher's"),
     ("decoder", ("mel", "feature"), "decoder: mel (log10) and feature matching, training crops"),
     ("decoder", ("synthetic_mel", "human_mel"), "decoder: mel, validation"),
-    ("joint", ("mel", "feature"), "joint: mel (log10) and feature matching, training crops"),
-    ("joint", ("synthetic_mel", "human_mel"), "joint: mel, validation"),
+    ("finish", ("mel", "feature"), "finish: mel (log10) and feature matching, training crops"),
+    ("finish", ("synthetic_mel", "human_mel"), "finish: mel, validation"),
     ("language", ("semantic", "valid_semantic"), "language: semantic codes (nats a frame)"),
     ("language", ("flow", "valid_flow"), "language: velocity error"),
 )

@@ -42,7 +42,7 @@ def assemble(asked: argparse.Namespace) -> None:
     )
     with tempfile.TemporaryDirectory() as temporary:
         made = Path(temporary)
-        for part in ("data", "joint"):
+        for part in ("data", "teacher", "encoder", "finish"):
             (made / part).symlink_to((asked.run / part).resolve())
         (made / "language").mkdir()
         (made / "language" / "language-state.pt").symlink_to(asked.state.resolve())

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lab.build import BuildRun, half_trainer, joint_trainer, language_data, teacher_trainer
+from lab.build import BuildRun, finish_trainer, half_trainer, language_data, teacher_trainer
 from lab.language_training import LanguageTrainer
 from lab.settings import read_settings
 from revox.training.run import Run
 
-STAGES = ("teacher", "encoder", "decoder", "joint", "language")
+STAGES = ("teacher", "encoder", "decoder", "finish", "language")
 
 
 class Counter(TorchDispatchMode):
@@ -56,7 +56,7 @@ def trainer(stage: str, run: Path, config: Path, whisper: Path, fresh: Path) -> 
     build = BuildRun(fresh, settings, autocast=True)
     if stage == "teacher":
         return teacher_trainer(build, whisper)
-    return joint_trainer(build) if stage == "joint" else half_trainer(stage, build)
+    return finish_trainer(build) if stage == "finish" else half_trainer(stage, build)
 
 
 def main() -> None:

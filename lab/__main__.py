@@ -59,7 +59,7 @@ def state_command(
     run: Run,
     out: Annotated[Path | None, typer.Option(help="The bundle's folder; by default RUN/state.")] = None,
     stage: Annotated[
-        list[str] | None, typer.Option(help="teacher, encoder, decoder, joint or language; by default all.")
+        list[str] | None, typer.Option(help="teacher, encoder, decoder, finish or language; by default all.")
     ] = None,
 ) -> None:
     """Bundle a build's training state into files under 16 MB, to copy it; a build resumes from RUN/state."""
@@ -91,7 +91,7 @@ def build_command(
     ] = None,
     stage: Annotated[
         list[str] | None,
-        typer.Option(help="speech, teacher, encoder, decoder, joint, language or folder; by default all."),
+        typer.Option(help="speech, teacher, encoder, decoder, finish, language or folder; by default all."),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="JSON with settings to change, as in RUN/settings.json.")
@@ -102,8 +102,9 @@ def build_command(
     ] = False,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 for all.")] = 0,
 ) -> None:
-    """Build the lab checkpoint in stages: speech, teacher codec, encoder, decoder, both together (joint),
-    language model, folder. It can be interrupted with Ctrl-C; the same command resumes it."""
+    """Build the lab checkpoint in stages: speech, teacher codec, encoder, decoder, the decoder again on the
+    encoder's codes (finish), language model, folder. It can be interrupted with Ctrl-C; the same command
+    resumes it."""
     import torch
 
     from lab.build import STAGES, BuildRun, BuildSettings, Materials, build

@@ -1,7 +1,8 @@
-"""Building the lab checkpoint: speech, teacher codec, encoder, decoder, both of them, language model, folder.
+"""Building the lab checkpoint: speech, teacher codec, encoder, decoder, language model, folder.
 
 Every stage resumes where it stopped. The encoder and the decoder can train at the same time once the teacher
-codec is done, and are then trained together; the language model needs their codes.
+codec is done. Then the decoder goes on with the encoder's codes (`finish`) while the language model learns
+them.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ from lab.codec_training import (
     CodecData,
     DecoderTrainer,
     DecoderTraining,
-    JointTrainer,
-    JointTraining,
     ReferenceEncoderTrainer,
     ReferenceEncoderTraining,
 )
@@ -44,7 +43,7 @@ from lab.sizes import PRESETS, lab_params
 from lab.speech.plan import plain_words
 from lab.state_bundle import restore_bundles
 from lab.teacher_codec import TeacherCodec, TeacherCodecTrainer, TeacherCodecTraining, TeacherData
-from lab.tokenized import TokenizedSets, tokenize_speech
+from lab.tokenized import TokenizedSets, TokenizedSpeech, tokenize_speech
 from lab.tokenizer import domain_pieces, minimal_vocab_size, write_tekken
 from lab.whisper_states import whisper_states
 from revox.checkpoint.params import Params, read_params
@@ -56,7 +55,7 @@ from revox.progress import Progress
 from revox.speech.files import pt_bytes, replace_file, stamp_of
 from revox.training.run import Run, saved_state
 
-STAGES = ("speech", "teacher", "encoder", "decoder", "joint", "language", "folder")
+STAGES = ("speech", "teacher", "encoder", "decoder", "finish", "language", "folder")
 
 Report = Callable[[str, dict[str, float]], None]
 """Takes the stage and its figures: losses, or how much of a count is done."""
@@ -71,7 +70,8 @@ class BuildSettings:
     teacher: TeacherCodecTraining = field(default_factory=TeacherCodecTraining)
     encoder: ReferenceEncoderTraining = field(default_factory=ReferenceEncoderTraining)
     decoder: DecoderTraining = field(default_factory=DecoderTraining)
-    joint: JointTraining = field(default_factory=JointTraining)
+    finish: DecoderTraining = field(default_factory=DecoderTraining)
+    """The decoder's second run, on the encoder's codes."""
     language: LanguageTraining = field(default_factory=LanguageTraining)
     codec_utterances: int = 4400
     """The first utterances of the plan, from which everything learns; later ones teach all but the teacher
@@ -173,8 +173,8 @@ def build(
     for half in ("encoder", "decoder"):
         if half in stages:
             train_half(half, run)
-    if "joint" in stages:
-        train_joint(run)
+    if "finish" in stages:
+        finish_decoder(run)
     if "language" in stages:
         train_language(run)
     if "folder" in stages:
@@ -328,17 +328,21 @@ def half_trainer(half: str, run: BuildRun) -> ReferenceEncoderTrainer | DecoderT
     return trainer
 
 
-def _codec_data(run: BuildRun) -> CodecData:
-    """The speech with the teacher codec's codes."""
+def _codec_data(run: BuildRun, encoder: Codec | None = None) -> CodecData:
+    """The speech with the teacher codec's codes, or with those of `encoder`."""
     teacher, config = trained_teacher(run), run.params.voxtral_config().codec
-    found = {
-        (kind, split): tokenize_speech(
-            teacher, run.speech(split, kind), frames, config.samples_per_frame,
-            run.folder / "teacher" / f"codes-{kind}-{split}.cache", run.device,
-            partial(run.progress, "frames"),
-        )
-        for (kind, split), frames in frame_sets(run, ("train", "more", "validation")).items()
-    }  # fmt: skip
+    found = {}
+    for (kind, split), frames in frame_sets(run, ("train", "more", "validation")).items():
+        speech, per_frame = run.speech(split, kind), config.samples_per_frame
+        if encoder is None:
+            found[kind, split] = tokenize_speech(
+                teacher, speech, frames, per_frame, run.folder / "teacher" / f"codes-{kind}-{split}.cache",
+                run.device, partial(run.progress, "frames"),
+            )  # fmt: skip
+        else:
+            codes = np.concatenate(utterance_codes(run, encoder, kind, split), axis=1)
+            values = (codes[1:].T * (2 / (config.acoustic_codebook_size - 1)) - 1).astype(np.float16)
+            found[kind, split] = TokenizedSpeech(speech, frames, codes[0], values, per_frame)
     validation = {kind: one for (kind, split), one in found.items() if split == "validation"}
     synthetic, human = ([found[kind, s] for s in ("train", "more") if (kind, s) in found] for kind in KINDS)
     return CodecData(teacher, TokenizedSets(synthetic), TokenizedSets(human) if human else None, validation)
@@ -350,22 +354,24 @@ def train_half(half: str, run: BuildRun) -> None:
     run.train(trainer, half, trainer.settings, trainer.validate)
 
 
-def joint_trainer(run: BuildRun) -> JointTrainer:
-    """The run of encoder and decoder together, at its last state or at what they learned apart."""
-    trainer = JointTrainer(
-        run.params.voxtral_config().codec, run.settings.joint, _codec_data(run),
-        run.folder / "joint", run.device, run.autocast,
+def finish_trainer(run: BuildRun) -> DecoderTrainer:
+    """The decoder's run on the encoder's codes, at its last state or at what it learned from the teacher
+    codec's."""
+    data = _codec_data(run, trained_encoder(run).to(run.device))
+    trainer = DecoderTrainer(
+        run.params.voxtral_config().codec, run.settings.finish, data, run.folder / "finish", run.device,
+        run.autocast, "finish",
     )  # fmt: skip
     if not trainer.resume():
         with run.state("decoder") as decoder:
-            trainer.begin(trained_encoder(run), decoder)
+            trainer.begin(decoder)
     return trainer
 
 
-def train_joint(run: BuildRun) -> None:
-    """Train encoder and decoder together to the end of their schedule."""
-    trainer = joint_trainer(run)
-    run.train(trainer, "joint", trainer.settings, trainer.validate)
+def finish_decoder(run: BuildRun) -> None:
+    """Train the decoder on the encoder's codes to the end of the schedule."""
+    trainer = finish_trainer(run)
+    run.train(trainer, "finish", trainer.settings, trainer.validate)
 
 
 def _averaged(state: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -374,19 +380,25 @@ def _averaged(state: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {k.removeprefix("module."): v for k, v in found if k.startswith("module.")}
 
 
-def trained_encoder(run: BuildRun) -> dict[str, torch.Tensor]:
-    """What the encoder learned by itself."""
-    with run.state("encoder") as saved:
-        found = saved["codec"] | _averaged(saved)
-    return {k: v for k, v in found.items() if k.startswith(HALVES["encoder"])}
+def _trained(run: BuildRun, *stages: str) -> Codec:
+    codec = Codec(run.params.voxtral_config().codec, with_encoder=True)
+    for stage in stages:
+        with run.state(stage) as saved:
+            codec.load_state_dict(saved["codec"] | _averaged(saved), strict=False)
+    return codec.to(torch.bfloat16).float().eval().requires_grad_(False)
+
+
+def trained_encoder(run: BuildRun) -> Codec:
+    """The codec with its trained encoder, and a decoder that is not, on the CPU.
+
+    Values are rounded to bf16 as in the shipped file.
+    """
+    return _trained(run, "encoder")
 
 
 def trained_codec(run: BuildRun) -> Codec:
-    """The trained codec, on the CPU, with values rounded to bf16 as in the shipped file."""
-    codec = Codec(run.params.voxtral_config().codec, with_encoder=True)
-    with run.state("joint") as saved:
-        codec.load_state_dict(saved["codec"] | _averaged(saved))
-    return codec.to(torch.bfloat16).float().eval().requires_grad_(False)
+    """The trained codec, on the CPU, rounded like `trained_encoder`'s."""
+    return _trained(run, "encoder", "finish")
 
 
 # Codes
@@ -439,7 +451,7 @@ def _preset_seconds(run: BuildRun) -> float:
 
 def language_data(run: BuildRun) -> tuple[LanguageData, LanguageData]:
     """Training and validation utterances as codes, with the presets' references and the prompt's ids."""
-    codec, tokenizer = trained_codec(run).to(run.device), _Tokenizer(run.work)
+    codec, tokenizer = trained_encoder(run).to(run.device), _Tokenizer(run.work)
     waves = preset_waveforms(run.speech("train", "synthetic"), _preset_seconds(run))
     references = {name: encode_speech(codec, wave) for name, wave in waves.items()}
     made = []

@@ -1,6 +1,7 @@
-"""The lab's decoder and encoder, trained apart on the teacher codec's codes and then together.
+"""The lab's encoder and decoder, trained apart on the teacher codec's codes; the decoder then goes on with
+the encoder's.
 
-The decoder turns the codes into waveforms, quantized by the paper's schedule. Its losses are multi-resolution
+The decoder turns codes into waveforms, quantized by the paper's schedule. Its losses are multi-resolution
 mel, spectral convergence and complex STFT, an L1 that decays, and, from a chosen step, light STFT
 discriminators with feature matching, balanced by their gradients. The encoder turns waveforms
 into the teacher's latents, by cross-entropy over semantic codes and the absolute error of acoustic values. In
@@ -39,7 +40,7 @@ from revox.model.layers import CausalConv1d
 from revox.training.average import moving_average
 from revox.training.balance import GradientBalancer
 from revox.training.initial import even_input, initialize
-from revox.training.quantize import quantize_acoustic, quantize_semantic
+from revox.training.quantize import quantize_acoustic
 from revox.training.run import Run
 from revox.training.world import World
 
@@ -91,21 +92,6 @@ class DecoderTraining:
     save_every: int = 500
     report_every: int = 100
     validate_every: int = 1000
-
-
-@dataclass(frozen=True)
-class JointTraining(DecoderTraining):
-    """Settings of the run of encoder and decoder together. The defaults are for one CPU core."""
-
-    learning_rate: float = 5e-4
-    complex: float = 1.0
-    waveform: float = 0.5
-    semantic: float = 0.3
-    """Weight of the cross-entropy that keeps the semantic codes those of the teacher codec."""
-    spread: float = 0.5
-    encoder_steps: int = 1_000_000
-    """From this step the encoder is frozen at its average: the language model can learn from its codes while
-    the decoder goes on."""
 
 
 @dataclass(frozen=True)
@@ -234,6 +220,7 @@ class CodecData:
 class _CodecRun(Run):
     """What the two runs share: data, heads, optimizer and state."""
 
+    half: str
     codec: Codec
     heads: Heads
     optimizer: torch.optim.Optimizer
@@ -250,7 +237,7 @@ class _CodecRun(Run):
         autocast: bool,
     ) -> None:
         super().__init__(name, settings, folder, device)
-        self.name, self.autocast = name, autocast
+        self.autocast = autocast
         self.synthetic, self.human, self.validation = data.synthetic, data.human, data.validation
         self.teacher = data.teacher.to(device).eval()
         self.size, self.human_share, self.frames = settings.batch, settings.human_share, settings.frames
@@ -288,7 +275,7 @@ class _CodecRun(Run):
 
     def _own(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         # While one half is trained, the other still has its initial weights.
-        other = tuple(n for half, names in HALVES.items() if self.name not in (half, "joint") for n in names)
+        other = tuple(n for half, names in HALVES.items() if self.half != half for n in names)
         return {k: v for k, v in tensors.items() if not k.removeprefix("module.").startswith(other)}
 
     def _load_own(self, module: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -337,7 +324,9 @@ def _floats(losses: dict[str, Tensor], loss: Tensor, norm: float) -> dict[str, f
 
 
 class DecoderTrainer(_CodecRun):
-    """The decoder's run."""
+    """The decoder's run: on the teacher codec's codes, or, named "finish", on the encoder's."""
+
+    half = "decoder"
 
     def __init__(
         self,
@@ -353,8 +342,6 @@ class DecoderTrainer(_CodecRun):
         self.settings = settings
         self._make_heads(_rates(self.codec, self.codec.decoder_blocks, 1), settings.seed)
         self.parts: list[nn.Module] = [self.codec.decoder_blocks, self.codec.output_proj, self.heads]
-        if name == "joint":
-            self.parts += [self.codec.input_proj, self.codec.encoder_blocks]
         self.objective = SpectralObjective(
             config.sampling_rate, settings.resolutions, settings.floor, settings.overlap
         )
@@ -378,6 +365,15 @@ class DecoderTrainer(_CodecRun):
                 betas=(0.5, 0.9),
                 foreach=True,
             )
+
+    def begin(self, state: dict[str, Any]) -> None:
+        """Start from the weights, discriminators included, in the saved state of another decoder's run."""
+        shipped = state.get("averaged", state["codec"])
+        self._load_own(self.codec, {k.removeprefix("module."): v for k, v in shipped.items()})
+        self.heads.load_state_dict(state["heads"])
+        self.averaged = moving_average(self.codec, self.average) if self.average else None
+        if self.discriminators is not None and "discriminators" in state:
+            self.discriminators.load_state_dict(state["discriminators"])
 
     def state(self) -> dict[str, Any]:
         """The base's state, with the discriminators if there are any."""
@@ -412,7 +408,8 @@ class DecoderTrainer(_CodecRun):
         """One update of the decoder and, when due, of the discriminators; returns the losses."""
         settings = self.settings
         real, codes, values, features = self.batch()
-        latents, others = self.latents(real, codes, values)
+        quantized = quantize_acoustic(values, self.codec.config.acoustic_codebook_size, self.rng)
+        latents = torch.cat((self.teacher.rows[codes], quantized), dim=-1)
         with self.arithmetic(), states_of(self.codec.decoder_blocks) as states:
             fake = self.codec.decode_latents(latents.transpose(1, 2))
         fake = fake.float()
@@ -440,17 +437,11 @@ class DecoderTrainer(_CodecRun):
             name: torch.autograd.grad(loss, leaf, retain_graph=True)[0] for name, loss in weighed.items()
         }
         total = self.balancer.combine(gradients, factors)
-        others["deep"] = settings.deep * self.heads([s.float() for s in states], features)
+        deep = settings.deep * self.heads([s.float() for s in states], features)
         scale = settings.gradient / sum(self.balancer.weights[name] for name in weighed)
-        other = torch.stack(list(others.values())).sum()
-        norm = self.update([fake, other], [total * scale, torch.ones_like(other)], self.parts)
-        figures = {k: float(v.detach()) for k, v in (weighed | shown | others).items()}
-        return figures | {"norm": norm, "loss": figures["mel"] + float(other.detach())}
-
-    def latents(self, real: Tensor, codes: Tensor, values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the decoder is given, `[batch, frames, latent_dim]`, and weighed losses of it by name."""
-        quantized = quantize_acoustic(values, self.codec.config.acoustic_codebook_size, self.rng)
-        return torch.cat((self.teacher.rows[codes], quantized), dim=-1), {}
+        norm = self.update([fake, deep], [total * scale, torch.ones_like(deep)], self.parts)
+        figures = {k: float(v.detach()) for k, v in (weighed | shown | {"deep": deep}).items()}
+        return figures | {"norm": norm, "loss": figures["mel"] + figures["deep"]}
 
     def _update_discriminators(self, real: list[Tensor], fake: list[Tensor]) -> Tensor:
         """One update; returns the loss."""
@@ -463,8 +454,8 @@ class DecoderTrainer(_CodecRun):
         discriminators.requires_grad_(False)
         return loss
 
-    def hard_codes(self, real: Tensor, codes: Tensor, values: Tensor) -> Tensor:
-        """Codes `[batch, 37, frames]` of validation segments: the teacher codec's."""
+    def _hard_codes(self, codes: Tensor, values: Tensor) -> Tensor:
+        """Codes `[batch, 37, frames]` of validation segments."""
         half = (self.codec.config.acoustic_codebook_size - 1) / 2
         levels = (values * half + half).round().long()
         return torch.cat((codes[:, None], levels.transpose(1, 2)), dim=1)
@@ -477,92 +468,17 @@ class DecoderTrainer(_CodecRun):
         for kind, tokenized in self.validation.items():
             arrays = tokenized.batch(12, 40, np.random.default_rng(1))[:3]
             real, codes, values = (torch.from_numpy(array).to(self.device) for array in arrays)
-            fake = self.shipped.decode(self.hard_codes(real, codes, values)).float()
+            fake = self.shipped.decode(self._hard_codes(codes, values)).float()
             terms = objective(objective.spectra(real), objective.spectra(fake))
             row |= {f"{kind}_mel": round(float(terms.mel), 4)}
             row |= {f"{kind}_magnitude": round(float(terms.magnitude), 4)}
         return row
 
 
-class JointTrainer(DecoderTrainer):
-    """The run of encoder and decoder together, which begins with what they learned apart.
-
-    The spectra that the teacher codec codes hold no phase, so a decoder of its codes has to invent one and
-    sounds hoarse. Trained together, the encoder learns to code what the decoder needs of it. Semantic codes
-    stay the teacher's.
-    """
-
-    settings: JointTraining
-
-    def __init__(
-        self,
-        config: CodecConfig,
-        settings: JointTraining,
-        data: CodecData,
-        folder: Path,
-        device: str = "cpu",
-        autocast: bool = False,
-    ) -> None:
-        super().__init__(config, settings, data, folder, device, autocast, "joint")
-
-    def begin(self, encoder: dict[str, Tensor], decoder: dict[str, Any]) -> None:
-        """Start from the weights in the encoder's and the decoder's states, discriminators included."""
-        self.codec.load_state_dict(encoder, strict=False)
-        self.codec.load_state_dict(decoder["codec"], strict=False)
-        self.heads.load_state_dict(decoder["heads"])
-        self.averaged = moving_average(self.codec, self.average) if self.average else None
-        if self.discriminators is not None and "discriminators" in decoder:
-            self.discriminators.load_state_dict(decoder["discriminators"])
-
-    def latents(self, real: Tensor, codes: Tensor, values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of the encoder, quantized by the paper's schedule; `semantic` and `spread` are weighed."""
-        frozen = self.step_count >= self.settings.encoder_steps
-        if self.step_count == self.settings.encoder_steps:
-            self._freeze_encoder()
-        with self.arithmetic(), torch.set_grad_enabled(not frozen):
-            latents = self.codec.encode_latents(real).transpose(1, 2).float()
-        semantic, acoustic = latents.split(
-            (self.codec.config.semantic_dim, self.codec.config.acoustic_dim), -1
-        )
-        wanted = functional.cross_entropy(
-            self.teacher.semantic_logits(semantic).flatten(0, 1), codes.flatten()
-        )
-        chance = torch.rand((len(real),), generator=self.rng).to(real.device)
-        given = quantize_semantic(semantic, self.teacher.rows, chance)
-        quantized = quantize_acoustic(
-            torch.tanh(acoustic), self.codec.config.acoustic_codebook_size, self.rng
-        )
-        spread = functional.relu(acoustic.abs() - 1.2).square().mean()
-        if frozen:
-            return torch.cat((given, quantized), dim=-1), {}
-        weighed = {"semantic": self.settings.semantic * wanted, "spread": self.settings.spread * spread}
-        return torch.cat((given, quantized), dim=-1), weighed
-
-    def _freeze_encoder(self) -> None:
-        """Give the encoder its averaged weights, which is what is validated and shipped."""
-        if self.averaged is not None:
-            averaged = self.shipped.state_dict()
-            mine = {k: v for k, v in averaged.items() if k.startswith(HALVES["encoder"])}
-            self.codec.load_state_dict(mine, strict=False)
-
-    def hard_codes(self, real: Tensor, codes: Tensor, values: Tensor) -> Tensor:
-        """Codes `[batch, 37, frames]` of validation segments: the encoder's."""
-        return self.shipped.encode(real)
-
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """The distances, and how many semantic codes are the teacher codec's."""
-        row = super().validate()
-        for kind, tokenized in self.validation.items():
-            arrays = tokenized.batch(12, 40, np.random.default_rng(1))[:3]
-            real, codes, values = (torch.from_numpy(array).to(self.device) for array in arrays)
-            agreement = (self.hard_codes(real, codes, values)[:, 0] == codes).float().mean()
-            row[f"{kind}_agreement"] = round(float(agreement), 4)
-        return row
-
-
 class ReferenceEncoderTrainer(_CodecRun):
     """The encoder's run."""
+
+    half = "encoder"
 
     def __init__(
         self,

@@ -483,7 +483,7 @@ def test_the_lab_is_built_there_as_here(second: str, tmp_path: Path, monkeypatch
     materials = write_materials(tmp_path / "materials", monkeypatch)
     often = {
         name: dataclasses.replace(getattr(MINIATURE, name), report_every=1)
-        for name in ("teacher", "encoder", "decoder", "joint", "language")
+        for name in ("teacher", "encoder", "decoder", "finish", "language")
     }
     settings = dataclasses.replace(MINIATURE, **often)
     rows: dict[str, list[tuple[str, dict[str, float]]]] = {}

@@ -23,7 +23,7 @@ EXEMPT = {
     "revox.training.initial.scale_latents": {"encode_latents"},
     "revox.training.soft_labels.Ensemble.posterior": {"encode_latents"},
     "lab.codec_training.ReferenceEncoderTrainer.losses": {"encode_latents"},
-    "lab.codec_training.JointTrainer.latents": {"encode_latents"},
+    "lab.codec_training.ReferenceEncoderTrainer._level_latents": {"encode_latents"},
     # The teacher codec of the lab, which is another network, and the speech that the lab is built from.
     "lab.teacher_codec.TeacherCodec.encode": {"encode_latents"},
     "lab.teacher_codec.TeacherCodecTrainer._make_codebook": {"encode_latents"},

@@ -11,7 +11,7 @@ import pytest
 
 from lab import sources, whisper_states
 from lab.build import BuildSettings, Materials
-from lab.codec_training import DecoderTraining, JointTraining, ReferenceEncoderTraining
+from lab.codec_training import DecoderTraining, ReferenceEncoderTraining
 from lab.language_training import LanguageTraining
 from lab.sources import SPEECH, HumanClip, preset_speakers
 from lab.speech.plan import PlannedUtterance, read_plan, read_speakers
@@ -26,8 +26,8 @@ SETTINGS = BuildSettings(
                                      validate_every=100, average=0.5),
     decoder=DecoderTraining(steps=4, batch=2, frames=4, warmup=1, decay_steps=2, save_every=2,
                             validate_every=100, discriminator_from=2, discriminator_channels=2, average=0.5),
-    joint=JointTraining(steps=4, batch=2, frames=4, warmup=1, decay_steps=2, save_every=2, validate_every=100,
-                        discriminator_from=0, discriminator_channels=2, average=0.5),
+    finish=DecoderTraining(steps=4, batch=2, frames=4, warmup=1, decay_steps=2, save_every=2,
+                           validate_every=100, discriminator_from=0, discriminator_channels=2, average=0.5),
     language=LanguageTraining(steps=3, batch=2, save_every=2, validate_every=100, average=0.5),
     codec_sizes={"dim": 32, "hidden_dim": 32, "head_dim": 8, "encoder_transformer_lengths_str": "1,1,1,1",
                  "decoder_transformer_lengths_str": "1,1,1,1", "semantic_codebook_size": 8},

@@ -22,13 +22,12 @@ from lab.build import (
     Materials,
     build,
     encode_speech,
-    frame_sets,
+    finish_decoder,
+    finish_trainer,
     half_trainer,
-    joint_trainer,
     language_data,
     make_speech,
     train_half,
-    train_joint,
     train_teacher,
     trained_codec,
     trained_encoder,
@@ -36,7 +35,7 @@ from lab.build import (
     utterance_codes,
     write_params,
 )
-from lab.codec_training import HALVES, DecoderTrainer, ReferenceEncoderTrainer
+from lab.codec_training import DecoderTrainer, ReferenceEncoderTrainer
 from lab.data import SpeechSet
 from lab.errors import LabError
 from lab.language_training import LanguageTrainer
@@ -61,7 +60,7 @@ from revox.training.run import Run
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TEXT = "the train leaves at noon"
-LATER = ("teacher", "encoder", "decoder", "joint", "language", "folder")
+LATER = ("teacher", "encoder", "decoder", "finish", "language", "folder")
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +89,7 @@ def _run(built: Path, settings: BuildSettings = SETTINGS) -> BuildRun:
 
 
 def _trainer(stage: str, run: BuildRun) -> ReferenceEncoderTrainer | DecoderTrainer:
-    return joint_trainer(run) if stage == "joint" else half_trainer(stage, run)
+    return finish_trainer(run) if stage == "finish" else half_trainer(stage, run)
 
 
 def test_the_built_folder_has_the_releases_inventory_and_its_encoder_is_a_file_apart(built: Path):
@@ -124,15 +123,15 @@ def test_the_built_model_speaks(built: Path):
     assert np.isfinite(audio.samples).all()
 
 
-@pytest.mark.parametrize("stage", ["encoder", "decoder", "joint"])
+@pytest.mark.parametrize("stage", ["encoder", "decoder", "finish"])
 def test_an_interrupted_run_goes_on_as_an_uninterrupted_one(built, tmp_path: Path, stage: str):
     def trainer(name: str):
         return _trainer(stage, _run(tmp_path / name))
 
     for name in ("a", "b"):
         _copy(built, tmp_path / name, "data", "teacher", "folder")
-        if stage == "joint":
-            _copy(built, tmp_path / name, "encoder", "decoder")
+        if stage == "finish":
+            _copy(built, tmp_path / name, "encoder", "decoder", "language")
     whole = trainer("a")
     expected = [whole.step()["loss"] for _ in range(4)]
     first = trainer("b")
@@ -145,9 +144,7 @@ def test_an_interrupted_run_goes_on_as_an_uninterrupted_one(built, tmp_path: Pat
     torch.testing.assert_close(second.state(), whole.state(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("stage", "half"), [("encoder", "encoder"), ("joint", "encoder"), ("joint", "decoder")]
-)
+@pytest.mark.parametrize(("stage", "half"), [("encoder", "encoder"), ("finish", "decoder")])
 def test_the_average_of_the_weights_is_validated_and_what_is_taken_from_a_run(
     built: Path, stage: str, half: str
 ):
@@ -165,10 +162,7 @@ def test_the_average_of_the_weights_is_validated_and_what_is_taken_from_a_run(
     state = torch.load(built / "run" / stage / f"{stage}-state.pt", weights_only=True)
     average = state["averaged"][f"module.{name}"]
     assert not torch.equal(state["codec"][name], average)
-    if stage == "encoder":
-        assert torch.equal(trained_encoder(_run(built))[name], average)
-    else:
-        assert torch.equal(trained_codec(_run(built)).state_dict()[name], average.bfloat16().float())
+    assert torch.equal(trained_codec(_run(built)).state_dict()[name], average.bfloat16().float())
     evaluated = trainer.validate()
     with torch.no_grad():
         for p in trainer.codec.parameters():
@@ -217,7 +211,7 @@ def test_a_finished_stage_is_not_repeated(built: Path, materials: Materials, mon
     train_teacher(_run(built), materials.whisper)
     for half in ("encoder", "decoder"):
         train_half(half, _run(built))
-    train_joint(_run(built))
+    finish_decoder(_run(built))
     longer = replace(SETTINGS, encoder=replace(SETTINGS.encoder, steps=5))
     with pytest.raises(pytest.fail.Exception, match="encoder-log took a step"):
         train_half("encoder", _run(built, longer))
@@ -271,64 +265,33 @@ def test_the_discriminators_teach_the_decoder_from_a_chosen_step(built: Path, tm
     assert ["adversarial" in row for row in rows] == [False, False, True, True]
 
 
-def test_the_joint_run_starts_from_exactly_what_encoder_and_decoder_learned(built: Path, tmp_path: Path):
-    run = _run(_copy(built, tmp_path, "data", "teacher", "folder", "encoder", "decoder"))
-    trainer = joint_trainer(run)
+def test_the_decoder_goes_on_from_exactly_what_it_learned_with_the_encoders_codes(
+    built: Path, tmp_path: Path
+):
+    run = _run(_copy(built, tmp_path, "data", "teacher", "folder", "encoder", "decoder", "language"))
+    trainer = finish_trainer(run)
     with run.state("decoder") as decoder:
-        expected = decoder["codec"] | trained_encoder(run)
+        expected = {k.removeprefix("module."): v for k, v in decoder["averaged"].items()}
     assert trainer.step_count == 0
     for codec in (trainer.codec, trainer.shipped):
-        torch.testing.assert_close(dict(codec.state_dict()), expected, rtol=0, atol=0)
+        found = {k: v for k, v in codec.state_dict().items() if k in expected}
+        torch.testing.assert_close(
+            found, {k: v for k, v in expected.items() if k != "n_averaged"}, rtol=0, atol=0
+        )
     for name, module in (("heads", trainer.heads), ("discriminators", trainer.discriminators)):
         torch.testing.assert_close(dict(module.state_dict()), dict(decoder[name]), rtol=0, atol=0)
+    (train, *_), speech = trainer.synthetic.sets, run.speech("train")
+    codes = encode_speech(trained_encoder(run), speech.waveform(0))
+    frames = codes.shape[1]
+    assert np.array_equal(train.codes[:frames], codes[0])
+    assert np.array_equal(np.rint(train.values[:frames].astype(np.float32) * 10 + 10).T, codes[1:])
 
 
-def test_the_joint_run_trains_both_halves_and_leaves_the_codebook_alone(built: Path, tmp_path: Path):
-    trainer = joint_trainer(_run(_copy(built, tmp_path, "data", "teacher", "folder", "encoder", "decoder")))
-    before = {k: v.clone() for k, v in trainer.codec.state_dict().items()}
-    trainer.step()
-    changed = {k for k, v in trainer.codec.state_dict().items() if not torch.equal(v, before[k])}
-    for prefix in (*HALVES["encoder"], *HALVES["decoder"]):
-        assert any(k.startswith(prefix) for k in changed), prefix
-    assert not any(k.startswith("quantizer.") for k in changed)
-
-
-def test_the_joint_runs_encoder_is_frozen_at_its_average_from_a_chosen_step(built: Path, tmp_path: Path):
-    settings = replace(SETTINGS, joint=replace(SETTINGS.joint, encoder_steps=2))
-    folder = _copy(built, tmp_path, "data", "teacher", "folder", "encoder", "decoder")
-    trainer = joint_trainer(_run(folder, settings))
-    for _ in range(2):
-        assert "semantic" in trainer.step()
-    average = {
-        k: v.clone() for k, v in trainer.shipped.state_dict().items() if k.startswith(HALVES["encoder"])
-    }
-    for _ in range(2):
-        assert "semantic" not in trainer.step()
-    for codec in (trainer.codec, trainer.shipped):
-        found = {k: v for k, v in codec.state_dict().items() if k in average}
-        torch.testing.assert_close(found, average, rtol=0, atol=0)
-
-
-def test_the_joint_runs_semantic_targets_are_the_teachers_codes(built: Path):
-    run = _run(built)
-    one, two = joint_trainer(run), joint_trainer(run)
-    teacher, frames = trained_teacher(run), frame_sets(run)["synthetic", "train"]
-    features = torch.from_numpy(frames.features[: frames.ends[0]].astype(np.float32))
-    assert np.array_equal(one.synthetic.sets[0].codes[: frames.ends[0]], teacher.encode(features[None])[0][0])
-    waves, codes, _, _ = one.batch()
-    with torch.no_grad():
-        latents = one.codec.encode_latents(waves)[:, : one.codec.config.semantic_dim].transpose(1, 2)
-    squares = (latents[:, :, None] - teacher.rows).square().sum(-1)
-    chosen = (-squares / teacher.distance).log_softmax(-1).gather(-1, codes[..., None])
-    expected = -SETTINGS.joint.semantic * float(chosen.mean())
-    assert two.take_step()["semantic"] == pytest.approx(expected, rel=1e-3)
-
-
-def test_the_joint_runs_state_holds_what_balances_its_losses(built: Path):
-    with _run(built).state("joint") as state:
+def test_the_finishing_runs_state_holds_what_balances_its_losses(built: Path):
+    with _run(built).state("finish") as state:
         balancer = state["balancer"]
-    losses = ("mel", "magnitude", "complex", "waveform", "feature", "adversarial")
-    assert balancer["counts"] == dict.fromkeys(losses, SETTINGS.joint.steps)
+    losses = ("mel", "magnitude", "feature", "adversarial")
+    assert balancer["counts"] == dict.fromkeys(losses, SETTINGS.finish.steps)
     assert all(balancer["squares"][name] > 0 for name in losses)
 
 
@@ -378,7 +341,7 @@ def test_the_command_says_that_a_folder_is_complete_only_where_it_has_made_one(
 
 
 def test_the_command_says_how_long_a_stage_still_takes(built: Path, materials: Materials, tmp_path: Path):
-    stages = {"teacher": 4, "encoder": 4, "decoder": 4, "joint": 4, "language": 3}
+    stages = {"teacher": 4, "encoder": 4, "decoder": 4, "finish": 4, "language": 3}
     often: Any = {name: replace(getattr(SETTINGS, name), report_every=1) for name in stages}
     shutil.copytree(built / "run", tmp_path / "run")
     for stage in stages:
@@ -417,10 +380,11 @@ def test_speech_folders_may_be_several_and_a_missing_material_is_named(
     ("there", "asked", "missing"),
     [
         ((), "encoder", "teacher"),
-        (("teacher", "encoder"), "joint", "decoder"),
-        (("teacher", "decoder"), "joint", "encoder"),
-        (("teacher", "encoder", "decoder"), "language", "joint"),
-        (("joint",), "folder", "language"),
+        (("teacher", "encoder"), "finish", "decoder"),
+        (("teacher", "decoder"), "finish", "encoder"),
+        (("teacher", "decoder"), "language", "encoder"),
+        (("encoder",), "folder", "finish"),
+        (("encoder", "finish"), "folder", "language"),
     ],
 )
 def test_a_stage_asked_for_before_its_predecessor_says_which_one_is_missing(
@@ -437,15 +401,15 @@ def test_a_stage_without_its_speech_says_which_stage_makes_it(
     run = tmp_path / "run"
     shutil.copytree(built / "run", run)
     (run / "data" / "synthetic-train.json").unlink()
-    for stage in ("teacher", "encoder", "decoder", "joint"):
+    for stage in ("teacher", "encoder", "decoder", "finish"):
         with pytest.raises(LabError, match="no synthetic speech: run the stage `speech` first"):
             build(_run(tmp_path), tmp_path / "out", tmp_path / "e", materials, stages=(stage,))
 
 
 @pytest.mark.parametrize(
     ("gone", "asked"),
-    [("teacher", "encoder"), ("teacher", "decoder"), ("encoder", "joint"), ("decoder", "joint"),
-     ("joint", "language"), ("joint", "folder"), ("language", "folder")],
+    [("teacher", "encoder"), ("teacher", "decoder"), ("encoder", "finish"), ("decoder", "finish"),
+     ("encoder", "language"), ("finish", "folder"), ("language", "folder")],
 )  # fmt: skip
 def test_a_stage_whose_predecessors_state_cannot_be_used_says_which(
     built: Path, tmp_path: Path, gone: str, asked: str
@@ -506,11 +470,11 @@ def test_rounding_lets_the_gradient_through():
     assert torch.allclose(value.grad, torch.ones_like(value))
 
 
-def test_codes_are_the_joint_codecs_and_are_cached_until_its_encoder_changes(
+def test_codes_are_the_encoders_and_are_cached_until_its_encoder_changes(
     built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    run = _run(_copy(built, tmp_path, "data", "folder", "joint", "language"))
-    speech, codec = run.speech("train"), trained_codec(run)
+    run = _run(_copy(built, tmp_path, "data", "folder", "encoder", "language"))
+    speech, codec = run.speech("train"), trained_encoder(run)
 
     def encoded() -> list[np.ndarray]:
         return [encode_speech(codec, speech.waveform(i)) for i in range(len(speech))]
@@ -558,7 +522,7 @@ def test_a_wrong_setting_is_named(tmp_path: Path, written: str | None, message: 
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("lab-build*.json")), ids=lambda path: path.stem)
 def test_the_committed_settings_are_read_as_they_are_written(path: Path):
     settings, given = asdict(read_settings(path)), json.loads(path.read_text())
-    for stage in ("teacher", "encoder", "decoder", "joint", "language"):
+    for stage in ("teacher", "encoder", "decoder", "finish", "language"):
         assert {
             k: v for k, v in given[stage].items() if json.loads(json.dumps(settings[stage][k])) != v
         } == {}
@@ -569,7 +533,7 @@ def test_a_language_model_of_another_width_is_built_and_speaks(built: Path, tmp_
     settings = replace(SETTINGS, language_width=128)
     run = tmp_path / "run"
     run.mkdir()
-    for part in ("data", "joint"):
+    for part in ("data", "teacher", "encoder", "finish"):
         (run / part).symlink_to(built / "run" / part)
     encoder = tmp_path / "reference" / "encoder.safetensors"
     stages = ("language", "folder")
