@@ -80,8 +80,6 @@ class DecoderTraining:
     discriminator_channels: int = 8
     discriminator_from: int = 1_000_000
     discriminator_learning_rate: float = 4e-4
-    phases: bool = True
-    """Whether the discriminators see them, beside the magnitudes."""
     resolutions: tuple[tuple[int, int], ...] = ((2048, 160), (1024, 100), (512, 60), (256, 30))
     overlap: int = 2
     floor: float = 4e-6
@@ -355,9 +353,7 @@ class DecoderTrainer(_CodecRun):
         if settings.discriminator_from < settings.steps:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(settings.seed)
-                discriminators = Discriminators(
-                    len(settings.discriminated), settings.discriminator_channels, phases=settings.phases
-                )
+                discriminators = Discriminators(len(settings.discriminated), settings.discriminator_channels)
             self.discriminators = discriminators.to(device)
             self.discriminator_optimizer = torch.optim.AdamW(
                 discriminators.parameters(),

@@ -15,14 +15,12 @@ class StftDiscriminator(nn.Module):
     small.
 
     Takes a complex spectrogram `[batch, bins, frames]`, gives its score map and the feature maps of its
-    layers. With `phases` False it looks at magnitudes only, like UnivNet's (arXiv 2106.07889).
+    layers.
     """
 
-    def __init__(self, channels: int, n_layers: int = 4, *, phases: bool = True) -> None:
+    def __init__(self, channels: int, n_layers: int = 4) -> None:
         super().__init__()
-        self.phases = phases
-        first = nn.Conv2d(2 if phases else 1, channels, (9, 3), (2, 1), (4, 1))
-        convs: list[nn.Module] = [weight_norm(first)]
+        convs: list[nn.Module] = [weight_norm(nn.Conv2d(2, channels, (9, 3), (2, 1), (4, 1)))]
         width = channels
         for i in range(n_layers - 1):
             wider = min(2 * width, 4 * channels)
@@ -36,13 +34,10 @@ class StftDiscriminator(nn.Module):
 
     def forward(self, spectrum: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Score `[batch, 1, bins', frames]` and features of `spectrum` (complex)."""
-        # Magnitudes are compressed: harmonics 40 dB down still count.
+        # Magnitudes are compressed and phases stay: harmonics 40 dB down still count.
         magnitudes = (power(spectrum) + 1e-9).sqrt()
-        if self.phases:
-            x = torch.view_as_real(spectrum) * (magnitudes ** (0.4 - 1.0))[..., None]
-            x = x.permute(0, 3, 1, 2)
-        else:
-            x = (magnitudes**0.4)[:, None]
+        x = torch.view_as_real(spectrum) * (magnitudes ** (0.4 - 1.0))[..., None]
+        x = x.permute(0, 3, 1, 2)
         features = []
         for conv in self.convs:
             x = functional.leaky_relu(conv(x), 0.1)
@@ -53,9 +48,9 @@ class StftDiscriminator(nn.Module):
 class Discriminators(nn.Module):
     """One `StftDiscriminator` for each resolution it is given spectra of."""
 
-    def __init__(self, n_resolutions: int, channels: int, *, phases: bool = True) -> None:
+    def __init__(self, n_resolutions: int, channels: int) -> None:
         super().__init__()
-        self.nets = nn.ModuleList([StftDiscriminator(channels, phases=phases) for _ in range(n_resolutions)])
+        self.nets = nn.ModuleList([StftDiscriminator(channels) for _ in range(n_resolutions)])
 
     def forward(self, spectra: list[Tensor]) -> list[tuple[Tensor, list[Tensor]]]:
         """Score and features for each resolution."""
