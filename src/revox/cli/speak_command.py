@@ -149,7 +149,7 @@ def command(
         for warning in spoken.warnings:
             say(f"warning: {warning}")
         again = "--takes 3 speaks such pieces again" if takes == 1 else f"each was spoken {takes} times"
-        say(f"{len(spoken.warnings)} pieces of the text may be wrong: listen to them ({again})")
+        say(f"{len(spoken.warnings)} parts of the text may be wrong: listen to them ({again})")
         raise typer.Exit(BAD_TAKES)
 
 
