@@ -65,10 +65,10 @@ def test_a_raw_stream_that_fails_half_way_is_no_complete_answer(serve, monkeypat
         engine = app.state.revox.engine
         real = engine._decode
 
-        def decoded(one, start):
-            if start:
+        def decoded(due):
+            if any(stream.decoded for stream in due):
                 raise RuntimeError("a broken codec")
-            return real(one, start)
+            return real(due)
 
         monkeypatch.setattr(engine, "_decode", decoded)
         body = {**LONG, "max_new_tokens": 12, "stream_format": "audio"}

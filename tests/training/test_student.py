@@ -159,7 +159,7 @@ def test_a_plan_grows_with_what_is_asked_and_the_release_needs_its_weights(tmp_p
     assert 8e9 < release.memory < 12e9  # bf16
     exact = plan_student(tmp_path, 1000, StudentTraining(), "cpu", torch.float32)
     assert 17e9 < exact.memory < 20e9
-    assert release.seconds > 100 * small.seconds
+    assert release.seconds > 10 * small.seconds  # how much more depends on the processor's bf16
 
 
 def test_babble_is_left_out_by_its_length_or_its_likelihood():
