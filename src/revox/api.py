@@ -386,7 +386,9 @@ class Revox:
         report: Callable[[TakeWarning], None] = warn_of_take,
         **options: Any,
     ) -> Iterator[Audio]:
-        """As `speak`, in chunks while it is spoken: the first after 5 frames (0.4 s), later ones of 2 s.
+        """As `speak`, in chunks while it is spoken: the first after 5 frames (0.4 s).
+
+        Later chunks are as long as all before them, up to 2 s.
 
         Laid end to end they are what `speak` gives where every first take is good; a take of which a part is
         out is not spoken again. The last one is `truncated` as `speak`'s audio would be.

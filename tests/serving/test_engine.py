@@ -132,7 +132,7 @@ def test_one_listener_is_enough_for_whole_files_to_wait(run, prompts):
     assert run(dialogue) == 2
 
 
-@pytest.mark.parametrize(("admission_control", "sizes"), [(True, [5] * 8), (False, [5, 5, 10, 20])])
+@pytest.mark.parametrize(("admission_control", "sizes"), [(True, [5, *[1] * 35]), (False, [5, 5, 10, 20])])
 def test_a_stream_is_handed_over_before_its_player_runs_dry(run, prompts, admission_control, sizes):
     async def dialogue(engine):
         engine._admission = _Fixed(0.08)

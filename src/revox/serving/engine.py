@@ -391,9 +391,7 @@ class EngineThread:
     def _is_due(self, stream: SpeechStream, made: int) -> bool:
         if made >= stream.end:
             return True
-        # No smaller pieces than the first: each costs a pass through the decoder.
-        first = stream.first_frames or 0
-        if not (stream.live and self.settings.admission_control and 0 < first <= made - stream.decoded):
+        if not (stream.live and stream.decoded and self.settings.admission_control):
             return False
         seconds = self._admission.frame_seconds / stream.speed
         left = stream.decoded * seconds - (self.clock() - stream.first_at)
