@@ -155,8 +155,8 @@ class Engine:
 
     `flow_steps`: Euler steps for a frame's acoustic codes; the checkpoint's own by default. `prefixes`: the
     beginnings of prompts that are known from before; by default those that this engine reads. `graphs`:
-    frames run in fixed shapes, on CUDA as graphs; by default on CUDA. Raises SpeakError when the steps are
-    out of range.
+    frames run in fixed shapes, on CUDA as graphs; off until that has run on a card. Raises SpeakError when the
+    steps are out of range.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class Engine:
         model: Voxtral,
         flow_steps: int | None = None,
         prefixes: PrefixCache | None = None,
-        graphs: bool | None = None,
+        graphs: bool = False,
     ) -> None:
         first, last = FLOW_STEPS_RANGE
         if flow_steps is not None and not first <= flow_steps <= last:
@@ -173,7 +173,6 @@ class Engine:
             )
         self.model, self.flow_steps = model, flow_steps
         self.prefixes = PrefixCache() if prefixes is None else prefixes
-        graphs = model.device.type == "cuda" if graphs is None else graphs
         self._graphs = FrameGraphs(model, flow_steps) if graphs else None
         self.generations: list[Generation] = []
         self.count_speaking = 0
