@@ -155,8 +155,8 @@ class Engine:
 
     `flow_steps`: Euler steps for a frame's acoustic codes; the checkpoint's own by default. `prefixes`: the
     beginnings of prompts that are known from before; by default those that this engine reads. `graphs`:
-    frames run in fixed shapes, on CUDA as graphs; off until that has run on a card. Raises SpeakError when the
-    steps are out of range.
+    frames run in fixed shapes, on CUDA as graphs; off until that has run on a card. Raises SpeakError when
+    the steps are out of range.
     """
 
     def __init__(
