@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import tarfile
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -281,8 +280,7 @@ def test_a_wrong_adaptation_is_refused_before_anything_is_written(folder, run, t
 @pytest.fixture
 def injected_by_0_1(tmp_path: Path) -> Path:
     """A folder that commit 73e8a5f injected into in place, with an adaptation of one tensor."""
-    with tarfile.open(Path(__file__).parent / "injected-0.1.tar.xz") as archive:
-        archive.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(Path(__file__).parent / "injected-0.1.tar.xz", tmp_path)
     return tmp_path / "injected-0.1"
 
 
