@@ -21,6 +21,8 @@ from revox.model.linear import Int4Linear, Int8Linear, Int8Weight, as_tensor
 
 # Each has the tensors that a library writes for one matrix, and `expected`, its own dequantization.
 FILES = sorted((Path(__file__).parent / "quantized").glob("*.safetensors"))
+WRONG_STATES = (b"[]", b"{}", b"no JSON", b'{"shape": null, "blocksize": 64}')
+"""Of bitsandbytes' NF4."""
 
 
 def read(path: Path, shape: tuple[int, ...]) -> tuple[str, Tensor]:
@@ -65,6 +67,28 @@ def test_parts_that_do_not_fit_together_are_refused_with_the_matrix_named(tmp_pa
         read(path, (16, 32))
     with pytest.raises(CheckpointError, match=r"does not stand for a matrix \[16, 64\]"):
         read(path, (16, 64))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_damaged_parts_are_a_sentence_whatever_is_wrong_with_them(path, tmp_path):
+    whole = load_file(path)
+    shape = tuple(whole.pop("expected").shape)
+    state = "weight.quant_state.bitsandbytes__nf4"
+    damaged = [whole | {name: torch.zeros(0, dtype=whole[name].dtype)} for name in whole]
+    damaged += [whole | {name: whole[name].reshape(-1)[:1]} for name in whole if whole[name].numel() > 1]
+    damaged += [whole | {state: torch.tensor(list(text), dtype=torch.uint8)} for text in WRONG_STATES]
+    for parts in damaged if state in whole else damaged[: -len(WRONG_STATES)]:
+        if parts.get("weight_format", torch.ones(1)).numel():
+            save_file({**parts}, tmp_path / "damaged.safetensors")
+            with pytest.raises(CheckpointError, match="does not stand for a matrix"):
+                read(tmp_path / "damaged.safetensors", shape)
+
+
+def test_scales_of_no_block_are_refused(tmp_path):
+    weight = torch.zeros(16, 32).to(torch.float8_e4m3fn)
+    save_file({"weight": weight, "weight_scale": torch.zeros(0, 0)}, tmp_path / "fp8.safetensors")
+    with pytest.raises(CheckpointError, match="does not stand for a matrix"):
+        read(tmp_path / "fp8.safetensors", (16, 32))
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -48,9 +48,9 @@ class StoredWeight:
         tensors = {last: read_tensor(*part) for last, part in self.parts.items()}
         try:
             value = _READERS[self.kind](tensors, self.shape)
-        except (KeyError, ValueError, RuntimeError) as error:
+        except (LookupError, ArithmeticError, TypeError, ValueError, RuntimeError) as error:  # damaged
             value = None
-            reason = str(error).splitlines()[0]
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
         else:
             reason = f"it is {list(_shape_of(value))}"
         if value is None or _shape_of(value) != self.shape:
@@ -105,12 +105,19 @@ def _int8(parts: dict[str, Tensor], shape: tuple[int, ...]) -> Int8Weight:
 
 
 def _int4(parts: dict[str, Tensor], shape: tuple[int, ...]) -> Int4Weight:
-    from revox.model.linear import Int4Weight
+    from revox.model.linear import INT4_GROUP, Int4Weight
 
+    for last in ("weight_scale", "weight_offset"):
+        _check_shape(parts, last, (shape[0], shape[1] // INT4_GROUP))
     packed = parts["weight_packed"]
     values = packed.new_empty(shape)
     values[:, 0::2], values[:, 1::2] = packed & 15, packed >> 4
     return Int4Weight(values, parts["weight_scale"], parts["weight_offset"])
+
+
+def _check_shape(parts: dict[str, Tensor], last: str, shape: tuple[int, ...]) -> None:
+    if parts[last].shape != shape:
+        raise ValueError(f"{last} is {list(parts[last].shape)} and should be {list(shape)}")
 
 
 def _fp8(parts: dict[str, Tensor], shape: tuple[int, ...]) -> Tensor:
@@ -134,9 +141,9 @@ def _fp8(parts: dict[str, Tensor], shape: tuple[int, ...]) -> Tensor:
 def _block(size: int, count: int) -> int:
     """The size of blocks of which `count` cover `size`: a power of two, as all formats have."""
     block = 1
-    while block * count < size:
+    while count > 0 and block * count < size:
         block *= 2
-    if -(-size // block) != count:
+    if not count or -(-size // block) != count:
         raise ValueError(f"{count} scales do not cover {size} values in blocks")
     return block
 
@@ -147,6 +154,7 @@ def _bitsandbytes_int8(parts: dict[str, Tensor], shape: tuple[int, ...]) -> Int8
 
     if "weight_format" in parts and int(parts["weight_format"]) != 0:
         raise ValueError("a layout of rows other than bitsandbytes' plain one")
+    _check_shape(parts, "SCB", (shape[0],))
     return Int8Weight(parts["weight"], parts["SCB"].float() / 127)
 
 
@@ -161,19 +169,27 @@ def _bitsandbytes_nf4(parts: dict[str, Tensor], shape: tuple[int, ...]) -> Tenso
     nibbles = torch.stack((packed >> 4, packed & 15), dim=1).reshape(-1)[: shape[0] * shape[1]]
     largest = parts["weight.absmax"]
     if "weight.nested_absmax" in parts:
-        outer = parts["weight.nested_absmax"].repeat_interleave(int(state["nested_blocksize"]))
-        largest = parts["weight.nested_quant_map"][largest.int()] * outer[: len(largest)]
+        outer = _of_blocks(parts["weight.nested_absmax"], int(state["nested_blocksize"]), len(largest))
+        largest = parts["weight.nested_quant_map"][largest.int()] * outer
         largest = largest + float(state["nested_offset"])
-    outer = largest.float().repeat_interleave(int(state["blocksize"]))[: len(nibbles)]
+    outer = _of_blocks(largest.float(), int(state["blocksize"]), shape[0] * shape[1])
     return (parts["weight.quant_map"].float()[nibbles.int()] * outer).reshape(shape)
+
+
+def _of_blocks(values: Tensor, block: int, count: int) -> Tensor:
+    """A value of each block, repeated for the `count` values that the blocks hold."""
+    if block < 1 or len(values) != -(-count // block):
+        raise ValueError(f"{len(values)} blocks of {block} do not hold {count} values")
+    return values.repeat_interleave(min(block, count))[:count]
 
 
 def _mlx(parts: dict[str, Tensor], shape: tuple[int, ...]) -> Tensor:
     """`scale * value + bias` by groups of a row; values of 4 or 8 bits, the lowest first in 32."""
     scales, biases = parts["scales"].float(), parts["biases"].float()
+    _check_shape(parts, "biases", (shape[0], scales.shape[1]))
     packed = parts["weight"].view(-1, parts["weight"].shape[-1])
     bits, group = 32 * packed.shape[1] // shape[1], shape[1] // scales.shape[1]
-    if bits not in (2, 4, 8):
+    if bits not in (4, 8):
         raise ValueError(f"values of {bits} bits")
     import torch
 
