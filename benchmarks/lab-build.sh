@@ -5,15 +5,13 @@
 # lab/speech/README.md says how the materials are made. Encoder and decoder train side by side, a core each, on
 # the teacher codec's codes, then together; the language model learns from the codes of that codec. The folder is
 # RUN/out, the reference encoder is in RUN/reference.
-# Ctrl-C or a lost machine loses at most 500 steps: the same command goes on. --autocast makes the language
-# model's steps shorter on processors with bf16 instructions and longer on others: AUTOCAST=--no-autocast for
-# these. With DEVICE=cuda CONFIG=benchmarks/lab-build-gpu.json all stages train on one GPU.
+# Ctrl-C or a lost machine loses at most 500 steps: the same command goes on. --autocast makes steps shorter on
+# processors with bf16 instructions and longer on others: AUTOCAST=--no-autocast for these. With DEVICE=cuda CONFIG=benchmarks/lab-build-gpu.json all stages train on one GPU.
 set -euo pipefail
 run=${1:?usage: lab-build.sh RUN --speech DIR --librispeech DIR --whisper DIR}
 shift
 materials=("$@")
 config=${CONFIG:-$(dirname "$0")/lab-build.json} device=${DEVICE:-cpu} autocast=${AUTOCAST:---autocast}
-if [ "$device" = cpu ]; then codec=--no-autocast; else codec=$autocast; fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 build() {
@@ -26,15 +24,15 @@ if [ ! -e "$run/speech-is-complete" ]; then
     build --stage speech
     touch "$run/speech-is-complete"
 fi
-build --stage teacher --threads 1 "$codec"
+build --stage teacher --threads 1 "$autocast"
 # The first to start caches the teacher codec's codes, the second may compute them again: both get the same.
-build --stage encoder --threads 1 "$codec" &
+build --stage encoder --threads 1 "$autocast" &
 encoder=$!
 trap 'kill -TERM $encoder 2>/dev/null || true; wait' EXIT
-build --stage decoder --threads 1 "$codec"
+build --stage decoder --threads 1 "$autocast"
 wait $encoder
 trap - EXIT
-build --stage finish --threads 1 "$codec" &
+build --stage finish --threads 1 "$autocast" &
 finish=$!
 trap 'kill -TERM $finish 2>/dev/null || true; wait' EXIT
 build --stage language --threads 1 "$autocast"

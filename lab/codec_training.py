@@ -406,9 +406,9 @@ class DecoderTrainer(_CodecRun):
         real, codes, values, features = self.batch()
         quantized = quantize_acoustic(values, self.codec.config.acoustic_codebook_size, self.rng)
         latents = torch.cat((self.teacher.rows[codes], quantized), dim=-1)
-        with self.arithmetic(), states_of(self.codec.decoder_blocks) as states:
+        # The decoder computes in float32 always: bf16's noise, 50 dB down, is louder than the top octave.
+        with states_of(self.codec.decoder_blocks) as states:
             fake = self.codec.decode_latents(latents.transpose(1, 2))
-        fake = fake.float()
         # Every loss sees the waveform only: their gradients with respect to it are weighed by their norms.
         leaf = fake.detach().requires_grad_()
         # The transforms' frames start elsewhere at every step, so every position within a patch is covered.
@@ -417,13 +417,12 @@ class DecoderTrainer(_CodecRun):
         terms = self.objective(real_spectra, fake_spectra)
         losses = {"mel": terms.mel, "magnitude": terms.magnitude, "complex": terms.complex}
         losses["waveform"] = (real - leaf).abs().mean()
-        shown: dict[str, Tensor] = {}
+        judged: Tensor | None = None
         if self.discriminators is not None and self.step_count >= settings.discriminator_from:
-            a, b = self._windows(real_spectra, fake_spectra)
-            shown["discriminator"] = self._update_discriminators(a, [s.detach() for s in b])
-            with torch.no_grad():
-                real_outputs = self.discriminators(a)
-            fake_outputs = self.discriminators(b)
+            real_windows, fake_windows = self._windows(real_spectra, fake_spectra)
+            with self.arithmetic():
+                real_outputs, fake_outputs = map(self.discriminators, (real_windows, fake_windows))
+            judged = discriminator_loss(real_outputs, fake_outputs)
             losses["feature"] = feature_matching_loss(real_outputs, fake_outputs)
             losses["adversarial"] = adversarial_loss(fake_outputs)
         early = settings.decay**self.step_count
@@ -433,22 +432,21 @@ class DecoderTrainer(_CodecRun):
             name: torch.autograd.grad(loss, leaf, retain_graph=True)[0] for name, loss in weighed.items()
         }
         total = self.balancer.combine(gradients, factors)
-        deep = settings.deep * self.heads([s.float() for s in states], features)
+        deep = settings.deep * self.heads(states, features)
         scale = settings.gradient / sum(self.balancer.weights[name] for name in weighed)
         norm = self.update([fake, deep], [total * scale, torch.ones_like(deep)], self.parts)
-        figures = {k: float(v.detach()) for k, v in (weighed | shown | {"deep": deep}).items()}
+        shown = weighed | {"deep": deep}
+        if judged is not None:
+            shown["discriminator"] = judged
+            self._update_discriminators(judged)
+        figures = {k: float(v.detach()) for k, v in shown.items()}
         return figures | {"norm": norm, "loss": figures["mel"] + figures["deep"]}
 
-    def _update_discriminators(self, real: list[Tensor], fake: list[Tensor]) -> Tensor:
-        """One update; returns the loss."""
-        discriminators = cast(Discriminators, self.discriminators)
-        discriminators.requires_grad_(True)
-        loss = discriminator_loss(discriminators(real), discriminators(fake))
-        self.discriminator_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+    def _update_discriminators(self, loss: Tensor) -> None:
+        parameters = list(cast(Discriminators, self.discriminators).parameters())
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = gradient
         self.discriminator_optimizer.step()
-        discriminators.requires_grad_(False)
-        return loss
 
     def _hard_codes(self, codes: Tensor, values: Tensor) -> Tensor:
         """Codes `[batch, 37, frames]` of validation segments."""

@@ -42,7 +42,7 @@ class StftDiscriminator(nn.Module):
         for conv in self.convs:
             x = functional.leaky_relu(conv(x), 0.1)
             features.append(x)
-        return self.score(x), features
+        return self.score(x).float(), features
 
 
 class Discriminators(nn.Module):
@@ -82,5 +82,6 @@ def feature_matching_loss(real: Outputs, fake: Outputs) -> Tensor:
     for (_, real_maps), (_, fake_maps) in zip(real, fake, strict=True):
         for r, f in zip(real_maps, fake_maps, strict=True):
             r, within = r.detach(), tuple(range(1, r.dim()))
-            losses.append(((r - f).abs().mean(within) / r.abs().mean(within).clamp_min(1e-2)).mean())
+            error, size = ((x.abs().mean(within, dtype=torch.float32)) for x in (r - f, r))
+            losses.append((error / size.clamp_min(1e-2)).mean())
     return torch.stack(losses).mean()
