@@ -149,8 +149,10 @@ class LanguageData:
         return np.concatenate(parts, axis=1)[:, :wanted]
 
     def batch(self, size: int, rng: np.random.Generator) -> list[tuple[np.ndarray, list[int], np.ndarray]]:
-        """`size` draws."""
-        return [self.draw(rng) for _ in range(size)]
+        """`size` draws of about one length, since a batch costs what its longest sequence costs."""
+        drawn = sorted((self.draw(rng) for _ in range(4 * size)), key=lambda i: len(i[1]) + i[2].shape[1])
+        first = size * int(rng.integers(4))
+        return drawn[first : first + size]
 
 
 def language_losses(
