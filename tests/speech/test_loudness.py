@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from revox.speech import loudness, normalize_loudness
+from revox.speech import AudioError, limit_peaks, loudness, normalize_loudness, true_peak
 
 
 def tone(rate=48000, seconds=2.0, amplitude=1.0):
@@ -49,3 +49,33 @@ def test_silence_and_noise_under_the_gate_stay_as_they_are():
     for quiet in (np.zeros(48000, np.float32), tone(amplitude=1e-5).astype(np.float32)):
         np.testing.assert_array_equal(normalize_loudness(quiet, 48000), quiet)
     assert normalize_loudness(np.zeros(0), 48000).shape == (0,)
+
+
+@pytest.mark.parametrize("rate", [24000, 48000])
+def test_a_peak_between_samples_is_read(rate):
+    # A sine of a quarter of the rate, at 45 degrees to the samples, which reach 0.7071 (-3.01 dB) of its 1.
+    x = np.sin(np.pi / 2 * np.arange(rate) + np.pi / 4) * np.hanning(rate)
+    assert 20 * math.log10(np.abs(x).max()) == pytest.approx(-3.01, abs=0.01)
+    assert true_peak(x, rate) == pytest.approx(0.0, abs=0.1)
+    assert true_peak(np.zeros(rate), rate) == -math.inf
+
+
+def test_the_limiter_holds_true_peaks_and_leaves_the_rest_where_it_was():
+    rate = 24000
+    x = tone(rate, 3.0, 0.2).astype(np.float32)
+    x[rate : rate + 240] += np.hanning(240).astype(np.float32) * tone(rate, 0.01, 1.5).astype(np.float32)
+    limited = limit_peaks(x, rate, -3.0)
+    assert limited.shape == x.shape
+    assert true_peak(x, rate) > 3
+    assert -4.0 < true_peak(limited, rate) <= -3.0
+    before = slice(240, rate - 1200)  # neither delayed nor turned down
+    np.testing.assert_allclose(limited[before], x[before], atol=2e-3)
+    np.testing.assert_allclose(limited[2 * rate : -240], x[2 * rate : -240], atol=2e-3)
+
+
+def test_sound_under_the_ceiling_is_not_touched_and_a_short_one_is_limited_too():
+    x = tone(24000, 0.5, 0.5).astype(np.float32)
+    np.testing.assert_array_equal(limit_peaks(x, 24000, -1.5), x)
+    assert true_peak(limit_peaks(4 * x[:100], 24000, -1.5), 24000) <= -1.5
+    with pytest.raises(AudioError, match="out of range"):
+        limit_peaks(x, 24000, 3.0)

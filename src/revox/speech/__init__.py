@@ -3,7 +3,7 @@
 from revox.speech.activity import SpeechActivity, speech_activity
 from revox.speech.audio import Audio, resample
 from revox.speech.errors import AudioError
-from revox.speech.loudness import loudness, normalize_loudness
+from revox.speech.loudness import limit_peaks, loudness, normalize_loudness, true_peak
 from revox.speech.pitch import Pitch, pitch_track
 from revox.speech.read import audio_header, read_audio, read_span, stream_audio
 from revox.speech.selection import Selection, select_reference, whole_frames
@@ -19,6 +19,7 @@ __all__ = [
     "audio_header",
     "encode_audio",
     "format_for",
+    "limit_peaks",
     "loudness",
     "normalize_loudness",
     "pitch_track",
@@ -28,6 +29,7 @@ __all__ = [
     "select_reference",
     "speech_activity",
     "stream_audio",
+    "true_peak",
     "whole_frames",
     "write_audio",
 ]
