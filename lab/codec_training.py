@@ -417,12 +417,12 @@ class DecoderTrainer(_CodecRun):
         terms = self.objective(real_spectra, fake_spectra)
         losses = {"mel": terms.mel, "magnitude": terms.magnitude, "complex": terms.complex}
         losses["waveform"] = (real - leaf).abs().mean()
-        judged: Tensor | None = None
+        adversarial: Tensor | None = None
         if self.discriminators is not None and self.step_count >= settings.discriminator_from:
             real_windows, fake_windows = self._windows(real_spectra, fake_spectra)
             with self.arithmetic():
                 real_outputs, fake_outputs = map(self.discriminators, (real_windows, fake_windows))
-            judged = discriminator_loss(real_outputs, fake_outputs)
+            adversarial = discriminator_loss(real_outputs, fake_outputs)
             losses["feature"] = feature_matching_loss(real_outputs, fake_outputs)
             losses["adversarial"] = adversarial_loss(fake_outputs)
         early = settings.decay**self.step_count
@@ -436,9 +436,9 @@ class DecoderTrainer(_CodecRun):
         scale = settings.gradient / sum(self.balancer.weights[name] for name in weighed)
         norm = self.update([fake, deep], [total * scale, torch.ones_like(deep)], self.parts)
         shown = weighed | {"deep": deep}
-        if judged is not None:
-            shown["discriminator"] = judged
-            self._update_discriminators(judged)
+        if adversarial is not None:
+            shown["discriminator"] = adversarial
+            self._update_discriminators(adversarial)
         figures = {k: float(v.detach()) for k, v in shown.items()}
         return figures | {"norm": norm, "loss": figures["mel"] + figures["deep"]}
 
