@@ -301,7 +301,7 @@ class LongSpeech:
             whole = np.concatenate(slot.take.chunks)[: LEVEL_FRAMES * self._codec.samples_per_frame]
             slot.gain = self._gain(whole)
             if not self._first:
-                samples = _faded(samples, self._fade, start=True)
+                samples = faded(samples, self._fade, start=True)
         slot.released, before = len(slot.take.chunks), len(self._tail)
         samples = np.concatenate((self._tail, samples * np.float32(slot.gain) if slot.gain != 1 else samples))
         self._tail = samples[:0]
@@ -310,13 +310,13 @@ class LongSpeech:
         if room is not None and len(samples) > room:
             samples, last = samples[:room], True
             self.truncated, self._slots = True, []
-            samples = _faded(samples, self._fade)
+            samples = faded(samples, self._fade)
         elif last and slot.take.truncated:
             self.truncated = True
-            samples = _faded(samples, self._fade)
+            samples = faded(samples, self._fade)
         elif len(self._slots) > 1:
             if last:
-                samples = _faded(samples, self._fade)
+                samples = faded(samples, self._fade)
             else:
                 self._tail, samples = samples[-self._fade :], samples[: -self._fade]
         self._spoken += len(samples) + len(self._tail) - before
@@ -329,7 +329,7 @@ class LongSpeech:
         self._slots.pop(0)
         if len(self._tail):  # its end came without a sample
             tail, self._tail = self._tail, self._tail[:0]
-            self._give(_faded(tail, self._fade))
+            self._give(faded(tail, self._fade))
         pause = round(slot.piece.pause * self._codec.sampling_rate)
         room = self._room
         if room is not None:
@@ -383,8 +383,8 @@ def _speech_level(samples: np.ndarray, rate: int) -> float | None:
     return float(10 * np.log10(power[power > 0.01 * power.max()].mean()))
 
 
-def _faded(samples: np.ndarray, fade: int, start: bool = False) -> np.ndarray:
-    """With the last (or first) `fade` samples going to (or coming from) zero, along a raised cosine."""
+def faded(samples: np.ndarray, fade: int, start: bool = False) -> np.ndarray:
+    """`samples` with the last (or first) `fade` of them going to (or from) zero along a raised cosine."""
     size = min(fade, len(samples))
     ramp = (0.5 + 0.5 * np.cos(np.pi * np.arange(1, size + 1) / size)).astype(np.float32)
     samples = samples.copy()

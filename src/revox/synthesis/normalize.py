@@ -152,7 +152,8 @@ def _row(match: re.Match[str]) -> str:
 
 
 @cache
-def _parser() -> Any:
+def markdown_parser() -> Any:
+    """What reads the Markdown of texts: CommonMark with strikethrough, HTML as text."""
     from markdown_it import MarkdownIt
 
     return MarkdownIt("commonmark", {"html": False}).enable("strikethrough")
@@ -160,7 +161,7 @@ def _parser() -> Any:
 
 def _without_markdown(text: str) -> str:
     """The text of a Markdown document: paragraphs apart by an empty line, headings and items with a stop."""
-    return "\n\n".join(_blocks(_parser().parse(text))).strip()
+    return "\n\n".join(_blocks(markdown_parser().parse(text))).strip()
 
 
 def _blocks(tokens: list[Token]) -> Iterator[str]:
