@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +40,7 @@ from revox.synthesis.takes import TakeWarning
 if TYPE_CHECKING:
     from revox.cloning.clone import ClonedVoice, Reference, SelectedSpeech
     from revox.cloning.consent import Consent
+    from revox.cloning.tune import TunedVoice, VoiceTuning
     from revox.coding import Coder, CodingResult, CodingSettings
     from revox.coding.student import StudentEncoder
     from revox.model.codec import Codec
@@ -278,6 +279,39 @@ class Revox:
             progress=progress,
             should_stop=should_stop,
         )
+
+    def tune(
+        self,
+        recordings: Sequence[tuple[Path, str]],
+        *,
+        consent: str | Consent,
+        name: str = "tuned",
+        voice: Voice | str | None = None,
+        settings: VoiceTuning | None = None,
+        method: str = "auto",
+        progress: ProgressCallback = ignore_progress,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> TunedVoice:
+        """A voice whose embedding is learned from a speaker's recordings and what is said in them.
+
+        The model stays as it is, and the voice is in memory only. `voice` is what tuning begins with, a name
+        or a Voice; by default a clone of the recordings. `method` finds codes as in `clone`. Raises
+        CloneError without consent, with fewer than two recordings that can be used, or if nothing was gained.
+        """
+        from revox.cloning.consent import Consent, record_consent
+        from revox.cloning.tune import TuningRequest, VoiceTuning, tune_to_recordings
+
+        agreed = consent if isinstance(consent, Consent) else record_consent(consent)
+
+        def clone(paths: list[Path], text: str | None) -> ClonedVoice:
+            return self.clone(paths, consent=agreed, name=name, transcript=text, method=method)
+
+        start = None if voice is None else self._as_voice(voice)
+        request = TuningRequest(recordings, agreed, name, start, settings or VoiceTuning())
+        return tune_to_recordings(
+            clone, self._model_with_gradients, self.prompter, request, progress=progress,
+            should_stop=should_stop,
+        )  # fmt: skip
 
     def select(
         self,

@@ -1,4 +1,4 @@
-"""`revox voice`: the voices of a checkpoint: add, list, show, decode, remove, export."""
+"""`revox voice`: the voices of a checkpoint: add, tune, list, show, decode, remove, export."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from revox.cli import tune_command
 from revox.cli.marked import say, who_signs, write_synthetic
 from revox.cli.options import Checkpoint, Device, with_old_names
 
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from revox.checkpoint.voices import VoiceEntry
 
 app = typer.Typer(
-    help="Add, list, show, decode, remove or export the voices of a checkpoint.", no_args_is_help=True
+    help="Add, tune, list, show, decode, remove or export the voices of a checkpoint.", no_args_is_help=True
 )
+
+app.command("tune")(tune_command.command)
 
 OLD_OPTIONS = with_old_names({"--out": "--output"})
 Name = Annotated[str, typer.Argument(help="The voice's name.")]

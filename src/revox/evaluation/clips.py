@@ -38,10 +38,10 @@ def find_clips(
 
     With a manifest (CSV with a header, or JSONL; by default `manifest.csv` or `manifest.jsonl` in the
     folder): its entries, columns `file` (inside the folder), and where known `speaker`, `group`, `text`.
-    Without: every audio file; the speaker is the file's stem, the group the subfolder. `transcripts` adds
-    texts: one clip a line, its file name or stem, a space or tab, the words (as in LibriSpeech). `limit`
-    clips of each group are taken. Nothing outside the folder is read: a link or an entry that leads out of it
-    is refused.
+    Without: every audio file; the speaker is the file's stem, the group the subfolder, the text a file of
+    its name in .txt beside it. `transcripts` adds texts: one clip a line, its file name or stem, a space or
+    tab, the words (as in LibriSpeech). `limit` clips of each group are taken. Nothing outside the folder is
+    read: a link or an entry that leads out of it is refused.
 
     Raises EvaluationError when there is no clip, or a file cannot be read as described.
     """
@@ -86,7 +86,9 @@ def _found(folder: Path) -> list[Clip]:
         # Bytes of a name that are not UTF-8 could not be written into a report.
         printable = Path(os.fsencode(relative).decode("utf-8", "backslashreplace"))
         group = printable.parts[0] if len(printable.parts) > 1 else ""
-        clips.append(Clip(_inside(folder, path), printable.as_posix(), printable.stem, group))
+        words = path.with_suffix(".txt")
+        text = read_text(_inside(folder, words), EvaluationError).strip() if words.is_file() else ""
+        clips.append(Clip(_inside(folder, path), printable.as_posix(), printable.stem, group, text or None))
     return clips
 
 

@@ -61,7 +61,14 @@ class Likelihood:
 def likelihood(
     model: Voxtral, prompt: Tensor, codes: Tensor, *, draws: int = DRAWS, seed: int = 0
 ) -> Likelihood:
-    """The likelihood of `codes` `[37, frames]` (from 0) after `prompt` `[time, dim]`.
+    """`prompt_likelihood` without a gradient."""
+    return prompt_likelihood(model, prompt, codes, draws=draws, seed=seed)
+
+
+def prompt_likelihood(
+    model: Voxtral, prompt: Tensor, codes: Tensor, *, draws: int = DRAWS, seed: int = 0
+) -> Likelihood:
+    """The likelihood of `codes` `[37, frames]` (from 0) after `prompt` `[time, dim]`; differentiable in it.
 
     The prompt is `Voxtral.embed_prompt` of the transcript and the voice embedding. `draws` are of noise and
     time, the same for one `seed`, number of draws and frame's place. Only the conditional branch is scored:

@@ -1,0 +1,307 @@
+"""A voice tuned: its embedding learns, by gradient through the frozen model, to say what its speaker said.
+
+The backbone reads a voice embedding `[N, dim]` as it reads text, so the embedding can be learned as soft
+prompts are (Lester et al., arXiv 2104.08691). Given the transcripts of the speaker's clips, it is moved
+towards where the model finds their codes most likely: negative log-likelihood of the semantic codes and
+flow-matching error of the acoustic ones (`revox.metrics.likelihood`). A change is counted in standard
+deviations of what the embedding table can say, dimension by dimension, and pulled towards none. Clips that
+are held out decide when to stop; the weights, and with them every other voice, stay as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from revox.checkpoint.voices import Voice
+from revox.cloning.clone import ClonedVoice
+from revox.cloning.consent import Consent, provenance
+from revox.cloning.errors import CloneError
+from revox.metrics.likelihood import Likelihood, likelihood, prompt_likelihood
+from revox.model.config import N_SPECIAL_CODES
+from revox.model.voxtral import Voxtral
+from revox.progress import Progress, ProgressCallback, ignore_progress
+from revox.speech import AudioError
+from revox.synthesis.prompt import Prompter
+
+VALIDATION_DRAWS = 8
+
+
+@dataclass(frozen=True)
+class TuningClip:
+    """One clip of the speaker: what is said, and its codes `[37, frames]` from 0."""
+
+    text: str
+    codes: Tensor
+
+
+@dataclass(frozen=True)
+class VoiceTuning:
+    """How a voice is tuned.
+
+    `minutes` of time at most, `learning_rate` and `pull` in standard deviations of the embedding table's
+    sums; `flow` is the weight of the acoustic codes beside the semantic ones; `batch` clips a step; every
+    `validate_every` steps the held-out clips are scored, and after `patience` scores without a gain it ends.
+    `held_out` is the share of clips that are held out, at least one.
+    """
+
+    minutes: float = 10.0
+    steps: int = 4000
+    learning_rate: float = 0.02
+    pull: float = 0.02
+    flow: float = 1.0
+    batch: int = 4
+    draws: int = 2
+    validate_every: int = 10
+    patience: int = 8
+    held_out: float = 0.25
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TuningScore:
+    """Costs of the held-out clips: `semantic` in nats a frame, `flow` the velocity's mean squared error."""
+
+    semantic: float
+    flow: float
+
+    def cost(self, settings: VoiceTuning) -> float:
+        """What tuning lowers."""
+        return self.semantic + settings.flow * self.flow
+
+
+@dataclass(frozen=True, eq=False)
+class Tuning:
+    """The embedding `[N, dim]` bf16 that was best on the held-out clips, and their costs before and after.
+
+    `steps` were taken in all, of which it is the one after `best_step`. `change` is the root mean square of
+    its change in standard deviations, `concentration` the smallest share of dimensions that holds nine tenths
+    of the squared change.
+    """
+
+    embedding: Tensor
+    before: TuningScore
+    after: TuningScore
+    steps: int
+    best_step: int
+    change: float
+    concentration: float
+
+    @property
+    def gained(self) -> bool:
+        """Whether the held-out clips became more likely."""
+        return self.best_step > 0
+
+    def record(self) -> dict[str, Any]:
+        """Its figures as plain values."""
+        return {
+            "before": asdict(self.before), "after": asdict(self.after), "steps_taken": self.steps,
+            "best_step": self.best_step, "change": round(self.change, 4),
+            "concentration": round(self.concentration, 4),
+        }  # fmt: skip
+
+
+@dataclass(eq=False, kw_only=True)
+class TunedVoice(Voice):
+    """A tuned voice, how it was tuned, and the clips (by file name) that could not be used, with reasons."""
+
+    tuning: Tuning
+    left_out: dict[str, str]
+
+
+@dataclass(frozen=True)
+class TuningRequest:
+    """What a voice is tuned to and how.
+
+    `recordings` are files of one speaker, each with what is said in it. `start` is the voice to begin with,
+    by default a clone of the recordings that it learns from.
+    """
+
+    recordings: Sequence[tuple[Path, str]]
+    consent: Consent
+    name: str
+    start: Voice | None = None
+    settings: VoiceTuning = VoiceTuning()
+
+
+def tune_to_recordings(
+    clone: Callable[[list[Path], str | None], ClonedVoice],
+    model: Voxtral,
+    prompter: Prompter,
+    request: TuningRequest,
+    *,
+    progress: ProgressCallback = ignore_progress,
+    should_stop: Callable[[], bool] | None = None,
+) -> TunedVoice:
+    """The voice that `request` asks for; its codes stay those it began with.
+
+    `clone` makes a voice of files, whole where it is given a transcript. Raises CloneError with fewer than
+    two recordings that can be used, or if nothing was gained.
+    """
+    settings, start, count = request.settings, request.start, len(request.recordings)
+    usable: list[tuple[Path, TuningClip, dict[str, Any]]] = []
+    left_out: dict[str, str] = {}
+    for done, (path, text) in enumerate(request.recordings, 1):
+        try:
+            found = clone([path], text)
+        except AudioError as error:
+            left_out[path.name] = str(error)
+        else:
+            assert found.codes is not None
+            usable.append((path, TuningClip(text, found.codes), found.provenance["source"]))
+        progress(Progress("coding the clips", done, count))
+    if len(usable) < 2:
+        why = "".join(f" ({file}: {reason})" for file, reason in list(left_out.items())[:1])
+        raise CloneError(
+            f"tuning learns from some clips and validates on others, and {len(usable)} of {count} can be "
+            f"used{why}: give two or more clips of the speaker, each of up to 30 s"
+        )
+    rng = torch.Generator().manual_seed(settings.seed)
+    order = torch.randperm(len(usable), generator=rng).tolist()
+    share = max(1, round(settings.held_out * len(usable)))
+    held_out, learned = [usable[i] for i in order[:share]], [usable[i] for i in order[share:]]
+    if start is None:
+        start = clone([path for path, _, _ in learned], None)
+    tuning = tune_voice(
+        model, prompter, start, [clip for _, clip, _ in learned], [clip for _, clip, _ in held_out], settings,
+        progress=progress, should_stop=should_stop,
+    )  # fmt: skip
+    if not tuning.gained:
+        raise CloneError(
+            f"in {tuning.steps} steps no change of the voice made the held-out clips more likely: keep the "
+            "voice that it began with, or give more clips and minutes"
+        )
+    record = provenance(request.consent, "tuned", {**asdict(settings), **tuning.record()})
+    sources = [source for _, _, source in usable]
+    record |= {"source": sources[0], "more_sources": sources[1:]}
+    record["from"] = [{"voice": start.name, "record": start.provenance}]
+    return TunedVoice(request.name, start.codes, tuning.embedding, record, tuning=tuning, left_out=left_out)
+
+
+def tune_voice(
+    model: Voxtral,
+    prompter: Prompter,
+    voice: Voice,
+    learned: Sequence[TuningClip],
+    held_out: Sequence[TuningClip],
+    settings: VoiceTuning | None = None,
+    *,
+    progress: ProgressCallback = ignore_progress,
+    should_stop: Callable[[], bool] | None = None,
+) -> Tuning:
+    """The embedding of `voice`, tuned to the clips `learned`; the clips `held_out` choose the step.
+
+    Ends with the best so far when `should_stop` is true. `progress` counts steps; its facts are the best
+    costs of the held-out clips. Raises CloneError for a voice of another model.
+    """
+    settings = settings or VoiceTuning()
+    rng = torch.Generator().manual_seed(settings.seed)
+    run = _Tuning(model, prompter, voice, settings)
+    before = best = run.score(held_out)
+    found, best_step, step, since = run.embedding().detach(), 0, 0, 0
+    end = time.monotonic() + 60 * settings.minutes
+    while step < settings.steps and since < settings.patience and time.monotonic() < end:
+        if should_stop is not None and should_stop():
+            break
+        chosen = torch.randperm(len(learned), generator=rng)[: settings.batch].tolist()
+        run.step([learned[i] for i in chosen], int(torch.randint(2**31, (), generator=rng)))
+        step += 1
+        if step % settings.validate_every:
+            continue
+        score = run.score(held_out)
+        since += 1
+        if score.cost(settings) < best.cost(settings):
+            best, found, best_step, since = score, run.embedding().detach(), step, 0
+        facts = {"semantic": round(best.semantic, 4), "flow": round(best.flow, 4)}
+        progress(Progress("tuning", step, settings.steps, facts))
+    change = (found.float() - run.start)[:-1] / run.deviation
+    share = change.square().sum(0).sort(descending=True).values.cumsum(0)
+    needed = int((share < 0.9 * share[-1]).sum()) + 1 if best_step else 0
+    return Tuning(
+        found.to("cpu", torch.bfloat16), before, best, step, best_step,
+        float(change.square().mean().sqrt()), needed / len(share),
+    )  # fmt: skip
+
+
+def table_deviation(model: Voxtral) -> Tensor:
+    """Standard deviation `[dim]` of the sum of one row drawn from each codebook, special rows left out."""
+    rows = model.config.codebook_rows
+    table = model.mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight
+    books = table[: sum(rows)].float().split(rows)
+    return torch.stack([book[N_SPECIAL_CODES:].var(dim=0) for book in books]).sum(0).sqrt()
+
+
+class _Tuning:
+    """The embedding in training: `start + deviation * offset`, whose last row, the end frame, is fixed."""
+
+    def __init__(self, model: Voxtral, prompter: Prompter, voice: Voice, settings: VoiceTuning) -> None:
+        if voice.embedding.shape[1:] != (model.config.backbone.dim,):
+            raise CloneError(
+                f"voice {voice.name!r} has an embedding {list(voice.embedding.shape)}, this model reads "
+                f"[N, {model.config.backbone.dim}]: make the voice again with this checkpoint"
+            )
+        self.model, self.prompter, self.settings = model, prompter, settings
+        self.start = voice.embedding.to(model.device).float()
+        self.deviation = table_deviation(model).clamp_min(1e-8)
+        self.offset = torch.zeros_like(self.start[:-1]).requires_grad_()
+        self.optimizer = torch.optim.Adam([self.offset], lr=settings.learning_rate, betas=(0.9, 0.98))
+
+    def embedding(self) -> Tensor:
+        """As it is stored: rounded to bf16, straight through."""
+        exact = torch.cat((self.start[:-1] + self.deviation * self.offset, self.start[-1:]))
+        return exact + (exact.to(torch.bfloat16).float() - exact).detach()
+
+    def _prompt(self, text: str) -> Tensor:
+        rows = self.embedding()
+        tokens = torch.tensor(self.prompter.tokens(text, len(rows)), device=self.model.device)
+        return self.model.embed_prompt(tokens, self.prompter.audio_token, rows.to(self.model.dtype))
+
+    def step(self, clips: Sequence[TuningClip], seed: int) -> None:
+        """One update. Clips are read one by one: memory is that of the longest."""
+        settings = self.settings
+        self.optimizer.zero_grad()
+        with torch.enable_grad(), checkpointed_layers(self.model):
+            for clip in clips:
+                found = prompt_likelihood(
+                    self.model, self._prompt(clip.text), clip.codes, draws=settings.draws, seed=seed
+                )
+                ((found.semantic_nll + settings.flow * found.flow_error) / len(clips)).backward()
+            (settings.pull * self.offset.square().mean()).backward()
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def score(self, clips: Sequence[TuningClip]) -> TuningScore:
+        """Mean costs of `clips`, with the same noise at every call."""
+        found: list[Likelihood] = [
+            likelihood(self.model, self._prompt(clip.text), clip.codes, draws=VALIDATION_DRAWS)
+            for clip in clips
+        ]
+        return TuningScore(
+            float(torch.stack([one.semantic_nll for one in found]).mean()),
+            float(torch.stack([one.flow_error for one in found]).mean()),
+        )
+
+
+@contextlib.contextmanager
+def checkpointed_layers(model: Voxtral) -> Iterator[None]:
+    """Within: the backbone keeps each layer's input only and computes it again for the gradient."""
+    layers = list(model.backbone.layers)
+
+    def wrapped(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *given: checkpoint(forward, *given, use_reentrant=False)
+
+    for layer in layers:
+        layer.forward = wrapped(layer.forward)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
