@@ -16,7 +16,9 @@ import torch
 
 from revox.checkpoint.load import default_dtype, fastest_weights, load_model
 from revox.checkpoint.locate import locate
+from revox.checkpoint.params import read_params
 from revox.checkpoint.release import ENCODER_PREFIXES
+from revox.checkpoint.tekken import read_tekken
 from revox.checkpoint.tensors import folder_tensors
 from revox.checkpoint.voices import Voice, list_voices, load_voice
 from revox.model.voxtral import Voxtral
@@ -169,7 +171,8 @@ class Revox:
 
     @cached_property
     def prompter(self) -> Prompter:
-        """The checkpoint's tokenizer."""
+        """The checkpoint's tokenizer. Raises CheckpointError when it cannot be used with this checkpoint."""
+        read_tekken(self.folder, read_params(self.folder))
         return Prompter(self.folder)
 
     @cached_property

@@ -37,7 +37,7 @@ def packages(
 
 
 def voice(name: str = "ada", **changes: Any) -> SimpleNamespace:
-    given = {"name": name, "rows": 12, "tekken_rows": 12, "in_params": True}
+    given = {"name": name, "file": f"{name}.pt", "rows": 12, "tekken_rows": 12, "in_params": True}
     return SimpleNamespace(**{**given, **changes})
 
 
@@ -203,6 +203,7 @@ CASES: list[tuple[str, str, Facts, Facts]] = [
     ("voices", "not lower case", facts(report=report("absent", voice("Ada"))), facts()),
     ("voices", "is missing", facts(report=report("absent", voice(rows=None))), facts()),
     ("voices", "params.json does not list", facts(report=report("absent", voice(in_params=False))), facts()),
+    ("voices", "ada.pt is missing", facts(report=report("absent", voice(file="ada.safetensors"))), facts()),
     ("voices", "tekken.json says 11", facts(report=report("absent", voice(tekken_rows=11))), facts()),
     ("voices", "tekken.json says None", facts(report=report("absent", voice(tekken_rows=None))), facts()),
     (

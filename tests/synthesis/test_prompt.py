@@ -78,7 +78,7 @@ def test_broken_unicode_is_refused(prompter):
 def test_a_folder_without_a_usable_tokenizer_is_refused(tiny_checkpoint_copy):
     path = tiny_checkpoint_copy / "tekken.json"
     path.write_text(path.read_text()[:1000])
-    with pytest.raises(CheckpointError, match=r"tekken\.json cannot be read"):
+    with pytest.raises(CheckpointError, match=r"tekken\.json is not valid JSON"):
         Prompter(tiny_checkpoint_copy)
     path.write_text("{}")
     with pytest.raises(CheckpointError, match=r"tekken\.json is not a tokenizer"):

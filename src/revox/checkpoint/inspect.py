@@ -7,17 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from revox.checkpoint.errors import CheckpointError
-from revox.checkpoint.params import Params, read_json, read_params
+from revox.checkpoint.params import Params, read_params
 from revox.checkpoint.readable import is_companion, mismatch, missing, quantization, unreadable
 from revox.checkpoint.release import COMPONENTS, CONFIG, IGNORED, TensorSpec, component_of, expected_tensors
-from revox.checkpoint.tensors import (
-    ENCODER_WEIGHTS,
-    FLOAT_DTYPES,
-    TensorHeader,
-    folder_tensors,
-)
+from revox.checkpoint.tekken import read_tekken
+from revox.checkpoint.tensors import ENCODER_WEIGHTS, FLOAT_DTYPES, TensorHeader, folder_tensors
 from revox.checkpoint.voice_journal import VOICE_FOLDER, reading
-from revox.checkpoint.voices import voice_entries
+from revox.checkpoint.voices import voice_entries, voice_file
 from revox.model.config import VoxtralConfig
 
 CODEC_PARTS = ("codec_decoder", "quantizer", "audio_embedding", "text_embedding")
@@ -40,9 +36,10 @@ class Component:
 
 @dataclass(frozen=True)
 class ListedVoice:
-    """A voice: the lengths of its .pt and in tekken.json (frames + 1), and whether params.json lists it."""
+    """A voice: the lengths of its file and in tekken.json (frames + 1), and whether params.json lists it."""
 
     name: str
+    file: str
     rows: int | None
     tekken_rows: int | None
     in_params: bool
@@ -212,6 +209,7 @@ def _tensor_findings(
     """Sentences about the tensors: notes for a variant (quantized), else problems."""
     absent = [n for part in report.components if part.name != "codec_encoder" for n in part.missing]
     asked = {name: spec for name, spec in expected.items() if spec.component != "codec_encoder"}
+    variant = variant and report.unreadable is not None  # what is read must be whole, in whatever form
     if absent and not variant:
         report.problems.append(missing(str(next(iter(tensors.values())).file), absent, asked))
     elif absent:
@@ -222,7 +220,7 @@ def _tensor_findings(
     if report.quantization and report.unreadable:
         report.notes.append(report.unreadable)
     other = {dtype for part in report.components for dtype in part.dtypes} & (FLOAT_DTYPES - {"BF16"})
-    if other and not variant:
+    if other and not report.quantization:
         count = sum(part.dtypes.get(dtype, 0) for part in report.components for dtype in other)
         report.notes.append(f"{count} tensors are {' and '.join(sorted(other))}, where the release has BF16.")
     if report.unknown:
@@ -231,7 +229,7 @@ def _tensor_findings(
             f"{len(report.unknown)} unknown tensors, which revox leaves alone: "
             f"{', '.join(report.unknown[:3])}{more}."
         )
-        if not variant and any(name.startswith("audio_tokenizer.") for name in report.unknown):
+        if not report.quantization and any(name.startswith("audio_tokenizer.") for name in report.unknown):
             report.notes.append("vllm-omni refuses to start on an unknown tensor under audio_tokenizer.")
 
 
@@ -240,17 +238,21 @@ def _tensor_findings(
 
 def _add_voices(folder: Path, params: Params, report: Report) -> None:
     frame_rate = params.voxtral_config().codec.frame_rate
-    promised = _tekken(folder, params, report.problems)
+    try:
+        promised, known = read_tekken(folder, params), True
+    except CheckpointError as error:
+        report.problems.append(str(error))
+        promised, known = {}, False
     if (folder / ".revox" / "journal.json").exists():
         report.notes.append("A change of voices was interrupted; the next `revox voice` command finishes it.")
     for entry in voice_entries(folder, params, promised):
-        name, rows, path = entry.name, entry.rows, folder / VOICE_FOLDER / f"{entry.name}.pt"
-        if entry.problem:
+        name, rows, path = entry.name, entry.rows, voice_file(folder, entry.name)
+        if entry.problem and (known or rows is None):
             unlisted = rows is not None and not entry.in_params and entry.expected_rows in (None, rows)
             (report.notes if unlisted else report.problems).append(entry.problem)
-        elif rows is None:
+        elif rows is None and known:
             report.notes.append(f"{path} is in torch's format before 1.6: only loading it shows its length.")
-        elif entry.dtype != "BF16":
+        elif rows is not None and entry.dtype != "BF16":
             report.problems.append(
                 f"{path} holds {entry.dtype}, where BF16 was expected; add the voice again."
             )
@@ -259,6 +261,7 @@ def _add_voices(folder: Path, params: Params, report: Report) -> None:
         report.voices.append(
             ListedVoice(
                 name=name,
+                file=path.name,
                 rows=rows,
                 tekken_rows=entry.expected_rows,
                 in_params=entry.in_params,
@@ -266,41 +269,13 @@ def _add_voices(folder: Path, params: Params, report: Report) -> None:
                 added_by_revox=bool(entry.provenance),
             )
         )
-
-
-def _tekken(folder: Path, params: Params, problems: list[str]) -> dict[str, int]:
-    """Rows of each voice as tekken.json lists them."""
-    path = folder / "tekken.json"
-    codec = params.multimodal.audio_tokenizer_args
-    rate = params.multimodal.audio_model_args.audio_encoding_args.frame_rate
-    try:
-        data = read_json(path)
-        audio = data.get("audio")
-        if not isinstance(audio, dict):
-            raise CheckpointError(
-                f"{path} has no audio section, so no voice can be prompted; copy the release's file."
-            )
-        for key, wanted in (("sampling_rate", codec.sampling_rate), ("frame_rate", rate)):
-            if audio.get(key) != wanted:
-                raise CheckpointError(
-                    f"{path}: audio.{key} is {audio.get(key)!r}, where params.json says {wanted!r}; "
-                    "copy both files from one checkpoint."
-                )
-        rows = audio.get("voice_num_audio_tokens") or {}
-        if not isinstance(rows, dict) or not all(type(count) is int and count > 0 for count in rows.values()):
-            raise CheckpointError(
-                f"{path}: audio.voice_num_audio_tokens should give each voice its rows; copy the file again."
-            )
-        size = (data.get("config") or {}).get("default_vocab_size")
-        if isinstance(size, int) and size > params.vocab_size:
-            raise CheckpointError(
-                f"{path} has {size} tokens and params.json a vocab_size of {params.vocab_size}; "
-                "copy both files from one checkpoint."
-            )
-    except CheckpointError as error:
-        problems.append(str(error))
-        return {}
-    return dict(rows)
+    other = [voice.name for voice in report.voices if not voice.file.endswith(".pt")]
+    if other:
+        home = folder / VOICE_FOLDER
+        report.notes.append(
+            f"{len(other)} voices have no .pt, which vllm-omni reads, but a .safetensors; `revox voice "
+            f"export {other[0]} -o {home / other[0]}.pt` writes the first's."
+        )
 
 
 def _sizes(config: VoxtralConfig) -> dict[str, Any]:
@@ -364,8 +339,10 @@ def _runtimes(
         ),
         "absent": ("refused as a bad request", "clones by inversion"),
     }[report.encoder]
+    served = presets
+    if len(with_pt := [voice for voice in spoken if voice.file.endswith(".pt")]) < len(spoken):
+        served = f"speaks {len(with_pt)} of {len(spoken)} voices: it reads NAME.pt in voice_embedding"
     if usable and not variant:
-        served = presets
         if any(name.startswith("audio_tokenizer.") for name in report.unknown):
             served = "does not start: unknown tensors under audio_tokenizer"
         small = "does not start: the release's sizes are compiled in"

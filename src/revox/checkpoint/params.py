@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import from_json
 
 from revox.checkpoint.errors import CheckpointError
+from revox.checkpoint.placeholders import unfinished, why_not
 from revox.model.config import AcousticConfig, BackboneConfig, CodecConfig, VoxtralConfig
 
 MODEL_TYPE = "voxtral_tts"
@@ -281,13 +282,17 @@ def read_json(path: Path, missing: str | None = None) -> dict[str, Any]:
     try:
         data = from_json(path.read_bytes())
     except FileNotFoundError:
-        raise CheckpointError(missing or f"{path} is missing; copy or download it again.") from None
+        raise CheckpointError(
+            unfinished(path) or missing or f"{path} is missing; copy or download it again."
+        ) from None
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be read ({error.strerror}); expected a readable JSON file: fix its permissions."
         ) from None
     except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); copy or download it again.") from None
+        raise CheckpointError(
+            why_not(path) or f"{path} is not valid JSON ({error}); copy or download it again."
+        ) from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} should hold a JSON object; copy or download it again.")
     return data

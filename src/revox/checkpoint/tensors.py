@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.params import read_json
+from revox.checkpoint.placeholders import unfinished, why_not
 from revox.checkpoint.release import ENCODER_PREFIXES
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech.files import replace_file
@@ -86,10 +87,35 @@ def weight_files(folder: str | Path) -> list[Path]:
             files = [folder / Path(str(name)).name for name in sorted(set(listed.values()))]
             for file in files:
                 if not file.exists():
-                    raise CheckpointError(f"{file} is missing, but {index.name} lists it; {_DAMAGED}.")
+                    raise CheckpointError(
+                        unfinished(file) or f"{file} is missing, but {index.name} lists it; {_DAMAGED}."
+                    )
+        for file in files:
+            if why := unfinished(file):
+                raise CheckpointError(why)
         if files:
             return files
-    raise CheckpointError(f"{folder / WEIGHTS} is missing; download the weights into this folder.")
+    raise CheckpointError(unfinished(folder / WEIGHTS) or _no_weights(folder))
+
+
+def _no_weights(folder: Path) -> str:
+    """The sentence about a folder without weights of a name that is known."""
+    sentence = f"{folder / WEIGHTS} is missing"
+    others = sorted(path.name for path in folder.glob("*.safetensors") if path.name != ENCODER_WEIGHTS)
+    if others:
+        return (
+            f"{sentence}, and weights are read under that name (or model.safetensors, or in numbered parts) "
+            f"only; if {others[0]} holds them, rename it."
+        )
+    foreign = next(
+        (path for ending in ("gguf", "pth", "pt", "bin") for path in folder.glob(f"*.{ending}")), None
+    )
+    if foreign is not None:
+        return (
+            f"{sentence}, and {foreign.name} is of a format that revox does not read; download the release's "
+            "file."
+        )
+    return f"{sentence}; download the weights into this folder."
 
 
 def folder_tensors(folder: str | Path) -> dict[str, TensorHeader]:
@@ -142,7 +168,7 @@ def _read_header(path: Path) -> tuple[dict[str, TensorHeader], dict[str, str]]:
         ) from None
     except SafetensorError as error:
         raise CheckpointError(
-            f"{path} is truncated, damaged or not a safetensors file ({error}); {_DAMAGED}."
+            why_not(path) or f"{path} is truncated, damaged or not a safetensors file ({error}); {_DAMAGED}."
         ) from None
     metadata = listed.pop("__metadata__", None) or {}
     tensors = {
@@ -278,7 +304,9 @@ def read_pt_header(path: str | Path) -> PtHeader:
     except Exception:  # zipfile and pickle raise many kinds on damaged input
         header = None
     if not isinstance(header, PtHeader):
-        raise CheckpointError(f"{path} is not a .pt file with one tensor, or it is truncated; {_DAMAGED}.")
+        raise CheckpointError(
+            why_not(path) or f"{path} is not a .pt file with one tensor, or it is truncated; {_DAMAGED}."
+        )
     stored = next((info.file_size for name, info in records.items() if name.startswith("data/")), -1)
     if math.prod(header.shape) * _ITEM_BYTES[header.dtype] > stored:
         raise CheckpointError(

@@ -146,7 +146,8 @@ def _apply(folder: Path, entry: Mapping[str, Any]) -> None:
         _set_in_json(folder / "tekken.json", _TEKKEN_KEYS, name, None)
     home = _own_voice_folder(folder)
     if entry["operation"] == "remove":
-        for suffix in reversed(SUFFIXES) if is_file_name(name) else ():
+        # An export for mlx-audio in this folder is a voice to it, and here where there is no .pt.
+        for suffix in (*reversed(SUFFIXES), ".safetensors") if is_file_name(name) else ():
             (home / f"{name}{suffix}").unlink(missing_ok=True)
     else:
         if not entry["codes"]:

@@ -6,6 +6,8 @@ tekken.json (`audio.voice_num_audio_tokens.NAME` = N; mistral-common builds prom
 start). revox adds two files: `NAME.codes.safetensors` (int16 `[n_codebooks, frames]`) and `NAME.voice.json`
 (provenance). mlx-audio takes every .safetensors in the folder for a voice, so it also offers "NAME.codes".
 
+A folder that was made for mlx-audio may have `NAME.safetensors` in place of NAME.pt, which is read too.
+
 How a voice is added so that no loader sees half of one: `revox.checkpoint.voice_journal`.
 
 Importing this module does not import torch; listing reads headers only.
@@ -28,8 +30,10 @@ from pydantic_core import from_json
 from revox.checkpoint import consent_log
 from revox.checkpoint.errors import CheckpointError, VoiceError
 from revox.checkpoint.params import Params, read_params
+from revox.checkpoint.placeholders import unfinished, why_not
 from revox.checkpoint.release import PRESETS
-from revox.checkpoint.tensors import PtHeader, read_pt_header
+from revox.checkpoint.tekken import read_tekken
+from revox.checkpoint.tensors import PtHeader, read_header, read_pt_header
 from revox.checkpoint.voice_journal import (
     VOICE_FOLDER,
     commit,
@@ -109,7 +113,15 @@ def list_voices(folder: str | Path) -> list[VoiceEntry]:
     with contextlib.suppress(VoiceError, OSError):
         recover_journal(folder)
     with reading(folder):
-        return voice_entries(folder, read_params(folder), promised_rows(folder))
+        params = read_params(folder)
+        return voice_entries(folder, params, read_tekken(folder, params))
+
+
+def voice_file(folder: Path, name: str) -> Path:
+    """Where a voice's embedding is: NAME.pt, or in its absence mlx-audio's NAME.safetensors."""
+    path = folder / VOICE_FOLDER / f"{name}.pt"
+    other = path.with_suffix(".safetensors")
+    return path if path.is_file() or path.is_symlink() or not other.is_file() else other
 
 
 def voice_entries(folder: Path, params: Params, promised: Mapping[str, int]) -> list[VoiceEntry]:
@@ -121,7 +133,8 @@ def voice_entries(folder: Path, params: Params, promised: Mapping[str, int]) -> 
         problem: str | None = f"{folder} lists a voice {name!r}, which cannot be a file's name; remove it."
         header, provenance, has_codes = None, {}, False
         if is_file_name(name):
-            header, problem = _voice_header(home / f"{name}.pt", params.dim, listed, promised.get(name))
+            path = voice_file(folder, name)
+            header, problem = _voice_header(path, params.dim, listed, promised.get(name))
             provenance = _read_provenance(folder, name)
             has_codes = (home / f"{name}.codes.safetensors").is_file()
         entries.append(
@@ -148,15 +161,14 @@ def _voice_header(
     if not path.is_file():
         if path.is_symlink():
             return None, f"{path} is a link to a file that is gone; download the checkpoint again."
-        where = " and ".join(
-            file for file, named in (("params.json", listed), (tekken.name, promised)) if named
-        )
-        return None, (
-            f"{path} is missing, but {where} lists the voice {name}; copy the file again or remove the voice "
-            f"(`revox voice remove {name}`)."
+        lists = [file for file, named in (("params.json", listed), (tekken.name, promised)) if named]
+        force = " --force" if name in PRESETS else ""
+        return None, unfinished(path) or (
+            f"{path} is missing, but {' and '.join(lists)} {'list' if lists[1:] else 'lists'} the voice "
+            f"{name}; copy the file again or remove the voice (`revox voice remove {name}{force}`)."
         )
     try:
-        header = read_pt_header(path)
+        header = read_pt_header(path) if path.suffix == ".pt" else _only_tensor(path)
     except CheckpointError as error:
         with open(path, "rb") as file:
             bare = file.read(2) == b"\x80\x02"  # torch before 1.6: the loader says what it finds
@@ -182,6 +194,15 @@ def _voice_header(
     return header, problem
 
 
+def _only_tensor(path: Path) -> PtHeader:
+    """The header of a voice in mlx-audio's form: the tensor of that name, or else the first."""
+    tensors = read_header(path)
+    found = tensors.get(MLX_TENSOR) or next(iter(tensors.values()), None)
+    if found is None:
+        raise CheckpointError(f"{path} holds no tensor; copy or download it again.")
+    return PtHeader(found.shape, found.dtype)
+
+
 def find_voice(folder: str | Path, name: str) -> VoiceEntry:
     """The entry of one voice. Raises VoiceError, with the nearest names, when there is none."""
     entries = {entry.name: entry for entry in list_voices(folder)}
@@ -202,7 +223,7 @@ def load_voice(folder: str | Path, name: str) -> Voice:
         if entry.problem:
             raise VoiceError(entry.problem)
         config = read_params(folder).voxtral_config()
-        embedding = read_embedding(folder / VOICE_FOLDER / f"{name}.pt", config.backbone.dim)
+        embedding = read_embedding(voice_file(folder, name), config.backbone.dim)
         codes = _read_codes(folder, name, len(embedding) - 1, config)
         return Voice(name, codes, embedding, entry.provenance)
 
@@ -235,7 +256,7 @@ def read_embedding(path: str | Path, dim: int) -> Tensor:
     except Exception as error:  # every reader has its own way of refusing a file
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise VoiceError(
-            f"{path} cannot be read as a voice ({why[:120]}); copy or download it again"
+            why_not(path) or f"{path} cannot be read as a voice ({why[:120]}); copy or download it again"
         ) from None
     if not isinstance(found, torch.Tensor):
         raise VoiceError(f"{path} holds a {type(found).__name__}, where one tensor [N, {dim}] was expected")

@@ -185,6 +185,8 @@ def _listen(settings: ServeSettings) -> socket.socket:
 
 
 def _greeting(settings: ServeSettings, listener: socket.socket, tts: Any) -> str:
+    from revox.checkpoint.voices import list_voices
+
     host, port = listener.getsockname()[:2]
     name = f"[{host}]" if ":" in host else host
     url = f"http://{name}:{port}"
@@ -195,6 +197,10 @@ def _greeting(settings: ServeSettings, listener: socket.socket, tts: Any) -> str
         f"Page     {url}/",
         f"Docs     {url}/docs",
     ]
+    unusable = [entry for entry in list_voices(tts.folder) if entry.problem]
+    lines += [f"The voice {entry.name} cannot be used: {entry.problem}" for entry in unusable[:3]]
+    if len(unusable) > 3:
+        lines.append(f"So it is with {len(unusable) - 3} more; `revox voice list` names all.")
     if settings.api_keys is None and host not in ("127.0.0.1", "::1"):
         lines.append("Anyone who reaches this address can speak and clone; --api-keys FILE restricts it.")
     if not settings.marking:

@@ -320,6 +320,9 @@ def _voices(facts: Facts) -> Iterator[RuleFinding]:
         if voice.rows is None and (voice.in_params or voice.tekken_rows is not None):
             message = f"the voice {name} is listed, and voice_embedding/{name}.pt is missing"
             yield _stops(message, f"`revox voice remove {name}`, or copy the file")
+        elif not voice.file.endswith(".pt"):
+            message = f"the voice {name} is listed, and voice_embedding/{name}.pt is missing"
+            yield _stops(message, f"`revox voice export {name} -o FOLDER/voice_embedding/{name}.pt`")
         elif voice.rows is not None and not voice.in_params:
             yield _warns(f"params.json does not list the voice {name}", "add it with `revox voice add`")
         elif voice.rows is not None and voice.tekken_rows != voice.rows:

@@ -18,8 +18,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from revox.checkpoint.errors import CheckpointError, VoiceError
-from revox.checkpoint.voice_journal import VOICE_FOLDER
-from revox.checkpoint.voices import Voice, check_voice_name
+from revox.checkpoint.voices import Voice, check_voice_name, list_voices, voice_file
 from revox.cloning.consent import Consent, provenance, record_consent, source_of
 from revox.cloning.errors import CloneError
 from revox.coding.errors import CodingError
@@ -117,7 +116,7 @@ class Voices:
             check_voice_name(name)  # before a client's string becomes a path
         except VoiceError:
             return None
-        return file_stamp(self._tts.folder / VOICE_FOLDER / f"{name}.pt")
+        return file_stamp(voice_file(self._tts.folder, name))
 
     def records(self) -> list[dict[str, Any]]:
         """The records of all uploaded voices, by name."""
@@ -127,7 +126,8 @@ class Voices:
     def not_found(self, name: str, error: BaseException | None = None) -> ApiError:
         """The error for an unknown name, with the nearest ones, or for a voice that cannot be read."""
         names = self.names()
-        if name in names and isinstance(error, CheckpointError):
+        known = name in names or any(entry.name == name for entry in list_voices(self._tts.folder))
+        if known and isinstance(error, CheckpointError):
             log.error("voice %r cannot be used: %s", name, error)
             message = f"voice {name!r} cannot be read on the server; the server's log says why"
             return ApiError(500, message, param="voice")

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from revox.checkpoint.errors import CheckpointError
+from revox.checkpoint.params import read_json
 from revox.model.voxtral import Voxtral
 from revox.synthesis.engine import MAX_POSITIONS
 from revox.synthesis.errors import SpeakError
@@ -135,11 +136,12 @@ def _read(path: Path) -> Any:
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing; copy or download it again.")
+        read_json(path)  # which says what is wrong
     try:
         # The file's audio section makes mistral-common add the audio encoder.
         return MistralTokenizer.from_file(path).instruct_tokenizer
     except (OSError, json.JSONDecodeError) as error:
+        read_json(path)
         raise CheckpointError(f"{path} cannot be read ({error}); copy or download it again.") from None
     except Exception as error:  # mistral-common's complaints have many types
         raise CheckpointError(
