@@ -512,7 +512,7 @@ def test_a_missing_damaged_or_foreign_pt_is_one_sentence_naming_the_file(folder)
     for name, sentence in {
         "it_male": "it_male.pt is missing",
         "it_female": "it_female.pt is not a .pt file with one tensor, or it is truncated",
-        "fr_male": "fr_male.pt is not a .pt file with one tensor, or it is truncated",
+        "fr_male": "fr_male.pt is empty",
         "fr_female": r"fr_female.pt holds BF16 \[22, 3072\], where BF16 \[rows, 256\] was expected",
         "de_male": "de_male.pt",
     }.items():

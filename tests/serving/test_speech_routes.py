@@ -228,7 +228,7 @@ NO_EFFECT = [
     ("instructions", "Speak softly."),
     ("task_type", "VoiceDesign"),
     ("task_type", "Base"),
-    ("language", "English"),
+    ("language", "Chinese"),
     ("x_vector_only_mode", True),
     ("speaker_embedding", [0.5]),
     ("non_streaming_mode", False),

@@ -39,8 +39,8 @@ def unfinished(path: Path) -> str | None:
     """What of an unfinished download of `path` is there, as a sentence; None if nothing is."""
     # aria2 lays out the whole file first; others rename what is complete, and what is left over says nothing.
     endings = (".aria2",) if path.exists() else _PARTS
-    beside = [path.with_name(path.name + ending) for ending in endings]
-    found = next((part for part in beside if part.exists()), None)
+    parts = [path.with_name(path.name + ending) for ending in endings]
+    found = next((part for part in parts if part.exists()), None)
     if found is None and not path.exists():
         # The hub's client: into a folder, or into its cache (snapshots/COMMIT beside blobs).
         folder = path.parent

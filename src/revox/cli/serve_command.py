@@ -20,6 +20,7 @@ from revox.cli.options import (
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterable
 
     from fastapi import FastAPI
 
@@ -46,6 +47,22 @@ def command(
     model_name: Annotated[
         str | None, typer.Option(help="The model's id in the API; default: the folder's name.")
     ] = None,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=TARGET",
+            help="Another name for a voice or for the model, as tts-1=MODEL or alloy=neutral_female; may be "
+            "repeated.",
+        ),
+    ] = None,
+    compatible: Annotated[
+        bool,
+        typer.Option(
+            "--compatible",
+            help="Ignore fields that have no effect, and name them in x-revox-ignored; they are refused "
+            "otherwise. MP3 is then the default format, as OpenAI's.",
+        ),
+    ] = False,
     voices_folder: Annotated[
         Path | None, typer.Option(help="The folder of uploaded voices; default: in the user's data folder.")
     ] = None,
@@ -132,7 +149,11 @@ def command(
     from revox.serving.settings import ServeSettings, settings_from
 
     checkpoint = chosen_checkpoint(checkpoint, checkpoint_option)
-    repeated = {"cors_origins": tuple(cors_origin or ()), "allowed_hosts": tuple(allow_host or ())}
+    repeated = {
+        "cors_origins": tuple(cors_origin or ()),
+        "allowed_hosts": tuple(allow_host or ()),
+        "aliases": aliases_from(alias or ()),
+    }
     options = {name: value for name, value in locals().items() if name in ServeSettings.model_fields}
     from revox.serving.errors import ServeError
 
@@ -163,6 +184,21 @@ def command(
     app = create_app(settings, tts)
     print(_greeting(settings, listener, tts), file=sys.stderr, flush=True)
     _run(app, settings, listener)
+
+
+def aliases_from(given: Iterable[str]) -> dict[str, str]:
+    """The aliases of options NAME=TARGET. Raises ServeError on one of another form, or given twice."""
+    from revox.serving.errors import ServeError
+
+    aliases: dict[str, str] = {}
+    for one in given:
+        name, _, target = (part.strip() for part in one.partition("="))
+        if not name or not target:
+            raise ServeError(f"--alias is {one!r}, expected NAME=TARGET, such as alloy=neutral_female")
+        if name in aliases:
+            raise ServeError(f"--alias {name} is given twice; leave one out")
+        aliases[name] = target
+    return aliases
 
 
 def _listen(settings: ServeSettings) -> socket.socket:

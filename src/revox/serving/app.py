@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from revox import __version__
 from revox.marking import load_signer
 from revox.serving import model_routes, open_webui, page_routes, speech_routes, speech_socket, voice_routes
+from revox.serving.compatible import check_aliases
 from revox.serving.engine import EngineThread
 from revox.serving.error_responses import RESPONSES, install_handlers
 from revox.serving.keys import Keys
@@ -59,6 +60,7 @@ def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
         signer=load_signer(settings.sign_certificate, settings.sign_key) if settings.marking else None,
         lexicon=None if settings.lexicon is None else load_lexicon(settings.lexicon),
     )
+    check_aliases(settings, state.voices.names())
     app.state.comparisons = page_routes.Comparisons()
     install_handlers(app)
     # The middleware added last runs first.

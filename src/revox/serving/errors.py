@@ -73,6 +73,11 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
+def client_gone() -> ApiError:
+    """The error of a client that closed the connection; 499 is what servers log for it."""
+    return ApiError(499, "the client closed the connection", code="client_closed_request")
+
+
 def _encodable(text: str) -> str:
     """A quoted part of the request may be a lone surrogate, which cannot be sent back."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from revox.serving.compatible import served_name
 from revox.serving.errors import ApiError
 from revox.serving.state import ServerState, State
 
@@ -45,28 +46,30 @@ async def metrics(state: State) -> Response:
 @router.get("/v1/models", tags=["models"])
 async def models(state: State) -> dict[str, Any]:
     """The served model, as OpenAI lists models."""
-    return {"object": "list", "data": [_card(state)]}
+    served = state.settings.served_name
+    aliases = [name for name, target in state.settings.aliases.items() if target == served]
+    return {"object": "list", "data": [_card(name) for name in (served, *aliases)]}
 
 
 @router.get("/v1/models/{model:path}", tags=["models"])
 async def model(state: State, model: str) -> dict[str, Any]:
     """The served model by its id."""
     check_model(state, model)
-    return _card(state)
+    return _card(model)
 
 
 def check_model(state: ServerState, name: str | None) -> None:
     """Raise ApiError 404 when a request names a model that is not served; None is the served one."""
     served = state.settings.served_name
-    if name is not None and name != served:
+    if name is not None and served_name(state.settings, name) != served:
         raise ApiError(
             404,
-            f"there is no model {name!r} here; this server serves {served!r} (--model-name renames it)",
+            f"there is no model {name[:200]!r} here; this server serves {served!r} (--model-name renames it, "
+            f"and --alias {name[:200]}={served} gives it that name too)",
             param="model",
             code="model_not_found",
         )
 
 
-def _card(state: ServerState) -> dict[str, Any]:
-    name = state.settings.served_name
+def _card(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": STARTED, "owned_by": "revox"}

@@ -12,10 +12,11 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import Response
 
+from revox.serving.compatible import SpeechRoute
 from revox.serving.speech_routes import AUDIO, speech
 from revox.serving.state import State
 
-router = APIRouter(prefix="/v1/open-webui/audio", tags=["open-webui"])
+router = APIRouter(prefix="/v1/open-webui/audio", tags=["open-webui"], route_class=SpeechRoute)
 
 router.post("/speech", responses=AUDIO, response_class=Response)(speech)
 

@@ -45,6 +45,8 @@ class ServeSettings(BaseModel):
     """The options of a server. Sizes are in bytes, durations in seconds.
 
     checkpoint: the folder that is served. model_name: its id in /v1/models; default the folder's name.
+    aliases: other names of the model and of voices. compatible: fields without effect are ignored and named,
+    where they are refused otherwise, and files are MP3 by default, as OpenAI's.
     voices_folder: uploaded voices with their records and the log of consent and removals (see `voices_path`).
     allowed_folder: file:// references are read below it only (None: not at all). allow_urls: http(s)
     references are fetched. consent_statement: the operator's own, for inline references without consent.
@@ -66,6 +68,8 @@ class ServeSettings(BaseModel):
 
     checkpoint: str
     model_name: ModelName | None = None
+    aliases: dict[str, str] = {}
+    compatible: bool = False
     device: str | None = None
     weights: str = "auto"
     host: str = "127.0.0.1"

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from revox.checkpoint.errors import VoiceError
+from revox.checkpoint.release import PRESETS
 from revox.marking import MarkRecord, mark_bytes, stream_headers
+from revox.serving.compatible import served_name
 from revox.serving.encoding import Shape, StreamEncoder, check_rate
 from revox.serving.engine import Chunk, SpeechStream
 from revox.serving.errors import ApiError
 from revox.serving.model_routes import check_model
 from revox.serving.speech_request import SpeechOptions
 from revox.speech import Audio, encode_audio
+from revox.synthesis.languages import LANGUAGES, is_written_in
 from revox.synthesis.longform import AHEAD, LongSpeech, SpeechSettings, Take, language_of, pieces_of
 from revox.synthesis.prompt import make_prompt
 
@@ -78,7 +81,8 @@ class Usage:
 class ResolvedRequest:
     """A request whose voice is found and whose options are possible, ready for any text.
 
-    `inline_reference`: the voice is of a recording that came with the request.
+    `inline_reference`: the voice is of a recording that came with the request. `ignored`: fields that were
+    left out of account (`--compatible`).
     """
 
     state: ServerState
@@ -86,6 +90,7 @@ class ResolvedRequest:
     voice: Voice
     asked_by: str
     inline_reference: bool
+    ignored: list[str] = field(default_factory=list)
 
     @property
     def seed(self) -> int:
@@ -117,7 +122,25 @@ class ResolvedRequest:
             takes=options.takes or server.takes,
             text_normalization=options.text_normalization or server.text_normalization,
             lexicon=self.state.lexicon,
-            language=language_of(self.voice.name),
+            language=options.language or language_of(self.voice.name),
+        )
+
+    def _check_language(self, text: str) -> None:
+        """Raise ApiError 400 when the request's language is neither the voice's nor the text's."""
+        code, voice = self.options.language, self.voice.name
+        preset = voice in PRESETS
+        if code is None or (preset and language_of(voice) == code) or is_written_in(text, code):
+            return
+        if not preset and not any(is_written_in(text, other) for other in LANGUAGES):
+            return  # nothing speaks against it
+        if self.state.settings.compatible:
+            self.ignored.append("language")
+            return
+        spoken = f"voice {voice!r} is {LANGUAGES[language_of(voice)]}" if preset else "looks like another"
+        raise _useless(
+            "language",
+            f"the text is not clearly {LANGUAGES[code]}, and {spoken}; leave language out (the model speaks "
+            "the language of the text), or choose a voice of that language",
         )
 
     async def speak(self, text: str, *, streaming: bool) -> SpeechResponse:
@@ -126,6 +149,7 @@ class ResolvedRequest:
         Raises ApiError on a text that cannot be spoken.
         """
         check_text(self.state, text)
+        self._check_language(text)
         speech = LongSpeech(
             await asyncio.to_thread(pieces_of, text, self.settings),
             self.settings,
@@ -282,9 +306,17 @@ async def _next(stream: SpeechStream) -> Chunk | None:
 
 
 async def resolve(
-    state: ServerState, options: SpeechOptions, asked_by: str, streaming: bool
+    state: ServerState,
+    options: SpeechOptions,
+    asked_by: str,
+    streaming: bool,
+    ignored: list[str] | None = None,
 ) -> ResolvedRequest:
-    """Find a request's voice and check its options. Raises ApiError on what cannot be or has no effect."""
+    """Find a request's voice and check its options; `ignored` lists fields that were left out already.
+
+    Raises ApiError on what cannot be or has no effect.
+    """
+    ignored = [] if ignored is None else ignored
     check_model(state, options.model)
     check_rate(options.response_format, options.sample_rate)
     if options.initial_codec_chunk_frames is not None and not streaming:
@@ -303,7 +335,8 @@ async def resolve(
                 param="voice",
                 code="voice_missing",
             )
-        return ResolvedRequest(state, options, await _named(state, name), asked_by, inline_reference=False)
+        voice = await _named(state, served_name(state.settings, name))
+        return ResolvedRequest(state, options, voice, asked_by, inline_reference=False, ignored=ignored)
     if name is not None:
         raise _useless("voice", "voice and ref_audio exclude each other; send one of them")
     if options.task_type == "CustomVoice":
@@ -314,7 +347,7 @@ async def resolve(
     voice = await state.voices.inline(
         reference, consent=options.consent, ref_text=options.ref_text, asked_by=asked_by
     )
-    return ResolvedRequest(state, options, voice, asked_by, inline_reference=True)
+    return ResolvedRequest(state, options, voice, asked_by, inline_reference=True, ignored=ignored)
 
 
 async def _named(state: ServerState, name: str) -> Voice:

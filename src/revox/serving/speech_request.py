@@ -7,6 +7,7 @@ a neutral value; any other value is refused with a message that names the altern
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -14,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from revox.serving.errors import NO_EFFECT, ApiError, validation_error
 from revox.synthesis.engine import CFG_RANGE, DEFAULT_CFG
+from revox.synthesis.languages import LANGUAGES, language_code
 from revox.synthesis.longform import TAKES_RANGE
 from revox.synthesis.split import MAX_CHARS_RANGE
 
@@ -32,11 +34,30 @@ _STYLE = (
     "this model has no style instructions; choose a voice with that style, or clone one from a recording "
     "that has it"
 )
-_LANGUAGE = (
-    "this model speaks the language of the text; leave language out, and choose a voice of that language"
-)
+_LANGUAGE = f"this model speaks {', '.join(LANGUAGES.values())}; leave language out for any of them"
 _EMBEDDING = "this model has no speaker embeddings; use ref_audio, or a voice by name"
 
+
+def _number(value: Any) -> Any:
+    """A number that was sent as a string, as a number; anything else as it is."""
+    if isinstance(value, str):
+        for kind in (int, float):
+            with contextlib.suppress(ValueError):
+                return kind(value)
+    return value
+
+
+def _language(value: Any) -> Any:
+    if value is None or (isinstance(value, str) and value.strip().lower() in ("", "auto")):
+        return None
+    code = language_code(value) if isinstance(value, str) else value
+    if code is None:
+        raise PydanticCustomError(NO_EFFECT, _LANGUAGE)
+    return code
+
+
+Whole = Annotated[int | None, BeforeValidator(_number)]
+Real = Annotated[float | None, BeforeValidator(_number)]
 Text = Annotated[str, Field(description="The text to speak.")]
 Format = Literal["wav", "pcm", "flac", "mp3", "aac", "opus"]  # OpenAI's; every one can be streamed
 
@@ -54,7 +75,7 @@ class ExtraParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    cfg_alpha: float | None = Field(
+    cfg_alpha: Real = Field(
         default=None,
         ge=CFG_RANGE[0],
         le=CFG_RANGE[1],
@@ -85,26 +106,24 @@ class SpeechOptions(BaseModel):
         description="Whose voice ref_audio is, and that they agreed to its cloning.",
     )
     response_format: Format = "wav"
-    sample_rate: int | None = Field(default=None, description="Hz; default the model's own, 24000.")
-    speed: float | None = Field(
-        default=1.0, ge=0.25, le=4.0, description="Faster or slower at the same pitch."
-    )
-    seed: int | None = Field(
+    sample_rate: Whole = Field(default=None, description="Hz; default the model's own, 24000.")
+    speed: Real = Field(default=1.0, ge=0.25, le=4.0, description="Faster or slower at the same pitch.")
+    seed: Whole = Field(
         default=None,
         ge=-(2**63),
         lt=2**63,
         description="The same seed gives the same speech; 0 by default.",
     )
-    max_new_tokens: int | None = Field(
+    max_new_tokens: Whole = Field(
         default=None, ge=1, le=1 << 16, description="The limit on its length, in frames of 80 ms."
     )
-    max_chars: int | None = Field(
+    max_chars: Whole = Field(
         default=None,
         ge=MAX_CHARS_RANGE[0],
         le=MAX_CHARS_RANGE[1],
         description="The longest piece of the text that is spoken at a time; the server's own by default.",
     )
-    takes: int | None = Field(
+    takes: Whole = Field(
         default=None,
         ge=TAKES_RANGE[0],
         le=TAKES_RANGE[1],
@@ -115,7 +134,12 @@ class SpeechOptions(BaseModel):
         description="basic reads Markdown, tags and URLs as text and [pause:1s] as silence; full spells "
         "numbers as well; none changes no text; the server's own by default.",
     )
-    initial_codec_chunk_frames: int | None = Field(
+    language: Annotated[str | None, BeforeValidator(_language)] = Field(
+        default=None,
+        description="The language of the text, by name or code; it must be the voice's or the text's. "
+        "Numbers are spelled in it (text_normalization full).",
+    )
+    initial_codec_chunk_frames: Whole = Field(
         default=None, ge=1, le=100, description="Frames in a stream's first chunk; 5 by default."
     )
     # Fields of other models, accepted with neutral values.
@@ -123,7 +147,6 @@ class SpeechOptions(BaseModel):
     task_type: Annotated[
         Literal["CustomVoice", "Base"] | None, BeforeValidator(lambda value: _task(value))
     ] = Field(default=None, description="CustomVoice with a voice, Base with ref_audio; may be left out.")
-    language: Annotated[Literal["Auto"] | None, _without_effect(_LANGUAGE, "auto", "")] = None
     x_vector_only_mode: Annotated[Literal[False] | None, _without_effect(_EMBEDDING, False)] = None
     speaker_embedding: Annotated[None, _without_effect(_EMBEDDING)] = None
     non_streaming_mode: Annotated[
@@ -209,8 +232,8 @@ class SessionConfig(SpeechOptions):
     split_granularity: Literal["none", "sentence", "clause"] = "sentence"
 
 
-def batch_item(batch: BatchRequest, item: Any) -> SpeechRequest:
-    """One item of a batch, with the fields of the batch. Raises ApiError if it is invalid."""
+def batch_item(batch: BatchRequest, item: Any) -> dict[str, Any]:
+    """The body of one item of a batch, with the fields of the batch. Raises ApiError if it is invalid."""
     if not isinstance(item, dict):
         raise ApiError(422, "an item must be an object with an input", param="items")
     shared = batch.model_dump(exclude_unset=True, exclude={"items"})
@@ -227,7 +250,7 @@ def batch_item(batch: BatchRequest, item: Any) -> SpeechRequest:
     for name in ("stream", "stream_format"):
         if own.get(name):
             raise ApiError(400, f"a batch has one complete response; leave {name} out", param=name)
-    return parse(SpeechRequest, {**shared, **own})
+    return {**shared, **own}
 
 
 def parse(kind: type[Any], data: Any) -> Any:

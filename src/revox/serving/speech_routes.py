@@ -15,13 +15,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from revox.serving.errors import ApiError, as_api_error
+from revox.serving.compatible import SpeechRoute, drop_ignored
+from revox.serving.errors import as_api_error, client_gone
 from revox.serving.speaking import SpeechResponse, resolve
-from revox.serving.speech_request import BatchRequest, Format, SpeechRequest, batch_item
+from revox.serving.speech_request import BatchRequest, Format, SpeechRequest, batch_item, parse
 from revox.serving.state import AskedBy, ServerState, State, asked_by, state_of
 from revox.speech import FORMATS
 
-router = APIRouter(prefix="/v1/audio", tags=["speech"])
+router = APIRouter(prefix="/v1/audio", tags=["speech"], route_class=SpeechRoute)
 
 T = TypeVar("T")
 
@@ -86,8 +87,10 @@ async def _batch_result(
     state: ServerState, who: str, batch: BatchRequest, index: int, item: Any
 ) -> dict[str, Any]:
     try:
-        asked = batch_item(batch, item)
-        resolved = await resolve(state, asked, who, streaming=False)
+        fields = batch_item(batch, item)
+        ignored = drop_ignored(SpeechRequest, fields) if state.settings.compatible else []
+        asked = parse(SpeechRequest, fields)
+        resolved = await resolve(state, asked, who, streaming=False, ignored=ignored)
         response = await resolved.speak(asked.input, streaming=False)
         audio = await response.whole()
     except Exception as error:
@@ -99,6 +102,7 @@ async def _batch_result(
         "media_type": FORMATS[asked.response_format].media_type,
         "usage": response.usage.body(),
         **response.outcome,
+        **({"ignored": ignored} if ignored else {}),
     }
 
 
@@ -107,7 +111,9 @@ async def _speak(request: Request, body: SpeechRequest, streams: str | None) -> 
 
     async def begin() -> SpeechResponse:
         with state.engine.place():
-            resolved = await resolve(state, body, asked_by(request), streaming=streams is not None)
+            resolved = await resolve(
+                state, body, asked_by(request), streaming=streams is not None, ignored=request.state.ignored
+            )
             return await resolved.speak(body.input, streaming=streams is not None)
 
     response = await _unless_gone(request, begin())
@@ -189,8 +195,7 @@ async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            # 499 is what servers log for a client that is gone.
-            raise ApiError(499, "the client closed the connection", code="client_closed_request")
+            raise client_gone()
         return task.result()
     finally:
         for one in (task, gone):

@@ -17,6 +17,7 @@ from fastapi import APIRouter, WebSocket
 from pydantic import TypeAdapter, ValidationError
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
+from revox.serving.compatible import drop_ignored
 from revox.serving.errors import ApiError, as_api_error
 from revox.serving.speaking import ResolvedRequest, SpeechResponse, resolve
 from revox.serving.speech_request import SessionConfig, parse
@@ -190,12 +191,15 @@ class Session:
             raise ApiError(
                 409, "session.config cannot change an utterance in progress; send input.done first"
             )
+        ignored = drop_ignored(SessionConfig, message) if self.state.settings.compatible else []
         config = parse(SessionConfig, message)
         if config.stream_audio and config.response_format != "pcm":
             raise ApiError(
                 400, "stream_audio sends raw samples; set response_format to pcm", param="response_format"
             )
-        resolved = await resolve(self.state, config, self.asked_by, streaming=config.stream_audio)
+        resolved = await resolve(
+            self.state, config, self.asked_by, streaming=config.stream_audio, ignored=ignored
+        )
         self._config, self._resolved = config, resolved
         self._splitter = Splitter(config.split_granularity)
 
@@ -241,6 +245,8 @@ class Session:
         start: dict[str, Any] = {"type": "audio.start", **where, "sentence_text": sentence, "format": format}
         if format == "pcm":
             start["sample_rate"] = self._config.sample_rate or self.state.tts.sampling_rate
+        if self._resolved.ignored:
+            start["ignored"] = list(dict.fromkeys(self._resolved.ignored))
         record = self._resolved.record()
         if record is not None:
             start["mark"] = record.plain()
