@@ -36,6 +36,7 @@ USER_ERRORS = (
     "coding.errors:CodingError",
     "demo.errors:DemoError",
     "deploy.errors:DeployError",
+    "endpoints.errors:EndpointError",
     "evaluation.errors:EvaluationError",
     "marking.errors:MarkError",
     "metrics.errors:MetricError",

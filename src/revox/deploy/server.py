@@ -55,10 +55,12 @@ class ServerReport:
     failed; ref_audio_message says more.
 
     version: from /version (vllm's, for vllm-omni, whose minor is the same). voices: None if it lists none.
+    title: of its OpenAPI document.
     """
 
     url: str
     kind: str = "unknown"
+    title: str | None = None
     version: str | None = None
     healthy: bool = False
     models: list[str] = field(default_factory=list)
@@ -132,7 +134,7 @@ def examine_server(url: str, key: str | None = None, probe: bool = True) -> Serv
         raise DeployError(f"{server.url} requires a key; name the variable that holds it with --key-from.")
     document = _json(server, "/openapi.json", report)
     report.models = _names(models.json(), "data", "id")
-    report.kind = _kind(document, models.json())
+    report.kind, report.title = _kind(document, models.json()), _text(_object(document, "info").get("title"))
     if report.kind == "revox":
         report.version = _text(_object(document, "info").get("version"))
     else:
