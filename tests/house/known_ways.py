@@ -14,6 +14,7 @@ RENAMES = {
 
 # Commands that take no checkpoint.
 OTHER_CHECKPOINTS = {
+    "bench",
     "demo",
     "deploy check",
     "encoder push",

@@ -24,6 +24,7 @@ COMMANDS = {
     "encoder": ("revox.cli.encoder_command", "app", True),
     "quantize": ("revox.cli.quantize_command", "command", False),
     "evaluate": ("revox.cli.evaluate_command", "command", False),
+    "bench": ("revox.cli.bench_command", "command", False),
     "train": ("revox.cli.train_command", "app", True),
     "deploy": ("revox.cli.deploy_command", "app", True),
     "serve": ("revox.cli.serve_command", "command", False),
@@ -32,6 +33,7 @@ COMMANDS = {
     "lab": ("revox.cli.lab_command", "app", True),
 }
 USER_ERRORS = (
+    "bench.errors:BenchError",
     "checkpoint.errors:CheckpointError",
     "coding.errors:CodingError",
     "demo.errors:DemoError",

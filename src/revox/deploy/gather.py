@@ -102,7 +102,7 @@ def gather(
         folder=folder,
         report=report,
         other_model_type=other,
-        gpus=_gpus(path),
+        gpus=gpus(path),
     )
 
 
@@ -196,7 +196,8 @@ def _folder(folder: Path | None) -> tuple[Any, str | None]:
     return inspect(folder), None if model_type in (None, MODEL_TYPE) else str(model_type)
 
 
-def _gpus(path: str | None) -> tuple[Gpu, ...]:
+def gpus(path: str | None) -> tuple[Gpu, ...]:
+    """The GPUs of this machine, as nvidia-smi (found on `path`) tells; none where it is missing."""
     program = shutil.which("nvidia-smi", path=path)
     if program is None:
         return ()

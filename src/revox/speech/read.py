@@ -58,6 +58,12 @@ def audio_header(source: Source) -> tuple[float | None, int]:
     return (seconds if seconds > 0 else None), rate
 
 
+def audio_layout(source: Source) -> tuple[int, int]:
+    """Sample rate (Hz) and channels of the first audio stream. Raises AudioError where there is none."""
+    with _container(source) as (_, _, stream):
+        return stream.rate or 0, stream.channels
+
+
 def read_span(source: Source, start: float, seconds: float) -> Audio:
     """Decode `seconds` from `start` (seconds) on, mono at the source's own rate; less where it ends before.
 
