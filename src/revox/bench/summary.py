@@ -85,7 +85,7 @@ def _word_errors(spoken: list[RequestResult]) -> float | None:
         return None
     from revox.metrics.intelligibility import word_errors
 
-    errors, words = word_errors([text for text, _ in pairs], [said or "" for _, said in pairs])
+    errors, words = word_errors([text for text, _ in pairs], [found or "" for _, found in pairs])
     return 100 * errors / words
 
 
