@@ -198,3 +198,32 @@ def test_the_next_command_says_that_it_finished_an_interrupted_one(folder):
     result = voice("list", "--json", folder=folder)
     assert "an interrupted change was finished: voice 'it_male' is removed" in result.stderr
     assert "it_male" not in [entry["name"] for entry in json.loads(result.stdout)]
+
+
+def test_a_mix_carries_the_consent_and_the_records_of_all_its_voices(folder, tmp_path):
+    codes = load_voice(folder, "it_male").embedding
+    torch.save(codes, tmp_path / "own.pt")
+    voice("add", "ada", tmp_path / "own.pt", "--consent", CONSENT, "--subject", "Ada", folder=folder)
+    voice("mix", "between", "ada=3", "pt_male=1", folder=folder)
+    shown = json.loads(voice("show", "between", "--json", folder=folder).output)
+    record = shown["provenance"]
+    assert record["method"] == "mix"
+    assert [(one["voice"], one["weight"]) for one in record["mixed"]] == [("ada", 0.75), ("pt_male", 0.25)]
+    assert record["mixed"][0]["record"]["consent"]["statement"] == CONSENT
+    assert f"ada: {CONSENT}" in record["consent"]["statement"]
+    assert "pt_male: a voice that came with the checkpoint" in record["consent"]["statement"]
+    assert record["consent"]["subject"] == "Ada"
+    assert CONSENT in str(shown["log"][-1]["consent"])
+    mixed = load_voice(folder, "between")
+    assert mixed.codes is not None
+    torch.testing.assert_close(mixed.codes[0], load_voice(folder, "ada").codes[0])
+    assert mixed.embedding.shape == codes.shape
+
+
+def test_a_mix_of_what_is_not_there_is_refused(folder, monkeypatch, capsys):
+    for arguments, sentence in (
+        (["between", "nobody=1", "pt_male=1"], "no voice 'nobody'"),
+        (["pt_male", "it_male=1", "nl_male=1"], "is a preset"),
+        (["between", "pt_male=1"], "two voices"),
+    ):
+        assert sentence in refused(monkeypatch, capsys, "mix", *arguments, "--checkpoint", folder)

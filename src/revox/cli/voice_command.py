@@ -185,6 +185,49 @@ def decode_command(
     say(f"{audio.seconds:.2f} s of voice {name} written to {output}")
 
 
+@app.command("mix")
+def mix_command(
+    name: Annotated[str, typer.Argument(help="The new voice's name: a-z, 0-9, _ and -, 1 to 64 of them.")],
+    parts: Annotated[
+        list[str],
+        typer.Argument(metavar="VOICE=WEIGHT...", help="Two voices or more, such as ada=0.7 bob=0.3."),
+    ],
+    checkpoint: Checkpoint,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a voice of that name.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace it even if it is a preset.")] = False,
+) -> None:
+    """Make a voice between voices of the checkpoint; what their owners agreed to is kept with it."""
+    from rich.console import Console
+
+    from revox.checkpoint.params import read_params
+    from revox.checkpoint.voice_codes import embedding_of_codes, read_table, recover_codes
+    from revox.checkpoint.voice_mix import mix_codes, parse_weights
+    from revox.checkpoint.voices import add_voice, check_voice_free, check_voice_name, load_voice
+    from revox.cloning.consent import mixed_provenance
+
+    weights = parse_weights(parts)
+    check_voice_name(name)
+    folder, _ = _open(checkpoint)
+    check_voice_free(folder, name, overwrite, force)
+    voices = {one: load_voice(folder, one) for one in weights}
+    config, table = read_params(folder).voxtral_config(), read_table(folder)
+    console, codes = Console(stderr=True, highlight=False), {}
+    for one, voice in voices.items():
+        if voice.codes is not None:
+            codes[one] = voice.codes
+            continue
+        with console.status(f"recovering the codes of {one} from its embedding"):
+            found = recover_codes(voice.embedding, table, config)
+        codes[one] = found.codes
+        if not bool(found.exact.all()):
+            _print_recovered(console, found)
+    mixed = mix_codes(codes, weights, config.codec.acoustic_codebook_size)
+    record = mixed_provenance(weights, {one: voice.provenance for one, voice in voices.items()})
+    add_voice(folder, name, embedding_of_codes(mixed, table, config), mixed, record, overwrite, force)
+    shares = ", ".join(f"{one} {weight:.2f}" for one, weight in weights.items())
+    say(f"voice {name} added to {folder}: {shares}; use it as the owners of these voices agreed to")
+
+
 @app.command("remove")
 def remove_command(
     name: Name,

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from revox.cloning.errors import CloneError
 
 FORMAT = "revox voice 1"
+_LONGEST_STATEMENT = 4000  # characters
 EXAMPLE = '--consent "my own voice, recorded by me"'
 
 
@@ -25,7 +26,7 @@ class Consent(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    statement: str = Field(min_length=3, max_length=4000)
+    statement: str = Field(min_length=3, max_length=_LONGEST_STATEMENT)
     subject: str | None = None
     given_by: str | None = None
     recorded_at: datetime
@@ -54,6 +55,16 @@ class Source(BaseModel):
     seconds: float | None = None
 
 
+class MixedVoice(BaseModel):
+    """A voice that a mix was made from: its share, and its own record ({} for a preset without one)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    voice: str
+    weight: float
+    record: dict[str, Any]
+
+
 class Provenance(BaseModel):
     """What stands in NAME.voice.json: source, method, settings, date, and whose voice with whose consent."""
 
@@ -66,6 +77,7 @@ class Provenance(BaseModel):
     settings: dict[str, Any] = Field(default_factory=dict)
     source: Source = Source()
     more_sources: tuple[Source, ...] | None = None
+    mixed: tuple[MixedVoice, ...] | None = None
     consent: Consent
 
 
@@ -117,6 +129,30 @@ def provenance(
         consent=consent,
     )
     return record.model_dump(mode="json", exclude_none=True)
+
+
+def mixed_provenance(
+    weights: Mapping[str, float], records: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The record of a voice mixed from others: the consent of all of them, and their whole records.
+
+    weights: voice -> share. records: voice -> its record, {} for a preset without one.
+    """
+    statements, subjects = [], []
+    for name in weights:
+        agreed = records[name].get("consent")
+        agreed = agreed if isinstance(agreed, Mapping) else {}
+        statement = (
+            agreed.get("statement") or "a voice that came with the checkpoint, without a record of consent"
+        )
+        statements.append(f"{name}: {str(statement)[: _LONGEST_STATEMENT // len(weights) - len(name) - 4]}")
+        subjects += [str(agreed["subject"])] if agreed.get("subject") else []
+    agreed_by_all = record_consent("; ".join(statements), "; ".join(subjects) or None)
+    record = provenance(agreed_by_all, "mix", {"weights": {name: round(w, 6) for name, w in weights.items()}})
+    parts = [
+        MixedVoice(voice=name, weight=round(w, 6), record=dict(records[name])) for name, w in weights.items()
+    ]
+    return {**record, "mixed": [part.model_dump(mode="json") for part in parts]}
 
 
 def source_of(source: Path | str | bytes | None) -> Source:
