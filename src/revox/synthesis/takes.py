@@ -28,7 +28,8 @@ _LOOP_SECONDS = 2.0
 _LONGEST_PERIOD = 6.0
 _EQUAL_SHARE = 0.7
 """Of the semantic codes that are those of a period before, over at least two periods and two seconds."""
-_REPEATED = re.compile(r"(\b\w.{0,80}?)(?:\W+\1\b){2}", re.IGNORECASE | re.DOTALL)
+REPEATED = re.compile(r"(\b\w.{0,80}?)(?:\W+\1\b){2}", re.IGNORECASE | re.DOTALL)
+"""Texts that say something three times: their speech may sound like a loop."""
 
 
 class TakeFault(str, Enum):
@@ -64,7 +65,7 @@ class TakeCheck:
     def __init__(self, text: str, codec: CodecConfig) -> None:
         self.expected = expected_seconds(text)
         self._rate, self._frame_samples = codec.frame_rate, codec.samples_per_frame
-        self._loops = _REPEATED.search(text) is None  # "ten, ten, ten" may sound like a loop
+        self._loops = REPEATED.search(text) is None  # "ten, ten, ten" may sound like a loop
         self._semantic = np.zeros(0, np.int64)
         self._levels = np.zeros(0, np.float32)
         self.fault: TakeFault | None = None

@@ -1,0 +1,147 @@
+"""`revox compare`: the same sentences from two sides, and a verdict by a rule written beforehand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from revox.cli.marked import say
+from revox.cli.options import ENVIRONMENT
+from revox.cli.progress import show_progress
+
+if TYPE_CHECKING:
+    from revox.compare.compare import ComparisonRun
+    from revox.compare.figures import SampleScorer
+
+NO_VERDICT = 5
+"""The exit code when the rule refuses a verdict, or waits for ratings."""
+
+
+def command(
+    out: Annotated[Path, typer.Option(help="The folder of the comparison: rule, sounds, figures, verdict.")],
+    a: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="A",
+            help="A folder of sounds, a voice of --checkpoint, or [VOICE@]ENDPOINT as of `revox bench`.",
+        ),
+    ] = None,
+    b: Annotated[str | None, typer.Argument(metavar="B", help="The other side, likewise.")] = None,
+    rule: Annotated[
+        Path | None, typer.Option(help="The rule that decides; stored before the first sample.")
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="Record this side alone into --out, to be A or B of a comparison later."),
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--checkpoint", "-c", envvar=ENVIRONMENT, help="Where A and B are voices: a folder, or a hub id."
+        ),
+    ] = None,
+    texts: Annotated[Path | None, typer.Option(help="Sentences, a line each; else six of revox.")] = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Only so many of the sentences.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="A recording of the speaker, for similarity.")
+    ] = None,
+    recognizer: Annotated[
+        str, typer.Option(help="For word errors: none, pocketsphinx, or whisper:FOLDER_OR_HUB_ID.")
+    ] = "none",
+    grammar: Annotated[Path | None, typer.Option(help="JSGF of the sentences, for pocketsphinx.")] = None,
+    naturalness: Annotated[
+        bool | None, typer.Option(help="Score naturalness by DistillMOS; else if it is installed.")
+    ] = None,
+    ratings: Annotated[
+        Path | None,
+        typer.Option(help="A CSV of the page's blind test, or with rating_a and rating_b; may come later."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the comparison in --out, under its rule.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the speech, where an endpoint takes one.")] = 0,
+) -> None:
+    """Compare A with B by a rule written beforehand, or record a baseline."""
+    from rich.console import Console
+
+    from revox.bench.plan import TEXTS
+    from revox.compare.compare import (
+        check_measured,
+        compare,
+        decide,
+        record_baseline,
+        report_of,
+        store_rule,
+        write_result,
+    )
+    from revox.compare.errors import CompareError
+    from revox.compare.rule import parse_rule
+    from revox.compare.samples import open_sides, read_sentences
+    from revox.speech.files import read_text
+
+    sentences = read_sentences(texts, TEXTS, n)
+    scorer = _scorer(reference, recognizer, grammar, naturalness)
+    console = Console(stderr=True)
+    if baseline is not None:
+        if a is not None or rule is not None:
+            raise CompareError("a baseline is recorded alone; leave A, B and --rule out")
+        (side,) = open_sides([baseline], checkpoint, sentences, seed)
+        try:
+            with show_progress(console) as progress:
+                samples = record_baseline(side, sentences, scorer, out, progress)
+        finally:
+            side.close()
+        failed = sum(one.file is None for one in samples)
+        say(f"{out}: {len(samples)} samples of {side.name}, {failed} without speech")
+        return
+    if a is None or b is None or rule is None:
+        raise CompareError("a comparison takes A, B and --rule FILE; a baseline --baseline ENDPOINT")
+    text = read_text(rule, CompareError)
+    parsed = parse_rule(text)
+    sides = dict(zip("AB", open_sides([a, b], checkpoint, sentences, seed), strict=True))
+    try:
+        check_measured(parsed, sides, scorer, ratings is not None)
+        stored = store_rule(text, out, resume)
+        with show_progress(console) as progress:
+            found = compare(sides, sentences, stored, scorer, out, progress)
+    finally:
+        for side in sides.values():
+            side.close()
+    decide(found, ratings)
+    write_result(found, out)
+    print(report_of(found))
+    _say_verdict(found, out)
+
+
+def _scorer(
+    reference: Path | None, recognizer: str, grammar: Path | None, naturalness: bool | None
+) -> SampleScorer:
+    from revox.compare.errors import CompareError
+    from revox.compare.figures import SampleScorer
+    from revox.metrics.intelligibility import load_recognizer
+    from revox.metrics.naturalness import NaturalnessModel, can_score_naturalness
+    from revox.speech import read_audio
+    from revox.speech.files import read_text
+
+    if naturalness is None:
+        naturalness = can_score_naturalness()
+    words = None if grammar is None else read_text(grammar, CompareError)
+    return SampleScorer(
+        None if reference is None else read_audio(reference),
+        load_recognizer(recognizer, words),
+        NaturalnessModel() if naturalness else None,
+    )
+
+
+def _say_verdict(found: ComparisonRun, out: Path) -> None:
+    verdict = found.verdict
+    if verdict is None:
+        say(f"{out}: no verdict yet: the rule asks for ratings; rate, then say --ratings FILE --resume")
+    elif verdict.outcome is None:
+        say(f"{out}: no verdict: {verdict.reason} ({verdict.clause})")
+    else:
+        say(f"{out}: {verdict.outcome}, by: {verdict.clause}")
+        return
+    raise typer.Exit(NO_VERDICT)
