@@ -3,13 +3,15 @@ from __future__ import annotations
 import json
 import sys
 import tracemalloc
+from dataclasses import replace
 
+import av
 import numpy as np
 import pytest
 
 from revox.cli import main
 from revox.demo import checkpoint_folder
-from revox.marking import verify_file
+from revox.marking import new_record, verify_file, write_marked_parts
 from revox.render.errors import RenderError
 from revox.render.render import RenderSettings, render
 from revox.render.script import Music, Script, Segment, SpeakerVoice
@@ -147,6 +149,32 @@ def test_music_under_speech_stays_under_the_ceiling_and_leaves_speech_as_loud(ti
             script("Ada: says 1", music=loud_music),
             RenderSettings(tmp_path / "cache"),
         )
+
+
+@pytest.mark.parametrize("name", ["book.m4b", "book.mp3", "book.wav"])
+def test_chapters_are_in_files_that_have_a_place_for_them_and_the_mark_holds(tiny_checkpoint, tmp_path, name):
+    talk = script("Ada: says 0.1", "Bob: says 0.2", "Ada: says 0.3")
+    first, second, third = talk.segments
+    book = Script((replace(first, chapter="One"), second, replace(third, chapter="Two")))
+    rendering = render(Voices(tiny_checkpoint), book, RenderSettings(tmp_path / "cache"))
+    record = new_record("model", "voices")
+    write_marked_parts(
+        tmp_path / name, rendering.parts(), record=record, signer=None, chapters=rendering.chapters
+    )
+    assert verify_file(tmp_path / name).state == "marked"
+    with av.open(str(tmp_path / name)) as file:
+        found = [
+            (one["metadata"]["title"], float(one["start"] * one["time_base"])) for one in file.chapters()
+        ]
+    start = rendering.placed[2].start / RATE
+    assert found == ([] if name.endswith("wav") else [("One", 0.0), ("Two", pytest.approx(start, abs=0.002))])
+
+
+def test_the_command_lines_loudness_comes_before_the_scripts(tiny_checkpoint, tmp_path):
+    talk = script("Ada: says 0.1", loudness=-25.0)
+    for own, expected in ((None, -25.0), (-30.0, -30.0)):
+        rendering = render(Voices(tiny_checkpoint), talk, RenderSettings(tmp_path, loudness=own))
+        assert loudness(sound(rendering), RATE) == pytest.approx(expected, abs=0.3)
 
 
 def test_memory_does_not_grow_with_the_script(tiny_checkpoint, tmp_path):

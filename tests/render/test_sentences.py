@@ -5,8 +5,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from revox.render.captions import Chapter, Cue, chapters_json, subtitles
+from revox.render.captions import Cue, chapters_json, subtitles
 from revox.render.sentences import sentence_times, sentences_of
+from revox.speech.write import Chapter
 from revox.synthesis.longform import SpeechSettings
 from revox.synthesis.split import expected_seconds
 
@@ -73,4 +74,4 @@ def test_subtitle_files_have_the_form_that_players_read():
         "2\n01:00:00,000 --> 01:01:01,250\nEve: Late.\n"
     )
     assert "<v" not in subtitles(cues, ".vtt", False)
-    assert '"startTime": 3.25' in chapters_json([Chapter(3.25, "One")], None)
+    assert '"startTime": 3.25' in chapters_json([Chapter(3.25, 9.0, "One")], None)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from revox.marking import MarkRecord, Signer
     from revox.speech import Audio
+    from revox.speech.write import Chapter
 
 
 def write_synthetic(
@@ -64,6 +65,7 @@ def write_sound(
     kind: str,
     record: MarkRecord | None,
     signer: Signer | None,
+    chapters: Sequence[Chapter] = (),
 ) -> str:
     """Write the audio, or its parts as they come, to a path or (None) standard output.
 
@@ -75,7 +77,7 @@ def write_sound(
 
     file = sys.stdout.buffer if target is None else target
     parts = [audio] if isinstance(audio, Audio) else audio
-    digest, clipped = write_marked_parts(file, parts, kind, record=record, signer=signer)
+    digest, clipped = write_marked_parts(file, parts, kind, record=record, signer=signer, chapters=chapters)
     if target is None:
         sys.stdout.buffer.flush()
     if clipped:

@@ -36,7 +36,9 @@ def command(
     format: Annotated[
         str | None, typer.Option(help="wav, flac, mp3, opus, aac or m4a; else the file's extension tells.")
     ] = None,
-    loudness: Annotated[float, typer.Option(help="LUFS of every segment, -40 to -10.")] = -19.0,
+    loudness: Annotated[
+        float | None, typer.Option(help="LUFS of every segment, -40 to -10; else the script's, or -19.")
+    ] = None,
     ceiling: Annotated[float, typer.Option(help="dBTP that no peak passes, -24 to 0.")] = -1.5,
     gap: Annotated[
         float | None, typer.Option(help="Seconds between turns; else the script's, 0.4 (paragraphs 0.6).")
@@ -125,7 +127,9 @@ def command(
         rendering = render(tts, what, settings, progress)
         voices = ", ".join(dict.fromkeys(one.voice.voice for one in what.segments))
         record = new_record(model_name(checkpoint), voices[:200])
-        digest = write_sound(rendering.parts(), output, kind, None if no_mark else record, signer)
+        digest = write_sound(
+            rendering.parts(), output, kind, None if no_mark else record, signer, rendering.chapters
+        )
     took = time.perf_counter() - started
     how = log_written(record, kind, digest, signer, no_mark)
     if subtitles is not None:

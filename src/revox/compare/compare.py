@@ -14,14 +14,13 @@ from typing import Any
 from revox.compare.errors import CompareError
 from revox.compare.figures import Rating, SampleScorer, read_ratings, statistic
 from revox.compare.rule import KINDS, Measured, Rule, RuleFigure, RuleVerdict, parse_rule
-from revox.compare.samples import ComparedSide, Sample, write_index
+from revox.compare.samples import TIMES, ComparedSide, Sample, write_index
 from revox.marking import new_record, write_marked
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech.files import append_line, replace_file
 
 RULE_FILE, SAMPLES_FILE, RESULT_FILE = "rule.json", "samples.jsonl", "comparison.json"
 FORMAT = "revox compare 1"
-TIMED = ("first_audio", "seconds", "real_time_factor")
 SHOWN = ("mean", "p50", "p95")
 
 
@@ -106,10 +105,12 @@ def check_measured(rule: Rule, sides: dict[str, ComparedSide], scorer: SampleSco
     }
     for figure in rule.figures:
         there = figure.name in scorer.figures or (figure.name == "rating" and rated)
-        if figure.name in TIMED:
-            there = sides[figure.side].timed
+        if figure.name in TIMES:
+            there = figure.name in sides[figure.side].times
         if not there:
-            way = ways.get(figure.name, f"{figure.side} is a folder without times; give an endpoint")
+            way = ways.get(
+                figure.name, f"{sides[figure.side].name} does not tell it; give an endpoint that streams"
+            )
             raise CompareError(f"the rule names {figure}, which is not measured here: {way}")
 
 

@@ -21,6 +21,8 @@ INDEX = "samples.json"
 """In a folder that a comparison wrote: its sentences, files and times."""
 SOUNDS = (".wav", ".flac", ".mp3", ".opus", ".ogg", ".m4a", ".aac")
 MOST_SENTENCES = 10_000
+TIMES = ("seconds", "real_time_factor", "first_audio")
+"""Figures that only a side that speaks can tell; the others are in the sound."""
 _VOICE = re.compile(r"(?P<voice>[\w-]{1,64})@(?P<address>\S+)")
 
 
@@ -41,10 +43,10 @@ class Sample:
 
 
 class ComparedSide(Protocol):
-    """What gives the sound of a sentence. timed: with the time to its first audio and to its end."""
+    """What gives the sound of a sentence. times: which of `TIMES` it knows of each."""
 
     name: str
-    timed: bool
+    times: frozenset[str]
 
     def sound(self, number: int, text: str) -> tuple[Audio | None, bytes, Sample]:
         """The speech of a sentence; the bytes of its file, empty where there is none yet; its sample, with
@@ -79,8 +81,8 @@ class FolderSide:
                     f"{folder} has {len(self._files)} sounds for {len(texts)} sentences; give one for each, "
                     "named in their order"
                 )
-        stored = self._samples or {}
-        self.timed = any("first_audio" in one.figures for one in stored.values())
+        stored = (self._samples or {}).values()
+        self.times = frozenset(key for one in stored for key in TIMES if key in one.figures)
 
     def sound(self, number: int, text: str) -> tuple[Audio | None, bytes, Sample]:
         """The sound of a sentence; times from the index where there is one."""
@@ -89,7 +91,7 @@ class FolderSide:
             path = self._files[number - 1]
         else:
             stored = self._samples[text]
-            sample.figures = {key: stored.figures[key] for key in _TIMES if key in stored.figures}
+            sample.figures = {key: stored.figures[key] for key in TIMES if key in stored.figures}
             if stored.file is None:
                 sample.problem = stored.problem
                 return None, b"", sample
@@ -115,8 +117,9 @@ class EndpointSide:
 
     def __init__(self, endpoint: Endpoint, voice: str | None, name: str, seed: int) -> None:
         """Raises CompareError for a voice that the endpoint does not list."""
-        self.name, self.timed = name, endpoint.streams
-        self._endpoint, self._seed = endpoint, seed
+        self.name = name
+        self.times = frozenset(TIMES if endpoint.streams else (key for key in TIMES if key != "first_audio"))
+        self._endpoint, self._seed, self._warm = endpoint, seed, False
         try:
             listed = endpoint.voices()
         except EndpointError as error:
@@ -126,8 +129,12 @@ class EndpointSide:
         self._voice = voice or (listed[0] if listed else None)
 
     def sound(self, number: int, text: str) -> tuple[Audio | None, bytes, Sample]:
-        """Ask for a sentence."""
-        query = SpeechQuery(text, self._voice, seed=self._seed + number, stream=self.timed)
+        """Ask for a sentence. The first is asked for twice, and what came at first does not count: it may
+        have waited for a model to load."""
+        streams = self._endpoint.streams
+        query = SpeechQuery(text, self._voice, seed=self._seed + number, stream=streams)
+        if not self._warm:
+            self._warm = self._endpoint.speak(query).ok
         answer, sample = self._endpoint.speak(query), Sample(number, text, f"{number:04d}.wav")
         if not answer.ok:
             sample.problem = f"status {answer.status}: {answer.message}" if answer.status else answer.message
@@ -143,7 +150,7 @@ class EndpointSide:
         if answer.first_audio is not None:
             sample.figures["first_audio"] = answer.first_audio
         spoken_here = self._endpoint.kind == "checkpoint"  # not marked yet
-        return audio, b"" if self.timed or spoken_here else answer.content, sample
+        return audio, b"" if streams or spoken_here else answer.content, sample
 
     def facts(self) -> dict[str, Any]:
         """What the endpoint says of itself, and the voice."""
@@ -152,9 +159,6 @@ class EndpointSide:
     def close(self) -> None:
         """End it."""
         self._endpoint.close()
-
-
-_TIMES = ("seconds", "real_time_factor", "first_audio")
 
 
 def open_sides(

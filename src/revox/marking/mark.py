@@ -7,7 +7,7 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -16,7 +16,7 @@ from revox.marking.record import MarkRecord
 from revox.marking.signer import Signer
 from revox.marking.tags import add_tags
 from revox.speech import Audio, encode_audio, format_for
-from revox.speech.write import encode_parts, write_bytes
+from revox.speech.write import Chapter, encode_parts, write_bytes
 
 _IN_MEMORY = 16 << 20  # bytes of a file
 
@@ -88,8 +88,11 @@ def write_marked_parts(
     *,
     record: MarkRecord | None,
     signer: Signer | None,
+    chapters: Sequence[Chapter] = (),
 ) -> tuple[str, int]:
     """As `write_marked`, of parts of one audio that may come while it is made, in memory that does not grow.
+
+    `chapters` are in the file where its container has a place for them.
 
     Returns the SHA-256 of what was written, in hexadecimal, and the number of samples clipped.
     """
@@ -99,7 +102,7 @@ def write_marked_parts(
         tempfile.TemporaryFile(dir=folder) as encoded,
         tempfile.TemporaryFile(dir=folder) as marked,
     ):
-        clipped = encode_parts(encoded, parts, name)
+        clipped = encode_parts(encoded, parts, name, chapters=chapters)
         written = encoded
         if record is not None and how_marked(name, signer) != "none":
             _mark_file(encoded, marked, name, record, signer)

@@ -55,6 +55,8 @@ def add_tags(encoded: BinaryIO, tagged: BinaryIO, format: str, record: MarkRecor
             # Ogg has its comments in the stream, the others in the file.
             holder = copy if kind.container == "ogg" else target
             holder.metadata.update({KEY: comment, _CUSTOM_KEY: record.source_type})
+            if chapters := source.chapters():
+                target.set_chapters(chapters)
             for packet in source.demux(stream):
                 if packet.dts is not None:
                     packet.stream = copy

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from revox.render.errors import RenderError
 from revox.speech.files import replace_file
+from revox.speech.write import Chapter
 
 SUBTITLES = (".vtt", ".srt")
 
@@ -22,14 +23,6 @@ class Cue:
     end: float
     speaker: str
     text: str
-
-
-@dataclass(frozen=True)
-class Chapter:
-    """A chapter's title and start, in seconds."""
-
-    start: float
-    title: str
 
 
 def subtitles(cues: Sequence[Cue], ending: str, named: bool) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from revox.api import Revox
 from revox.progress import Progress, ProgressCallback, ignore_progress
-from revox.render.captions import Chapter, Cue
+from revox.render.captions import Cue
 from revox.render.errors import RenderError
 from revox.render.levels import Level, common_target, leveled
 from revox.render.music import MusicBed, mixed
@@ -25,6 +25,7 @@ from revox.render.script import Script, Segment
 from revox.render.segments import SegmentSpeaker, SpokenSegment
 from revox.render.sentences import Sentence, sentence_times, sentences_of
 from revox.speech import Audio, loudness
+from revox.speech.write import Chapter
 from revox.synthesis.longform import SpeechSettings, faded
 
 LOUDNESS = -19.0
@@ -38,17 +39,20 @@ _MOST_MUSIC = 0.5  # share of the ceiling that music under speech may take
 
 @dataclass(frozen=True)
 class RenderSettings:
-    """loudness: the target of every segment, LUFS. ceiling: of true peaks, dBTP. speech: how all is spoken.
-    cache: the folder of spoken segments. own_cache: nothing else uses it, so what is not needed goes."""
+    """loudness: the target of every segment, LUFS; None is the script's, or else -19.
+
+    ceiling: of true peaks, dBTP. speech: how all is spoken. cache: the folder of spoken segments. own_cache:
+    nothing else uses it, so what is not needed goes.
+    """
 
     cache: Path
     own_cache: bool = False
-    loudness: float = LOUDNESS
+    loudness: float | None = None
     ceiling: float = CEILING
     speech: SpeechSettings = field(default_factory=lambda: SpeechSettings(max_chars=MAX_CHARS))
 
     def __post_init__(self) -> None:
-        if not -40 <= self.loudness <= -10:
+        if self.loudness is not None and not -40 <= self.loudness <= -10:
             raise RenderError(f"a loudness of {self.loudness:g} LUFS is out of range; give -40 to -10")
         if not -24 <= self.ceiling <= 0:
             raise RenderError(f"a ceiling of {self.ceiling:g} dBTP is out of range; give -24 to 0")
@@ -92,8 +96,8 @@ class Rendering:
         self.rate, self._load, self._bed = rate, load, bed
         self.length = placed[-1].end + (round(bed.music.tail * self.rate) if bed else 0)
         self._ceiling = _speech_ceiling(settings.ceiling, bed)
-        asked = script.loudness if script.loudness is not None else settings.loudness
-        self.asked = asked
+        wishes = (settings.loudness, script.loudness, LOUDNESS)
+        self.asked = asked = next(wish for wish in wishes if wish is not None)
         self.target = common_target((one.level for one in placed), asked, self._ceiling)
 
     @property
@@ -140,9 +144,13 @@ class Rendering:
 
     @property
     def chapters(self) -> list[Chapter]:
-        """Chapters and their starts."""
+        """Chapters, each until the next."""
         named = [one for one in self.placed if one.segment.chapter]
-        return [Chapter(one.start / self.rate, one.segment.chapter or "") for one in named]
+        starts = [one.start / self.rate for one in named]
+        return [
+            Chapter(start, end, one.segment.chapter or "")
+            for one, start, end in zip(named, starts, [*starts[1:], self.seconds], strict=False)
+        ]
 
     @property
     def speakers(self) -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,6 +31,15 @@ class AudioFormat:
     bit_rate: int | None = None  # bits/s
 
 
+@dataclass(frozen=True)
+class Chapter:
+    """A chapter of a file: its title, start and end in seconds."""
+
+    start: float
+    end: float
+    title: str
+
+
 _MPEG_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 
@@ -51,6 +61,7 @@ EXTENSIONS: dict[str, str] = {
     ".ogg": "opus",
     ".aac": "aac",
     ".m4a": "m4a",
+    ".m4b": "m4a",
     ".mp4": "m4a",
     ".pcm": "pcm",
     ".raw": "pcm",
@@ -109,9 +120,15 @@ def encode_audio(audio: Audio, format: str = "wav", bit_rate: int | None = None)
 
 
 def encode_parts(
-    file: BinaryIO, parts: Iterable[Audio], format: str = "wav", bit_rate: int | None = None
+    file: BinaryIO,
+    parts: Iterable[Audio],
+    format: str = "wav",
+    bit_rate: int | None = None,
+    chapters: Sequence[Chapter] = (),
 ) -> int:
     """Encode parts of one audio, which may come while it is made, into a file; the samples clipped.
+
+    `chapters` are written where the container has a place for them: m4a, mp3.
 
     Raises AudioError as `write_audio` does, and where the format does not know the parts' rate.
     """
@@ -124,6 +141,7 @@ def encode_parts(
     rate = first.rate
     try:
         with AudioEncoder(file, FORMATS[format_for(None, format)], rate, bit_rate) as encoder:
+            encoder.set_chapters(chapters)
             for part in chain([first], parts):
                 if not np.isfinite(part.samples).all():
                     raise AudioError(
@@ -171,6 +189,22 @@ class AudioEncoder:
         if kind is None:
             self._container.mux(self._stream.encode(None))
         self._container.close()
+
+    def set_chapters(self, chapters: Sequence[Chapter]) -> None:
+        """Name chapters, before anything is written; containers without a place for them have none."""
+        if chapters:
+            self._container.set_chapters(
+                [
+                    {
+                        "id": number,
+                        "start": round(1000 * one.start),
+                        "end": round(1000 * one.end),
+                        "time_base": Fraction(1, 1000),
+                        "metadata": {"title": one.title},
+                    }
+                    for number, one in enumerate(chapters)
+                ]
+            )
 
     def write(self, samples: np.ndarray) -> None:
         """Encode `samples` `[n]`."""
