@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,14 +30,19 @@ from revox.synthesis.errors import SpeakError
 from revox.synthesis.longform import (
     AHEAD,
     BATCH,
+    Line,
     LongSpeech,
+    PromptOf,
+    SentenceTime,
     SpeechSettings,
+    SpokenLine,
     language_of,
     pieces_of,
     speak_pieces,
+    speak_together,
 )
 from revox.synthesis.prefix_cache import PrefixCache
-from revox.synthesis.prompt import Prompt, Prompter, make_prompt
+from revox.synthesis.prompt import Prompter, make_prompt
 from revox.synthesis.takes import TakeWarning
 
 if TYPE_CHECKING:
@@ -356,6 +362,7 @@ class Revox:
         *,
         progress: ProgressCallback = ignore_progress,
         report: Callable[[TakeWarning], None] = warn_of_take,
+        times: list[SentenceTime] | None = None,
         **options: Any,
     ) -> Audio:
         """Speak a text of any length in a voice, one of the checkpoint's by name or a Voice.
@@ -370,13 +377,15 @@ class Revox:
             settings: how to speak; `options` replace single ones: `speak(text, voice, seed=3, takes=1)`.
             progress: called as frames (80 ms) are made; `done` counts them.
             report: called with what no take said well; by default a Python warning, `SpeechWarning`.
+            times: filled at the end with when each piece is heard; with `by_sentence=True`, each sentence.
 
         Returns mono audio, `truncated` when it met the limit on its length or a piece did not end.
         Raises SpeakError on a request that cannot be spoken, VoiceError on an unknown voice.
         """
-        parts = list(self.speak_parts(text, voice, settings, progress=progress, report=report, **options))
-        samples = np.concatenate([part.samples for part in parts]) if parts else np.zeros(0, np.float32)
-        return Audio(samples, self.sampling_rate, truncated=bool(parts) and parts[-1].truncated)
+        parts = list(
+            self.speak_parts(text, voice, settings, progress=progress, report=report, times=times, **options)
+        )
+        return self._joined(parts)
 
     def speak_parts(
         self,
@@ -386,13 +395,51 @@ class Revox:
         *,
         progress: ProgressCallback = ignore_progress,
         report: Callable[[TakeWarning], None] = warn_of_take,
+        times: list[SentenceTime] | None = None,
         **options: Any,
     ) -> Iterator[Audio]:
         """As `speak`, piece by piece, in memory that does not grow with the text.
 
         Laid end to end the parts are what `speak` gives; the last one is `truncated` as its audio is.
         """
-        return self._long_speech(text, voice, settings, options, report, progress=progress)
+        line = Line(text, voice, replace(settings or SpeechSettings(), **options))
+        return self._spoken(line, report, times, progress=progress)
+
+    def speak_batch(
+        self, lines: Iterable[Line], *, progress: ProgressCallback = ignore_progress
+    ) -> Iterator[SpokenLine]:
+        """Speak many texts together: as each is done, its number, from 0, its audio, warnings and times.
+
+        A line is prepared when its turn comes. `progress`: called as frames are made. Raises SpeakError on a
+        line that cannot be spoken or has other `flow_steps` than the first, VoiceError on an unknown voice.
+        """
+        voices: dict[str, Voice] = {}
+        speeches: dict[int, LongSpeech] = {}
+        parts: dict[int, list[Audio]] = {}
+        given = iter(lines)
+        first = next(given, None)
+        if first is None:
+            return
+        flow_steps = first.settings.flow_steps
+
+        def prepared() -> Iterator[tuple[LongSpeech, PromptOf]]:
+            for number, line in enumerate(chain((first,), given)):
+                if line.settings.flow_steps != flow_steps:
+                    raise SpeakError("the lines of a batch have different flow steps; speak them apart")
+                voice = line.voice
+                if isinstance(voice, str):
+                    voice = voices[voice] if voice in voices else voices.setdefault(voice, self.voice(voice))
+                speeches[number], prompt_of = self._prepared(Line(line.text, voice, line.settings))
+                yield speeches[number], prompt_of
+
+        engine = Engine(self.model, flow_steps, self._prefixes)
+        for number, part in speak_together(engine, prepared(), progress=progress):
+            if part is not None:
+                parts.setdefault(number, []).append(part)
+                continue
+            speech = speeches.pop(number)
+            audio = self._joined(parts.pop(number, []))
+            yield SpokenLine(number, audio, speech.warnings, speech.times)
 
     def synthesize(
         self,
@@ -430,7 +477,8 @@ class Revox:
         Laid end to end they are what `speak` gives where every first take is good; a take of which a part is
         out is not spoken again. The last one is `truncated` as `speak`'s audio would be.
         """
-        return self._long_speech(text, voice, settings, options, report, streaming=True)
+        line = Line(text, voice, replace(settings or SpeechSettings(), **options))
+        return self._spoken(line, report, streaming=True)
 
     def decode(self, voice: Voice | str) -> Audio:
         """The recording of a voice as its codes reproduce it, mono.
@@ -449,39 +497,43 @@ class Revox:
             samples = model.audio_tokenizer.decode(codes[None].to(self.device))[0]
         return Audio(samples.float().cpu().numpy(), self.sampling_rate)
 
-    def _long_speech(
+    def _spoken(
         self,
-        text: str,
-        voice: Voice | str,
-        settings: SpeechSettings | None,
-        options: dict[str, Any],
+        line: Line,
         report: Callable[[TakeWarning], None],
+        times: list[SentenceTime] | None = None,
         *,
         streaming: bool = False,
         progress: ProgressCallback = ignore_progress,
     ) -> Iterator[Audio]:
-        settings = replace(settings or SpeechSettings(), **options)
-        voice, model = self._as_voice(voice), self.model
+        speech, prompt_of = self._prepared(line, streaming=streaming)
+        engine = Engine(self.model, line.settings.flow_steps, self._prefixes)
+
+        def parts() -> Iterator[Audio]:
+            yield from speak_pieces(engine, speech, prompt_of, streaming=streaming, progress=progress)
+            for warning in speech.warnings:
+                report(warning)
+            if times is not None:
+                times.extend(speech.times)
+
+        return parts()
+
+    def _prepared(self, line: Line, *, streaming: bool = False) -> tuple[LongSpeech, PromptOf]:
+        voice, model, settings = self._as_voice(line.voice), self.model, line.settings
         settings = replace(settings, language=settings.language or language_of(voice.name))
-        engine = Engine(model, settings.flow_steps, self._prefixes)
         speech = LongSpeech(
-            pieces_of(text, settings),
+            pieces_of(line.text, settings),
             settings,
             model.config.codec,
             max_frames=self._frames(settings.max_seconds),
             streaming=streaming,
             together=AHEAD if streaming else BATCH,
         )
+        return speech, lambda piece: make_prompt(model, self.prompter, piece, voice)
 
-        def prompt_of(piece: str) -> Prompt:
-            return make_prompt(model, self.prompter, piece, voice)
-
-        def parts() -> Iterator[Audio]:
-            yield from speak_pieces(engine, speech, prompt_of, streaming=streaming, progress=progress)
-            for warning in speech.warnings:
-                report(warning)
-
-        return parts()
+    def _joined(self, parts: list[Audio]) -> Audio:
+        samples = np.concatenate([part.samples for part in parts]) if parts else np.zeros(0, np.float32)
+        return Audio(samples, self.sampling_rate, truncated=bool(parts) and parts[-1].truncated)
 
     def _request(
         self, text: str, voice: Voice | str, seed: int, cfg: float, max_seconds: float | None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import json
 import sys
 from typing import NamedTuple
 
@@ -189,6 +190,8 @@ def test_the_options_defaults_are_the_librarys(speak):
     }
     settings = SpeechSettings()
     for name, value in vars(settings).items():
+        if name == "by_sentence":
+            continue  # --times says so
         assert defaults[name] == value
 
 
@@ -206,6 +209,8 @@ def test_mistakes_are_one_sentence_and_exit_2(speak, tiny_checkpoint, tmp_path):
     refused(attempt("-", stdin=b""), "text is empty")
     refused(attempt("-", stdin=b"caf\xe9"), "standard input is not UTF-8 text (byte 4)")
     refused(attempt(), "there is no text")
+    refused(speak("a", "-c", tiny_checkpoint, "--voice", "pt_male"), "name a file with -o")
+    refused(speak("a", "-c", tiny_checkpoint, "-o", tmp_path / "out.wav"), "name one with --voice")
     refused(attempt("a", file="b"), "given twice")
     refused(attempt(file=tmp_path / "nothing.txt"), "nothing.txt cannot be read")
     refused(attempt("a", voice="neutral_mail"), "neutral_male")
@@ -224,3 +229,57 @@ def test_mistakes_are_one_sentence_and_exit_2(speak, tiny_checkpoint, tmp_path):
     refused(attempt("a", checkpoint=tmp_path / "nowhere"), "nowhere")
     refused(attempt("a", device="warp"), "device 'warp' is not available")
     assert not (tmp_path / "out.wav").exists()
+
+
+# ------------------------------------------------------------------------------------------ sentence times
+
+SENTENCES = "Ten to five. Seven, eight! And then?"
+
+
+@pytest.mark.parametrize("ending", ["vtt", "srt", "json"])
+def test_times_say_when_each_sentence_is_heard(speak, usual, tmp_path, tiny_checkpoint, ending):
+    times = tmp_path / f"times.{ending}"
+    done = speak(SENTENCES, *usual, "-o", tmp_path / "out.wav", "--times", times)
+    assert done.returncode in (0, 4), done.stderr.decode()
+    audio = read_audio(tmp_path / "out.wav").samples
+    # Each sentence alone has the length that it has in the whole, from where the times say.
+    tts, at, expected = revox.load(tiny_checkpoint, device="cpu"), 0.0, []
+    for text in ("Ten to five.", "Seven, eight!", "And then?"):
+        alone = tts.speak(text, "pt_male", seed=3, takes=1, report=lambda warning: None).samples
+        expected.append((text, at, at + len(alone) / 24000))
+        found = audio[round(24000 * at) : round(24000 * at) + len(alone)]
+        # Levels are evened out, ends fade: the shape is the same.
+        assert np.corrcoef(found[480:-480], alone[480:-480])[0, 1] > 0.999
+        at += len(alone) / 24000 + 0.25
+    assert len(audio) / 24000 == pytest.approx(at - 0.25)
+    content = times.read_text()
+    if ending == "json":
+        read = [(entry["text"], entry["start"], entry["end"]) for entry in json.loads(content)]
+    else:
+        assert content.startswith("WEBVTT\n\n" if ending == "vtt" else "1\n00:00:00,000 --> ")
+        cues = [block.splitlines()[-2:] for block in content.removeprefix("WEBVTT\n").strip().split("\n\n")]
+        read = [(text, *map(_seconds, clocks.split(" --> "))) for clocks, text in cues]
+    assert [text for text, _, _ in read] == [text for text, _, _ in expected]
+    np.testing.assert_allclose([one[1:] for one in read], [one[1:] for one in expected], atol=6e-4)
+
+
+def _seconds(clock: str) -> float:
+    hours, minutes, seconds = clock.replace(",", ".").split(":")
+    return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+
+
+def test_a_cut_off_sentence_ends_where_the_file_does(speak, usual, tmp_path):
+    times = tmp_path / "times.json"
+    speak(SENTENCES, *usual, "-o", tmp_path / "out.wav", "--times", times, "--max-seconds", 2)
+    heard = json.loads(times.read_text())
+    assert heard[-1]["end"] == pytest.approx(read_audio(tmp_path / "out.wav").seconds)
+    assert [entry["start"] for entry in heard] == sorted(entry["start"] for entry in heard)
+
+
+def test_times_that_cannot_be_written_are_said_before_the_weights_are_read(
+    speak, usual, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("revox.load", lambda *_, **__: pytest.fail("the weights were read"))
+    said = (SENTENCES, *usual, "-o", tmp_path / "out.wav", "--times")
+    refused(speak(*said, tmp_path / "a.txt"), "a.txt cannot hold times", ".vtt, .srt or .json")
+    refused(speak(*said, tmp_path / "no" / "a.vtt"), "there is no folder")

@@ -570,3 +570,34 @@ def test_an_item_of_a_batch_says_what_went_wrong_in_it(talk):
     [result] = answer["results"]
     assert {warning["piece"] for warning in result["warnings"]} <= {1, 2}
     assert result["truncated"] in (True, False)
+
+
+@pytest.mark.parametrize("speed", [1.0, 1.6])
+def test_events_say_when_each_sentence_is_heard(talk, tts, speed):
+    text = "Ten to five. Seven, eight! And then?"
+    said = {"input": text, "voice": "pt_male", "seed": 3, "response_format": "pcm", "timestamps": "sentence"}
+    answer = _ask(talk, {**said, "stream_format": "sse", "speed": speed})
+    events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
+    heard = [event for event in events if event["type"] == "speech.audio.sentence"]
+    assert [event["text"] for event in heard] == ["Ten to five.", "Seven, eight!", "And then?"]
+    assert [event["index"] for event in heard] == [0, 1, 2]
+    at = 0.0
+    for event in heard:
+        alone = tts.speak(event["text"], "pt_male", seed=3, takes=1, report=lambda warning: None)
+        assert event["start"] == pytest.approx(at / speed)
+        assert event["end"] == pytest.approx((at + alone.seconds) / speed)
+        at += alone.seconds + 0.25
+    # A sentence is told once its sound is out, and not at the end only.
+    kinds = [event["type"].removeprefix("speech.audio.") for event in events]
+    assert "delta" in kinds[kinds.index("sentence") :]
+
+
+def test_timestamps_without_events_and_of_another_kind_are_refused(talk):
+    whole, streamed, words = _ask(
+        talk,
+        {**SAID, "timestamps": "sentence"},
+        {**SAID, "timestamps": "sentence", "stream_format": "audio"},
+        {**SAID, "timestamps": "word", "stream_format": "sse"},
+    )
+    assert (whole.status_code, streamed.status_code, words.status_code) == (400, 400, 422)
+    assert whole.json()["error"]["param"] == "timestamps"

@@ -92,8 +92,12 @@ def log_written(
     signer: Signer | None,
     no_mark: bool = False,
     text: str | None = None,
+    quiet: bool = False,
 ) -> str:
-    """Log what was written, warn when it has no mark, and return the end of a sentence about the mark."""
+    """Log what was written, warn when it has no mark, and return the end of a sentence about the mark.
+
+    quiet: no warning, for who gives one for many files.
+    """
     from revox.marking import MarkError, how_marked, log_mark
 
     how = "none" if no_mark else how_marked(kind, signer)
@@ -103,7 +107,9 @@ def log_written(
         say(f"not logged: {error}")
         log = None
     logged = f" (logged in {log})" if log else ""
-    if no_mark:
+    if quiet:
+        pass
+    elif no_mark:
         say(f"not marked as synthetic, because of --no-mark{logged}")
     elif how == "none":
         say(f"raw samples have no place for a mark: say where you use them that they are synthetic{logged}")

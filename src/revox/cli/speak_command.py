@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -15,10 +16,11 @@ from revox.cli.progress import show_progress
 from revox.synthesis.errors import SpeakError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from revox.progress import ProgressCallback
     from revox.speech import Audio
+    from revox.synthesis.longform import SentenceTime
     from revox.synthesis.normalize import Normalization
     from revox.synthesis.takes import TakeWarning
 
@@ -30,13 +32,31 @@ OLD_NAMES = {"--dtype": "--weights"}
 
 
 def command(
-    voice: Annotated[str, typer.Option(help="A voice of the checkpoint; see `revox voice list`.")],
-    output: Annotated[str, typer.Option("--output", "-o", help="The audio file; - is standard output.")],
     checkpoint: Checkpoint,
+    voice: Annotated[
+        str | None, typer.Option(help="A voice of the checkpoint; see `revox voice list`.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="The audio file; - is standard output.")
+    ] = None,
     text: Annotated[
         str | None, typer.Argument(help="What to say; - reads it from standard input.", show_default=False)
     ] = None,
     file: Annotated[str | None, typer.Option(help="Read the text from a file; - is standard input.")] = None,
+    batch: Annotated[
+        Path | None,
+        typer.Option(
+            help="Speak every line of a .csv or .jsonl with text and, if you like, voice, seed and output; "
+            "lines that are spoken already are left as they are."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder for the files of --batch.")] = None,
+    times: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write when each sentence is heard, to a .vtt, .srt or .json; each is a take then."
+        ),
+    ] = None,
     format: Annotated[
         str | None,
         typer.Option(
@@ -100,23 +120,40 @@ def command(
     from rich.console import Console
 
     from revox.marking import new_record
+    from revox.render.captions import check_times, write_times
     from revox.speech import format_for
-
-    words = _text(text, file)
-    target = _target(output)
-    kind = format_for(target, format or ("wav" if target is None else None))
-
-    import revox
-    from revox.checkpoint.locate import locate
-    from revox.checkpoint.voices import load_voice
     from revox.synthesis.longform import SpeechSettings, language_of, pieces_of
     from revox.synthesis.normalize import load_lexicon
 
     settings = SpeechSettings(
         seed, cfg, flow_steps, max_seconds, max_chars, takes,
         cast("Normalization", text_normalization), None if lexicon is None else load_lexicon(lexicon),
-        language or language_of(voice),
+        language, by_sentence=times is not None,
     )  # fmt: skip
+    if batch is not None:
+        from revox.cli.speak_batch import BatchOptions, speak_batch
+
+        alone = {"TEXT": text, "--file": file, "--output": output, "--times": times}
+        check_batch_options(out, alone)
+        signer = None if no_mark else who_signs(signing_certificate, signing_key)
+        options = BatchOptions(voice, settings, format or "wav", signer, no_mark, log_text)
+        speak_batch(batch, cast(Path, out), checkpoint, revision, options, device, weights)
+        return
+    if out is not None:
+        raise SpeakError("--out is the folder of --batch; name one file with -o")
+    if voice is None:
+        raise SpeakError("there is no voice; name one with --voice (`revox voice list` shows them)")
+    words = _text(text, file)
+    target = _target(output)
+    kind = format_for(target, format or ("wav" if target is None else None))
+    if times is not None:
+        check_times(times)
+    settings = replace(settings, language=language or language_of(voice))
+
+    import revox
+    from revox.checkpoint.locate import locate
+    from revox.checkpoint.voices import load_voice
+
     # What cannot be spoken, and a voice that is not there, is said before gigabytes are read.
     pieces_of(words, settings)
     folder = locate(checkpoint, revision)
@@ -126,17 +163,20 @@ def command(
     tts = revox.load(folder, device=device, weights=weights)
     spoken = _Spoken()
     started = time.perf_counter()
+    heard: list[SentenceTime] = []
     with show_progress(Console(stderr=True)) as progress:
-        if target is None and kind == "pcm":
+        if target is None and kind == "pcm" and times is None:
             # Raw samples are heard as they are made: `... -o - --format pcm | aplay -r 24000 -f S16_LE`.
             parts = spoken.counted(tts.stream(words, spoken_in, settings, report=spoken.warnings.append))
             digest = _write_raw(parts, progress)
         else:
             parts = tts.speak_parts(
-                words, spoken_in, settings, progress=progress, report=spoken.warnings.append
+                words, spoken_in, settings, progress=progress, report=spoken.warnings.append, times=heard
             )
             digest = write_sound(spoken.counted(parts), target, kind, None if no_mark else record, signer)
     took = time.perf_counter() - started
+    if times is not None:
+        write_times(times, heard)
     how = log_written(record, kind, digest, signer, no_mark, words if log_text else None)
     if spoken.truncated and max_seconds is not None and spoken.seconds + 0.08 > max_seconds:
         say(f"stopped at --max-seconds {max_seconds:g}: the model had not finished")
@@ -151,6 +191,15 @@ def command(
         again = "--takes 3 speaks such pieces again" if takes == 1 else f"each was spoken {takes} times"
         say(f"{len(spoken.warnings)} parts of the text may be wrong: listen to them ({again})")
         raise typer.Exit(BAD_TAKES)
+
+
+def check_batch_options(out: Path | None, alone: Mapping[str, object]) -> None:
+    """Raise SpeakError when a batch has no folder, or an option that belongs to one text."""
+    given = next((name for name, value in alone.items() if value is not None), None)
+    if given is not None:
+        raise SpeakError(f"{given} belongs to one text, and --batch has many; leave one of the two out")
+    if out is None:
+        raise SpeakError("--batch writes many files; name their folder with --out")
 
 
 class _Spoken:
@@ -189,8 +238,10 @@ def _text(text: str | None, file: str | None) -> str:
         raise SpeakError(f"{name} cannot be read ({error.strerror}); name a text file") from None
 
 
-def _target(output: str) -> Path | None:
+def _target(output: str | None) -> Path | None:
     """The path to write, or None for standard output; what cannot work is said before any work is done."""
+    if output is None:
+        raise SpeakError("there is no place for the speech; name a file with -o, or - for standard output")
     if output == "-":
         if sys.stdout.isatty():
             raise SpeakError("audio would go to the terminal; pipe it somewhere or name a file with -o")

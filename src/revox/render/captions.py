@@ -5,12 +5,13 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from revox.render.errors import RenderError
 from revox.speech.files import replace_file
 from revox.speech.write import Chapter
+from revox.synthesis.longform import SentenceTime
 
 SUBTITLES = (".vtt", ".srt")
 
@@ -60,6 +61,27 @@ def write_subtitles(path: Path, cues: Sequence[Cue], named: bool) -> None:
     """Write cues to a `.vtt` or `.srt`. Raises RenderError and OSError."""
     check_subtitles(path)
     replace_file(path, subtitles(cues, path.suffix.lower(), named))
+
+
+def check_times(path: Path) -> None:
+    """Raises RenderError when the path's ending is neither a subtitle file's nor .json."""
+    if path.suffix.lower() not in (*SUBTITLES, ".json"):
+        raise RenderError(f"{path.name} cannot hold times of sentences; end it in .vtt, .srt or .json")
+    if not path.parent.is_dir():
+        raise RenderError(f"there is no folder {path.parent}; create it or choose another path")
+
+
+def write_times(path: Path, times: Sequence[SentenceTime]) -> None:
+    """Write when each sentence of one speaker is heard, to a `.vtt`, `.srt` or `.json`.
+
+    Raises RenderError and OSError.
+    """
+    check_times(path)
+    if path.suffix.lower() == ".json":
+        replace_file(path, json.dumps([asdict(time) for time in times], indent=1, ensure_ascii=False) + "\n")
+    else:
+        cues = [Cue(time.start, time.end, "", " ".join(time.text.split())) for time in times]
+        write_subtitles(path, cues, named=False)
 
 
 def _clock(seconds: float, mark: str) -> str:

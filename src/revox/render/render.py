@@ -23,10 +23,10 @@ from revox.render.levels import Level, common_target, leveled
 from revox.render.music import MusicBed, mixed
 from revox.render.script import Script, Segment
 from revox.render.segments import SegmentSpeaker, SpokenSegment
-from revox.render.sentences import Sentence, sentence_times, sentences_of
+from revox.render.sentences import sentence_times, sentences_of
 from revox.speech import Audio, loudness
 from revox.speech.write import Chapter
-from revox.synthesis.longform import SpeechSettings, faded
+from revox.synthesis.longform import SentenceTime, SpeechSettings, faded
 
 LOUDNESS = -19.0
 """LUFS of one channel, which on two loudspeakers is as loud as -16 LUFS in stereo."""
@@ -70,7 +70,7 @@ class PlacedSegment:
     start: int
     end: int
     level: Level
-    sentences: list[Sentence]
+    sentences: list[SentenceTime]
     warnings: tuple[str, ...]
     cached: bool
     limited: float = 0.0

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from revox.synthesis.longform import SpeechSettings
+from revox.synthesis.longform import SentenceTime, SpeechSettings
 from revox.synthesis.normalize import normalize_text
 from revox.synthesis.split import ends_in, expected_seconds
 
@@ -19,15 +18,6 @@ _LONGEST_COUNTED = 0.6
 _PAUSE_WORTH = 2.0  # a second of pause is worth as much as this share of a sentence's deviation
 _NO_PAUSE = 1.5
 _DEVIATION, _LEAST_DEVIATION = 0.2, 0.3  # of the expected time since the start, and seconds
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """A sentence as it is read, and when: seconds from the start of its segment."""
-
-    text: str
-    start: float
-    end: float
 
 
 def sentences_of(text: str, settings: SpeechSettings) -> list[str]:
@@ -42,7 +32,7 @@ def sentences_of(text: str, settings: SpeechSettings) -> list[str]:
     return found
 
 
-def sentence_times(sentences: Sequence[str], samples: np.ndarray, rate: int) -> list[Sentence]:
+def sentence_times(sentences: Sequence[str], samples: np.ndarray, rate: int) -> list[SentenceTime]:
     """When each of the sentences spoken in `samples` (`[n]` at `rate` Hz) is said: an estimate.
 
     The sound between its first and its last word is shared out by how long reading each sentence takes; then
@@ -69,7 +59,7 @@ def sentence_times(sentences: Sequence[str], samples: np.ndarray, rate: int) -> 
     ends.append(last)
     starts = [float(start) for start in np.maximum.accumulate(starts)]
     return [
-        Sentence(text, start, max(start, float(end)))
+        SentenceTime(text, start, max(start, float(end)))
         for text, start, end in zip(sentences, starts, ends, strict=True)
     ]
 

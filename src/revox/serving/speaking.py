@@ -20,10 +20,18 @@ from revox.serving.encoding import Shape, StreamEncoder, check_rate
 from revox.serving.engine import Chunk, SpeechStream
 from revox.serving.errors import ApiError
 from revox.serving.model_routes import check_model
-from revox.serving.speech_request import SpeechOptions
+from revox.serving.speech_request import SpeechOptions, SpeechRequest
 from revox.speech import Audio, encode_audio
 from revox.synthesis.languages import LANGUAGES, is_written_in
-from revox.synthesis.longform import AHEAD, LongSpeech, SpeechSettings, Take, language_of, pieces_of
+from revox.synthesis.longform import (
+    AHEAD,
+    LongSpeech,
+    SentenceTime,
+    SpeechSettings,
+    Take,
+    language_of,
+    pieces_of,
+)
 from revox.synthesis.prompt import make_prompt
 
 if TYPE_CHECKING:
@@ -123,6 +131,7 @@ class ResolvedRequest:
             text_normalization=options.text_normalization or server.text_normalization,
             lexicon=self.state.lexicon,
             language=options.language or language_of(self.voice.name),
+            by_sentence=isinstance(options, SpeechRequest) and options.timestamps is not None,
         )
 
     def _check_language(self, text: str) -> None:
@@ -178,6 +187,12 @@ class SpeechResponse:
         """Tokens taken and made; complete at the end."""
         positions = len(self.request.voice.embedding) if self.request.inline_reference else 0
         return Usage(self.text_tokens, positions, self.speech.frames)
+
+    @property
+    def times(self) -> list[SentenceTime]:
+        """When each sentence is heard whose sound is out, at the request's speed."""
+        speed = self.request.options.speed or 1.0
+        return [SentenceTime(one.text, one.start / speed, one.end / speed) for one in self.speech.times]
 
     @property
     def headers(self) -> dict[str, str]:

@@ -202,6 +202,11 @@ class SpeechRequest(SpeechOptions):
         default=None, description="The form of a stream: the bytes of the audio file, or events."
     )
 
+    timestamps: Literal["sentence"] | None = Field(
+        default=None,
+        description="sentence: events say when each sentence is heard; each is then spoken apart.",
+    )
+
     @property
     def streams(self) -> Literal["audio", "sse"] | None:
         """The form of the stream; None is a complete response."""

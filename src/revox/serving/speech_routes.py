@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from revox.serving.compatible import SpeechRoute, drop_ignored
-from revox.serving.errors import as_api_error, client_gone
+from revox.serving.errors import ApiError, as_api_error, client_gone
 from revox.serving.speaking import SpeechResponse, resolve
 from revox.serving.speech_request import BatchRequest, Format, SpeechRequest, batch_item, parse
 from revox.serving.state import AskedBy, ServerState, State, asked_by, state_of
@@ -108,6 +108,13 @@ async def _batch_result(
 
 async def _speak(request: Request, body: SpeechRequest, streams: str | None) -> Response:
     state = state_of(request)
+    if body.timestamps is not None and streams != "sse":
+        raise ApiError(
+            400,
+            "timestamps come as events; set stream_format to sse, or leave timestamps out",
+            param="timestamps",
+            code="unsupported_parameter",
+        )
 
     async def begin() -> SpeechResponse:
         with state.engine.place():
@@ -140,11 +147,16 @@ async def _events(
     first: bytes, rest: AsyncGenerator[bytes, None], response: SpeechResponse
 ) -> AsyncGenerator[bytes, None]:
     """OpenAI's speech.audio events (platform.openai.com/docs/api-reference/audio), as by vllm-omni."""
-    format = response.request.options.response_format
+    options = response.request.options
+    format, told = options.response_format, 0
+    timed = isinstance(options, SpeechRequest) and options.timestamps is not None
     try:
         async for data in _after(first, rest):
             audio = base64.b64encode(data).decode()
             yield _event({"type": "speech.audio.delta", "audio": audio, "response_format": format})
+            for time in response.times[told:] if timed else ():
+                yield _event({"type": "speech.audio.sentence", "index": told, **asdict(time)})
+                told += 1
     except Exception as error:
         # The status is sent already; the stream itself reports the error.
         details = as_api_error(error).body()["error"]

@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from revox.synthesis.normalize import Normalization, normalize_text
 from revox.synthesis.prompt import Prompt
 from revox.synthesis.split import DEFAULT_MAX_CHARS, TextPiece, split_text
 from revox.synthesis.takes import TakeCheck, TakeWarning
+
+if TYPE_CHECKING:
+    from revox.checkpoint.voices import Voice
 
 DEFAULT_TAKES = 3
 TAKES_RANGE = (1, 10)
@@ -49,6 +53,7 @@ class SpeechSettings:
     vllm-omni gives. text_normalization: "basic" reads markup as text and pauses as silence, "full" spells
     numbers as well, "none" speaks the text as it is (`revox.synthesis.normalize`). lexicon: words and how to
     write them to be read rightly. language: in which numbers are spelled; None is the voice's, by its name.
+    by_sentence: every sentence is a piece, so that it is known when it is heard (`LongSpeech.times`).
 
     Raises SpeakError when a value is out of range.
     """
@@ -62,6 +67,7 @@ class SpeechSettings:
     text_normalization: Normalization = "basic"
     lexicon: Mapping[str, str] | None = None
     language: str | None = None
+    by_sentence: bool = False
 
     def __post_init__(self) -> None:
         low, high = TAKES_RANGE
@@ -69,11 +75,39 @@ class SpeechSettings:
             raise SpeakError(f"{self.takes} takes are out of range: {low} to {high} are possible")
 
 
+@dataclass(frozen=True)
+class Line:
+    """A text to speak among others: in a voice, by name or as it is, with settings of its own."""
+
+    text: str
+    voice: Voice | str
+    settings: SpeechSettings
+
+
+@dataclass(frozen=True)
+class SentenceTime:
+    """A sentence as it is spoken, and when its sound starts and ends, in seconds."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class SpokenLine:
+    """What came of a line: its number, from 0, its audio, what no take said well, when pieces are heard."""
+
+    number: int
+    audio: Audio
+    warnings: list[TakeWarning]
+    times: list[SentenceTime]
+
+
 def pieces_of(text: str, settings: SpeechSettings) -> list[TextPiece]:
     """What is spoken one after the other. Raises SpeakError when there is nothing to speak."""
     pieces: list[TextPiece] = []
     for stretch in _stretches(text, settings):
-        parts = split_text(stretch.text, settings.max_chars) or [TextPiece("")]
+        parts = split_text(stretch.text, settings.max_chars, settings.by_sentence) or [TextPiece("")]
         pieces += [*parts[:-1], TextPiece(parts[-1].text, stretch.pause)]
     if not any(piece.text for piece in pieces):
         raise SpeakError("the text is empty; give at least one word to speak")
@@ -150,7 +184,7 @@ class LongSpeech:
     known; a piece is spoken again only before that. Otherwise every piece is ready when it is good.
 
     `truncated` says at the end that speech is missing, because of `max_frames` (of the whole) or a piece that
-    never ended; `warnings` what no take said well.
+    never ended; `warnings` what no take said well. `times` says when the pieces that are out are heard.
     """
 
     def __init__(
@@ -176,6 +210,8 @@ class LongSpeech:
         self._spoken = 0  # samples, without the silence between pieces
         self.truncated = False
         self.warnings: list[TakeWarning] = []
+        self._texts = {slot.number: slot.piece.text for slot in self._slots}
+        self._spans: dict[int, tuple[int, int]] = {}  # samples, by the pieces' numbers
         self._release()
 
     @property
@@ -187,6 +223,16 @@ class LongSpeech:
     def frames(self) -> int:
         """Frames of speech that were handed on."""
         return self._spoken // self._codec.samples_per_frame
+
+    @property
+    def times(self) -> list[SentenceTime]:
+        """When each piece is heard whose samples are all handed on, in seconds of the whole."""
+        rate, open_numbers = self._codec.sampling_rate, {slot.number for slot in self._slots}
+        return [
+            SentenceTime(self._texts[number], start / rate, stop / rate)
+            for number, (start, stop) in self._spans.items()
+            if number not in open_numbers
+        ]
 
     def next_takes(self) -> list[Take]:
         """The takes to start now."""
@@ -302,6 +348,7 @@ class LongSpeech:
             slot.gain = self._gain(whole)
             if not self._first:
                 samples = faded(samples, self._fade, start=True)
+            self._spans.setdefault(slot.number, (self._given + len(self._tail), 0))
         slot.released, before = len(slot.take.chunks), len(self._tail)
         samples = np.concatenate((self._tail, samples * np.float32(slot.gain) if slot.gain != 1 else samples))
         self._tail = samples[:0]
@@ -322,6 +369,7 @@ class LongSpeech:
         self._spoken += len(samples) + len(self._tail) - before
         self._first = False
         self._give(samples)
+        self._spans[slot.number] = self._spans[slot.number][0], self._given + len(self._tail)
         if self._room == 0 and len(self._slots) > 1:
             self.truncated, self._slots = True, []
 
@@ -395,34 +443,67 @@ def faded(samples: np.ndarray, fade: int, start: bool = False) -> np.ndarray:
     return samples
 
 
+PromptOf = Callable[[str], Prompt]
+"""Makes the prompt of a piece of text."""
+
+
 def speak_pieces(
     engine: Engine,
     speech: LongSpeech,
-    prompt_of: Callable[[str], Prompt],
+    prompt_of: PromptOf,
     *,
     streaming: bool = False,
     progress: ProgressCallback = ignore_progress,
 ) -> Iterator[Audio]:
-    """Run a speech on an engine of its own; gives audio as it becomes ready.
+    """Run a speech on an engine of its own; gives audio as it becomes ready. `progress` counts frames."""
+    for _, audio in speak_together(engine, [(speech, prompt_of)], streaming=streaming, progress=progress):
+        if audio is not None:
+            yield audio
 
-    `prompt_of` makes the prompt of a piece. `progress` counts frames made.
+
+def speak_together(
+    engine: Engine,
+    speeches: Iterable[tuple[LongSpeech, PromptOf]],
+    *,
+    streaming: bool = False,
+    progress: ProgressCallback = ignore_progress,
+) -> Iterator[tuple[int, Audio | None]]:
+    """Run speeches on an engine of its own, the next as soon as fewer than `BATCH` takes are running.
+
+    Gives a speech's number, from 0, with audio as it becomes ready, and with None when it is done. `progress`
+    counts frames made.
     """
     codec = engine.model.config.codec
-    running: dict[Generation, Take] = {}
+    waiting = enumerate(speeches)
+    active: dict[int, tuple[LongSpeech, PromptOf]] = {}
+    running: dict[Generation, tuple[LongSpeech, Take]] = {}
     ends: dict[Generation, Iterator[int]] = {}
     due: dict[Generation, int] = {}
     frames = 0
     try:
         while True:
-            samples = speech.samples()
-            if len(samples):
-                yield Audio(samples, codec.sampling_rate, truncated=speech.done and speech.truncated)
-            if speech.done:
+            for number, (speech, _) in list(active.items()):
+                samples = speech.samples()
+                if len(samples):
+                    ended = speech.done and speech.truncated
+                    yield number, Audio(samples, codec.sampling_rate, truncated=ended)
+                if speech.done:
+                    del active[number]
+                    yield number, None
+            takes = [
+                (speech, take, prompt_of)
+                for speech, prompt_of in active.values()
+                for take in speech.next_takes()
+            ]
+            while len(running) + len(takes) < BATCH and (following := next(waiting, None)) is not None:
+                number, (speech, prompt_of) = following
+                active[number] = following[1]
+                takes += [(speech, take, prompt_of) for take in speech.next_takes()]
+            if not active:
                 return
-            takes = speech.next_takes()
-            joined = engine.join([take.request(prompt_of(take.text)) for take in takes])
-            for one, take in zip(joined, takes, strict=True):
-                running[one] = take
+            joined = engine.join([take.request(prompt_of(take.text)) for _, take, prompt_of in takes])
+            for one, (speech, take, _) in zip(joined, takes, strict=True):
+                running[one] = speech, take
                 ends[one] = chunk_ends() if streaming else count(_WHOLE_CHUNK, _WHOLE_CHUNK)
                 due[one] = next(ends[one])
             made = engine.step()
@@ -431,10 +512,9 @@ def speak_pieces(
             semantic = [one.codes(one.decoded)[0].cpu().numpy() for one in ready]
             for one, codes, waveform in zip(ready, semantic, engine.decode(ready), strict=True):
                 due[one] = next(ends[one])
-                speech.push(
-                    running[one], codes, waveform.cpu().numpy(), ended=one.ended, truncated=one.truncated
-                )
-            for one, take in list(running.items()):
+                speech, take = running[one]
+                speech.push(take, codes, waveform.cpu().numpy(), ended=one.ended, truncated=one.truncated)
+            for one, (_, take) in list(running.items()):
                 if one.done or take.stopped:
                     engine.leave(one)
                     del running[one]

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from revox.synthesis.errors import SpeakError
@@ -89,12 +90,13 @@ def _character_seconds(character: str) -> float:
     return 0.33 if unicodedata.category(character) == "Nd" else 1 / CHARACTERS_A_SECOND
 
 
-def split_text(text: str, max_chars: int = DEFAULT_MAX_CHARS) -> list[TextPiece]:
+def split_text(text: str, max_chars: int = DEFAULT_MAX_CHARS, by_sentence: bool = False) -> list[TextPiece]:
     """The pieces of a text, each of at most `max_chars` characters and `MAX_SECONDS` expected seconds.
 
-    A text that fits is one piece, as it is. Others are cut at as few places as possible, at ends of
-    sentences; a sentence that does not fit at ends of clauses, a clause at spaces, a word anywhere. Pieces
-    are of similar length, so none is a short rest. Raises SpeakError when `max_chars` is out of range.
+    A text that fits is one piece, as it is; `by_sentence`: each of its sentences that fits is one. Others are
+    cut at as few places as possible, at ends of sentences; a sentence that does not fit at ends of clauses, a
+    clause at spaces, a word anywhere. Pieces are of similar length, so none is a short rest. Raises
+    SpeakError when `max_chars` is out of range.
     """
     low, high = MAX_CHARS_RANGE
     if not low <= max_chars <= high:
@@ -104,24 +106,38 @@ def split_text(text: str, max_chars: int = DEFAULT_MAX_CHARS) -> list[TextPiece]
         )
     whole = _span(text, 0, len(text))
     bounds = _Bounds(max_chars, MAX_SECONDS)
-    if bounds.hold(whole):
-        return [TextPiece(text.strip())] if text.strip() else []
-    units = list(_units(text, whole, _SENTENCE, bounds))
-    groups = _packed(units, bounds)
-    # The narrowest bounds that need no more pieces give pieces of similar length.
-    wide, narrow = 1.0, 0.0
-    for _ in range(8):
-        share = (wide + narrow) / 2
-        tried = _packed(units, _Bounds(max_chars * share, MAX_SECONDS * share))
-        if len(tried) <= len(groups):
-            groups, wide = tried, share
-        else:
-            narrow = share
+    if not text.strip():
+        return []
+    if by_sentence:
+        ends = ends_in(text[whole.start : whole.stop], "sentence", whole=True)
+        cuts = [whole.start, *(whole.start + end for end in ends), whole.stop]
+        sentences = (_span(text, first, last) for first, last in pairwise(cuts))
+        groups = [group for one in sentences if one.stop > one.start for group in _groups(text, one, bounds)]
+    else:
+        groups = _groups(text, whole, bounds)
     following = [group.start for group in groups[1:]] + [len(text)]
     return [
         TextPiece(text[group.start : group.stop], _pause(text, group.stop, start))
         for group, start in zip(groups, following, strict=True)
     ]
+
+
+def _groups(text: str, span: _Span, bounds: _Bounds) -> list[_Span]:
+    """A span of `text` as few groups of similar length within `bounds`."""
+    if bounds.hold(span):
+        return [span]
+    units = list(_units(text, span, _SENTENCE, bounds))
+    groups = _packed(units, bounds)
+    # The narrowest bounds that need no more pieces give pieces of similar length.
+    wide, narrow = 1.0, 0.0
+    for _ in range(8):
+        share = (wide + narrow) / 2
+        tried = _packed(units, _Bounds(bounds.characters * share, bounds.seconds * share))
+        if len(tried) <= len(groups):
+            groups, wide = tried, share
+        else:
+            narrow = share
+    return groups
 
 
 @dataclass(frozen=True)
