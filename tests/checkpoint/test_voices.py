@@ -455,6 +455,20 @@ def test_names_that_requests_or_files_cannot_carry_are_refused(folder, make, nam
         add_voice(folder, name, *make(12), RECORD)
 
 
+@pytest.mark.parametrize(
+    ("name", "like"),
+    [
+        ("Ada", "ada"), ("My Voice", "my_voice"), ("Zoë Müller", "zoe_muller"), ("-x-", "x"),
+        ("a.b/c", "a_b_c"), ("小明", "voice_5c0f660e"), ("Straße 7", "strasse_7"), ("A" * 200, "a" * 64),
+        ("", "voice_1"),
+    ],
+)  # fmt: skip
+def test_a_name_that_cannot_be_is_refused_with_one_that_can(name, like):
+    with pytest.raises(VoiceError, match=f"such as {like}$"):
+        check_voice_name(name)
+    assert check_voice_name(like) == like
+
+
 def test_all_the_allowed_characters_and_lengths_are_allowed():
     for name in ("a", "a" * 64, "abcdefghijklmnopqrstuvwxyz0123456789_-"):
         assert check_voice_name(name) == name

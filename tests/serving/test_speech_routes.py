@@ -88,6 +88,19 @@ def test_every_format_whole_and_streamed_decodes_to_the_same_sound(talk, tmp_pat
             assert 0.5 < loud < 1.5, body
 
 
+@pytest.mark.parametrize("stream", [{"stream_format": "audio"}, {"stream_format": "sse"}])
+@pytest.mark.parametrize("name", ["wav", "flac", "mp3", "opus"])
+def test_libsndfile_reads_what_is_streamed(talk, name, stream, alone):
+    soundfile = pytest.importorskip("soundfile")
+    answer = _ask(talk, {**SAID, "response_format": name, **stream})
+    data = answer.content
+    if "sse" in stream.values():
+        events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
+        data = b"".join(base64.b64decode(event["audio"]) for event in events if "audio" in event)
+    samples, rate = soundfile.read(io.BytesIO(data))
+    assert abs(len(samples) * 24000 / rate - len(alone)) < 3000
+
+
 def test_usage_is_counted_as_vllm_omni_counts_it(talk, tts):
     answer = _ask(talk, SAID)
     text = len(tts.prompter.text_tokens("Hello."))

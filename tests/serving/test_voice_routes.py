@@ -270,7 +270,12 @@ def test_a_real_inversion_makes_a_voice_in_the_time_it_is_given(talk):
         ({"consent": "12"}, 400, "consent is required"),
         ({"consent": "a" * 4001}, 400, "longer than 4000"),
         ({"name": ""}, 422, "name"),
-        ({"name": "Ada"}, 400, "cannot name a voice"),
+        (
+            {"name": "Ada"},
+            400,
+            "cannot name a voice: use 1 to 64 of the characters a-z, 0-9, _ and -, - not first, such as ada",
+        ),
+        ({"name": "小明"}, 400, "such as voice_5c0f660e"),
         ({"name": "../ada"}, 400, "cannot name a voice"),
         ({"name": "a/b"}, 400, "cannot name a voice"),
         ({"name": "a" * 65}, 400, "cannot name a voice"),

@@ -20,6 +20,7 @@ import difflib
 import json
 import pickle
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -329,9 +330,19 @@ def check_voice_name(name: str) -> str:
     """`name`, if a new voice may have it. Raises VoiceError (vllm-omni lower-cases requests only)."""
     if not _NAME.fullmatch(name):
         raise VoiceError(
-            f"{name!r} cannot name a voice: use 1 to 64 of the characters a-z, 0-9, _ and -, - not first"
+            f"{name[:100]!r} cannot name a voice: use 1 to 64 of the characters a-z, 0-9, _ and -, - not "
+            f"first, such as {_like(name)}"
         )
     return name
+
+
+def _like(name: str) -> str:
+    """A name that a voice may have, as like `name` as can be."""
+    plain = unicodedata.normalize("NFKD", name.casefold())
+    plain = "".join(one for one in plain if not unicodedata.combining(one))
+    found = re.sub(r"[^a-z0-9_-]+", "_", plain).strip("_-")[:64]
+    # Other scripts: their characters' numbers, which are at least always the same.
+    return found or f"voice_{''.join(f'{ord(one):x}' for one in name[:4]) or 1}"
 
 
 def add_voice(

@@ -16,6 +16,10 @@ PAGES = {"ogg": {"page_duration": "200000"}}
 """Microseconds of audio in a page of Ogg, which is sent when it is full; FFmpeg's default is a second."""
 
 
+WHOLE_ONLY = ("flac",)
+"""Formats that a stream sends at its end: libsndfile reads a FLAC only if its header has the true length."""
+
+
 class Shape:
     """Applies a request's speed and sample rate to samples as they arrive."""
 

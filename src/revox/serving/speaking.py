@@ -16,7 +16,7 @@ from revox.checkpoint.errors import VoiceError
 from revox.checkpoint.release import PRESETS
 from revox.marking import MarkRecord, mark_bytes, stream_headers
 from revox.serving.compatible import served_name
-from revox.serving.encoding import Shape, StreamEncoder, check_rate
+from revox.serving.encoding import WHOLE_ONLY, Shape, StreamEncoder, check_rate
 from revox.serving.engine import Chunk, SpeechStream
 from revox.serving.errors import ApiError
 from revox.serving.model_routes import check_model
@@ -302,7 +302,10 @@ class SpeechResponse:
         return mark_bytes(data, format, record=record, signer=self.request.state.signer)
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
-        """The file's bytes while it is made. Raises ApiError when it fails."""
+        """The file's bytes while it is made, or at the end (`WHOLE_ONLY`). Raises ApiError when it fails."""
+        if self.request.options.response_format in WHOLE_ONLY:
+            yield await self.whole()
+            return
         with self._listening():
             shape = self.request.shape
             encoder = StreamEncoder(self.request.options.response_format, shape.rate)

@@ -59,7 +59,7 @@ def _language(value: Any) -> Any:
 Whole = Annotated[int | None, BeforeValidator(_number)]
 Real = Annotated[float | None, BeforeValidator(_number)]
 Text = Annotated[str, Field(description="The text to speak.")]
-Format = Literal["wav", "pcm", "flac", "mp3", "aac", "opus"]  # OpenAI's; every one can be streamed
+Format = Literal["wav", "pcm", "flac", "mp3", "aac", "opus"]  # OpenAI's
 
 
 class VoiceId(BaseModel):

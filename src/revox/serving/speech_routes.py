@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from revox.serving.compatible import SpeechRoute, drop_ignored
+from revox.serving.encoding import WHOLE_ONLY
 from revox.serving.errors import ApiError, as_api_error, client_gone
 from revox.serving.speaking import SpeechResponse, resolve
 from revox.serving.speech_request import BatchRequest, Format, SpeechRequest, batch_item, parse
@@ -116,12 +117,14 @@ async def _speak(request: Request, body: SpeechRequest, streams: str | None) -> 
             code="unsupported_parameter",
         )
 
+    streaming = streams is not None and body.response_format not in WHOLE_ONLY
+
     async def begin() -> SpeechResponse:
         with state.engine.place():
             resolved = await resolve(
-                state, body, asked_by(request), streaming=streams is not None, ignored=request.state.ignored
+                state, body, asked_by(request), streaming=streaming, ignored=request.state.ignored
             )
-            return await resolved.speak(body.input, streaming=streams is not None)
+            return await resolved.speak(body.input, streaming=streaming)
 
     response = await _unless_gone(request, begin())
     headers = response.request.headers()
