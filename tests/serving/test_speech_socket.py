@@ -109,15 +109,15 @@ def test_a_sentence_that_may_go_on_is_spoken_after_a_moment_of_quiet(session):
 
 
 def test_text_without_an_end_is_spoken_when_nothing_more_comes_for_a_while(session, monkeypatch):
-    monkeypatch.setattr("revox.serving.speech_socket.OVERDUE_SECONDS", 0.05)
+    monkeypatch.setattr("revox.serving.pending_text.OVERDUE_SECONDS", 0.05)
     session.say(**{**CONFIG, "max_new_tokens": 1})
     session.say(type="input.text", text="Let me check")
     assert session.hear()["sentence_text"] == "Let me check"
 
 
 def test_without_splitting_nothing_is_spoken_before_the_utterance_is_done(session, monkeypatch):
-    monkeypatch.setattr("revox.serving.speech_socket.OVERDUE_SECONDS", 0.0)
-    monkeypatch.setattr("revox.serving.speech_socket.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("revox.serving.pending_text.OVERDUE_SECONDS", 0.0)
+    monkeypatch.setattr("revox.serving.pending_text.QUIET_SECONDS", 0.0)
     session.say(**{**CONFIG, "max_new_tokens": 1, "split_granularity": "none"})
     session.say(type="input.text", text="One. Two.\n")
     session.say(type="input.text", text="Three.")

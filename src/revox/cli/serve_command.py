@@ -42,6 +42,13 @@ def command(
         str, typer.Option(help="The address to listen on; 0.0.0.0 is all of them, and should have API keys.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 picks a free one.")] = 8000,
+    wyoming: Annotated[
+        str | None,
+        typer.Option(
+            metavar="tcp://HOST:PORT",
+            help="Serve Home Assistant's voice protocol as well, which has no keys; 10200 is its usual port.",
+        ),
+    ] = None,
     device: Device = None,
     weights: Weights = "auto",
     model_name: Annotated[
@@ -171,7 +178,8 @@ def command(
 
     settings = settings_from(**options, **repeated)
     # A port in use or an invalid key file is reported before gigabytes are loaded.
-    listener = _listen(settings)
+    listener = _listen(settings.host, settings.port, "--port or --host")
+    wyoming_listener = _listen_wyoming(settings.wyoming)
     Keys(settings.api_keys, settings.rate_limit)
     import revox
     from revox.checkpoint.locate import locate
@@ -181,8 +189,8 @@ def command(
     if settings.model_name is None:
         settings = settings.model_copy(update={"model_name": name_of(checkpoint)})
     tts = revox.load(folder, device=settings.device, weights=settings.weights)
-    app = create_app(settings, tts)
-    print(_greeting(settings, listener, tts), file=sys.stderr, flush=True)
+    app = create_app(settings, tts, wyoming_listener)
+    print(_greeting(settings, listener, tts, wyoming_listener), file=sys.stderr, flush=True)
     _run(app, settings, listener)
 
 
@@ -201,26 +209,49 @@ def aliases_from(given: Iterable[str]) -> dict[str, str]:
     return aliases
 
 
-def _listen(settings: ServeSettings) -> socket.socket:
+def _listen_wyoming(address: str | None) -> socket.socket | None:
+    from urllib.parse import urlsplit
+
+    from revox.serving.errors import ServeError
+
+    if address is None:
+        return None
+    try:
+        import wyoming  # noqa: F401
+
+        parts = urlsplit(address)
+        host, port = (parts.hostname, parts.port) if parts.scheme == "tcp" else (None, None)
+    except ImportError:
+        raise ServeError(
+            "--wyoming needs wyoming, which is not installed: pip install 'revox[wyoming]'"
+        ) from None
+    except ValueError:
+        host, port = None, None
+    if host is None or port is None:
+        raise ServeError(f"--wyoming is {address!r}: expected an address such as tcp://127.0.0.1:10200")
+    return _listen(host, port, "--wyoming")
+
+
+def _listen(host: str, port: int, option: str) -> socket.socket:
     import socket
 
     from revox.serving.errors import ServeError
 
     try:
-        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, address = found[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except (OSError, UnicodeError) as error:  # UnicodeError: an invalid host name
         why = getattr(error, "strerror", None) or error
-        raise ServeError(
-            f"cannot listen on {settings.host} port {settings.port} ({why}); choose another --port or --host"
-        ) from None
+        raise ServeError(f"cannot listen on {host} port {port} ({why}); choose another {option}") from None
     return listener
 
 
-def _greeting(settings: ServeSettings, listener: socket.socket, tts: Any) -> str:
+def _greeting(
+    settings: ServeSettings, listener: socket.socket, tts: Any, wyoming: socket.socket | None = None
+) -> str:
     from revox.checkpoint.voices import list_voices
 
     host, port = listener.getsockname()[:2]
@@ -233,6 +264,11 @@ def _greeting(settings: ServeSettings, listener: socket.socket, tts: Any) -> str
         f"Page     {url}/",
         f"Docs     {url}/docs",
     ]
+    if wyoming is not None:
+        where, number = wyoming.getsockname()[:2]
+        lines.append(f"Wyoming  tcp://{where}:{number}")
+        if settings.api_keys is not None:
+            lines.append("Wyoming has no keys: whoever reaches that address can speak.")
     unusable = [entry for entry in list_voices(tts.folder) if entry.problem]
     lines += [f"The voice {entry.name} cannot be used: {entry.problem}" for entry in unusable[:3]]
     if len(unusable) > 3:

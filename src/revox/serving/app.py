@@ -24,16 +24,21 @@ from revox.serving.references import References
 from revox.serving.settings import ServeSettings
 from revox.serving.state import ServerState
 from revox.serving.voices import Voices
+from revox.serving.wyoming import WyomingServer
 from revox.synthesis.normalize import load_lexicon
 
 if TYPE_CHECKING:
+    import socket
+
     from revox.api import Revox
 
 log = logging.getLogger("revox.serving")
 
 
-def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
+def create_app(settings: ServeSettings, tts: Revox, wyoming: socket.socket | None = None) -> FastAPI:
     """The server of a loaded checkpoint. Its engine runs while the application does (its lifespan).
+
+    wyoming: a bound socket on which that protocol is served as well.
 
     Raises ServeError or MarkError when files that the settings name cannot be used.
     """
@@ -60,6 +65,7 @@ def create_app(settings: ServeSettings, tts: Revox) -> FastAPI:
         signer=load_signer(settings.sign_certificate, settings.sign_key) if settings.marking else None,
         lexicon=None if settings.lexicon is None else load_lexicon(settings.lexicon),
     )
+    app.state.wyoming = wyoming
     check_aliases(settings, state.voices.names())
     app.state.comparisons = page_routes.Comparisons()
     install_handlers(app)
@@ -88,11 +94,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     if not state.settings.marking:
         log.warning("marking is off: speech is not marked as synthetic")
     state.engine.start()
+    wyoming = None if app.state.wyoming is None else WyomingServer(state, app.state.wyoming)
+    if wyoming is not None:
+        await wyoming.start()
     try:
         yield
     finally:
         state.draining = True
         await state.engine.drain(state.settings.drain_seconds)
+        if wyoming is not None:
+            await wyoming.close()
         await state.voices.close()
         state.references.close()
         state.engine.close()

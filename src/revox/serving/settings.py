@@ -74,6 +74,9 @@ class ServeSettings(BaseModel):
     weights: str = "auto"
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    wyoming: Annotated[str, _matching(r"tcp://.+:\d+", "an address such as tcp://127.0.0.1:10200")] | None = (
+        None
+    )
     voices_folder: Path | None = None
     keep_samples: bool = False
     max_voices: Annotated[int, Field(ge=0)] = 1000

@@ -19,11 +19,11 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from revox.serving.compatible import drop_ignored
 from revox.serving.errors import ApiError, as_api_error
+from revox.serving.pending_text import PendingText
 from revox.serving.speaking import ResolvedRequest, SpeechResponse, resolve
 from revox.serving.speech_request import SessionConfig, parse
 from revox.serving.state import AskedBy, ServerState, State
 from revox.synthesis.longform import has_words
-from revox.synthesis.split import Splitter
 
 router = APIRouter(prefix="/v1/audio", tags=["speech"])
 
@@ -33,11 +33,6 @@ CONFIG_SECONDS = 10.0
 """From the connection to session.config."""
 IDLE_SECONDS = 30.0
 """Between a message and the next, while nothing is spoken."""
-QUIET_SECONDS = 0.3
-"""Without a message, after which a text that ends with a stop is taken for complete."""
-OVERDUE_SECONDS = 2.0
-"""For which text without an end waits: then its clauses or words are spoken, and all of it if the client was
-quiet for as long."""
 AHEAD = 1 << 20
 """Characters of messages that are read ahead; beyond that the client has to wait. A language model sends its
 tokens far faster than they are spoken, and pings are answered only while messages are read."""
@@ -61,9 +56,7 @@ class Session:
         self._ahead, self._room = 0, asyncio.Event()
         self._config: SessionConfig | None = None
         self._resolved: ResolvedRequest | None = None
-        self._splitter = Splitter("sentence")
-        self._message_at = self._pending_since = 0.0
-        self._settled = False  # what was complete at the last message is spoken
+        self._text = PendingText()
         self._open = False  # an utterance has begun
         self._utterance = 0
         self._sentence = 0
@@ -132,36 +125,26 @@ class Session:
 
         Raises TimeoutError when no message comes.
         """
-        now = asyncio.get_running_loop().time
         if self._inbox.empty():
-            due = self._message_at + QUIET_SECONDS if not self._settled else float("inf")
-            due = min(due, self._pending_since + OVERDUE_SECONDS)
-            waits = bool(self._splitter.pending) and self._splitter.by != "none"
-            seconds = due - now() if waits else self._patience
+            seconds = self._text.seconds()
             try:
-                raw = await asyncio.wait_for(self._inbox.get(), max(0.0, seconds))
+                raw = await asyncio.wait_for(
+                    self._inbox.get(), self._patience if seconds is None else seconds
+                )
             except asyncio.TimeoutError:
-                if waits:
+                if seconds is not None:
                     return None
                 raise
         else:
             raw = self._inbox.get_nowait()
-        self._message_at, self._settled = now(), False
+        self._text.touch()
         self._ahead -= len(raw) + OVERHEAD
         self._room.set()
         return raw
 
     async def _speak_waiting(self) -> None:
         """Speak what of the pending text is complete, or overdue."""
-        now = asyncio.get_running_loop().time()
-        if now >= self._pending_since + OVERDUE_SECONDS:
-            quiet = now >= self._message_at + OVERDUE_SECONDS
-            sentences = self._splitter.flush() if quiet else self._splitter.overdue()
-            self._pending_since = now
-        else:
-            sentences = self._splitter.settle()
-            self._settled = True
-        for sentence in sentences:
+        for sentence in self._text.waiting():
             await self._speak(sentence)
 
     async def _handle(self, raw: str) -> bool:
@@ -175,7 +158,7 @@ class Session:
         elif self._config is None:
             raise ApiError(400, f"the first message is {kind!r}, expected session.config", param="type")
         elif kind == "input.text":
-            await self._text(message)
+            await self._add(message)
         elif kind == "input.done":
             await self._done()
         else:
@@ -201,14 +184,14 @@ class Session:
             self.state, config, self.asked_by, streaming=config.stream_audio, ignored=ignored
         )
         self._config, self._resolved = config, resolved
-        self._splitter = Splitter(config.split_granularity)
+        self._text = PendingText(config.split_granularity)
 
-    async def _text(self, message: dict[str, Any]) -> None:
+    async def _add(self, message: dict[str, Any]) -> None:
         text = message.get("text")
         if not isinstance(text, str):
             raise ApiError(422, "input.text must have a text, a string", param="text")
         limit = self.state.settings.max_text_characters
-        if self._splitter.pending + len(text) > limit:
+        if self._text.characters + len(text) > limit:
             raise ApiError(
                 400,
                 f"more than {limit:,} characters would wait for the end of a sentence; this text was "
@@ -217,14 +200,11 @@ class Session:
                 code="input_too_long",
             )
         self._open = self._open or bool(text)
-        began, sentences = self._splitter.pending == 0, self._splitter.feed(text)
-        if began or sentences:
-            self._pending_since = asyncio.get_running_loop().time()
-        for sentence in sentences:
+        for sentence in self._text.feed(text):
             await self._speak(sentence)
 
     async def _done(self) -> None:
-        for sentence in self._splitter.flush():
+        for sentence in self._text.flush():
             await self._speak(sentence)
         await self.socket.send_json(
             {
