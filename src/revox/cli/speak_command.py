@@ -54,7 +54,7 @@ def command(
     times: Annotated[
         Path | None,
         typer.Option(
-            help="Also write when each sentence is heard, to a .vtt, .srt or .json; each is a take then."
+            help="Also write when each sentence is sentence_times, to a .vtt, .srt or .json; each is a take then."
         ),
     ] = None,
     format: Annotated[
@@ -163,20 +163,25 @@ def command(
     tts = revox.load(folder, device=device, weights=weights)
     spoken = _Spoken()
     started = time.perf_counter()
-    heard: list[SentenceTime] = []
+    sentence_times: list[SentenceTime] = []
     with show_progress(Console(stderr=True)) as progress:
         if target is None and kind == "pcm" and times is None:
-            # Raw samples are heard as they are made: `... -o - --format pcm | aplay -r 24000 -f S16_LE`.
+            # Raw samples are sentence_times as they are made: `... -o - --format pcm | aplay -r 24000 -f S16_LE`.
             parts = spoken.counted(tts.stream(words, spoken_in, settings, report=spoken.warnings.append))
             digest = _write_raw(parts, progress)
         else:
             parts = tts.speak_parts(
-                words, spoken_in, settings, progress=progress, report=spoken.warnings.append, times=heard
+                words,
+                spoken_in,
+                settings,
+                progress=progress,
+                report=spoken.warnings.append,
+                times=sentence_times,
             )
             digest = write_sound(spoken.counted(parts), target, kind, None if no_mark else record, signer)
     took = time.perf_counter() - started
     if times is not None:
-        write_times(times, heard)
+        write_times(times, sentence_times)
     how = log_written(record, kind, digest, signer, no_mark, words if log_text else None)
     if spoken.truncated and max_seconds is not None and spoken.seconds + 0.08 > max_seconds:
         say(f"stopped at --max-seconds {max_seconds:g}: the model had not finished")

@@ -151,15 +151,15 @@ async def _events(
 ) -> AsyncGenerator[bytes, None]:
     """OpenAI's speech.audio events (platform.openai.com/docs/api-reference/audio), as by vllm-omni."""
     options = response.request.options
-    format, told = options.response_format, 0
+    format, sent = options.response_format, 0
     timed = isinstance(options, SpeechRequest) and options.timestamps is not None
     try:
         async for data in _after(first, rest):
             audio = base64.b64encode(data).decode()
             yield _event({"type": "speech.audio.delta", "audio": audio, "response_format": format})
-            for time in response.times[told:] if timed else ():
-                yield _event({"type": "speech.audio.sentence", "index": told, **asdict(time)})
-                told += 1
+            for time in response.times[sent:] if timed else ():
+                yield _event({"type": "speech.audio.sentence", "index": sent, **asdict(time)})
+                sent += 1
     except Exception as error:
         # The status is sent already; the stream itself reports the error.
         details = as_api_error(error).body()["error"]
