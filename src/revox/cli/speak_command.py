@@ -54,7 +54,7 @@ def command(
     times: Annotated[
         Path | None,
         typer.Option(
-            help="Also write when each sentence is sentence_times, to a .vtt, .srt or .json; each is a take then."
+            help="Also write when each sentence is heard, to a .vtt, .srt or .json; each is a take then."
         ),
     ] = None,
     format: Annotated[
@@ -166,7 +166,7 @@ def command(
     sentence_times: list[SentenceTime] = []
     with show_progress(Console(stderr=True)) as progress:
         if target is None and kind == "pcm" and times is None:
-            # Raw samples are sentence_times as they are made: `... -o - --format pcm | aplay -r 24000 -f S16_LE`.
+            # Raw samples are heard as they are made: `... -o - --format pcm | aplay -r 24000 -f S16_LE`.
             parts = spoken.counted(tts.stream(words, spoken_in, settings, report=spoken.warnings.append))
             digest = _write_raw(parts, progress)
         else:
