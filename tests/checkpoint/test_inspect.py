@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from revox.checkpoint.inspect import Report, check_checkpoint, inspect
 from revox.checkpoint.load import load_model
 from revox.checkpoint.params import Params
 from revox.checkpoint.release import expected_tensors
+from revox.checkpoint.runtimes import MLX_AUDIO, RUNTIMES, VLLM_OMNI
 
 WEIGHTS = "consolidated.safetensors"
 ENCODER = ("audio_tokenizer.input_proj.", "audio_tokenizer.encoder_blocks.")
@@ -60,6 +62,26 @@ def test_a_folder_as_released_can_all_but_clone_by_ref_audio(tiny_checkpoint: Pa
     assert not capability(report, "voice design")
     assert ref_audio(report, "vllm-omni 0.30") == "refused as a bad request"
     assert ref_audio(report, "revox") == "clones by inversion"
+
+
+def test_other_runtimes_are_rows_of_one_table_with_a_source_and_a_date(tiny_checkpoint: Path) -> None:
+    report = inspect(tiny_checkpoint)
+    assert [found.name for found in report.runtimes] == [*(facts.title for facts in RUNTIMES), "revox"]
+    for facts in RUNTIMES:
+        assert facts.version in facts.source
+        assert re.fullmatch(r"20\d\d-\d\d-\d\d", facts.read)
+    speaks = {found.name.split()[0]: found.preset_speech for found in report.runtimes}
+    assert speaks["vllm-omni"] == speaks["revox"] == "speaks the presets"
+    assert speaks["mlx-audio"].startswith("speaks 0 of 20 voices: it reads NAME.safetensors")
+    assert "compiled in" in speaks["voxtral-tts.c"]
+    assert "extra [AUDIO]" in speaks["voxtral_tts_rs"]
+
+
+def test_mlx_audio_reads_the_first_frame_at_the_prompts_last_token(folder: Path) -> None:
+    for path in (folder / "voice_embedding").glob("*.pt"):
+        save_file({"embedding": torch.load(path, weights_only=True)}, path.with_suffix(".safetensors"))
+    speaks = {found.name: found.preset_speech for found in inspect(folder).runtimes}
+    assert speaks[MLX_AUDIO.title] == "speaks the presets"
 
 
 def test_components_add_up_to_what_the_file_holds(tiny_checkpoint: Path) -> None:
@@ -207,7 +229,7 @@ def test_quantized_community_variants_are_reported_and_read_or_refused_with_a_wa
     assert report.component("backbone").found == report.component("backbone").expected
     assert bool(capability(report, "preset speech")) == read
     speaks = {runtime.name: runtime.preset_speech for runtime in report.runtimes}
-    assert "quantized" in speaks["vllm-omni 0.30 and later"] or "FP8" in speaks["vllm-omni 0.30 and later"]
+    assert "quantized" in speaks[VLLM_OMNI.title] or "FP8" in speaks[VLLM_OMNI.title]
     if read:
         assert report.unreadable is None
         assert speaks["revox"] == "speaks the presets"

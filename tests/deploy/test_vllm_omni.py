@@ -197,6 +197,24 @@ def test_vllm_omni_builds_two_stages_of_it_with_the_shares_that_were_asked_for(o
     assert all(stage.yaml_runtime["devices"] == "0" for stage in stages)
 
 
+def test_fp8_reaches_the_stage_of_the_language_model_and_is_left_out_otherwise(omni, tmp_path, monkeypatch):
+    monkeypatch.setattr(omni.config, "_apply_platform_overrides", lambda deploy: deploy)
+    found = []
+    for quantization in (None, "fp8"):
+        path = deployment(tmp_path, quantization=quantization).write()[0]
+        config = omni.config.load_deploy_config(path)
+        stages = omni.config.merge_pipeline_deploy(omni.pipeline, config)
+        found.append((config.quantization, stages[0].yaml_engine_args.get("quantization")))
+    assert found == [(None, None), ("fp8", "fp8")]
+    # The wheel's model gives the language model alone a quantized form, and none to the codec's stage.
+    model = omni.own.parents[1] / "model_executor" / "models" / "voxtral_tts"
+    assert (
+        "language_model=fp8, acoustic_transformer=bf16, audio_tokenizer=bf16"
+        in (model / "voxtral_tts_audio_generation.py").read_text()
+    )
+    assert "replace(vllm_config, quant_config=None)" in (model / "voxtral_tts.py").read_text()
+
+
 def test_a_memory_flag_would_go_to_both_stages_as_the_trap_says(omni):
     for stage in (0, 1):
         passed = omni.config.build_stage_runtime_overrides(stage, {"gpu_memory_utilization": 0.8})
@@ -404,6 +422,7 @@ def test_the_versions_written_are_those_that_the_wheels_ask_for(tmp_path):
         ({"gpu": -1}, "--gpu"),
         ({"host": "0.0.0.0 --trust-remote-code"}, "--host"),
         ({"host": ""}, "--host"),
+        ({"quantization": "int8"}, "--quantization is 'int8', expected fp8"),
     ],
 )
 def test_options_that_cannot_be_are_sentences(tmp_path, options, said):

@@ -10,6 +10,7 @@ from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.params import Params, read_params
 from revox.checkpoint.readable import is_companion, mismatch, missing, quantization, unreadable
 from revox.checkpoint.release import COMPONENTS, CONFIG, IGNORED, TensorSpec, component_of, expected_tensors
+from revox.checkpoint.runtimes import MLX_AUDIO, RUNTIMES, VLLM_OMNI, RuntimeFacts
 from revox.checkpoint.tekken import read_tekken
 from revox.checkpoint.tensors import ENCODER_WEIGHTS, FLOAT_DTYPES, TensorHeader, folder_tensors
 from revox.checkpoint.voice_journal import VOICE_FOLDER, reading
@@ -293,8 +294,6 @@ def _sizes(config: VoxtralConfig) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------------------------- what it is good for
 
-_EXTRA_FRAME = "speaks the presets (an extra [AUDIO] before the first frame)"
-
 
 def _capabilities(report: Report, usable: bool, invertible: bool, n_voices: int) -> list[Capability]:
     wrong = {component_of(name) for name in report.mismatched}
@@ -330,7 +329,6 @@ def _runtimes(
     folder: Path, report: Report, spoken: list[ListedVoice], usable: bool, variant: bool
 ) -> list[Runtime]:
     no_encoder, broken = "no encoder in it", "does not start: tensors are missing or wrong"
-    presets = "speaks the presets" if spoken else "has no preset to speak"
     cloning = {
         "complete": ("clones", "clones with the encoder, or by inversion"),
         "partial": (
@@ -339,38 +337,39 @@ def _runtimes(
         ),
         "absent": ("refused as a bad request", "clones by inversion"),
     }[report.encoder]
-    served = presets
-    if len(with_pt := [voice for voice in spoken if voice.file.endswith(".pt")]) < len(spoken):
-        served = f"speaks {len(with_pt)} of {len(spoken)} voices: it reads NAME.pt in voice_embedding"
-    if usable and not variant:
-        if any(name.startswith("audio_tokenizer.") for name in report.unknown):
-            served = "does not start: unknown tensors under audio_tokenizer"
-        small = "does not start: the release's sizes are compiled in"
-        mlx, rust = _mlx(folder, spoken), _EXTRA_FRAME
-        c_port, theirs = _EXTRA_FRAME if report.sizes["release"] else small, cloning[0]
-    else:
-        served = "does not read quantized weights" if variant else broken
-        if (report.quantization or "").startswith("FP8"):
-            served = "has an FP8 path, which revox does not check"
-        mlx, rust = _mlx(folder, spoken) if variant else broken, "does not start"
-        c_port, theirs = "reads its own INT8 variant only" if variant else broken, "no"
+    found = []
+    for facts in RUNTIMES:
+        speaks, clones = _speaks(facts, folder, spoken), cloning[0] if facts.encoder else no_encoder
+        if variant:
+            fp8 = facts.fp8 if (report.quantization or "").startswith("FP8") else None
+            # mlx-audio's own variants are MLX groups, which revox reads as well.
+            speaks = speaks if facts is MLX_AUDIO else fp8 or facts.quantized
+        elif not usable:
+            speaks = broken
+        elif not facts.any_size and not report.sizes["release"]:
+            speaks = "does not start: the release's sizes are compiled in"
+        elif facts is VLLM_OMNI and any(name.startswith("audio_tokenizer.") for name in report.unknown):
+            speaks = "does not start: unknown tensors under audio_tokenizer"
+        if facts.encoder and (variant or not usable):
+            clones = "no"
+        found.append(Runtime(facts.title, speaks, clones))
     refused = "does not read these quantized weights" if variant else broken
-    speaks, ours = (presets, cloning[1]) if usable else (refused, "no")
-    return [
-        Runtime("vllm-omni 0.30 and later", served, theirs),
-        Runtime("mlx-audio", mlx, no_encoder),
-        Runtime("voxtral-tts.c (C)", c_port, no_encoder),
-        Runtime("voxtral_tts_rs (Rust)", rust, no_encoder),
-        Runtime("revox", speaks, ours),
-    ]
+    ours = (_presets(spoken), cloning[1]) if usable else (refused, "no")
+    return [*found, Runtime("revox", *ours)]
 
 
-def _mlx(folder: Path, spoken: list[ListedVoice]) -> str:
-    safetensors = {path.stem for path in (folder / VOICE_FOLDER).glob("*.safetensors")}
-    exported = sum(voice.name in safetensors for voice in spoken)
-    if spoken and exported == len(spoken):
-        return _EXTRA_FRAME
-    return (
-        f"speaks {exported} of {len(spoken)} voices: it reads NAME.safetensors in voice_embedding "
-        "(`revox voice export` writes them)"
-    )
+def _presets(spoken: list[ListedVoice]) -> str:
+    return "speaks the presets" if spoken else "has no preset to speak"
+
+
+def _speaks(facts: RuntimeFacts, folder: Path, spoken: list[ListedVoice]) -> str:
+    """What a runtime that reads the weights does with the voices."""
+    home = folder / VOICE_FOLDER
+    there = [voice for voice in spoken if (home / f"{voice.name}{facts.voice_ending}").is_file()]
+    if len(there) < len(spoken):
+        return (
+            f"speaks {len(there)} of {len(spoken)} voices: it reads NAME{facts.voice_ending} in "
+            "voice_embedding (`revox voice export` writes them)"
+        )
+    frame = " (an extra [AUDIO] before the first frame)" if facts.extra_frame and spoken else ""
+    return f"{_presets(spoken)}{frame}"

@@ -34,6 +34,10 @@ def vllm_omni_command(
         str, typer.Option(help="The address to listen on; 0.0.0.0 is all of them.")
     ] = "127.0.0.1",
     gpu: Annotated[int | None, typer.Option(help="The GPU's number; default: the first visible one.")] = None,
+    quantization: Annotated[
+        str | None,
+        typer.Option(metavar="fp8", help="Hold the language model in 8 bits, quantized as it is loaded."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The folder for the files.")] = Path("vllm-omni-deploy"),
     run: Annotated[bool, typer.Option("--run", help="Check for known problems, then start it here.")] = False,
 ) -> None:
@@ -49,13 +53,16 @@ def vllm_omni_command(
     folder = Path(chosen_checkpoint(checkpoint, checkpoint_option)).expanduser()  # not a hub id
     out = out.expanduser()
     report = servable(folder)
-    plan = Deployment(folder, out, gpu_memory, host, port, gpu)
+    plan = Deployment(folder, out, gpu_memory, host, port, gpu, quantization)
     written = plan.write()
     console = Console(stderr=True, highlight=False)
     for path in written:
         _print(console, f"written: {path}")
     speech, codec = plan.shares
     _print(console, f"for vllm-omni {VERSION}: {speech:g} of the GPU for speech, {codec:g} for the codec")
+    if quantization is not None:
+        message = "the language model in FP8; the acoustic transformer and the codec stay in BF16"
+        _print(console, message)
     if report.encoder == "absent":
         message = "ref_audio will be refused: the folder has no encoder (cloned voices work as presets)"
         _print(console, message)

@@ -18,13 +18,14 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
+from revox.checkpoint.runtimes import VLLM_OMNI
 from revox.deploy.errors import DeployError
 from revox.speech.files import replace_file
 
 if TYPE_CHECKING:
     from revox.checkpoint.inspect import Report
 
-VERSION = "0.30.0"
+VERSION = VLLM_OMNI.version
 IMAGE = f"vllm/vllm-omni:v{VERSION}"
 """The release's image (vllm-omni's documentation, getting_started/installation/gpu)."""
 
@@ -54,6 +55,9 @@ REQUIREMENTS_NAME = "requirements.txt"
 class Deployment:
     """The options of a deployment. `gpu_memory` is the share of one GPU for both stages together.
 
+    `quantization`: None, or "fp8" for the language model (vllm-omni keeps the acoustic transformer and the
+    codec in BF16: wheel 0.30.0, voxtral_tts_audio_generation.py and voxtral_tts.py).
+
     `gpu` is the GPU's number (None: the first visible one). The deploy file names device 0 in any case: it is
     an index into CUDA_VISIBLE_DEVICES (vllm_omni/entrypoints/stage_utils.py), and a container sees only the
     GPU that it was given.
@@ -65,12 +69,18 @@ class Deployment:
     host: str = "127.0.0.1"
     port: int = 8000
     gpu: int | None = None
+    quantization: str | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.gpu_memory) and 0.01 <= self.gpu_memory <= 1):
             raise DeployError(
                 f"--gpu-memory is {self.gpu_memory:g}, expected 0.01 to 1: the share of the GPU for both "
                 "stages together (vllm-omni's own file uses 0.9)."
+            )
+        if self.quantization not in (None, "fp8"):
+            raise DeployError(
+                f"--quantization is {self.quantization!r}, expected fp8, the one way in which vllm-omni "
+                "quantizes this checkpoint's language model."
             )
         if not 1 <= self.port <= 65535:
             raise DeployError(f"--port is {self.port}, expected 1 to 65535.")
@@ -102,7 +112,10 @@ class Deployment:
     def deploy_yaml(self) -> str:
         """The deploy file, in the schema of `VERSION`."""
         generation, codec = self.shares
-        return _template(DEPLOY_NAME, version=VERSION, generation=generation, codec=codec)
+        quantization = "" if self.quantization is None else f"quantization: {self.quantization}\n"
+        return _template(
+            DEPLOY_NAME, version=VERSION, generation=generation, codec=codec, quantization=quantization
+        )
 
     def command(self) -> list[str]:
         """The words of the command that serves the folder on this machine."""
@@ -195,7 +208,7 @@ def servable(folder: Path) -> Report:
             "download the hub's checkpoint first (`hf download OWNER/NAME --local-dir FOLDER`)."
         )
     report = check_checkpoint(folder)
-    runtime = next(one for one in report.runtimes if one.name.startswith(f"vllm-omni {VERSION[:4]}"))
+    runtime = next(one for one in report.runtimes if one.name == VLLM_OMNI.title)
     if not runtime.preset_speech.startswith("speaks"):
         raise DeployError(f"vllm-omni {runtime.preset_speech} ({folder}); serve the released format.")
     return report
