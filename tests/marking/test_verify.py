@@ -106,8 +106,7 @@ def test_a_file_that_came_in_part_is_told(name, share, marked):
     assert state_of(cut) in ("broken", "unreadable")
 
 
-@pytest.mark.parametrize("name", MARKABLE)
-def test_other_sound_under_the_same_tag_is_told(name, marked, record):
+def other_sound_under_the_tag_of(name, marked):
     other = encode_audio(Audio(np.sin(np.arange(24_000) / 9).astype(np.float32) / 4, 24_000), name)[0]
     with av.open(io.BytesIO(marked[name])) as container:
         comment = {**container.metadata, **container.streams.audio[0].metadata}["comment"]
@@ -121,7 +120,12 @@ def test_other_sound_under_the_same_tag_is_told(name, marked, record):
             if packet.dts is not None:
                 packet.stream = copy
                 target.mux(packet)
-    told = verify_bytes(file.getvalue())
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("name", MARKABLE)
+def test_other_sound_under_the_same_tag_is_told(name, marked):
+    told = verify_bytes(other_sound_under_the_tag_of(name, marked))
     assert told.state == "broken"
     assert "sound was changed" in told.sentences[0]
 
@@ -207,6 +211,23 @@ def test_another_makers_manifest_counts_by_what_it_says(encoded, signer):
     told = verify_bytes(signed_by_hand(encoded["wav"], signer, [made], label="other.maker"))
     assert told.state == "marked"
     assert "by Elsewhere" in told.sentences[0]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("wav", "audio/wav"), ("flac", "audio/flac")])
+def test_a_stale_tag_is_told_under_anybodys_signature_and_a_strangers_does_not_make_it_good(
+    name, kind, marked, signer, state
+):
+    changed = other_sound_under_the_tag_of(name, marked)
+    made = [{"action": "c2pa.created", "digitalSourceType": COMPOSITE}]
+    told = verify_bytes(signed_by_hand(changed, signer, made, kind=kind))
+    assert told.state == "broken"
+    assert any("sound was changed or cut after it was marked" in one for one in told.sentences)
+    assert "no known authority vouches" in told.sentences[-1]
+    own = verify_bytes(signed_by_hand(changed, load_signer(), made, kind=kind))
+    assert own.state == "marked"
+    assert any("sound was changed or cut after it was marked" in one for one in own.sentences)
+    # The same stranger's signature over the sound that was tagged leaves the mark as it is.
+    assert verify_bytes(signed_by_hand(marked[name], signer, made, kind=kind)).state == "marked"
 
 
 def test_a_signed_text_cannot_move_the_cursor_or_fill_the_screen(encoded, signer):

@@ -404,6 +404,19 @@ def test_a_failed_job_says_why_frees_its_name_and_is_logged(talk, tmp_path):
     assert events == ["asked", "failed", "asked", "failed", "asked", "added"]
 
 
+def test_an_upload_that_finds_the_disk_full_is_a_507(talk, monkeypatch):
+    def write(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def dialogue(client, app):
+        with monkeypatch.context() as patch:
+            patch.setattr("tempfile.SpooledTemporaryFile.write", write)
+            return await client.post("/v1/audio/voices", **form())
+
+    answer = talk(dialogue)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (507, "disk_full")
+
+
 @pytest.mark.parametrize("full", ["voice", "log"])
 def test_a_disk_that_is_full_leaves_neither_half_a_voice_nor_its_recording(talk, tmp_path, monkeypatch, full):
     real_file, real_line = voice_files.replace_file, consent_log.append

@@ -226,7 +226,7 @@ def tensor_blocks(entry: TensorHeader) -> Iterator[bytes]:
         while left:
             block = file.read(min(_BLOCK, left))
             if not block:
-                raise CheckpointError(f"{entry.file} was cut short while it was read; try again.")
+                raise CheckpointError(f"{entry.file} was cut short while it was read; {_DAMAGED}.")
             left -= len(block)
             yield block
 

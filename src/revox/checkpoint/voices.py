@@ -163,7 +163,7 @@ def _voice_header(
         if path.is_symlink():
             return None, f"{path} is a link to a file that is gone; download the checkpoint again."
         lists = [file for file, named in (("params.json", listed), (tekken.name, promised)) if named]
-        force = " --force" if name in PRESETS else ""
+        force = " --force" if _guarded(name, _read_provenance(path.parents[1], name)) else ""
         return None, unfinished(path) or (
             f"{path} is missing, but {' and '.join(lists)} {'list' if lists[1:] else 'lists'} the voice "
             f"{name}; copy the file again or remove the voice (`revox voice remove {name}{force}`)."

@@ -81,7 +81,7 @@ def speak_batch(
     import revox
     from revox.checkpoint.locate import locate
     from revox.checkpoint.voices import load_voice
-    from revox.synthesis.longform import Line
+    from revox.synthesis.longform import Line, no_sound_advice
 
     folder = locate(checkpoint, revision)
     jobs = _jobs(table, out, folder, checkpoint, options)
@@ -106,7 +106,8 @@ def speak_batch(
             warned += [f"{what}: {warning}" for warning in spoken.warnings]
             if not len(spoken.audio.samples):
                 silent += 1
-                warned.append(f"{what}: not written, the model ended at its first frame without a sound")
+                advice = no_sound_advice(job.settings.takes)
+                warned.append(f"{what}: not written, the model ended at its first frame; {advice}")
                 continue
             _write(job, spoken, checkpoint, options, out)
             seconds += spoken.audio.seconds

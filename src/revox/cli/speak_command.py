@@ -14,6 +14,7 @@ from revox.cli.marked import log_written, model_name, say, who_signs, write_soun
 from revox.cli.options import Checkpoint, Device, Revision, Weights
 from revox.cli.progress import show_progress
 from revox.synthesis.errors import SpeakError
+from revox.synthesis.longform import no_sound_advice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -161,7 +162,7 @@ def command(
     record = new_record(model_name(checkpoint), voice)
     signer = None if no_mark else who_signs(signing_certificate, signing_key)
     tts = revox.load(folder, device=device, weights=weights)
-    spoken = _Spoken()
+    spoken = _Spoken(takes)
     started = time.perf_counter()
     sentence_times: list[SentenceTime] = []
     with show_progress(Console(stderr=True)) as progress:
@@ -210,7 +211,8 @@ def check_batch_options(out: Path | None, alone: Mapping[str, object]) -> None:
 class _Spoken:
     """What came of a text: its length, whether speech is missing, and what no take said well."""
 
-    def __init__(self) -> None:
+    def __init__(self, takes: int) -> None:
+        self._takes = takes
         self.seconds, self.truncated = 0.0, False
         self.warnings: list[TakeWarning] = []
 
@@ -220,8 +222,8 @@ class _Spoken:
             yield part
         if not self.seconds:
             raise SpeakError(
-                "the model ended at its first frame, without a sound, and nothing was written; no seed "
-                "changes that: allow more --takes, or use another text or voice"
+                "the model ended at its first frame, without a sound, and nothing was written; "
+                f"{no_sound_advice(self._takes)}"
             )
 
 

@@ -103,7 +103,7 @@ def verify_file(path: str | os.PathLike[str], trust: str | os.PathLike[str] | No
     except OSError as error:
         raise MarkError(f"{path} cannot be read ({error.strerror}); check the path") from None
     if len(data) > MAX_BYTES:
-        raise MarkError(f"{path.name} is larger than {MAX_BYTES >> 20} MiB; verify a shorter file")
+        raise MarkError(f"{path.name} is larger than {MAX_BYTES >> 20} MiB, of which a mark is not read")
     if not data:
         raise MarkError(f"{path.name} is empty (0 bytes); there is nothing to verify")
     try:
@@ -160,7 +160,12 @@ def _by_manifest(manifest: ManifestFound, tag: TagFound | None, about_sound: lis
         who += "; no known authority vouches for that certificate, so the name proves nothing."
     if manifest.synthetic:
         text = f"Marked as synthetic{_described(manifest.says)}. Nothing was changed since it was signed."
-        return Verification(MARKED, [text, who], manifest, tag)
+        if tag is None or tag.sound is not False:
+            return Verification(MARKED, [text, who], manifest, tag)
+        # It was changed before it was signed, by somebody who left the tag as it was. Of a signer that nobody
+        # vouches for that is as good as no signature.
+        state = MARKED if manifest.own or manifest.trusted else BROKEN
+        return Verification(state, [text, *about_sound, who], manifest, tag)
     if tag is None:
         text = "There is a valid manifest, but it does not say that the sound is synthetic."
         return Verification(UNMARKED, [text, who], manifest, tag)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import EMPTY_AUDIO_ID, END_AUDIO_ID, N_SPECIAL_CODES, AcousticConfig, VoxtralConfig
-from .layers import TransformerLayer
+from .layers import RMSNorm, TransformerLayer
 
 
 class BidirectionalAttention(nn.Module):
@@ -62,7 +62,7 @@ class AcousticTransformer(nn.Module):
                 for i in range(args.n_layers)
             }
         )
-        self.norm = nn.RMSNorm(args.dim, eps=args.norm_eps)
+        self.norm = RMSNorm(args.dim, eps=args.norm_eps)
         self._projected_times: dict[tuple[object, ...], Tensor] = {}
 
     def semantic_logits(self, hidden: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .config import BackboneConfig
-from .layers import TransformerLayer, rotate_interleaved
+from .layers import RMSNorm, TransformerLayer, rotate_interleaved
 
 BLOCK = 256
 """Positions by which a cache grows."""
@@ -171,7 +171,7 @@ class Backbone(nn.Module):
             TransformerLayer(BackboneAttention(config), config.dim, config.hidden_dim, config.norm_eps)
             for _ in range(config.n_layers)
         )
-        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.norm = RMSNorm(config.dim, eps=config.norm_eps)
 
     def forward(
         self, embeddings: Tensor, cache: KVCache | None = None, lengths: Tensor | None = None

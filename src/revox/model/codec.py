@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from .config import CodecConfig
 from .decoder_state import DecoderState
-from .layers import CausalConv1d, CausalConvTranspose1d, TransformerLayer, alibi_slopes
+from .layers import CausalConv1d, CausalConvTranspose1d, RMSNorm, TransformerLayer, alibi_slopes
 from .quantizer import Quantizer
 
 PIECE = 100
@@ -35,8 +35,8 @@ class CodecAttention(nn.Module):
         self.wk = nn.Linear(config.dim, kv_dim, bias=False)
         self.wv = nn.Linear(config.dim, kv_dim, bias=False)
         self.wo = nn.Linear(q_dim, config.dim, bias=False)
-        self.q_norm = nn.RMSNorm(q_dim, eps=config.qk_norm_eps)
-        self.k_norm = nn.RMSNorm(kv_dim, eps=config.qk_norm_eps)
+        self.q_norm = RMSNorm(q_dim, eps=config.qk_norm_eps)
+        self.k_norm = RMSNorm(kv_dim, eps=config.qk_norm_eps)
         self.register_buffer("slopes", alibi_slopes(config.n_heads), persistent=False)
 
     def empty_past(self, streams: int) -> Tensor:

@@ -13,6 +13,22 @@ from torch.nn.utils.parametrizations import weight_norm
 from .decoder_state import DecoderState
 
 
+class RMSNorm(nn.RMSNorm):
+    """torch's, of an input of another type than the weight too, as under autocast: in the wider of the two.
+
+    torch computes that in the same way, one operation after another, and warns.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to `x` `[..., dim]`; the result has its type."""
+        weight = self.weight
+        if x.dtype == weight.dtype:
+            return super().forward(x)
+        wide = torch.promote_types(x.dtype, weight.dtype)
+        normed = functional.rms_norm(x.to(wide), self.normalized_shape, weight.to(wide), self.eps)
+        return normed.type_as(x)
+
+
 class FeedForward(nn.Module):
     """SwiGLU: `w2(silu(w1 x) * w3 x)`, no biases. `[..., dim] -> [..., dim]`."""
 
@@ -34,8 +50,8 @@ class TransformerLayer(nn.Module):
         super().__init__()
         self.attention = attention
         self.feed_forward = FeedForward(dim, hidden_dim)
-        self.attention_norm = nn.RMSNorm(dim, eps=norm_eps)
-        self.ffn_norm = nn.RMSNorm(dim, eps=norm_eps)
+        self.attention_norm = RMSNorm(dim, eps=norm_eps)
+        self.ffn_norm = RMSNorm(dim, eps=norm_eps)
 
     def forward(self, x: Tensor, *context: Any) -> Tensor:
         """Apply to `x` `[batch, time, dim]`; the attention is given the `context`.

@@ -21,7 +21,7 @@ from revox.render.levels import Level
 from revox.render.script import Script, Segment
 from revox.speech.files import load_stamped, save_stamped, stamp_of
 from revox.synthesis.errors import SpeakError
-from revox.synthesis.longform import SpeechSettings, language_of, pieces_of
+from revox.synthesis.longform import SpeechSettings, language_of, no_sound_advice, pieces_of
 from revox.synthesis.takes import TakeWarning
 
 SUFFIX = ".segment"
@@ -92,8 +92,8 @@ class SegmentSpeaker:
         audio = tts.speak(segment.text, voice, self.settings_of(segment), report=warnings.append)
         if not len(audio.samples):
             raise RenderError(
-                f"segment {segment.number} ({segment.where}) came out without a sound; allow more --takes, "
-                "or use another text or voice"
+                f"segment {segment.number} ({segment.where}) came out without a sound; "
+                f"{no_sound_advice(self.settings_of(segment).takes)}"
             )
         found = tuple(str(warning) for warning in warnings)
         level = Level.of(audio.samples, audio.rate)

@@ -12,7 +12,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from revox.checkpoint.errors import CheckpointError
-from revox.serving.errors import BODY_TOO_LARGE, USER_ERRORS, ApiError, as_api_error, validation_error
+from revox.serving.errors import (
+    BODY_TOO_LARGE,
+    USER_ERRORS,
+    ApiError,
+    as_api_error,
+    is_disk_full,
+    validation_error,
+)
 
 
 class ErrorDetail(BaseModel):
@@ -52,6 +59,8 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
+        if is_disk_full(error.__cause__):  # FastAPI read a body into the system's temporary folder
+            return answer(as_api_error(error.__cause__ or error))
         message = str(error.detail)
         if error.status_code == 404:
             message = f"there is no {request.url.path} here; /docs lists the endpoints"

@@ -73,6 +73,11 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether nothing more can be written."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def client_gone() -> ApiError:
     """The error of a client that closed the connection; 499 is what servers log for it."""
     return ApiError(499, "the client closed the connection", code="client_closed_request")
@@ -98,7 +103,7 @@ def as_api_error(error: BaseException) -> ApiError:
         log.error("the checkpoint cannot be used: %s", error)
         return ApiError(500, "the checkpoint on the server cannot be used; the server's log says why")
     log.error("a request failed", exc_info=error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return ApiError(507, "the server's disk is full: nothing was saved", code="disk_full")
     return ApiError(500, "the server failed on this request; its log says why", code="internal_error")
 

@@ -30,6 +30,7 @@ from revox.synthesis.longform import (
     SpeechSettings,
     Take,
     language_of,
+    no_sound_advice,
     pieces_of,
 )
 from revox.synthesis.prompt import make_prompt
@@ -258,7 +259,7 @@ class SpeechResponse:
                 elif not take.finished:
                     self._read(take, stream)
         if not self.speech.frames:
-            raise _no_sound()
+            raise _no_sound(self.request.settings.takes)
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
@@ -392,11 +393,10 @@ def check_text(state: ServerState, text: str) -> None:
         )
 
 
-def _no_sound() -> ApiError:
+def _no_sound(takes: int) -> ApiError:
     return ApiError(
         500,
-        "the model ended at its first frame, without a sound; no seed changes that: allow more takes, or "
-        "send another text or voice",
+        f"the model ended at its first frame, without a sound; {no_sound_advice(takes)}",
         param="takes",
         code="no_sound",
     )

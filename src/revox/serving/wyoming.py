@@ -188,7 +188,7 @@ class WyomingSession:
     async def _feed(self, text: str) -> None:
         limit = self._state.settings.max_text_characters
         if self._text.characters + len(text) > limit:
-            raise ApiError(400, f"more than {limit:,} characters wait for the end of a sentence")
+            raise ApiError(400, f"more than {limit:,} characters wait for an end; send shorter sentences")
         await self._speak_all(self._text.feed(text))
 
     async def _resolve(self, voice: SynthesizeVoice | None) -> ResolvedRequest:

@@ -103,6 +103,14 @@ class SpokenLine:
     times: list[SentenceTime]
 
 
+def no_sound_advice(takes: int) -> str:
+    """What can help where the model gave no sound. More takes do, where there was one: a later one may not
+    end before a quarter of its text's time. No seed does."""
+    if takes == 1:
+        return "allow more takes (--takes 3), or use another text or voice; no seed changes that"
+    return "use another text or voice, or check the checkpoint with `revox doctor`; no seed changes that"
+
+
 def pieces_of(text: str, settings: SpeechSettings) -> list[TextPiece]:
     """What is spoken one after the other. Raises SpeakError when there is nothing to speak."""
     pieces: list[TextPiece] = []
