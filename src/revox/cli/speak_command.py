@@ -14,7 +14,6 @@ from revox.cli.marked import log_written, model_name, say, who_signs, write_soun
 from revox.cli.options import Checkpoint, Device, Revision, Weights
 from revox.cli.progress import show_progress
 from revox.synthesis.errors import SpeakError
-from revox.synthesis.longform import no_sound_advice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -221,6 +220,8 @@ class _Spoken:
             self.seconds, self.truncated = self.seconds + part.seconds, part.truncated
             yield part
         if not self.seconds:
+            from revox.synthesis.longform import no_sound_advice
+
             raise SpeakError(
                 "the model ended at its first frame, without a sound, and nothing was written; "
                 f"{no_sound_advice(self._takes)}"
