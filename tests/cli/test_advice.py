@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -104,6 +105,17 @@ def test_a_voice_in_torchs_file_only_is_exported_as_inspect_says(revox, tiny_che
     [command] = commands_in(note)
     assert revox(*command, "-c", tiny_checkpoint_copy).code == 0
     assert inspect(tiny_checkpoint_copy).notes == []
+
+
+def test_a_voice_that_is_in_no_list_is_listed_as_the_sentence_says(revox, tiny_checkpoint_copy, tmp_path):
+    source = tiny_checkpoint_copy / "voice_embedding" / "ar_male.pt"
+    shutil.copy(source, source.with_name("ada.pt"))
+    said = ("speak", "ten", "-c", tiny_checkpoint_copy, "-o", tmp_path / "a.wav", "--voice", "ada")
+    refused = revox(*said, "--takes", 1, "--max-seconds", 0.4)
+    assert refused.code == 2
+    [command] = commands_in(refused.err)
+    assert revox(*command, "-c", tiny_checkpoint_copy).code == 0
+    assert revox(*said, "--takes", 1, "--max-seconds", 0.4).code == 0
 
 
 def test_a_name_that_cannot_be_comes_with_one_that_can(revox, tiny_checkpoint_copy):

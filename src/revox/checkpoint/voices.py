@@ -191,7 +191,10 @@ def _voice_header(
             f"audio.voice_num_audio_tokens.{name} to {rows}."
         )
     elif not listed:
-        problem = f"params.json does not list the voice {name}, so no runtime offers it; add it again."
+        problem = (
+            f"params.json does not list the voice {name}, so no runtime offers it; list it with `revox "
+            f"voice add {name} {path} --force --consent STATEMENT`."
+        )
     return header, problem
 
 

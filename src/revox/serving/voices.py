@@ -160,7 +160,7 @@ class Voices:
                 raise ApiError(
                     403,
                     f"voice {name!r} belongs to the checkpoint and cannot be deleted here; `revox voice "
-                    "remove` deletes voices of the folder, except presets",
+                    "remove` deletes voices of the folder (presets with --force)",
                     param="name",
                     code="voice_of_the_checkpoint",
                 )
