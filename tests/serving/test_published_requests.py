@@ -258,6 +258,22 @@ def test_what_is_ignored_is_named_in_streams_batches_and_sessions_too(talk, serv
         assert json.loads(socket.recv(timeout=30))["ignored"] == ["instructions"]
 
 
+def test_names_of_ignored_fields_cannot_break_the_header(talk):
+    odd = {
+        "a\r\nx-evil: 1": 1,
+        "小明": 2,
+        "b,c": 3,
+        "x" * 300: 4,
+        **{f"f{number}": 1 for number in range(99)},
+    }
+    [answer] = _ask(talk, {"json": {"input": TEXT, "voice": "pt_male", **SHORT, **odd}}, compatible=True)
+    assert answer.status_code == 200
+    names = answer.headers["x-revox-ignored"].split(", ")
+    assert names[:4] == ["a??x-evil:?1", "??", "b?c", "x" * 100]
+    assert len(names) == 50
+    assert "x-evil" not in answer.headers
+
+
 def test_the_openai_package_speaks_its_own_sample(serve):
     import openai
 

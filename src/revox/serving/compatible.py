@@ -44,10 +44,15 @@ class SpeechRoute(APIRoute):
                 request = _Rewritten(request, _without_ignored(kind, body, ignored))
             response = await handle(request)
             if ignored:
-                response.headers[IGNORED] = ", ".join(dict.fromkeys(ignored))
+                response.headers[IGNORED] = ", ".join(map(_for_a_header, list(dict.fromkeys(ignored))[:50]))
             return response
 
         return handler
+
+
+def _for_a_header(name: str) -> str:
+    """A client's own field name, cut, in characters that a header may have."""
+    return "".join(one if " " < one <= "~" and one != "," else "?" for one in name[:100])
 
 
 class _Rewritten(Request):
