@@ -120,7 +120,6 @@ def command(
     from rich.console import Console
 
     from revox.marking import new_record
-    from revox.render.captions import check_times, write_times
     from revox.speech import format_for
     from revox.synthesis.longform import SpeechSettings, language_of, pieces_of
     from revox.synthesis.normalize import load_lexicon
@@ -147,6 +146,8 @@ def command(
     target = _target(output)
     kind = format_for(target, format or ("wav" if target is None else None))
     if times is not None:
+        from revox.render.captions import check_times, write_times
+
         check_times(times)
     settings = replace(settings, language=language or language_of(voice))
 
