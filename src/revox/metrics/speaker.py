@@ -9,6 +9,7 @@ calibration of their own.
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,19 @@ from revox.metrics.errors import MetricError
 from revox.speech.audio import Audio
 
 _RATE = 16000
+WINDOW = 160  # frames of 10 ms that the model embeds at a time
+_LEVEL = -30.0  # dBFS
+
+
+@dataclass(frozen=True, eq=False)
+class VoiceFrames:
+    """What the model takes in: power in 40 mel bands `[frames, 40]`, and the samples' mean square `[frames]`.
+
+    A frame each 10 ms.
+    """
+
+    mel: np.ndarray
+    power: np.ndarray
 
 
 class SpeakerVerifier:
@@ -38,10 +52,34 @@ class SpeakerVerifier:
         if not np.any(samples):
             return np.zeros(256, dtype=np.float32)
         # Resemblyzer itself only raises the level, so that loud audio moves its embedding.
-        samples = self._audio.normalize_volume(samples, -30)
+        samples = self._audio.normalize_volume(samples, _LEVEL)
         # The detector converts to 16 bits without a limit: louder samples would wrap around.
         speech = self._audio.trim_long_silences(np.clip(samples, -1.0, 1.0))
         return self._encoder.embed_utterance(speech if len(speech) else samples)
+
+    def frames(self, samples: np.ndarray) -> VoiceFrames:
+        """The frames of mono `[n]` at 16 kHz, n // 160 of them."""
+        hop = _RATE // 100
+        count = len(samples) // hop
+        mel = self._audio.wav_to_mel_spectrogram(np.asarray(samples, dtype=np.float32))[:count]
+        return VoiceFrames(mel, np.square(samples[: count * hop].reshape(count, hop)).mean(axis=1))
+
+    def embed_windows(self, frames: VoiceFrames, starts: np.ndarray, end: int) -> np.ndarray:
+        """The voice in the 1.6 s from each of the frames `starts` on, as unit vectors `[windows, 256]`.
+
+        Each window is brought to -30 dBFS by itself. What ends at the frame `end` before 1.6 s are over is
+        repeated.
+        """
+        import torch
+
+        windows = []
+        for start in starts:
+            stop = min(int(start) + WINDOW, end)
+            gain = 10 ** (_LEVEL / 10) / max(float(frames.power[start:stop].mean()), 1e-12)
+            windows.append(np.resize(frames.mel[start:stop], (WINDOW, 40)) * np.float32(gain))
+        with torch.no_grad():
+            parts = torch.from_numpy(np.stack(windows)).split(64)
+            return torch.cat([self._encoder(part) for part in parts]).numpy()
 
     def similarity(self, a: Audio | np.ndarray, b: Audio | np.ndarray) -> float:
         """Cosine of two voices, each Audio or an embedding `[256]`: 1 is the same, 0 for silence."""

@@ -205,16 +205,9 @@ def _best_span(
         spoken = speech[candidates] - speech[start]
         share = spoken / length
         snr = np.array([_snr(activity, start, int(end)) for end in candidates])
-        score = (
-            1.0
-            - np.exp(-spoken * HOP / _USEFUL_SECONDS)
-            - 0.5 * (1 - share)
-            - 0.5 * np.clip((_GOOD_SNR - snr) / _GOOD_SNR, 0, 1)
-            - np.minimum(1.0, 50 * (clipped[candidates] - clipped[start]) / length)
-            - np.where(
-                spoken < least, 2.0, 0.0
-            )  # speech enough, but scattered: only if nothing else is there
-        )
+        score = stretch_score(spoken * HOP, share, snr, (clipped[candidates] - clipped[start]) / length)
+        # Speech enough, but scattered: only if nothing else is there.
+        score = score - np.where(spoken < least, 2.0, 0.0)
         index = int(score.argmax())
         if score[index] > best_score:
             best, best_score = (start, int(candidates[index])), float(score[index])
@@ -222,15 +215,35 @@ def _best_span(
     return best
 
 
-def _snr(activity: SpeechActivity, first: int, last: int) -> float:
-    """Level of the active frames from `first` to `last` over the quietest 5 % of frames there, in dB.
+def stretch_score(spoken: np.ndarray, share: np.ndarray, snr: np.ndarray, clipped: np.ndarray) -> np.ndarray:
+    """How good stretches are to clone from, `[n]`, at most 1.
 
-    Only frames inside count: silence that was pasted around noisy speech does not make it clean.
+    Of seconds `spoken`, the `share` of speech in a stretch, the signal-to-noise ratio (dB) and the share of
+    samples `clipped`, `[n]` each: more speech is better with falling returns, the others cost.
     """
-    edge = min(10, (last - first) // 4)  # the widened edges of the speech may be such silence
-    noise = max(float(np.percentile(activity.level[first + edge : last - edge], 5)), activity.noise)
-    power = 10 ** (activity.level[first:last][activity.active[first:last]] / 10)
+    return (
+        1.0
+        - np.exp(-spoken / _USEFUL_SECONDS)
+        - 0.5 * (1 - share)
+        - 0.5 * np.clip((_GOOD_SNR - snr) / _GOOD_SNR, 0, 1)
+        - np.minimum(1.0, 50 * clipped)
+    )
+
+
+def speech_over_noise(level: np.ndarray, active: np.ndarray, floor: float = -90.0) -> float:
+    """Level of the active frames of a stretch over its quietest 5 % of frames, in dB.
+
+    `level` in dBFS and `active` (bool) are `[frames]`; `floor` is the least level of noise assumed. Only
+    frames inside count: silence that was pasted around noisy speech does not make it clean.
+    """
+    edge = min(10, len(level) // 4)  # the widened edges of the speech may be such silence
+    noise = max(float(np.percentile(level[edge : len(level) - edge], 5)), floor)
+    power = 10 ** (level[active] / 10)
     return float(10 * np.log10(power.mean()) - noise) if power.size else 0.0
+
+
+def _snr(activity: SpeechActivity, first: int, last: int) -> float:
+    return speech_over_noise(activity.level[first:last], activity.active[first:last], activity.noise)
 
 
 def _reason(selection: Selection, audio: Audio) -> str:
