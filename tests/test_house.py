@@ -159,9 +159,9 @@ def test_constraints_pin_every_dependency_once_for_each_python():
 
 def _dependencies(pyproject: str) -> list[str]:
     """All requirements of [project] and its extras (tomllib is not in Python 3.10)."""
-    names = "dependencies|eval|mark|train|serve|test"
+    names = "dependencies|eval|find|mark|train|serve|test"
     tables = re.findall(rf"^(?:{names}) = \[\n(.*?)^\]", pyproject, re.M | re.S)
-    assert len(tables) == 6
+    assert len(tables) == 7
     return [match for table in tables for match in re.findall(r'^    "(.+)",$', table, re.M)]
 
 

@@ -18,6 +18,7 @@ OTHER_CHECKPOINTS = {
     "demo",
     "deploy check",
     "encoder push",
+    "find",
     "keys add",
     "keys list",
     "keys remove",

@@ -15,6 +15,7 @@ from revox.cli.options import with_old_names
 COMMANDS = {
     "inspect": ("revox.cli.inspect_command", "command", False),
     "doctor": ("revox.cli.doctor_command", "command", False),
+    "find": ("revox.cli.find_command", "command", False),
     "clone": ("revox.cli.clone_command", "command", False),
     "speak": ("revox.cli.speak_command", "command", False),
     "compare": ("revox.cli.compare_command", "command", False),
@@ -42,6 +43,7 @@ USER_ERRORS = (
     "deploy.errors:DeployError",
     "endpoints.errors:EndpointError",
     "evaluation.errors:EvaluationError",
+    "find.errors:FindError",
     "marking.errors:MarkError",
     "metrics.errors:MetricError",
     "render.errors:RenderError",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -58,6 +58,10 @@ class Candidate:
         """Seconds."""
         return self.last * HOP
 
+    def less(self, cost: float) -> Candidate:
+        """The same with a score that is lower by `cost`."""
+        return replace(self, score=self.score - cost)
+
     def overlaps(self, other: Candidate) -> bool:
         """Whether they have sound in common."""
         return self.source == other.source and self.first < other.last and other.first < self.last
@@ -77,7 +81,10 @@ def find_candidates(
         for group in groups:
             own = [turns[i] for i in group]
             steady = voice_changes(own)
+            cut_in = _touches(turns, group.start - 1), _touches(turns, group.stop - 1)
             for i, j in _spans(own, shortest, wanted.longest):
+                if (i == 0 and cut_in[0]) or (j == len(own) - 1 and cut_in[1]):
+                    continue  # it would begin or end where two people speak without a pause
                 lead, tail = _room(turns, group[i], group[j])
                 track, part = tracks[own[i].source], own[i : j + 1]
                 first = max(0, own[i].first - lead)
@@ -119,6 +126,13 @@ def _spans(group: list[Turn], shortest: float, longest: float) -> list[tuple[int
             if seconds >= shortest:
                 found.append((i, j))
     return found
+
+
+def _touches(turns: list[Turn], i: int) -> bool:
+    """Whether there is no pause between turns i and i + 1."""
+    if not 0 <= i < len(turns) - 1 or turns[i].source != turns[i + 1].source:
+        return False
+    return turns[i + 1].first <= turns[i].last
 
 
 def _room(turns: list[Turn], i: int, j: int) -> tuple[int, int]:

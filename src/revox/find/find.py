@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -100,8 +100,8 @@ def find_references(request: FindRequest, progress: ProgressCallback = ignore_pr
     speakers = [_speaker(tracks, turns, number) for number in range(len(voices))]
     like = None
     if request.like is not None:
-        heard = listen(request.like, detector, verifier, lambda _: None)
-        theirs, their_voices = find_turns(verifier, [(heard.frames, heard.speaking)])
+        clip = listen(request.like, detector, verifier, lambda _: None)
+        theirs, their_voices = find_turns(verifier, [(clip.frames, clip.speaking)])
         if not theirs:
             raise FindError(
                 f"no speech was found in {Path(request.like).name}; give another clip of the speaker"
@@ -157,7 +157,7 @@ def _choose(
 ) -> tuple[int, list[str]]:
     """The speaker who is meant, and sentences about the choice."""
     numbers = [one.number for one in speakers]
-    notes = []
+    notes: list[str] = []
     if request.pitch is not None:
         low, high = request.pitch
         numbers = [one.number for one in speakers if low <= one.pitch <= high]
@@ -177,12 +177,6 @@ def _choose(
             "ear that it is the same person."
         )
     return best, notes
-
-
-def best_first(candidates: list[Candidate], costs: list[float]) -> list[Candidate]:
-    """Candidates in the order of their scores less `costs`, which the scores then contain."""
-    less = [replace(one, score=one.score - cost) for one, cost in zip(candidates, costs, strict=True)]
-    return sorted(less, key=lambda one: -one.score)
 
 
 def _range(pair: tuple[float, float]) -> str:

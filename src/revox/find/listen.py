@@ -74,11 +74,11 @@ def listen(
     source: str | os.PathLike[str],
     detector: SpeechDetector,
     verifier: SpeakerVerifier,
-    heard_seconds: Callable[[float], None],
+    report: Callable[[float], None],
 ) -> Track:
     """The track of a recording; memory grows by 0.07 GB an hour. Raises AudioError.
 
-    heard_seconds: called with the seconds that are done.
+    report: called with the seconds that are done.
     """
     detector.start()
     parts: list[Track] = []
@@ -89,7 +89,7 @@ def listen(
         gain = np.float32(_RAISED / peak if 0 < peak < _QUIET else 1.0)
         parts.append(_measure(samples * gain, float(gain), detector, verifier))
         done += len(samples) / RATE
-        heard_seconds(done)
+        report(done)
     whole = Track(
         np.concatenate([part.speaking for part in parts]),
         np.concatenate([part.level for part in parts]),

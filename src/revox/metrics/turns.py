@@ -21,6 +21,7 @@ _SURE = 120  # frames from which a piece may found a speaker
 _MOST = 3000  # pieces that are grouped, the longest; others go to the nearest group
 _SAME = 0.74  # cosine of two groups from which they are one speaker
 _CHANGED = 0.62  # cosine of the 1.6 s before and after, under which the voice has changed
+_FLOOR = 0.1  # by which cosines around the least one may be higher
 _SWITCH = 0.12  # cost of a change of speaker, in seconds of speech times cosine
 
 
@@ -115,9 +116,11 @@ def _split(verifier: SpeakerVerifier, frames: VoiceFrames, source: int, first: i
         similar = np.sum(windows[:-apart] * windows[apart:], axis=1)
         while similar.min(initial=1.0) < _CHANGED:
             k = int(similar.argmin())
-            at = int(starts[k + apart])
-            near = frames.power[at - 20 : at + 20]
-            cuts.append(at - 20 + int(np.convolve(near, np.ones(5), "same").argmin()))
+            # The model hears the end of a window most, so that the least cosine has a floor: its middle.
+            floor = next(r for r in runs(similar < similar[k] + _FLOOR) if r[0] <= k < r[1])
+            at = int(starts[(floor[0] + floor[1] - 1) // 2 + apart])
+            near = frames.power[at - 15 : at + 15]
+            cuts.append(at - 15 + int(np.convolve(near, np.ones(5), "same").argmin()))
             similar[max(0, k - apart) : k + apart + 1] = 1.0
     pieces = []
     for a, b in pairwise([*sorted(cuts), last]):

@@ -76,7 +76,7 @@ def select_reference(
             f"Only {activity.seconds:.1f} s of speech were found in {audio.seconds:.1f} s; "
             f"give a clip with at least {min_seconds:g} s of one person speaking."
         )
-    clipping = _clipped_frames(audio.samples, audio.rate, len(activity.active))
+    clipping = clipped_frames(audio.samples, audio.rate, len(activity.active))
     if whole:
         speaking = np.flatnonzero(activity.active)
         first, last = int(speaking[0]), int(speaking[-1]) + 1
@@ -154,7 +154,7 @@ def bandwidth(samples: np.ndarray, rate: int) -> float:
     return max(0, top - 3) * rate / window  # the taper smears an edge over 4 bins
 
 
-def _clipped_frames(samples: np.ndarray, rate: int, frames: int) -> np.ndarray:
+def clipped_frames(samples: np.ndarray, rate: int, frames: int) -> np.ndarray:
     """Share of each 10 ms frame's samples in runs of 3 or more at the recording's ceiling, `[frames]`."""
     out = np.zeros(frames)
     magnitude = np.abs(samples)
