@@ -15,6 +15,7 @@ import torch
 from revox.checkpoint.voices import Voice
 from revox.cloning.consent import Consent, Source, provenance, record_consent, source_of
 from revox.cloning.errors import CloneError
+from revox.cloning.speakers import SeveralSpeakers, several_speakers
 from revox.coding.find import Coder, CodingResult, CodingSettings, find_codes
 from revox.model.embedding import Embeddings
 from revox.progress import Progress, ProgressCallback, ignore_progress
@@ -83,6 +84,9 @@ def select_speech(
 ) -> SelectedSpeech:
     """The stretch of a recording to clone from, at `rate` Hz; all of it when there is a transcript.
 
+    Where several people speak, it is of the one who speaks most, and a warning says so (with the extra
+    `eval`).
+
     source: the bytes that an Audio was decoded from, for its hash. Raises AudioError when the recording
     cannot be read or holds too little speech, CloneError for an empty transcript or audio that is not finite.
     """
@@ -96,8 +100,21 @@ def select_speech(
     if not np.isfinite(audio.samples).all():
         raise CloneError("the recording holds values that are not numbers: convert it again from its source")
     whole = transcript is not None
-    selection = select_reference(audio, min_seconds, max_seconds, rate, whole)
+    several = several_speakers(audio)
+    others = several.others if several and not whole else None
+    selection = select_reference(audio, min_seconds, max_seconds, rate, whole, others)
+    if several:
+        selection.warnings.append(_several(several, whole))
     return SelectedSpeech(selection, origin)
+
+
+def _several(several: SeveralSpeakers, whole: bool) -> str:
+    used = (
+        "all of them are used, as there is a transcript"
+        if whole
+        else f"the one who speaks most is used ({several.most:.0f} of {several.seconds:.0f} s of speech)"
+    )
+    return f"{several.count} people seem to speak in the recording; {used}."
 
 
 def select_from_several(recordings: Sequence[Recording], rate: int) -> list[SelectedSpeech]:

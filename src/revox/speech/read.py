@@ -15,6 +15,7 @@ import numpy as np
 
 from revox.speech.audio import Audio, resample
 from revox.speech.errors import AudioError
+from revox.speech.mixdown import Mixdown
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
@@ -30,16 +31,17 @@ def read_audio(source: Source, rate: int | None = None, max_seconds: float | Non
     """Decode the first audio stream of `source`: any container and codec FFmpeg knows, video too.
 
     `source` is a path, the bytes of a file, or a binary file object. The result is mono, the mean of the
-    channels, at `rate` Hz (its own rate when None).
+    channels (or one of two that cancel each other: `one_channel`), at `rate` Hz (its own rate when None).
 
     At most `max_seconds` are decoded (None: all); when there was more, the result says `truncated=True`. Use
     `stream_audio` for long recordings. Raises AudioError, with a sentence, on anything that has no audio.
     """
     blocks = list(_decode(source, max_seconds))
     native, truncated = blocks[0].rate, blocks[-1].truncated
+    one_channel = blocks[-1].one_channel
     samples = np.concatenate([block.samples for block in blocks])
     del blocks
-    return Audio(resample(samples, native, rate or native), rate or native, truncated)
+    return Audio(resample(samples, native, rate or native), rate or native, truncated, one_channel)
 
 
 def audio_header(source: Source) -> tuple[float | None, int]:
@@ -199,7 +201,8 @@ def _check_rate(name: str, rate: int) -> None:
 def _decode(source: Source, max_seconds: float | None) -> Iterator[Audio]:
     """Blocks of about a second at the source's own rate; at least one; the last may be marked truncated."""
     with _container(source) as (name, container, stream):
-        pieces = _pieces(name, container, stream)
+        mixdown = Mixdown()
+        pieces = _pieces(name, container, stream, mixdown)
         first = next(pieces, None)
         if first is None:
             raise AudioError(f"{name} holds no audio samples; record or copy it again.")
@@ -207,19 +210,29 @@ def _decode(source: Source, max_seconds: float | None) -> Iterator[Audio]:
         left = sys.maxsize if max_seconds is None else max(1, round(max_seconds * rate))
         # Chained streams, and concatenated ones, may change the rate: all is given at the first.
         for samples in _in_blocks(_resampled(itertools.chain([first], pieces), rate), rate):
-            yield Audio(samples[: min(len(samples), left)], rate, truncated=len(samples) > left)
+            samples, more = samples[: min(len(samples), left)], len(samples) > left
+            yield Audio(samples, rate, truncated=more, one_channel=mixdown.one_channel)
             left -= len(samples)
-            if left < 0:
+            if more:
                 return
 
 
-def _pieces(name: str, container: Any, stream: Any) -> Iterator[tuple[int, np.ndarray]]:
-    """The rate and samples `[n]`, n > 0, of each frame."""
+def _pieces(name: str, container: Any, stream: Any, mixdown: Mixdown) -> Iterator[tuple[int, np.ndarray]]:
+    """The rate and samples `[n]`, n > 0, of about a second each."""
+    held: list[np.ndarray] = []
+    rate = length = 0
     for frame in _frames(name, container, stream):
         _check_rate(name, frame.sample_rate)
-        samples = _mono(frame.to_ndarray(), frame)
-        if samples.size:
-            yield frame.sample_rate, samples
+        channels = _channels(frame.to_ndarray(), frame)
+        if held and (frame.sample_rate != rate or len(channels) != len(held[0]) or length >= rate):
+            yield rate, mixdown.mix(np.concatenate(held, axis=1), rate)
+            held, length = [], 0
+        rate = frame.sample_rate
+        if channels.size:
+            held.append(channels)
+            length += channels.shape[1]
+    if held:
+        yield rate, mixdown.mix(np.concatenate(held, axis=1), rate)
 
 
 def _span(name: str, container: Any, stream: Any, start: float, seconds: float, sought: bool) -> Audio | None:
@@ -256,11 +269,17 @@ def _span(name: str, container: Any, stream: Any, start: float, seconds: float, 
         position += length
     if held <= lead:
         return None
+    mixdown = Mixdown()
     parts = [
-        resample(_mono(np.concatenate(pieces, axis=1), like), like.sample_rate, rate) for like, pieces in runs
+        resample(
+            mixdown.mix(_channels(np.concatenate(pieces, axis=1), like), like.sample_rate),
+            like.sample_rate,
+            rate,
+        )
+        for like, pieces in runs
     ]
     samples = np.concatenate(parts)[lead:]
-    return Audio(samples[:wanted], rate, truncated=len(samples) > wanted)
+    return Audio(samples[:wanted], rate, len(samples) > wanted, mixdown.one_channel)
 
 
 def _frames(name: str, container: Any, stream: Any) -> Iterator[Any]:
@@ -290,11 +309,12 @@ def _frames(name: str, container: Any, stream: Any) -> Iterator[Any]:
         )
 
 
-def _mono(data: np.ndarray, like: Any) -> np.ndarray:
-    """Samples of frames of the format of `like`, as PyAV gives them, as float32 `[n]`, full scale 1."""
+def _channels(data: np.ndarray, like: Any) -> np.ndarray:
+    """Samples of frames of the format of `like`, as PyAV gives them, as float32 `[channels, n]`, full scale
+    1."""
     if not like.format.is_planar:
         data = data.reshape(-1, like.layout.nb_channels).T
     kind = like.format.name.removesuffix("p")
     if kind in _FULL_SCALE:
         data = (data.astype(np.float64) - (128.0 if kind == "u8" else 0.0)) / _FULL_SCALE[kind]
-    return np.nan_to_num(data.astype(np.float32), nan=0.0, posinf=1.0, neginf=-1.0).mean(axis=0)
+    return np.nan_to_num(data.astype(np.float32), nan=0.0, posinf=1.0, neginf=-1.0)

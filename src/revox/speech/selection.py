@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,6 +16,7 @@ _MARGIN = 0.1  # seconds kept around the speech, where the recording has them
 # The release's presets are 67 to 218 frames long, 5 to 17 s: past 10 s more speech is worth little.
 _USEFUL_SECONDS = 5.0
 _GOOD_SNR, _POOR_SNR = 30.0, 15.0  # dB
+_QUIET, _RAISED = 0.1, 0.5  # peaks: a recording below the first is brought to the second
 _CLIPPED = 0.985  # of the largest magnitude: a run of such samples has hit the ceiling
 
 
@@ -23,9 +24,9 @@ _CLIPPED = 0.985  # of the largest magnitude: a run of such samples has hit the 
 class Selection:
     """The chosen stretch: `samples` `[n]` at `rate` Hz, from `start` to `end` seconds of the recording.
 
-    `speech_seconds`, `snr` (dB), `clipped` (share of samples at the ceiling), `pitch` (median, Hz, nan when
-    unvoiced) and `bandwidth` (Hz) describe it; `reasons` is why it was chosen, `warnings` what may spoil the
-    voice: each entry is a sentence.
+    `gain_db`: by how much a quiet recording was raised. `speech_seconds`, `snr` (dB), `clipped` (share of
+    samples at the ceiling), `pitch` (median, Hz, nan when unvoiced) and `bandwidth` (Hz) describe it;
+    `reasons` is why it was chosen, `warnings` what may spoil the voice: each entry is a sentence.
     """
 
     start: float
@@ -37,6 +38,7 @@ class Selection:
     clipped: float
     pitch: float
     bandwidth: float
+    gain_db: float = 0.0
     reasons: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -57,16 +59,25 @@ def select_reference(
     max_seconds: float = MAX_SECONDS,
     rate: int | None = None,
     whole: bool = False,
+    others: np.ndarray | None = None,
 ) -> Selection:
     """The best contiguous stretch of `min_seconds` to `max_seconds`, cut at pauses, silence trimmed off.
 
     Each stretch between two pauses is weighed: more speech is better with falling returns, then the share of
     speech, the signal-to-noise ratio, and no clipping. The samples are mono at `rate` Hz (the audio's own
-    when None), their level untouched. `whole` takes everything from the first speech to the last, for whom
-    every word matters. Raises AudioError when there is no speech, less than `min_seconds` of it, or more than
-    `max_seconds` to be taken whole.
+    when None), their level untouched where the recording's peak is over -20 dBFS and raised to -6 dBFS where
+    not: speech is told from noise by the recording's own levels. `whole` takes everything from the first
+    speech to the last, for whom every word matters. `others` (bool, a frame each 10 ms) is where other people
+    speak: no stretch goes over it. Raises AudioError when there is no speech, less than `min_seconds` of it,
+    or more than `max_seconds` to be taken whole.
     """
+    peak = float(np.abs(audio.samples).max(initial=0.0))
+    gain = _RAISED / peak if 0 < peak < _QUIET else 1.0
+    if gain != 1:
+        audio = replace(audio, samples=audio.samples * np.float32(gain))
     activity = speech_activity(audio.samples, audio.rate)
+    if others is not None:
+        activity.active[: len(others)] &= ~others[: len(activity.active)]
     if not activity.active.any():
         raise AudioError(
             "No speech was found in the recording; give a clip in which one person speaks clearly."
@@ -86,7 +97,7 @@ def select_reference(
                 f"cut the recording to {max_seconds:g} s."
             )
     else:
-        first, last = _best_span(activity, clipping, min_seconds, max_seconds)
+        first, last = _best_span(activity, clipping, min_seconds, max_seconds, others)
 
     margin = round(_MARGIN / HOP)
     room = max(0, int(max_seconds / HOP) - (last - first)) // 2  # the margins may not pass max_seconds
@@ -106,6 +117,7 @@ def select_reference(
         clipped=float(clipping[first:last].mean()),
         pitch=float(np.median(voiced)) if voiced.size else math.nan,
         bandwidth=bandwidth(samples, audio.rate),
+        gain_db=20 * math.log10(gain),
     )
     selection.reasons.append(_reason(selection, audio))
     selection.warnings.extend(_warnings(selection, audio, min_seconds))
@@ -188,17 +200,27 @@ def _boundaries(activity: SpeechActivity, limit: int) -> tuple[list[int], list[i
 
 
 def _best_span(
-    activity: SpeechActivity, clipping: np.ndarray, min_seconds: float, max_seconds: float
+    activity: SpeechActivity,
+    clipping: np.ndarray,
+    min_seconds: float,
+    max_seconds: float,
+    others: np.ndarray | None,
 ) -> tuple[int, int]:
     limit = int(max_seconds / HOP)
     starts, ends = _boundaries(activity, limit)
     speech = np.concatenate([[0], np.cumsum(activity.active)])
     clipped = np.concatenate([[0.0], np.cumsum(clipping)])
+    foreign = np.zeros(len(speech), dtype=int)
+    if others is not None:
+        count = min(len(others), len(speech) - 1)
+        foreign[1 : count + 1] = np.cumsum(others[:count])
+        foreign[count + 1 :] = foreign[count]
     end_frames = np.asarray(ends)
     least = min(min_seconds, activity.seconds) / HOP
     best, best_score = None, -math.inf
     for start in starts:
         candidates = end_frames[(end_frames > start) & (end_frames - start <= limit)]
+        candidates = candidates[foreign[candidates] == foreign[start]]
         if not len(candidates):
             continue
         length = candidates - start
@@ -282,7 +304,9 @@ def _warnings(selection: Selection, audio: Audio, min_seconds: float) -> list[st
             f"There is nothing above {selection.bandwidth / 1000:.1f} kHz in the recording; the voice will "
             "lack brightness that a recording at 24 kHz or more would give it."
         )
-    level = 10 * math.log10(float(np.mean(np.square(selection.samples))) + 1e-12)
+    if audio.one_channel:
+        found.append("The channels cancel each other (one is inverted); one of them was used.")
+    level = 10 * math.log10(float(np.mean(np.square(selection.samples))) + 1e-12) - selection.gain_db
     if level < -45:
         found.append(f"The recording is very quiet ({level:.0f} dBFS); its noise will be raised with it.")
     return found
