@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("silero_vad")
 
 from revox.find import FindError, FindRequest, find_references
-from revox.find.export import CONSENT, write_findings
-from revox.speech import Audio, loudness, read_audio, true_peak, write_audio
+from revox.find.export import CONSENT, prepare_folder, write_findings
+from revox.speech import Audio, AudioError, loudness, read_audio, true_peak, write_audio
 from revox.speech.activity import speech_activity
 
 EXAMPLES = Path(__file__).parents[2] / "src" / "revox" / "demo" / "examples"
@@ -142,6 +142,18 @@ def test_a_recording_without_speech_is_a_sentence(tmp_path):
 def test_a_wrong_request_is_a_sentence(wrong, message):
     with pytest.raises(FindError, match=message):
         FindRequest(**{"media": ("film.mp4",), **wrong})
+
+
+def test_what_is_missing_is_said_before_the_search(made, tmp_path, monkeypatch):
+    def search(*_):
+        raise AssertionError("the recording was read")
+
+    monkeypatch.setattr("revox.find.find._listen_to_all", search)
+    with pytest.raises(AudioError, match="There is no file"):
+        find_references(FindRequest((made[0],), like=tmp_path / "none.wav"))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(FindError, match="matplotlib"):
+        prepare_folder(tmp_path / "out")
 
 
 @pytest.mark.parametrize("given", [["--pitch", "high"], ["--seconds", "40-10"], []])

@@ -14,7 +14,7 @@ import numpy as np
 from revox.find.candidates import Candidate
 from revox.find.errors import FindError
 from revox.find.find import Findings
-from revox.find.picture import draw_findings
+from revox.find.picture import check_drawing, draw_findings
 from revox.speech import Audio, limit_peaks, loudness, read_span, true_peak, write_audio
 from revox.speech.files import replace_file
 from revox.speech.selection import bandwidth, clipped_frames
@@ -75,7 +75,11 @@ def write_findings(findings: Findings, out: str | os.PathLike[str]) -> list[Foun
 
 
 def prepare_folder(out: Path) -> None:
-    """Make the folder. Raises FindError when it holds other things than an earlier run's, OSError."""
+    """Make the folder, before the search: what would be missing at its end is said at once.
+
+    Raises FindError when it holds other things than an earlier run's or matplotlib is missing, OSError.
+    """
+    check_drawing()
     if out.exists() and not out.is_dir():
         raise FindError(f"{out} is a file; give a folder")
     if out.is_dir() and any(out.iterdir()) and not (out / REPORT).is_file():

@@ -91,6 +91,7 @@ def find_references(request: FindRequest, progress: ProgressCallback = ignore_pr
     """
     monologues = [read_monologues(path) for path in request.subtitles]
     verifier, detector = SpeakerVerifier(), SpeechDetector()
+    like = None if request.like is None else _voice_of(request.like, detector, verifier)
     tracks = _listen_to_all(request.media, detector, verifier, progress)
     for track, cues in zip(tracks, monologues, strict=False):
         _keep_subtitled(track, cues)
@@ -98,15 +99,6 @@ def find_references(request: FindRequest, progress: ProgressCallback = ignore_pr
     if not turns:
         raise FindError("no speech was found; check that the recordings and the subtitles belong together")
     speakers = [_speaker(tracks, turns, number) for number in range(len(voices))]
-    like = None
-    if request.like is not None:
-        clip = listen(request.like, detector, verifier, lambda _: None)
-        theirs, their_voices = find_turns(verifier, [(clip.frames, clip.speaking)])
-        if not theirs:
-            raise FindError(
-                f"no speech was found in {Path(request.like).name}; give another clip of the speaker"
-            )
-        like = their_voices[0]
     chosen, notes = _choose(request, speakers, voices, like)
     wanted = Wanted(chosen, voices[chosen] if like is None else like, request.pitch, *request.seconds)
     candidates = find_candidates(tracks, turns, voices, wanted)
@@ -116,6 +108,15 @@ def find_references(request: FindRequest, progress: ProgressCallback = ignore_pr
             "give a recording in which they speak longer"
         )
     return Findings(request, tracks, turns, speakers, chosen, candidates, notes)
+
+
+def _voice_of(clip: Media, detector: SpeechDetector, verifier: SpeakerVerifier) -> np.ndarray:
+    """The voice `[256]` of whoever speaks most in a clip."""
+    track = listen(clip, detector, verifier, lambda _: None)
+    turns, voices = find_turns(verifier, [(track.frames, track.speaking)])
+    if not turns:
+        raise FindError(f"no speech was found in {Path(clip).name}; give another clip of the speaker")
+    return voices[0]
 
 
 def _listen_to_all(

@@ -18,17 +18,23 @@ _POINTS = 20_000  # of pitch that are drawn for a recording
 _CHOSEN = "#2a9d3a"
 
 
+def check_drawing() -> None:
+    """Raise FindError when matplotlib is missing."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise FindError("the picture needs matplotlib; install it with `pip install 'revox[find]'`") from None
+
+
 def draw_findings(findings: Findings, chosen: list[Candidate]) -> bytes:
     """The picture as PNG: for each recording its pitch, and below the speakers' turns; `chosen` is numbered.
 
-    Raises FindError when matplotlib is missing.
+    Needs matplotlib (`check_drawing`).
     """
-    try:
-        from matplotlib import colormaps
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise FindError("the picture needs matplotlib; install it with `pip install 'revox[find]'`") from None
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     colors = colormaps["tab10"](range(10))
     count = len(findings.tracks)
     lanes = min(_LANES, len(findings.speakers))
