@@ -22,7 +22,7 @@ _NEARER = 0.02  # cosine by which a turn is nearer to another speaker
 
 
 @dataclass(frozen=True, eq=False)
-class Wanted:
+class TargetSpeaker:
     """What is looked for: the `speaker` of that number, a `voice` `[256]` to be like, a `band` of pitch in Hz
     or None, and clips of `shortest` to `longest` seconds."""
 
@@ -68,7 +68,7 @@ class Candidate:
 
 
 def find_candidates(
-    tracks: list[Track], turns: list[Turn], voices: np.ndarray, wanted: Wanted
+    tracks: list[Track], turns: list[Turn], voices: np.ndarray, wanted: TargetSpeaker
 ) -> list[Candidate]:
     """The best stretches of the speaker, best first, none overlapping another.
 
@@ -162,7 +162,9 @@ def _sound(track: Track, first: int, last: int, band: tuple[float, float] | None
     }
 
 
-def _voice(part: list[Turn], steady: np.ndarray, voices: np.ndarray, wanted: Wanted) -> dict[str, float]:
+def _voice(
+    part: list[Turn], steady: np.ndarray, voices: np.ndarray, wanted: TargetSpeaker
+) -> dict[str, float]:
     lengths = np.array([turn.seconds for turn in part])
     embeddings = np.stack([turn.embedding for turn in part])
     others = np.delete(voices, wanted.speaker, axis=0)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from revox.find.candidates import Candidate, Wanted, find_candidates
+from revox.find.candidates import Candidate, TargetSpeaker, find_candidates
 from revox.find.errors import FindError
 from revox.find.listen import SpeechDetector, Track, listen
 from revox.find.subtitles import Monologue, read_monologues
@@ -100,7 +100,7 @@ def find_references(request: FindRequest, progress: ProgressCallback = ignore_pr
         raise FindError("no speech was found; check that the recordings and the subtitles belong together")
     speakers = [_speaker(tracks, turns, number) for number in range(len(voices))]
     chosen, notes = _choose(request, speakers, voices, like)
-    wanted = Wanted(chosen, voices[chosen] if like is None else like, request.pitch, *request.seconds)
+    wanted = TargetSpeaker(chosen, voices[chosen] if like is None else like, request.pitch, *request.seconds)
     candidates = find_candidates(tracks, turns, voices, wanted)
     if not candidates:
         raise FindError(
