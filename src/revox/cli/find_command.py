@@ -57,7 +57,7 @@ def command(
     for note in findings.notes:
         console.print(note, style="yellow", markup=False)
     _print_clips(console, clips)
-    console.print(f"{len(clips)} clips, {REPORT} and {PICTURE} are in {out}", markup=False, soft_wrap=True)
+    console.print(f"The clips, {REPORT} and {PICTURE} are in {out}", markup=False, soft_wrap=True)
     console.print(CONSENT, style="bold", soft_wrap=True)
 
 
