@@ -28,6 +28,8 @@ EXEMPT = {
     "revox.metrics.likelihood.Continuations._read": {"backbone"},
     # Teacher-forced choices of two models.
     "revox.metrics.agreement.next_codes": {"teacher_forced", "flow"},
+    # Hidden states beside the untouched model's.
+    "revox.training.adapt.AdaptTrainer._outputs": {"teacher_forced"},
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -19,6 +19,10 @@ from revox.cli.options import (
 )
 from revox.cli.progress import duration, show_progress
 from revox.progress import Progress
+
+if TYPE_CHECKING:
+    from revox.training.adapt import Objective
+    from revox.training.deltas import Part
 
 app = typer.Typer(help="Train what the release leaves out.", no_args_is_help=True)
 
@@ -166,3 +170,85 @@ def encoder_command(
         )
         raise typer.Exit(0) from None
     console.print(f"the encoder is {encoder}; try it: revox inject --checkpoint {checkpoint} --encoder {out}")
+
+
+@app.command("adapt")
+def adapt_command(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option("--out", help="The run's folder: log, state, adaptation.")],
+    part: Annotated[
+        str, typer.Option("--adapt", metavar="lora|attention|embeddings|layers", help="What is changed.")
+    ] = "lora",
+    objective: Annotated[
+        str, typer.Option(metavar="distill|speech", help="What it learns; speech needs --data.")
+    ] = "distill",
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data", "-d", help="Folders of speech with transcripts, or hf:OWNER/NAME; repeatable."
+        ),
+    ] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="Sentences for the presets to say, one a line; else our own.")
+    ] = None,
+    rank: Annotated[int, typer.Option(min=1, help="Of lora and attention.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Of each run.")] = 300,
+    sentences: Annotated[int, typer.Option(min=2, help="That each preset says.")] = 8,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of the adaptation, and of its control.")] = 2,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Adapt the language model to a restored encoder or to speakers, if that helps and no preset is harmed.
+
+    Beside each run a control only replays the presets. The change is kept at the largest scale that leaves
+    the presets as they were, and only if it gains more over the control than seeds differ; otherwise the
+    command ends with the advice to leave the model alone. Ctrl-C saves; the same command goes on.
+    """
+    from rich.console import Console
+
+    from revox.api import find_device
+    from revox.checkpoint.locate import locate
+    from revox.training.adapt import AdaptTraining
+    from revox.training.adapt_model import AdaptRequest, adapt_model
+    from revox.training.deltas import PARTS
+    from revox.training.errors import TrainingError
+    from revox.training.spoken import read_sentences
+
+    console = Console(stderr=True, highlight=False)
+    known = {"--adapt": (part, PARTS), "--objective": (objective, ("distill", "speech"))}
+    for option, (given, offered) in known.items():
+        if given not in offered:
+            raise TrainingError(f"{option} {given} is not offered; give one of {', '.join(offered)}")
+    if objective == "speech" and not data:
+        raise TrainingError("the objective speech learns from clips with transcripts: name them with --data")
+    place = str(find_device(device))
+    training = AdaptTraining(
+        cast("Part", part), cast("Objective", objective), rank, steps, warmup=max(1, steps // 15),
+        decay_steps=max(1, steps // 3), seed=seed,
+    )  # fmt: skip
+
+    def report(run: str, row: dict[str, float]) -> None:
+        console.print(f"{run}: step {row['step']:.0f} of {steps}, loss {row['loss']:.4g}", soft_wrap=True)
+
+    spoken = read_sentences(texts) if texts else ()
+    try:
+        with show_progress(console) as show:
+            request = AdaptRequest(training, data or (), spoken, sentences, seeds, place, show, report)
+            decision, path = adapt_model(locate(checkpoint), out, request)
+    except KeyboardInterrupt:  # stopped as asked: nothing failed
+        console.print("stopped and saved; the same command goes on from there")
+        raise typer.Exit(0) from None
+    guard = decision.guard
+    console.print(
+        f"held-out cost {decision.before:.4f}, adapted {decision.after:.4f}, control {decision.control:.4f} "
+        f"(seeds differ by {decision.spread:.4f}); presets at scale {decision.scale:g}: "
+        f"{guard.agreement:.1%} of the semantic codes equal, likelihood {guard.nats:+.4f} nats a frame",
+        soft_wrap=True,
+    )
+    if path is None:
+        console.print("leave the model alone: nothing better was found that leaves the presets as they are")
+        raise typer.Exit(1)
+    console.print(
+        f"the adaptation is {path}; write it into a new folder with `revox inject --merge --adaptation`",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip

@@ -10,16 +10,14 @@ are held out decide when to stop; the weights, and with them every other voice, 
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from revox.checkpoint.voices import Voice
 from revox.cloning.clone import ClonedVoice
@@ -27,6 +25,7 @@ from revox.cloning.consent import Consent, provenance
 from revox.cloning.errors import CloneError
 from revox.metrics.likelihood import Likelihood, likelihood, prompt_likelihood
 from revox.model.config import N_SPECIAL_CODES
+from revox.model.recompute import checkpointed_layers
 from revox.model.voxtral import Voxtral
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech import AudioError
@@ -288,20 +287,3 @@ class _Tuning:
             float(torch.stack([one.semantic_nll for one in found]).mean()),
             float(torch.stack([one.flow_error for one in found]).mean()),
         )
-
-
-@contextlib.contextmanager
-def checkpointed_layers(model: Voxtral) -> Iterator[None]:
-    """Within: the backbone keeps each layer's input only and computes it again for the gradient."""
-    layers = list(model.backbone.layers)
-
-    def wrapped(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda *given: checkpoint(forward, *given, use_reentrant=False)
-
-    for layer in layers:
-        layer.forward = wrapped(layer.forward)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward

@@ -1,0 +1,117 @@
+"""What an adaptation learns from: the presets' own speech, and clips of speakers with transcripts."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from revox.checkpoint.voices import list_voices, load_voice
+from revox.coding import Coder, CodingSettings, find_codes
+from revox.progress import Progress, ProgressCallback, ignore_progress
+from revox.speech import whole_frames
+from revox.speech.files import load_stamped, save_stamped, stamp_of
+from revox.training.adapt import AdaptData, AdaptItem
+from revox.training.data import SpeechSource
+from revox.training.data.loading import decode_cut
+from revox.training.data.locate import audio_source
+from revox.training.data.manifest import cut_source
+from revox.training.restore import hold_out_names
+from revox.training.spoken import SpokenSettings, spoken_utterances
+
+REFERENCE_SECONDS = 8.0
+LONGEST_CLIP = 15.0  # seconds; of a longer one the words of a part are not known
+
+
+@dataclass(frozen=True)
+class AdaptSpeech:
+    """What is spoken and read: each preset says `sentences` texts of `texts`, and at most `clips` clips of
+    `sources` are coded, the codes cached in `cache`."""
+
+    texts: Sequence[str]
+    cache: Path
+    sentences: int = 8
+    sources: Sequence[SpeechSource] = ()
+    clips: int = 2000
+    seed: int = 0
+
+
+def preset_items(
+    checkpoint: Path, coder: Coder, speech: AdaptSpeech, progress: ProgressCallback = ignore_progress
+) -> list[tuple[str, AdaptItem]]:
+    """What every preset says, by its name; the prompt's voice is its next sentence, encoded."""
+    found: list[tuple[str, AdaptItem]] = []
+    names = [entry.name for entry in list_voices(checkpoint) if entry.preset and not entry.problem]
+    device = str(coder.codec.output_proj.conv.weight.device)
+    frames = round(REFERENCE_SECONDS * coder.codec.config.frame_rate)
+    for done, name in enumerate(names, 1):
+        settings = SpokenSettings(speech.sentences, speech.texts, (name,), seed=speech.seed)
+        spoken = spoken_utterances(checkpoint, settings, speech.cache / "spoken", device=device)
+        own = load_voice(checkpoint, name).embedding
+        read = []
+        for one in spoken:
+            with torch.no_grad():
+                sound = coder.codec.decode(one.codes[None].to(device))[0].float()
+            read.append(find_codes(coder, sound, CodingSettings("encoder")).codes)
+        for i, one in enumerate(spoken):
+            voice = read[(i + 1) % len(read)][:, :frames]
+            found.append((name, AdaptItem(one.text, one.codes, voice, own)))
+        progress(Progress("presets spoken and encoded", done, len(names)))
+    return found
+
+
+def clip_items(
+    coder: Coder, speech: AdaptSpeech, method: str = "auto", progress: ProgressCallback = ignore_progress
+) -> list[tuple[str, AdaptItem]]:
+    """The clips with transcripts, by speaker: the prompt's voice is the speaker's next clip.
+
+    A clip without words, longer than `LONGEST_CLIP`, or the only one of its speaker is left out.
+    """
+    config = coder.codec.config
+    frames = round(REFERENCE_SECONDS * config.frame_rate)
+    cuts = [cut for source in speech.sources for cut in source.cuts]
+    cuts = [cut for cut in cuts if cut.supervisions[0].text and 0 < cut.duration <= LONGEST_CLIP]
+    by_speaker: dict[str, list[tuple[str, Tensor]]] = defaultdict(list)
+    for done, cut in enumerate(cuts[: speech.clips], 1):
+        path = speech.cache / "codes" / f"{stamp_of(cut.id)[:16]}.cache"
+        stamp = stamp_of(cut_source(cut), cut.duration, method)
+        cached = load_stamped(path, stamp)
+        if cached is None:
+            source = audio_source(cut_source(cut))
+            samples, _, _ = decode_cut(source, 0.0, cut.duration, LONGEST_CLIP, config.sampling_rate)
+            samples = whole_frames(samples, config.samples_per_frame, config.sampling_rate)
+            codes = find_codes(coder, torch.from_numpy(samples.copy()), CodingSettings(method)).codes
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_stamped(path, stamp, codes.to(torch.int16).numpy().tobytes())
+            cached = load_stamped(path, stamp)
+        assert cached is not None
+        read = torch.frombuffer(bytearray(cached), dtype=torch.int16).view(config.n_codebooks, -1).long()
+        by_speaker[cut.supervisions[0].speaker].append((cut.supervisions[0].text.strip(), read))
+        progress(Progress("clips encoded", done, min(len(cuts), speech.clips)))
+    return [
+        (speaker, AdaptItem(text, codes, mine[(i + 1) % len(mine)][1][:, :frames]))
+        for speaker, mine in by_speaker.items()
+        if len(mine) > 1
+        for i, (text, codes) in enumerate(mine)
+    ]
+
+
+def divided(presets: Sequence[tuple[str, AdaptItem]], items: Sequence[tuple[str, AdaptItem]]) -> AdaptData:
+    """Presets and items as data: a tenth of the presets' texts, and of the items' speakers, is held out.
+
+    With fewer than ten speakers, or texts, every fourth item is.
+    """
+
+    def parted(names: Sequence[str], these: Sequence[AdaptItem]) -> tuple[list[AdaptItem], list[AdaptItem]]:
+        _, held = hold_out_names(sorted(set(names)), len(names))
+        out = [name in held if held else i % 4 == 3 for i, name in enumerate(names)]
+        pairs = list(zip(these, out, strict=True))
+        return [item for item, held in pairs if not held], [item for item, held in pairs if held]
+
+    replay, held_replay = parted([item.text for _, item in presets], [item for _, item in presets])
+    learned, held_items = parted([name for name, _ in items], [item for _, item in items])
+    return AdaptData(learned, replay, held_items, held_replay)

@@ -1,0 +1,90 @@
+"""`revox train adapt`: what it needs, its runs, and the file of merged weights if it is worth having."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from revox.checkpoint.load import default_dtype, load_model
+from revox.checkpoint.tensors import write_safetensors_stream
+from revox.coding import Coder
+from revox.coding.presets import preset_codes
+from revox.progress import Progress, ProgressCallback, ignore_progress
+from revox.speech.files import replace_file, stamp_of
+from revox.synthesis.prompt import Prompter
+from revox.training.adapt import AdaptTrainer, AdaptTraining, Decision, decide
+from revox.training.adapt_data import AdaptSpeech, clip_items, divided, preset_items
+from revox.training.data import find_sources
+from revox.training.errors import TrainingError
+from revox.training.sentences import drawn_sentences
+
+ADAPTATION_FILE = "adaptation.safetensors"
+REPORT_FILE = "adaptation.json"
+
+
+@dataclass(frozen=True)
+class AdaptRequest:
+    """What `adapt_model` does.
+
+    `data` are specs of `find_sources`, for the objective "speech"; `texts` are what the presets say (else
+    sentences of our own), `sentences` of them each.
+    """
+
+    training: AdaptTraining
+    data: Sequence[str] = ()
+    texts: Sequence[str] = ()
+    sentences: int = 8
+    seeds: int = 2
+    device: str = "cpu"
+    progress: ProgressCallback = ignore_progress
+    report: Callable[[str, dict[str, float]], None] = lambda run, figures: None
+
+
+def adapt_model(checkpoint: Path, out: Path, request: AdaptRequest) -> tuple[Decision, Path | None]:
+    """Adapt the model of the folder `checkpoint`, which has its encoder; gives the decision and the file.
+
+    Without a file the model is better left alone. Runs and codes are kept in `out`: what was stopped goes on
+    with the same settings. Raises TrainingError if there is no encoder or too little speech,
+    KeyboardInterrupt when asked to stop.
+    """
+    training = request.training
+    dtype = default_dtype(checkpoint, torch.device(request.device))
+    model = load_model(checkpoint, request.device, dtype)
+    if training.objective == "distill" and not model.audio_tokenizer.has_encoder:
+        raise TrainingError(
+            f"{checkpoint} has no encoder whose embeddings could be distilled: restore it first "
+            "(`revox train encoder`, then `revox inject`)"
+        )
+    coder = Coder(model.audio_tokenizer, lambda should_stop: preset_codes(checkpoint, model))
+    texts = request.texts or drawn_sentences(40, training.seed)
+    sources = find_sources(request.data, progress=request.progress) if request.data else []
+    speech = AdaptSpeech(texts, out, request.sentences, sources, seed=training.seed)
+    presets = preset_items(checkpoint, coder, speech, request.progress)
+    items = (
+        clip_items(coder, speech, progress=request.progress) if training.objective == "speech" else presets
+    )
+    data = divided(presets, items)
+    prompter = Prompter(checkpoint)
+
+    def trainer(settings: AdaptTraining, name: str) -> AdaptTrainer:
+        stamp = stamp_of(asdict(settings), len(data.items), len(data.replay))[:8]
+        found = AdaptTrainer(model, prompter, settings, data, out / f"{name}-{stamp}")
+        found.resume()
+        return found
+
+    decision = decide(trainer, training, request.seeds, request.report)
+    figures = {k: v for k, v in asdict(decision).items() if k != "tensors"}
+    about = {"adapt": decision.adapt, **figures, "training": asdict(training), "seeds": request.seeds}
+    replace_file(out / REPORT_FILE, json.dumps(about, indent=1) + "\n")
+    if not decision.adapt:
+        (out / ADAPTATION_FILE).unlink(missing_ok=True)
+        return decision, None
+    path = out / ADAPTATION_FILE
+    entries = [(name, tuple(t.shape), "BF16", t) for name, t in decision.tensors.items()]
+    write_safetensors_stream(path, entries, {"format": "pt", "revox": json.dumps(about)})
+    request.progress(Progress("written", 1, 1))
+    return decision, path

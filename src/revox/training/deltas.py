@@ -1,0 +1,137 @@
+"""Changes of a frozen model's matrices that can be scaled, switched off and merged.
+
+Each chosen weight W is read as W + s D: D is a full matrix, or of low rank (LoRA, arXiv 2106.09685: D = B A,
+with A random and B zero at first). W itself never changes, so s = 0 is the untouched model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from revox.model.voxtral import Voxtral, tensor_name
+
+Part = Literal["lora", "attention", "embeddings", "layers"]
+PARTS: tuple[Part, ...] = ("lora", "attention", "embeddings", "layers")
+
+
+class Delta(nn.Module):
+    """W + s D for one weight `[rows, columns]`; D has full rank if `rank` is 0. Learned in float32."""
+
+    def __init__(self, weight: Tensor, rank: int, scale: list[float], rng: torch.Generator) -> None:
+        super().__init__()
+        rows, columns = weight.shape
+        self.scale = scale
+        if rank:
+            down = torch.randn((rank, columns), generator=rng) * columns**-0.5
+            factors = [torch.zeros(rows, rank), down]
+        else:
+            factors = [torch.zeros(rows, columns)]
+        self.factors = nn.ParameterList(nn.Parameter(factor.to(weight.device)) for factor in factors)
+
+    def change(self) -> Tensor:
+        """D `[rows, columns]`, float32."""
+        first, *second = self.factors
+        return first @ second[0] if second else first
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight that the model computes with."""
+        scale = self.scale[0]
+        return weight if scale == 0 else weight + (scale * self.change()).to(weight.dtype)
+
+
+@dataclass(frozen=True)
+class Deltas:
+    """The changes of a model by the release's names of their tensors; all share one scale."""
+
+    modules: dict[str, Delta]
+    scale: list[float]
+
+    @classmethod
+    def on(cls, model: Voxtral, part: Part, rank: int, seed: int = 0) -> Deltas:
+        """Changes of `part` of `model`, all zero.
+
+        "lora": the acoustic transformer's layers and two backbone layers, a third and two thirds of the way
+        up. "attention": wq, wk, wv and wo of every backbone layer. Both are of rank `rank`. "embeddings": the
+        table of audio codes; "layers": the first and the last backbone layer; of full rank.
+        """
+        chosen = _weights_of(part, len(model.backbone.layers))
+        low_rank = part in ("lora", "attention")
+        rng, scale = torch.Generator().manual_seed(seed), [1.0]
+        modules: dict[str, Delta] = {}
+        for name, module in list(model.named_modules()):
+            weight = getattr(module, "weight", None)
+            if not isinstance(weight, Tensor) or weight.dim() != 2 or not chosen.fullmatch(name):
+                continue
+            delta = Delta(weight, rank if low_rank else 0, scale, rng)
+            parametrize.register_parametrization(module, "weight", delta)
+            modules[tensor_name(f"{name}.weight")] = delta
+        return cls(modules, scale)
+
+    @contextlib.contextmanager
+    def scaled(self, scale: float) -> Iterator[None]:
+        """Within: the model computes with the changes at `scale`; 0 is the untouched model."""
+        before, self.scale[0] = self.scale[0], scale
+        try:
+            yield
+        finally:
+            self.scale[0] = before
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is learned."""
+        return [p for delta in self.modules.values() for p in delta.parameters()]
+
+    def state(self) -> dict[str, Tensor]:
+        """The factors, by tensor and number."""
+        return {
+            f"{name}/{i}": factor.detach()
+            for name, delta in self.modules.items()
+            for i, factor in enumerate(delta.factors)
+        }
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state` gave."""
+        for name, delta in self.modules.items():
+            for i, factor in enumerate(delta.factors):
+                factor.copy_(state[f"{name}/{i}"])
+
+    def remove(self, model: Voxtral) -> None:
+        """Take the changes off `model`, which is then as it was."""
+        for _, module in self._changed(model):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
+            module.weight.requires_grad_(False)
+
+    def _changed(self, model: Voxtral) -> list[tuple[str, nn.Module]]:
+        """The modules that are changed, by the release's names of their weights."""
+        found = [(tensor_name(f"{name}.weight"), module) for name, module in model.named_modules()]
+        return [(n, m) for n, m in found if n in self.modules and parametrize.is_parametrized(m, "weight")]
+
+    @torch.no_grad()
+    def merged(self, model: Voxtral, scale: float) -> dict[str, Tensor]:
+        """The changed tensors at `scale`, bf16, by the release's names."""
+        with self.scaled(scale):
+            return {
+                name: cast(Tensor, module.weight).detach().to("cpu", torch.bfloat16)
+                for name, module in self._changed(model)
+            }
+
+
+def _weights_of(part: Part, layers: int) -> re.Pattern[str]:
+    """The modules of a part, by their names in `Voxtral`."""
+    two = f"{layers // 3}|{2 * layers // 3}"
+    return re.compile(
+        {
+            "lora": rf"(acoustic_transformer\.layers\.\d+|backbone\.layers\.({two}))\..*w[qkvo123]",
+            "attention": r"backbone\.layers\.\d+\.attention\.w[qkvo]",
+            "embeddings": r"mm_audio_embeddings\.audio_codebook_embeddings\.embeddings",
+            "layers": rf"backbone\.layers\.(0|{layers - 1})\..*w[qkvo123]",
+        }[part]
+    )
