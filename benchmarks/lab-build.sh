@@ -3,10 +3,12 @@
 #   benchmarks/lab-build.sh RUN --speech DIR [--speech DIR ...] --librispeech DIR --whisper DIR
 #
 # lab/speech/README.md says how the materials are made. Encoder and decoder train side by side, a core each, on
-# the teacher codec's codes, then together; the language model learns from the codes of that codec. The folder is
+# the teacher codec's codes, and after the decoder a draft of the language model; then the decoder and the
+# language model go on with the encoder's codes. The folder is
 # RUN/out, the reference encoder is in RUN/reference.
 # Ctrl-C or a lost machine loses at most 500 steps: the same command goes on. --autocast makes steps shorter on
-# processors with bf16 instructions and longer on others: AUTOCAST=--no-autocast for these. With DEVICE=cuda CONFIG=benchmarks/lab-build-gpu.json all stages train on one GPU.
+# processors with bf16 instructions and longer on others: AUTOCAST=--no-autocast for these. With
+# DEVICE=cuda CONFIG=benchmarks/lab-build-gpu.json all stages train on one GPU.
 set -euo pipefail
 run=${1:?usage: lab-build.sh RUN --speech DIR --librispeech DIR --whisper DIR}
 shift
@@ -30,6 +32,7 @@ build --stage encoder --threads 1 "$autocast" &
 encoder=$!
 trap 'kill -TERM $encoder 2>/dev/null || true; wait' EXIT
 build --stage decoder --threads 1 "$autocast"
+build --stage draft --threads 1 "$autocast"
 wait $encoder
 trap - EXIT
 build --stage finish --threads 1 "$autocast" &

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lab.build import BuildRun, finish_trainer, half_trainer, language_data, teacher_trainer
+from lab.build import BuildRun, encoded_language_data, finish_trainer, half_trainer, teacher_trainer
 from lab.language_training import LanguageTrainer
 from lab.settings import read_settings
 from revox.training.run import Run
@@ -45,9 +45,9 @@ def trainer(stage: str, run: Path, config: Path, whisper: Path, fresh: Path) -> 
     settings = read_settings(config)
     if stage == "language":
         build = BuildRun(run, settings)
-        data, validation = language_data(build)
+        data = encoded_language_data(build)
         sizes = build.params.voxtral_config()
-        return LanguageTrainer(sizes, settings.language, data, validation, fresh, autocast=True)
+        return LanguageTrainer(sizes, settings.language, data, fresh, autocast=True)
     for part in ("data", "folder", "teacher", "encoder", "decoder", "whisper"):
         (fresh / part).mkdir()
         for file in (run / part).iterdir():

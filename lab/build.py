@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -55,7 +55,7 @@ from revox.progress import Progress
 from revox.speech.files import pt_bytes, replace_file, stamp_of
 from revox.training.run import Run, saved_state
 
-STAGES = ("speech", "teacher", "encoder", "decoder", "finish", "language", "folder")
+STAGES = ("speech", "teacher", "encoder", "decoder", "draft", "finish", "language", "folder")
 
 Report = Callable[[str, dict[str, float]], None]
 """Takes the stage and its figures: losses, or how much of a count is done."""
@@ -73,6 +73,8 @@ class BuildSettings:
     finish: DecoderTraining = field(default_factory=DecoderTraining)
     """The decoder's second run, on the encoder's codes."""
     language: LanguageTraining = field(default_factory=LanguageTraining)
+    draft_steps: int = 0
+    """Steps of the language model on the teacher codec's codes, while the encoder still learns them."""
     codec_utterances: int = 4400
     """The first utterances of the plan, from which everything learns; later ones teach all but the teacher
     codec."""
@@ -173,6 +175,8 @@ def build(
     for half in ("encoder", "decoder"):
         if half in stages:
             train_half(half, run)
+    if "draft" in stages and run.settings.draft_steps:
+        draft_language(run)
     if "finish" in stages:
         finish_decoder(run)
     if "language" in stages:
@@ -449,26 +453,28 @@ def _preset_seconds(run: BuildRun) -> float:
     return run.settings.preset_frames / run.params.voxtral_config().codec.frame_rate
 
 
-def language_data(run: BuildRun) -> tuple[LanguageData, LanguageData]:
-    """Training and validation utterances as codes, with the presets' references and the prompt's ids."""
-    codec, tokenizer = trained_encoder(run).to(run.device), _Tokenizer(run.work)
+def language_data(
+    run: BuildRun,
+    encode: Callable[[np.ndarray], np.ndarray],
+    codes_of: Callable[[str, str], list[np.ndarray]],
+) -> tuple[LanguageData, LanguageData]:
+    """Training and validation utterances as codes, with the presets' references and the prompt's ids.
+
+    `encode` gives codes `[37, frames]` of samples, `codes_of` those of a kind and split's utterances.
+    """
+    tokenizer = _Tokenizer(run.work)
     waves = preset_waveforms(run.speech("train", "synthetic"), _preset_seconds(run))
-    references = {name: encode_speech(codec, wave) for name, wave in waves.items()}
+    references = {name: encode(wave) for name, wave in waves.items()}
     made = []
     for splits in (("train", "more"), ("validation",)):
         utterances = []
         for kind, split in itertools.product(KINDS, splits):
             if not (run.data / f"{kind}-{split}.json").is_file():
                 continue
-            codes = utterance_codes(run, codec, kind, split)
+            spoken = run.speech(split, kind).utterances
             utterances += [
-                TokenizedUtterance(
-                    c,
-                    tokenizer.forms(u.text),
-                    u.speaker,
-                    u.preset,
-                )
-                for u, c in zip(run.speech(split, kind).utterances, codes, strict=True)
+                TokenizedUtterance(c, tokenizer.forms(u.text), u.speaker, u.preset, kind == "human")
+                for u, c in zip(spoken, codes_of(kind, split), strict=True)
                 if u.text
             ]
         made.append(LanguageData(utterances, references, tokenizer.prompt, run.settings.language))
@@ -496,15 +502,49 @@ class _Tokenizer:
         return tuple(tuple(self.tekken.encode(t, bos=False, eos=False)) for t in (text, plain_words(text)))
 
 
-def train_language(run: BuildRun) -> None:
-    """Train backbone and acoustic transformer on the codec's codes to the end of their schedule."""
-    data, validation = language_data(run)
-    settings = run.settings.language
-    trainer = LanguageTrainer(
-        run.params.voxtral_config(), settings, data, validation, run.folder / "language", run.device,
-        run.autocast,
-    )  # fmt: skip
+def _language_trainer(
+    run: BuildRun, name: str, settings: LanguageTraining, data: tuple[LanguageData, LanguageData]
+) -> LanguageTrainer:
+    config, folder = run.params.voxtral_config(), run.folder / name
+    return LanguageTrainer(config, settings, data, folder, run.device, run.autocast, name)
+
+
+def draft_language(run: BuildRun) -> None:
+    """Train backbone and acoustic transformer on the teacher codec's codes, while the encoder learns them."""
+    teacher, config = trained_teacher(run), run.params.voxtral_config().codec
+    spectra, sets = FrameFeatures(config), frame_sets(run, ("train", "more", "validation"))
+
+    def encode(wave: np.ndarray) -> np.ndarray:
+        return teacher_codes(teacher, spectra(torch.from_numpy(wave)))
+
+    def codes_of(kind: str, split: str) -> list[np.ndarray]:
+        frames = sets[kind, split]
+        features = (frames.features[a:b] for a, b in zip(frames.starts, frames.ends, strict=True))
+        return [teacher_codes(teacher, torch.from_numpy(f.astype(np.float32))) for f in features]
+
+    steps = run.settings.draft_steps
+    settings = replace(run.settings.language, steps=steps, decay_steps=1)
+    trainer = _language_trainer(run, "draft", settings, language_data(run, encode, codes_of))
     trainer.resume()
+    run.train(trainer, "draft", settings, trainer.validate)
+
+
+def encoded_language_data(run: BuildRun) -> tuple[LanguageData, LanguageData]:
+    """`language_data` with the trained encoder's codes."""
+    codec = trained_encoder(run).to(run.device)
+    return language_data(run, partial(encode_speech, codec), partial(utterance_codes, run, codec))
+
+
+def train_language(run: BuildRun) -> None:
+    """Train backbone and acoustic transformer on the encoder's codes to the end of their schedule.
+
+    They begin with the draft, as far as it has come, if there is one.
+    """
+    data, settings = encoded_language_data(run), run.settings.language
+    trainer = _language_trainer(run, "language", settings, data)
+    if not trainer.resume() and (run.folder / "draft" / "draft-state.pt").is_file():
+        with run.state("draft") as draft:
+            trainer.begin(draft)
     run.train(trainer, "language", settings, trainer.validate)
 
 

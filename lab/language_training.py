@@ -305,20 +305,21 @@ def initialize_language(model: Voxtral, seed: int) -> None:
 
 
 class LanguageTrainer(Run):
-    """One run over `data`, validated on batches of `validation`, with log and state in `folder`."""
+    """One run over training data, validated on batches of other data, with log and state in `folder`."""
 
     def __init__(
         self,
         config: VoxtralConfig,
         settings: LanguageTraining,
-        data: LanguageData,
-        validation: LanguageData | None,
+        data: tuple[LanguageData, LanguageData | None],
         folder: Path,
         device: str = "cpu",
         autocast: bool = False,
+        name: str = "language",
     ) -> None:
-        super().__init__("language", settings, folder, device)
-        self.settings, self.data, self.validation, self.autocast = settings, data, validation, autocast
+        super().__init__(name, settings, folder, device)
+        self.settings, self.autocast = settings, autocast
+        self.data, self.validation = data
         self.model = Voxtral(config, with_encoder=False)
         initialize_language(self.model, settings.seed)
         self.model.to(device)
@@ -354,6 +355,12 @@ class LanguageTrainer(Run):
         if self.averaged is not None:
             state["averaged"] = self.averaged.state_dict()
         return state
+
+    def begin(self, state: dict[str, Any]) -> None:
+        """Start from the weights, and the optimizer's moments, in the saved state of another run."""
+        self.load_state({key: value for key, value in state.items() if key != "averaged"})
+        if self.averaged is not None:
+            self.averaged = moving_average(self.model, self.settings.average)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Load what `state` returned."""

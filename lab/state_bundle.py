@@ -18,7 +18,7 @@ from typing import Any
 from lab.errors import LabError
 from revox.speech.files import replace_file
 
-STAGES_WITH_STATE = ("teacher", "encoder", "decoder", "finish", "language")
+STAGES_WITH_STATE = ("teacher", "encoder", "decoder", "draft", "finish", "language")
 PART_BYTES = 15_000_000
 
 _FILE = re.compile(r"[a-z]+-state\.pt|[a-z]+-log\.jsonl")

@@ -33,6 +33,7 @@ SETTINGS = BuildSettings(
                  "decoder_transformer_lengths_str": "1,1,1,1", "semantic_codebook_size": 8},
     codec_utterances=43,
     whisper_windows=2,
+    draft_steps=2,
     preset_frames=10,
 )  # fmt: skip
 CLIPS = tuple(HumanClip(f"{i}-1.flac", str(i), "FM"[i % 2], split) for i, split in enumerate(

@@ -22,12 +22,13 @@ from lab.build import (
     Materials,
     build,
     encode_speech,
+    encoded_language_data,
     finish_decoder,
     finish_trainer,
     half_trainer,
-    language_data,
     make_speech,
     train_half,
+    train_language,
     train_teacher,
     trained_codec,
     trained_encoder,
@@ -60,7 +61,7 @@ from revox.training.run import Run
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TEXT = "the train leaves at noon"
-LATER = ("teacher", "encoder", "decoder", "finish", "language", "folder")
+LATER = ("teacher", "encoder", "decoder", "draft", "finish", "language", "folder")
 
 
 @pytest.fixture(scope="module")
@@ -301,8 +302,8 @@ def test_the_language_model_is_fed_its_own_past_from_a_chosen_step(
     language = replace(SETTINGS.language, steps=4, own_share=1.0, own_from=2)
     settings = replace(SETTINGS, language=language)
     run = _run(built, settings)
-    data, validation = language_data(run)
-    trainer = LanguageTrainer(run.params.voxtral_config(), language, data, validation, tmp_path)
+    data = encoded_language_data(run)
+    trainer = LanguageTrainer(run.params.voxtral_config(), language, data, tmp_path)
     read: list[int] = []
     own = language_training._own_acoustic_ids
 
@@ -315,6 +316,17 @@ def test_the_language_model_is_fed_its_own_past_from_a_chosen_step(
     for _ in range(4):
         trainer.step()
     assert read == [2, 3]
+
+
+def test_the_language_model_goes_on_from_its_draft(built: Path, tmp_path: Path):
+    run = BuildRun(_copy(built, tmp_path, "data", "folder", "teacher", "encoder", "draft") / "run", SETTINGS)
+    with run.state("draft") as draft:
+        assert draft["step"] == SETTINGS.draft_steps
+    still = replace(SETTINGS, language=replace(SETTINGS.language, learning_rate=0.0, average=0.0))
+    train_language(replace(run, settings=still))
+    with run.state("language") as language:
+        assert language["step"] == SETTINGS.language.steps
+        assert all(torch.equal(language["model"][k], v) for k, v in draft["model"].items())
 
 
 def _command(folder: Path, settings: BuildSettings, materials: Materials, *options: str) -> Result:
