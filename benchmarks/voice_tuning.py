@@ -1,0 +1,239 @@
+"""What tuning a voice gains on the lab, against doing nothing and against a wrong speaker's clips.
+
+    python benchmarks/voice_tuning.py speak --checkpoint LAB --encoder ENCODER --data RUN/data \
+        --multi ../shared/speech/librispeech-multi --out OUT
+    PYTHONPATH=src:. JUDGES/bin/python benchmarks/voice_tuning.py judge OUT --models runs/models
+
+`speak` needs revox; `judge` the recognizers' environment (lab/speech/README.md). Both resume. Speakers
+are the lab's held-out ones and the five of --multi. Of each speaker the last utterances, 5 s or more,
+are never learned: they judge likelihood and similarity. Goals: similarity 0.05 higher from 60 s
+(synthetic) and from 30 s (human), words at most 2 points more wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RATE = 24_000
+JUDGED = 5.0  # seconds of each speaker that only judge
+REFERENCE = 8.0  # seconds that the voice is first cloned from
+GROUPS = {"synthetic": (10, (15.0, 60.0)), "human": (10, (8.0,)), "multi": (5, (30.0,))}
+SENTENCES = (
+    "We will be back on Thursday at four forty five.",
+    "She put the letters on the table and went out into the garden.",
+    "Nobody knew what the old man wanted to say to his friend.",
+)
+ROWS = ("before", "tuned", "wrong speaker")
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """What one speaker says once: samples [n] at 24 kHz and the words."""
+
+    samples: np.ndarray
+    text: str
+
+
+def _speakers(asked: argparse.Namespace) -> dict[str, dict[str, list[Utterance]]]:
+    from lab.data import SpeechSet
+    from revox.speech import read_audio
+
+    found: dict[str, dict[str, list[Utterance]]] = {}
+    for kind in ("synthetic", "human"):
+        speech = SpeechSet(asked.data, "heldout", kind)
+        found[kind] = {
+            name: [
+                Utterance(speech.waveform(i), str(speech.utterances[i].text))
+                for i in speech.of(name)
+                if speech.utterances[i].text
+            ]
+            for name in speech.speakers
+        }
+    multi: dict[str, list[Utterance]] = defaultdict(list)
+    for line in (asked.multi / "transcripts.jsonl").read_text().splitlines():
+        clip = json.loads(line)
+        text = " ".join(word[2] for word in clip["words"])
+        multi[clip["file"].split("-")[0]].append(
+            Utterance(read_audio(asked.multi / clip["file"], rate=RATE).samples, text)
+        )
+    return found | {"multi": multi}
+
+
+def _divided(utterances: Sequence[Utterance], most: float) -> tuple[list[Utterance], list[Utterance]]:
+    """Utterances to learn from, `most` seconds at most, and those that judge, from the end."""
+    judged: list[Utterance] = []
+    rest = list(utterances)
+    while rest and sum(len(u.samples) for u in judged) < JUDGED * RATE:
+        judged.append(rest.pop())
+    learned: list[Utterance] = []
+    for one in rest:
+        if sum(len(u.samples) for u in [*learned, one]) > most * RATE and len(learned) > 1:
+            break
+        learned.append(one)
+    return learned, judged
+
+
+def speak(asked: argparse.Namespace) -> None:
+    """Tune every voice, speak with it before and after, and write the manifest."""
+    import torch
+    from revox.cloning.tune import TuningClip, VoiceTuning, tune_voice
+
+    from revox import load
+    from revox.checkpoint.inject import InjectionOptions, inject
+    from revox.cloning.clone import SelectedSpeech, source_of
+    from revox.metrics.likelihood import likelihood
+    from revox.speech import Audio, select_reference, write_audio
+    from revox.speech.files import replace_file
+
+    torch.set_num_threads(1)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    folder = asked.out / "checkpoint"
+    if not folder.exists():
+        inject(asked.checkpoint, asked.encoder, InjectionOptions(out=folder))
+    tts = load(folder, "cpu", torch.float32)
+    path = asked.out / "manifest.json"
+    rows: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    settings = VoiceTuning(minutes=asked.minutes)
+
+    def clips(utterances: Sequence[Utterance]) -> list[TuningClip]:
+        made = []
+        for one in utterances:
+            padded = np.pad(one.samples, (0, -len(one.samples) % 1920))
+            made.append(TuningClip(one.text, tts.find_codes(Audio(padded, RATE)).codes))
+        return made
+
+    def cost(voice: Any, judged: Sequence[TuningClip]) -> dict[str, float]:
+        found = []
+        for clip in judged:
+            tokens = torch.tensor(tts.prompter.tokens(clip.text, len(voice.embedding)))
+            prompt = tts.model.embed_prompt(tokens, tts.prompter.audio_token, voice.embedding)
+            found.append(likelihood(tts.model, prompt, clip.codes))
+        return {
+            "semantic": float(torch.stack([one.semantic_nll for one in found]).mean()),
+            "flow": float(torch.stack([one.flow_error for one in found]).mean()),
+        }
+
+    for kind, speakers in _speakers(asked).items():
+        most, lengths = GROUPS[kind]
+        names = [n for n in sorted(speakers) if len(_divided(speakers[n], 1.0)[0]) > 1][
+            : min(most, asked.limit)
+        ]
+        for n, name in enumerate(names):
+            for seconds in lengths:
+                key = f"{kind}-{name}-{seconds:g}"
+                if key in rows:
+                    continue
+                learned, judged = _divided(speakers[name], seconds)
+                other, _ = _divided(speakers[names[(n + 1) % len(names)]], seconds)
+                samples = np.concatenate([u.samples for u in learned])[: round(REFERENCE * RATE)]
+                selection = select_reference(Audio(samples, RATE), rate=RATE, min_seconds=0.5, whole=True)
+                reference = SelectedSpeech(selection, source_of(samples.tobytes()))
+                start = tts.clone(reference, consent="a speaker of the lab's lists", seed=0)
+                voices, facts = {"before": start}, {}
+                own, wrong = clips(learned), clips(other)
+                for row, given in (("tuned", own), ("wrong speaker", wrong)):
+                    kept = max(1, round(settings.held_out * len(given)))
+                    began = time.process_time()
+                    tuning = tune_voice(tts.model, tts.prompter, start, given[kept:], given[:kept], settings)
+                    facts[row] = {
+                        **{k: v for k, v in asdict(tuning).items() if k != "embedding"},
+                        "cpu_seconds": round(time.process_time() - began, 1),
+                    }
+                    voices[row] = type(start).__mro__[1](name, start.codes, tuning.embedding)
+                measured = clips(judged)
+                for row, voice in voices.items():
+                    facts.setdefault(row, {}).update(cost(voice, measured))
+                    for i, text in enumerate(SENTENCES):
+                        audio = tts.synthesize(text, voice, seed=0, max_seconds=15.0).audio
+                        write_audio(asked.out / f"{key}-{row}-{i}.wav", Audio(audio.samples, RATE))
+                stretch = np.concatenate([u.samples for u in judged])
+                write_audio(asked.out / f"{key}-judged.wav", Audio(stretch, RATE))
+                rows[key] = {
+                    "kind": kind, "speaker": name, "seconds": seconds, "rows": facts,
+                    "learned": round(sum(len(u.samples) for u in learned) / RATE, 1),
+                }  # fmt: skip
+                replace_file(path, json.dumps(rows, indent=1, default=str) + "\n")
+                print(key, {r: round(f["semantic"], 3) for r, f in facts.items()}, flush=True)
+
+
+def judge(asked: argparse.Namespace) -> None:
+    """Score what `speak` made and write results.json and results.md."""
+    from lab.quality.measures import Models
+    from lab.quality.words import words_wrong
+    from revox.speech import Audio, read_audio
+
+    models = Models({name: asked.models / f"whisper-{name}-ct2" for name in ("base", "tiny.en")})
+    rows = json.loads((asked.out / "manifest.json").read_text())
+
+    def audio(name: str) -> Audio:
+        return read_audio(asked.out / f"{name}.wav", rate=16_000)
+
+    stretches = {key: np.array(models.score("embedding", audio(f"{key}-judged"))) for key in rows}
+    table: dict[tuple[str, float, str], list[dict[str, float]]] = defaultdict(list)
+    for key, one in rows.items():
+        others = [k for k, o in rows.items() if (o["kind"], o["seconds"]) == (one["kind"], one["seconds"])]
+        for row in ROWS:
+            spoken = [audio(f"{key}-{row}-{i}") for i in range(len(SENTENCES))]
+            voice = np.array(
+                models.score("embedding", Audio(np.concatenate([s.samples for s in spoken]), 16_000))
+            )
+            scores = {k: float(voice @ stretches[k]) for k in others}
+            texts = {m: [models.score(f"words {m}", s) for s in spoken] for m in ("base", "tiny.en")}
+            table[one["kind"], one["seconds"], row].append(
+                {
+                    "similarity": scores[key],
+                    "first": float(max(scores, key=scores.__getitem__) == key),
+                    **{f"words wrong, {m}": words_wrong(SENTENCES, found) for m, found in texts.items()},
+                    "naturalness": float(np.mean([models.score("naturalness", s) for s in spoken])),
+                    "semantic": one["rows"][row]["semantic"],
+                    "flow": one["rows"][row]["flow"],
+                    "minutes": one["rows"][row].get("cpu_seconds", 0.0) / 60,
+                }
+            )
+    columns = list(next(iter(table.values()))[0])
+    lines = [
+        "| speakers | seconds | voice | n | " + " | ".join(columns) + " |",
+        "|" + " --- |" * (4 + len(columns)),
+    ]
+    means = []
+    for (kind, seconds, row), found in table.items():
+        mean = {c: float(np.mean([f[c] for f in found])) for c in columns}
+        means.append({"kind": kind, "seconds": seconds, "voice": row, "n": len(found), **mean})
+        lines.append(
+            f"| {kind} | {seconds:g} | {row} | {len(found)} | "
+            + " | ".join(f"{mean[c]:.3f}" for c in columns)
+            + " |"
+        )
+    (asked.out / "results.json").write_text(json.dumps(means, indent=1) + "\n")
+    (asked.out / "results.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parts = parser.add_subparsers(dest="part", required=True)
+    part = parts.add_parser("speak")
+    for name in ("checkpoint", "encoder", "data", "multi", "out"):
+        part.add_argument(f"--{name}", type=Path, required=True)
+    part.add_argument("--minutes", type=float, default=10.0)
+    part.add_argument("--limit", type=int, default=100, help="at most so many speakers of each kind")
+    part = parts.add_parser("judge")
+    part.add_argument("out", type=Path)
+    part.add_argument("--models", type=Path, default=Path("runs/models"))
+    asked = parser.parse_args()
+    {"speak": speak, "judge": judge}[asked.part](asked)
+
+
+if __name__ == "__main__":
+    main()
