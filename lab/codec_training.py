@@ -364,7 +364,9 @@ class DecoderTrainer(_CodecRun):
 
     def begin(self, state: dict[str, Any]) -> None:
         """Start from the weights, discriminators included, in the saved state of another decoder's run."""
-        shipped = state.get("averaged", state["codec"])
+        # An average that is younger than its memory still holds the initial weights.
+        grown = state["step"] * (1 - self.average) >= 3
+        shipped = state.get("averaged", state["codec"]) if grown else state["codec"]
         self._load_own(self.codec, {k.removeprefix("module."): v for k, v in shipped.items()})
         self.heads.load_state_dict(state["heads"])
         self.averaged = moving_average(self.codec, self.average) if self.average else None
