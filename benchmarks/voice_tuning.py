@@ -85,11 +85,11 @@ def _divided(utterances: Sequence[Utterance], most: float) -> tuple[list[Utteran
 def speak(asked: argparse.Namespace) -> None:
     """Tune every voice, speak with it before and after, and write the manifest."""
     import torch
-    from revox.cloning.tune import TuningClip, VoiceTuning, tune_voice
 
     from revox import load
     from revox.checkpoint.inject import InjectionOptions, inject
     from revox.cloning.clone import SelectedSpeech, source_of
+    from revox.cloning.tune import TuningClip, VoiceTuning, tune_voice
     from revox.metrics.likelihood import likelihood
     from revox.speech import Audio, select_reference, write_audio
     from revox.speech.files import replace_file

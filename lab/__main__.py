@@ -61,12 +61,16 @@ def state_command(
     stage: Annotated[
         list[str] | None, typer.Option(help="teacher, encoder, decoder, finish or language; by default all.")
     ] = None,
+    weights: Annotated[
+        bool,
+        typer.Option("--weights", help="Weights in bf16 only, a sixth of the size: optimizers begin anew."),
+    ] = False,
 ) -> None:
     """Bundle a build's training state into files under 16 MB, to copy it; a build resumes from RUN/state."""
     from lab.state_bundle import STAGES_WITH_STATE, write_bundles
 
     folder = out or run / "state"
-    made = write_bundles(run, folder, _stages(stage, STAGES_WITH_STATE))
+    made = write_bundles(run, folder, _stages(stage, STAGES_WITH_STATE), weights=weights)
     sizes = [path.stat().st_size for path in made]
     console.print(
         f"{folder}: {len(made)} files, {sum(sizes) / 1e6:.1f} MB, the largest {max(sizes) / 1e6:.1f} MB",

@@ -41,7 +41,7 @@ from lab.language_training import (
 from lab.shards import SHARDS, unpack
 from lab.sizes import PRESETS, lab_params
 from lab.speech.plan import plain_words
-from lab.state_bundle import restore_bundles
+from lab.state_bundle import averaged_weights, restore_bundles
 from lab.teacher_codec import TeacherCodec, TeacherCodecTrainer, TeacherCodecTraining, TeacherData
 from lab.tokenized import TokenizedSets, TokenizedSpeech, tokenize_speech
 from lab.tokenizer import domain_pieces, minimal_vocab_size, write_tekken
@@ -378,17 +378,11 @@ def finish_decoder(run: BuildRun) -> None:
     run.train(trainer, "finish", trainer.settings, trainer.validate)
 
 
-def _averaged(state: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The moving average of the weights in a run's state, by the module's own names; empty if it has none."""
-    found = state.get("averaged", {}).items()
-    return {k.removeprefix("module."): v for k, v in found if k.startswith("module.")}
-
-
 def _trained(run: BuildRun, *stages: str) -> Codec:
     codec = Codec(run.params.voxtral_config().codec, with_encoder=True)
     for stage in stages:
         with run.state(stage) as saved:
-            codec.load_state_dict(saved["codec"] | _averaged(saved), strict=False)
+            codec.load_state_dict(saved["codec"] | averaged_weights(saved), strict=False)
     return codec.to(torch.bfloat16).float().eval().requires_grad_(False)
 
 
@@ -558,7 +552,7 @@ def assemble(run: BuildRun, out: Path, encoder_out: Path) -> None:
     model = Voxtral(run.params.voxtral_config(), with_encoder=True)
     model.audio_tokenizer.load_state_dict(codec.state_dict())
     with run.state("language") as saved:
-        averaged = {k: v for k, v in _averaged(saved).items() if not k.startswith("audio_tokenizer.")}
+        averaged = {k: v for k, v in averaged_weights(saved).items() if not k.startswith("audio_tokenizer.")}
         model.load_state_dict(saved["model"] | averaged, strict=False)
     model = model.to(torch.bfloat16)
     tensors = {tensor_name(k): v.contiguous() for k, v in model.state_dict().items()}

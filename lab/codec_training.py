@@ -283,10 +283,11 @@ class _CodecRun(Run):
         module.load_state_dict(tensors, strict=False)
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Load what `state` returned; an average that the state lacks starts anew."""
+        """Load what `state` returned; an average or an optimizer that the state lacks starts anew."""
         self._load_own(self.codec, state["codec"])
         self.heads.load_state_dict(state["heads"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if "optimizer" in state:
+            self.optimizer.load_state_dict(state["optimizer"])
         if self.averaged is not None and "averaged" in state:
             self._load_own(self.averaged, state["averaged"])
 
@@ -387,7 +388,8 @@ class DecoderTrainer(_CodecRun):
         self.balancer.load_state_dict(state["balancer"])
         if self.discriminators is not None and "discriminators" in state:
             self.discriminators.load_state_dict(state["discriminators"])
-            self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+            if "discriminator_optimizer" in state:
+                self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
 
     def _windows(self, real: list[Tensor], fake: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         # The discriminators cost more than the codec, so they see only a random window of each clip.

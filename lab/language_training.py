@@ -365,7 +365,8 @@ class LanguageTrainer(Run):
     def load_state(self, state: dict[str, Any]) -> None:
         """Load what `state` returned."""
         self.model.load_state_dict(state["model"], strict=False)
-        self.optimizer.load_state_dict(state["optimizer"])
+        if "optimizer" in state:
+            self.optimizer.load_state_dict(state["optimizer"])
         if self.averaged is not None and "averaged" in state:
             self.averaged.load_state_dict(state["averaged"])
 

@@ -236,7 +236,8 @@ class TeacherCodecTrainer(Run):
         self.teacher.load_state_dict(state["teacher"])
         self.words.load_state_dict(state["words"])
         self.sounds.load_state_dict(state["sounds"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if "optimizer" in state:
+            self.optimizer.load_state_dict(state["optimizer"])
 
     @property
     def quantizes(self) -> bool:

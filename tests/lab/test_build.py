@@ -43,7 +43,7 @@ from lab.language_training import LanguageTrainer
 from lab.settings import read_settings
 from lab.shards import pack
 from lab.sizes import PRESETS
-from lab.state_bundle import write_bundles
+from lab.state_bundle import restore_bundles, write_bundles
 from revox import load
 from revox.checkpoint.load import load_model
 from revox.checkpoint.params import read_params
@@ -194,6 +194,32 @@ def test_a_build_resumes_in_another_folder_from_its_state_bundles(
     for name in (WEIGHTS, "params.json", f"voice_embedding/{PRESETS[0]}.pt"):
         there, here = (folder / "checkpoint" / name for folder in (tmp_path, built))
         assert there.read_bytes() == here.read_bytes()
+
+
+def test_a_build_goes_on_from_bundled_weights_alone(built: Path, tmp_path: Path):
+    whole = sum(path.stat().st_size for path in write_bundles(built / "run", tmp_path / "whole"))
+    _copy(built, tmp_path, "data", "folder", "language")
+    made = write_bundles(built / "run", tmp_path / "run" / "state", weights=True)
+    assert sum(path.stat().st_size for path in made) < whole / 3
+    shutil.rmtree(tmp_path / "run" / "language")
+    assert set(restore_bundles(tmp_path / "run" / "state", tmp_path / "run")) == set(LATER) - {"folder"}
+    longer = replace(SETTINGS, finish=replace(SETTINGS.finish, steps=6), encoder=SETTINGS.encoder)
+    run = _run(tmp_path, longer)
+    for stage in ("encoder", "finish"):
+        with run.state(stage) as slim, _run(built).state(stage) as state:
+            averaged = {k.removeprefix("module."): v for k, v in state["averaged"].items()}
+            assert all(
+                torch.equal(v.float(), averaged[k].bfloat16().float()) for k, v in slim["codec"].items()
+            )
+    trainer = finish_trainer(run)
+    assert trainer.step_count == SETTINGS.finish.steps
+    trainer.step()
+    language = LanguageTrainer(
+        run.params.voxtral_config(), SETTINGS.language, encoded_language_data(run), run.folder / "language"
+    )
+    assert language.resume()
+    assert language.step_count == SETTINGS.language.steps
+    language.step()
 
 
 def test_a_state_holds_its_own_half_and_one_without_it_is_refused(built: Path):
