@@ -63,7 +63,7 @@ def state_command(
     ] = None,
     weights: Annotated[
         bool,
-        typer.Option("--weights", help="Weights in bf16 only, a sixth of the size: optimizers begin anew."),
+        typer.Option("--weights", help="Weights alone, in bf16: a sixth of the size, optimizers begin anew."),
     ] = False,
 ) -> None:
     """Bundle a build's training state into files under 16 MB, to copy it; a build resumes from RUN/state."""

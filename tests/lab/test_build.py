@@ -292,13 +292,17 @@ def test_the_discriminators_teach_the_decoder_from_a_chosen_step(built: Path, tm
     assert ["adversarial" in row for row in rows] == [False, False, True, True]
 
 
+@pytest.mark.parametrize(("average", "source"), [(0.1, "averaged"), (0.5, "codec")])
 def test_the_decoder_goes_on_from_exactly_what_it_learned_with_the_encoders_codes(
-    built: Path, tmp_path: Path
+    built: Path, tmp_path: Path, average: float, source: str
 ):
-    run = _run(_copy(built, tmp_path, "data", "teacher", "folder", "encoder", "decoder", "language"))
+    """From the average of its weights, unless that still holds initial ones."""
+    settings = replace(SETTINGS, finish=replace(SETTINGS.finish, average=average))
+    copy = _copy(built, tmp_path, "data", "teacher", "folder", "encoder", "decoder", "language")
+    run = _run(copy, settings)
     trainer = finish_trainer(run)
     with run.state("decoder") as decoder:
-        expected = {k.removeprefix("module."): v for k, v in decoder["averaged"].items()}
+        expected = {k.removeprefix("module."): v for k, v in decoder[source].items()}
     assert trainer.step_count == 0
     for codec in (trainer.codec, trainer.shipped):
         found = {k: v for k, v in codec.state_dict().items() if k in expected}
