@@ -59,7 +59,8 @@ def state_command(
     run: Run,
     out: Annotated[Path | None, typer.Option(help="The bundle's folder; by default RUN/state.")] = None,
     stage: Annotated[
-        list[str] | None, typer.Option(help="teacher, encoder, decoder, finish or language; by default all.")
+        list[str] | None,
+        typer.Option(help="teacher, encoder, decoder, draft, finish or language; by default all."),
     ] = None,
     weights: Annotated[
         bool,
@@ -95,7 +96,9 @@ def build_command(
     ] = None,
     stage: Annotated[
         list[str] | None,
-        typer.Option(help="speech, teacher, encoder, decoder, finish, language or folder; by default all."),
+        typer.Option(
+            help="speech, teacher, encoder, decoder, draft, finish, language or folder; by default all."
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="JSON with settings to change, as in RUN/settings.json.")
