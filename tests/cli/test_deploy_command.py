@@ -208,7 +208,7 @@ def test_a_servers_answers_are_shown_and_decide_the_exit_code(revox_cli, monkeyp
 
 def test_a_servers_report_as_json_tells_voices_that_the_folder_does_not_list(revox_cli, monkeypatch):
     def examine(url: str, key: str | None, probe: bool) -> ServerReport:
-        return ServerReport(url, "vllm-omni", "0.30.0", True, voices=["ada"])
+        return ServerReport(url, kind="vllm-omni", version="0.30.0", healthy=True, voices=["ada"])
 
     monkeypatch.setattr("revox.deploy.server.examine_server", examine)
     _, out, _ = revox_cli(

@@ -290,6 +290,15 @@ def test_inspect_speak_and_serve_give_one_answer(kind, folder, revox, tmp_path, 
     assert one in inspected.err or one in json.loads(inspected.out)["notes"]
 
 
+def test_a_folder_of_a_short_name_that_is_not_there_is_a_sentence(revox, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for folder in ("empty", "."):
+        inspected = revox("inspect", folder)
+        assert inspected.code == 2
+        assert "params.json is missing" in inspected.err
+
+
 def _capabilities(report: str) -> set[str]:
     if not report.strip():
         return set()

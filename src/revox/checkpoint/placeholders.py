@@ -43,8 +43,9 @@ def unfinished(path: Path) -> str | None:
     found = next((part for part in parts if part.exists()), None)
     if found is None and not path.exists():
         # The hub's client: into a folder, or into its cache (snapshots/COMMIT beside blobs).
-        folder = path.parent
-        places = (folder / ".cache" / "huggingface" / "download", folder.parents[1] / "blobs")
+        folder = path.parent.absolute()
+        caches = [above / "blobs" for above in folder.parents[1:2]]
+        places = (folder / ".cache" / "huggingface" / "download", *caches)
         found = next((part for place in places for part in sorted(place.rglob("*.incomplete"))), None)
     if found is None:
         return None

@@ -7,7 +7,7 @@ a neutral value; any other value is refused with a message that names the altern
 
 from __future__ import annotations
 
-import contextlib
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -38,12 +38,13 @@ _LANGUAGE = f"this model speaks {', '.join(LANGUAGES.values())}; leave language 
 _EMBEDDING = "this model has no speaker embeddings; use ref_audio, or a voice by name"
 
 
+_NUMBER = re.compile(r"\s*-?\d{1,20}((?:\.\d{1,20})?(?:[eE][+-]?\d{1,2})?)\s*", re.ASCII)
+
+
 def _number(value: Any) -> Any:
-    """A number that was sent as a string, as a number; anything else as it is."""
-    if isinstance(value, str):
-        for kind in (int, float):
-            with contextlib.suppress(ValueError):
-                return kind(value)
+    """A number that was sent as a string, as JSON would have it, as a number; anything else as it is."""
+    if isinstance(value, str) and (found := _NUMBER.fullmatch(value)) is not None:
+        return float(value) if found[1] else int(value)
     return value
 
 
