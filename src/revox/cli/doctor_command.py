@@ -40,6 +40,17 @@ def command(
         bool,
         typer.Option("--sounds", help="Also write each voice's reference and speech, as marked .wav."),
     ] = False,
+    hour: Annotated[
+        bool,
+        typer.Option(
+            "--first-hour",
+            help="Also train a student, clone a bundled clip and speak: one folder to send back.",
+        ),
+    ] = False,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, help="With --first-hour: of the student's learning.")
+    ] = 15.0,
+    sentences: Annotated[int, typer.Option(min=1, help="With --first-hour: that the student hears.")] = 2000,
     device: Device = None,
     dtype: Dtype = None,
     seed: Seed = 0,
@@ -60,6 +71,8 @@ def command(
     arithmetic = find_dtype(dtype)
     folder = locate(given, revision)
     target = _target(out)
+    if hour:
+        return _first_hour(console, given, folder, target, minutes, sentences, device)
     from revox.doctor.examine import DoctorSettings, examine
     from revox.doctor.report import write_report
 
@@ -78,6 +91,28 @@ def command(
     if sounds:
         _write_sounds(report, target / "sounds", given)
     _end(report, markdown, console)
+
+
+def _first_hour(
+    console: Console, given: str, folder: Path, out: Path, minutes: float, sentences: int, device: str | None
+) -> None:
+    from revox.cli.progress import duration, show_progress
+    from revox.demo.demo import CONSENT, EXAMPLES, REFERENCE
+    from revox.doctor.first_hour import FirstHour, first_hour
+
+    name = folder.resolve().name if Path(given).expanduser().is_dir() else given
+    with show_progress(console) as progress:
+        request = FirstHour(
+            folder, name, EXAMPLES / REFERENCE, CONSENT, sentences, minutes=minutes, device=device,
+            progress=progress, report=lambda line: console.print(line, markup=False),
+        )  # fmt: skip
+        console.print(
+            f"about {duration(request.estimate())} for the student here, and some minutes for the rest; "
+            "Ctrl-C stops, and the same command goes on",
+            soft_wrap=True,
+        )  # fmt: skip
+        path = first_hour(request, out)
+    console.print(f"the report is {path}; send the folder {out} as it is", markup=False, soft_wrap=True)
 
 
 def _end(report: DoctorReport, markdown: Path, console: Console) -> None:

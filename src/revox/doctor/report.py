@@ -65,7 +65,7 @@ def to_markdown(report: DoctorReport) -> str:
     if report.stopped:
         lines += ["Interrupted: these are the results until then.", ""]
     lines += [", ".join(f"{key} {value}" for key, value in report.made_with.items()) + ".", ""]
-    lines += _table(
+    lines += table_of(
         [{"check": f.name, "": LABELS[f.verdict], "what it means": f.sentence} for f in report.findings]
     )
     for finding in report.findings:
@@ -77,15 +77,16 @@ def to_markdown(report: DoctorReport) -> str:
 def _section(finding: CheckResult) -> list[str]:
     lines = ["", f"## {finding.name}: {finding.verdict.value}", "", finding.sentence, ""]
     if finding.figures:
-        lines += _table(
+        lines += table_of(
             [{"figure": f.name, "found": f.value, "expected": f.expected} for f in finding.figures]
         )
     if finding.rows:
-        lines += ["", *_table(finding.rows)]
+        lines += ["", *table_of(finding.rows)]
     return lines
 
 
-def _table(rows: Sequence[Mapping[str, Value]]) -> list[str]:
+def table_of(rows: Sequence[Mapping[str, Value]]) -> list[str]:
+    """Lines of a Markdown table of `rows`, whose keys are its columns."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     return markdown_table(columns, [[_cell(row.get(column)) for column in columns] for row in rows])
 

@@ -1,0 +1,83 @@
+"""The first hour: every step once, failures reported, nothing personal, and it goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from revox.cli.main import build_app
+from revox.demo.demo import CONSENT, EXAMPLES, REFERENCE
+from revox.doctor import first_hour as module
+from revox.doctor.first_hour import FirstHour, first_hour
+from revox.marking import verify_file
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def hour_of(folder: Path) -> FirstHour:
+    return FirstHour(
+        folder, "a checkpoint", EXAMPLES / REFERENCE, CONSENT, sentences=8, steps=4, minutes=0.5, device="cpu"
+    )
+
+
+@pytest.fixture
+def quick(monkeypatch) -> list[str]:
+    """Stands in for the long steps; notes which were taken."""
+    taken: list[str] = []
+
+    def doctor(self) -> dict:
+        taken.append("doctor")
+        return {"verdict": "pass", "checks": {}}
+
+    def student(self) -> dict:
+        taken.append("student")
+        if taken.count("student") == 1:
+            raise ValueError(f"the student learned too little in {self.out}")
+        return {"agreement": 0.5}
+
+    monkeypatch.setattr(module._Hour, "doctor", doctor)
+    monkeypatch.setattr(module._Hour, "student", student)
+    return taken
+
+
+def test_a_step_that_fails_is_reported_and_is_all_that_is_done_again(
+    tiny_checkpoint_with_encoder, tmp_path, quick
+):
+    out = tmp_path / "hour"
+    report = first_hour(hour_of(tiny_checkpoint_with_encoder), out)
+    facts = json.loads((out / "first-hour.json").read_text())["steps"]
+    assert [name for name, step in facts.items() if not step["done"]] == ["student"]
+    assert facts["inspect"]["encoder"] == "complete"
+    spoken = facts["clone and speak"]
+    assert spoken["method"] == "encoder"
+    assert len(spoken["spoken"]) == 4
+    assert verify_file(out / "decoded.wav").state == "marked"
+    assert not any(path.suffix in (".safetensors", ".pt") for path in out.rglob("*"))
+    text = report.read_text() + (out / "first-hour.json").read_text()
+    assert "the student learned too little" in text
+    assert str(tmp_path) not in text
+    assert str(tiny_checkpoint_with_encoder.parent) not in text
+
+    first_hour(hour_of(tiny_checkpoint_with_encoder), out)
+    assert quick == ["doctor", "student", "student"]
+    assert all(step["done"] for step in json.loads((out / "first-hour.json").read_text())["steps"].values())
+
+
+def test_the_command_says_what_it_will_take(tiny_checkpoint_with_encoder, tmp_path, quick):
+    out = tmp_path / "hour"
+    given = [
+        "doctor",
+        str(tiny_checkpoint_with_encoder),
+        "--first-hour",
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+    ]
+    done = CliRunner().invoke(build_app(), [*given, "--sentences", "8"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "for the student here" in done.output
+    assert (out / "first-hour.md").read_text().startswith("# The first hour with checkpoint")
