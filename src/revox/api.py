@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -411,28 +410,21 @@ class Revox:
         """Speak many texts together: as each is done, its number, from 0, its audio, warnings and times.
 
         A line is prepared when its turn comes. `progress`: called as frames are made. Raises SpeakError on a
-        line that cannot be spoken or has other `flow_steps` than the first, VoiceError on an unknown voice.
+        line that cannot be spoken, VoiceError on an unknown voice.
         """
         voices: dict[str, Voice] = {}
         speeches: dict[int, LongSpeech] = {}
         parts: dict[int, list[Audio]] = {}
-        given = iter(lines)
-        first = next(given, None)
-        if first is None:
-            return
-        flow_steps = first.settings.flow_steps
 
         def prepared() -> Iterator[tuple[LongSpeech, PromptOf]]:
-            for number, line in enumerate(chain((first,), given)):
-                if line.settings.flow_steps != flow_steps:
-                    raise SpeakError("the lines of a batch have different flow steps; speak them apart")
+            for number, line in enumerate(lines):
                 voice = line.voice
                 if isinstance(voice, str):
                     voice = voices[voice] if voice in voices else voices.setdefault(voice, self.voice(voice))
                 speeches[number], prompt_of = self._prepared(Line(line.text, voice, line.settings))
                 yield speeches[number], prompt_of
 
-        engine = Engine(self.model, flow_steps, self._prefixes)
+        engine = Engine(self.model, self._prefixes)
         for number, part in speak_together(engine, prepared(), progress=progress):
             if part is not None:
                 parts.setdefault(number, []).append(part)
@@ -453,8 +445,12 @@ class Revox:
         progress: ProgressCallback = ignore_progress,
     ) -> Speech:
         """As `speak`, with the codes `[37, frames]` beside the audio."""
-        request = self._request(text, voice, seed, cfg, max_seconds)
-        return Engine(self.model, flow_steps, self._prefixes).speak(request, progress)
+        prompt = make_prompt(self.model, self.prompter, text, self._as_voice(voice))
+        request = Request(
+            prompt.embeddings, seed, self._frames(max_seconds), cfg, prefix=prompt.voice_positions,
+            flow_steps=flow_steps,
+        )  # fmt: skip
+        return Engine(self.model, self._prefixes).speak(request, progress)
 
     def synthesise(self, *arguments: Any, **options: Any) -> Speech:
         """The old name of `synthesize`, until the next version."""
@@ -507,7 +503,7 @@ class Revox:
         progress: ProgressCallback = ignore_progress,
     ) -> Iterator[Audio]:
         speech, prompt_of = self._prepared(line, streaming=streaming)
-        engine = Engine(self.model, line.settings.flow_steps, self._prefixes)
+        engine = Engine(self.model, self._prefixes)
 
         def parts() -> Iterator[Audio]:
             yield from speak_pieces(engine, speech, prompt_of, streaming=streaming, progress=progress)
@@ -534,12 +530,6 @@ class Revox:
     def _joined(self, parts: list[Audio]) -> Audio:
         samples = np.concatenate([part.samples for part in parts]) if parts else np.zeros(0, np.float32)
         return Audio(samples, self.sampling_rate, truncated=bool(parts) and parts[-1].truncated)
-
-    def _request(
-        self, text: str, voice: Voice | str, seed: int, cfg: float, max_seconds: float | None
-    ) -> Request:
-        prompt = make_prompt(self.model, self.prompter, text, self._as_voice(voice))
-        return Request(prompt.embeddings, seed, self._frames(max_seconds), cfg, prefix=prompt.voice_positions)
 
     def _as_voice(self, voice: Voice | str) -> Voice:
         return self.voice(voice) if isinstance(voice, str) else voice

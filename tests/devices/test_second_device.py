@@ -136,10 +136,10 @@ def test_it_speaks_there_what_it_speaks_here(here: revox.Revox, there: revox.Rev
     assert sum(len(chunk.samples) for chunk in chunks) == len(one.audio.samples)
 
 
-def request(tts: revox.Revox, text: str, seed: int) -> Request:
+def request(tts: revox.Revox, text: str, seed: int, steps: int | None = None) -> Request:
     """Eight frames of `text` in the first voice."""
     prompt = make_prompt(tts.model, tts.prompter, text, tts.voice(tts.voices()[0]))
-    return Request(prompt.embeddings, seed, 8)
+    return Request(prompt.embeddings, seed, 8, flow_steps=steps)
 
 
 def test_several_speak_there_together_what_each_does_alone(there: revox.Revox, here: revox.Revox):
@@ -157,8 +157,8 @@ def test_several_speak_there_together_what_each_does_alone(there: revox.Revox, h
 def test_a_frame_reads_nothing_from_the_device_but_its_end_flags(
     there: revox.Revox, monkeypatch, graphs: bool
 ):
-    engine = Engine(there.model, flow_steps=1, graphs=graphs)
-    engine.join([request(there, text, seed) for seed, text in enumerate(("ten past nine", "hello"))])
+    engine = Engine(there.model, graphs=graphs)
+    engine.join([request(there, text, seed, 1) for seed, text in enumerate(("ten past nine", "hello"))])
     engine.step()
     reads: list[str] = []
     compute, tolist = second_device._compute, There.tolist

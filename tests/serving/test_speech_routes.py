@@ -287,6 +287,20 @@ def test_the_scale_of_guidance_is_taken_as_vllm_omnis_demo_sends_it(talk, tts):
     assert too_much.status_code == 422
 
 
+def test_flow_steps_are_those_asked_for_and_at_most_16(talk, tts):
+    said = {**SAID, "response_format": "pcm", "max_new_tokens": 4}
+    usual, three, most, none, too_many = _ask(
+        talk, said, *({**said, "flow_steps": steps} for steps in (3, 16, 0, 17))
+    )
+    expected = tts.speak(
+        SAID["input"], SAID["voice"], seed=3, takes=1, flow_steps=3, max_seconds=0.32
+    ).samples
+    found = np.frombuffer(three.content, "<i2")
+    np.testing.assert_allclose(found, np.clip(np.rint(expected * 32768), -32768, 32767), atol=1)
+    assert len({usual.content, three.content, most.content}) == 3
+    assert (none.status_code, too_many.status_code) == (422, 422)
+
+
 def test_values_that_ask_for_nothing_are_taken(talk):
     nothing = {
         "instructions": "", "task_type": "CustomVoice", "language": "Auto", "x_vector_only_mode": False,

@@ -37,6 +37,11 @@ LAB_TEXTS = [
 ]
 
 
+def quick(prompt, *settings, **more):
+    """A request with one Euler step a frame, which is quick."""
+    return Request(prompt, *settings, **{"flow_steps": 1, **more})
+
+
 @pytest.fixture(scope="module")
 def prompts(prompts_of):
     return prompts_of(TEXTS)
@@ -44,17 +49,17 @@ def prompts(prompts_of):
 
 @pytest.fixture(scope="module")
 def requests(prompts):
-    return [Request(prompt, seed, FRAMES) for prompt, (*_, seed) in zip(prompts, TEXTS, strict=True)]
+    return [quick(prompt, seed, FRAMES) for prompt, (*_, seed) in zip(prompts, TEXTS, strict=True)]
 
 
 @torch.inference_mode()
-def written_out(model, request, flow_steps=1):
+def written_out(model, request):
     """Codes `[37, frames]` and whether speech ended: everything is read again for every frame."""
     sequence, frames = request.prompt, []
     noise = noise_of(request.seed, 36)[: request.max_frames].to(model.dtype)
     for row in noise:
         hidden = model.teacher_forced([sequence])[:, -1]
-        ids = model.acoustic_transformer.frame(hidden, row[None], request.cfg_alpha, flow_steps)
+        ids = model.acoustic_transformer.frame(hidden, row[None], request.cfg_alpha, request.flow_steps)
         if int(ids[0, 0]) == 1:
             return torch.stack(frames, dim=1) - 2, True
         frames.append(ids[0])
@@ -69,7 +74,7 @@ def alone(model, requests):
 
 @pytest.fixture
 def engine(model):
-    return Engine(model, flow_steps=1)
+    return Engine(model)
 
 
 def _finish(engine):
@@ -153,12 +158,12 @@ def test_a_slot_that_is_left_is_the_next_ones(engine, requests, alone):
 
 def test_each_is_guided_as_it_was_asked_to_be(model, engine, prompts):
     asked = [
-        Request(prompt, seed, FRAMES, cfg)
+        quick(prompt, seed, FRAMES, cfg)
         for prompt, (*_, seed), cfg in zip(prompts, TEXTS, [1.2, 3.0, 0.5], strict=False)
     ]
     together = engine.generate_batch(asked)
     assert all(_same(one, written_out(model, request)) for one, request in zip(together, asked, strict=True))
-    assert not _same(together[1], written_out(model, Request(prompts[1], TEXTS[1][2], FRAMES)))
+    assert not _same(together[1], written_out(model, quick(prompts[1], TEXTS[1][2], FRAMES)))
 
 
 @pytest.mark.parametrize("part", ["feed_frames", "frame"])
@@ -247,7 +252,7 @@ def test_the_cache_grows_past_its_first_block_and_changes_nothing(engine, reques
 
 def test_a_limit_cuts_and_changes_nothing_before(engine, prompts, alone):
     cut = engine.generate_batch(
-        [Request(prompt, seed, 9) for prompt, (*_, seed) in zip(prompts, TEXTS, strict=True)]
+        [quick(prompt, seed, 9) for prompt, (*_, seed) in zip(prompts, TEXTS, strict=True)]
     )
     for one, (codes, ended) in zip(cut, alone, strict=True):
         assert _same(one, (codes[:, :9], ended and codes.shape[1] < 9))
@@ -255,7 +260,7 @@ def test_a_limit_cuts_and_changes_nothing_before(engine, prompts, alone):
 
 def test_the_seed_decides_and_another_seed_says_it_differently(engine, prompts):
     once, again, other = (
-        engine.generate_batch([Request(prompts[0], seed, 20)])[0].codes() for seed in (1, 1, 2)
+        engine.generate_batch([quick(prompts[0], seed, 20)])[0].codes() for seed in (1, 1, 2)
     )
     assert torch.equal(once, again)
     assert once.shape != other.shape or not torch.equal(once, other)
@@ -278,7 +283,7 @@ def test_prompt_and_speech_together_fit_into_4096_positions(engine, model, monke
     monkeypatch.setattr(
         model.acoustic_transformer, "frame", lambda hidden, *_: torch.full((len(hidden), 37), 5)
     )
-    [one] = engine.generate_batch([Request(torch.zeros(length, 256), 0)])
+    [one] = engine.generate_batch([quick(torch.zeros(length, 256), 0)])
     assert len(one.frames) == frames
     assert one.truncated
     assert not one.ended
@@ -302,17 +307,28 @@ def test_a_request_out_of_range_is_refused(settings, sentence):
 
 
 @pytest.mark.parametrize("steps", [0, 101])
-def test_flow_steps_out_of_range_are_refused(model, steps):
+def test_flow_steps_out_of_range_are_refused(steps):
     with pytest.raises(SpeakError, match=f"{steps} flow steps are out of range: 1 to 100"):
-        Engine(model, steps)
+        Request(torch.zeros(9, 4), flow_steps=steps)
 
 
 def test_flow_steps_reach_the_flow_and_seven_are_the_releases(model, prompts):
     usual, one_step, seven = (
-        Engine(model, steps).generate_batch([Request(prompts[0], 3, 3)])[0].codes() for steps in (None, 1, 7)
+        Engine(model).generate_batch([quick(prompts[0], 3, 3, flow_steps=steps)])[0].codes()
+        for steps in (None, 1, 7)
     )
     assert not torch.equal(usual, one_step)
     assert torch.equal(usual, seven)
+
+
+@pytest.mark.parametrize("graphs", [False, True], ids=["", "one graph"])
+def test_each_has_the_steps_that_it_asked_for(model, requests, graphs):
+    mixed = [
+        replace(request, flow_steps=steps)
+        for request, steps in zip(requests, (1, 3, None, 1, 3), strict=True)
+    ]
+    together = Engine(model, graphs=graphs).generate_batch(mixed)
+    assert all(_same(one, written_out(model, request)) for one, request in zip(together, mixed, strict=True))
 
 
 def test_progress_counts_the_frames_of_the_longest(engine, requests):
@@ -334,7 +350,7 @@ def test_chunks_are_as_long_as_all_before_them_up_to_two_seconds():
 
 @pytest.mark.parametrize("limit", [1, 5, 7, 25, 60])
 def test_a_stream_is_the_whole_speech_whatever_the_limit(model, engine, prompts, limit):
-    request = Request(prompts[1], 4, limit)
+    request = quick(prompts[1], 4, limit)
     chunks = list(engine.stream(request))
     [spoken] = engine.generate_batch([request])
     whole = model.audio_tokenizer.decode_whole(spoken.codes()[None])[0]
@@ -370,12 +386,12 @@ def test_a_voices_prompt_is_read_once_and_changes_no_code(engine, requests, alon
 
 def test_prefixes_are_bounded_and_the_least_recently_used_go_first(model, requests, alone, positions_read):
     voiced = [replace(request, prefix=len(request.prompt) - 3) for request in requests[:3]]
-    whole = Engine(model, flow_steps=1)
+    whole = Engine(model)
     sizes = []
     for request in voiced:
         whole.generate_batch([request])
         sizes.append(whole.prefixes.nbytes - sum(sizes))
-    engine = Engine(model, 1, PrefixCache(sum(sizes) - 1))
+    engine = Engine(model, PrefixCache(sum(sizes) - 1))
     positions_read.clear()
     order = (0, 1, 0, 2, 0, 1)
     for i in order:  # the third pushes the second out
@@ -384,7 +400,7 @@ def test_prefixes_are_bounded_and_the_least_recently_used_go_first(model, reques
         assert engine.prefixes.nbytes < sum(sizes)
     read_whole = [read == [len(voiced[i].prompt)] for read, i in zip(positions_read, order, strict=True)]
     assert read_whole == [True, True, False, True, False, True]
-    none = Engine(model, 1, PrefixCache(0))
+    none = Engine(model, PrefixCache(0))
     assert all(map(_same, none.generate_batch(voiced), alone))
     assert len(none.prefixes) == 0
 
@@ -393,7 +409,7 @@ def test_a_voice_replaced_under_its_name_is_not_taken_for_the_old_one(engine, mo
     engine.generate_batch([replace(requests[0], prefix=9)])
     other = prompts[0].clone()
     other[4] += 0.5
-    request = Request(other, 3, FRAMES, prefix=9)
+    request = quick(other, 3, FRAMES, prefix=9)
     assert _same(engine.generate_batch([request])[0], written_out(model, request))
 
 
@@ -421,7 +437,7 @@ def ends_after(model, monkeypatch):
 @pytest.mark.parametrize("length", [0, 3, 5, 12, 25, 26, 51])
 def test_a_stream_that_ends_by_itself_is_whole_and_not_cut(engine, prompts, ends_after, length):
     ends_after(length)
-    chunks = list(engine.stream(Request(prompts[0], 4)))
+    chunks = list(engine.stream(quick(prompts[0], 4)))
     assert not any(chunk.truncated for chunk in chunks)
     ends = [end for end in islice(chunk_ends(), 20) if end < length]
     assert [len(chunk.samples) / 1920 for chunk in chunks] == [
@@ -433,7 +449,7 @@ def test_the_first_chunk_comes_after_five_frames_and_what_is_not_heard_is_not_sp
     engine, prompts, ends_after
 ):
     seen = ends_after(1000)
-    chunks = engine.stream(Request(prompts[0], 4))
+    chunks = engine.stream(quick(prompts[0], 4))
     next(chunks)
     assert len(seen) == 5
     chunks.close()
@@ -589,7 +605,7 @@ def test_in_fixed_shapes_at_any_bucket_and_past_the_first_block_each_gives_what_
     model, requests, alone, monkeypatch
 ):
     monkeypatch.setattr("revox.model.backbone.BLOCK", 8)
-    engine = Engine(model, flow_steps=1, graphs=True)
+    engine = Engine(model, graphs=True)
     members = engine.join(requests[:2])
     for late in requests[2:]:
         engine.step()
@@ -619,6 +635,9 @@ def test_a_frame_is_one_graph_at_every_bucket_and_gives_the_same(bucket):
 
     with torch.no_grad():
         expected = model.next_frame(inputs, cache.keys, cache.values, 2)
+        # What `torch.compile(fullgraph=True)` asks of the code, without compiling it.
+        whole = torch.compile(model.next_frame, fullgraph=True, backend="eager")
+        assert torch.equal(whole(inputs, cache.keys.clone(), cache.values.clone(), 2), expected)
         traced = torch.export.export(Frame(), (inputs, cache.keys.clone(), cache.values.clone()))
         keys, values = torch.zeros_like(cache.keys), torch.zeros_like(cache.values)
         found = traced.module()(inputs, keys, values)

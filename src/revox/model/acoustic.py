@@ -99,7 +99,7 @@ class AcousticTransformer(nn.Module):
         """The projected embeddings of `times` `[n]`, `[n, dim]`; of frozen weights they are computed once."""
         weight = self.time_projection.weight
         # They may change, changes cannot be seen, or the function is traced.
-        if weight.requires_grad or weight.is_inference() or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or weight.requires_grad or weight.is_inference():
             return self.time_projection(self.embed_time(times))
         of_these = (len(times), times.dtype, weight.data_ptr(), weight._version)
         if of_these not in self._projected_times:

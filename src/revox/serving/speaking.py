@@ -127,6 +127,7 @@ class ResolvedRequest:
         return SpeechSettings(
             self.seed,
             options.cfg_alpha,
+            options.flow_steps,
             max_chars=options.max_chars or server.max_chars,
             takes=options.takes or server.takes,
             text_normalization=options.text_normalization or server.text_normalization,

@@ -14,7 +14,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from revox.serving.errors import NO_EFFECT, ApiError, validation_error
-from revox.synthesis.engine import CFG_RANGE, DEFAULT_CFG
+from revox.synthesis.engine import CFG_RANGE, DEFAULT_CFG, FLOW_STEPS_RANGE
 from revox.synthesis.languages import LANGUAGES, language_code
 from revox.synthesis.longform import TAKES_RANGE
 from revox.synthesis.split import MAX_CHARS_RANGE
@@ -59,6 +59,8 @@ def _language(value: Any) -> Any:
 
 Whole = Annotated[int | None, BeforeValidator(_number)]
 Real = Annotated[float | None, BeforeValidator(_number)]
+MOST_FLOW_STEPS = 16
+"""More would slow down the other streams of a batch for what nobody hears."""
 Text = Annotated[str, Field(description="The text to speak.")]
 Format = Literal["wav", "pcm", "flac", "mp3", "aac", "opus"]  # OpenAI's
 
@@ -129,6 +131,12 @@ class SpeechOptions(BaseModel):
         ge=TAKES_RANGE[0],
         le=TAKES_RANGE[1],
         description="How often a piece is spoken at most until it is good; 1 is the model's first take.",
+    )
+    flow_steps: int | None = Field(
+        default=None,
+        ge=FLOW_STEPS_RANGE[0],
+        le=MOST_FLOW_STEPS,
+        description="Steps for a frame's acoustic codes; fewer are faster. Default: the checkpoint's own, 7.",
     )
     text_normalization: Literal["basic", "full", "none"] | None = Field(
         default=None,

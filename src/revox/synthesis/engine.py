@@ -57,7 +57,7 @@ def noise_of(seed: int, acoustic_dim: int) -> Tensor:
     return torch.randn(MAX_FRAMES, acoustic_dim, generator=generator, device="cpu", dtype=torch.float32)
 
 
-def check_ranges(seed: int, cfg_alpha: float, max_frames: int | None) -> None:
+def check_ranges(seed: int, cfg_alpha: float, max_frames: int | None, flow_steps: int | None = None) -> None:
     """Raise SpeakError when what is asked of the model is out of range."""
     low, high = CFG_RANGE
     if not (math.isfinite(cfg_alpha) and low <= cfg_alpha <= high):
@@ -68,6 +68,11 @@ def check_ranges(seed: int, cfg_alpha: float, max_frames: int | None) -> None:
         raise SpeakError(f"the seed {seed} is out of range: take a whole number below 2^64")
     if max_frames is not None and max_frames < 1:
         raise SpeakError("the longest duration allowed is below one frame (80 ms); allow more")
+    first, last = FLOW_STEPS_RANGE
+    if flow_steps is not None and not first <= flow_steps <= last:
+        raise SpeakError(
+            f"{flow_steps} flow steps are out of range: {first} to {last} are possible, 7 are usual"
+        )
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,8 @@ class Request:
     `seed` decides between equally good ways of saying it, `max_frames` (of 80 ms) is the longest that it may
     take, `min_frames` the shortest (the model's end before it is passed over; 0 is what serving does),
     `cfg_alpha` the scale of classifier-free guidance, where 1 is none. The first `prefix` positions of the
-    prompt are its voice's: requests that share them read them once.
+    prompt are its voice's: requests that share them read them once. `flow_steps`: Euler steps for a frame's
+    acoustic codes; None is the checkpoint's own.
     Raises SpeakError when a value is out of range or the prompt leaves no room to speak.
     """
 
@@ -87,9 +93,10 @@ class Request:
     cfg_alpha: float = DEFAULT_CFG
     min_frames: int = 0
     prefix: int = 0
+    flow_steps: int | None = None
 
     def __post_init__(self) -> None:
-        check_ranges(self.seed, self.cfg_alpha, self.max_frames)
+        check_ranges(self.seed, self.cfg_alpha, self.max_frames, self.flow_steps)
         if self.room < 1:
             raise SpeakError(
                 f"a prompt of {len(self.prompt)} positions leaves none of {MAX_POSITIONS} for speech"
@@ -153,27 +160,14 @@ class Engine:
     works on the cache where it lies. `step` may fail (no memory, a broken device); it can then be repeated,
     for all or for one of them: no frame is lost.
 
-    `flow_steps`: Euler steps for a frame's acoustic codes; the checkpoint's own by default. `prefixes`: the
-    beginnings of prompts that are known from before; by default those that this engine reads. `graphs`:
-    frames run in fixed shapes, on CUDA as graphs; off until that has run on a card. Raises SpeakError when
-    the steps are out of range.
+    `prefixes`: the beginnings of prompts that are known from before; by default those that this engine
+    reads. `graphs`: frames run in fixed shapes, on CUDA as graphs; off until that has run on a card.
     """
 
-    def __init__(
-        self,
-        model: Voxtral,
-        flow_steps: int | None = None,
-        prefixes: PrefixCache | None = None,
-        graphs: bool = False,
-    ) -> None:
-        first, last = FLOW_STEPS_RANGE
-        if flow_steps is not None and not first <= flow_steps <= last:
-            raise SpeakError(
-                f"{flow_steps} flow steps are out of range: {first} to {last} are possible, 7 are usual"
-            )
-        self.model, self.flow_steps = model, flow_steps
+    def __init__(self, model: Voxtral, prefixes: PrefixCache | None = None, graphs: bool = False) -> None:
+        self.model = model
         self.prefixes = PrefixCache() if prefixes is None else prefixes
-        self._graphs = FrameGraphs(model, flow_steps) if graphs else None
+        self._graphs = FrameGraphs(model) if graphs else None
         self.generations: list[Generation] = []
         self.count_speaking = 0
         self.cache = self._empty_cache()
@@ -287,13 +281,12 @@ class Engine:
         taking_part = self.generations[first:stop]
         if not taking_part:
             return []
-        in_one_graph = self._graphs is not None and only is None
+        steps = {one.request.flow_steps for one in taking_part}
+        in_one_graph = self._graphs is not None and only is None and len(steps) == 1
         if in_one_graph and all(one.hidden is None for one in taking_part):
             ids = self._in_one_graph(taking_part)
         else:
-            hidden = self._hidden_states(first, stop)
-            noise, alphas, may_end = self._settings(taking_part)
-            ids = self.model.acoustic_transformer.frame(hidden, noise, alphas, self.flow_steps, may_end)
+            ids = self._frames(taking_part, self._hidden_states(first, stop))
         ended = (ids[:, 0] == END_AUDIO_ID).tolist()
         for one, frame, end in zip(taking_part, ids, ended, strict=True):
             one.hidden = None
@@ -306,6 +299,20 @@ class Engine:
             if one.done:
                 self.leave(one)
         return taking_part
+
+    def _frames(self, taking_part: Sequence[Generation], hidden: Tensor) -> Tensor:
+        """Ids `[slots, 37]` of the next frames, read at `hidden` `[slots, dim]`; equal steps in one batch."""
+        noise, alphas, may_end = self._settings(taking_part)
+        groups: dict[int | None, list[int]] = {}
+        for slot, one in enumerate(taking_part):
+            groups.setdefault(one.request.flow_steps, []).append(slot)
+        frame = self.model.acoustic_transformer.frame
+        if len(groups) == 1:
+            return frame(hidden, noise, alphas, next(iter(groups)), may_end)
+        ids = torch.empty((len(taking_part), noise.shape[1] + 1), dtype=torch.long, device=hidden.device)
+        for steps, slots in groups.items():
+            ids[slots] = frame(hidden[slots], noise[slots], alphas[slots], steps, may_end[slots])
+        return ids
 
     def _settings(self, taking_part: Sequence[Generation]) -> tuple[Tensor, Tensor, Tensor]:
         """Of the next frames: noise `[slots, 36]`, scale of guidance `[slots]`, and which may be the end."""
@@ -335,7 +342,7 @@ class Engine:
             functional.pad(alphas, (0, bucket - slots)),
             functional.pad(may_end, (0, bucket - slots)),
         )
-        ids = self._graphs(inputs, self.cache)[:slots]
+        ids = self._graphs(inputs, self.cache, taking_part[0].request.flow_steps)[:slots]
         self.cache.lengths[:slots] += 1
         return ids
 

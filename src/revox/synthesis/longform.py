@@ -153,6 +153,7 @@ class Take:
     min_frames: int
     max_frames: int | None
     attempt: int = 0
+    flow_steps: int | None = None
     stopped: bool = False
     finished: bool = False
     truncated: bool = False
@@ -166,8 +167,9 @@ class Take:
     def request(self, prompt: Prompt) -> Request:
         """What to ask of the engine, for the prompt of `text`."""
         return Request(
-            prompt.embeddings, self.seed, self.max_frames, self.cfg, self.min_frames, prompt.voice_positions
-        )
+            prompt.embeddings, self.seed, self.max_frames, self.cfg, self.min_frames, prompt.voice_positions,
+            self.flow_steps,
+        )  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -205,7 +207,7 @@ class LongSpeech:
         streaming: bool = False,
         together: int = BATCH,
     ) -> None:
-        check_ranges(settings.seed, settings.cfg, max_frames)
+        check_ranges(settings.seed, settings.cfg, max_frames, settings.flow_steps)
         self._settings, self._codec = settings, codec
         self._streaming, self._together = streaming, together
         self._max_frames = max_frames
@@ -287,7 +289,8 @@ class LongSpeech:
         seed = settings.seed + _SEED_STEP * slot.tries
         seed = seed if slot.tries == 0 else seed % 2**63
         cfg = settings.cfg if slot.tries < 3 else min(1.25 * settings.cfg, 10.0)
-        return Take(text, seed, cfg, check, least if most is None else min(least, most), most, slot.tries)
+        least = least if most is None else min(least, most)
+        return Take(text, seed, cfg, check, least, most, slot.tries, settings.flow_steps)
 
     def _may_retry(self, slot: _Slot) -> bool:
         return slot.tries + 1 < self._settings.takes and not slot.released
