@@ -215,7 +215,7 @@ def _commands(before: str | None, after: str | None, console: Console) -> Iterat
         return subprocess.run(command, shell=True, check=False, stdin=subprocess.DEVNULL).returncode
 
     def interrupted(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)  # for whoever handles Ctrl-C just then, such as an event loop
 
     previous = signal.signal(signal.SIGTERM, interrupted)
     try:
