@@ -114,8 +114,7 @@ def list_voices(folder: str | Path) -> list[VoiceEntry]:
     with contextlib.suppress(VoiceError, OSError):
         recover_journal(folder)
     with reading(folder):
-        params = read_params(folder)
-        return voice_entries(folder, params, read_tekken(folder, params))
+        return voice_entries(folder, read_params(folder), promised_rows(folder))
 
 
 def voice_file(folder: Path, name: str) -> Path:
@@ -225,6 +224,7 @@ def load_voice(folder: str | Path, name: str) -> Voice:
     entry = find_voice(folder, name)
     with reading(folder):
         if entry.problem:
+            read_tekken(folder, read_params(folder))  # what is wrong with all voices says more
             raise VoiceError(entry.problem)
         config = read_params(folder).voxtral_config()
         embedding = read_embedding(voice_file(folder, name), config.backbone.dim)
