@@ -176,8 +176,11 @@ def _similarity(clip: Path, sounds: dict[str, Audio]) -> dict[str, float] | None
     except MetricError:
         return None
     own = verifier.embed(read_audio(clip))
-    long_enough = {name: audio for name, audio in sounds.items() if audio.seconds > 0.5}
-    return {name: round(verifier.similarity(verifier.embed(one), own), 3) for name, one in long_enough.items()}
+    return {
+        name: round(verifier.similarity(verifier.embed(audio), own), 3)
+        for name, audio in sounds.items()
+        if audio.seconds > 0.5
+    }
 
 
 def _markdown(name: str, steps: dict[str, Facts]) -> str:
