@@ -155,7 +155,20 @@ def utterances(per_speaker: int = 3) -> list[TokenizedUtterance]:
 
 def draws(settings: LanguageTraining, count: int = 2000) -> list[tuple[np.ndarray, list[int], np.ndarray]]:
     references = {"casual_female": np.full((37, 5), 98), "casual_male": np.full((37, 6), 99)}
-    return LanguageData(utterances(), references, TOKENS, settings).batch(count, np.random.default_rng(0))
+    data, rng = LanguageData(utterances(), references, TOKENS, settings), np.random.default_rng(0)
+    return [data.draw(rng) for _ in range(count)]
+
+
+def test_a_batch_is_of_about_one_length_and_every_length_has_its_turn():
+    references = {"casual_female": np.full((37, 5), 98), "casual_male": np.full((37, 6), 99)}
+    data = LanguageData(utterances(), references, TOKENS, LanguageTraining(reference_frames=(4, 40)))
+    lengths = [
+        [len(prompt) + codes.shape[1] for _, prompt, codes in data.batch(8, np.random.default_rng(seed))]
+        for seed in range(40)
+    ]
+    every = [length for batch in lengths for length in batch]
+    assert np.mean([np.ptp(batch) for batch in lengths]) < 0.5 * np.ptp(every)
+    assert len({round(np.mean(batch) / 10) for batch in lengths}) > 2
 
 
 def test_presets_humans_and_others_are_drawn_by_their_shares():

@@ -197,6 +197,7 @@ def adapt_command(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of the adaptation, and of its control.")] = 2,
     seed: Seed = 0,
     device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Adapt the language model to a restored encoder or to speakers, if that helps and no preset is harmed.
 
@@ -206,7 +207,7 @@ def adapt_command(
     """
     from rich.console import Console
 
-    from revox.api import find_device
+    from revox.api import find_device, find_dtype
     from revox.checkpoint.locate import locate
     from revox.training.adapt import AdaptTraining
     from revox.training.adapt_model import AdaptRequest, adapt_model
@@ -233,7 +234,9 @@ def adapt_command(
     spoken = read_sentences(texts) if texts else ()
     try:
         with show_progress(console) as show:
-            request = AdaptRequest(training, data or (), spoken, sentences, seeds, place, show, report)
+            request = AdaptRequest(
+                training, data or (), spoken, sentences, seeds, place, find_dtype(dtype), show, report
+            )  # fmt: skip
             decision, path = adapt_model(locate(checkpoint), out, request)
     except KeyboardInterrupt:  # stopped as asked: nothing failed
         console.print("stopped and saved; the same command goes on from there")

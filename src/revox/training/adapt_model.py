@@ -40,6 +40,7 @@ class AdaptRequest:
     sentences: int = 8
     seeds: int = 2
     device: str = "cpu"
+    dtype: torch.dtype | None = None
     progress: ProgressCallback = ignore_progress
     report: Callable[[str, dict[str, float]], None] = lambda run, figures: None
 
@@ -52,7 +53,7 @@ def adapt_model(checkpoint: Path, out: Path, request: AdaptRequest) -> tuple[Dec
     KeyboardInterrupt when asked to stop.
     """
     training = request.training
-    dtype = default_dtype(checkpoint, torch.device(request.device))
+    dtype = request.dtype or default_dtype(checkpoint, torch.device(request.device))
     model = load_model(checkpoint, request.device, dtype)
     if training.objective == "distill" and not model.audio_tokenizer.has_encoder:
         raise TrainingError(
