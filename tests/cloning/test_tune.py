@@ -67,6 +67,12 @@ def test_without_a_gain_the_voice_is_the_one_it_began_with(lab):
     assert torch.equal(stopped.embedding, own.embedding)
 
 
+def test_stopped_before_tuning_it_ends_as_by_ctrl_c(lab, tmp_path):
+    recordings = [(tmp_path / "a.wav", "one"), (tmp_path / "b.wav", "two")]
+    with pytest.raises(KeyboardInterrupt):
+        lab.tune(recordings, consent="my own voice", voice="casual_female", should_stop=lambda: True)
+
+
 def test_checkpointed_layers_give_the_same_gradient_and_leave_no_trace():
     model = tiny_model().requires_grad_(False)
     start = torch.randn(1, 9, model.config.backbone.dim)

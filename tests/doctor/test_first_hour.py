@@ -47,7 +47,8 @@ def test_a_step_that_fails_is_reported_and_is_all_that_is_done_again(
     tiny_checkpoint_with_encoder, tmp_path, quick
 ):
     out = tmp_path / "hour"
-    report = first_hour(hour_of(tiny_checkpoint_with_encoder), out)
+    report, failed = first_hour(hour_of(tiny_checkpoint_with_encoder), out)
+    assert failed == ["student"]
     facts = json.loads((out / "first-hour.json").read_text())["steps"]
     assert [name for name, step in facts.items() if not step["done"]] == ["student"]
     assert facts["inspect"]["encoder"] == "complete"
@@ -61,7 +62,7 @@ def test_a_step_that_fails_is_reported_and_is_all_that_is_done_again(
     assert str(tmp_path) not in text
     assert str(tiny_checkpoint_with_encoder.parent) not in text
 
-    first_hour(hour_of(tiny_checkpoint_with_encoder), out)
+    assert first_hour(hour_of(tiny_checkpoint_with_encoder), out)[1] == []
     assert quick == ["doctor", "student", "student"]
     assert all(step["done"] for step in json.loads((out / "first-hour.json").read_text())["steps"].values())
 
@@ -77,6 +78,9 @@ def test_the_command_says_what_it_will_take(tiny_checkpoint_with_encoder, tmp_pa
         "--device",
         "cpu",
     ]
+    failed = CliRunner().invoke(build_app(), [*given, "--sentences", "8"])
+    assert failed.exit_code == 1  # its first student fails
+    assert "not done: student" in failed.output
     done = CliRunner().invoke(build_app(), [*given, "--sentences", "8"])
     assert done.exit_code == 0, (done.output, done.exception)
     assert "for the student here" in done.output

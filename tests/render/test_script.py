@@ -77,6 +77,8 @@ def test_a_chapter_is_read_block_by_block_in_one_voice(tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
+        ("", "is not a script"),
+        ("- just\n- a list\n", "is not a script"),
         ("script:\n  - Ada: late: very\n", "line 2 is not YAML"),
         ("script:\n  - &a Ada: x\n  - *a\n", "references"),
         ("script:\n  - {Ada: x, Ada: y}\n", "stands twice"),

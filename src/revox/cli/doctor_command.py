@@ -111,8 +111,11 @@ def _first_hour(
             "Ctrl-C stops, and the same command goes on",
             soft_wrap=True,
         )  # fmt: skip
-        path = first_hour(request, out)
+        path, failed = first_hour(request, out)
     console.print(f"the report is {path}; send the folder {out} as it is", markup=False, soft_wrap=True)
+    if failed:
+        console.print(f"not done: {', '.join(failed)}; the same command tries again", markup=False)
+        raise typer.Exit(1)
 
 
 def _end(report: DoctorReport, markdown: Path, console: Console) -> None:

@@ -143,12 +143,14 @@ def tune_to_recordings(
     """The voice that `request` asks for; its codes stay those it began with.
 
     `clone` makes a voice of files, whole where it is given a transcript. Raises CloneError with fewer than
-    two recordings that can be used, or if nothing was gained.
+    two recordings that can be used, or if nothing was gained, KeyboardInterrupt when stopped before tuning.
     """
     settings, start, count = request.settings, request.start, len(request.recordings)
     usable: list[tuple[Path, TuningClip, dict[str, Any]]] = []
     left_out: dict[str, str] = {}
     for done, (path, text) in enumerate(request.recordings, 1):
+        if should_stop is not None and should_stop():  # there is nothing yet to keep
+            raise KeyboardInterrupt
         try:
             found = clone([path], text)
         except AudioError as error:

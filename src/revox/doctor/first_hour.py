@@ -65,10 +65,11 @@ class FirstHour:
         return plan.speaking + min(plan.learning, 60 * self.minutes)
 
 
-def first_hour(request: FirstHour, out: Path) -> Path:
-    """Do what is not yet done, each step once, and write the report into the folder `out`; returns its path.
+def first_hour(request: FirstHour, out: Path) -> tuple[Path, list[str]]:
+    """Do what is not yet done, each step once, and write the report into the folder `out`.
 
-    A step that fails is in the report with its sentence, and the next ones go on. Raises CheckpointError when
+    Gives the report's path and the steps that failed: they are in the report with their sentence, and the
+    next ones go on. Raises CheckpointError when
     the folder is not a checkpoint, KeyboardInterrupt when stopped: the same call goes on.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -93,7 +94,7 @@ def first_hour(request: FirstHour, out: Path) -> Path:
         facts["steps"][name] = {**found, "seconds": round(time.perf_counter() - began, 1)}
         replace_file(path, without_paths(json.dumps(facts, indent=1), private) + "\n")
     replace_file(out / REPORT_FILE, without_paths(_markdown(request.name, facts["steps"]), private))
-    return out / REPORT_FILE
+    return out / REPORT_FILE, [name for name, step in facts["steps"].items() if not step["done"]]
 
 
 class _Hour:

@@ -191,6 +191,10 @@ def _voice_of(
 def _yaml_file(path: Path, text: str) -> _ScriptFile:
     try:
         content = yaml.load(text, _Loader)  # a BaseLoader: text, lists and mappings only
+        if not isinstance(content, dict):
+            raise RenderError(
+                f"{path} is not a script: it needs `script:` and a list of lines, each `- NAME: what is said`"
+            )
         return _ScriptFile.model_validate(content)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)

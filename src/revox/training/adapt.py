@@ -224,7 +224,7 @@ class AdaptTrainer(Run):
 
     @torch.no_grad()
     def held_out_cost(self, scale: float) -> float:
-        """Mean cost of the held-out items at `scale`: likelihood, or the distance that is distilled."""
+        """Mean cost of the held-out items at `scale`: their likelihood, whatever the objective."""
         found = []
         for item in self.data.held_out_items:
             with self.deltas.scaled(scale):

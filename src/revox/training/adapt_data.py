@@ -52,6 +52,8 @@ def preset_items(
         settings = SpokenSettings(speech.sentences, speech.texts, (name,), seed=speech.seed)
         spoken = spoken_utterances(checkpoint, settings, speech.cache / "spoken", device=device)
         own = load_voice(checkpoint, name).embedding
+        if len(spoken) < 2:  # no other sentence of this voice to be the prompt's
+            continue
         read = []
         for one in spoken:
             with torch.no_grad():
