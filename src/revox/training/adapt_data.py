@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,17 +43,21 @@ class AdaptSpeech:
 def preset_items(
     checkpoint: Path, coder: Coder, speech: AdaptSpeech, progress: ProgressCallback = ignore_progress
 ) -> list[tuple[str, AdaptItem]]:
-    """What every preset says, by its name; the prompt's voice is its next sentence, encoded."""
+    """What every preset says, by its name; the prompt's voice is its next sentence, encoded.
+
+    A preset of one sentence has no other one for its prompt: it can be replayed only (`distilled`).
+    """
     found: list[tuple[str, AdaptItem]] = []
     names = [entry.name for entry in list_voices(checkpoint) if entry.preset and not entry.problem]
     device = str(coder.codec.output_proj.conv.weight.device)
     frames = round(REFERENCE_SECONDS * coder.codec.config.frame_rate)
+    settings = SpokenSettings(speech.sentences * len(names), speech.texts, tuple(names), seed=speech.seed)
+    utterances = spoken_utterances(
+        checkpoint, settings, speech.cache / "spoken", device=device, progress=progress
+    )
     for done, name in enumerate(names, 1):
-        settings = SpokenSettings(speech.sentences, speech.texts, (name,), seed=speech.seed)
-        spoken = spoken_utterances(checkpoint, settings, speech.cache / "spoken", device=device)
+        spoken = [one for one in utterances if one.voice == name]
         own = load_voice(checkpoint, name).embedding
-        if len(spoken) < 2:  # no other sentence of this voice to be the prompt's
-            continue
         read = []
         for one in spoken:
             with torch.no_grad():
@@ -64,6 +68,12 @@ def preset_items(
             found.append((name, AdaptItem(one.text, one.codes, voice, own)))
         progress(Progress("presets spoken and encoded", done, len(names)))
     return found
+
+
+def distilled(presets: Sequence[tuple[str, AdaptItem]]) -> list[tuple[str, AdaptItem]]:
+    """Those of `preset_items` whose prompt holds another sentence than they say."""
+    count = Counter(name for name, _ in presets)
+    return [(name, item) for name, item in presets if count[name] > 1]
 
 
 def clip_items(

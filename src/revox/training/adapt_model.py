@@ -17,7 +17,7 @@ from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech.files import replace_file, stamp_of
 from revox.synthesis.prompt import Prompter
 from revox.training.adapt import AdaptTrainer, AdaptTraining, Decision, decide
-from revox.training.adapt_data import AdaptSpeech, clip_items, divided, preset_items
+from revox.training.adapt_data import AdaptSpeech, clip_items, distilled, divided, preset_items
 from revox.training.data import find_sources
 from revox.training.errors import TrainingError
 from revox.training.sentences import drawn_sentences
@@ -65,9 +65,10 @@ def adapt_model(checkpoint: Path, out: Path, request: AdaptRequest) -> tuple[Dec
     sources = find_sources(request.data, progress=request.progress) if request.data else []
     speech = AdaptSpeech(texts, out, request.sentences, sources, seed=training.seed)
     presets = preset_items(checkpoint, coder, speech, request.progress)
-    items = (
-        clip_items(coder, speech, progress=request.progress) if training.objective == "speech" else presets
-    )
+    if training.objective == "speech":
+        items = clip_items(coder, speech, progress=request.progress)
+    else:
+        items = distilled(presets)
     data = divided(presets, items)
     prompter = Prompter(checkpoint)
 

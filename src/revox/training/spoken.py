@@ -83,10 +83,11 @@ class SpokenSettings:
 
 @dataclass(frozen=True)
 class Utterance:
-    """What the model said: `text`, as codes `[37, frames]`."""
+    """What the model said: `text`, as codes `[37, frames]`, in the preset `voice` where that is known."""
 
     text: str
     codes: Tensor
+    voice: str = ""
 
 
 def clear_speech(frames: Sequence[int], characters: Sequence[int], nll: Sequence[float]) -> list[bool]:
@@ -127,7 +128,7 @@ class _SpeakingModel:
             codes = interpolated_voice(self.codes, self.model.config.codec.acoustic_codebook_size, rng)
             embeddings = self.model.mm_audio_embeddings
             return Voice("interpolated", codes, embeddings.voice_embedding(codes.to(self.model.device)))
-        return self.presets[(i + i // len(settings.sentences)) % len(self.presets)]
+        return self.presets[_turn(i, len(settings.sentences), settings)]
 
     def speak(self, which: range) -> dict[str, Tensor]:
         """Codes `[37, frames]` of those utterances, int16, by number; none of those that babble or did not
@@ -154,6 +155,11 @@ class _SpeakingModel:
         if not codes.shape[1]:
             return math.inf
         return float(likelihood(self.model, one.request.prompt, codes, draws=1).semantic_nll)
+
+
+def _turn(i: int, different: int, settings: SpokenSettings) -> int:
+    """Which of the voices says the `i`-th of sentences of which so many are different."""
+    return (i + i // different) % len(settings.voices)
 
 
 def spoken_utterances(
@@ -212,5 +218,7 @@ def spoken_utterances(
             )
         for i, codes in sorted(load(content).items()):
             if codes.shape[1]:
-                found.append(Utterance(settings.sentences[int(i) % different], codes.long()))
+                number = int(i)
+                name = "" if settings.interpolated else settings.voices[_turn(number, different, settings)]
+                found.append(Utterance(settings.sentences[number % different], codes.long(), name))
     return found
