@@ -162,7 +162,7 @@ def test_the_command_writes_what_inject_takes_or_says_to_leave_the_model_alone(
     tiny_checkpoint_with_encoder, tmp_path, monkeypatch
 ):
     given = ["adapt", "-c", str(tiny_checkpoint_with_encoder), "--out", str(tmp_path / "run"), "--steps", "2",
-             "--sentences", "2", "--seeds", "1", "--device", "cpu", "--adapt", "embeddings"]  # fmt: skip
+             "--sentences", "3", "--seeds", "1", "--device", "cpu", "--adapt", "embeddings"]  # fmt: skip
     from revox.training import adapt, spoken
 
     # The tiny model babbles, all of it.
