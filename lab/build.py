@@ -172,8 +172,8 @@ def build(
         if materials.whisper is None:
             raise LabError("name the folder of a Whisper (--whisper), which teaches the semantic codes")
         train_teacher(run, materials.whisper)
-    for half in ("encoder", "decoder"):
-        if half in stages:
+    for half, steps in (("encoder", run.settings.encoder.steps), ("decoder", run.settings.decoder.steps)):
+        if half in stages and steps:
             train_half(half, run)
     if "draft" in stages and run.settings.draft_steps:
         draft_language(run)
@@ -359,14 +359,14 @@ def train_half(half: str, run: BuildRun) -> None:
 
 
 def finish_trainer(run: BuildRun) -> DecoderTrainer:
-    """The decoder's run on the encoder's codes, at its last state or at what it learned from the teacher
-    codec's."""
+    """The decoder's run on the encoder's codes, at its last state, or at what it learned from the teacher
+    codec's, or, if `decoder.steps` is 0, at its beginning."""
     data = _codec_data(run, trained_encoder(run).to(run.device))
     trainer = DecoderTrainer(
         run.params.voxtral_config().codec, run.settings.finish, data, run.folder / "finish", run.device,
         run.autocast, "finish",
     )  # fmt: skip
-    if not trainer.resume():
+    if not trainer.resume() and run.settings.decoder.steps:
         with run.state("decoder") as decoder:
             trainer.begin(decoder)
     return trainer

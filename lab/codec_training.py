@@ -85,6 +85,9 @@ class DecoderTraining:
     floor: float = 4e-6
     """Of the mel loss, in magnitudes of a transform of one sample: what lies below is not learned."""
     discriminated: tuple[int, ...] = (1, 2)
+    discriminated_at_once: int = 0
+    """How many of the discriminators a step uses, drawn at random; 0 is all. One of three makes a step with
+    discriminators two thirds as long."""
     discriminated_seconds: float = 0.4
     seed: int = 0
     save_every: int = 500
@@ -346,7 +349,7 @@ class DecoderTrainer(_CodecRun):
         )
         groups = [g for part in self.parts for g in _weights(part, settings.weight_decay)]
         self.optimizer = torch.optim.AdamW(
-            groups, lr=settings.learning_rate, betas=settings.betas, foreach=True
+            groups, lr=settings.learning_rate, betas=settings.betas, fused=True
         )
         names = ("mel", "magnitude", "complex", "waveform", "feature", "adversarial")
         self.balancer = GradientBalancer({name: getattr(settings, name) for name in names}, World())
@@ -360,7 +363,7 @@ class DecoderTrainer(_CodecRun):
                 discriminators.parameters(),
                 lr=settings.discriminator_learning_rate,
                 betas=(0.5, 0.9),
-                foreach=True,
+                fused=True,
             )
 
     def begin(self, state: dict[str, Any]) -> None:
@@ -391,12 +394,20 @@ class DecoderTrainer(_CodecRun):
             if "discriminator_optimizer" in state:
                 self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
 
-    def _windows(self, real: list[Tensor], fake: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def _drawn_discriminators(self) -> list[int]:
+        every = len(self.settings.discriminated)
+        return sorted(
+            self.numpy_rng.permutation(every)[: self.settings.discriminated_at_once or every].tolist()
+        )
+
+    def _windows(
+        self, real: list[Tensor], fake: list[Tensor], drawn: list[int]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         # The discriminators cost more than the codec, so they see only a random window of each clip.
         start = self.numpy_rng.random()
         share = min(1.0, self.settings.discriminated_seconds * 12.5 / self.settings.frames)
         a, b = [], []
-        for i in self.settings.discriminated:
+        for i in (self.settings.discriminated[j] for j in drawn):
             frames = real[i].shape[-1]
             first = int(start * (1 - share) * frames)
             window = slice(first, first + max(1, int(share * frames)))
@@ -422,10 +433,14 @@ class DecoderTrainer(_CodecRun):
         losses = {"mel": terms.mel, "magnitude": terms.magnitude, "complex": terms.complex}
         losses["waveform"] = (real - leaf).abs().mean()
         adversarial: Tensor | None = None
+        drawn: list[int] = []
         if self.discriminators is not None and self.step_count >= settings.discriminator_from:
-            real_windows, fake_windows = self._windows(real_spectra, fake_spectra)
+            drawn = self._drawn_discriminators()
+            real_windows, fake_windows = self._windows(real_spectra, fake_spectra, drawn)
             with self.arithmetic():
-                real_outputs, fake_outputs = map(self.discriminators, (real_windows, fake_windows))
+                real_outputs, fake_outputs = (
+                    self.discriminators(x, drawn) for x in (real_windows, fake_windows)
+                )
             adversarial = discriminator_loss(real_outputs, fake_outputs)
             losses["feature"] = feature_matching_loss(real_outputs, fake_outputs)
             losses["adversarial"] = adversarial_loss(fake_outputs)
@@ -442,12 +457,14 @@ class DecoderTrainer(_CodecRun):
         shown = weighed | {"deep": deep}
         if adversarial is not None:
             shown["discriminator"] = adversarial
-            self._update_discriminators(adversarial)
+            self._update_discriminators(adversarial, drawn)
         figures = {k: float(v.detach()) for k, v in shown.items()}
         return figures | {"norm": norm, "loss": figures["mel"] + figures["deep"]}
 
-    def _update_discriminators(self, loss: Tensor) -> None:
-        parameters = list(cast(Discriminators, self.discriminators).parameters())
+    def _update_discriminators(self, loss: Tensor, drawn: list[int]) -> None:
+        nets = cast(Discriminators, self.discriminators).nets
+        parameters = [p for i in drawn for p in nets[i].parameters()]
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             parameter.grad = gradient
         self.discriminator_optimizer.step()

@@ -19,7 +19,7 @@ import soxr
 
 from lab.errors import LabError
 from lab.level import level, trim
-from lab.sources import SourceUtterance, changed_voices, human_utterances, synthetic_utterances
+from lab.sources import SPEEDS, SourceUtterance, changed_voices, human_utterances, synthetic_utterances
 from lab.speech.plan import SPLITS
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech import read_audio
@@ -162,7 +162,8 @@ def prepare(
     for split in SPLITS:
         found = synthetic_utterances(synthetic, split)
         if split == "train":
-            found, sets["synthetic-more"] = found[:codec_utterances], found[codec_utterances:]
+            found, more = found[:codec_utterances], found[codec_utterances:]
+            sets["synthetic-more"] = more + changed_voices(found, SPEEDS[1:3])
         sets[f"synthetic-{split}"] = found
         if librispeech:
             sets[f"human-{split}"] = human_utterances(librispeech, split)

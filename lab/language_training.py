@@ -342,7 +342,7 @@ class LanguageTrainer(Run):
             ],
             lr=settings.learning_rate,
             betas=settings.betas,
-            foreach=True,
+            fused=True,
         )
 
         self.averaged = moving_average(self.model, settings.average) if settings.average else None

@@ -158,11 +158,13 @@ def human_utterances(folder: Path, split: str) -> list[SourceUtterance]:
     return found
 
 
-def changed_voices(utterances: Sequence[SourceUtterance]) -> list[SourceUtterance]:
-    """The utterances that have words, at each of `SPEEDS`, as voices of their own."""
+def changed_voices(
+    utterances: Sequence[SourceUtterance], speeds: Sequence[float] = SPEEDS
+) -> list[SourceUtterance]:
+    """The utterances that have words, at each of `speeds`, as voices of their own; none is a preset's."""
     return [
-        replace(one, speaker=f"{one.speaker}-{speed}", speed=speed)
-        for speed in SPEEDS
+        replace(one, speaker=f"{one.speaker}-{speed}", preset=None, speed=speed)
+        for speed in speeds
         for one in utterances
         if one.text is not None
     ]

@@ -263,13 +263,20 @@ def test_training_one_half_leaves_the_other_alone(built: Path):
 
 def test_the_encoder_learns_the_teachers_codes(built: Path):
     settings = replace(
-        SETTINGS, encoder=replace(SETTINGS.encoder, steps=60, learning_rate=3e-3, decay_steps=1)
+        SETTINGS, encoder=replace(SETTINGS.encoder, steps=60, learning_rate=1e-3, decay_steps=1)
     )
     trainer = half_trainer("encoder", _run(built, settings))
-    first = np.mean([trainer.step()["loss"] for _ in range(5)])
+    batch = trainer.batch()
+
+    def cost() -> float:
+        with torch.no_grad():
+            losses = trainer.losses(trainer.codec, *batch)
+        return float(losses["semantic"] + losses["acoustic"] + losses["deep"])
+
+    first = cost()
     for _ in range(40):
         trainer.step()
-    assert np.mean([trainer.step()["loss"] for _ in range(5)]) < 0.95 * first
+    assert cost() < 0.95 * first
 
 
 def test_the_encoder_starts_with_its_first_transformer_alone(built: Path, tmp_path: Path):
@@ -290,6 +297,24 @@ def test_the_discriminators_teach_the_decoder_from_a_chosen_step(built: Path, tm
     trainer = half_trainer("decoder", _run(tmp_path))
     rows = [trainer.step() for _ in range(4)]
     assert ["adversarial" in row for row in rows] == [False, False, True, True]
+
+
+def test_a_step_changes_only_the_discriminators_that_it_draws(built: Path, tmp_path: Path):
+    _copy(built, tmp_path, "data", "teacher", "folder", "encoder", "language")
+    once = replace(SETTINGS.finish, discriminated_at_once=1)
+    run = _run(tmp_path, replace(SETTINGS, finish=once, decoder=replace(SETTINGS.decoder, steps=0)))
+    trainer = finish_trainer(run)  # without the stage `decoder`, at its beginning
+    changed = set()
+    for _ in range(8):
+        before = [[p.detach().clone() for p in net.parameters()] for net in trainer.discriminators.nets]
+        assert "adversarial" in trainer.step()
+        now = [list(net.parameters()) for net in trainer.discriminators.nets]
+        moved = [
+            i for i, (a, b) in enumerate(zip(before, now, strict=True)) if not all(map(torch.equal, a, b))
+        ]
+        assert len(moved) == 1
+        changed |= set(moved)
+    assert changed == set(range(len(now)))
 
 
 @pytest.mark.parametrize(("average", "source"), [(0.1, "averaged"), (0.5, "codec")])

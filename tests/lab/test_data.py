@@ -32,9 +32,14 @@ def test_the_plan_fills_the_splits_and_what_the_codec_does_not_need_is_more(made
     for item in planned():
         written[speakers[item.speaker].split].append(item.written)
     found = {name: [u.text for u in SpeechSet(made, name, "synthetic").utterances] for name in written}
-    more = [u.text for u in SpeechSet(made, "more", "synthetic").utterances]
+    more = SpeechSet(made, "more", "synthetic").utterances
+    later = [u.text for u in more if u.speaker in speakers]
     assert len(found["train"]) == 43
-    assert found | {"train": found["train"] + more} == written
+    assert found | {"train": found["train"] + later} == written
+    changed = more[len(later) :]
+    assert [u.text for u in changed] == 2 * found["train"]
+    assert {u.speaker.rsplit("-", 1)[1] for u in changed} == {"0.94", "1.06"}
+    assert not any(u.preset for u in changed)
 
 
 def test_human_clips_are_utterances_at_the_labs_rate_and_level(made, materials):
@@ -79,7 +84,7 @@ def test_a_set_without_utterances_is_left_out_and_one_of_before_goes(materials, 
     assert (tmp_path / "synthetic-more.json").is_file()
     prepare(tmp_path, materials.speech, None, 1000)
     assert {path.stem for path in tmp_path.glob("*.json")} == {
-        f"synthetic-{split}" for split in ("train", "validation", "heldout")
+        f"synthetic-{split}" for split in ("train", "more", "validation", "heldout")
     }
     assert len(SpeechSet(tmp_path, "train", "synthetic")) == 46
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -52,9 +54,12 @@ class Discriminators(nn.Module):
         super().__init__()
         self.nets = nn.ModuleList([StftDiscriminator(channels) for _ in range(n_resolutions)])
 
-    def forward(self, spectra: list[Tensor]) -> list[tuple[Tensor, list[Tensor]]]:
-        """Score and features for each resolution."""
-        return [net(s) for net, s in zip(self.nets, spectra, strict=True)]
+    def forward(
+        self, spectra: list[Tensor], which: Sequence[int] | None = None
+    ) -> list[tuple[Tensor, list[Tensor]]]:
+        """Score and features for each resolution, or for the resolutions `which`, whose spectra are given."""
+        nets = self.nets if which is None else [self.nets[i] for i in which]
+        return [net(s) for net, s in zip(nets, spectra, strict=True)]
 
 
 Outputs = list[tuple[Tensor, list[Tensor]]]
