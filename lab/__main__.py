@@ -79,6 +79,26 @@ def state_command(
     )
 
 
+@app.command("spoken")
+def spoken_command(
+    run: Run,
+    config: Annotated[Path | None, typer.Option(help="The settings of the build.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to add to; by default lab/spoken, where builds look.")
+    ] = None,
+) -> None:
+    """Keep the codes of a build's training speech: the language model learns from them without the sound."""
+    from lab.build import BuildRun, BuildSettings, pack_spoken
+    from lab.settings import read_settings
+    from lab.spoken import FOLDER
+
+    settings = read_settings(config) if config else BuildSettings()
+    folder = out or FOLDER
+    added, there = pack_spoken(BuildRun(run, settings), folder)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    console.print(f"{folder}: {added} utterances added, {there} in all, {size / 1e6:.1f} MB", soft_wrap=True)
+
+
 @app.command("build")
 def build_command(
     run: Run,

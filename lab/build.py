@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from lab import spoken
 from lab.arrays import Arrays, cached_arrays
 from lab.codec_training import (
     HALVES,
@@ -40,7 +41,8 @@ from lab.language_training import (
 )
 from lab.shards import SHARDS, unpack
 from lab.sizes import PRESETS, lab_params
-from lab.speech.plan import plain_words
+from lab.sources import SPEECH, preset_speakers
+from lab.speech.plan import PlannedUtterance, plain_words, read_plan
 from lab.state_bundle import averaged_weights, restore_bundles
 from lab.teacher_codec import TeacherCodec, TeacherCodecTrainer, TeacherCodecTraining, TeacherData
 from lab.tokenized import TokenizedSets, TokenizedSpeech, tokenize_speech
@@ -73,6 +75,9 @@ class BuildSettings:
     finish: DecoderTraining = field(default_factory=DecoderTraining)
     """The decoder's second run, on the encoder's codes."""
     language: LanguageTraining = field(default_factory=LanguageTraining)
+    text_pieces: int | None = None
+    """How many of the committed pieces of text have a token of their own; None is all. With none, text is
+    spelled in bytes, which a little speech teaches better."""
     draft_steps: int = 0
     """Steps of the language model on the teacher codec's codes, while the encoder still learns them."""
     codec_utterances: int = 4400
@@ -99,6 +104,8 @@ class BuildRun:
     device: str = "cpu"
     autocast: bool = False
     report: Report = lambda stage, figures: None
+    spoken: Path = spoken.FOLDER
+    """The folder of codes of speech (`lab.spoken`)."""
 
     @property
     def data(self) -> Path:
@@ -223,7 +230,7 @@ def write_params(run: BuildRun) -> None:
     settings, path = run.settings, run.work / "params.json"
     run.work.mkdir(parents=True, exist_ok=True)
     params = lab_params(
-        minimal_vocab_size(domain_pieces()), settings.language_width, settings.language_layers,
+        minimal_vocab_size(_pieces(settings)), settings.language_width, settings.language_layers,
         **settings.codec_sizes,
     )  # fmt: skip
     before = None
@@ -235,17 +242,22 @@ def write_params(run: BuildRun) -> None:
             "a folder of its own"
         )
     replace_file(path, json.dumps(params, indent=1))
-    _write_tokenizer(run.work, dict.fromkeys(PRESETS, settings.preset_frames + 1), params)
+    rows = dict.fromkeys(PRESETS, settings.preset_frames + 1)
+    _write_tokenizer(run.work, rows, params, _pieces(settings))
 
 
-def _write_tokenizer(folder: Path, rows: dict[str, int], params: dict[str, Any]) -> None:
+def _pieces(settings: BuildSettings) -> list[str]:
+    return domain_pieces()[: settings.text_pieces]
+
+
+def _write_tokenizer(folder: Path, rows: dict[str, int], params: dict[str, Any], pieces: list[str]) -> None:
     audio = params["multimodal"]["audio_model_args"]["audio_encoding_args"]
     write_tekken(
         folder / "tekken.json",
         rows,
         sampling_rate=audio["sampling_rate"],
         frame_rate=audio["frame_rate"],
-        words=domain_pieces(),
+        words=pieces,
     )
 
 
@@ -409,11 +421,15 @@ def encode_speech(codec: Codec, wave: np.ndarray) -> np.ndarray:
     return codec.encode(torch.from_numpy(wave)[None].to(device))[0].cpu().numpy().astype(np.int16)
 
 
+def encoder_identity(codec: Codec) -> str:
+    """What changes with the weights of the codec's encoder."""
+    encoder = (p for k, p in codec.named_parameters() if k.startswith(HALVES["encoder"]))
+    return f"{sum(float(p.double().sum()) for p in encoder):.9e}"
+
+
 def utterance_codes(run: BuildRun, codec: Codec, kind: str, split: str) -> list[np.ndarray]:
     """Codes `[37, frames]` of every utterance, cached for this codec and this speech."""
     speech = run.speech(split, kind)
-    encoder = (p for k, p in codec.named_parameters() if k.startswith(HALVES["encoder"]))
-    weights = sum(float(p.double().sum()) for p in encoder)
 
     def encode() -> Arrays:
         codes = []
@@ -424,7 +440,7 @@ def utterance_codes(run: BuildRun, codec: Codec, kind: str, split: str) -> list[
         return {"codes": np.concatenate(codes, axis=1), "ends": np.cumsum([c.shape[1] for c in codes])}
 
     cache = run.folder / "language" / f"codes-{kind}-{split}.cache"
-    cached = cached_arrays(cache, stamp_of(speech.identity, f"{weights:.9e}"), encode)
+    cached = cached_arrays(cache, stamp_of(speech.identity, encoder_identity(codec)), encode)
     return np.split(cached["codes"], cached["ends"][:-1], axis=1)
 
 
@@ -451,10 +467,12 @@ def language_data(
     run: BuildRun,
     encode: Callable[[np.ndarray], np.ndarray],
     codes_of: Callable[[str, str], list[np.ndarray]],
+    extra: Sequence[tuple[PlannedUtterance, np.ndarray]] = (),
 ) -> tuple[LanguageData, LanguageData]:
     """Training and validation utterances as codes, with the presets' references and the prompt's ids.
 
     `encode` gives codes `[37, frames]` of samples, `codes_of` those of a kind and split's utterances.
+    `extra`: further training utterances with their codes.
     """
     tokenizer = _Tokenizer(run.work)
     waves = preset_waveforms(run.speech("train", "synthetic"), _preset_seconds(run))
@@ -470,6 +488,12 @@ def language_data(
                 TokenizedUtterance(c, tokenizer.forms(u.text), u.speaker, u.preset, kind == "human")
                 for u, c in zip(spoken, codes_of(kind, split), strict=True)
                 if u.text
+            ]
+        if splits[0] == "train":
+            roles = {speaker: preset for preset, speaker in preset_speakers().items()}
+            utterances += [
+                TokenizedUtterance(c, tokenizer.forms(i.written), i.speaker, roles.get(i.speaker))
+                for i, c in extra
             ]
         made.append(LanguageData(utterances, references, tokenizer.prompt, run.settings.language))
     return made[0], made[1]
@@ -524,9 +548,44 @@ def draft_language(run: BuildRun) -> None:
 
 
 def encoded_language_data(run: BuildRun) -> tuple[LanguageData, LanguageData]:
-    """`language_data` with the trained encoder's codes."""
+    """`language_data` with the trained encoder's codes, and with those of speech that only its codes are left
+    of (`lab.spoken`)."""
     codec = trained_encoder(run).to(run.device)
-    return language_data(run, partial(encode_speech, codec), partial(utterance_codes, run, codec))
+    codes = spoken.read_codes(run.spoken, spoken.encoder_stamp(encoder_identity(codec)))
+    there = set(_planned(run))
+    extra = [(item, codes[item.number]) for item in _plan() if item.number in codes.keys() - there]
+    return language_data(run, partial(encode_speech, codec), partial(utterance_codes, run, codec), extra)
+
+
+def pack_spoken(run: BuildRun, folder: Path) -> tuple[int, int]:
+    """Add the codes of the training speech in RUN/data to `folder`; how many were added, and are there."""
+    codec, planned = trained_encoder(run).to(run.device), _planned(run)
+    made = []
+    for number, (split, index) in planned.items():
+        utterance = run.speech(split).utterances[index]
+        made.append((number, utterance_codes(run, codec, "synthetic", split)[index], utterance.samples))
+    by_number = {item.number: item for item in _plan()}
+    return spoken.add_codes(
+        folder,
+        spoken.encoder_stamp(encoder_identity(codec)),
+        [(by_number[number], codes, samples / 24000) for number, codes, samples in made],
+    )
+
+
+def _plan() -> list[PlannedUtterance]:
+    return read_plan(SPEECH / "plan.tsv")
+
+
+def _planned(run: BuildRun) -> dict[int, tuple[str, int]]:
+    """Split and place in it of the training plan's utterances that RUN/data has the sound of, by number."""
+    numbers = {(item.speaker, item.written): item.number for item in _plan()}
+    found = {}
+    for split in ("train", "more"):
+        if (run.data / f"synthetic-{split}.json").is_file():
+            for index, u in enumerate(run.speech(split).utterances):
+                if u.text and (u.speaker, u.text) in numbers:
+                    found[numbers[u.speaker, u.text]] = (split, index)
+    return found
 
 
 def train_language(run: BuildRun) -> None:
@@ -570,7 +629,7 @@ def assemble(run: BuildRun, out: Path, encoder_out: Path) -> None:
         rows[name] = len(voice)
     raw = json.loads((run.work / "params.json").read_text())
     replace_file(out / "params.json", json.dumps(raw, indent=1))
-    _write_tokenizer(out, rows, raw)
+    _write_tokenizer(out, rows, raw, _pieces(run.settings))
 
 
 def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:

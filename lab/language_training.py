@@ -10,6 +10,8 @@ apply.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from revox.model.backbone import BackboneAttention
 from revox.model.config import END_AUDIO_ID, N_SPECIAL_CODES, VoxtralConfig
+from revox.model.layers import rotate_interleaved
 from revox.model.voxtral import Voxtral
 from revox.training.average import moving_average
 from revox.training.run import Run
@@ -46,6 +50,12 @@ class LanguageTraining:
     own_from: int = 0
     """The step from which the model is fed its own past; until then a step costs a third less."""
     own_steps: int = 4
+    guide: float = 0.0
+    """Weight of the guided attention: the first head of the layers `guided_layers` is to look, at each frame,
+    where in the text it is (Tachibana et al., arXiv 1710.08969, with -log of the attention that is there)."""
+    guided_layers: tuple[int, ...] = (1, 3)
+    guide_width: float = 0.08
+    """Deviation of where in the text the speech is from the diagonal, of the whole text."""
     token_noise: float = 0.05
     preset_share: float = 0.3
     human_share: float = 0.3
@@ -186,7 +196,9 @@ def language_losses(
     sequences = [
         torch.cat((head, embeddings.frames(ids[None])[0])) for head, ids in zip(heads, past, strict=True)
     ]
-    hidden = model.teacher_forced(sequences)
+    guided = settings.guided_layers if training and settings.guide else ()
+    with _attention_inputs(model, guided) as seen:
+        hidden = model.teacher_forced(sequences)
     states, semantic, acoustic = [], [], []
     for i, target in enumerate(targets):
         states.append(hidden[i, starts[i] : starts[i] + target.shape[1] + 1])
@@ -223,11 +235,60 @@ def language_losses(
             blind = model.acoustic_transformer.velocity(x, times, torch.zeros_like(frames))
         further = settings.guidance * (velocity.detach() - blind)
         wanted_velocity = wanted_velocity + further.masked_fill(dropped, 0.0)
-    return {
+    losses = {
         "semantic": functional.cross_entropy(logits, wanted),
         "flow": functional.mse_loss(velocity, wanted_velocity),
         "accuracy": (logits.argmax(-1) == wanted).float().mean(),
     }
+    if guided:
+        spans = [
+            (reference.shape[1] + 4, start - 1, start, target.shape[1])
+            for (reference, _, _), start, target in zip(items, starts, targets, strict=True)
+        ]
+        losses["guide"] = _guide_loss(model, seen, spans, settings.guide_width)
+    return losses
+
+
+@contextmanager
+def _attention_inputs(
+    model: Voxtral, layers: Sequence[int]
+) -> Iterator[list[tuple[BackboneAttention, Tensor, Tensor]]]:
+    """Collects the attention modules of `layers` with their inputs and angles."""
+    seen: list[tuple[BackboneAttention, Tensor, Tensor]] = []
+    attentions = [cast(BackboneAttention, model.backbone.layers[i].attention) for i in layers]
+    hooks = [a.register_forward_pre_hook(lambda m, given: seen.append((m, *given[:2]))) for a in attentions]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _guide_loss(
+    model: Voxtral,
+    seen: Sequence[tuple[BackboneAttention, Tensor, Tensor]],
+    spans: Sequence[tuple[int, int, int, int]],
+    width: float,
+) -> Tensor:
+    """-log of the share of the first head's attention that is near the place in the text, mean over frames.
+
+    `spans`: of each sequence, where its text begins and ends, where its frames are predicted from, and how
+    many they are.
+    """
+    size = model.config.backbone.head_dim
+    losses = []
+    for attention, x, angles in seen:
+        q = rotate_interleaved(functional.linear(x, attention.wq.weight[:size])[:, :, None], angles)[:, :, 0]
+        k = rotate_interleaved(functional.linear(x, attention.wk.weight[:size])[:, :, None], angles)[:, :, 0]
+        for i, (first, last, start, frames) in enumerate(spans):
+            scores = q[i, start : start + frames + 1] @ k[i, : start + frames + 1].T / size**0.5
+            ahead = torch.ones(scores.shape, dtype=torch.bool, device=scores.device).triu(start + 1)
+            attended = scores.masked_fill(ahead, -torch.inf).softmax(-1)[:, first:last]
+            text = (torch.arange(last - first, device=scores.device) + 0.5) / (last - first)
+            time = torch.arange(frames + 1, device=scores.device) / frames
+            near = torch.exp(-(((time[:, None] - text) / width) ** 2) / 2)
+            losses.append(-((attended * near).sum(-1) + 1e-6).log().mean())
+    return torch.stack(losses).mean()
 
 
 def _corrupted(model: Voxtral, ids: Tensor, share: float, rng: torch.Generator) -> Tensor:
@@ -380,6 +441,8 @@ class LanguageTrainer(Run):
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.autocast):
             losses = language_losses(self.model, items, self.data.tokens.audio, reading, self.rng)
         loss = losses["semantic"] + settings.flow * losses["flow"]
+        if "guide" in losses:
+            loss = loss + settings.guide * losses["guide"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=True)

@@ -27,6 +27,7 @@ from lab.build import (
     finish_trainer,
     half_trainer,
     make_speech,
+    pack_spoken,
     train_half,
     train_language,
     train_teacher,
@@ -641,3 +642,29 @@ def test_each_pair_of_oscillators_answers_speech_equally_strongly():
     answers = codec.input_proj(falling.unflatten(1, (-1, 240)).transpose(1, 2))
     pairs = answers.unflatten(1, (-1, 2)).square().sum(2).mean((0, 2)).sqrt()
     torch.testing.assert_close(pairs, torch.full((8,), 0.8))
+
+
+def test_the_language_model_learns_from_codes_whose_sound_is_gone(built: Path, tmp_path: Path):
+    run = replace(_run(built), spoken=tmp_path / "spoken")
+    with_sound, _ = encoded_language_data(run)
+    assert pack_spoken(run, run.spoken) == (46, 46)
+    same, _ = encoded_language_data(run)  # nothing twice
+    assert len(same.utterances) == len(with_sound.utterances)
+    copy = _copy(built, tmp_path, "data", "folder", "encoder", "teacher")
+    for path in (copy / "run" / "data").glob("synthetic-more*"):
+        path.unlink()
+    without, _ = encoded_language_data(replace(_run(copy), spoken=run.spoken))
+    changed = [u for u in with_sound.utterances if u.speaker.endswith(("-0.94", "-1.06")) and not u.human]
+
+    def keys(utterances: list[language_training.TokenizedUtterance]) -> set[tuple[Any, ...]]:
+        return {(u.speaker, u.preset, u.texts, u.codes.tobytes()) for u in utterances}
+
+    assert keys(without.utterances) == keys(with_sound.utterances) - keys(changed)
+
+
+def test_text_is_spelled_in_bytes_where_no_piece_has_a_token(tmp_path: Path):
+    run = BuildRun(tmp_path, replace(SETTINGS, text_pieces=0))
+    write_params(run)
+    assert run.params.voxtral_config().backbone.vocab_size == 1256
+    pieces = json.loads((run.work / "tekken.json").read_text())["vocab"]
+    assert len(pieces) == 256

@@ -91,6 +91,40 @@ def test_guidance_moves_the_goal_by_what_the_hidden_state_adds(
     assert losses(model, replace(dropped, guidance=w))["flow"] == losses(model, dropped)["flow"]
 
 
+def test_the_guide_is_the_first_heads_attention_away_from_its_place_in_the_text(model: Voxtral):
+    settings = replace(PLAIN, guide=1.0, guided_layers=(1,), guide_width=0.2)
+    found = losses(model, settings)["guide"]
+    weights = []
+
+    def attention(module, given, _made):
+        x, angles = given[:2]
+        heads, shared = module.n_heads, module.n_kv_heads
+        q, k = module.wq(x).unflatten(-1, (heads, -1)), module.wk(x).unflatten(-1, (shared, -1))
+        turn = torch.polar(torch.ones_like(angles), angles)[:, :, None]
+        q, k = (torch.view_as_complex(t.unflatten(-1, (-1, 2)).contiguous()) * turn for t in (q, k))
+        scores = (
+            torch.einsum("bthd,bshd->bhts", q, k[:, :, [0] * heads].conj()).real / (2 * q.shape[-1]) ** 0.5
+        )
+        future = torch.ones(scores.shape[-2:]).triu(1).bool()
+        weights.append(scores.masked_fill(future, -torch.inf).softmax(-1)[:, 0])
+
+    hook = model.backbone.layers[1].attention.register_forward_hook(attention)
+    losses(model, PLAIN)
+    hook.remove()
+    expected = []
+    for i, (_, prompt, codes) in enumerate(items(model)):
+        text = [prompt.index(40), prompt.index(41)]
+        frames = codes.shape[1]
+        for t in range(frames + 1):
+            row = weights[0][i, len(prompt) - 1 + t]
+            near = [np.exp(-(((t / frames - (n + 0.5) / 2) / 0.2) ** 2) / 2) for n in range(2)]
+            expected.append(
+                (i, -np.log(sum(float(row[p]) * w for p, w in zip(text, near, strict=True)) + 1e-6))
+            )
+    means = [np.mean([v for j, v in expected if j == i]) for i in range(2)]
+    assert float(found) == pytest.approx(np.mean(means), rel=1e-4)
+
+
 def test_more_draws_of_the_flow_are_the_same_loss_with_less_chance(model: Voxtral):
     def spread(draws: int) -> tuple[float, float]:
         found = []
