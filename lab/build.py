@@ -559,17 +559,16 @@ def encoded_language_data(run: BuildRun) -> tuple[LanguageData, LanguageData]:
 
 def pack_spoken(run: BuildRun, folder: Path) -> tuple[int, int]:
     """Add the codes of the training speech in RUN/data to `folder`; how many were added, and are there."""
-    codec, planned = trained_encoder(run).to(run.device), _planned(run)
-    made = []
-    for number, (split, index) in planned.items():
-        utterance = run.speech(split).utterances[index]
-        made.append((number, utterance_codes(run, codec, "synthetic", split)[index], utterance.samples))
-    by_number = {item.number: item for item in _plan()}
-    return spoken.add_codes(
-        folder,
-        spoken.encoder_stamp(encoder_identity(codec)),
-        [(by_number[number], codes, samples / 24000) for number, codes, samples in made],
-    )
+    codec, by_number, made = trained_encoder(run).to(run.device), {i.number: i for i in _plan()}, []
+    planned = _planned(run)
+    for split in sorted({split for split, _ in planned.values()}):
+        codes, utterances = utterance_codes(run, codec, "synthetic", split), run.speech(split).utterances
+        made += [
+            (by_number[number], codes[index], utterances[index].samples / 24000)
+            for number, (its_split, index) in planned.items()
+            if its_split == split
+        ]
+    return spoken.add_codes(folder, spoken.encoder_stamp(encoder_identity(codec)), made)
 
 
 def _plan() -> list[PlannedUtterance]:
