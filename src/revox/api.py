@@ -69,6 +69,7 @@ def load(
     revision: str | None = None,
     lazy: bool = False,
     weights: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Revox:
     """Load a Voxtral TTS checkpoint, a folder or a hub id, for cloning and speaking.
 
@@ -82,18 +83,20 @@ def load(
         weights: how the weights of the language model and the acoustic transformer are held, "bf16",
             "float32", "int8", "int4" (the last two on the CPU), or "auto" (see `fastest_weights`); None:
             as `dtype` says.
+        adapter: a folder of LoRA factors in the format of peft, added to the weights as they are read.
 
-    Raises CheckpointError when the checkpoint cannot be used, SpeakError when the device is not there or does
-    not take such weights.
+    Raises CheckpointError when the checkpoint or the adapter cannot be used, SpeakError when the device is
+    not there or does not take such weights.
     """
     folder = locate(checkpoint, revision)
     place = find_device(device)
     if weights == "auto":
         weights = fastest_weights(folder, place)
+    bits = None
     if weights is not None:
-        tts = Revox(folder, place, *_held(weights, place))
-    else:
-        tts = Revox(folder, place, default_dtype(folder, place) if dtype is None else dtype)
+        dtype, bits = _held(weights, place)
+    factors = None if adapter is None else Path(adapter).expanduser()
+    tts = Revox(folder, place, dtype or default_dtype(folder, place), bits, factors)
     if not lazy:
         _ = tts.model, tts.prompter
     return tts
@@ -142,13 +145,20 @@ def _held(weights: str, device: torch.device) -> tuple[torch.dtype, int | None]:
 class Revox:
     """A loaded checkpoint. Made by `revox.load`.
 
-    `bits`: 8 or 4 where the layers' weights are quantized, else None.
+    `bits`: 8 or 4 where the layers' weights are quantized, else None. `adapter`: the folder of the LoRA
+    factors that are added to the weights.
     """
 
     def __init__(
-        self, folder: Path, device: torch.device, dtype: torch.dtype, bits: int | None = None
+        self,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        bits: int | None = None,
+        adapter: Path | None = None,
     ) -> None:
         self.folder, self.device, self.dtype, self.bits = folder, device, dtype, bits
+        self.adapter = adapter
 
     @property
     def weights(self) -> str:
@@ -160,14 +170,15 @@ class Revox:
     @cached_property
     def model(self) -> Voxtral:
         """The whole network."""
-        return load_model(self.folder, self.device, self.dtype, bits=self.bits)
+        return load_model(self.folder, self.device, self.dtype, bits=self.bits, adapter=self.adapter)
 
     @cached_property
     def _model_with_gradients(self) -> Voxtral:
         """The network for the search that the language model guides; quantized layers have no gradient."""
         if self.bits is None:
             return self.model
-        return load_model(self.folder, self.device, default_dtype(self.folder, self.device))
+        dtype = default_dtype(self.folder, self.device)
+        return load_model(self.folder, self.device, dtype, adapter=self.adapter)
 
     @cached_property
     def _prefixes(self) -> PrefixCache:

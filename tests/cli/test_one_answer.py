@@ -290,6 +290,18 @@ def test_inspect_speak_and_serve_give_one_answer(kind, folder, revox, tmp_path, 
     assert one in inspected.err or one in json.loads(inspected.out)["notes"]
 
 
+def test_an_adapter_that_is_not_there_is_a_sentence_to_speak_and_serve(
+    revox, tiny_checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(serve_command, "_run", lambda *_: pytest.fail("served"))
+    given = ("-c", tiny_checkpoint, "--adapter", tmp_path / "none")
+    speaking = revox("speak", "ten", "--voice", "neutral_male", "-o", tmp_path / "a.wav", *given)
+    serving = revox("serve", "--port", 0, "--voices-folder", tmp_path / "voices", *given)
+    for done in (speaking, serving):
+        assert done.code == 2
+        assert "none/adapter_config.json is missing" in done.err
+
+
 def test_a_folder_of_a_short_name_that_is_not_there_is_a_sentence(revox, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()

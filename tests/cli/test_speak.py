@@ -228,6 +228,7 @@ def test_mistakes_are_one_sentence_and_exit_2(speak, tiny_checkpoint, tmp_path):
     refused(attempt("a", o=tmp_path), "is a folder")
     refused(attempt("a", checkpoint=tmp_path / "nowhere"), "nowhere")
     refused(attempt("a", device="warp"), "device 'warp' is not available")
+    refused(attempt("a", adapter=tmp_path / "none"), "none/adapter_config.json is missing")
     assert not (tmp_path / "out.wav").exists()
 
 

@@ -111,6 +111,9 @@ def test_a_second_run_speaks_what_is_left_or_has_changed(speak, table, tmp_path,
         "first.wav", "second.flac", "batch.jsonl",
     }  # fmt: skip
 
+    refused = speak("--batch", table(changed), *OPTIONS, "--adapter", tmp_path / "none")
+    assert (refused.code, "none/adapter_config.json is missing" in refused.err) == (2, True)
+
     monkeypatch.setattr(revox, "load", lambda *_, **__: pytest.fail("nothing is left to speak"))
     nothing = speak("--batch", table(changed), *OPTIONS)
     assert (nothing.code, nothing.err.strip()) == (0, "4 of 4 lines are spoken already")

@@ -162,7 +162,8 @@ def test_the_command_writes_what_inject_takes_or_says_to_leave_the_model_alone(
     tiny_checkpoint_with_encoder, tmp_path, monkeypatch
 ):
     given = ["adapt", "-c", str(tiny_checkpoint_with_encoder), "--out", str(tmp_path / "run"), "--steps", "2",
-             "--sentences", "3", "--seeds", "1", "--device", "cpu", "--adapt", "embeddings"]  # fmt: skip
+             "--sentences", "3", "--seeds", "1", "--device", "cpu", "--rank", "2",
+             "--adapt", "lora"]  # fmt: skip
     from revox.training import adapt, spoken
 
     # The tiny model babbles, all of it.
@@ -174,8 +175,9 @@ def test_the_command_writes_what_inject_takes_or_says_to_leave_the_model_alone(
     path = tmp_path / "run" / "adaptation.safetensors"
     expected = expected_tensors(read_params(tiny_checkpoint_with_encoder).voxtral_config())
     assert set(check_adaptation(path, expected)) == set(load_file(path))
-    base = load_model(tiny_checkpoint_with_encoder).state_dict()
-    assert all(t.shape == base[_own(base, n)].shape for n, t in load_file(path).items())
+    adapter = tmp_path / "run" / "adapter"
+    adapted = load_model(tiny_checkpoint_with_encoder, dtype=torch.float32, adapter=adapter).state_dict()
+    assert all(torch.equal(adapted[_own(adapted, n)].bfloat16(), t) for n, t in load_file(path).items())
 
     failed = CliRunner().invoke(train_command.app, [*given[:-1], "everything"])
     assert isinstance(failed.exception, TrainingError)
@@ -185,3 +187,4 @@ def test_the_command_writes_what_inject_takes_or_says_to_leave_the_model_alone(
     assert done.exit_code == 1, (done.output, done.exception)
     assert "leave the model alone" in done.output
     assert not path.exists()
+    assert not list(adapter.iterdir())

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from revox.checkpoint.adapter import read_adapter
 from revox.checkpoint.params import read_params
 from revox.checkpoint.quantized import INT4, INT8, StoredWeight, stored_weights
 from revox.checkpoint.readable import check_tensors
@@ -43,6 +44,7 @@ def load_model(
     dtype: torch.dtype | None = torch.bfloat16,
     parts: Iterable[str] = PARTS,
     bits: int | None = None,
+    adapter: Path | None = None,
 ) -> Voxtral:
     """The model of a checkpoint folder, in eval mode, frozen, with its encoder if the folder has a whole one.
 
@@ -57,8 +59,11 @@ def load_model(
     Weights that the folder stores in fewer bits (`revox.checkpoint.quantized`) are taken as they are where
     they have the `bits` asked for, and otherwise turned back into floating point.
 
+    `adapter` is a folder of LoRA factors (`revox.checkpoint.adapter`), added to their matrices in float32
+    before these get their dtype or bits.
+
     Raises CheckpointError when a tensor is missing, has another shape, is stored in a way that revox does not
-    read (the sentence is `revox inspect`'s), or the file cannot be read.
+    read (the sentence is `revox inspect`'s), or the file cannot be read; when the adapter does not fit.
     """
     config = read_params(folder).voxtral_config()
     inventory, present = expected_tensors(config), folder_tensors(folder)
@@ -71,12 +76,14 @@ def load_model(
     }
     tensors = {n: entry for n, entry in present.items() if parameter_name(n).startswith(wanted)}
     check_tensors(tensors, expected)
+    changes = None if adapter is None else read_adapter(adapter, inventory)
     with torch.device("meta"):
         model = Voxtral(config, with_encoder)
     stored = stored_weights(tensors, expected)
 
     def read(name: str) -> Weight:
-        return stored[name].read() if name in stored else read_tensor(name, tensors[name])
+        weight = stored[name].read() if name in stored else read_tensor(name, tensors[name])
+        return weight if changes is None else changes.applied(name, weight)
 
     names = list(expected)
     if bits is not None:

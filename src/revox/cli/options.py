@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -51,6 +52,14 @@ Weights = Annotated[
         metavar="auto|bf16|int8|int4|float32",
         help="How the weights are held: fewer bits are faster on a processor and less exact. auto takes what "
         "measures best and fits the memory.",
+    ),
+]
+Adapter = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="A folder of LoRA factors in peft's format, such as `revox train adapt` writes; they are added "
+        "to the weights as these are read.",
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same result.")]

@@ -10,6 +10,7 @@ import typer
 
 from revox.cli.marked import model_name as name_of
 from revox.cli.options import (
+    Adapter,
     CheckpointArgument,
     CheckpointOption,
     Device,
@@ -51,6 +52,7 @@ def command(
     ] = None,
     device: Device = None,
     weights: Weights = "auto",
+    adapter: Adapter = None,
     model_name: Annotated[
         str | None, typer.Option(help="The model's id in the API; default: the folder's name.")
     ] = None,
@@ -188,7 +190,7 @@ def command(
     folder = locate(checkpoint, revision)
     if settings.model_name is None:
         settings = settings.model_copy(update={"model_name": name_of(checkpoint)})
-    tts = revox.load(folder, device=settings.device, weights=settings.weights)
+    tts = revox.load(folder, device=settings.device, weights=settings.weights, adapter=settings.adapter)
     app = create_app(settings, tts, wyoming_listener)
     print(_greeting(settings, listener, tts, wyoming_listener), file=sys.stderr, flush=True)
     _run(app, settings, listener)

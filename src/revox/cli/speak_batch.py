@@ -48,6 +48,7 @@ class BatchOptions:
     signer: Signer | None
     no_mark: bool
     log_text: bool
+    adapter: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def speak_batch(
         say(f"{len(jobs) - len(left)} of {len(jobs)} lines are spoken already")
     if not left:
         return
-    tts = revox.load(folder, device=device, weights=weights)
+    tts = revox.load(folder, device=device, weights=weights, adapter=options.adapter)
     started, seconds, silent = time.perf_counter(), 0.0, 0
     warned: list[str] = []
     with show_progress(Console(stderr=True)) as progress:
@@ -163,11 +164,15 @@ def _recorded(out: Path) -> dict[str, str]:
 
 
 def _jobs(table: Path, out: Path, folder: Path, checkpoint: str, options: BatchOptions) -> list[_Job]:
+    from revox.checkpoint.adapter import CONFIG_FILE, FACTORS_FILE
     from revox.checkpoint.voices import voice_file
     from revox.speech import format_for
     from revox.synthesis.longform import language_of, pieces_of
 
-    weights = [file_stamp(path) for path in sorted(folder.glob("*.safetensors"))]
+    files = sorted(folder.glob("*.safetensors"))
+    if options.adapter is not None:
+        files += [options.adapter.expanduser() / name for name in (CONFIG_FILE, FACTORS_FILE)]
+    weights = [file_stamp(path) for path in files]
     jobs: list[_Job] = []
     taken: dict[str, int] = {}
     for number, (where, row) in enumerate(_rows(table), 1):

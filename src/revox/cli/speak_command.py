@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from revox.cli.marked import log_written, model_name, say, who_signs, write_sound
-from revox.cli.options import Checkpoint, Device, Revision, Weights
+from revox.cli.options import Adapter, Checkpoint, Device, Revision, Weights
 from revox.cli.progress import show_progress
 from revox.synthesis.errors import SpeakError
 
@@ -98,6 +98,7 @@ def command(
     ] = None,
     device: Device = None,
     weights: Weights = "auto",
+    adapter: Adapter = None,
     revision: Revision = None,
     no_mark: Annotated[
         bool, typer.Option("--no-mark", help="Do not mark the file as synthetic; that is logged.")
@@ -135,7 +136,7 @@ def command(
         alone = {"TEXT": text, "--file": file, "--output": output, "--times": times}
         check_batch_options(out, alone)
         signer = None if no_mark else who_signs(signing_certificate, signing_key)
-        options = BatchOptions(voice, settings, format or "wav", signer, no_mark, log_text)
+        options = BatchOptions(voice, settings, format or "wav", signer, no_mark, log_text, adapter)
         speak_batch(batch, cast(Path, out), checkpoint, revision, options, device, weights)
         return
     if out is not None:
@@ -161,7 +162,7 @@ def command(
     spoken_in = load_voice(folder, voice)
     record = new_record(model_name(checkpoint), voice)
     signer = None if no_mark else who_signs(signing_certificate, signing_key)
-    tts = revox.load(folder, device=device, weights=weights)
+    tts = revox.load(folder, device=device, weights=weights, adapter=adapter)
     spoken = _Spoken(takes)
     started = time.perf_counter()
     sentence_times: list[SentenceTime] = []

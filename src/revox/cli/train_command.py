@@ -210,7 +210,7 @@ def adapt_command(
     from revox.api import find_device, find_dtype
     from revox.checkpoint.locate import locate
     from revox.training.adapt import AdaptTraining
-    from revox.training.adapt_model import AdaptRequest, adapt_model
+    from revox.training.adapt_model import ADAPTER_FOLDER, AdaptRequest, adapt_model
     from revox.training.deltas import PARTS
     from revox.training.errors import TrainingError
     from revox.training.spoken import read_sentences
@@ -255,3 +255,8 @@ def adapt_command(
         f"the adaptation is {path}; write it into a new folder with `revox inject --merge --adaptation`",
         markup=False, soft_wrap=True,
     )  # fmt: skip
+    if decision.adapter is not None:
+        console.print(
+            f"or keep the release as it is: `revox speak --adapter {out / ADAPTER_FOLDER}`, `revox serve`",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip

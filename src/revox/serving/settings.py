@@ -44,9 +44,10 @@ Origin = Annotated[
 class ServeSettings(BaseModel):
     """The options of a server. Sizes are in bytes, durations in seconds.
 
-    checkpoint: the folder that is served. model_name: its id in /v1/models; default the folder's name.
-    aliases: other names of the model and of voices. compatible: fields without effect are ignored and named,
-    where they are refused otherwise, and files are MP3 by default, as OpenAI's.
+    checkpoint: the folder that is served. adapter: LoRA factors added to its weights, a folder in the format
+    of peft. model_name: its id in /v1/models; default the folder's name. aliases: other names of the model
+    and of voices. compatible: fields without effect are ignored and named, where they are refused otherwise,
+    and files are MP3 by default, as OpenAI's.
     voices_folder: uploaded voices with their records and the log of consent and removals (see `voices_path`).
     allowed_folder: file:// references are read below it only (None: not at all). allow_urls: http(s)
     references are fetched. consent_statement: the operator's own, for inline references without consent.
@@ -72,6 +73,7 @@ class ServeSettings(BaseModel):
     compatible: bool = False
     device: str | None = None
     weights: str = "auto"
+    adapter: Path | None = None
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     wyoming: Annotated[str, _matching(r"tcp://.+:\d+", "an address such as tcp://127.0.0.1:10200")] | None = (

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from revox.checkpoint.adapter import Adapter
 from revox.metrics.likelihood import likelihood, prompt_likelihood
 from revox.model.config import N_SPECIAL_CODES
 from revox.model.recompute import checkpointed_layers
@@ -274,7 +275,8 @@ class Decision:
     """What came of an adaptation: the held-out cost before, after it and after the control, at `scale`.
 
     `spread` is the largest difference between seeds of either. The change is worth having if it gains more
-    over the control than that; `tensors` are then the merged weights by the release's names, else none.
+    over the control than that; `tensors` are then the merged weights by the release's names, and `adapter`
+    the factors if it is of low rank, else none.
     """
 
     scale: float
@@ -284,6 +286,7 @@ class Decision:
     control: float
     spread: float
     tensors: dict[str, Tensor]
+    adapter: Adapter | None = None
 
     @property
     def adapt(self) -> bool:
@@ -303,7 +306,8 @@ def decide(
     one to merge, at the largest scale that leaves the presets unharmed. `report` gets names and figures.
     """
     costs: dict[str, list[float]] = {"adapt": [], "replay": []}
-    before, scale, guard, tensors = 0.0, 0.0, Guard(0.0, 0.0), dict[str, Tensor]()
+    before, scale, guard = 0.0, 0.0, Guard(0.0, 0.0)
+    tensors, adapter = dict[str, Tensor](), None
     for seed in range(seeds):
         for name in costs:
             given = replace(settings, seed=settings.seed + seed)
@@ -313,10 +317,11 @@ def decide(
             run.run(partial(report, f"{name}-{seed}"), report_every=10, validate_every=given.steps)
             if not seed and name == "adapt":
                 scale, guard = run.largest_scale()
-                before, tensors = run.held_out_cost(0.0), run.deltas.merged(run.model, scale) if scale else {}
+                before, adapter = run.held_out_cost(0.0), run.deltas.adapter(scale)
+                tensors = run.deltas.merged(run.model, scale) if scale else {}
             costs[name].append(run.held_out_cost(scale or SCALES[-1]))
             run.deltas.remove(run.model)
     spread = max(max(found) - min(found) for found in costs.values())
     control = sum(costs["replay"]) / seeds
-    found = Decision(scale, guard, before, costs["adapt"][0], control, spread, tensors)
-    return found if found.adapt else replace(found, tensors={})
+    found = Decision(scale, guard, before, costs["adapt"][0], control, spread, tensors, adapter)
+    return found if found.adapt else replace(found, tensors={}, adapter=None)

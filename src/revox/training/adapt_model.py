@@ -1,4 +1,4 @@
-"""`revox train adapt`: what it needs, its runs, and the file of merged weights if it is worth having."""
+"""`revox train adapt`: what it needs, its runs, and the files of the change if it is worth having."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from revox.checkpoint.adapter import CONFIG_FILE, FACTORS_FILE, write_adapter
 from revox.checkpoint.load import default_dtype, load_model
 from revox.checkpoint.tensors import write_safetensors_stream
 from revox.coding import Coder
@@ -23,6 +24,7 @@ from revox.training.errors import TrainingError
 from revox.training.sentences import drawn_sentences
 
 ADAPTATION_FILE = "adaptation.safetensors"
+ADAPTER_FOLDER = "adapter"
 REPORT_FILE = "adaptation.json"
 
 
@@ -79,13 +81,19 @@ def adapt_model(checkpoint: Path, out: Path, request: AdaptRequest) -> tuple[Dec
         return found
 
     decision = decide(trainer, training, request.seeds, request.report)
-    figures = {k: v for k, v in asdict(decision).items() if k != "tensors"}
-    about = {"adapt": decision.adapt, **figures, "training": asdict(training), "seeds": request.seeds}
+    figures = {k: v for k, v in vars(decision).items() if k not in ("tensors", "adapter", "guard")}
+    about = {
+        "adapt": decision.adapt, **figures, "guard": asdict(decision.guard), "training": asdict(training),
+        "seeds": request.seeds,
+    }  # fmt: skip
     replace_file(out / REPORT_FILE, json.dumps(about, indent=1) + "\n")
-    if not decision.adapt:
-        (out / ADAPTATION_FILE).unlink(missing_ok=True)
-        return decision, None
     path = out / ADAPTATION_FILE
+    for stale in (path, out / ADAPTER_FOLDER / FACTORS_FILE, out / ADAPTER_FOLDER / CONFIG_FILE):
+        stale.unlink(missing_ok=True)
+    if not decision.adapt:
+        return decision, None
+    if decision.adapter is not None:
+        write_adapter(out / ADAPTER_FOLDER, decision.adapter, about)
     entries = [(name, tuple(t.shape), "BF16", t) for name, t in decision.tensors.items()]
     write_safetensors_stream(path, entries, {"format": "pt", "revox": json.dumps(about)})
     request.progress(Progress("written", 1, 1))

@@ -10,12 +10,13 @@ import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from revox.checkpoint.adapter import Adapter
 from revox.model.voxtral import Voxtral, tensor_name
 
 Part = Literal["lora", "attention", "embeddings", "layers"]
@@ -116,12 +117,21 @@ class Deltas:
 
     @torch.no_grad()
     def merged(self, model: Voxtral, scale: float) -> dict[str, Tensor]:
-        """The changed tensors at `scale`, bf16, by the release's names."""
-        with self.scaled(scale):
-            return {
-                name: cast(Tensor, module.weight).detach().to("cpu", torch.bfloat16)
-                for name, module in self._changed(model)
-            }
+        """The changed tensors at `scale`, summed in float32, in bf16, by the release's names."""
+        found = {}
+        for name, module in self._changed(model):
+            weight = cast(Any, module).parametrizations.weight.original.float()
+            found[name] = (weight + scale * self.modules[name].change()).to("cpu", torch.bfloat16)
+        return found
+
+    def adapter(self, scale: float) -> Adapter | None:
+        """The factors at `scale`, None for changes of full rank."""
+        factors = {
+            name: (delta.factors[0].detach().cpu().clone(), delta.factors[1].detach().cpu().clone())
+            for name, delta in self.modules.items()
+            if len(delta.factors) == 2
+        }
+        return Adapter(scale, factors) if factors else None
 
 
 def _weights_of(part: Part, layers: int) -> re.Pattern[str]:
