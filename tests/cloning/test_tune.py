@@ -16,9 +16,10 @@ from revox.api import Revox
 from revox.checkpoint.voices import load_voice
 from revox.cli import voice_command
 from revox.cloning.errors import CloneError
-from revox.cloning.tune import TuningClip, VoiceTuning, table_deviation, tune_voice
+from revox.cloning.tune import TuningClip, VoiceTuning, tune_voice
 from revox.demo import checkpoint_folder
 from revox.metrics.likelihood import likelihood
+from revox.metrics.voice_embeddings import table_deviation
 from revox.model.config import N_SPECIAL_CODES
 from revox.model.recompute import checkpointed_layers
 from revox.speech import Audio, write_audio

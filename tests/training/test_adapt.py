@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import runpy
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from conftest import tiny_model
 from revox.checkpoint.encoder_file import check_adaptation
+from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.load import load_model
 from revox.checkpoint.params import read_params
-from revox.checkpoint.release import expected_tensors
-from revox.cli import train_command
+from revox.checkpoint.release import EMBEDDING_TABLE, expected_tensors
+from revox.checkpoint.tensors import WEIGHTS
+from revox.checkpoint.voice_map import MAP_FILE, VoiceMap
+from revox.checkpoint.voices import add_voice, load_voice
+from revox.cli import train_command, voice_command
+from revox.cloning.consent import provenance
+from revox.metrics.voice_embeddings import table_deviation
+from revox.speech import Audio, write_audio
 from revox.synthesis.prompt import Prompter
 from revox.training.adapt import AdaptData, AdaptItem, AdaptTrainer, AdaptTraining, Guard, decide
 from revox.training.deltas import PARTS, Deltas
 from revox.training.errors import TrainingError
 
 TEXTS = ("one two three", "four five six")
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+PARTS_OF_A_STEP = ("weights", "learned", "kept", "matrix")
 
 
 def codes_of(frames: int, seed: int) -> torch.Tensor:
@@ -54,7 +68,7 @@ def trained(model, data, tiny_checkpoint, folder, **changes) -> AdaptTrainer:
     return run
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", [part for part in PARTS if part != "map"])
 def test_changes_begin_at_nothing_scale_merge_and_come_off(model, part):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     deltas = Deltas.on(model, part, rank=2)
@@ -156,6 +170,155 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(data, tiny_checkpoint, tmp_
             run.save()
         ends.append(run.deltas.state())
     assert all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
+
+
+MAP = {"part": "map", "objective": "speech", "rank": 2}
+
+
+def test_a_map_learns_and_the_weights_and_presets_stay_bit_identical(model, data, tiny_checkpoint, tmp_path):
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    given = AdaptData(data.items, (), data.held_out_items, ())  # nothing to replay
+    settings = AdaptTraining(**MAP, steps=12, warmup=1, decay_steps=2, learning_rate=0.02)
+    run = AdaptTrainer(model, Prompter(tiny_checkpoint), settings, given, tmp_path)
+    run.run(lambda row: None, report_every=100, validate_every=100)
+    assert run.held_out_cost(1.0) < run.held_out_cost(0.5) < run.held_out_cost(0.0)
+    assert run.largest_scale() == (1.0, Guard(1.0, 0.0))
+    assert run.deltas.merged(model, 1.0) == {}
+    assert run.deltas.adapter(1.0) is None
+    after = model.state_dict()
+    assert weights.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in weights.items())
+    item = data.items[0]
+    assert torch.equal(run._voice(item, True), item.own)
+    assert not torch.equal(run._voice(item, False)[:-1], run._voice(item, True)[:-1])
+
+
+def test_a_voice_is_baked_as_the_map_read_it_in_training(model):
+    deltas = Deltas.on(model, "map", rank=2)
+    rows = model.mm_audio_embeddings.voice_embedding(codes_of(7, 3)).bfloat16()
+    assert torch.equal(deltas.mapped(rows.float()), rows.float())  # B is zero at first
+    with torch.no_grad():
+        for parameter in deltas.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    b, a = (factor.detach() for factor in deltas.modules["voice_map"].factors)
+    unit = table_deviation(model)
+    for scale in (1.0, 0.5):
+        expected = rows.float() + scale * unit * (rows.float() / unit @ a.T @ b.T)
+        expected[-1] = rows[-1].float()
+        up, down = deltas.voice_map(scale)
+        baked = VoiceMap(up.detach(), down.detach(), {}, "").applied(rows)
+        torch.testing.assert_close(baked.float(), expected, rtol=2**-7, atol=1e-4)
+        with deltas.scaled(scale):
+            assert torch.equal(deltas.mapped(rows.float()).bfloat16(), baked)
+    with deltas.scaled(0.0):
+        assert torch.equal(deltas.mapped(rows.float()), rows.float())
+
+
+def test_the_control_of_a_map_is_the_model_as_it_is(model, data, tiny_checkpoint, tmp_path):
+    def trainer(settings: AdaptTraining, name: str) -> AdaptTrainer:
+        return AdaptTrainer(model, Prompter(tiny_checkpoint), settings, data, tmp_path / name)
+
+    settings = AdaptTraining(**MAP, steps=6, warmup=1, decay_steps=1, learning_rate=0.02)
+    decision = decide(trainer, settings, 1, lambda run, row: None)
+    assert decision.control == decision.before > decision.after
+    assert decision.adapt
+    assert [len(factor) for factor in decision.voice_map] == [256, 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapt-0"]
+
+
+def test_a_map_is_learned_from_clips_and_given_to_a_voice(
+    tiny_checkpoint_with_encoder, tmp_path, monkeypatch
+):
+    checkpoint = Path(shutil.copytree(tiny_checkpoint_with_encoder, tmp_path / "checkpoint"))
+    weights = (checkpoint / WEIGHTS).read_bytes()
+    for speaker in range(4):
+        for clip in range(2):
+            folder = tmp_path / "clips" / f"speaker{speaker}"
+            folder.mkdir(parents=True, exist_ok=True)
+            t = np.arange(24000) / 24000
+            wave = 0.2 * np.sin(2 * np.pi * (150 + 60 * speaker + 9 * clip) * t)
+            write_audio(folder / f"{clip}.flac", Audio(wave.astype(np.float32), 24000))
+            (folder / f"{clip}.txt").write_text(TEXTS[clip])
+    run, here = str(tmp_path / "run"), ["-c", str(checkpoint)]
+    given = ["adapt", *here, "--out", run, "--adapt", "map", "--rank", "2", "--steps", "2", "--seeds", "1",
+             "--device", "cpu"]  # fmt: skip
+    invoke = CliRunner().invoke
+    failed = invoke(train_command.app, [*given, "--objective", "distill", "--data", str(tmp_path / "clips")])
+    assert isinstance(failed.exception, TrainingError)
+    assert "objective speech" in str(failed.exception)
+    assert "name them with --data" in str(invoke(train_command.app, given).exception)
+    monkeypatch.setattr("revox.training.adapt.Decision.adapt", property(lambda self: True))
+    done = invoke(train_command.app, [*given, "--data", str(tmp_path / "clips")])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "cannot serve ref_audio" in " ".join(done.output.split())
+    assert not (tmp_path / "run" / "adaptation.safetensors").exists()
+    assert not (tmp_path / "run" / "spoken").exists()  # there are no presets to replay
+
+    source = load_voice(checkpoint, "it_male")
+    agreed = provenance("Ada, who agreed", "inversion", {})
+    add_voice(checkpoint, "ada", source.embedding, codes_of(source.frames, 1), agreed)
+    mapping = ["map", "ada2", "--from", "ada", "--map", run, *here]
+    done = invoke(voice_command.app, mapping)
+    assert done.exit_code == 0, (done.output, done.exception)
+    made, factors = load_voice(checkpoint, "ada2"), load_file(tmp_path / "run" / MAP_FILE)
+    rows = source.embedding.float()
+    expected = rows + rows @ factors["down"].T @ factors["up"].T
+    expected[-1] = rows[-1]
+    assert torch.equal(made.embedding, expected.bfloat16())
+    assert torch.equal(made.codes, codes_of(source.frames, 1))
+    assert made.provenance["method"] == "mapped"
+    assert made.provenance["settings"]["map"]["training"]["part"] == "map"
+    assert len(made.provenance["settings"]["map_sha256"]) == 64
+    assert "Ada, who agreed" in made.provenance["consent"]["statement"]
+    assert made.provenance["from"] == [{"voice": "ada", "record": agreed}]
+    assert torch.equal(load_voice(checkpoint, "it_male").embedding, source.embedding)
+    assert (checkpoint / WEIGHTS).read_bytes() == weights
+
+    def refused(sentence: str, *arguments: str) -> None:
+        failed = invoke(voice_command.app, ["map", "ada3", *arguments, *here])
+        assert isinstance(failed.exception, CheckpointError), failed.exception
+        assert sentence in str(failed.exception)
+
+    refused("is mapped already", "--from", "ada2", "--map", run)
+    refused("is missing", "--from", "ada", "--map", str(tmp_path / "none"))
+    refused("holds no map", "--from", "ada", "--map", str(checkpoint / WEIGHTS))
+    state = load_file(checkpoint / WEIGHTS)
+    state[EMBEDDING_TABLE][0] += 1
+    save_file(state, checkpoint / WEIGHTS)
+    refused("of another table of audio codes", "--from", "ada", "--map", run)
+
+
+def test_the_benchmark_measures_a_step_and_counts_the_releases(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    benchmark = runpy.run_path(str(BENCHMARKS / "adaptation.py"))
+    options = argparse.Namespace(
+        checkpoint=tiny_checkpoint, layers=1, device="cpu", dtype="float32", objective="distill", rank=4,
+        seconds=0.4, steps=1,
+    )  # fmt: skip
+    measured = benchmark["measure"](options, "attention")
+    # wq, wk, wv and wo of the one layer left, each of (rows + columns) x rank.
+    assert measured["learned"] == 4 * (2 * (256 + 128) + 2 * (256 + 64))
+    assert measured["layers"] == 1
+    assert measured["seconds"] > 0
+    assert measured["peak_gb"] >= measured["loaded_gb"] > 0
+    counted = {part: benchmark["count"](options, part) for part in ("attention", "embeddings")}
+    assert counted["attention"]["learned"] == 26 * 4 * (2 * (3072 + 4096) + 2 * (3072 + 1024))
+    assert counted["embeddings"]["learned"] == 9088 * 3072
+    assert counted["attention"]["weights_gb"] == pytest.approx(8.3, abs=0.01)
+    assert "map" in benchmark["PARTS"]
+    assert benchmark["count"](options, "map")["matrix_gb"] == 0  # it has none
+    for one in counted.values():
+        assert one["gb"] == pytest.approx(sum(one[f"{part}_gb"] for part in PARTS_OF_A_STEP))
+        # More than the inputs of the layers, and less than a layer's every intermediate in all layers.
+        assert 2 * 26 * 3072 * one["positions"] / 1e9 < one["kept_gb"] < 2
+    settings = vars(options) | {"checkpoint": str(options.checkpoint)}
+    found = {
+        "date": "today", "machine": "here", "settings": settings,
+        "rows": {"attention": {"measured": measured, "counted": counted["attention"]}},
+    }  # fmt: skip
+    row = benchmark["as_markdown"](found).splitlines()[-3]
+    assert row.startswith(f"| attention | {measured['learned']:,} | ")
+    assert f"{counted['attention']['gb']:.1f} GB |" in row
 
 
 def test_the_command_writes_what_inject_takes_or_says_to_leave_the_model_alone(

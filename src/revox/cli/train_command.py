@@ -177,11 +177,15 @@ def adapt_command(
     checkpoint: Checkpoint,
     out: Annotated[Path, typer.Option("--out", help="The run's folder: log, state, adaptation.")],
     part: Annotated[
-        str, typer.Option("--adapt", metavar="lora|attention|embeddings|layers", help="What is changed.")
+        str, typer.Option("--adapt", metavar="map|lora|attention|embeddings|layers", help="What is changed.")
     ] = "lora",
     objective: Annotated[
-        str, typer.Option(metavar="distill|speech", help="What it learns; speech needs --data.")
-    ] = "distill",
+        str | None,
+        typer.Option(
+            metavar="distill|speech",
+            help="What it learns; speech needs --data. By default distill, and speech for a map.",
+        ),
+    ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -191,7 +195,7 @@ def adapt_command(
     texts: Annotated[
         Path | None, typer.Option(help="Sentences for the presets to say, one a line; else our own.")
     ] = None,
-    rank: Annotated[int, typer.Option(min=1, help="Of lora and attention.")] = 4,
+    rank: Annotated[int, typer.Option(min=1, help="Of map, lora and attention.")] = 4,
     steps: Annotated[int, typer.Option(min=1, help="Of each run.")] = 300,
     sentences: Annotated[int, typer.Option(min=2, help="That each preset says.")] = 8,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of the adaptation, and of its control.")] = 2,
@@ -209,23 +213,27 @@ def adapt_command(
 
     from revox.api import find_device, find_dtype
     from revox.checkpoint.locate import locate
-    from revox.training.adapt import AdaptTraining
+    from revox.training.adapt import MAP_LEARNING_RATE, AdaptTraining
     from revox.training.adapt_model import ADAPTER_FOLDER, AdaptRequest, adapt_model
     from revox.training.deltas import PARTS
     from revox.training.errors import TrainingError
     from revox.training.spoken import read_sentences
 
     console = Console(stderr=True, highlight=False)
+    objective = objective or ("speech" if part == "map" else "distill")
     known = {"--adapt": (part, PARTS), "--objective": (objective, ("distill", "speech"))}
     for option, (given, offered) in known.items():
         if given not in offered:
             raise TrainingError(f"{option} {given} is not offered; give one of {', '.join(offered)}")
+    if part == "map" and objective != "speech":
+        raise TrainingError("a map is learned from clips of many speakers: give it the objective speech")
     if objective == "speech" and not data:
         raise TrainingError("the objective speech learns from clips with transcripts: name them with --data")
     place = str(find_device(device))
     training = AdaptTraining(
         cast("Part", part), cast("Objective", objective), rank, steps, warmup=max(1, steps // 15),
         decay_steps=max(1, steps // 3), seed=seed,
+        learning_rate=MAP_LEARNING_RATE if part == "map" else AdaptTraining.learning_rate,
     )  # fmt: skip
 
     def report(run: str, row: dict[str, float]) -> None:
@@ -242,15 +250,27 @@ def adapt_command(
         console.print("stopped and saved; the same command goes on from there")
         raise typer.Exit(0) from None
     guard = decision.guard
+    presets = (
+        f"presets at scale {decision.scale:g}: {guard.agreement:.1%} of the semantic codes equal, likelihood "
+        f"{guard.nats:+.4f} nats a frame"
+        if training.changes_weights
+        else "weights and presets are as they were"
+    )
     console.print(
         f"held-out cost {decision.before:.4f}, adapted {decision.after:.4f}, control {decision.control:.4f} "
-        f"(seeds differ by {decision.spread:.4f}); presets at scale {decision.scale:g}: "
-        f"{guard.agreement:.1%} of the semantic codes equal, likelihood {guard.nats:+.4f} nats a frame",
+        f"(seeds differ by {decision.spread:.4f}); {presets}",
         soft_wrap=True,
     )
     if path is None:
         console.print("leave the model alone: nothing better was found that leaves the presets as they are")
         raise typer.Exit(1)
+    if decision.voice_map is not None:
+        console.print(
+            f"the map is {path}; give it to a voice with `revox voice map NAME --from VOICE --map {out}`. It "
+            "changes voices and not the model, so it cannot serve ref_audio",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+        return
     console.print(
         f"the adaptation is {path}; write it into a new folder with `revox inject --merge --adaptation`",
         markup=False, soft_wrap=True,

@@ -1,4 +1,4 @@
-"""`revox voice`: the voices of a checkpoint: add, tune, list, show, decode, remove, export."""
+"""`revox voice`: the voices of a checkpoint: add, tune, mix, map, list, show, decode, remove, export."""
 
 from __future__ import annotations
 
@@ -226,6 +226,39 @@ def mix_command(
     add_voice(folder, name, embedding_of_codes(mixed, table, config), mixed, record, overwrite, force)
     shares = ", ".join(f"{one} {weight:.2f}" for one, weight in weights.items())
     say(f"voice {name} added to {folder}: {shares}; use it as the owners of these voices agreed to")
+
+
+@app.command("map")
+def map_command(
+    name: Annotated[str, typer.Argument(help="The new voice's name: a-z, 0-9, _ and -, 1 to 64 of them.")],
+    checkpoint: Checkpoint,
+    start: Annotated[str, typer.Option("--from", help="The voice to map.")],
+    voice_map: Annotated[
+        Path, typer.Option("--map", help="The run of `revox train adapt --adapt map`, or its file.")
+    ],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a voice of that name.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace it even if it is a preset.")] = False,
+) -> None:
+    """Make a voice of another by a map that `revox train adapt --adapt map` learned.
+
+    The model stays as it is. The codes stay those of the voice that it is made of.
+    """
+    from revox.checkpoint.errors import VoiceError
+    from revox.checkpoint.voice_map import read_map
+    from revox.checkpoint.voices import add_voice, check_voice_free, check_voice_name, load_voice
+    from revox.cloning.consent import mapped_provenance
+
+    check_voice_name(name)
+    folder, _ = _open(checkpoint)
+    check_voice_free(folder, name, overwrite, force)
+    voice = load_voice(folder, start)
+    if voice.provenance.get("method") == "mapped":
+        raise VoiceError(f"the voice {start} is mapped already; map the one that it was made of")
+    found = read_map(voice_map, folder)
+    settings = {"map": found.record, "map_sha256": found.sha256}
+    record = mapped_provenance(start, voice.provenance, settings)
+    add_voice(folder, name, found.applied(voice.embedding), voice.codes, record, overwrite, force)
+    say(f"voice {name} added to {folder}: {start}, mapped; clones by ref_audio are not, in any engine")
 
 
 @app.command("remove")

@@ -138,21 +138,32 @@ def mixed_provenance(
 
     weights: voice -> share. records: voice -> its record, {} for a preset without one.
     """
-    statements, subjects = [], []
-    for name in weights:
-        agreed = records[name].get("consent")
-        agreed = agreed if isinstance(agreed, Mapping) else {}
-        statement = (
-            agreed.get("statement") or "a voice that came with the checkpoint, without a record of consent"
-        )
-        statements.append(f"{name}: {str(statement)[: _LONGEST_STATEMENT // len(weights) - len(name) - 4]}")
-        subjects += [str(agreed["subject"])] if agreed.get("subject") else []
-    agreed_by_all = record_consent("; ".join(statements), "; ".join(subjects) or None)
-    record = provenance(agreed_by_all, "mix", {"weights": {name: round(w, 6) for name, w in weights.items()}})
+    agreed = _consent_of_all({name: records[name] for name in weights})
+    record = provenance(agreed, "mix", {"weights": {name: round(w, 6) for name, w in weights.items()}})
     parts = [
         MixedVoice(voice=name, weight=round(w, 6), record=dict(records[name])) for name, w in weights.items()
     ]
     return {**record, "mixed": [part.model_dump(mode="json") for part in parts]}
+
+
+def mapped_provenance(voice: str, record: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a voice that a map made of `voice`: the consent of that one, and its whole record."""
+    made = provenance(_consent_of_all({voice: record}), "mapped", settings)
+    return {**made, "from": [{"voice": voice, "record": dict(record)}]}
+
+
+def _consent_of_all(records: Mapping[str, Mapping[str, Any]]) -> Consent:
+    """One consent of what the owners of several voices agreed to, by their records."""
+    statements, subjects = [], []
+    for name, record in records.items():
+        agreed = record.get("consent")
+        agreed = agreed if isinstance(agreed, Mapping) else {}
+        statement = (
+            agreed.get("statement") or "a voice that came with the checkpoint, without a record of consent"
+        )
+        statements.append(f"{name}: {str(statement)[: _LONGEST_STATEMENT // len(records) - len(name) - 4]}")
+        subjects += [str(agreed["subject"])] if agreed.get("subject") else []
+    return record_consent("; ".join(statements), "; ".join(subjects) or None)
 
 
 def source_of(source: Path | str | bytes | None) -> Source:

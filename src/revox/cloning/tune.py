@@ -24,7 +24,7 @@ from revox.cloning.clone import ClonedVoice
 from revox.cloning.consent import Consent, provenance
 from revox.cloning.errors import CloneError
 from revox.metrics.likelihood import Likelihood, likelihood, prompt_likelihood
-from revox.model.config import N_SPECIAL_CODES
+from revox.metrics.voice_embeddings import table_deviation
 from revox.model.recompute import checkpointed_layers
 from revox.model.voxtral import Voxtral
 from revox.progress import Progress, ProgressCallback, ignore_progress
@@ -230,14 +230,6 @@ def tune_voice(
         found.to("cpu", torch.bfloat16), before, best, step, best_step,
         float(change.square().mean().sqrt()), needed / len(share),
     )  # fmt: skip
-
-
-def table_deviation(model: Voxtral) -> Tensor:
-    """Standard deviation `[dim]` of the sum of one row drawn from each codebook, special rows left out."""
-    rows = model.config.codebook_rows
-    table = model.mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight
-    books = table[: sum(rows)].float().split(rows)
-    return torch.stack([book[N_SPECIAL_CODES:].var(dim=0) for book in books]).sum(0).sqrt()
 
 
 class _Tuning:

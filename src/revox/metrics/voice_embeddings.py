@@ -1,4 +1,4 @@
-"""Voice embeddings compared with those of the presets."""
+"""Voice embeddings compared with those of the presets, and the spread that the model's table gives them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from revox.metrics.errors import MetricError
+from revox.model.config import N_SPECIAL_CODES
+from revox.model.voxtral import Voxtral
 
 NEAR_ZERO = 0.1  # of a dimension's root mean square over the presets
 
@@ -78,3 +80,11 @@ def _figures(embedding: Tensor, voices: Sequence[Tensor]) -> dict[str, float]:
         "sparsity": sparse.mean().item(),
         "sparsity_mismatch": (sparse - expected).abs().mean().item(),
     }
+
+
+def table_deviation(model: Voxtral) -> Tensor:
+    """Standard deviation `[dim]` of the sum of one row drawn from each codebook, special rows left out."""
+    rows = model.config.codebook_rows
+    table = model.mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight
+    books = table[: sum(rows)].float().split(rows)
+    return torch.stack([book[N_SPECIAL_CODES:].var(dim=0) for book in books]).sum(0).sqrt()

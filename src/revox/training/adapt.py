@@ -7,6 +7,9 @@ prompt holds the restored encoder's embedding of the same preset's speech; `spee
 of a speaker's clips after another stretch of the speaker. Every batch replays presets, whose outputs are to
 stay those of the untouched model. A guard measures that on held-out sentences (`Guard`), and a run without an
 objective, `replay`, is the control.
+
+A map of voice embeddings (part "map", objective `speech`) leaves the weights and the presets bit-identical:
+there is nothing to replay or to guard, and its control is the untouched model.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ from revox.training.errors import TrainingError
 from revox.training.run import Run
 
 Objective = Literal["distill", "speech", "replay"]
+MAP_LEARNING_RATE = 2e-3
+"""Of a map, whose unit is a standard deviation of voice embeddings: more than a change of weights bears."""
 SCALES = (1.0, 0.75, 0.5, 0.25)
 """At which a change is tried when it is merged, the largest first."""
 
@@ -61,6 +66,11 @@ class AdaptTraining:
     nats: float = 0.02
     seed: int = 0
     save_every: int = 50
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether presets can be harmed."""
+        return self.part != "map"
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,7 @@ class AdaptTrainer(Run):
         self, model: Voxtral, prompter: Prompter, settings: AdaptTraining, data: AdaptData, folder: Path
     ) -> None:
         super().__init__("adapt", settings, folder, str(model.device))
-        if not data.replay or not data.held_out_replay:
+        if settings.changes_weights and not (data.replay and data.held_out_replay):
             raise TrainingError(
                 "an adaptation replays the presets, and the checkpoint spoke with none of them"
             )
@@ -135,9 +145,9 @@ class AdaptTrainer(Run):
             group["lr"] = self.learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
         sums = {"objective": 0.0, "replay": 0.0}
-        parts: list[tuple[str, Sequence[AdaptItem], int, bool]] = [
-            ("replay", self.data.replay, settings.replay, True)
-        ]
+        parts: list[tuple[str, Sequence[AdaptItem], int, bool]] = []
+        if settings.changes_weights:
+            parts.append(("replay", self.data.replay, settings.replay, True))
         if settings.objective != "replay":
             parts.append(("objective", self.data.items, settings.batch, False))
         with checkpointed_layers(self.model):
@@ -155,12 +165,15 @@ class AdaptTrainer(Run):
         self.optimizer.step()
         return sums | {"norm": float(norm), "loss": sum(sums.values())}
 
-    def _prompt(self, item: AdaptItem, own: bool) -> Tensor:
+    def _voice(self, item: AdaptItem, own: bool) -> Tensor:
         if own:
             assert item.own is not None
-            rows = item.own.to(self.model.device)
-        else:
-            rows = self.model.mm_audio_embeddings.voice_embedding(item.voice.to(self.model.device))
+            return item.own.to(self.model.device)
+        rows = self.model.mm_audio_embeddings.voice_embedding(item.voice.to(self.model.device))
+        return self.deltas.mapped(rows)
+
+    def _prompt(self, item: AdaptItem, own: bool) -> Tensor:
+        rows = self._voice(item, own)
         tokens = torch.tensor(self.prompter.tokens(item.text, len(rows)), device=self.model.device)
         return self.model.embed_prompt(tokens, self.prompter.audio_token, rows)
 
@@ -237,6 +250,8 @@ class AdaptTrainer(Run):
     @torch.no_grad()
     def guard(self, scale: float) -> Guard:
         """The presets at `scale`, on held-out sentences."""
+        if not self.settings.changes_weights:
+            return Guard(1.0, 0.0)
         agreement, nats = [], []
         for item in self.data.held_out_replay:
             ids = item.codes[0].to(self.model.device) + N_SPECIAL_CODES
@@ -275,8 +290,8 @@ class Decision:
     """What came of an adaptation: the held-out cost before, after it and after the control, at `scale`.
 
     `spread` is the largest difference between seeds of either. The change is worth having if it gains more
-    over the control than that; `tensors` are then the merged weights by the release's names, and `adapter`
-    the factors if it is of low rank, else none.
+    over the control than that; `tensors` are then the merged weights by the release's names, `adapter` the
+    factors if it is of low rank, and `voice_map` those of a map (up and down), else none.
     """
 
     scale: float
@@ -287,6 +302,7 @@ class Decision:
     spread: float
     tensors: dict[str, Tensor]
     adapter: Adapter | None = None
+    voice_map: tuple[Tensor, Tensor] | None = None
 
     @property
     def adapt(self) -> bool:
@@ -302,12 +318,16 @@ def decide(
 ) -> Decision:
     """Train the adaptation and its control with `seeds` seeds each and compare them on held-out items.
 
+    A map has no control to train: it is compared with the untouched model.
+
     `trainer` gives the run of those settings, with a name, at its last state. The first seed's change is the
     one to merge, at the largest scale that leaves the presets unharmed. `report` gets names and figures.
     """
-    costs: dict[str, list[float]] = {"adapt": [], "replay": []}
+    costs: dict[str, list[float]] = {"adapt": []}
+    if settings.changes_weights:
+        costs["replay"] = []
     before, scale, guard = 0.0, 0.0, Guard(0.0, 0.0)
-    tensors, adapter = dict[str, Tensor](), None
+    tensors, adapter, voice_map = dict[str, Tensor](), None, None
     for seed in range(seeds):
         for name in costs:
             given = replace(settings, seed=settings.seed + seed)
@@ -318,10 +338,11 @@ def decide(
             if not seed and name == "adapt":
                 scale, guard = run.largest_scale()
                 before, adapter = run.held_out_cost(0.0), run.deltas.adapter(scale)
+                voice_map = run.deltas.voice_map(scale)
                 tensors = run.deltas.merged(run.model, scale) if scale else {}
             costs[name].append(run.held_out_cost(scale or SCALES[-1]))
             run.deltas.remove(run.model)
     spread = max(max(found) - min(found) for found in costs.values())
-    control = sum(costs["replay"]) / seeds
-    found = Decision(scale, guard, before, costs["adapt"][0], control, spread, tensors, adapter)
-    return found if found.adapt else replace(found, tensors={}, adapter=None)
+    control = sum(costs["replay"]) / seeds if settings.changes_weights else before
+    found = Decision(scale, guard, before, costs["adapt"][0], control, spread, tensors, adapter, voice_map)
+    return found if found.adapt else replace(found, tensors={}, adapter=None, voice_map=None)

@@ -12,6 +12,7 @@ import torch
 from revox.checkpoint.adapter import CONFIG_FILE, FACTORS_FILE, write_adapter
 from revox.checkpoint.load import default_dtype, load_model
 from revox.checkpoint.tensors import write_safetensors_stream
+from revox.checkpoint.voice_map import MAP_FILE, write_map
 from revox.coding import Coder
 from revox.coding.presets import preset_codes
 from revox.progress import Progress, ProgressCallback, ignore_progress
@@ -66,7 +67,7 @@ def adapt_model(checkpoint: Path, out: Path, request: AdaptRequest) -> tuple[Dec
     texts = request.texts or drawn_sentences(40, training.seed)
     sources = find_sources(request.data, progress=request.progress) if request.data else []
     speech = AdaptSpeech(texts, out, request.sentences, sources, seed=training.seed)
-    presets = preset_items(checkpoint, coder, speech, request.progress)
+    presets = preset_items(checkpoint, coder, speech, request.progress) if training.changes_weights else []
     if training.objective == "speech":
         items = clip_items(coder, speech, progress=request.progress)
     else:
@@ -81,17 +82,23 @@ def adapt_model(checkpoint: Path, out: Path, request: AdaptRequest) -> tuple[Dec
         return found
 
     decision = decide(trainer, training, request.seeds, request.report)
-    figures = {k: v for k, v in vars(decision).items() if k not in ("tensors", "adapter", "guard")}
-    about = {
-        "adapt": decision.adapt, **figures, "guard": asdict(decision.guard), "training": asdict(training),
-        "seeds": request.seeds,
-    }  # fmt: skip
+    figures = ("adapt", "scale", "before", "after", "control", "spread")
+    about = {name: getattr(decision, name) for name in figures}
+    about |= {"guard": asdict(decision.guard), "training": asdict(training), "seeds": request.seeds}
     replace_file(out / REPORT_FILE, json.dumps(about, indent=1) + "\n")
     path = out / ADAPTATION_FILE
-    for stale in (path, out / ADAPTER_FOLDER / FACTORS_FILE, out / ADAPTER_FOLDER / CONFIG_FILE):
-        stale.unlink(missing_ok=True)
+    for stale in (
+        ADAPTATION_FILE,
+        MAP_FILE,
+        f"{ADAPTER_FOLDER}/{FACTORS_FILE}",
+        f"{ADAPTER_FOLDER}/{CONFIG_FILE}",
+    ):
+        (out / stale).unlink(missing_ok=True)
     if not decision.adapt:
         return decision, None
+    if decision.voice_map is not None:
+        write_map(out / MAP_FILE, *decision.voice_map, checkpoint, about)
+        return decision, out / MAP_FILE
     if decision.adapter is not None:
         write_adapter(out / ADAPTER_FOLDER, decision.adapter, about)
     entries = [(name, tuple(t.shape), "BF16", t) for name, t in decision.tensors.items()]

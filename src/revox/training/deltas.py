@@ -1,7 +1,8 @@
-"""Changes of a frozen model's matrices that can be scaled, switched off and merged.
+"""Changes of a frozen model that can be scaled, switched off and merged: of its matrices, or of voices.
 
 Each chosen weight W is read as W + s D: D is a full matrix, or of low rank (LoRA, arXiv 2106.09685: D = B A,
-with A random and B zero at first). W itself never changes, so s = 0 is the untouched model.
+with A random and B zero at first). W itself never changes, so s = 0 is the untouched model. The part "map"
+changes no matrix: D maps the voice embeddings that the model reads (`revox.checkpoint.voice_map`).
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from revox.checkpoint.adapter import Adapter
+from revox.checkpoint.voice_map import map_embedding
+from revox.metrics.voice_embeddings import table_deviation
 from revox.model.voxtral import Voxtral, tensor_name
 
-Part = Literal["lora", "attention", "embeddings", "layers"]
-PARTS: tuple[Part, ...] = ("lora", "attention", "embeddings", "layers")
+Part = Literal["map", "lora", "attention", "embeddings", "layers"]
+PARTS: tuple[Part, ...] = ("map", "lora", "attention", "embeddings", "layers")
+_MAP = "voice_map"
 
 
 class Delta(nn.Module):
@@ -50,10 +54,14 @@ class Delta(nn.Module):
 
 @dataclass(frozen=True)
 class Deltas:
-    """The changes of a model by the release's names of their tensors; all share one scale."""
+    """The changes of a model by the release's names of their tensors; all share one scale.
+
+    `deviation` `[dim]` is the unit of a map of voice embeddings, None for changes of matrices.
+    """
 
     modules: dict[str, Delta]
     scale: list[float]
+    deviation: Tensor | None = None
 
     @classmethod
     def on(cls, model: Voxtral, part: Part, rank: int, seed: int = 0) -> Deltas:
@@ -61,8 +69,14 @@ class Deltas:
 
         "lora": the acoustic transformer's layers and two backbone layers, a third and two thirds of the way
         up. "attention": wq, wk, wv and wo of every backbone layer. Both are of rank `rank`. "embeddings": the
-        table of audio codes; "layers": the first and the last backbone layer; of full rank.
+        table of audio codes; "layers": the first and the last backbone layer; of full rank. "map": a map of
+        voice embeddings of rank `rank`, in standard deviations of the table's sums.
         """
+        if part == "map":
+            deviation = table_deviation(model).clamp_min(1e-8)
+            square, scale = deviation.expand(len(deviation), -1), [1.0]
+            delta = Delta(square, rank, scale, torch.Generator().manual_seed(seed))
+            return cls({_MAP: delta}, scale, deviation)
         chosen = _weights_of(part, len(model.backbone.layers))
         low_rank = part in ("lora", "attention")
         rng, scale = torch.Generator().manual_seed(seed), [1.0]
@@ -124,18 +138,34 @@ class Deltas:
             found[name] = (weight + scale * self.modules[name].change()).to("cpu", torch.bfloat16)
         return found
 
+    def voice_map(self, scale: float) -> tuple[Tensor, Tensor] | None:
+        """`up` `[dim, rank]` and `down` `[rank, dim]` of the map at `scale`; None where matrices change."""
+        if self.deviation is None:
+            return None
+        up, down = self.modules[_MAP].factors
+        return scale * self.deviation[:, None] * up, down / self.deviation
+
+    def mapped(self, embedding: Tensor) -> Tensor:
+        """A voice embedding `[N, dim]` as it is read at the present scale: mapped and rounded to bf16, as it
+        is stored, with the gradient of what was not rounded."""
+        factors = self.voice_map(self.scale[0])
+        if factors is None or self.scale[0] == 0:
+            return embedding
+        exact = map_embedding(embedding, *factors)
+        return exact + (exact.to(torch.bfloat16).float() - exact).detach()
+
     def adapter(self, scale: float) -> Adapter | None:
-        """The factors at `scale`, None for changes of full rank."""
+        """The factors of matrices at `scale`; None for changes of full rank and for a map."""
         factors = {
             name: (delta.factors[0].detach().cpu().clone(), delta.factors[1].detach().cpu().clone())
             for name, delta in self.modules.items()
-            if len(delta.factors) == 2
+            if len(delta.factors) == 2 and self.deviation is None
         }
         return Adapter(scale, factors) if factors else None
 
 
 def _weights_of(part: Part, layers: int) -> re.Pattern[str]:
-    """The modules of a part, by their names in `Voxtral`."""
+    """The modules of a part that changes matrices, by their names in `Voxtral`."""
     two = f"{layers // 3}|{2 * layers // 3}"
     return re.compile(
         {
