@@ -14,6 +14,14 @@ with their gradients and AdamW's two moments, float32; what the longest item kee
 inputs of all layers and the inside of the largest one; and the change and the gradient of the largest matrix.
 The counts come from the network itself on torch's meta device, where tensors have sizes and no memory. NAME
 gets `.json` and `.md` beside it, by default `benchmarks/results/DATE-adaptation-DEVICE`.
+
+    python benchmarks/adaptation.py --published adapter,layout --checkpoint RESTORED --run RUN [--steps 300]
+
+runs the published adaptation instead, faults and all: LoRA of rank 8 on wq, wk, wv and wo of every layer at
+2e-5, hidden states alone, no replay, a teacher with the adapter active and with rotary embeddings in the
+other layout (--published none: the same without faults). RESTORED has its encoder. RUN/adaptation.json has
+the guard and the held-out cost before and after; `revox speak --adapter RUN/published` speaks with the
+result.
 """
 
 from __future__ import annotations
@@ -24,24 +32,30 @@ import multiprocessing
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
+from revox.checkpoint.adapter import write_adapter
 from revox.checkpoint.load import load_model
 from revox.checkpoint.release import CONFIG
 from revox.demo import checkpoint_folder
+from revox.model import backbone
 from revox.model.config import CodecConfig
 from revox.model.voxtral import Voxtral
 from revox.speech.files import replace_file
 from revox.synthesis.prompt import Prompter
-from revox.training.adapt import AdaptData, AdaptItem, AdaptTrainer, AdaptTraining, Objective
+from revox.training import adapt_model
+from revox.training.adapt import AdaptData, AdaptItem, AdaptTrainer, AdaptTraining, Decision, Objective
 from revox.training.adapt_data import REFERENCE_SECONDS
-from revox.training.deltas import PARTS, Part
+from revox.training.adapt_model import AdaptRequest
+from revox.training.deltas import PARTS, Deltas, Part
 from training import _peak_rss, machine
 
 CHARACTERS = 14  # a second of speech
@@ -191,6 +205,68 @@ def count(options: argparse.Namespace, part: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+# --------------------------------------------------------------------------------------------- published
+
+FAULTS = ("adapter", "layout")
+
+
+class PublishedTrainer(AdaptTrainer):
+    """A trainer whose teacher has `faults`: its own adapter is active, or the other layout of RoPE."""
+
+    faults: tuple[str, ...] = FAULTS
+
+    def distillation(self, item: AdaptItem, own: bool, seed: int) -> Tensor:
+        untouched = Deltas.scaled
+
+        @contextmanager
+        def teacher(deltas: Deltas, scale: float) -> Iterator[None]:  # nothing else asks here
+            with ExitStack() as stack:
+                if "adapter" not in self.faults:
+                    stack.enter_context(untouched(deltas, scale))
+                if "layout" in self.faults:
+                    stack.enter_context(patch.object(backbone, "rotate_interleaved", rotate_halves))
+                yield
+
+        with patch.object(Deltas, "scaled", teacher):
+            return super().distillation(item, own, seed)
+
+
+def rotate_halves(x: Tensor, angles: Tensor) -> Tensor:
+    """`revox.model.layers.rotate_interleaved` on pairs (i, i + half), the layout of Hugging Face's files."""
+    first, second = x.float().chunk(2, dim=-1)
+    cos, sin = angles.cos().unsqueeze(2), angles.sin().unsqueeze(2)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1).to(x.dtype)
+
+
+def published(options: argparse.Namespace) -> Decision:
+    """Train as published, and measure at full scale what came of it, whatever the guard says."""
+    PublishedTrainer.faults = tuple(f for f in options.published.split(",") if f != "none")
+    if unknown := set(PublishedTrainer.faults) - set(FAULTS):
+        raise SystemExit(f"there is no fault {', '.join(unknown)}: take some of {', '.join(FAULTS)}, or none")
+    settings = AdaptTraining(
+        "attention", "distill", 8, options.steps, replay=0, learning_rate=2e-5, semantic=0.0, flow=0.0
+    )
+
+    def one_run(trainer: Any, settings: AdaptTraining, seeds: int, report: Any) -> Decision:
+        run = trainer(settings, "-".join(("published", *PublishedTrainer.faults)))
+        run.run(print, report_every=10, validate_every=settings.steps)
+        adapter = run.deltas.adapter(1.0)
+        write_adapter(options.run / "published", adapter, {"faults": PublishedTrainer.faults})
+        before, after = (run.held_out_cost(scale) for scale in (0.0, 1.0))
+        return Decision(
+            1.0, run.guard(1.0), before, after, before, 0.0, run.deltas.merged(run.model, 1.0), adapter
+        )
+
+    dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
+    request = AdaptRequest(settings, device=options.device, dtype=dtype)
+    with (
+        patch.object(adapt_model, "AdaptTrainer", PublishedTrainer),
+        patch.object(adapt_model, "decide", one_run),
+    ):
+        decision, _ = adapt_model.adapt_model(options.checkpoint, options.run, request)
+    return decision
+
+
 # ------------------------------------------------------------------------------------------------ report
 
 
@@ -232,16 +308,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--objective", choices=("distill", "speech"), default="distill")
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=15.0, help="of an item")
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="timed, by default 3; of the published run, 300")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--published", metavar="FAULTS", help="adapter, layout, both with a comma, or none")
+    parser.add_argument("--run", type=Path, help="the published run's folder")
     options = parser.parse_args(arguments)
+    options.steps = options.steps or (3 if options.published is None else 300)
+    if options.published is not None:
+        if options.run is None:
+            parser.error("--published needs --run FOLDER")
+        found = published(options)
+        print(f"held-out cost {found.before:.4f} -> {found.after:.4f}; presets: {found.guard}", flush=True)
+        return
     asked = [part for part in options.adapt.split(",") if part]
     if unknown := set(asked) - set(PARTS):
         raise SystemExit(f"there is no --adapt {', '.join(unknown)}: take some of {', '.join(PARTS)}")
     kind = torch.device(options.device).type
     date = datetime.now(timezone.utc).date().isoformat()
     out = options.out or Path("benchmarks/results") / f"{date}-adaptation-{kind}"
-    found: dict[str, Any] = {
+    table: dict[str, Any] = {
         "date": date, "machine": machine(options.device), "rows": {},
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
     }  # fmt: skip
@@ -252,11 +337,11 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             measured = measure(options, part)
             torch.cuda.empty_cache()
-        found["rows"][part] = {"measured": measured, "counted": count(options, part)}
+        table["rows"][part] = {"measured": measured, "counted": count(options, part)}
         # After each, so that one that does not fit leaves the others' figures.
-        replace_file(out.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
-        replace_file(out.with_suffix(".md"), as_markdown(found))
-    print(as_markdown(found), flush=True)
+        replace_file(out.with_suffix(".json"), json.dumps(table, indent=1) + "\n")
+        replace_file(out.with_suffix(".md"), as_markdown(table))
+    print(as_markdown(table), flush=True)
 
 
 if __name__ == "__main__":

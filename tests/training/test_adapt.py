@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import json
 import runpy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from conftest import tiny_model
+from conftest import TINY, tiny_model
+from revox.checkpoint.adapter import read_adapter
 from revox.checkpoint.encoder_file import check_adaptation
 from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.load import load_model
@@ -26,6 +28,7 @@ from revox.checkpoint.voices import add_voice, load_voice
 from revox.cli import train_command, voice_command
 from revox.cloning.consent import provenance
 from revox.metrics.voice_embeddings import table_deviation
+from revox.model.layers import rotate_interleaved
 from revox.speech import Audio, write_audio
 from revox.synthesis.prompt import Prompter
 from revox.training.adapt import AdaptData, AdaptItem, AdaptTrainer, AdaptTraining, Guard, decide
@@ -148,12 +151,12 @@ def test_what_gains_no_more_than_its_control_leaves_the_model_alone(model, data,
     assert decision.tensors == {}
     assert decision.after == decision.control == decision.before
     assert decision.spread == 0
-    gains = dataclasses.replace(decision, after=decision.control - 0.1, spread=0.05)
+    gains = replace(decision, after=decision.control - 0.1, spread=0.05)
     assert gains.adapt
-    assert not dataclasses.replace(gains, spread=0.2).adapt
-    assert not dataclasses.replace(gains, scale=0.0).adapt
+    assert not replace(gains, spread=0.2).adapt
+    assert not replace(gains, scale=0.0).adapt
     with pytest.raises(TrainingError, match="too little speech"):
-        AdaptTrainer(model, Prompter(tiny_checkpoint), still, dataclasses.replace(data, items=()), tmp_path)
+        AdaptTrainer(model, Prompter(tiny_checkpoint), still, replace(data, items=()), tmp_path)
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(data, tiny_checkpoint, tmp_path):
@@ -319,6 +322,60 @@ def test_the_benchmark_measures_a_step_and_counts_the_releases(tiny_checkpoint, 
     row = benchmark["as_markdown"](found).splitlines()[-3]
     assert row.startswith(f"| attention | {measured['learned']:,} | ")
     assert f"{counted['attention']['gb']:.1f} GB |" in row
+
+
+def test_the_benchmark_has_the_published_teacher_faults_and_leaves_nothing_of_them(
+    model, data, tiny_checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    benchmark = runpy.run_path(str(BENCHMARKS / "adaptation.py"))
+    # The other layout is the same rotation of other pairs.
+    x, angles = torch.randn(1, 3, 2, 8), torch.rand(1, 3, 4)
+    paired = torch.stack(x.chunk(2, dim=-1), dim=-1).flatten(-2)
+    expected = rotate_interleaved(paired, angles).unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+    torch.testing.assert_close(benchmark["rotate_halves"](x, angles), expected)
+
+    trainer = benchmark["PublishedTrainer"]
+    run = trainer(model, Prompter(tiny_checkpoint), AdaptTraining(part="attention"), data, tmp_path)
+    item = data.replay[0]
+    outputs = run._outputs(item, True)[1]
+
+    def cost(*faults: str) -> float:
+        trainer.faults = faults
+        with torch.no_grad():
+            return float(run.distillation(item, True, 0))
+
+    assert cost() == cost("adapter") == pytest.approx(0.0, abs=1e-5)
+    assert cost("layout") > 5e-4  # little here, where attention is weak: another model all the same
+    with torch.no_grad():
+        for parameter in run.deltas.parameters():
+            parameter.add_(0.05)
+    assert cost() > 0.001
+    assert cost("adapter") == pytest.approx(0.0, abs=1e-5)  # whatever it does to the presets
+    with run.deltas.scaled(0.0):
+        torch.testing.assert_close(run._outputs(item, True)[1], outputs)
+
+
+def test_the_benchmark_runs_the_published_adaptation_and_leaves_its_adapter(
+    tiny_checkpoint_with_encoder, data, tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    benchmark = runpy.run_path(str(BENCHMARKS / "adaptation.py"))
+    spoken = [
+        (f"preset{i % 2}", replace(item, text=f"{item.text} {i}")) for i, item in enumerate(4 * data.items)
+    ]
+    monkeypatch.setattr("revox.training.adapt_model.preset_items", lambda *_: spoken)
+    options = argparse.Namespace(
+        checkpoint=tiny_checkpoint_with_encoder, run=tmp_path / "run", published="adapter,layout", steps=1,
+        device="cpu", dtype="float32",
+    )  # fmt: skip
+    found = benchmark["published"](options)
+    about = json.loads((options.run / "adaptation.json").read_text())
+    assert about["guard"]["agreement"] == found.guard.agreement
+    assert (about["training"]["rank"], about["training"]["replay"]) == (8, 0)
+    adapter = read_adapter(options.run / "published", expected_tensors(TINY))
+    assert set(adapter.factors) == {f"layers.{i}.attention.w{m}.weight" for i in range(2) for m in "qkvo"}
+    assert all(up.abs().max() > 0 for up, _ in adapter.factors.values())
 
 
 def test_the_command_writes_what_inject_takes_or_says_to_leave_the_model_alone(
