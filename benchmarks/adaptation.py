@@ -275,7 +275,7 @@ def as_markdown(found: dict[str, Any]) -> str:
     layers = {one["measured"]["layers"] for one in rows.values()}
     lines = [
         f"# A step of adaptation, objective {settings['objective']}", "",
-        f"{found['date']}; {found['machine']}. Measured: {Path(settings['checkpoint']).name}, "
+        f"{found['date']}; {found['machine']}. Measured: {settings['checkpoint']}, "
         f"{', '.join(map(str, layers))} layers of the backbone, {settings['dtype']}; items of "
         f"{settings['seconds']:g} s, rank {settings['rank']}. Counted: the release, bf16.", "",
         "| `--adapt` | learned | seconds a step (of processor time) | memory: model loaded | peak "
@@ -328,8 +328,10 @@ def main(arguments: list[str] | None = None) -> None:
     out = options.out or Path("benchmarks/results") / f"{date}-adaptation-{kind}"
     table: dict[str, Any] = {
         "date": date, "machine": machine(options.device), "rows": {},
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
+        "settings": {k: v.name if isinstance(v, Path) else v for k, v in vars(options).items()},
     }  # fmt: skip
+    if options.checkpoint == checkpoint_folder():
+        table["settings"]["checkpoint"] = "the lab's checkpoint"
     for part in asked:
         if kind == "cpu":
             with multiprocessing.get_context("spawn").Pool(1) as process:
