@@ -6,6 +6,7 @@ A folder holds `index.jsonl`, with a line for each utterance as `lab.speech.koko
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import zlib
@@ -74,8 +75,9 @@ def add_codes(
             "semantic": all_codes[0].astype(np.int16),
             "acoustic": all_codes[1:].astype(np.uint8),
         }
-        path = folder / f"{stamp}.{n:03d}.npz"
-        replace_file(path, lambda file, arrays=arrays: np.savez_compressed(file, **arrays))
+        path, content = folder / f"{stamp}.{n:03d}.npz", io.BytesIO()
+        np.savez_compressed(content, **arrays)  # type: ignore[arg-type]  # as in lab.arrays
+        replace_file(path, content.getvalue())
         kept.add(path.name)
     index = "".join(json.dumps(lines[n], ensure_ascii=False) + "\n" for n in sorted(lines))
     replace_file(folder / "index.jsonl", index)

@@ -24,7 +24,7 @@ from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.inject import InjectionOptions, eject, inject
 from revox.checkpoint.inspect import inspect
 from revox.checkpoint.load import load_model
-from revox.checkpoint.share import export_encoder
+from revox.checkpoint.share import export_encoder, injection_of
 from revox.checkpoint.tensors import weight_files
 
 WEIGHTS = "consolidated.safetensors"
@@ -233,7 +233,9 @@ def adaptation(folder: Path, tmp_path: Path) -> Path:
     """Two matrices of the backbone, changed, in float32."""
     tensors = load_file(folder / WEIGHTS)
     names = ("layers.0.attention.wq.weight", "layers.1.feed_forward.w2.weight")
-    save_file({name: tensors[name].float() * 1.5 for name in names}, tmp_path / "adaptation.safetensors")
+    record = {"revox": json.dumps({"data": ["/home/ada/clips"], "consent": "Ada, who agreed by e-mail"})}
+    changed = {name: tensors[name].float() * 1.5 for name in names}
+    save_file(changed, tmp_path / "adaptation.safetensors", record)
     return tmp_path / "adaptation.safetensors"
 
 
@@ -244,7 +246,10 @@ def test_an_adaptation_takes_the_place_of_its_tensors_and_of_no_other(folder, ru
     assert report.adapted == sorted(wanted)
     for name, tensor in before.items():
         assert torch.equal(after[name], wanted.get(name, tensor).bfloat16()), name
-    assert "2 tensors of the model were replaced" in (tmp_path / "new" / CARD).read_text()
+    card = (tmp_path / "new" / CARD).read_text()
+    assert "2 tensors of the model were replaced" in card
+    assert "Ada, who agreed by e-mail" in card
+    assert injection_of(tmp_path / "new" / WEIGHTS)["adaptation_record"]["data"] == ["clips"]
 
 
 @pytest.mark.parametrize(

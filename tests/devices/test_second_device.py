@@ -316,8 +316,8 @@ def test_every_command_that_computes_takes_a_device_and_a_type(options: set[str]
         if any(options & set(parameter.opts) for parameter in one.params)
     }
     assert found - {"quantize"} == {  # which rewrites files
-        "clone", "doctor", "evaluate", "render", "serve", "speak", "train adapt", "train encoder",
-        "train student", "voice decode", "voice tune",
+        "clone", "doctor", "evaluate", "render", "restore", "serve", "speak", "train adapt",
+        "train encoder", "train student", "voice decode", "voice tune",
     }  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def test_a_step_that_fails_is_reported_and_is_all_that_is_done_again(
     out = tmp_path / "hour"
     report, failed = first_hour(hour_of(tiny_checkpoint_with_encoder), out)
     assert failed == ["student"]
-    facts = json.loads((out / "first-hour.json").read_text())["steps"]
+    facts = json.loads((out / "first-hour.json").read_text())["stages"]
     assert [name for name, step in facts.items() if not step["done"]] == ["student"]
     assert facts["inspect"]["encoder"] == "complete"
     spoken = facts["clone and speak"]
@@ -64,7 +64,7 @@ def test_a_step_that_fails_is_reported_and_is_all_that_is_done_again(
 
     assert first_hour(hour_of(tiny_checkpoint_with_encoder), out)[1] == []
     assert quick == ["doctor", "student", "student"]
-    assert all(step["done"] for step in json.loads((out / "first-hour.json").read_text())["steps"].values())
+    assert all(step["done"] for step in json.loads((out / "first-hour.json").read_text())["stages"].values())
 
 
 def test_the_command_says_what_it_will_take(tiny_checkpoint_with_encoder, tmp_path, quick):

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import revox
+from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.load import load_model
 from revox.checkpoint.release import ENCODER_PREFIXES
 from revox.checkpoint.tensors import WEIGHTS
@@ -94,5 +95,5 @@ def test_a_missing_file_and_another_codecs_encoder_are_sentences(tiny_checkpoint
     tensors = load_file(encoder)
     name = next(iter(tensors))
     save_file({**tensors, name: tensors[name][:1].clone()}, tmp_path / "other.safetensors")
-    with pytest.raises(EvaluationError, match=r"other\.safetensors is not an encoder of .*size mismatch"):
+    with pytest.raises(CheckpointError, match=r"other\.safetensors is not an encoder of .*size mismatch"):
         original_codec(tiny_checkpoint, tmp_path / "other.safetensors")

@@ -23,17 +23,18 @@ from revox.checkpoint.encoder_file import check_adaptation
 from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.load import load_model
 from revox.checkpoint.params import read_params
-from revox.checkpoint.release import EMBEDDING_TABLE, expected_tensors
+from revox.checkpoint.release import EMBEDDING_TABLE, ENCODER_PREFIXES, expected_tensors
 from revox.checkpoint.tensors import WEIGHTS
 from revox.checkpoint.voice_map import MAP_FILE, VoiceMap
 from revox.checkpoint.voices import add_voice, load_voice
 from revox.cli import train_command, voice_command
 from revox.cloning.consent import provenance
+from revox.cloning.errors import CloneError
 from revox.metrics.voice_embeddings import table_deviation
 from revox.model.layers import rotate_interleaved
 from revox.speech import Audio, write_audio
 from revox.synthesis.prompt import Prompter
-from revox.training.adapt import AdaptData, AdaptItem, AdaptTrainer, AdaptTraining, Guard, decide
+from revox.training.adapt import AdaptData, AdaptItem, AdaptTrainer, AdaptTraining, Decision, Guard, decide
 from revox.training.deltas import PARTS, Deltas
 from revox.training.errors import TrainingError
 
@@ -246,7 +247,7 @@ def test_a_map_is_learned_from_clips_and_given_to_a_voice(
             (folder / f"{clip}.txt").write_text(TEXTS[clip])
     run, here = str(tmp_path / "run"), ["-c", str(checkpoint)]
     given = ["adapt", *here, "--out", run, "--adapt", "map", "--rank", "2", "--steps", "2", "--seeds", "1",
-             "--device", "cpu"]  # fmt: skip
+             "--device", "cpu", "--consent", "Ada, who agreed"]  # fmt: skip
     invoke = CliRunner().invoke
     failed = invoke(train_command.app, [*given, "--objective", "distill", "--data", str(tmp_path / "clips")])
     assert isinstance(failed.exception, TrainingError)
@@ -384,6 +385,38 @@ def test_the_benchmark_runs_the_published_adaptation_and_leaves_its_adapter(
     assert all(up.abs().max() > 0 for up, _ in adapter.factors.values())
 
 
+def test_a_checkpoint_without_an_encoder_is_adapted_to_that_of_a_file(
+    tiny_checkpoint_with_encoder, tmp_path, monkeypatch
+):
+    from revox.training import adapt_model, spoken
+
+    monkeypatch.setattr(spoken, "clear_speech", lambda frames, characters, nll: [True] * len(frames))
+    tensors = load_file(tiny_checkpoint_with_encoder / WEIGHTS)
+    released = shutil.copytree(tiny_checkpoint_with_encoder, tmp_path / "released")
+    (tmp_path / "run").mkdir()
+    for path, wanted in ((tmp_path / "run" / "encoder.safetensors", True), (released / WEIGHTS, False)):
+        save_file({k: v for k, v in tensors.items() if k.startswith(ENCODER_PREFIXES) is wanted}, path)
+    found = []
+
+    def divided(presets, items):
+        found.append([item for _, item in presets])
+        return AdaptData((), (), (), ())
+
+    monkeypatch.setattr(adapt_model, "divided", divided)
+    nothing = Decision(0.0, Guard(1.0, 0.0), 1.0, 1.0, 1.0, 0.0, {})
+    monkeypatch.setattr(adapt_model, "decide", lambda *_: nothing)
+    request = adapt_model.AdaptRequest(AdaptTraining(), sentences=1, consent="a voice of ours")
+    with pytest.raises(TrainingError, match="--encoder"):
+        adapt_model.adapt_model(released, tmp_path, request)
+    adapt_model.adapt_model(tiny_checkpoint_with_encoder, tmp_path, request)
+    request = replace(request, encoder=tmp_path / "run")
+    adapt_model.adapt_model(released, tmp_path, request)
+    inside, from_file = found
+    assert inside
+    assert all(torch.equal(a.voice, b.voice) for a, b in zip(inside, from_file, strict=True))
+    assert json.loads((tmp_path / "adaptation.json").read_text())["consent"] == "a voice of ours"
+
+
 def test_the_command_writes_what_inject_takes_or_says_to_leave_the_model_alone(
     tiny_checkpoint_with_encoder, tmp_path, monkeypatch
 ):
@@ -407,6 +440,10 @@ def test_the_command_writes_what_inject_takes_or_says_to_leave_the_model_alone(
 
     failed = CliRunner().invoke(train_command.app, [*given[:-1], "everything"])
     assert isinstance(failed.exception, TrainingError)
+
+    of_somebody = CliRunner().invoke(train_command.app, [*given, "--data", str(tmp_path)])
+    assert isinstance(of_somebody.exception, CloneError)
+    assert "consent is required" in str(of_somebody.exception)
 
     monkeypatch.setattr(adapt.Decision, "adapt", property(lambda self: False))
     done = CliRunner().invoke(train_command.app, given)  # the runs are there already

@@ -30,6 +30,7 @@ from revox.checkpoint.encoder_file import (
     check_adaptation,
     decoder_sha256,
     read_encoder,
+    read_record,
     write_encoder,
 )
 from revox.checkpoint.errors import CheckpointError, VoiceError
@@ -149,6 +150,7 @@ def inject(
         "decoder_agrees": agrees,
         "adapted": sorted(adapted),
         "adaptation": options.adaptation.name if options.adaptation is not None else None,
+        "adaptation_record": shareable(read_record(options.adaptation)) if options.adaptation else None,
     }
     report = InjectionReport(
         options.out or folder,

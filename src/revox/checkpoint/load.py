@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from revox.checkpoint.adapter import read_adapter
+from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.params import read_params
 from revox.checkpoint.quantized import INT4, INT8, StoredWeight, stored_weights
 from revox.checkpoint.readable import check_tensors
@@ -22,7 +23,8 @@ from revox.checkpoint.release import (
     expected_tensors,
     is_quantizable,
 )
-from revox.checkpoint.tensors import folder_tensors, read_tensor
+from revox.checkpoint.tensors import folder_tensors, open_tensors, read_tensor
+from revox.model.codec import Codec
 from revox.model.linear import (
     BFloat16Linear,
     Weight,
@@ -104,6 +106,26 @@ def load_model(
     if torch.device(device).type == "cpu" and not multiplies_bf16():
         _multiply_rows_in_float32(model.backbone)
     return model.eval().requires_grad_(False)
+
+
+def codec_with_encoder(checkpoint: Path, encoder: Path) -> Codec:
+    """The checkpoint's codec with the encoder of the file `encoder`, float32, on the CPU, frozen.
+
+    The file is a safetensors file, as `revox encoder export` and training runs write it. Raises
+    CheckpointError when it is missing or damaged, or not this checkpoint's encoder.
+    """
+    released = load_model(checkpoint, dtype=torch.float32, parts=("audio_tokenizer",)).audio_tokenizer
+    codec = Codec(released.config, with_encoder=True)
+    state = dict(released.state_dict())
+    with open_tensors(encoder) as file:
+        for name in file.keys():  # noqa: SIM118 - not a mapping
+            state[name.removeprefix("audio_tokenizer.")] = file.get_tensor(name).float()
+    try:
+        codec.load_state_dict(state)
+    except RuntimeError as error:
+        why = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{encoder} is not an encoder of {checkpoint.name}: {why}") from None
+    return codec.eval().requires_grad_(False)
 
 
 def _quantize_layers(model: Voxtral, names: Sequence[str], read: Callable[[str], Weight], bits: int) -> None:

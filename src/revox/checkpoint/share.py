@@ -112,6 +112,8 @@ def model_card(
             source = str(injection["adaptation"]).replace("`", "'")
             count = len(injection["adapted"])
             injected += f"\n{count} tensors of the model were replaced by an adaptation (`{source}`)."
+            if consent := (injection.get("adaptation_record") or {}).get("consent"):
+                injected += f" Whose speech it learned from, and that they agreed: {_plain(consent)}."
         injected += " All other tensors are as they were, byte for byte."
     rows = {key: record.get(key, "not recorded") for key in _ASKED_FOR} | dict(record)
     return Template((Path(__file__).parent / "model_card.md").read_text()).substitute(

@@ -148,21 +148,15 @@ def encoder_command(
     autocast = None if dtype is None else find_dtype(dtype) == torch.bfloat16
     settings = read_settings(config, console.print, steps=steps, seed=seed, autocast=autocast)
 
-    def report(at: Progress) -> None:
-        shown = ("mel", "semantic", "acoustic", "agreement", "perplexity", "valid_mel", "valid_agreement",
-                 "valid_levels", "valid_nll", "valid_saturated", "audio_seconds_per_second",
-                 "memory_gb")  # fmt: skip
-        figures = "  ".join(f"{name} {at.facts[name]:.4g}" for name in shown if name in at.facts)
-        left = duration(float(at.facts["seconds_left"]))
-        console.print(f"step {at.done} of {at.total}, {left} left  {figures}", soft_wrap=True)
-
     options = RunOptions(
         validation=validation or (), refuse_below=refuse_below, workers=workers, device=device, resume=resume,
         sentences=read_sentences(texts) if texts else (), message=console.print,
     )  # fmt: skip
     try:
         with show_progress(console) as show:
-            options.progress = lambda at: report(at) if at.what == TRAINING else show(at)
+            options.progress = lambda at: (
+                console.print(training_line(at), soft_wrap=True) if at.what == TRAINING else show(at)
+            )
             encoder = restore_encoder(locate(checkpoint), data or (), out, settings, options)
     except KeyboardInterrupt:  # stopped as asked: nothing failed
         console.print(
@@ -170,6 +164,16 @@ def encoder_command(
         )
         raise typer.Exit(0) from None
     console.print(f"the encoder is {encoder}; try it: revox inject --checkpoint {checkpoint} --encoder {out}")
+
+
+def training_line(at: Progress) -> str:
+    """A report of the encoder's training as a line."""
+    shown = ("mel", "semantic", "acoustic", "agreement", "perplexity", "valid_mel", "valid_agreement",
+             "valid_levels", "valid_nll", "valid_saturated", "audio_seconds_per_second",
+             "memory_gb")  # fmt: skip
+    figures = "  ".join(f"{name} {at.facts[name]:.4g}" for name in shown if name in at.facts)
+    left = duration(float(at.facts["seconds_left"]))
+    return f"step {at.done} of {at.total}, {left} left  {figures}"
 
 
 @app.command("adapt")
@@ -192,6 +196,12 @@ def adapt_command(
             "--data", "-d", help="Folders of speech with transcripts, or hf:OWNER/NAME; repeatable."
         ),
     ] = None,
+    consent: Annotated[
+        str | None, typer.Option(help="Whose speech --data is, and that they agreed. Required with --data.")
+    ] = None,
+    encoder: Annotated[
+        Path | None, typer.Option(help="The encoder's file or run, for a checkpoint without one.")
+    ] = None,
     texts: Annotated[
         Path | None, typer.Option(help="Sentences for the presets to say, one a line; else our own.")
     ] = None,
@@ -213,6 +223,7 @@ def adapt_command(
 
     from revox.api import find_device, find_dtype
     from revox.checkpoint.locate import locate
+    from revox.cloning.consent import record_consent
     from revox.training.adapt import MAP_LEARNING_RATE, AdaptTraining
     from revox.training.adapt_model import ADAPTER_FOLDER, AdaptRequest, adapt_model
     from revox.training.deltas import PARTS
@@ -229,6 +240,7 @@ def adapt_command(
         raise TrainingError("a map is learned from clips of many speakers: give it the objective speech")
     if objective == "speech" and not data:
         raise TrainingError("the objective speech learns from clips with transcripts: name them with --data")
+    agreed = record_consent(consent).statement if data else None
     place = str(find_device(device))
     training = AdaptTraining(
         cast("Part", part), cast("Objective", objective), rank, steps, warmup=max(1, steps // 15),
@@ -243,7 +255,8 @@ def adapt_command(
     try:
         with show_progress(console) as show:
             request = AdaptRequest(
-                training, data or (), spoken, sentences, seeds, place, find_dtype(dtype), show, report
+                training, data or (), spoken, agreed, sentences, encoder, seeds, place, find_dtype(dtype),
+                show, report,
             )  # fmt: skip
             decision, path = adapt_model(locate(checkpoint), out, request)
     except KeyboardInterrupt:  # stopped as asked: nothing failed

@@ -6,12 +6,9 @@ in the folder names a person or a path, and no weights are in it.
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,24 +18,15 @@ from revox.checkpoint.encoder_file import decoder_sha256
 from revox.checkpoint.inspect import inspect
 from revox.doctor.examine import DoctorSettings, examine
 from revox.doctor.report import table_of, without_paths, write_report
-from revox.marking import load_signer, new_record, write_marked
-from revox.metrics.errors import MetricError
-from revox.metrics.speaker import SpeakerVerifier
+from revox.doctor.trial import CloneTrial
 from revox.progress import ProgressCallback, ignore_progress
-from revox.speech import Audio, read_audio
-from revox.speech.files import replace_file, stamp_of
+from revox.speech.files import replace_file
+from revox.stages import Facts, Stage, StageLog
 from revox.training.student import StudentRequest, StudentTraining, make_student
 from revox.training.student_plan import plan_student
 
 FACTS_FILE = "first-hour.json"
 REPORT_FILE = "first-hour.md"
-SENTENCES = (
-    "Please open the window in the kitchen.",
-    "The next plane to the city leaves at quarter past four.",
-)
-MAX_SECONDS = 15.0
-
-Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -73,28 +61,19 @@ def first_hour(request: FirstHour, out: Path) -> tuple[Path, list[str]]:
     the folder is not a checkpoint, KeyboardInterrupt when stopped: the same call goes on.
     """
     out.mkdir(parents=True, exist_ok=True)
-    path = out / FACTS_FILE
-    stamp = stamp_of(revox.__version__, decoder_sha256(request.folder), request.sentences, request.steps)
-    facts: Facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if facts.get("stamp") != stamp:
-        facts = {"stamp": stamp, "steps": {}}
     private = [request.folder, out]
-    hour = _Hour(request, out)
-    for name, step in hour.steps():
-        if facts["steps"].get(name, {}).get("done"):
-            request.report(f"{name}: done before")
-            continue
-        request.report(name)
-        began = time.perf_counter()
-        try:
-            found = {"done": True, **step()}
-        except (ValueError, RuntimeError) as error:  # the project's own errors, and torch's
-            found = {"done": False, "error": (str(error) or type(error).__name__).splitlines()[0]}
-            request.report(f"{name}: {found['error']}")
-        facts["steps"][name] = {**found, "seconds": round(time.perf_counter() - began, 1)}
-        replace_file(path, without_paths(json.dumps(facts, indent=1), private) + "\n")
-    replace_file(out / REPORT_FILE, without_paths(_markdown(request.name, facts["steps"]), private))
-    return out / REPORT_FILE, [name for name, step in facts["steps"].items() if not step["done"]]
+    begun = {
+        "version": revox.__version__, "checkpoint": decoder_sha256(request.folder),
+        "sentences": request.sentences, "steps": request.steps,
+    }  # fmt: skip
+    log = StageLog(out / FACTS_FILE, begun, lambda text: without_paths(text, private))
+    if log.other:
+        log.stages.clear()
+    stages = _Hour(request, out).stages()
+    failed = log.run(stages, request.report)
+    text = _markdown(request.name, log, [stage.name for stage in stages])
+    replace_file(out / REPORT_FILE, without_paths(text, private))
+    return out / REPORT_FILE, failed
 
 
 class _Hour:
@@ -102,12 +81,13 @@ class _Hour:
         self.request, self.out = request, out
         self.device = str(find_device(request.device))
 
-    def steps(self) -> Iterator[tuple[str, Callable[[], Facts]]]:
-        """The steps in order."""
-        yield "inspect", self.inspect
-        yield "doctor", self.doctor
-        yield "student", self.student
-        yield "clone and speak", self.clone_and_speak
+    def stages(self) -> list[Stage]:
+        """The steps in order; none waits for another."""
+        steps = {
+            "inspect": self.inspect, "doctor": self.doctor, "student": self.student,
+            "clone and speak": self.clone_and_speak,
+        }  # fmt: skip
+        return [Stage(name, step) for name, step in steps.items()]
 
     def inspect(self) -> Facts:
         """What is in the folder."""
@@ -138,71 +118,16 @@ class _Hour:
 
     def clone_and_speak(self) -> Facts:
         """The clip through the student, two sentences in its voice and in a preset's, and their speed."""
-        tts = revox.load(self.request.folder, self.device)
-        began = time.perf_counter()
-        voice = tts.clone(self.request.clip, consent=self.request.consent)
-        took, signer = time.perf_counter() - began, load_signer()
-        sounds = {"decoded": voice.decoded}
-        rows = []
-        for name, who in (("clone", voice), ("preset", tts.voice(tts.voices()[0]))):
-            for i, text in enumerate(SENTENCES):
-                began = time.perf_counter()
-                audio = tts.synthesize(text, who, max_seconds=MAX_SECONDS).audio
-                spent = time.perf_counter() - began
-                sounds[f"{name}-{i}"] = audio
-                rows.append(
-                    {
-                        "voice": name, "text": text, "seconds": round(audio.seconds, 2),
-                        "ended": not audio.truncated,
-                        "times real time": round(audio.seconds / spent, 2) if spent else None,
-                    }
-                )  # fmt: skip
-        for name, audio in sounds.items():
-            if audio.samples.size:
-                write_marked(
-                    self.out / f"{name}.wav", audio, record=new_record(self.request.name, name), signer=signer
-                )
-        return {
-            "method": voice.coding.method, "clone_seconds": round(took, 2),
-            "distance": round(voice.distance, 4), "spoken": rows,
-            "similarity": _similarity(self.request.clip, sounds),
-            "memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2) if "cuda" in self.device else None,
-        }  # fmt: skip
+        request = self.request
+        trial = CloneTrial(request.clip, request.consent, request.name)
+        found, _ = trial.run(revox.load(request.folder, self.device), self.out)
+        on_gpu = "cuda" in self.device
+        return found | {"memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2) if on_gpu else None}
 
 
-def _similarity(clip: Path, sounds: dict[str, Audio]) -> dict[str, float] | None:
-    """Resemblyzer's cosine of each sound to the clip; None without it."""
-    try:
-        verifier = SpeakerVerifier()
-    except MetricError:
-        return None
-    own = verifier.embed(read_audio(clip))
-    return {
-        name: round(verifier.similarity(verifier.embed(audio), own), 3)
-        for name, audio in sounds.items()
-        if audio.seconds > 0.5
-    }
-
-
-def _markdown(name: str, steps: dict[str, Facts]) -> str:
-    rows = [
-        {
-            "step": step, "done": "yes" if facts["done"] else "**no**", "seconds": facts["seconds"],
-            "what came of it": facts.get("error") or _summary(facts),
-        }
-        for step, facts in steps.items()
-    ]  # fmt: skip
-    lines = [f"# The first hour with {name}", "", *table_of(rows)]
-    spoken = steps.get("clone and speak", {}).get("spoken")
+def _markdown(name: str, log: StageLog, stages: list[str]) -> str:
+    lines = [f"# The first hour with {name}", "", *table_of(log.rows(stages))]
+    spoken = log.stages.get("clone and speak", {}).get("spoken")
     if spoken:
         lines += ["", "## Speed", "", *table_of(spoken)]
     return "\n".join([*lines, "", "The examination: doctor/doctor.md. All figures: first-hour.json.", ""])
-
-
-def _summary(facts: Facts) -> str:
-    shown = {
-        key: value
-        for key, value in facts.items()
-        if key not in ("done", "seconds") and isinstance(value, str | int | float)
-    }
-    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from revox.checkpoint.adapter import CONFIG_FILE, FACTORS_FILE, write_adapter
-from revox.checkpoint.load import default_dtype, load_model
+from revox.checkpoint.encoder_file import find_encoder
+from revox.checkpoint.load import codec_with_encoder, default_dtype, load_model
 from revox.checkpoint.tensors import write_safetensors_stream
 from revox.checkpoint.voice_map import MAP_FILE, write_map
 from revox.coding import Coder
@@ -33,14 +34,18 @@ REPORT_FILE = "adaptation.json"
 class AdaptRequest:
     """What `adapt_model` does.
 
-    `data` are specs of `find_sources`, for the objective "speech"; `texts` are what the presets say (else
-    sentences of our own), `sentences` of them each.
+    `data` are specs of `find_sources`, for the objective "speech", and `consent` says whose speech that is
+    and that they agreed; both are recorded with the adaptation. `texts` are what the presets say (else
+    sentences of our own), `sentences` of them each. `encoder` is an encoder's file or a run's folder, for a
+    checkpoint without one.
     """
 
     training: AdaptTraining
     data: Sequence[str] = ()
     texts: Sequence[str] = ()
+    consent: str | None = None
     sentences: int = 8
+    encoder: Path | None = None
     seeds: int = 2
     device: str = "cpu"
     dtype: torch.dtype | None = None
@@ -49,7 +54,7 @@ class AdaptRequest:
 
 
 def adapt_model(checkpoint: Path, out: Path, request: AdaptRequest) -> tuple[Decision, Path | None]:
-    """Adapt the model of the folder `checkpoint`, which has its encoder; gives the decision and the file.
+    """Adapt the model of the folder `checkpoint` to its encoder; gives the decision and the file.
 
     Without a file the model is better left alone. Runs and codes are kept in `out`: what was stopped goes on
     with the same settings. Raises TrainingError if there is no encoder or too little speech,
@@ -58,10 +63,13 @@ def adapt_model(checkpoint: Path, out: Path, request: AdaptRequest) -> tuple[Dec
     training = request.training
     dtype = request.dtype or default_dtype(checkpoint, torch.device(request.device))
     model = load_model(checkpoint, request.device, dtype)
+    if request.encoder is not None:
+        codec = codec_with_encoder(checkpoint, find_encoder(request.encoder))
+        model.audio_tokenizer = codec.to(request.device, dtype)
     if training.objective == "distill" and not model.audio_tokenizer.has_encoder:
         raise TrainingError(
             f"{checkpoint} has no encoder whose embeddings could be distilled: restore it first "
-            "(`revox train encoder`, then `revox inject`)"
+            "(`revox train encoder`) and name its run with --encoder, or inject it (`revox inject`)"
         )
     coder = Coder(model.audio_tokenizer, lambda should_stop: preset_codes(checkpoint, model))
     texts = request.texts or drawn_sentences(40, training.seed)
@@ -85,6 +93,7 @@ def adapt_model(checkpoint: Path, out: Path, request: AdaptRequest) -> tuple[Dec
     figures = ("adapt", "scale", "before", "after", "control", "spread")
     about = {name: getattr(decision, name) for name in figures}
     about |= {"guard": asdict(decision.guard), "training": asdict(training), "seeds": request.seeds}
+    about |= {"data": list(request.data), "consent": request.consent}
     replace_file(out / REPORT_FILE, json.dumps(about, indent=1) + "\n")
     path = out / ADAPTATION_FILE
     for stale in (

@@ -132,17 +132,15 @@ def restore_encoder(
     seconds = sum(one.shape[1] for one in codes) / config.frame_rate
     message(f"{len(codes)} utterances of the model's own ({seconds:.0f} s) for pairs")
     about: dict[str, Any] = {"decoder_sha256": decoder_sha256(checkpoint), "data": list(data)}
-    recordings, held = None, []
+    recordings = None
     train: list[SpeechSource] = []
+    held: list[SpeechSource] = []
     if sources:
         found = report_sources(sources, refuse_below=options.refuse_below, workers=options.workers)
         for sentence in found.sentences:
             message(sentence)
         about["hours"], about["speakers"] = round(found.hours, 2), found.speakers
-        if options.validation:
-            train, held = found.sources, find_sources(options.validation, cache=options.cache)
-        else:
-            train, held = hold_out(found.sources, HELD_OUT)
+        train, held = divided_sources(found.sources, options)
     if settings.clips:
         sampler = ClipSampler(
             train, seconds=settings.frames(config) / config.frame_rate, seed=settings.seed,
@@ -175,7 +173,7 @@ def restore_encoder(
             label(progress=progress)
         world.wait()
         labeled = label()  # from the cache
-    clips = _validation_clips(held, config.sampling_rate)
+    clips = validation_clips(held, config.sampling_rate)
     if settings.likelihood and clips and not any(clip.transcript for clip in clips):
         message(
             f"no validation clip of at most {HELD_OUT_SECONDS:.0f} s has a transcript: the language model's "
@@ -248,6 +246,15 @@ def texts_of(sources: Sequence[SpeechSource], most: int = 20_000) -> list[str]:
     return sorted(found, key=lambda text: hashlib.sha256(text.encode()).digest())[:most]
 
 
+def divided_sources(
+    sources: Sequence[SpeechSource], options: RunOptions
+) -> tuple[list[SpeechSource], list[SpeechSource]]:
+    """What is trained on and what is validated on: `options.validation`, or else some of the speakers."""
+    if options.validation:
+        return list(sources), find_sources(options.validation, cache=options.cache)
+    return hold_out(sources, HELD_OUT)
+
+
 def hold_out(sources: Sequence[SpeechSource], clips: int) -> tuple[list[SpeechSource], list[SpeechSource]]:
     """`sources` without some speakers, and up to `clips` clips of those speakers, one each.
 
@@ -279,7 +286,8 @@ def hold_out_names(names: Sequence[str], most: int) -> tuple[list[str], list[str
     return [name for name in names if name not in held], [name for name in names if name in held]
 
 
-def _validation_clips(held: Sequence[SpeechSource], rate: int) -> list[ValidationClip]:
+def validation_clips(held: Sequence[SpeechSource], rate: int) -> list[ValidationClip]:
+    """The first `HELD_OUT` clips of each source at `rate` Hz, of `HELD_OUT_SECONDS` at most."""
     found = []
     for source in held:
         for cut in itertools.islice(source.cuts, HELD_OUT):
@@ -288,7 +296,8 @@ def _validation_clips(held: Sequence[SpeechSource], rate: int) -> list[Validatio
             )
             text = (cut.supervisions[0].text or "").strip() if whole else ""
             # Longer texts do not fit into such a clip, and may not fit into a prompt.
-            found.append(ValidationClip(torch.from_numpy(samples), text if len(text) < 500 else None))
+            known = text if len(text) < 500 else None
+            found.append(ValidationClip(torch.from_numpy(samples), known, cut.supervisions[0].speaker))
     return found
 
 

@@ -55,21 +55,15 @@ def plan_student(
     itself soon knows more.
     """
     config = read_params(checkpoint).voxtral_config()
-    sizes: Counter[str] = Counter()
-    for spec in expected_tensors(config).values():
-        sizes[spec.component] += spec.parameters
+    sizes = component_sizes(config)
     dtype = dtype or default_dtype(checkpoint, device)
-    backbone, acoustic = config.backbone, config.acoustic
-    evaluations = 2 * acoustic.n_decoding_steps  # guidance takes two a step
-    operations = 2 * SHARD * (sizes["backbone"] + evaluations * sizes["acoustic_transformer"])
-    layers = backbone.n_layers + acoustic.n_decoding_steps * acoustic.n_layers
-    tiny = torch.zeros(1, device=device)
-    launch = _seconds(lambda: tiny.add_(1), tiny)
-    frame = operations / _speed(SHARD, backbone.dim, backbone.hidden_dim, dtype, device)
-    speaking = math.ceil(sentences / SHARD) * LONGEST * (frame + layers * KERNELS * launch)
+    backbone = config.backbone
+    speaking = speaking_seconds(config, sentences, SHARD, dtype, device)
+    launch = launch_seconds(device)
     codec = config.codec
-    fast = _speed(training.batch * training.frames, codec.dim, codec.hidden_dim, torch.float32, device)
-    learned = training.steps * training.batch * training.frames * decoder_operations(config)
+    rows = training.batch * training.frames
+    fast = operations_a_second(rows, codec.dim, codec.hidden_dim, torch.float32, device)
+    learned = training.steps * rows * decoder_operations(config)
     learning = learned / fast + training.steps * 1000 * launch
     cache = 2 * backbone.n_layers * backbone.n_kv_heads * backbone.head_dim * dtype.itemsize
     speaks = sum(count for component, count in sizes.items() if component != "codec_encoder")
@@ -78,6 +72,33 @@ def plan_student(
         disk=sentences * FRAMES * codec.n_codebooks * 2 + 50e6,
         memory=speaks * dtype.itemsize + SHARD * (PROMPT + LONGEST) * cache + 1e9,
     )  # fmt: skip
+
+
+def speaking_seconds(
+    config: VoxtralConfig, sentences: int, together: int, dtype: torch.dtype, device: str
+) -> float:
+    """Seconds in which the model says so many sentences, some `together`: counted operations and launches."""
+    sizes, acoustic = component_sizes(config), config.acoustic
+    evaluations = 2 * acoustic.n_decoding_steps  # guidance takes two a step
+    operations = 2 * together * (sizes["backbone"] + evaluations * sizes["acoustic_transformer"])
+    layers = config.backbone.n_layers + acoustic.n_decoding_steps * acoustic.n_layers
+    speed = operations_a_second(together, config.backbone.dim, config.backbone.hidden_dim, dtype, device)
+    frame = operations / speed + layers * KERNELS * launch_seconds(device)
+    return math.ceil(sentences / together) * LONGEST * frame
+
+
+def component_sizes(config: VoxtralConfig) -> Counter[str]:
+    """Parameters of each component of the release."""
+    sizes: Counter[str] = Counter()
+    for spec in expected_tensors(config).values():
+        sizes[spec.component] += spec.parameters
+    return sizes
+
+
+def launch_seconds(device: str) -> float:
+    """Seconds that the smallest operation takes."""
+    tiny = torch.zeros(1, device=device)
+    return _seconds(lambda: tiny.add_(1), tiny)
 
 
 def decoder_operations(config: VoxtralConfig) -> float:
@@ -93,7 +114,7 @@ def decoder_operations(config: VoxtralConfig) -> float:
     return 2.0 * total
 
 
-def _speed(rows: int, inputs: int, outputs: int, dtype: torch.dtype, device: str) -> float:
+def operations_a_second(rows: int, inputs: int, outputs: int, dtype: torch.dtype, device: str) -> float:
     """Operations a second of a product of `rows` vectors with a matrix of the model."""
     matrix = torch.zeros((outputs, inputs), dtype=dtype, device=device)
     vectors = torch.zeros((rows, inputs), dtype=dtype, device=device)

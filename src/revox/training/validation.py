@@ -35,10 +35,11 @@ ENCODER = CodingSettings("encoder")
 
 @dataclass(frozen=True)
 class ValidationClip:
-    """A recording `[samples]`, and its words where they are known."""
+    """A recording `[samples]`, its words where they are known, and who speaks."""
 
     samples: Tensor
     transcript: str | None = None
+    speaker: str = ""
 
 
 @dataclass
