@@ -76,7 +76,7 @@ def add_codes(
             "acoustic": all_codes[1:].astype(np.uint8),
         }
         path, content = folder / f"{stamp}.{n:03d}.npz", io.BytesIO()
-        np.savez_compressed(content, **arrays)  # type: ignore[arg-type]  # as in lab.arrays
+        np.savez_compressed(content, **arrays)
         replace_file(path, content.getvalue())
         kept.add(path.name)
     index = "".join(json.dumps(lines[n], ensure_ascii=False) + "\n" for n in sorted(lines))
