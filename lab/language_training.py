@@ -50,11 +50,11 @@ class LanguageTraining:
     own_from: int = 0
     """The step from which the model is fed its own past; until then a step costs a third less."""
     own_steps: int = 4
-    guide: float = 0.0
-    """Weight of the guided attention: the first head of the layers `guided_layers` is to look, at each frame,
-    where in the text it is (Tachibana et al., arXiv 1710.08969, with -log of the attention that is there)."""
-    guided_layers: tuple[int, ...] = (1, 3)
-    guide_width: float = 0.08
+    alignment: float = 0.0
+    """Weight of guided attention: the first head of `aligned_layers` is to look, at each frame, where in the
+    text it is (Tachibana et al., arXiv 1710.08969, with -log of the attention that is there)."""
+    aligned_layers: tuple[int, ...] = (1, 3)
+    alignment_width: float = 0.08
     """Deviation of where in the text the speech is from the diagonal, of the whole text."""
     token_noise: float = 0.05
     preset_share: float = 0.3
@@ -196,8 +196,8 @@ def language_losses(
     sequences = [
         torch.cat((head, embeddings.frames(ids[None])[0])) for head, ids in zip(heads, past, strict=True)
     ]
-    guided = settings.guided_layers if training and settings.guide else ()
-    with _attention_inputs(model, guided) as seen:
+    aligned = settings.aligned_layers if training and settings.alignment else ()
+    with _attention_inputs(model, aligned) as seen:
         hidden = model.teacher_forced(sequences)
     states, semantic, acoustic = [], [], []
     for i, target in enumerate(targets):
@@ -240,12 +240,12 @@ def language_losses(
         "flow": functional.mse_loss(velocity, wanted_velocity),
         "accuracy": (logits.argmax(-1) == wanted).float().mean(),
     }
-    if guided:
+    if aligned:
         spans = [
             (reference.shape[1] + 4, start - 1, start, target.shape[1])
             for (reference, _, _), start, target in zip(items, starts, targets, strict=True)
         ]
-        losses["guide"] = _guide_loss(model, seen, spans, settings.guide_width)
+        losses["alignment"] = _alignment_loss(model, seen, spans, settings.alignment_width)
     return losses
 
 
@@ -264,7 +264,7 @@ def _attention_inputs(
             hook.remove()
 
 
-def _guide_loss(
+def _alignment_loss(
     model: Voxtral,
     seen: Sequence[tuple[BackboneAttention, Tensor, Tensor]],
     spans: Sequence[tuple[int, int, int, int]],
@@ -441,8 +441,8 @@ class LanguageTrainer(Run):
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.autocast):
             losses = language_losses(self.model, items, self.data.tokens.audio, reading, self.rng)
         loss = losses["semantic"] + settings.flow * losses["flow"]
-        if "guide" in losses:
-            loss = loss + settings.guide * losses["guide"]
+        if "alignment" in losses:
+            loss = loss + settings.alignment * losses["alignment"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=True)

@@ -66,7 +66,7 @@ def add_codes(
                 "file": item.file, "speaker": item.speaker, "written": item.written,
                 "seconds": round(seconds, 4), "kind": item.kind,
             }  # fmt: skip
-    kept = set()
+    written = set()
     for n, part in enumerate(_parts(codes)):
         all_codes = np.concatenate([codes[number] for number in part], axis=1)
         arrays = {
@@ -78,11 +78,11 @@ def add_codes(
         path, content = folder / f"{stamp}.{n:03d}.npz", io.BytesIO()
         np.savez_compressed(content, **arrays)
         replace_file(path, content.getvalue())
-        kept.add(path.name)
+        written.add(path.name)
     index = "".join(json.dumps(lines[n], ensure_ascii=False) + "\n" for n in sorted(lines))
     replace_file(folder / "index.jsonl", index)
     for path in folder.iterdir():
-        if _NAME.fullmatch(path.name) and path.name not in kept:
+        if _NAME.fullmatch(path.name) and path.name not in written:
             path.unlink()
     return len(codes) - before, len(codes)
 

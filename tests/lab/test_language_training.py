@@ -91,9 +91,9 @@ def test_guidance_moves_the_goal_by_what_the_hidden_state_adds(
     assert losses(model, replace(dropped, guidance=w))["flow"] == losses(model, dropped)["flow"]
 
 
-def test_the_guide_is_the_first_heads_attention_away_from_its_place_in_the_text(model: Voxtral):
-    settings = replace(PLAIN, guide=1.0, guided_layers=(1,), guide_width=0.2)
-    found = losses(model, settings)["guide"]
+def test_the_alignment_loss_is_the_first_heads_attention_away_from_its_place_in_the_text(model: Voxtral):
+    settings = replace(PLAIN, alignment=1.0, aligned_layers=(1,), alignment_width=0.2)
+    found = losses(model, settings)["alignment"]
     weights = []
 
     def attention(module, given, _made):
@@ -119,10 +119,10 @@ def test_the_guide_is_the_first_heads_attention_away_from_its_place_in_the_text(
             row = weights[0][i, len(prompt) - 1 + t]
             near = [np.exp(-(((t / frames - (n + 0.5) / 2) / 0.2) ** 2) / 2) for n in range(2)]
             expected.append(
-                (i, -np.log(sum(float(row[p]) * w for p, w in zip(text, near, strict=True)) + 1e-6))
+                (i, -np.log(sum(float(row[p].detach()) * w for p, w in zip(text, near, strict=True)) + 1e-6))
             )
     means = [np.mean([v for j, v in expected if j == i]) for i in range(2)]
-    assert float(found) == pytest.approx(np.mean(means), rel=1e-4)
+    assert float(found.detach()) == pytest.approx(np.mean(means), rel=1e-4)
 
 
 def test_more_draws_of_the_flow_are_the_same_loss_with_less_chance(model: Voxtral):
