@@ -594,7 +594,8 @@ def test_the_committed_settings_are_read_as_they_are_written(path: Path):
         assert {
             k: v for k, v in given[stage].items() if json.loads(json.dumps(settings[stage][k])) != v
         } == {}
-        assert settings[stage]["warmup"] + settings[stage]["decay_steps"] < settings[stage]["steps"]
+        if settings[stage]["steps"]:  # a stage without steps is left out
+            assert settings[stage]["warmup"] + settings[stage]["decay_steps"] < settings[stage]["steps"]
 
 
 def test_a_language_model_of_another_width_is_built_and_speaks(built: Path, tmp_path: Path):
