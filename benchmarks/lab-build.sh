@@ -4,7 +4,7 @@
 #
 # lab/speech/README.md says how the materials are made. Encoder and decoder train side by side, a core each, on
 # the teacher codec's codes, and after the decoder a draft of the language model; then the decoder and the
-# language model go on with the encoder's codes. The folder is
+# language model go on with the encoder's codes. A stage whose settings give it no steps is left out. The folder is
 # RUN/out, the reference encoder is in RUN/reference.
 # Ctrl-C or a lost machine loses at most 500 steps: the same command goes on. --autocast makes steps shorter on
 # processors with bf16 instructions and longer on others: AUTOCAST=--no-autocast for these. With

@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -422,9 +423,11 @@ def encode_speech(codec: Codec, wave: np.ndarray) -> np.ndarray:
 
 
 def encoder_identity(codec: Codec) -> str:
-    """What changes with the weights of the codec's encoder."""
-    encoder = (p for k, p in codec.named_parameters() if k.startswith(HALVES["encoder"]))
-    return f"{sum(float(p.double().sum()) for p in encoder):.9e}"
+    """Twelve hexadecimal digits that change with the codec's encoder: of its bf16 weights, so that they are
+    the same on every processor."""
+    encoder = [p for k, p in codec.named_parameters() if k.startswith(HALVES["encoder"])]
+    bits = (p.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16) for p in encoder)
+    return hashlib.sha256(b"".join(b.numpy().tobytes() for b in bits)).hexdigest()[:12]
 
 
 def utterance_codes(run: BuildRun, codec: Codec, kind: str, split: str) -> list[np.ndarray]:
@@ -551,9 +554,10 @@ def encoded_language_data(run: BuildRun) -> tuple[LanguageData, LanguageData]:
     """`language_data` with the trained encoder's codes, and with those of speech that only its codes are left
     of (`lab.spoken`)."""
     codec = trained_encoder(run).to(run.device)
-    codes = spoken.read_codes(run.spoken, spoken.encoder_stamp(encoder_identity(codec)))
+    codes = spoken.read_codes(run.spoken, encoder_identity(codec))
     there = set(_planned(run))
     extra = [(item, codes[item.number]) for item in _plan() if item.number in codes.keys() - there]
+    run.report("language", {"utterances without their sound": len(extra)})
     return language_data(run, partial(encode_speech, codec), partial(utterance_codes, run, codec), extra)
 
 
@@ -568,7 +572,7 @@ def pack_spoken(run: BuildRun, folder: Path) -> tuple[int, int]:
             for number, (its_split, index) in planned.items()
             if its_split == split
         ]
-    return spoken.add_codes(folder, spoken.encoder_stamp(encoder_identity(codec)), made)
+    return spoken.add_codes(folder, encoder_identity(codec), made)
 
 
 def _plan() -> list[PlannedUtterance]:

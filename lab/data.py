@@ -151,8 +151,8 @@ def prepare(
 
     synthetic: folders that `lab.speech.kokoro` wrote. librispeech: the folder of the human clips and their
     transcripts, or None to leave them out. The first `codec_utterances` of the training plan are the split
-    "train", from which everything learns; the others, and human voices changed a little, are "more", from
-    which the language model learns.
+    "train", from which everything learns; the others, and voices of "train" changed a little, are "more",
+    from which all but the teacher codec learn.
 
     Raises LabError if a clip is missing or a folder holds no speech.
     """

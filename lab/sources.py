@@ -21,7 +21,8 @@ from lab.speech.plan import read_plan, read_speakers
 SPEECH = Path(__file__).parent / "speech"
 
 SPEEDS = (0.88, 0.94, 1.06, 1.12)
-"""Of the further voices made of human ones (Ko et al., Audio augmentation for speech recognition, 2015)."""
+"""Of further voices made of human ones, the inner two of synthetic ones too (Ko et al., Audio augmentation
+for speech recognition, 2015)."""
 
 SHORTEST, LONGEST, PAUSE = 1.5, 7.0, 0.12  # seconds of human utterances, and of a pause that may end one
 DOUBTFUL = -0.6  # mean log probability of a transcript's words, below which it is not read

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,13 +21,7 @@ from lab.speech.plan import PlannedUtterance
 from revox.speech.files import replace_file
 
 FOLDER = Path(__file__).parent / "spoken"
-_PER_FILE = 600_000  # frames of 20 to 22 bytes
-_NAME = re.compile(r"[0-9a-f]{8}\.\d{3}\.npz")
-
-
-def encoder_stamp(weights: str) -> str:
-    """The name of an encoder's codes, from `lab.build.encoder_identity`."""
-    return f"{zlib.crc32(weights.encode()):08x}"
+_PER_FILE = 600_000  # frames, of 13 bytes in the mean and 22 at most
 
 
 def read_codes(folder: Path, stamp: str) -> dict[int, np.ndarray]:
@@ -51,11 +44,14 @@ def read_codes(folder: Path, stamp: str) -> dict[int, np.ndarray]:
 def add_codes(
     folder: Path, stamp: str, made: Iterable[tuple[PlannedUtterance, np.ndarray, float]]
 ) -> tuple[int, int]:
-    """Add utterances with their codes and seconds; those that are there stay. Codes of another encoder go.
+    """Add utterances with their codes and seconds; those that are there stay.
 
-    Returns how many utterances were added and how many there are.
+    Returns how many utterances were added and how many there are. Raises LabError if the folder holds codes
+    of another encoder, or a file there is damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if others := [path.name for path in folder.glob("*.npz") if not path.name.startswith(f"{stamp}.")]:
+        raise LabError(f"{folder} holds codes of another encoder ({others[0]}): name another folder")
     codes = read_codes(folder, stamp)
     lines = {number: line for number, line in read_index(folder).items() if number in codes}
     before = len(codes)
@@ -66,7 +62,6 @@ def add_codes(
                 "file": item.file, "speaker": item.speaker, "written": item.written,
                 "seconds": round(seconds, 4), "kind": item.kind,
             }  # fmt: skip
-    written = set()
     for n, part in enumerate(_parts(codes)):
         all_codes = np.concatenate([codes[number] for number in part], axis=1)
         arrays = {
@@ -78,12 +73,8 @@ def add_codes(
         path, content = folder / f"{stamp}.{n:03d}.npz", io.BytesIO()
         np.savez_compressed(content, **arrays)
         replace_file(path, content.getvalue())
-        written.add(path.name)
     index = "".join(json.dumps(lines[n], ensure_ascii=False) + "\n" for n in sorted(lines))
     replace_file(folder / "index.jsonl", index)
-    for path in folder.iterdir():
-        if _NAME.fullmatch(path.name) and path.name not in written:
-            path.unlink()
     return len(codes) - before, len(codes)
 
 

@@ -23,6 +23,7 @@ from lab.build import (
     build,
     encode_speech,
     encoded_language_data,
+    encoder_identity,
     finish_decoder,
     finish_trainer,
     half_trainer,
@@ -44,6 +45,7 @@ from lab.language_training import LanguageTrainer
 from lab.settings import read_settings
 from lab.shards import pack
 from lab.sizes import PRESETS
+from lab.spoken import read_codes
 from lab.state_bundle import restore_bundles, write_bundles
 from revox import load
 from revox.checkpoint.load import load_model
@@ -61,6 +63,7 @@ from revox.training.quantize import quantize_acoustic
 from revox.training.run import Run
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+LAB = Path(__file__).parents[2] / "lab"
 TEXT = "the train leaves at noon"
 LATER = ("teacher", "encoder", "decoder", "draft", "finish", "language", "folder")
 
@@ -669,3 +672,13 @@ def test_text_is_spelled_in_bytes_where_no_piece_has_a_token(tmp_path: Path):
     assert run.params.voxtral_config().backbone.vocab_size == 1256
     pieces = json.loads((run.work / "tekken.json").read_text())["vocab"]
     assert len(pieces) == 256
+
+
+def test_the_committed_codes_are_of_the_committed_encoder(tmp_path: Path):
+    restore_bundles(LAB / "state", tmp_path)
+    run = BuildRun(tmp_path, read_settings(BENCHMARKS / "lab-build.json"))
+    write_params(run)
+    codes = read_codes(run.spoken, encoder_identity(trained_encoder(run)))
+    assert len(codes) == len((LAB / "spoken" / "index.jsonl").read_text().splitlines()) > 2000
+    lowest = min(int(one.min()) for one in codes.values())
+    assert (lowest, max(int(one[1:].max()) for one in codes.values())) == (0, 20)

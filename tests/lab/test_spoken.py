@@ -41,13 +41,15 @@ def test_the_synthesizer_leaves_out_what_has_codes(plan, tmp_path):
     assert remaining(plan, [spoken.read_index(tmp_path)], tmp_path / "out") == plan[4:]
 
 
-def test_codes_of_another_encoder_are_not_read_and_go_with_the_next_addition(plan, tmp_path):
+def test_codes_of_another_encoder_are_not_read_and_not_overwritten(plan, tmp_path):
     spoken.add_codes(tmp_path, "0a0a0a0a", [(i, codes(i.number), 0.4) for i in plan[:4]])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert spoken.read_codes(tmp_path, "0b0b0b0b") == {}
-    assert spoken.add_codes(tmp_path, "0b0b0b0b", [(plan[5], codes(1), 0.4)]) == (1, 1)
-    assert [p.name for p in tmp_path.glob("*.npz")] == ["0b0b0b0b.000.npz"]
+    with pytest.raises(LabError, match="another encoder"):
+        spoken.add_codes(tmp_path, "0b0b0b0b", [(plan[5], codes(1), 0.4)])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     lines = [json.loads(line) for line in (tmp_path / "index.jsonl").read_text().splitlines()]
-    assert [line["file"] for line in lines] == [plan[5].file]
+    assert [line["file"] for line in lines] == [item.file for item in plan[:4]]
 
 
 def test_a_damaged_file_gets_a_sentence(plan, tmp_path):
