@@ -680,5 +680,4 @@ def test_the_committed_codes_are_of_the_committed_encoder(tmp_path: Path):
     write_params(run)
     codes = read_codes(run.spoken, encoder_identity(trained_encoder(run)))
     assert len(codes) == len((LAB / "spoken" / "index.jsonl").read_text().splitlines()) > 2000
-    lowest = min(int(one.min()) for one in codes.values())
-    assert (lowest, max(int(one[1:].max()) for one in codes.values())) == (0, 20)
+    assert all(one.min() >= 0 and one[0].max() < 512 and one[1:].max() < 21 for one in codes.values())
