@@ -82,19 +82,21 @@ def state_command(
 @app.command("spoken")
 def spoken_command(
     run: Run,
+    speech: Annotated[list[Path], typer.Option(help="A folder of synthetic speech; may be repeated.")],
     config: Annotated[Path | None, typer.Option(help="The settings of the build.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="The folder to add to; by default lab/spoken, where builds look.")
     ] = None,
 ) -> None:
-    """Keep the codes of a build's training speech: the language model learns from them without the sound."""
+    """Keep the codes of training speech by a build's encoder: the language model learns from them without
+    the sound."""
     from lab.build import BuildRun, BuildSettings, pack_spoken
     from lab.settings import read_settings
     from lab.spoken import FOLDER
 
     settings = read_settings(config) if config else BuildSettings()
     folder = out or FOLDER
-    added, there = pack_spoken(BuildRun(run, settings), folder)
+    added, there = pack_spoken(BuildRun(run, settings), folder, speech)
     size = sum(path.stat().st_size for path in folder.iterdir())
     console.print(f"{folder}: {added} utterances added, {there} in all, {size / 1e6:.1f} MB", soft_wrap=True)
 

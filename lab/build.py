@@ -30,19 +30,22 @@ from lab.codec_training import (
     ReferenceEncoderTrainer,
     ReferenceEncoderTraining,
 )
-from lab.data import KINDS, SpeechSet, prepare
+from lab.data import KINDS, SpeechSet, prepare, read_utterance
 from lab.errors import LabError
 from lab.frames import FrameFeatures, FrameSet, make_frames
-from lab.language_training import (
+from lab.language_data import (
+    FRAMES_PER_SECOND,
     LanguageData,
-    LanguageTrainer,
-    LanguageTraining,
     PromptTokens,
+    TokenizedText,
     TokenizedUtterance,
+    spoken_times,
 )
+from lab.language_training import LanguageTrainer, LanguageTraining
 from lab.shards import SHARDS, unpack
 from lab.sizes import PRESETS, lab_params
-from lab.sources import SPEECH, preset_speakers
+from lab.sources import SPEECH, preset_speakers, synthetic_utterances
+from lab.speech.durations import Durations, read_durations
 from lab.speech.plan import PlannedUtterance, plain_words, read_plan
 from lab.state_bundle import averaged_weights, restore_bundles
 from lab.teacher_codec import TeacherCodec, TeacherCodecTrainer, TeacherCodecTraining, TeacherData
@@ -480,26 +483,44 @@ def language_data(
     tokenizer = _Tokenizer(run.work)
     waves = preset_waveforms(run.speech("train", "synthetic"), _preset_seconds(run))
     references = {name: encode(wave) for name, wave in waves.items()}
+    durations = _spoken_durations(run.spoken)
     made = []
     for splits in (("train", "more"), ("validation",)):
         utterances = []
         for kind, split in itertools.product(KINDS, splits):
             if not (run.data / f"{kind}-{split}.json").is_file():
                 continue
-            spoken = run.speech(split, kind).utterances
-            utterances += [
-                TokenizedUtterance(c, tokenizer.forms(u.text), u.speaker, u.preset, kind == "human")
-                for u, c in zip(spoken, codes_of(kind, split), strict=True)
-                if u.text
-            ]
+            for u, c in zip(run.speech(split, kind).utterances, codes_of(kind, split), strict=True):
+                if not u.text:
+                    continue
+                times = symbols = None
+                if u.words is not None:
+                    times = np.array(u.words) * FRAMES_PER_SECOND
+                elif known := durations.get((u.speaker.removesuffix(f"-{u.speed}"), u.text)):
+                    times, symbols = spoken_times(known, c.shape[1], u.speed)
+                utterances.append(
+                    TokenizedUtterance(
+                        c, tokenizer.forms(u.text), u.speaker, u.preset, kind == "human", times, symbols
+                    )
+                )
         if splits[0] == "train":
             roles = {speaker: preset for preset, speaker in preset_speakers().items()}
-            utterances += [
-                TokenizedUtterance(c, tokenizer.forms(i.written), i.speaker, roles.get(i.speaker))
-                for i, c in extra
-            ]
-        made.append(LanguageData(utterances, references, tokenizer.prompt, run.settings.language))
+            for i, c in extra:
+                known = durations.get((i.speaker, i.written))
+                times, symbols = spoken_times(known, c.shape[1]) if known else (None, None)
+                forms, preset = tokenizer.forms(i.written), roles.get(i.speaker)
+                utterances.append(TokenizedUtterance(c, forms, i.speaker, preset, False, times, symbols))
+        settings = run.settings.language
+        if splits[0] == "validation":  # as people speak, and comparable with other settings
+            settings = replace(settings, spliced=0.0)
+        made.append(LanguageData(utterances, references, tokenizer.prompt, settings, tokenizer.space))
     return made[0], made[1]
+
+
+def _spoken_durations(folder: Path) -> dict[tuple[str, str], Durations]:
+    """What is known of when phonemes are said, by speaker and sentence."""
+    found = read_durations(folder / "durations.npz")
+    return {(item.speaker, item.written): found[item.number] for item in _plan() if item.number in found}
 
 
 class _Tokenizer:
@@ -518,9 +539,14 @@ class _Tokenizer:
             repeat_audio_text=special("[REPEAT_AUDIO_TEXT]"),
         )
 
-    def forms(self, text: str) -> tuple[tuple[int, ...], ...]:
-        """Tokens of a text as written, and of its plain words."""
-        return tuple(tuple(self.tekken.encode(t, bos=False, eos=False)) for t in (text, plain_words(text)))
+        (self.space,) = self.tekken.encode(" ", bos=False, eos=False)
+
+    def forms(self, text: str) -> tuple[TokenizedText, ...]:
+        """A text as written, and its plain words."""
+        return tuple(
+            TokenizedText.of(t, tuple(self.tekken.encode(t, bos=False, eos=False)))
+            for t in (text, plain_words(text))
+        )
 
 
 def _language_trainer(
@@ -561,18 +587,25 @@ def encoded_language_data(run: BuildRun) -> tuple[LanguageData, LanguageData]:
     return language_data(run, partial(encode_speech, codec), partial(utterance_codes, run, codec), extra)
 
 
-def pack_spoken(run: BuildRun, folder: Path) -> tuple[int, int]:
-    """Add the codes of the training speech in RUN/data to `folder`; how many were added, and are there."""
-    codec, by_number, made = trained_encoder(run).to(run.device), {i.number: i for i in _plan()}, []
-    planned = _planned(run)
-    for split in sorted({split for split, _ in planned.values()}):
-        codes, utterances = utterance_codes(run, codec, "synthetic", split), run.speech(split).utterances
-        made += [
-            (by_number[number], codes[index], utterances[index].samples / 24000)
-            for number, (its_split, index) in planned.items()
-            if its_split == split
-        ]
-    return spoken.add_codes(folder, encoder_identity(codec), made)
+def pack_spoken(run: BuildRun, folder: Path, speech: Sequence[Path]) -> tuple[int, int]:
+    """Add to `folder` the codes of the training utterances in the folders `speech` that it lacks.
+
+    Returns how many were added, and are there. Raises LabError as `spoken.add_codes` does, or if a folder has
+    no index of speech.
+    """
+    codec, numbers = trained_encoder(run).to(run.device), {(i.speaker, i.written): i for i in _plan()}
+    there = spoken.read_codes(folder, encoder_identity(codec))
+    utterances = [(numbers[u.speaker, u.text or ""], u) for u in synthetic_utterances(speech, "train")]
+    new = [(item, u) for item, u in utterances if item.number not in there]
+
+    def made() -> Iterator[tuple[PlannedUtterance, np.ndarray, float]]:
+        for done, (item, utterance) in enumerate(new, 1):
+            samples, _ = read_utterance(utterance)
+            yield item, encode_speech(codec, samples.astype(np.float32) / 32768), len(samples) / 24000
+            if done % 100 == 0 or done == len(new):
+                run.progress("spoken", Progress("codes", done, len(new)))
+
+    return spoken.add_codes(folder, encoder_identity(codec), made())
 
 
 def _plan() -> list[PlannedUtterance]:

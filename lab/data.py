@@ -18,7 +18,7 @@ import numpy as np
 import soxr
 
 from lab.errors import LabError
-from lab.level import level, trim
+from lab.level import level, sounding
 from lab.sources import SPEEDS, SourceUtterance, changed_voices, human_utterances, synthetic_utterances
 from lab.speech.plan import SPLITS
 from revox.progress import Progress, ProgressCallback, ignore_progress
@@ -33,7 +33,10 @@ RATE = 24000
 
 @dataclass(frozen=True)
 class LabUtterance:
-    """One utterance of a set: who says what (`text` as written, None if unknown), where its samples are."""
+    """One utterance of a set: who says what (`text` as written, None if unknown), where its samples are.
+
+    `words`: seconds at which each plain word begins and ends, if known. `speed`: see `SourceUtterance`.
+    """
 
     speaker: str
     sex: str
@@ -41,6 +44,8 @@ class LabUtterance:
     text: str | None
     start: int
     samples: int
+    speed: float = 1.0
+    words: list[list[float]] | None = None
 
 
 class SpeechSet:
@@ -95,13 +100,20 @@ def to_int16(samples: np.ndarray) -> np.ndarray:
     return np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16)
 
 
-def _read(one: SourceUtterance) -> np.ndarray:
+def read_utterance(one: SourceUtterance) -> tuple[np.ndarray, list[list[float]] | None]:
+    """Samples int16 `[n]`, trimmed and leveled, and the seconds when each plain word is spoken in them."""
     samples = read_audio(one.path, rate=RATE).samples
     if one.span is not None:
         samples = samples[round(one.span[0] * RATE) : round(one.span[1] * RATE)]
     if one.speed != 1.0:
         samples = soxr.resample(samples, RATE * one.speed, RATE)
-    return to_int16(level(trim(samples, RATE), RATE))
+    start, stop = sounding(samples, RATE)
+    words = (
+        None
+        if one.words is None
+        else [[round(t / one.speed - start / RATE, 3) for t in word] for word in one.words]
+    )
+    return to_int16(level(samples[start:stop], RATE)), words
 
 
 def write_set(folder: Path, name: str, parts: Iterator[tuple[np.ndarray, list[dict]]]) -> None:
@@ -172,9 +184,9 @@ def prepare(
 
     def parts(name: str, utterances: list[SourceUtterance]) -> Iterator[tuple[np.ndarray, list[dict]]]:
         for done, one in enumerate(utterances, 1):
-            samples = _read(one)
+            samples, words = read_utterance(one)
             who = {"speaker": one.speaker, "sex": one.sex, "preset": one.preset, "text": one.text}
-            yield samples, [{**who, "samples": len(samples)}]
+            yield samples, [{**who, "samples": len(samples), "speed": one.speed, "words": words}]
             if done % 100 == 0 or done == len(utterances):
                 progress(Progress(f"speech, {name}", done, len(utterances)))
 

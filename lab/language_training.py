@@ -18,15 +18,18 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from lab.language_data import LanguageData, TrainingItem
 from revox.model.backbone import BackboneAttention
 from revox.model.config import END_AUDIO_ID, N_SPECIAL_CODES, VoxtralConfig
 from revox.model.layers import rotate_interleaved
 from revox.model.voxtral import Voxtral
 from revox.training.average import moving_average
 from revox.training.run import Run
+
+SYMBOLS = 178  # of the synthesizer's vocabulary
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,17 @@ class LanguageTraining:
     """The step from which the model is fed its own past; until then a step costs a third less."""
     own_steps: int = 4
     alignment: float = 0.0
-    """Weight of guided attention: the first head of `aligned_layers` is to look, at each frame, where in the
-    text it is (Tachibana et al., arXiv 1710.08969, with -log of the attention that is there)."""
-    aligned_layers: tuple[int, ...] = (1, 3)
-    alignment_width: float = 0.08
-    """Deviation of where in the text the speech is from the diagonal, of the whole text."""
+    """Weight of guided attention (Tachibana et al., arXiv 1710.08969, with -log of the attention that is in
+    its place): at each frame, in `aligned_layers`, the first head is to look where in the text the speech is,
+    and the first of the second half of the heads to where the word ends, whose state has read all of it."""
+    aligned_layers: tuple[int, ...] = (2, 4)
+    alignment_width: float = 1.5
+    """Deviation that is allowed, in tokens."""
+    symbols: float = 0.0
+    """Weight of the cross-entropy of the synthesizer's phoneme in each frame, which a linear layer beside the
+    model reads from its hidden states."""
+    spliced: float = 0.0
+    """Share of sequences that are the beginning of one utterance and the end of another."""
     token_noise: float = 0.05
     preset_share: float = 0.3
     human_share: float = 0.3
@@ -68,123 +77,28 @@ class LanguageTraining:
     validate_every: int = 500
 
 
-@dataclass(frozen=True)
-class TokenizedUtterance:
-    """One utterance: `codes` int16 `[37, frames]`, tokens of each form of its text, speaker and preset."""
-
-    codes: np.ndarray
-    texts: tuple[tuple[int, ...], ...]
-    speaker: str
-    preset: str | None
-    human: bool = False
-
-
-@dataclass(frozen=True)
-class PromptTokens:
-    """Ids of the prompt's special tokens, from the tokenizer."""
-
-    bos: int
-    audio: int
-    begin_audio: int
-    next_audio_text: int
-    repeat_audio_text: int
-
-
-class LanguageData:
-    """Random batches of prompts and the frames that follow them."""
-
-    def __init__(
-        self,
-        utterances: list[TokenizedUtterance],
-        references: dict[str, np.ndarray],
-        tokens: PromptTokens,
-        settings: LanguageTraining,
-    ) -> None:
-        self.utterances, self.references, self.tokens, self.settings = (
-            utterances,
-            references,
-            tokens,
-            settings,
-        )
-        self.by_speaker: dict[str, list[int]] = {}
-        for i, utterance in enumerate(utterances):
-            self.by_speaker.setdefault(utterance.speaker, []).append(i)
-        self.of_presets = [i for i, u in enumerate(utterances) if u.preset is not None]
-        several = [
-            i for i, u in enumerate(utterances) if u.preset is None and len(self.by_speaker[u.speaker]) > 1
-        ]
-        self.humans = [i for i in several if utterances[i].human]
-        self.others = [i for i in several if not utterances[i].human]
-
-    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, list[int], np.ndarray]:
-        """A reference `[37, n]`, prompt tokens, and the target codes `[37, frames]`."""
-        at = rng.random()
-        pool = self.others
-        if at < self.settings.preset_share:
-            pool = self.of_presets
-        elif at < self.settings.preset_share + self.settings.human_share:
-            pool = self.humans
-        pool = pool or self.others or self.of_presets or self.humans
-        chosen = int(pool[rng.integers(len(pool))])
-        return self.item(chosen, rng)
-
-    def item(self, chosen: int, rng: np.random.Generator) -> tuple[np.ndarray, list[int], np.ndarray]:
-        """As `draw`, for one utterance."""
-        utterance = self.utterances[chosen]
-        if utterance.preset is not None and (
-            rng.random() < 0.7 or len(self.by_speaker[utterance.speaker]) < 2
-        ):
-            reference = self.references[utterance.preset]
-        else:
-            reference = self._other(utterance, chosen, rng)
-        text = utterance.texts[rng.integers(len(utterance.texts))]
-        tokens = self.tokens
-        prompt = [
-            tokens.bos, tokens.begin_audio, *[tokens.audio] * (reference.shape[1] + 1),
-            tokens.next_audio_text, *text, tokens.repeat_audio_text, tokens.begin_audio,
-        ]  # fmt: skip
-        return reference, prompt, utterance.codes
-
-    def _other(self, utterance: TokenizedUtterance, chosen: int, rng: np.random.Generator) -> np.ndarray:
-        low, high = self.settings.reference_frames
-        wanted = int(rng.integers(low, high + 1))
-        mine = [i for i in self.by_speaker[utterance.speaker] if i != chosen]
-        parts: list[np.ndarray] = []
-        total = 0
-        for i in rng.permutation(mine):
-            parts.append(self.utterances[i].codes)
-            total += parts[-1].shape[1]
-            if total >= wanted:
-                break
-        return np.concatenate(parts, axis=1)[:, :wanted]
-
-    def batch(self, size: int, rng: np.random.Generator) -> list[tuple[np.ndarray, list[int], np.ndarray]]:
-        """`size` draws of about one length, since a batch costs what its longest sequence costs."""
-        drawn = sorted((self.draw(rng) for _ in range(4 * size)), key=lambda i: len(i[1]) + i[2].shape[1])
-        first = size * int(rng.integers(4))
-        return drawn[first : first + size]
-
-
 def language_losses(
     model: Voxtral,
-    items: list[tuple[np.ndarray, list[int], np.ndarray]],
+    items: list[TrainingItem],
     audio_token: int,
     settings: LanguageTraining,
     rng: torch.Generator,
     training: bool = True,
+    read_symbols: nn.Linear | None = None,
 ) -> dict[str, Tensor]:
-    """Losses of a batch of (reference codes, prompt tokens, target codes): `semantic` (nats a frame, the end
-    included), `flow` (mean squared error of the velocity) and `accuracy` of the semantic code."""
+    """Losses of a batch: `semantic` (nats a frame, the end included), `flow` (mean squared error of the
+    velocity) and `accuracy` of the semantic code; `alignment` if the settings ask for it, and `symbols` with
+    `read_symbols`, which reads phonemes from hidden states."""
     device = model.device
     embeddings = model.mm_audio_embeddings
     heads, past, starts, targets = [], [], [], []
-    for reference, prompt, codes in items:
-        rows = embeddings.voice_embedding(torch.from_numpy(reference.astype(np.int64)).to(device))
-        target = torch.from_numpy(codes.astype(np.int64)).to(device)
-        tokens = torch.tensor(prompt, device=device)
+    for item in items:
+        rows = embeddings.voice_embedding(torch.from_numpy(item.reference.astype(np.int64)).to(device))
+        target = torch.from_numpy(item.codes.astype(np.int64)).to(device)
+        tokens = torch.tensor(item.prompt, device=device)
         heads.append(model.embed_prompt(tokens, audio_token, rows))
         past.append(target + N_SPECIAL_CODES)
-        starts.append(len(prompt) - 1)
+        starts.append(len(item.prompt) - 1)
         targets.append(target)
     if training:
         replaced = [i for i in range(len(items)) if torch.rand((), generator=rng) < settings.own_share]
@@ -241,11 +155,14 @@ def language_losses(
         "accuracy": (logits.argmax(-1) == wanted).float().mean(),
     }
     if aligned:
-        spans = [
-            (reference.shape[1] + 4, start - 1, start, target.shape[1])
-            for (reference, _, _), start, target in zip(items, starts, targets, strict=True)
-        ]
-        losses["alignment"] = _alignment_loss(model, seen, spans, settings.alignment_width)
+        losses["alignment"] = _alignment_loss(model, seen, items, settings.alignment_width)
+    if read_symbols is not None:
+        known = [i for i, item in enumerate(items) if item.symbols is not None]
+        if known:
+            found = read_symbols(torch.cat([states[i][:-1] for i in known]))
+            symbols = np.concatenate([item.symbols for item in items if item.symbols is not None])
+            goals = torch.from_numpy(symbols.astype(np.int64)).to(device)
+            losses["symbols"] = functional.cross_entropy(found, goals, ignore_index=0)
     return losses
 
 
@@ -267,28 +184,34 @@ def _attention_inputs(
 def _alignment_loss(
     model: Voxtral,
     seen: Sequence[tuple[BackboneAttention, Tensor, Tensor]],
-    spans: Sequence[tuple[int, int, int, int]],
+    items: Sequence[TrainingItem],
     width: float,
 ) -> Tensor:
-    """-log of the share of the first head's attention that is near the place in the text, mean over frames.
+    """-log of the share of attention that is near its place, mean over frames and heads.
 
-    `spans`: of each sequence, where its text begins and ends, where its frames are predicted from, and how
-    many they are.
+    The heads are the first of all and the first of the second half, for the rows of `TrainingItem.places`.
     """
     size = model.config.backbone.head_dim
     losses = []
     for attention, x, angles in seen:
-        q = rotate_interleaved(functional.linear(x, attention.wq.weight[:size])[:, :, None], angles)[:, :, 0]
-        k = rotate_interleaved(functional.linear(x, attention.wk.weight[:size])[:, :, None], angles)[:, :, 0]
-        for i, (first, last, start, frames) in enumerate(spans):
-            scores = q[i, start : start + frames + 1] @ k[i, : start + frames + 1].T / size**0.5
-            ahead = torch.ones(scores.shape, dtype=torch.bool, device=scores.device).triu(start + 1)
-            attended = scores.masked_fill(ahead, -torch.inf).softmax(-1)[:, first:last]
-            text = (torch.arange(last - first, device=scores.device) + 0.5) / (last - first)
-            time = torch.arange(frames + 1, device=scores.device) / frames
-            near = torch.exp(-(((time[:, None] - text) / width) ** 2) / 2)
-            losses.append(-((attended * near).sum(-1) + 1e-6).log().mean())
-    return torch.stack(losses).mean()
+        for row, head in enumerate((0, attention.n_heads // 2)):
+            shared = head * attention.n_kv_heads // attention.n_heads
+            wq = attention.wq.weight[head * size : (head + 1) * size]
+            wk = attention.wk.weight[shared * size : (shared + 1) * size]
+            q = rotate_interleaved(functional.linear(x, wq)[:, :, None], angles)[:, :, 0]
+            k = rotate_interleaved(functional.linear(x, wk)[:, :, None], angles)[:, :, 0]
+            for i, item in enumerate(items):
+                if item.places is None:
+                    continue
+                start, stop = len(item.prompt) - 1, item.positions
+                scores = (q[i, start:stop] @ k[i, :stop].T / size**0.5).float()
+                ahead = torch.ones(scores.shape, dtype=torch.bool, device=scores.device).triu(start + 1)
+                attended = scores.masked_fill(ahead, -torch.inf).softmax(-1)
+                place = torch.from_numpy(item.places[row]).to(attended)
+                near = torch.arange(stop, device=scores.device) - place[:, None]
+                near = torch.exp(-((near / width) ** 2) / 2)
+                losses.append(-((attended * near).sum(-1) + 1e-6).log().mean())
+    return torch.stack(losses).mean() if losses else seen[0][1].new_zeros(())
 
 
 def _corrupted(model: Voxtral, ids: Tensor, share: float, rng: torch.Generator) -> Tensor:
@@ -385,6 +308,7 @@ class LanguageTrainer(Run):
         initialize_language(self.model, settings.seed)
         self.model.to(device)
         self.model.audio_tokenizer.requires_grad_(False)
+        self.read_symbols = nn.Linear(config.backbone.dim, SYMBOLS).to(device) if settings.symbols else None
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         decayed = [
             p
@@ -396,6 +320,9 @@ class LanguageTrainer(Run):
             for n, p in self.model.named_parameters()
             if p.requires_grad and (p.dim() <= 1 or "embeddings" in n)
         ]
+        if self.read_symbols is not None:
+            self.parameters += self.read_symbols.parameters()
+            plain += self.read_symbols.parameters()
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": decayed, "weight_decay": settings.weight_decay},
@@ -413,6 +340,8 @@ class LanguageTrainer(Run):
         optimizer."""
         own = {k: v for k, v in self.model.state_dict().items() if not k.startswith("audio_tokenizer.")}
         state = {"model": own, "optimizer": self.optimizer.state_dict()}
+        if self.read_symbols is not None:
+            state["symbols"] = self.read_symbols.state_dict()
         if self.averaged is not None:
             state["averaged"] = self.averaged.state_dict()
         return state
@@ -426,6 +355,8 @@ class LanguageTrainer(Run):
     def load_state(self, state: dict[str, Any]) -> None:
         """Load what `state` returned."""
         self.model.load_state_dict(state["model"], strict=False)
+        if self.read_symbols is not None and "symbols" in state:
+            self.read_symbols.load_state_dict(state["symbols"])
         if "optimizer" in state:
             self.optimizer.load_state_dict(state["optimizer"])
         if self.averaged is not None and "averaged" in state:
@@ -439,10 +370,14 @@ class LanguageTrainer(Run):
         items = self.data.batch(settings.batch, self.numpy_rng)
         reading = settings if self.step_count >= settings.own_from else replace(settings, own_share=0.0)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.autocast):
-            losses = language_losses(self.model, items, self.data.tokens.audio, reading, self.rng)
+            losses = language_losses(
+                self.model, items, self.data.tokens.audio, reading, self.rng, read_symbols=self.read_symbols
+            )
         loss = losses["semantic"] + settings.flow * losses["flow"]
         if "alignment" in losses:
             loss = loss + settings.alignment * losses["alignment"]
+        if "symbols" in losses:
+            loss = loss + settings.symbols * losses["symbols"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=True)
@@ -464,8 +399,9 @@ class LanguageTrainer(Run):
         items = self.validation.batch(size, numpy_rng)
         sums: dict[str, list[float]] = {}
         for i in range(0, size, 16):
+            part = items[i : i + 16]
             found = language_losses(
-                model, items[i : i + 16], self.data.tokens.audio, self.settings, rng, training=False
+                model, part, self.data.tokens.audio, self.settings, rng, False, self.read_symbols
             )
             for key, value in found.items():
                 sums.setdefault(f"valid_{key}", []).append(float(value))

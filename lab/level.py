@@ -9,7 +9,12 @@ MARGIN_SECONDS = 0.06  # silence left before the first and after the last sound
 
 
 def trim(samples: np.ndarray, rate: int, margin: float = MARGIN_SECONDS) -> np.ndarray:
-    """`samples` [n] without the silence at their ends beyond `margin` s; empty if all is silence.
+    """`samples` [n] without the silence at their ends beyond `margin` s; empty if all is silence."""
+    return samples[slice(*sounding(samples, rate, margin))]
+
+
+def sounding(samples: np.ndarray, rate: int, margin: float = MARGIN_SECONDS) -> tuple[int, int]:
+    """The first and last sample that `trim` leaves, (0, 0) if all is silence.
 
     Silence is 40 dB below the loudest 10 ms.
     """
@@ -17,10 +22,10 @@ def trim(samples: np.ndarray, rate: int, margin: float = MARGIN_SECONDS) -> np.n
     frames = samples[: len(samples) // hop * hop].reshape(-1, hop)
     power = (frames.astype(np.float64) ** 2).mean(axis=1)
     if not power.size or power.max() == 0:
-        return samples[:0]
+        return 0, 0
     active = np.flatnonzero(power > power.max() * 1e-4)
     start = max(0, active[0] * hop - round(margin * rate))
-    return samples[start : min(len(samples), (active[-1] + 1) * hop + round(margin * rate))]
+    return start, min(len(samples), (active[-1] + 1) * hop + round(margin * rate))
 
 
 def level(samples: np.ndarray, rate: int, decibels: float = LEVEL_DB) -> np.ndarray:

@@ -11,12 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
+
+import numpy as np
 
 from lab.errors import LabError
 from lab.sizes import PRESETS
 from lab.speech.kokoro import read_index
-from lab.speech.plan import read_plan, read_speakers
+from lab.speech.plan import plain_words, read_plan, read_speakers
 
 SPEECH = Path(__file__).parent / "speech"
 
@@ -33,7 +36,8 @@ class SourceUtterance:
     """One utterance: its file, the part of it in seconds (None: all), and who says what.
 
     `text` is as a person would write it, or None where it is not known well enough to learn from. `speed` is
-    a factor on rate, pitch and formants.
+    a factor on rate, pitch and formants. `words` are the seconds of the part, before that, at which each
+    plain word begins and ends, where a recognizer has told.
     """
 
     path: Path
@@ -43,6 +47,7 @@ class SourceUtterance:
     preset: str | None
     text: str | None
     speed: float = 1.0
+    words: tuple[tuple[float, float], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -120,8 +125,8 @@ def synthetic_utterances(folders: Sequence[Path], split: str) -> list[SourceUtte
     ]
 
 
-def _stretches(words: list[list], seconds: float) -> Iterator[tuple[float, float, str]]:
-    """Start, end and text of the utterances of a clip: all of it, cut in the middle of pauses."""
+def _stretches(words: list[list], seconds: float) -> Iterator[tuple[float, float, list[list]]]:
+    """Start, end and words of the utterances of a clip: all of it, cut in the middle of pauses."""
     start, first = 0.0, 0
     for i, (_, end, word, _) in enumerate(words):
         last = i == len(words) - 1
@@ -130,8 +135,20 @@ def _stretches(words: list[list], seconds: float) -> Iterator[tuple[float, float
         ends = str(word)[-1:] in ".,;:?!" or pause > 3 * PAUSE
         long_enough = end - start >= (SHORTEST if ends else LONGEST)
         if last or (pause >= PAUSE and long_enough and seconds - stop >= SHORTEST):
-            yield start, stop, " ".join(str(w[2]) for w in words[first : i + 1])
+            yield start, stop, words[first : i + 1]
             start, first = stop, i + 1
+
+
+def _plain_times(words: list[list], start: float) -> tuple[tuple[float, float], ...] | None:
+    """When each plain word is spoken, in seconds after `start`; None if one is written in figures."""
+    found = []
+    for begin, end, written, _ in words:
+        plain = plain_words(str(written)).split()
+        if not plain and any(c.isalnum() for c in str(written)):
+            return None
+        parts = np.linspace(begin - start, end - start, len(plain) + 1).tolist()
+        found += list(pairwise(parts)) if plain else []
+    return tuple(found)
 
 
 def human_utterances(folder: Path, split: str) -> list[SourceUtterance]:
@@ -149,11 +166,12 @@ def human_utterances(folder: Path, split: str) -> list[SourceUtterance]:
         if clip.file not in transcripts:
             raise LabError(f"{path} has no words of {clip.file}: transcribe this clip as the others were")
         line = transcripts[clip.file]
-        for start, end, text in _stretches(line["words"], line["seconds"]):
+        for start, end, words in _stretches(line["words"], line["seconds"]):
+            text = " ".join(str(word) for _, _, word, _ in words)
             found.append(
                 SourceUtterance(
                     audio, (start, end), f"librispeech-{clip.speaker}", clip.sex, None,
-                    text if line["logprob"] >= DOUBTFUL else None,
+                    text if line["logprob"] >= DOUBTFUL else None, words=_plain_times(words, start),
                 )
             )  # fmt: skip
     return found

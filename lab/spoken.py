@@ -50,7 +50,7 @@ def add_codes(
     of another encoder, or a file there is damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if others := [path.name for path in folder.glob("*.npz") if not path.name.startswith(f"{stamp}.")]:
+    if others := [path.name for path in folder.glob("*.[0-9]*.npz") if not path.name.startswith(f"{stamp}.")]:
         raise LabError(f"{folder} holds codes of another encoder ({others[0]}): name another folder")
     codes = read_codes(folder, stamp)
     lines = {number: line for number, line in read_index(folder).items() if number in codes}

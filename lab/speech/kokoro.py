@@ -65,16 +65,19 @@ class Kokoro:
         mixture = sum(weight * self._voices[voice] for voice, weight in speaker.mix.items())
         return self._mean + speaker.spread * (mixture - self._mean)
 
-    def __call__(self, speaker: Speaker, written: str) -> Spoken:
-        """The sentence in the speaker's voice."""
-        phonemes = self.phonemes(written, speaker.language)
-        tokens = [self._tokens[symbol] for symbol in phonemes if symbol in self._tokens]
-        inputs = {
+    def inputs(self, speaker: Speaker, tokens: Sequence[int]) -> dict[str, np.ndarray]:
+        """The network's inputs for the symbols `tokens` in the speaker's voice."""
+        return {
             "tokens": np.array([[0, *tokens, 0]], np.int64),
             "style": self.style(speaker)[len(tokens) - 1][None].astype(np.float32),
             "speed": np.array([speaker.speed], np.float32),
         }
-        samples = self._session.run(None, inputs)[0].ravel()
+
+    def __call__(self, speaker: Speaker, written: str) -> Spoken:
+        """The sentence in the speaker's voice."""
+        phonemes = self.phonemes(written, speaker.language)
+        tokens = [self._tokens[symbol] for symbol in phonemes if symbol in self._tokens]
+        samples = self._session.run(None, self.inputs(speaker, tokens))[0].ravel()
         return Spoken(samples * (PEAK / np.abs(samples).max()), phonemes)
 
 

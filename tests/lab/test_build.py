@@ -41,6 +41,7 @@ from lab.build import (
 from lab.codec_training import DecoderTrainer, ReferenceEncoderTrainer
 from lab.data import SpeechSet
 from lab.errors import LabError
+from lab.language_data import TokenizedUtterance
 from lab.language_training import LanguageTrainer
 from lab.settings import read_settings
 from lab.shards import pack
@@ -660,8 +661,8 @@ def test_the_language_model_learns_from_codes_whose_sound_is_gone(built: Path, t
     without, _ = encoded_language_data(replace(_run(copy), spoken=run.spoken))
     changed = [u for u in with_sound.utterances if u.speaker.endswith(("-0.94", "-1.06")) and not u.human]
 
-    def keys(utterances: list[language_training.TokenizedUtterance]) -> set[tuple[Any, ...]]:
-        return {(u.speaker, u.preset, u.texts, u.codes.tobytes()) for u in utterances}
+    def keys(utterances: list[TokenizedUtterance]) -> set[tuple[Any, ...]]:
+        return {(u.speaker, u.preset, *(t.tokens for t in u.texts), u.codes.tobytes()) for u in utterances}
 
     assert keys(without.utterances) == keys(with_sound.utterances) - keys(changed)
 

@@ -9,14 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lab.language_training import (
-    LanguageData,
-    LanguageTraining,
-    PromptTokens,
-    TokenizedUtterance,
-    initialize_language,
-    language_losses,
-)
+from lab.language_data import LanguageData, PromptTokens, TokenizedText, TokenizedUtterance, TrainingItem
+from lab.language_training import SYMBOLS, LanguageTraining, initialize_language, language_losses
 from revox.model.config import N_SPECIAL_CODES, VoxtralConfig
 from revox.model.voxtral import Voxtral
 
@@ -33,7 +27,7 @@ def model(tiny_config: VoxtralConfig) -> Voxtral:
     return model
 
 
-def items(model: Voxtral, count: int = 2, frames: int = 6) -> list[tuple[np.ndarray, list[int], np.ndarray]]:
+def items(model: Voxtral, count: int = 2, frames: int = 6) -> list[TrainingItem]:
     """Prompts with references of 4 frames, and codes to say: all drawn."""
     rng = np.random.default_rng(0)
     codec = model.config.codec
@@ -44,7 +38,12 @@ def items(model: Voxtral, count: int = 2, frames: int = 6) -> list[tuple[np.ndar
         return np.concatenate((semantic, acoustic)).astype(np.int16)
 
     prompt = [1, 25, *[AUDIO] * 5, 36, 40, 41, 35, 25]
-    return [(codes(4), prompt, codes(frames + i)) for i in range(count)]
+    made = []
+    for i in range(count):
+        at = np.linspace(8.0, 9.5, frames + i + 1)  # the text is positions 8 and 9
+        symbols = rng.integers(1, SYMBOLS, frames + i).astype(np.int16)
+        made.append(TrainingItem(codes(4), prompt, codes(frames + i), np.stack((at, np.ceil(at))), symbols))
+    return made
 
 
 def losses(model: Voxtral, settings: LanguageTraining, training: bool = True) -> dict[str, Tensor]:
@@ -91,8 +90,8 @@ def test_guidance_moves_the_goal_by_what_the_hidden_state_adds(
     assert losses(model, replace(dropped, guidance=w))["flow"] == losses(model, dropped)["flow"]
 
 
-def test_the_alignment_loss_is_the_first_heads_attention_away_from_its_place_in_the_text(model: Voxtral):
-    settings = replace(PLAIN, alignment=1.0, aligned_layers=(1,), alignment_width=0.2)
+def test_the_alignment_loss_is_two_heads_attention_away_from_their_places_in_the_text(model: Voxtral):
+    settings = replace(PLAIN, alignment=1.0, aligned_layers=(1,), alignment_width=0.7)
     found = losses(model, settings)["alignment"]
     weights = []
 
@@ -102,27 +101,56 @@ def test_the_alignment_loss_is_the_first_heads_attention_away_from_its_place_in_
         q, k = module.wq(x).unflatten(-1, (heads, -1)), module.wk(x).unflatten(-1, (shared, -1))
         turn = torch.polar(torch.ones_like(angles), angles)[:, :, None]
         q, k = (torch.view_as_complex(t.unflatten(-1, (-1, 2)).contiguous()) * turn for t in (q, k))
-        scores = (
-            torch.einsum("bthd,bshd->bhts", q, k[:, :, [0] * heads].conj()).real / (2 * q.shape[-1]) ** 0.5
-        )
+        k = k.repeat_interleave(heads // shared, dim=2)
+        scores = torch.einsum("bthd,bshd->bhts", q, k.conj()).real / (2 * q.shape[-1]) ** 0.5
         future = torch.ones(scores.shape[-2:]).triu(1).bool()
-        weights.append(scores.masked_fill(future, -torch.inf).softmax(-1)[:, 0])
+        weights.append(scores.masked_fill(future, -torch.inf).softmax(-1)[:, [0, heads // 2]])
 
     hook = model.backbone.layers[1].attention.register_forward_hook(attention)
     losses(model, PLAIN)
     hook.remove()
-    expected = []
-    for i, (_, prompt, codes) in enumerate(items(model)):
-        text = [prompt.index(40), prompt.index(41)]
-        frames = codes.shape[1]
-        for t in range(frames + 1):
-            row = weights[0][i, len(prompt) - 1 + t]
-            near = [np.exp(-(((t / frames - (n + 0.5) / 2) / 0.2) ** 2) / 2) for n in range(2)]
-            expected.append(
-                (i, -np.log(sum(float(row[p].detach()) * w for p, w in zip(text, near, strict=True)) + 1e-6))
-            )
-    means = [np.mean([v for j, v in expected if j == i]) for i in range(2)]
+    means = []
+    for i, item in enumerate(items(model)):
+        for head in range(2):
+            terms = []
+            for t in range(item.codes.shape[1] + 1):
+                row = weights[0][i, head, len(item.prompt) - 1 + t]
+                near = [
+                    float(w) * np.exp(-(((p - item.places[head, t]) / 0.7) ** 2) / 2)
+                    for p, w in enumerate(row.detach())
+                ]
+                terms.append(-np.log(sum(near) + 1e-6))
+            means.append(np.mean(terms))
     assert float(found.detach()) == pytest.approx(np.mean(means), rel=1e-4)
+
+
+def test_an_item_without_places_has_no_part_in_the_alignment_loss(model: Voxtral):
+    settings = replace(PLAIN, alignment=1.0, aligned_layers=(1,))
+    both, rng = items(model), torch.Generator()
+    blind = replace(both[1], places=None)
+    alone = language_losses(model, both[:1], AUDIO, settings, rng)["alignment"]
+    found = language_losses(model, [both[0], blind], AUDIO, settings, rng)["alignment"]
+    assert float(found.detach()) == pytest.approx(float(alone.detach()), rel=1e-5)
+    assert float(language_losses(model, [blind], AUDIO, settings, rng)["alignment"].detach()) == 0
+
+
+def test_the_phonemes_are_read_from_the_state_that_predicts_their_frame(model: Voxtral):
+    read, given = torch.nn.Linear(model.config.backbone.dim, SYMBOLS), items(model)
+    given[0].symbols[2] = 0  # unknown
+    given.append(replace(given[1], symbols=None))
+    rng = torch.Generator().manual_seed(3)
+    found = language_losses(model, given, AUDIO, PLAIN, rng, read_symbols=read)["symbols"]
+    seen: list[Tensor] = []
+    hook = model.backbone.register_forward_hook(lambda *call: seen.append(call[-1]))
+    losses(model, PLAIN)
+    hook.remove()
+    terms = []
+    for i, item in enumerate(given[:2]):
+        for t, symbol in enumerate(item.symbols):
+            if symbol:
+                logits = read(seen[0][i, len(item.prompt) - 1 + t])
+                terms.append(-float(logits.log_softmax(-1)[int(symbol)].detach()))
+    assert float(found.detach()) == pytest.approx(np.mean(terms), rel=1e-4)
 
 
 def test_more_draws_of_the_flow_are_the_same_loss_with_less_chance(model: Voxtral):
@@ -154,16 +182,16 @@ def test_at_times_it_reads_acoustic_codes_of_its_own_in_the_place_of_the_true_on
     for share in (0.0, 1.0):
         read.clear()
         losses(model, replace(PLAIN, own_share=share))
-        for ids, (_, _, codes) in zip(read[-len(given) :], given, strict=True):
-            true = torch.from_numpy(codes.astype(np.int64)) + N_SPECIAL_CODES
+        for ids, item in zip(read[-len(given) :], given, strict=True):
+            true = torch.from_numpy(item.codes.astype(np.int64)) + N_SPECIAL_CODES
             assert torch.equal(ids[0], true[0])
             assert torch.equal(ids[1:], true[1:]) == (share == 0)
             assert ids[1:].min() >= N_SPECIAL_CODES
             assert ids[1:].max() < N_SPECIAL_CODES + model.config.codec.acoustic_codebook_size
     read.clear()
     losses(model, replace(PLAIN, own_share=1.0, token_noise=0.5), training=False)
-    for ids, (_, _, codes) in zip(read[-len(given) :], given, strict=True):
-        assert torch.equal(ids, torch.from_numpy(codes.astype(np.int64)) + N_SPECIAL_CODES)
+    for ids, item in zip(read[-len(given) :], given, strict=True):
+        assert torch.equal(ids, torch.from_numpy(item.codes.astype(np.int64)) + N_SPECIAL_CODES)
 
 
 TOKENS = PromptTokens(bos=1, audio=AUDIO, begin_audio=25, next_audio_text=36, repeat_audio_text=35)
@@ -182,12 +210,13 @@ def utterances(per_speaker: int = 3) -> list[TokenizedUtterance]:
         for _ in range(1 if speaker == "alone" else per_speaker):
             number = len(made)
             codes = np.full((37, 4 + number), number, np.int16)
-            texts = ((100 + number,), (200 + number, 200 + number))
+            tokens = ((100 + number,), (200 + number, 200 + number))
+            texts = tuple(TokenizedText(t, np.empty((0, 2), int)) for t in tokens)
             made.append(TokenizedUtterance(codes, texts, speaker, preset, human))
     return made
 
 
-def draws(settings: LanguageTraining, count: int = 2000) -> list[tuple[np.ndarray, list[int], np.ndarray]]:
+def draws(settings: LanguageTraining, count: int = 2000) -> list[TrainingItem]:
     references = {"casual_female": np.full((37, 5), 98), "casual_male": np.full((37, 6), 99)}
     data, rng = LanguageData(utterances(), references, TOKENS, settings), np.random.default_rng(0)
     return [data.draw(rng) for _ in range(count)]
@@ -196,10 +225,7 @@ def draws(settings: LanguageTraining, count: int = 2000) -> list[tuple[np.ndarra
 def test_a_batch_is_of_about_one_length_and_every_length_has_its_turn():
     references = {"casual_female": np.full((37, 5), 98), "casual_male": np.full((37, 6), 99)}
     data = LanguageData(utterances(), references, TOKENS, LanguageTraining(reference_frames=(4, 40)))
-    lengths = [
-        [len(prompt) + codes.shape[1] for _, prompt, codes in data.batch(8, np.random.default_rng(seed))]
-        for seed in range(40)
-    ]
+    lengths = [[item.positions for item in data.batch(8, np.random.default_rng(seed))] for seed in range(40)]
     every = [length for batch in lengths for length in batch]
     assert np.mean([np.ptp(batch) for batch in lengths]) < 0.5 * np.ptp(every)
     assert len({round(np.mean(batch) / 10) for batch in lengths}) > 2
@@ -207,9 +233,8 @@ def test_a_batch_is_of_about_one_length_and_every_length_has_its_turn():
 
 def test_presets_humans_and_others_are_drawn_by_their_shares():
     speakers = [one.speaker for one in utterances()]
-    drawn = [
-        speakers[codes[0, 0]] for _, _, codes in draws(LanguageTraining(preset_share=0.2, human_share=0.5))
-    ]
+    found = draws(LanguageTraining(preset_share=0.2, human_share=0.5))
+    drawn = [speakers[item.codes[0, 0]] for item in found]
     shares = {name: drawn.count(name) / len(drawn) for name in set(speakers)}
     assert shares["p"] + shares["q"] == pytest.approx(0.2, abs=0.03)
     assert shares["h"] == pytest.approx(0.5, abs=0.03)
@@ -219,19 +244,19 @@ def test_presets_humans_and_others_are_drawn_by_their_shares():
 
 def test_a_reference_is_other_speech_of_the_speaker_or_the_presets_own():
     made = utterances()
-    for reference, prompt, codes in draws(LanguageTraining(reference_frames=(3, 12)), 300):
-        one = made[codes[0, 0]]
+    for item in draws(LanguageTraining(reference_frames=(3, 12)), 300):
+        reference, one = item.reference, made[item.codes[0, 0]]
         numbers = set(reference[0].tolist())
         if numbers <= {98, 99}:
             assert numbers == {98 if one.preset == "casual_female" else 99}
         else:
             assert {made[n].speaker for n in numbers} == {one.speaker}
-            assert codes[0, 0] not in numbers
+            assert item.codes[0, 0] not in numbers
             assert reference.shape[1] <= 12
         audio = [AUDIO] * (reference.shape[1] + 1)
-        assert prompt in [[1, 25, *audio, 36, *text, 35, 25] for text in one.texts]
+        assert item.prompt in [[1, 25, *audio, 36, *text.tokens, 35, 25] for text in one.texts]
 
 
 def test_both_forms_of_a_text_are_learned():
-    lengths = [len(prompt) - reference.shape[1] for reference, prompt, _ in draws(LanguageTraining(), 400)]
+    lengths = [len(item.prompt) - item.reference.shape[1] for item in draws(LanguageTraining(), 400)]
     assert 0.4 < np.mean(np.array(lengths) == min(lengths)) < 0.6
