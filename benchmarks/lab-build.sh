@@ -4,8 +4,9 @@
 #
 # lab/speech/README.md says how the materials are made. Encoder and decoder train side by side, a core each, on
 # the teacher codec's codes, and after the decoder a draft of the language model; then the decoder and the
-# language model go on with the encoder's codes. A stage whose settings give it no steps is left out. The folder is
-# RUN/out, the reference encoder is in RUN/reference.
+# language model go on with the encoder's codes, and at last the decoder with those that the language model predicts.
+# A stage whose settings give it no steps is left out. The folder is RUN/out, the reference encoder is in
+# RUN/reference.
 # Ctrl-C or a lost machine loses at most 500 steps: the same command goes on. --autocast makes steps shorter on
 # processors with bf16 instructions and longer on others: AUTOCAST=--no-autocast for these. With
 # DEVICE=cuda CONFIG=benchmarks/lab-build-gpu.json all stages train on one GPU.
@@ -41,4 +42,5 @@ trap 'kill -TERM $finish 2>/dev/null || true; wait' EXIT
 build --stage language --threads 1 "$autocast"
 wait $finish
 trap - EXIT
+build --stage tune --threads 1 "$autocast"
 build --stage folder --threads 1

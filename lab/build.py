@@ -41,7 +41,7 @@ from lab.language_data import (
     TokenizedUtterance,
     spoken_times,
 )
-from lab.language_training import LanguageTrainer, LanguageTraining
+from lab.language_training import LanguageTrainer, LanguageTraining, predicted_codes
 from lab.shards import SHARDS, unpack
 from lab.sizes import PRESETS, lab_params
 from lab.sources import SPEECH, preset_speakers, synthetic_utterances
@@ -61,7 +61,7 @@ from revox.progress import Progress
 from revox.speech.files import pt_bytes, replace_file, stamp_of
 from revox.training.run import Run, saved_state
 
-STAGES = ("speech", "teacher", "encoder", "decoder", "draft", "finish", "language", "folder")
+STAGES = ("speech", "teacher", "encoder", "decoder", "draft", "finish", "language", "tune", "folder")
 
 Report = Callable[[str, dict[str, float]], None]
 """Takes the stage and its figures: losses, or how much of a count is done."""
@@ -79,6 +79,11 @@ class BuildSettings:
     finish: DecoderTraining = field(default_factory=DecoderTraining)
     """The decoder's second run, on the encoder's codes."""
     language: LanguageTraining = field(default_factory=LanguageTraining)
+    tune: DecoderTraining = field(default_factory=lambda: DecoderTraining(steps=0))
+    """The decoder's third run, on codes that the language model predicts as well. With no steps it is left
+    out."""
+    predicted_share: float = 0.5
+    """Of the segments of `tune`, those of predicted codes."""
     text_pieces: int | None = None
     """How many of the committed pieces of text have a token of their own; None is all. With none, text is
     spelled in bytes, which a little speech teaches better."""
@@ -192,6 +197,8 @@ def build(
         finish_decoder(run)
     if "language" in stages:
         train_language(run)
+    if "tune" in stages and run.settings.tune.steps:
+        tune_decoder(run)
     if "folder" in stages:
         assemble(run, out, encoder_out)
         replace_file(run.folder / "settings.json", json.dumps(asdict(run.settings), indent=1))
@@ -348,24 +355,43 @@ def half_trainer(half: str, run: BuildRun) -> ReferenceEncoderTrainer | DecoderT
     return trainer
 
 
-def _codec_data(run: BuildRun, encoder: Codec | None = None) -> CodecData:
-    """The speech with the teacher codec's codes, or with those of `encoder`."""
+def _codec_data(
+    run: BuildRun, encoder: Codec | None = None, predicted: dict[str, list[np.ndarray]] | None = None
+) -> CodecData:
+    """The speech with the teacher codec's codes, or with those of `encoder`.
+
+    `predicted`: further codes of the utterances of "train", by kind, for a share of the segments.
+    """
     teacher, config = trained_teacher(run), run.params.voxtral_config().codec
-    found = {}
+    found: dict[tuple[str, str], TokenizedSpeech] = {}
+
+    def tokenized(speech: SpeechSet, frames: FrameSet, codes: list[np.ndarray]) -> TokenizedSpeech:
+        joined = np.concatenate(codes, axis=1)
+        values = (joined[1:].T * (2 / (config.acoustic_codebook_size - 1)) - 1).astype(np.float16)
+        return TokenizedSpeech(speech, frames, joined[0], values, config.samples_per_frame)
+
+    def mixed(kind: str) -> TokenizedSets | None:
+        plain = [found[kind, s] for s in ("train", "more") if (kind, s) in found]
+        if not plain or predicted is None:
+            return TokenizedSets(plain) if plain else None
+        speech = run.speech("train", kind)
+        further = tokenized(speech, found[kind, "train"].frames, predicted[kind])
+        return TokenizedSets(plain, further, run.settings.predicted_share)
+
     for (kind, split), frames in frame_sets(run, ("train", "more", "validation")).items():
-        speech, per_frame = run.speech(split, kind), config.samples_per_frame
+        speech = run.speech(split, kind)
         if encoder is None:
             found[kind, split] = tokenize_speech(
-                teacher, speech, frames, per_frame, run.folder / "teacher" / f"codes-{kind}-{split}.cache",
-                run.device, partial(run.progress, "frames"),
+                teacher, speech, frames, config.samples_per_frame,
+                run.folder / "teacher" / f"codes-{kind}-{split}.cache", run.device,
+                partial(run.progress, "frames"),
             )  # fmt: skip
         else:
-            codes = np.concatenate(utterance_codes(run, encoder, kind, split), axis=1)
-            values = (codes[1:].T * (2 / (config.acoustic_codebook_size - 1)) - 1).astype(np.float16)
-            found[kind, split] = TokenizedSpeech(speech, frames, codes[0], values, per_frame)
+            found[kind, split] = tokenized(speech, frames, utterance_codes(run, encoder, kind, split))
     validation = {kind: one for (kind, split), one in found.items() if split == "validation"}
-    synthetic, human = ([found[kind, s] for s in ("train", "more") if (kind, s) in found] for kind in KINDS)
-    return CodecData(teacher, TokenizedSets(synthetic), TokenizedSets(human) if human else None, validation)
+    synthetic = mixed("synthetic")
+    assert synthetic is not None
+    return CodecData(teacher, synthetic, mixed("human"), validation)
 
 
 def train_half(half: str, run: BuildRun) -> None:
@@ -394,6 +420,31 @@ def finish_decoder(run: BuildRun) -> None:
     run.train(trainer, "finish", trainer.settings, trainer.validate)
 
 
+def tune_decoder(run: BuildRun) -> None:
+    """Train the decoder further, on the encoder's codes and on those that the language model predicts of the
+    same speech, to the end of the schedule."""
+    predicted = {kind: predicted_speech(run, kind) for kind in KINDS if _has(run, kind, "train")}
+    data = _codec_data(run, trained_encoder(run).to(run.device), predicted)
+    settings = run.settings.tune
+    trainer = DecoderTrainer(
+        run.params.voxtral_config().codec,
+        settings,
+        data,
+        run.folder / "tune",
+        run.device,
+        run.autocast,
+        "tune",
+    )
+    if not trainer.resume():
+        with run.state("finish") as finish:
+            trainer.begin(finish)
+    run.train(trainer, "tune", settings, trainer.validate)
+
+
+def _has(run: BuildRun, kind: str, split: str) -> bool:
+    return (run.data / f"{kind}-{split}.json").is_file()
+
+
 def _trained(run: BuildRun, *stages: str) -> Codec:
     codec = Codec(run.params.voxtral_config().codec, with_encoder=True)
     for stage in stages:
@@ -412,7 +463,8 @@ def trained_encoder(run: BuildRun) -> Codec:
 
 def trained_codec(run: BuildRun) -> Codec:
     """The trained codec, on the CPU, rounded like `trained_encoder`'s."""
-    return _trained(run, "encoder", "finish")
+    tuned = (run.folder / "tune" / "tune-state.pt").is_file()
+    return _trained(run, "encoder", "tune" if tuned else "finish")
 
 
 # Codes
@@ -635,6 +687,40 @@ def train_language(run: BuildRun) -> None:
         with run.state("draft") as draft:
             trainer.begin(draft)
     run.train(trainer, "language", settings, trainer.validate)
+
+
+def predicted_speech(run: BuildRun, kind: str) -> list[np.ndarray]:
+    """Codes of every training utterance as the language model predicts them from its text and the true frames
+    before; of one without a text or a reference, the encoder's. Cached for this language model."""
+    speech, (data, _) = run.speech("train", kind), encoded_language_data(run)
+    rng = np.random.default_rng(run.settings.seed)
+    data.settings = replace(run.settings.language, spliced=0.0)
+    with run.state("language") as saved:
+        averaged = {k: v for k, v in averaged_weights(saved).items() if not k.startswith("audio_tokenizer.")}
+        stamp = stamp_of(speech.identity, saved["step"], run.settings.seed)
+        model = Voxtral(run.params.voxtral_config(), with_encoder=False)
+        model.load_state_dict(saved["model"] | averaged, strict=False)
+
+    def predict() -> Arrays:
+        codes = utterance_codes(run, trained_encoder(run).to(run.device), kind, "train")
+        # The utterances with a text, in their order, are the kind's first in the language model's data.
+        first = next(i for i, u in enumerate(data.utterances) if u.human == (kind == "human"))
+        with_text = [i for i, u in enumerate(speech.utterances) if u.text]
+        places = {i: first + n for n, i in enumerate(with_text)}
+        known = [i for i in with_text if data.has_reference(places[i])]
+        known.sort(key=lambda i: codes[i].shape[1])
+        noise = torch.Generator().manual_seed(run.settings.seed)
+        for start in range(0, len(known), 16):
+            part = known[start : start + 16]
+            items = [data.item(places[i], rng) for i in part]
+            for i, found in zip(part, predicted_codes(model, items, data.tokens.audio, noise), strict=True):
+                codes[i] = found
+            if start % 320 == 0:
+                run.progress("tune", Progress(f"predicted codes, {kind}", start + len(part), len(known)))
+        return {"codes": np.concatenate(codes, axis=1), "ends": np.cumsum([c.shape[1] for c in codes])}
+
+    cached = cached_arrays(run.folder / "tune" / f"codes-{kind}.cache", stamp, predict)
+    return np.split(cached["codes"], cached["ends"][:-1], axis=1)
 
 
 # The checkpoint

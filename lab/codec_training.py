@@ -89,6 +89,9 @@ class DecoderTraining:
     """How many of the discriminators a step uses, drawn at random; 0 is all. One of three makes a step with
     discriminators two thirds as long."""
     discriminated_seconds: float = 0.4
+    noisy: float = 0.0
+    """Share of segments whose acoustic values are as uncertain as a language model's: it predicts them before
+    it knows the semantic code, and the decoder is to hear the words in that code all the same."""
     seed: int = 0
     save_every: int = 500
     report_every: int = 100
@@ -325,6 +328,23 @@ def _floats(losses: dict[str, Tensor], loss: Tensor, norm: float) -> dict[str, f
     return {k: float(v.detach()) for k, v in losses.items()} | {"norm": norm, "loss": float(loss.detach())}
 
 
+def predicted_values(values: Tensor, share: float, rng: torch.Generator) -> Tensor:
+    """Acoustic values `[batch, frames, 36]`, a share of the segments as a language model might predict them.
+
+    Of each dimension's deviation from its mean over the segment a part r, drawn from [0.3, 1], is left, and
+    noise takes a part, drawn from [0, 1], of the variance that is lost.
+    """
+    shape = (len(values), 1, 1)
+    part, temperature = (torch.rand(shape, generator=rng).to(values) for _ in range(2))
+    part = 0.3 + 0.7 * part
+    noise = torch.randn(values.shape, generator=rng).to(values)
+    mean = values.mean(dim=1, keepdim=True)
+    lost = (1 - part.square()).sqrt() * (values - mean).square().mean(dim=1, keepdim=True).sqrt()
+    uncertain = mean + part * (values - mean) + temperature.sqrt() * lost * noise
+    chosen = (torch.rand(shape, generator=rng) < share).to(values.device)
+    return torch.where(chosen, uncertain.clamp(-1, 1), values)
+
+
 class DecoderTrainer(_CodecRun):
     """The decoder's run: on the teacher codec's codes, or, named "finish", on the encoder's."""
 
@@ -419,6 +439,8 @@ class DecoderTrainer(_CodecRun):
         """One update of the decoder and, when due, of the discriminators; returns the losses."""
         settings = self.settings
         real, codes, values, features = self.batch()
+        if settings.noisy:
+            values = predicted_values(values, settings.noisy, self.rng)
         quantized = quantize_acoustic(values, self.codec.config.acoustic_codebook_size, self.rng)
         latents = torch.cat((self.teacher.rows[codes], quantized), dim=-1)
         # The decoder computes in float32 always: bf16's noise, 50 dB down, is louder than the top octave.

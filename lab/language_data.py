@@ -14,6 +14,7 @@ from lab.speech.durations import UNIT, Durations
 
 FRAMES_PER_SECOND = 12.5
 MOST_FRAMES = 100  # of a spliced sequence
+MOST_WORDS = 4  # of the middle of one
 _WORD = re.compile(r"[A-Za-z']+")
 
 
@@ -190,8 +191,9 @@ class Shares(Protocol):
 class LanguageData:
     """Random batches of prompts and the frames that follow them.
 
-    `spliced`: the share of sequences that are the beginning of one utterance and the end of another of the
-    same speaker, so that only the text tells what comes next.
+    `spliced` in the settings: the share of sequences that are the beginning of one utterance and the end of
+    another of the same speaker, half of them with words of a third between, so that only the text tells what
+    comes next.
     """
 
     def __init__(
@@ -213,9 +215,7 @@ class LanguageData:
         for i, utterance in enumerate(utterances):
             self.by_speaker.setdefault(utterance.speaker, []).append(i)
         self.of_presets = [i for i, u in enumerate(utterances) if u.preset is not None]
-        several = [
-            i for i, u in enumerate(utterances) if u.preset is None and len(self.by_speaker[u.speaker]) > 1
-        ]
+        several = [i for i, u in enumerate(utterances) if u.preset is None and self.has_reference(i)]
         self.humans = [i for i in several if utterances[i].human]
         self.others = [i for i in several if not utterances[i].human]
 
@@ -230,6 +230,11 @@ class LanguageData:
         pool = pool or self.others or self.of_presets or self.humans
         chosen = int(pool[rng.integers(len(pool))])
         return self.item(chosen, rng)
+
+    def has_reference(self, index: int) -> bool:
+        """Whether there is other speech of the utterance's speaker, or it is a preset's."""
+        utterance = self.utterances[index]
+        return utterance.preset is not None or len(self.by_speaker[utterance.speaker]) > 1
 
     def item(self, chosen: int, rng: np.random.Generator) -> TrainingItem:
         """As `draw`, for one utterance."""
@@ -257,16 +262,18 @@ class LanguageData:
         piece = _Piece.whole(utterance, form)
         if piece.times is None or len(piece.times) < 2 or rng.random() >= self.settings.spliced:
             return piece
+        # The beginning of this one, now and then some words of a second, the end of the last.
+        made = piece.cut(0, int(rng.integers(1, len(piece.words) + 1)))
         mine = self.by_speaker[utterance.speaker]
-        other = _Piece.whole(self.utterances[mine[rng.integers(len(mine))]], form)
-        if other.times is None or len(other.times) < 2:
-            return piece
-        begins = piece.cut(0, int(rng.integers(1, len(piece.words) + 1)))
-        first = int(rng.integers(len(other.words)))
-        ends = other.cut(first, len(other.words))
-        if not begins.codes.shape[1] or begins.codes.shape[1] + ends.codes.shape[1] > MOST_FRAMES:
-            return piece
-        return begins.then(ends, self.space)
+        for last in (False, True) if rng.random() < 0.5 else (True,):
+            other = _Piece.whole(self.utterances[mine[rng.integers(len(mine))]], form)
+            words = 0 if other.times is None else len(other.words)
+            if not words or not made.codes.shape[1]:
+                return piece
+            first = int(rng.integers(words))
+            until = words if last else min(words, first + int(rng.integers(1, MOST_WORDS + 1)))
+            made = made.then(other.cut(first, until), self.space)
+        return made if made.codes.shape[1] <= MOST_FRAMES else piece
 
     def _other(self, utterance: TokenizedUtterance, chosen: int, rng: np.random.Generator) -> np.ndarray:
         low, high = self.settings.reference_frames

@@ -49,15 +49,20 @@ class LanguageTraining:
     flow: float = 1.0
     flow_draws: int = 3
     guidance: float = 0.5
+    temperature: float = 1.0
+    """Part of the acoustic codes' deviation from what the model expects that it learns to draw: with less,
+    what it draws is more probable."""
     own_share: float = 0.5
     own_from: int = 0
     """The step from which the model is fed its own past; until then a step costs a third less."""
     own_steps: int = 4
+    own_semantic: float = 0.0
+    """Of the frames of its own past, the share whose semantic code is its own too."""
     alignment: float = 0.0
     """Weight of guided attention (Tachibana et al., arXiv 1710.08969, with -log of the attention that is in
     its place): at each frame, in `aligned_layers`, the first head is to look where in the text the speech is,
     and the first of the second half of the heads to where the word ends, whose state has read all of it."""
-    aligned_layers: tuple[int, ...] = (2, 4)
+    aligned_layers: tuple[int, ...] = (1, 3)
     alignment_width: float = 1.5
     """Deviation that is allowed, in tokens."""
     symbols: float = 0.0
@@ -66,6 +71,9 @@ class LanguageTraining:
     spliced: float = 0.0
     """Share of sequences that are the beginning of one utterance and the end of another."""
     token_noise: float = 0.05
+    frame_noise: float = 0.0
+    """Share of past frames that are replaced by another of the same speech, so that what was said before
+    tells less than the text."""
     preset_share: float = 0.3
     human_share: float = 0.3
     average: float = 0.0
@@ -102,11 +110,16 @@ def language_losses(
         targets.append(target)
     if training:
         replaced = [i for i in range(len(items)) if torch.rand((), generator=rng) < settings.own_share]
-        for i, own in zip(
-            replaced, _own_acoustic_ids(model, heads, past, replaced, settings, rng), strict=True
-        ):
-            past[i] = torch.cat((past[i][:1], own))
-        past = [_corrupted(model, ids, settings.token_noise, rng) for ids in past]
+        own = predicted_ids(
+            model, [heads[i] for i in replaced], [past[i] for i in replaced], rng, settings.own_steps
+        )
+        for i, ids in zip(replaced, own, strict=True):
+            # What the model is fed when it speaks (scheduled sampling in two passes: Mihaylova and Martins,
+            # arXiv 1906.07651).
+            true = past[i][0]
+            mine = (torch.rand(true.shape, generator=rng) < settings.own_semantic).to(device)
+            past[i] = torch.cat((torch.where(mine, ids[0], true)[None], ids[1:]))
+        past = [_corrupted(model, ids, settings, rng) for ids in past]
     sequences = [
         torch.cat((head, embeddings.frames(ids[None])[0])) for head, ids in zip(heads, past, strict=True)
     ]
@@ -130,9 +143,12 @@ def language_losses(
         frames, points = frames[chosen], points[chosen]
     # Several flow times per frame for one pass of the backbone: the acoustic head is where words were lost,
     # and it is cheap. The times of one frame's draws are stratified over [0, 1].
-    draws = settings.flow_draws
-    frames, points = frames.repeat(draws, 1), points.repeat(draws, 1)
-    goal = points * 2 / levels - 1
+    draws, goal = settings.flow_draws, points * 2 / levels - 1
+    if training and settings.temperature < 1:
+        with torch.no_grad():  # without noise the flow leads to what is expected
+            expected = model.acoustic_transformer.flow(frames, torch.zeros_like(goal), 1.0, 4).float()
+        goal = expected + settings.temperature * (goal - expected)
+    frames, goal = frames.repeat(draws, 1), goal.repeat(draws, 1)
     noise = torch.randn(goal.shape, generator=rng).to(device)
     times = torch.rand((draws, len(goal) // draws), generator=rng) + torch.arange(draws)[:, None]
     times = (times / draws).flatten().to(device)
@@ -214,47 +230,67 @@ def _alignment_loss(
     return torch.stack(losses).mean() if losses else seen[0][1].new_zeros(())
 
 
-def _corrupted(model: Voxtral, ids: Tensor, share: float, rng: torch.Generator) -> Tensor:
-    """Ids `[37, frames]` with a share replaced at random, because the model's own past has errors too."""
-    if share <= 0:
-        return ids
-    codec = model.config.codec
-    sizes = [codec.semantic_codebook_size] + [codec.acoustic_codebook_size] * (len(ids) - 1)
-    wrong = torch.rand(ids.shape, generator=rng) < share
-    random = (torch.rand(ids.shape, generator=rng) * torch.tensor(sizes)[:, None]).long() + N_SPECIAL_CODES
-    return torch.where(wrong.to(ids.device), random.to(ids.device), ids)
+def _corrupted(model: Voxtral, ids: Tensor, settings: LanguageTraining, rng: torch.Generator) -> Tensor:
+    """Ids `[37, frames]` with a share of codes and of frames replaced at random, because the model's own past
+    has errors too."""
+    codec, frames = model.config.codec, ids.shape[1]
+    if settings.frame_noise > 0:
+        moved = torch.rand(frames, generator=rng) < settings.frame_noise
+        other = torch.randint(frames, (frames,), generator=rng)
+        ids = ids[:, torch.where(moved, other, torch.arange(frames)).to(ids.device)]
+    if settings.token_noise > 0:
+        sizes = [codec.semantic_codebook_size] + [codec.acoustic_codebook_size] * (len(ids) - 1)
+        wrong = torch.rand(ids.shape, generator=rng) < settings.token_noise
+        random = (
+            torch.rand(ids.shape, generator=rng) * torch.tensor(sizes)[:, None]
+        ).long() + N_SPECIAL_CODES
+        ids = torch.where(wrong.to(ids.device), random.to(ids.device), ids)
+    return ids
 
 
 @torch.no_grad()
-def _own_acoustic_ids(
+def predicted_ids(
     model: Voxtral,
-    heads: list[Tensor],
-    past: list[Tensor],
-    chosen: list[int],
-    settings: LanguageTraining,
+    heads: Sequence[Tensor],
+    past: Sequence[Tensor],
     rng: torch.Generator,
+    steps: int | None = None,
 ) -> list[Tensor]:
-    """Acoustic ids `[36, frames]` that the model predicts for the items `chosen`, given the true past.
+    """Ids `[37, frames]` that the model predicts of each frame, given the true ones before it.
 
-    Fed in place of the true ones, they resemble what the model is fed when it speaks (scheduled sampling in
-    two passes: Mihaylova and Martins, arXiv 1906.07651).
+    heads: embeddings of the prompts. past: the true ids. steps: of the flow; None is as many as in serving.
     """
-    if not chosen:
+    if not heads:
         return []
     embeddings, flow = model.mm_audio_embeddings, model.acoustic_transformer
-    sequences = [torch.cat((heads[i], embeddings.frames(past[i][None])[0])) for i in chosen]
+    sequences = [
+        torch.cat((head, embeddings.frames(ids[None])[0])) for head, ids in zip(heads, past, strict=True)
+    ]
     hidden = model.teacher_forced(sequences)
-    lengths = [past[i].shape[1] for i in chosen]
+    lengths = [ids.shape[1] for ids in past]
+    starts = [len(head) - 1 for head in heads]
     states = torch.cat(
-        [
-            hidden[n, len(heads[i]) - 1 :][:length]
-            for n, (i, length) in enumerate(zip(chosen, lengths, strict=True))
-        ]
+        [hidden[i, start : start + n] for i, (start, n) in enumerate(zip(starts, lengths, strict=True))]
     )
     noise = torch.randn((len(states), flow.acoustic_dim), generator=rng).to(states)
-    point = flow.flow(states, noise, steps=settings.own_steps).float().clamp(-1, 1)
-    levels = ((point + 1) / 2 * (flow.levels - 1)).round().long() + N_SPECIAL_CODES
-    return [part.T for part in levels.split(lengths)]
+    never = torch.zeros(len(states), dtype=torch.bool, device=states.device)
+    found = flow.frame(states, noise, steps=steps, may_end=never)
+    return [part.T for part in found.split(lengths)]
+
+
+@torch.no_grad()
+def predicted_codes(
+    model: Voxtral, items: Sequence[TrainingItem], audio_token: int, rng: torch.Generator
+) -> list[np.ndarray]:
+    """Codes int16 `[37, frames]` that the model predicts of each item's frames, given the true ones before
+    each (ground-truth aligned, as vocoders are tuned on them: Shen et al., arXiv 1712.05884)."""
+    heads, past = [], []
+    for item in items:
+        rows = model.mm_audio_embeddings.voice_embedding(torch.from_numpy(item.reference.astype(np.int64)))
+        heads.append(model.embed_prompt(torch.tensor(item.prompt), audio_token, rows))
+        past.append(torch.from_numpy(item.codes.astype(np.int64)) + N_SPECIAL_CODES)
+    found = predicted_ids(model, heads, past, rng)
+    return [(ids - N_SPECIAL_CODES).numpy().astype(np.int16) for ids in found]
 
 
 def initialize_language(model: Voxtral, seed: int) -> None:

@@ -28,7 +28,7 @@ from revox.training.errors import library
 SHARDS = "shards"
 """The folder of a build's shards."""
 
-CUSTOM = ("sex", "preset")
+CUSTOM = ("sex", "preset", "speed", "words")
 
 
 def require_speech(data_dir: str | Path) -> None:

@@ -51,12 +51,16 @@ class TokenizedSpeech:
 
 
 class TokenizedSets:
-    """Several sets of speech as one; each segment is of one set, drawn by its frames."""
+    """Several sets of speech as one; each segment is of one set, drawn by its frames, or, for a `share` of
+    them, of `further`."""
 
-    def __init__(self, sets: list[TokenizedSpeech]) -> None:
-        self.sets = sets
+    def __init__(
+        self, sets: list[TokenizedSpeech], further: TokenizedSpeech | None = None, share: float = 0.0
+    ) -> None:
+        self.sets = sets if further is None else [*sets, further]
         frames = np.array([len(one.codes) for one in sets])
-        self.shares = frames / frames.sum()
+        shares = frames / frames.sum()
+        self.shares = shares if further is None else np.append(shares * (1 - share), share)
 
     def batch(
         self, size: int, frames: int, rng: np.random.Generator

@@ -29,6 +29,7 @@ from lab.build import (
     half_trainer,
     make_speech,
     pack_spoken,
+    predicted_speech,
     train_half,
     train_language,
     train_teacher,
@@ -38,7 +39,7 @@ from lab.build import (
     utterance_codes,
     write_params,
 )
-from lab.codec_training import DecoderTrainer, ReferenceEncoderTrainer
+from lab.codec_training import DecoderTrainer, ReferenceEncoderTrainer, predicted_values
 from lab.data import SpeechSet
 from lab.errors import LabError
 from lab.language_data import TokenizedUtterance
@@ -66,7 +67,7 @@ from revox.training.run import Run
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LAB = Path(__file__).parents[2] / "lab"
 TEXT = "the train leaves at noon"
-LATER = ("teacher", "encoder", "decoder", "draft", "finish", "language", "folder")
+LATER = ("teacher", "encoder", "decoder", "draft", "finish", "language", "tune", "folder")
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +153,7 @@ def test_an_interrupted_run_goes_on_as_an_uninterrupted_one(built, tmp_path: Pat
 
 @pytest.mark.parametrize(("stage", "half"), [("encoder", "encoder"), ("finish", "decoder")])
 def test_the_average_of_the_weights_is_validated_and_what_is_taken_from_a_run(
-    built: Path, stage: str, half: str
+    built: Path, tmp_path: Path, stage: str, half: str
 ):
     longer: Any = {stage: replace(getattr(SETTINGS, stage), steps=8)}
     settings = replace(SETTINGS, **longer)
@@ -168,7 +169,8 @@ def test_the_average_of_the_weights_is_validated_and_what_is_taken_from_a_run(
     state = torch.load(built / "run" / stage / f"{stage}-state.pt", weights_only=True)
     average = state["averaged"][f"module.{name}"]
     assert not torch.equal(state["codec"][name], average)
-    assert torch.equal(trained_codec(_run(built)).state_dict()[name], average.bfloat16().float())
+    untuned = _run(_copy(built, tmp_path, "folder", "encoder", "finish"))
+    assert torch.equal(trained_codec(untuned).state_dict()[name], average.bfloat16().float())
     evaluated = trainer.validate()
     with torch.no_grad():
         for p in trainer.codec.parameters():
@@ -365,14 +367,14 @@ def test_the_language_model_is_fed_its_own_past_from_a_chosen_step(
     data = encoded_language_data(run)
     trainer = LanguageTrainer(run.params.voxtral_config(), language, data, tmp_path)
     read: list[int] = []
-    own = language_training._own_acoustic_ids
+    own = language_training.predicted_ids
 
     def noted(*args: Any) -> list[torch.Tensor]:
-        if args[3]:
+        if args[1]:
             read.append(trainer.step_count)
         return own(*args)
 
-    monkeypatch.setattr(language_training, "_own_acoustic_ids", noted)
+    monkeypatch.setattr(language_training, "predicted_ids", noted)
     for _ in range(4):
         trainer.step()
     assert read == [2, 3]
@@ -413,7 +415,7 @@ def test_the_command_says_that_a_folder_is_complete_only_where_it_has_made_one(
 
 
 def test_the_command_says_how_long_a_stage_still_takes(built: Path, materials: Materials, tmp_path: Path):
-    stages = {"teacher": 4, "encoder": 4, "decoder": 4, "finish": 4, "language": 3}
+    stages = {"teacher": 4, "encoder": 4, "decoder": 4, "finish": 4, "language": 3, "tune": 2}
     often: Any = {name: replace(getattr(SETTINGS, name), report_every=1) for name in stages}
     shutil.copytree(built / "run", tmp_path / "run")
     for stage in stages:
@@ -455,6 +457,7 @@ def test_speech_folders_may_be_several_and_a_missing_material_is_named(
         (("teacher", "encoder"), "finish", "decoder"),
         (("teacher", "decoder"), "finish", "encoder"),
         (("teacher", "decoder"), "language", "encoder"),
+        (("teacher", "encoder", "finish"), "tune", "language"),
         (("encoder",), "folder", "finish"),
         (("encoder", "finish"), "folder", "language"),
     ],
@@ -481,7 +484,8 @@ def test_a_stage_without_its_speech_says_which_stage_makes_it(
 @pytest.mark.parametrize(
     ("gone", "asked"),
     [("teacher", "encoder"), ("teacher", "decoder"), ("encoder", "finish"), ("decoder", "finish"),
-     ("encoder", "language"), ("finish", "folder"), ("language", "folder")],
+     ("encoder", "language"), ("finish", "tune"), ("language", "tune"), ("tune", "folder"),
+     ("language", "folder")],
 )  # fmt: skip
 def test_a_stage_whose_predecessors_state_cannot_be_used_says_which(
     built: Path, tmp_path: Path, gone: str, asked: str
@@ -649,10 +653,13 @@ def test_each_pair_of_oscillators_answers_speech_equally_strongly():
     torch.testing.assert_close(pairs, torch.full((8,), 0.8))
 
 
-def test_the_language_model_learns_from_codes_whose_sound_is_gone(built: Path, tmp_path: Path):
+def test_the_language_model_learns_from_codes_whose_sound_is_gone(
+    built: Path, materials: Materials, tmp_path: Path
+):
     run = replace(_run(built), spoken=tmp_path / "spoken")
     with_sound, _ = encoded_language_data(run)
-    assert pack_spoken(run, run.spoken) == (46, 46)
+    assert pack_spoken(run, run.spoken, materials.speech) == (46, 46)
+    assert pack_spoken(run, run.spoken, materials.speech) == (0, 46)
     same, _ = encoded_language_data(run)  # nothing twice
     assert len(same.utterances) == len(with_sound.utterances)
     copy = _copy(built, tmp_path, "data", "folder", "encoder", "teacher")
@@ -665,6 +672,37 @@ def test_the_language_model_learns_from_codes_whose_sound_is_gone(built: Path, t
         return {(u.speaker, u.preset, *(t.tokens for t in u.texts), u.codes.tobytes()) for u in utterances}
 
     assert keys(without.utterances) == keys(with_sound.utterances) - keys(changed)
+
+
+def test_the_decoder_is_tuned_on_what_the_language_model_predicts_of_true_pasts(built: Path, tmp_path: Path):
+    copy = _copy(built, tmp_path, "data", "folder", "teacher", "encoder", "finish", "language")
+    run = _run(copy)
+    found = predicted_speech(run, "human")
+    codes = utterance_codes(run, trained_encoder(run), "human", "train")
+    assert [c.shape for c in found] == [c.shape for c in codes]
+    assert all(one.min() >= 0 and one[0].max() < 8 and one[1:].max() < 21 for one in found)
+    again = predicted_speech(run, "human")
+    assert all(np.array_equal(a, b) for a, b in zip(found, again, strict=True))
+    tuned, finished = (trained_codec(r).state_dict() for r in (_run(built), run))
+    name = next(k for k in tuned if k.startswith("decoder") and k.endswith("layers.0.attention.wq.weight"))
+    assert not torch.equal(tuned[name], finished[name])
+
+
+def test_a_share_of_values_is_as_uncertain_as_a_prediction():
+    rng = torch.Generator().manual_seed(0)
+    values = (torch.randn(400, 40, 36, generator=rng) * 0.25 + 0.2).clamp(-1, 1)
+    found = predicted_values(values, 0.5, rng)
+    changed = (found != values).any(2).any(1)
+    assert float(changed.float().mean()) == pytest.approx(0.5, abs=0.08)
+    a, b = values[changed], found[changed]
+    assert (b.mean(1) - a.mean(1)).abs().mean() < 0.06  # the speaker stays
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    likeness = (a * b).sum((1, 2)) / (a.square().sum((1, 2)) * b.square().sum((1, 2))).sqrt()
+    spread = (b.square().sum((1, 2)) / a.square().sum((1, 2))).sqrt()
+    assert 0.25 < likeness.min() < 0.5
+    assert likeness.max() > 0.95
+    assert spread.max() < 1.1
+    assert spread.min() > 0.3
 
 
 def test_text_is_spelled_in_bytes_where_no_piece_has_a_token(tmp_path: Path):

@@ -72,12 +72,13 @@ def test_a_spliced_sequence_says_the_beginning_of_one_and_the_end_of_another():
     }
     expected = {begins + ends: codes for (begins, ends), codes in said.items()}
     found = {}
-    for _ in range(60):
+    for _ in range(3000):
         item = sequences.item(0, rng)
-        text = bytes(item.prompt[TEXT_START:-2])
-        if b"h" in text:
-            found[text] = item
-    assert {text: item.codes[0].tolist() for text, item in found.items()} == expected
+        found[bytes(item.prompt[TEXT_START:-2])] = item
+    assert {text: found[text].codes[0].tolist() for text in expected} == expected
+    # Words of another may come between.
+    assert found[b"ab cd. ef gh"].codes[0].tolist() == [*range(6), *range(100, 107)]
+    assert found[b"ab ef cd."].codes[0].tolist() == [0, 1, 2, *range(100, 103), *range(3, 6)]
     for item in found.values():
         assert item.symbols.tolist() == (item.codes[0] + 1).tolist()
     at = found[b"ab gh"].places[0] - TEXT_START
