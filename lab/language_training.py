@@ -50,8 +50,8 @@ class LanguageTraining:
     flow_draws: int = 3
     guidance: float = 0.5
     temperature: float = 1.0
-    """Part of the acoustic codes' deviation from what the model expects that it learns to draw: with less,
-    what it draws is more probable."""
+    """Part of the acoustic codes' deviation from what is expected (`Readout.expected`) that the model learns
+    to draw. With less, what it draws is more probable, and the same words sound the same."""
     own_share: float = 0.5
     own_from: int = 0
     """The step from which the model is fed its own past; until then a step costs a third less."""
@@ -66,8 +66,9 @@ class LanguageTraining:
     alignment_width: float = 1.5
     """Deviation that is allowed, in tokens."""
     symbols: float = 0.0
-    """Weight of the cross-entropy of the synthesizer's phoneme in each frame, which a linear layer beside the
-    model reads from its hidden states."""
+    """Weight of the cross-entropy of the synthesizer's phoneme in each frame (`Readout.symbols`)."""
+    expected: float = 1.0
+    """Weight of the squared error of the acoustic codes that are expected, where there is a `temperature`."""
     spliced: float = 0.0
     """Share of sequences that are the beginning of one utterance and the end of another."""
     token_noise: float = 0.05
@@ -85,6 +86,16 @@ class LanguageTraining:
     validate_every: int = 500
 
 
+class Readout(nn.Module):
+    """What is read from the hidden state of each frame beside the model, in training only: the synthesizer's
+    phoneme (logits `[n, SYMBOLS]`), and the acoustic values that are expected, `[n, 36]`."""
+
+    def __init__(self, dim: int, acoustic_dim: int) -> None:
+        super().__init__()
+        self.symbols = nn.Linear(dim, SYMBOLS)
+        self.expected = nn.Sequential(nn.Linear(dim, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, acoustic_dim))
+
+
 def language_losses(
     model: Voxtral,
     items: list[TrainingItem],
@@ -92,11 +103,11 @@ def language_losses(
     settings: LanguageTraining,
     rng: torch.Generator,
     training: bool = True,
-    read_symbols: nn.Linear | None = None,
+    readout: Readout | None = None,
 ) -> dict[str, Tensor]:
     """Losses of a batch: `semantic` (nats a frame, the end included), `flow` (mean squared error of the
-    velocity) and `accuracy` of the semantic code; `alignment` if the settings ask for it, and `symbols` with
-    `read_symbols`, which reads phonemes from hidden states."""
+    velocity) and `accuracy` of the semantic code; `alignment` if the settings ask for it, and with `readout`
+    `symbols` and, below a temperature of 1, `expected`."""
     device = model.device
     embeddings = model.mm_audio_embeddings
     heads, past, starts, targets = [], [], [], []
@@ -144,10 +155,11 @@ def language_losses(
     # Several flow times per frame for one pass of the backbone: the acoustic head is where words were lost,
     # and it is cheap. The times of one frame's draws are stratified over [0, 1].
     draws, goal = settings.flow_draws, points * 2 / levels - 1
-    if training and settings.temperature < 1:
-        with torch.no_grad():  # without noise the flow leads to what is expected
-            expected = model.acoustic_transformer.flow(frames, torch.zeros_like(goal), 1.0, 4).float()
-        goal = expected + settings.temperature * (goal - expected)
+    losses: dict[str, Tensor] = {}
+    if readout is not None and settings.temperature < 1:
+        expected = readout.expected(frames)
+        losses["expected"] = functional.mse_loss(expected, goal)
+        goal = expected.detach() + settings.temperature * (goal - expected.detach())
     frames, goal = frames.repeat(draws, 1), goal.repeat(draws, 1)
     noise = torch.randn(goal.shape, generator=rng).to(device)
     times = torch.rand((draws, len(goal) // draws), generator=rng) + torch.arange(draws)[:, None]
@@ -165,20 +177,19 @@ def language_losses(
             blind = model.acoustic_transformer.velocity(x, times, torch.zeros_like(frames))
         further = settings.guidance * (velocity.detach() - blind)
         wanted_velocity = wanted_velocity + further.masked_fill(dropped, 0.0)
-    losses = {
+    losses |= {
         "semantic": functional.cross_entropy(logits, wanted),
         "flow": functional.mse_loss(velocity, wanted_velocity),
         "accuracy": (logits.argmax(-1) == wanted).float().mean(),
     }
     if aligned:
         losses["alignment"] = _alignment_loss(model, seen, items, settings.alignment_width)
-    if read_symbols is not None:
-        known = [i for i, item in enumerate(items) if item.symbols is not None]
-        if known:
-            found = read_symbols(torch.cat([states[i][:-1] for i in known]))
-            symbols = np.concatenate([item.symbols for item in items if item.symbols is not None])
-            goals = torch.from_numpy(symbols.astype(np.int64)).to(device)
-            losses["symbols"] = functional.cross_entropy(found, goals, ignore_index=0)
+    known = [i for i, item in enumerate(items) if item.symbols is not None]
+    if readout is not None and known:
+        found = readout.symbols(torch.cat([states[i][:-1] for i in known]))
+        symbols = np.concatenate([item.symbols for item in items if item.symbols is not None])
+        goals = torch.from_numpy(symbols.astype(np.int64)).to(device)
+        losses["symbols"] = functional.cross_entropy(found, goals, ignore_index=0)
     return losses
 
 
@@ -344,7 +355,10 @@ class LanguageTrainer(Run):
         initialize_language(self.model, settings.seed)
         self.model.to(device)
         self.model.audio_tokenizer.requires_grad_(False)
-        self.read_symbols = nn.Linear(config.backbone.dim, SYMBOLS).to(device) if settings.symbols else None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            readout = Readout(config.backbone.dim, config.codec.acoustic_dim).to(device)
+        self.readout = readout if settings.symbols or settings.temperature < 1 else None
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         decayed = [
             p
@@ -356,9 +370,9 @@ class LanguageTrainer(Run):
             for n, p in self.model.named_parameters()
             if p.requires_grad and (p.dim() <= 1 or "embeddings" in n)
         ]
-        if self.read_symbols is not None:
-            self.parameters += self.read_symbols.parameters()
-            plain += self.read_symbols.parameters()
+        if self.readout is not None:
+            self.parameters += self.readout.parameters()
+            plain += self.readout.parameters()
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": decayed, "weight_decay": settings.weight_decay},
@@ -376,8 +390,8 @@ class LanguageTrainer(Run):
         optimizer."""
         own = {k: v for k, v in self.model.state_dict().items() if not k.startswith("audio_tokenizer.")}
         state = {"model": own, "optimizer": self.optimizer.state_dict()}
-        if self.read_symbols is not None:
-            state["symbols"] = self.read_symbols.state_dict()
+        if self.readout is not None:
+            state["readout"] = self.readout.state_dict()
         if self.averaged is not None:
             state["averaged"] = self.averaged.state_dict()
         return state
@@ -391,8 +405,8 @@ class LanguageTrainer(Run):
     def load_state(self, state: dict[str, Any]) -> None:
         """Load what `state` returned."""
         self.model.load_state_dict(state["model"], strict=False)
-        if self.read_symbols is not None and "symbols" in state:
-            self.read_symbols.load_state_dict(state["symbols"])
+        if self.readout is not None and "readout" in state:
+            self.readout.load_state_dict(state["readout"])
         if "optimizer" in state:
             self.optimizer.load_state_dict(state["optimizer"])
         if self.averaged is not None and "averaged" in state:
@@ -407,13 +421,12 @@ class LanguageTrainer(Run):
         reading = settings if self.step_count >= settings.own_from else replace(settings, own_share=0.0)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.autocast):
             losses = language_losses(
-                self.model, items, self.data.tokens.audio, reading, self.rng, read_symbols=self.read_symbols
+                self.model, items, self.data.tokens.audio, reading, self.rng, readout=self.readout
             )
         loss = losses["semantic"] + settings.flow * losses["flow"]
-        if "alignment" in losses:
-            loss = loss + settings.alignment * losses["alignment"]
-        if "symbols" in losses:
-            loss = loss + settings.symbols * losses["symbols"]
+        for name in ("alignment", "symbols", "expected"):
+            if name in losses:
+                loss = loss + getattr(settings, name) * losses[name]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=True)
@@ -437,7 +450,7 @@ class LanguageTrainer(Run):
         for i in range(0, size, 16):
             part = items[i : i + 16]
             found = language_losses(
-                model, part, self.data.tokens.audio, self.settings, rng, False, self.read_symbols
+                model, part, self.data.tokens.audio, self.settings, rng, False, self.readout
             )
             for key, value in found.items():
                 sums.setdefault(f"valid_{key}", []).append(float(value))

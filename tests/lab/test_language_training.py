@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from lab.language_data import LanguageData, PromptTokens, TokenizedText, TokenizedUtterance, TrainingItem
-from lab.language_training import SYMBOLS, LanguageTraining, initialize_language, language_losses
+from lab.language_training import (
+    SYMBOLS,
+    LanguageTraining,
+    Readout,
+    initialize_language,
+    language_losses,
+)
 from revox.model.config import N_SPECIAL_CODES, VoxtralConfig
 from revox.model.voxtral import Voxtral
 
@@ -134,12 +140,44 @@ def test_an_item_without_places_has_no_part_in_the_alignment_loss(model: Voxtral
     assert float(language_losses(model, [blind], AUDIO, settings, rng)["alignment"].detach()) == 0
 
 
+def readout(model: Voxtral) -> Readout:
+    return Readout(model.config.backbone.dim, model.config.codec.acoustic_dim)
+
+
+def test_without_temperature_the_flow_leads_to_what_is_expected(
+    model: Voxtral, monkeypatch: pytest.MonkeyPatch
+):
+    read, point = readout(model), 0.3
+    with torch.no_grad():
+        read.expected[-1].weight.zero_()
+        read.expected[-1].bias.fill_(point)
+
+    def velocity(x: Tensor, times: Tensor, _hidden: Tensor) -> Tensor:
+        return (point - x) / (1 - times[:, None])
+
+    monkeypatch.setattr(model.acoustic_transformer, "velocity", velocity)
+    found = []
+    for temperature in (0.0, 0.5, 0.999):
+        rng = torch.Generator().manual_seed(3)
+        settings = replace(PLAIN, temperature=temperature)
+        found.append(language_losses(model, items(model), AUDIO, settings, rng, readout=read))
+    # Beside the straight line to the point, the loss is the square of how far the goal is from it.
+    assert float(found[0]["flow"].detach()) == pytest.approx(0, abs=1e-8)
+    error = float(found[0]["expected"].detach())
+    values = np.concatenate([item.codes[1:].T / 10 - 1 for item in items(model)])
+    levels = model.config.codec.acoustic_codebook_size - 1
+    values = (values + 1) * 10 * 2 / levels - 1
+    assert error == pytest.approx(np.mean((values - point) ** 2), rel=1e-5)
+    assert found[1]["flow"] > 0
+    assert found[2]["flow"] > found[1]["flow"]
+
+
 def test_the_phonemes_are_read_from_the_state_that_predicts_their_frame(model: Voxtral):
-    read, given = torch.nn.Linear(model.config.backbone.dim, SYMBOLS), items(model)
+    read, given = readout(model), items(model)
     given[0].symbols[2] = 0  # unknown
     given.append(replace(given[1], symbols=None))
     rng = torch.Generator().manual_seed(3)
-    found = language_losses(model, given, AUDIO, PLAIN, rng, read_symbols=read)["symbols"]
+    found = language_losses(model, given, AUDIO, PLAIN, rng, readout=read)["symbols"]
     seen: list[Tensor] = []
     hook = model.backbone.register_forward_hook(lambda *call: seen.append(call[-1]))
     losses(model, PLAIN)
@@ -148,7 +186,7 @@ def test_the_phonemes_are_read_from_the_state_that_predicts_their_frame(model: V
     for i, item in enumerate(given[:2]):
         for t, symbol in enumerate(item.symbols):
             if symbol:
-                logits = read(seen[0][i, len(item.prompt) - 1 + t])
+                logits = read.symbols(seen[0][i, len(item.prompt) - 1 + t])
                 terms.append(-float(logits.log_softmax(-1)[int(symbol)].detach()))
     assert float(found.detach()) == pytest.approx(np.mean(terms), rel=1e-4)
 
