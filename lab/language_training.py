@@ -284,8 +284,11 @@ def predicted_ids(
         [hidden[i, start : start + n] for i, (start, n) in enumerate(zip(starts, lengths, strict=True))]
     )
     noise = torch.randn((len(states), flow.acoustic_dim), generator=rng).to(states)
-    never = torch.zeros(len(states), dtype=torch.bool, device=states.device)
-    found = flow.frame(states, noise, steps=steps, may_end=never)
+    logits = flow.semantic_logits(states)
+    logits[:, END_AUDIO_ID] = -torch.inf  # there is a frame, so this is not the end
+    point = flow.flow(states, noise, steps=steps).float().clamp(-1, 1)
+    levels = ((point + 1) / 2 * (flow.levels - 1)).round().long() + N_SPECIAL_CODES
+    found = torch.cat((logits.argmax(-1, keepdim=True), levels), dim=1)
     return [part.T for part in found.split(lengths)]
 
 

@@ -21,8 +21,8 @@ EXEMPT = {
     "revox.coding.invert._Search._decode": {"decode_latents"},
     "revox.training.encoder.EncoderTrainer.__init__": {"decode_latents"},
     "lab.codec_training.DecoderTrainer.take_step": {"decode_latents"},
-    "lab.language_training.language_losses": {"teacher_forced", "flow"},
-    "lab.language_training.predicted_ids": {"teacher_forced", "frame"},
+    "lab.language_training.language_losses": {"teacher_forced"},
+    "lab.language_training.predicted_ids": {"teacher_forced", "flow"},
     # Teacher-forced likelihood.
     "revox.metrics.likelihood._hidden": {"teacher_forced"},
     "revox.metrics.likelihood.Continuations._read": {"backbone"},
