@@ -598,7 +598,7 @@ def test_a_wrong_setting_is_named(tmp_path: Path, written: str | None, message: 
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("lab-build*.json")), ids=lambda path: path.stem)
 def test_the_committed_settings_are_read_as_they_are_written(path: Path):
     settings, given = asdict(read_settings(path)), json.loads(path.read_text())
-    for stage in ("teacher", "encoder", "decoder", "finish", "language"):
+    for stage in ("teacher", "encoder", "decoder", "finish", "language", "tune"):
         assert {
             k: v for k, v in given[stage].items() if json.loads(json.dumps(settings[stage][k])) != v
         } == {}
