@@ -193,7 +193,7 @@ def build(
             train_half(half, run)
     if "draft" in stages and run.settings.draft_steps:
         draft_language(run)
-    if "finish" in stages:
+    if "finish" in stages and not _is_tuned(run):  # what has been tuned has been finished before
         finish_decoder(run)
     if "language" in stages:
         train_language(run)
@@ -463,8 +463,11 @@ def trained_encoder(run: BuildRun) -> Codec:
 
 def trained_codec(run: BuildRun) -> Codec:
     """The trained codec, on the CPU, rounded like `trained_encoder`'s."""
-    tuned = (run.folder / "tune" / "tune-state.pt").is_file()
-    return _trained(run, "encoder", "tune" if tuned else "finish")
+    return _trained(run, "encoder", "tune" if _is_tuned(run) else "finish")
+
+
+def _is_tuned(run: BuildRun) -> bool:
+    return (run.folder / "tune" / "tune-state.pt").is_file()
 
 
 # Codes

@@ -450,6 +450,14 @@ def test_speech_folders_may_be_several_and_a_missing_material_is_named(
             build(run, tmp_path / "out", tmp_path / "e", Materials(), stages=(stage,))
 
 
+def test_what_has_been_tuned_is_not_finished_again(built: Path, tmp_path: Path):
+    copy = _copy(built, tmp_path, "data", "folder", "teacher", "encoder", "language", "tune")
+    build(_run(copy), tmp_path / "out", tmp_path / "e", Materials(), stages=("finish", "folder"))
+    assert not (tmp_path / "run" / "finish").exists()
+    made = (tmp_path / "out" / WEIGHTS).read_bytes()
+    assert made == (built / "checkpoint" / WEIGHTS).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("there", "asked", "missing"),
     [
@@ -476,6 +484,7 @@ def test_a_stage_without_its_speech_says_which_stage_makes_it(
     run = tmp_path / "run"
     shutil.copytree(built / "run", run)
     (run / "data" / "synthetic-train.json").unlink()
+    shutil.rmtree(run / "tune")
     for stage in ("teacher", "encoder", "decoder", "finish"):
         with pytest.raises(LabError, match="no synthetic speech: run the stage `speech` first"):
             build(_run(tmp_path), tmp_path / "out", tmp_path / "e", materials, stages=(stage,))
@@ -492,6 +501,8 @@ def test_a_stage_whose_predecessors_state_cannot_be_used_says_which(
 ):
     shutil.copytree(built / "run", tmp_path / "run")
     (tmp_path / "run" / asked / f"{asked}-state.pt").unlink(missing_ok=True)
+    if asked == "finish":
+        shutil.rmtree(tmp_path / "run" / "tune")
     path = tmp_path / "run" / gone / f"{gone}-state.pt"
     whole = path.read_bytes()
 
