@@ -60,7 +60,7 @@ def state_command(
     out: Annotated[Path | None, typer.Option(help="The bundle's folder; by default RUN/state.")] = None,
     stage: Annotated[
         list[str] | None,
-        typer.Option(help="teacher, encoder, decoder, draft, finish or language; by default all."),
+        typer.Option(help="teacher, encoder, decoder, draft, finish, language or tune; by default all."),
     ] = None,
     weights: Annotated[
         bool,
@@ -119,7 +119,7 @@ def build_command(
     stage: Annotated[
         list[str] | None,
         typer.Option(
-            help="speech, teacher, encoder, decoder, draft, finish, language or folder; by default all."
+            help="speech, teacher, encoder, decoder, draft, finish, language, tune or folder; by default all."
         ),
     ] = None,
     config: Annotated[
@@ -132,8 +132,8 @@ def build_command(
     threads: Annotated[int, typer.Option(help="CPU threads; 0 for all.")] = 0,
 ) -> None:
     """Build the lab checkpoint in stages: speech, teacher codec, encoder, decoder, the decoder again on the
-    encoder's codes (finish), language model, folder. It can be interrupted with Ctrl-C; the same command
-    resumes it."""
+    encoder's codes (finish), language model, the decoder on what that predicts (tune), folder. It can be
+    interrupted with Ctrl-C; the same command resumes it."""
     import torch
 
     from lab.build import STAGES, BuildRun, BuildSettings, Materials, build
