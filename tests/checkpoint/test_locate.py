@@ -45,7 +45,10 @@ def test_a_folder_has_no_revisions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nowhere", "a/b/c", "/no/such/folder", "owner/", "../x", "owner/na me"])
-def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(name: str) -> None:
+def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="neither a folder nor a hub id"):
         locate(name)
 
