@@ -13,6 +13,7 @@ from revox.cli.options import ENVIRONMENT, with_old_names
 from revox.cli.progress import duration, show_progress
 
 if TYPE_CHECKING:
+    from lab.build import Report
     from lab.recover_arms import Arm
 
 app = typer.Typer(
@@ -96,7 +97,7 @@ def spoken_command(
 
     settings = read_settings(config) if config else BuildSettings()
     folder = out or FOLDER
-    added, there = pack_spoken(BuildRun(run, settings), folder, speech)
+    added, there = pack_spoken(BuildRun(run, settings, report=_printed()), folder, speech)
     size = sum(path.stat().st_size for path in folder.iterdir())
     console.print(f"{folder}: {added} utterances added, {there} in all, {size / 1e6:.1f} MB", soft_wrap=True)
 
@@ -145,6 +146,16 @@ def build_command(
     if threads:
         torch.set_num_threads(threads)
     settings = read_settings(config) if config else BuildSettings()
+    materials = Materials(tuple(speech or ()), librispeech, whisper)
+    build(BuildRun(run, settings, device, autocast, _printed()), out, encoder, materials, stages=stages)
+    if "folder" in stages:
+        console.print(f"{out} is complete; its encoder is in {encoder}", soft_wrap=True)
+    else:
+        console.print(f"done: {', '.join(stages)}; the stage `folder` writes {out}", soft_wrap=True)
+
+
+def _printed() -> Report:
+    """Prints what a build reports, with the seconds since now."""
     began = time.monotonic()
 
     def report(name: str, figures: dict[str, float]) -> None:
@@ -157,12 +168,7 @@ def build_command(
         )
         console.print(f"[dim]{time.monotonic() - began:7.0f} s[/dim]  {name}  {values}", highlight=False)
 
-    materials = Materials(tuple(speech or ()), librispeech, whisper)
-    build(BuildRun(run, settings, device, autocast, report), out, encoder, materials, stages=stages)
-    if "folder" in stages:
-        console.print(f"{out} is complete; its encoder is in {encoder}", soft_wrap=True)
-    else:
-        console.print(f"done: {', '.join(stages)}; the stage `folder` writes {out}", soft_wrap=True)
+    return report
 
 
 def _stages(asked: list[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:
