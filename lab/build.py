@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -193,8 +193,11 @@ def build(
             train_half(half, run)
     if "draft" in stages and run.settings.draft_steps:
         draft_language(run)
-    if "finish" in stages and not _is_tuned(run):  # what has been tuned has been finished before
-        finish_decoder(run)
+    if "finish" in stages:
+        if _is_tuned(run):  # what has been tuned has been finished before
+            run.report("finish", {"left out, since `tune` has begun; steps": 0})
+        else:
+            finish_decoder(run)
     if "language" in stages:
         train_language(run)
     if "tune" in stages and run.settings.tune.steps:
@@ -483,8 +486,11 @@ def encode_speech(codec: Codec, wave: np.ndarray) -> np.ndarray:
 def encoder_identity(codec: Codec) -> str:
     """Twelve hexadecimal digits that change with the codec's encoder: of its bf16 weights, so that they are
     the same on every processor."""
-    encoder = [p for k, p in codec.named_parameters() if k.startswith(HALVES["encoder"])]
-    bits = (p.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16) for p in encoder)
+    return _identity(p for k, p in codec.named_parameters() if k.startswith(HALVES["encoder"]))
+
+
+def _identity(weights: Iterable[torch.Tensor]) -> str:
+    bits = (p.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16) for p in weights)
     return hashlib.sha256(b"".join(b.numpy().tobytes() for b in bits)).hexdigest()[:12]
 
 
@@ -700,9 +706,10 @@ def predicted_speech(run: BuildRun, kind: str) -> list[np.ndarray]:
     data.settings = replace(run.settings.language, spliced=0.0)
     with run.state("language") as saved:
         averaged = {k: v for k, v in averaged_weights(saved).items() if not k.startswith("audio_tokenizer.")}
-        stamp = stamp_of(speech.identity, saved["step"], run.settings.seed)
         model = Voxtral(run.params.voxtral_config(), with_encoder=False)
         model.load_state_dict(saved["model"] | averaged, strict=False)
+    learned = (p for k, p in model.named_parameters() if not k.startswith("audio_tokenizer."))
+    stamp = stamp_of(speech.identity, _identity(learned), run.settings.seed)
 
     def predict() -> Arrays:
         codes = utterance_codes(run, trained_encoder(run).to(run.device), kind, "train")

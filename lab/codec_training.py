@@ -346,7 +346,7 @@ def predicted_values(values: Tensor, share: float, rng: torch.Generator) -> Tens
 
 
 class DecoderTrainer(_CodecRun):
-    """The decoder's run: on the teacher codec's codes, or, named "finish", on the encoder's."""
+    """The decoder's run: on the teacher codec's codes, or, named "finish" or "tune", on the encoder's."""
 
     half = "decoder"
 

@@ -70,7 +70,7 @@ class LanguageTraining:
     expected: float = 1.0
     """Weight of the squared error of the acoustic codes that are expected, where there is a `temperature`."""
     spliced: float = 0.0
-    """Share of sequences that are the beginning of one utterance and the end of another."""
+    """Share of sequences made of several utterances (`LanguageData`)."""
     token_noise: float = 0.05
     frame_noise: float = 0.0
     """Share of past frames that are replaced by another of the same speech, so that what was said before

@@ -165,6 +165,8 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=FILE)
     args = parser.parse_args()
+    if lacking := [folder for folder in args.index if not (folder / "index.jsonl").is_file()]:
+        parser.error(f"{lacking[0]} has no index.jsonl: name a folder that lab.speech.kokoro wrote")
     vocabulary = args.vocabulary or args.kokoro.parent / "vocab.json"
     predictor = DurationPredictor(args.kokoro, vocabulary, args.voices, args.kokoro.parent / "durations.onnx")
     speakers, found = read_speakers(_HERE / "speakers.json"), read_durations(args.out)
