@@ -41,7 +41,7 @@ from lab.language_data import (
     TokenizedUtterance,
     spoken_times,
 )
-from lab.language_training import LanguageTrainer, LanguageTraining, predicted_codes
+from lab.language_training import LanguageTrainer, LanguageTraining, Readout, predicted_codes
 from lab.shards import SHARDS, unpack
 from lab.sizes import PRESETS, lab_params
 from lab.sources import SPEECH, preset_speakers, synthetic_utterances
@@ -614,7 +614,15 @@ def _language_trainer(
     run: BuildRun, name: str, settings: LanguageTraining, data: tuple[LanguageData, LanguageData]
 ) -> LanguageTrainer:
     config, folder = run.params.voxtral_config(), run.folder / name
-    return LanguageTrainer(config, settings, data, folder, run.device, run.autocast, name)
+    trainer = LanguageTrainer(config, settings, data, folder, run.device, run.autocast, name)
+    if trainer.readout is not None:
+        _set_book(trainer.readout, trained_teacher(run))
+    return trainer
+
+
+def _set_book(readout: Readout, teacher: TeacherCodec) -> None:
+    rows = teacher.rows.to(readout.book)
+    readout.book.copy_(rows / rows.std())
 
 
 def draft_language(run: BuildRun) -> None:
@@ -708,6 +716,11 @@ def predicted_speech(run: BuildRun, kind: str) -> list[np.ndarray]:
         averaged = {k: v for k, v in averaged_weights(saved).items() if not k.startswith("audio_tokenizer.")}
         model = Voxtral(run.params.voxtral_config(), with_encoder=False)
         model.load_state_dict(saved["model"] | averaged, strict=False)
+        readout = None
+        if "readout" in saved:
+            readout = Readout(model.config.backbone.dim, model.config.codec)
+            readout.load_state_dict(saved["readout"])
+            _set_book(readout, trained_teacher(run))
     learned = (p for k, p in model.named_parameters() if not k.startswith("audio_tokenizer."))
     stamp = stamp_of(speech.identity, _identity(learned), run.settings.seed)
 
@@ -723,8 +736,9 @@ def predicted_speech(run: BuildRun, kind: str) -> list[np.ndarray]:
         for start in range(0, len(known), 16):
             part = known[start : start + 16]
             items = [data.item(places[i], rng) for i in part]
-            for i, found in zip(part, predicted_codes(model, items, data.tokens.audio, noise), strict=True):
-                codes[i] = found
+            found = predicted_codes(model, items, data.tokens.audio, noise, run.settings.language, readout)
+            for i, one in zip(part, found, strict=True):
+                codes[i] = one
             if start % 320 == 0:
                 run.progress("tune", Progress(f"predicted codes, {kind}", start + len(part), len(known)))
         return {"codes": np.concatenate(codes, axis=1), "ends": np.cumsum([c.shape[1] for c in codes])}

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from lab.language_data import LanguageData, TrainingItem
 from revox.model.backbone import BackboneAttention
-from revox.model.config import END_AUDIO_ID, N_SPECIAL_CODES, VoxtralConfig
+from revox.model.config import END_AUDIO_ID, N_SPECIAL_CODES, CodecConfig, VoxtralConfig
 from revox.model.layers import rotate_interleaved
 from revox.model.voxtral import Voxtral
 from revox.training.average import moving_average
@@ -50,8 +50,9 @@ class LanguageTraining:
     flow_draws: int = 3
     guidance: float = 0.5
     temperature: float = 1.0
-    """Part of the acoustic codes' deviation from what is expected (`Readout.expected`) that the model learns
-    to draw. With less, what it draws is more probable, and the same words sound the same."""
+    """Part of the acoustic codes' deviation from what is expected (`Readout.acoustic`) that the model learns
+    to draw. With less, what it draws is more probable, and the same words sound the same. Below 1 it learns
+    the acoustic codes of the semantic code that it will choose, its likeliest, whichever was spoken."""
     own_share: float = 0.5
     own_from: int = 0
     """The step from which the model is fed its own past; until then a step costs a third less."""
@@ -88,12 +89,41 @@ class LanguageTraining:
 
 class Readout(nn.Module):
     """What is read from the hidden state of each frame beside the model, in training only: the synthesizer's
-    phoneme (logits `[n, SYMBOLS]`), and the acoustic values that are expected, `[n, 36]`."""
+    phoneme (logits `[n, SYMBOLS]`), and the acoustic values that go with a semantic code.
 
-    def __init__(self, dim: int, acoustic_dim: int) -> None:
+    `book` float `[codes, size]` is the codec's semantic codebook in units of its standard deviation (zeros
+    until it is set), not part of the state.
+    """
+
+    book: Tensor
+
+    def __init__(self, dim: int, codec: CodecConfig) -> None:
         super().__init__()
         self.symbols = nn.Linear(dim, SYMBOLS)
-        self.expected = nn.Sequential(nn.Linear(dim, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, acoustic_dim))
+        self.expected = nn.Sequential(
+            nn.Linear(dim, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, codec.acoustic_dim)
+        )
+        self.semantic = nn.Linear(codec.semantic_dim, 2 * dim, bias=False)
+        nn.init.zeros_(self.semantic.weight)
+        book = torch.zeros(codec.semantic_codebook_size, codec.semantic_dim)
+        self.register_buffer("book", book, persistent=False)
+
+    def acoustic(self, states: Tensor, codes: Tensor) -> Tensor:
+        """Acoustic values `[n, 36]` that are expected of `states` `[n, dim]` in frames of the semantic
+        `codes` `[n]`.
+
+        An engine draws the acoustic codes of a state without knowing the semantic code. But it always takes
+        the likeliest, which the state settles, so the model can learn what goes with it.
+        """
+        first, activation, last = self.expected
+        return cast(Tensor, last(activation(first(states) + self.semantic(self.book[codes]))))
+
+
+def likeliest_codes(logits: Tensor) -> Tensor:
+    """Semantic codes `[n]` that an engine takes for frames of `logits` `[n, ids]`."""
+    return logits.index_fill(-1, torch.tensor([END_AUDIO_ID]).to(logits.device), -torch.inf).argmax(-1) - (
+        N_SPECIAL_CODES
+    )
 
 
 def language_losses(
@@ -121,15 +151,13 @@ def language_losses(
         targets.append(target)
     if training:
         replaced = [i for i in range(len(items)) if torch.rand((), generator=rng) < settings.own_share]
+        # What the model is fed when it speaks (scheduled sampling in two passes: Mihaylova and Martins,
+        # arXiv 1906.07651).
         own = predicted_ids(
-            model, [heads[i] for i in replaced], [past[i] for i in replaced], rng, settings.own_steps
+            model, [heads[i] for i in replaced], [past[i] for i in replaced], rng, settings, readout
         )
         for i, ids in zip(replaced, own, strict=True):
-            # What the model is fed when it speaks (scheduled sampling in two passes: Mihaylova and Martins,
-            # arXiv 1906.07651).
-            true = past[i][0]
-            mine = (torch.rand(true.shape, generator=rng) < settings.own_semantic).to(device)
-            past[i] = torch.cat((torch.where(mine, ids[0], true)[None], ids[1:]))
+            past[i] = ids
         past = [_corrupted(model, ids, settings, rng) for ids in past]
     sequences = [
         torch.cat((head, embeddings.frames(ids[None])[0])) for head, ids in zip(heads, past, strict=True)
@@ -148,18 +176,23 @@ def language_losses(
     logits = model.acoustic_transformer.semantic_logits(state)
     frames = torch.cat([s[:-1] for s in states])
     points = torch.cat(acoustic, dim=1).T.float()
+    codes = torch.cat([target[0] for target in targets])
+    taken = likeliest_codes(
+        torch.cat([part[:-1] for part in logits.detach().split([len(s) for s in states])])
+    )
     levels = model.config.codec.acoustic_codebook_size - 1
     if training and len(points) > settings.acoustic_frames:
         chosen = torch.randperm(len(points), generator=rng)[: settings.acoustic_frames].to(device)
-        frames, points = frames[chosen], points[chosen]
+        frames, points, codes, taken = (x[chosen] for x in (frames, points, codes, taken))
     # Several flow times per frame for one pass of the backbone: the acoustic head is where words were lost,
     # and it is cheap. The times of one frame's draws are stratified over [0, 1].
     draws, goal = settings.flow_draws, points * 2 / levels - 1
     losses: dict[str, Tensor] = {}
     if readout is not None and settings.temperature < 1:
-        expected = readout.expected(frames)
+        expected = readout.acoustic(frames, codes)
         losses["expected"] = functional.mse_loss(expected, goal)
-        goal = expected.detach() + settings.temperature * (goal - expected.detach())
+        with torch.no_grad():
+            goal = readout.acoustic(frames, taken) + settings.temperature * (goal - expected)
     frames, goal = frames.repeat(draws, 1), goal.repeat(draws, 1)
     noise = torch.randn(goal.shape, generator=rng).to(device)
     times = torch.rand((draws, len(goal) // draws), generator=rng) + torch.arange(draws)[:, None]
@@ -265,11 +298,13 @@ def predicted_ids(
     heads: Sequence[Tensor],
     past: Sequence[Tensor],
     rng: torch.Generator,
-    steps: int | None = None,
+    settings: LanguageTraining,
+    readout: Readout | None = None,
 ) -> list[Tensor]:
     """Ids `[37, frames]` that the model predicts of each frame, given the true ones before it.
 
-    heads: embeddings of the prompts. past: the true ids. steps: of the flow; None is as many as in serving.
+    heads: embeddings of the prompts. past: the true ids. A share `own_semantic` of the semantic codes is the
+    model's own; with `readout`, frames of the true ones get the acoustic codes that are expected with them.
     """
     if not heads:
         return []
@@ -283,27 +318,39 @@ def predicted_ids(
     states = torch.cat(
         [hidden[i, start : start + n] for i, (start, n) in enumerate(zip(starts, lengths, strict=True))]
     )
-    noise = torch.randn((len(states), flow.acoustic_dim), generator=rng).to(states)
-    logits = flow.semantic_logits(states)
-    logits[:, END_AUDIO_ID] = -torch.inf  # there is a frame, so this is not the end
-    point = flow.flow(states, noise, steps=steps).float().clamp(-1, 1)
-    levels = ((point + 1) / 2 * (flow.levels - 1)).round().long() + N_SPECIAL_CODES
-    found = torch.cat((logits.argmax(-1, keepdim=True), levels), dim=1)
+    codes = torch.cat([ids[0] for ids in past]) - N_SPECIAL_CODES
+    mine = (torch.rand(len(codes), generator=rng) < settings.own_semantic).to(codes.device)
+    points = torch.zeros((len(states), flow.acoustic_dim), device=states.device)
+    if readout is not None:
+        points = readout.acoustic(states, codes).float()
+    drawn = mine if readout is not None else torch.ones_like(mine)
+    if drawn.any():
+        noise = torch.randn((int(drawn.sum()), flow.acoustic_dim), generator=rng).to(states)
+        points[drawn] = flow.flow(states[drawn], noise, steps=settings.own_steps).float()
+    levels = ((points.clamp(-1, 1) + 1) / 2 * (flow.levels - 1)).round().long()
+    codes = torch.where(mine, likeliest_codes(flow.semantic_logits(states)), codes)
+    found = torch.cat((codes[:, None], levels), dim=1) + N_SPECIAL_CODES
     return [part.T for part in found.split(lengths)]
 
 
 @torch.no_grad()
 def predicted_codes(
-    model: Voxtral, items: Sequence[TrainingItem], audio_token: int, rng: torch.Generator
+    model: Voxtral,
+    items: Sequence[TrainingItem],
+    audio_token: int,
+    rng: torch.Generator,
+    settings: LanguageTraining,
+    readout: Readout | None = None,
 ) -> list[np.ndarray]:
-    """Codes int16 `[37, frames]` that the model predicts of each item's frames, given the true ones before
-    each (ground-truth aligned, as vocoders are tuned on them: Shen et al., arXiv 1712.05884)."""
+    """Codes int16 `[37, frames]` of each item's frames: the true semantic ones, and the acoustic ones that the
+    model predicts with them, given the true frames before each (ground-truth aligned, as vocoders are tuned on
+    them: Shen et al., arXiv 1712.05884)."""
     heads, past = [], []
     for item in items:
         rows = model.mm_audio_embeddings.voice_embedding(torch.from_numpy(item.reference.astype(np.int64)))
         heads.append(model.embed_prompt(torch.tensor(item.prompt), audio_token, rows))
         past.append(torch.from_numpy(item.codes.astype(np.int64)) + N_SPECIAL_CODES)
-    found = predicted_ids(model, heads, past, rng)
+    found = predicted_ids(model, heads, past, rng, replace(settings, own_semantic=0.0), readout)
     return [(ids - N_SPECIAL_CODES).numpy().astype(np.int16) for ids in found]
 
 
@@ -360,7 +407,7 @@ class LanguageTrainer(Run):
         self.model.audio_tokenizer.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            readout = Readout(config.backbone.dim, config.codec.acoustic_dim).to(device)
+            readout = Readout(config.backbone.dim, config.codec).to(device)
         self.readout = readout if settings.symbols or settings.temperature < 1 else None
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         decayed = [
@@ -409,7 +456,7 @@ class LanguageTrainer(Run):
         """Load what `state` returned."""
         self.model.load_state_dict(state["model"], strict=False)
         if self.readout is not None and "readout" in state:
-            self.readout.load_state_dict(state["readout"])
+            self.readout.load_state_dict(state["readout"], strict=False)  # older ones read no semantic code
         if "optimizer" in state:
             self.optimizer.load_state_dict(state["optimizer"])
         if self.averaged is not None and "averaged" in state:

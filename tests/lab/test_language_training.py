@@ -16,6 +16,7 @@ from lab.language_training import (
     Readout,
     initialize_language,
     language_losses,
+    predicted_codes,
 )
 from revox.model.config import N_SPECIAL_CODES, VoxtralConfig
 from revox.model.voxtral import Voxtral
@@ -141,7 +142,7 @@ def test_an_item_without_places_has_no_part_in_the_alignment_loss(model: Voxtral
 
 
 def readout(model: Voxtral) -> Readout:
-    return Readout(model.config.backbone.dim, model.config.codec.acoustic_dim)
+    return Readout(model.config.backbone.dim, model.config.codec)
 
 
 def test_without_temperature_the_flow_leads_to_what_is_expected(
@@ -170,6 +171,66 @@ def test_without_temperature_the_flow_leads_to_what_is_expected(
     assert error == pytest.approx(np.mean((values - point) ** 2), rel=1e-5)
     assert found[1]["flow"] > 0
     assert found[2]["flow"] > found[1]["flow"]
+
+
+def test_the_flow_leads_to_what_goes_with_the_semantic_code_that_is_taken(
+    model: Voxtral, monkeypatch: pytest.MonkeyPatch
+):
+    read = readout(model)
+    codes, width = read.book.shape
+    with torch.no_grad():
+        read.book.copy_(torch.linspace(-1, 1, codes)[:, None].expand(codes, width))
+        for part in (read.expected[0], read.expected[2], read.semantic):
+            torch.nn.init.normal_(part.weight, std=0.3)
+    seen: list[tuple[Tensor, Tensor]] = []
+    acoustic = read.acoustic
+
+    def noted(states: Tensor, taken: Tensor) -> Tensor:
+        seen.append((taken, acoustic(states, taken)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(read, "acoustic", noted)
+    logits: list[Tensor] = []
+    semantic_logits = model.acoustic_transformer.semantic_logits
+    monkeypatch.setattr(
+        model.acoustic_transformer,
+        "semantic_logits",
+        lambda states: logits.append(semantic_logits(states)) or logits[-1],
+    )
+    goals: list[Tensor] = []
+
+    def velocity(x: Tensor, times: Tensor, _hidden: Tensor) -> Tensor:
+        # Straight to where the flow should lead, if that is what goes with the likeliest code.
+        goals.append((seen[1][1] - x) / (1 - times[:, None]))
+        return goals[-1]
+
+    monkeypatch.setattr(model.acoustic_transformer, "velocity", velocity)
+    given, rng = items(model), torch.Generator().manual_seed(3)
+    found = language_losses(model, given, AUDIO, replace(PLAIN, temperature=0.0), rng, readout=read)
+    assert float(found["flow"].detach()) == pytest.approx(0, abs=1e-7)
+    spoken = np.concatenate([item.codes[0] for item in given]).tolist()
+    frames = [row for part, item in zip(logits[0].split([7, 8]), given, strict=True)
+              for row in part[: item.codes.shape[1]]]  # fmt: skip
+    likeliest = [int(row[N_SPECIAL_CODES:].argmax()) for row in frames]
+    assert seen[0][0].tolist() == spoken
+    assert seen[1][0].tolist() == likeliest != spoken
+    assert (seen[0][1] - seen[1][1]).abs().mean() > 0.01
+
+
+def test_a_predicted_frame_has_the_acoustic_codes_that_go_with_the_semantic_code_it_has(model: Voxtral):
+    read, given, rng = readout(model), items(model), torch.Generator().manual_seed(3)
+    torch.nn.init.normal_(read.expected[2].weight, std=0.3)
+    states: list[Tensor] = []
+    hook = model.backbone.register_forward_hook(lambda *call: states.append(call[-1]))
+    found = predicted_codes(model, given, AUDIO, rng, replace(PLAIN, temperature=0.5), read)
+    hook.remove()
+    for i, (item, codes) in enumerate(zip(given, found, strict=True)):
+        true = torch.from_numpy(item.codes[0].astype(np.int64))
+        assert codes[0].tolist() == true.tolist()
+        start = len(item.prompt) - 1
+        values = read.acoustic(states[0][i, start : start + len(true)], true).detach().clamp(-1, 1)
+        levels = model.config.codec.acoustic_codebook_size - 1
+        assert codes[1:].T.tolist() == ((values + 1) / 2 * levels).round().long().tolist()
 
 
 def test_the_phonemes_are_read_from_the_state_that_predicts_their_frame(model: Voxtral):
