@@ -342,9 +342,9 @@ def predicted_codes(
     settings: LanguageTraining,
     readout: Readout | None = None,
 ) -> list[np.ndarray]:
-    """Codes int16 `[37, frames]` of each item's frames: the true semantic ones, and the acoustic ones that the
-    model predicts with them, given the true frames before each (ground-truth aligned, as vocoders are tuned on
-    them: Shen et al., arXiv 1712.05884)."""
+    """Codes int16 `[37, frames]` of each item's frames: the true semantic ones, and the acoustic ones that
+    the model predicts with them, given the true frames before each (ground-truth aligned, as vocoders are
+    tuned on them: Shen et al., arXiv 1712.05884)."""
     heads, past = [], []
     for item in items:
         rows = model.mm_audio_embeddings.voice_embedding(torch.from_numpy(item.reference.astype(np.int64)))
