@@ -39,6 +39,7 @@ from lab.language_data import (
     PromptTokens,
     TokenizedText,
     TokenizedUtterance,
+    spoken_symbols,
     spoken_times,
 )
 from lab.language_training import LanguageTrainer, LanguageTraining, Readout, predicted_codes
@@ -309,12 +310,22 @@ def teacher_trainer(run: BuildRun, whisper: Path) -> TeacherCodecTrainer:
             run.folder / "whisper" / f"{kind}-{split}", run.settings.whisper_windows,
             partial(run.progress, "whisper"),
         )  # fmt: skip
-        sets[split][kind] = TeacherData(frames, states)
+        sets[split][kind] = TeacherData(frames, states, _half_frame_symbols(run, kind, split, frames))
     trainer = TeacherCodecTrainer(
         config, run.settings.teacher, sets["train"], sets["validation"], run.folder / "teacher", run.device
     )
     trainer.resume()
     return trainer
+
+
+def _half_frame_symbols(run: BuildRun, kind: str, split: str, frames: FrameSet) -> dict[int, np.ndarray]:
+    durations, found = _spoken_durations(run.spoken), {}
+    for i, u in enumerate(run.speech(split, kind).utterances):
+        known = durations.get((u.speaker.removesuffix(f"-{u.speed}"), u.text or ""))
+        if known and kind == "synthetic":
+            halves = np.arange(2 * (frames.ends[i] - frames.starts[i])) / 2 + 0.25
+            found[i] = spoken_symbols(known, halves, u.speed)
+    return found
 
 
 def train_teacher(run: BuildRun, whisper: Path) -> None:

@@ -51,6 +51,7 @@ class TokenizedUtterance:
     symbols: np.ndarray | None = None
 
 
+SYMBOLS = 178  # of the synthesizer's vocabulary
 STRESSED, LONG = (156, 157), 158  # the synthesizer's tokens of the marks of stress and of length
 ONSET = -0.04  # seconds from the end of the synthesizer's first silence to its first sound; median of 150
 
@@ -58,17 +59,28 @@ ONSET = -0.04  # seconds from the end of the synthesizer's first silence to its 
 def spoken_times(durations: Durations, frames: int, speed: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """`times` and `symbols` of `TokenizedUtterance`, of synthetic speech that was trimmed and brought to
     `speed`."""
-    ends = np.cumsum(durations.counts) * UNIT
-    before = ends[0] + ONSET - MARGIN_SECONDS
-    ends = (ends - max(before, 0.0)) * FRAMES_PER_SECOND / speed
+    ends = _symbol_ends(durations, speed)
     starts = np.concatenate(([0.0], ends[:-1])).clip(0)
     first, last = durations.words.T.astype(int)
     times = np.stack((starts[first], ends[last - 1]), axis=1).clip(0, frames)
-    at = np.searchsorted(ends, np.arange(frames) + 0.5).clip(max=len(ends) - 1)
+    return times, spoken_symbols(durations, np.arange(frames) + 0.5, speed)
+
+
+def spoken_symbols(durations: Durations, moments: np.ndarray, speed: float = 1.0) -> np.ndarray:
+    """The synthesizer's phonemes, int16, at `moments` in frames of speech as `spoken_times` takes it."""
+    ends = _symbol_ends(durations, speed)
+    at = np.searchsorted(ends, moments).clip(max=len(ends) - 1)
     # A mark of length belongs to the phoneme before it, a mark of stress to the one after.
     at = at - (durations.tokens[at] == LONG)
     at = (at + np.isin(durations.tokens[at], STRESSED)).clip(max=len(ends) - 1)
-    return times, durations.tokens[at].astype(np.int16)
+    return durations.tokens[at].astype(np.int16)
+
+
+def _symbol_ends(durations: Durations, speed: float) -> np.ndarray:
+    ends = np.cumsum(durations.counts) * UNIT
+    before = max(ends[0] + ONSET - MARGIN_SECONDS, 0.0)
+    found: np.ndarray = (ends - before) * FRAMES_PER_SECOND / speed
+    return found
 
 
 @dataclass(frozen=True)

@@ -21,15 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lab.language_data import LanguageData, TrainingItem
+from lab.language_data import SYMBOLS, LanguageData, TrainingItem
 from revox.model.backbone import BackboneAttention
 from revox.model.config import END_AUDIO_ID, N_SPECIAL_CODES, CodecConfig, VoxtralConfig
 from revox.model.layers import rotate_interleaved
 from revox.model.voxtral import Voxtral
 from revox.training.average import moving_average
 from revox.training.run import Run
-
-SYMBOLS = 178  # of the synthesizer's vocabulary
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ without quantization, then follows them by moving averages.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lab.frames import FrameFeatures, FrameSet
+from lab.language_data import SYMBOLS
 from lab.whisper_states import WhisperStates
 from revox.coding.features import frame_network
 from revox.model.config import CodecConfig
 from revox.training.distill import AsrDistillation, DistillTargets
 from revox.training.quantize import quantize_acoustic
 from revox.training.run import Run
+
+KNOWN_FRAMES = 4  # of a segment, after which its speaker can be known
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,12 @@ class TeacherCodecTraining:
     quantized_from: int = 1200
     """The step at which the semantic codebook is made. Until then semantic latents are not quantized."""
     codebook_decay: float = 0.99
+    phonemes: float = 0.0
+    """Weight of the cross-entropy of the synthesizer's phonemes, a quarter and three quarters of a frame in,
+    read from the semantic code."""
+    rate: float = 0.0
+    """Weight of the bits that an acoustic value takes, given those before and the semantic code
+    (`acoustic_bits`): what no language model could foresee is to be left to the decoder."""
     rarest: float = 0.1
     """A code used less often than this share of the mean is put where a latent is."""
     commitment: float = 0.1
@@ -161,18 +170,39 @@ class TeacherCodec(nn.Module):
             self.sums[rare] = latents[taken] * 0.5
 
 
+def acoustic_bits(foreseen: nn.Module, values: Tensor, semantic: Tensor, levels: int) -> Tensor:
+    """Mean bits of an acoustic value of `values` `[batch, frames, 36]`, in [-1, 1].
+
+    log2(1 + (e / d)^2) / 2, the capacity of a Gaussian channel whose noise is one step d of the `levels`, for
+    the error e of what `foreseen` tells from the two values before, the mean of all before, and the semantic
+    latents `[batch, frames, dim]` of this frame and the one before. The first `KNOWN_FRAMES` do not count.
+    """
+    count = torch.arange(1, values.shape[1] + 1, device=values.device)[None, :, None]
+
+    def before(x: Tensor, n: int) -> Tensor:
+        return functional.pad(x, (0, 0, n, 0))[:, : x.shape[1]]
+
+    mean = before(values.cumsum(1) / count, 1)
+    past = torch.cat((before(values, 1), before(values, 2), mean, semantic, before(semantic, 1)), dim=-1)
+    error = (values - foreseen(past))[:, KNOWN_FRAMES:] * (levels - 1) / 2
+    return torch.log2(1 + error.square()).mean() / 2
+
+
 @dataclass(frozen=True)
 class TeacherData:
-    """Frames of one kind of speech, and Whisper's states of its utterances."""
+    """Frames of one kind of speech, Whisper's states of its utterances, and, where they are known, the
+    phonemes of each half of a frame, int16 `[2 * frames]` by utterance."""
 
     frames: FrameSet
     states: WhisperStates
+    symbols: dict[int, np.ndarray] = field(default_factory=dict)
 
     def distill(
         self, size: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray, DistillTargets, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, DistillTargets, np.ndarray, np.ndarray]:
         """Whole utterances: features `[size, frames, n]`, which frames are filled, the targets of their
-        words, and Whisper's encoder states `[size, frames, width]`."""
+        words, Whisper's encoder states `[size, frames, width]`, and phonemes `[size, frames, 2]`, 0 where
+        unknown."""
         known = [i for i, found in self.states.hidden.items() if len(found)]
         chosen = [known[i] for i in rng.integers(len(known), size=size)]
         parts = [self.frames.features[self.frames.starts[i] : self.frames.ends[i]] for i in chosen]
@@ -180,12 +210,15 @@ class TeacherData:
         features = np.zeros((size, longest, parts[0].shape[1]), np.float32)
         filled = np.zeros((size, longest), bool)
         encoded = np.zeros((size, longest, self.states.width), np.float32)
+        symbols = np.zeros((size, longest, 2), np.int64)
         for b, (i, part) in enumerate(zip(chosen, parts, strict=True)):
             features[b, : len(part)] = part
             features[b, len(part) :] = part[-1]
             filled[b, : len(part)] = True
             encoded[b, : len(part)] = self.states.encoded[i]
-        return features, filled, self.states.batch(chosen), encoded
+            if i in self.symbols:
+                symbols[b, : len(part)] = self.symbols[i].reshape(-1, 2)
+        return features, filled, self.states.batch(chosen), encoded, symbols
 
 
 class TeacherCodecTrainer(Run):
@@ -208,6 +241,12 @@ class TeacherCodecTrainer(Run):
             teacher = TeacherCodec(config, frames.features.shape[1], settings.width, settings.blocks)
             self.words = AsrDistillation(config.semantic_dim, states.width).to(device)
             self.sounds = nn.Linear(config.semantic_dim, states.width).to(device)
+            self.phonemes = nn.Linear(config.semantic_dim, 2 * SYMBOLS).to(device)
+            self.foreseen = nn.Sequential(
+                nn.Linear(3 * config.acoustic_dim + 2 * config.semantic_dim, 256),
+                nn.SiLU(),
+                nn.Linear(256, config.acoustic_dim),
+            ).to(device)
         mean, scale = frames.statistics()
         teacher.mean.copy_(torch.from_numpy(mean))
         teacher.scale.copy_(torch.from_numpy(scale))
@@ -218,24 +257,28 @@ class TeacherCodecTrainer(Run):
         some = np.concatenate([found[:20] for found in list(states.encoded.values())[:500]])
         self.center = torch.from_numpy(some.astype(np.float32).mean(axis=0)).to(device)
         self.optimizer = torch.optim.AdamW(
-            [p for part in (self.teacher, self.words, self.sounds) for p in part.parameters()],
+            [p for part in (self.teacher, *self._further().values()) for p in part.parameters()],
             lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay, foreach=True,
         )  # fmt: skip
 
+    def _further(self) -> dict[str, nn.Module]:
+        names = ("words", "sounds", "phonemes", "foreseen")
+        return {name: getattr(self, name) for name in names}
+
     def state(self) -> dict[str, Any]:
-        """The teacher codec, the maps to Whisper's states, and their optimizer."""
+        """The teacher codec, what is read from its codes, and their optimizer."""
+        further = {name: part.state_dict() for name, part in self._further().items()}
         return {
             "teacher": self.teacher.state_dict(),
-            "words": self.words.state_dict(),
-            "sounds": self.sounds.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            **further,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Load what `state` returned."""
         self.teacher.load_state_dict(state["teacher"])
-        self.words.load_state_dict(state["words"])
-        self.sounds.load_state_dict(state["sounds"])
+        for name, part in self._further().items():
+            part.load_state_dict(state[name])
         if "optimizer" in state:
             self.optimizer.load_state_dict(state["optimizer"])
 
@@ -257,11 +300,12 @@ class TeacherCodecTrainer(Run):
 
     def reconstruction(self, features: Tensor, training: bool) -> dict[str, Tensor]:
         """Terms for `features` `[batch, frames, size]`: `mel` and `pitch` (mean absolute error of
-        standardized features), `commitment`, `spread`."""
+        standardized features), `commitment`, `spread`, `rate`."""
         teacher = self.teacher
         semantic, acoustic = teacher.encode_latents(features)
         given, codes = self._quantized(semantic, training)
         values = torch.tanh(acoustic)
+        bits = acoustic_bits(self.foreseen, values, given, teacher.levels)
         if training:
             values = quantize_acoustic(values, teacher.levels, self.rng)
             if self.quantizes:
@@ -275,13 +319,15 @@ class TeacherCodecTrainer(Run):
             "pitch": error[..., self.mel_size :].mean(),
             "commitment": commitment if self.quantizes else commitment.detach() * 0,
             "spread": functional.relu(acoustic.abs() - 1.2).square().mean(),
+            "rate": bits,
         }
 
     def distillation(
         self, data: TeacherData, size: int, rng: np.random.Generator, training: bool
     ) -> dict[str, Tensor]:
-        """`words`, the paper's loss, and `sounds`, 1 - cosine to the centered states of Whisper's encoder."""
-        features, filled, targets, encoded = data.distill(size, rng)
+        """`words`, the paper's loss, `sounds`, 1 - cosine to the centered states of Whisper's encoder, and
+        `phonemes` (nats)."""
+        features, filled, targets, encoded, symbols = data.distill(size, rng)
         semantic, _ = self.teacher.encode_latents(torch.from_numpy(features).to(self.device))
         given, _ = self._quantized(semantic, training)
         goal = torch.from_numpy(encoded).to(self.device) - self.center
@@ -289,7 +335,15 @@ class TeacherCodecTrainer(Run):
         return {
             "words": self.words(given, targets),
             "sounds": 1 - cosine[torch.from_numpy(filled).to(self.device)].mean(),
+            "phonemes": self._phonemes(given, torch.from_numpy(symbols).to(self.device)),
         }
+
+    def _phonemes(self, given: Tensor, symbols: Tensor) -> Tensor:
+        known = symbols > 0
+        if not known.any():
+            return given.new_zeros(())
+        logits = self.phonemes(given).unflatten(-1, (2, SYMBOLS))
+        return functional.cross_entropy(logits[known], symbols[known])
 
     def take_step(self) -> dict[str, float]:
         """One update; gives the losses."""
@@ -315,7 +369,7 @@ class TeacherCodecTrainer(Run):
         losses |= self.distillation(data, settings.distilled, self.numpy_rng, training=True)
         loss = losses["mel"] + sum(
             getattr(settings, name) * losses[name]
-            for name in ("pitch", "commitment", "spread", "words", "sounds")
+            for name in ("pitch", "commitment", "spread", "words", "sounds", "phonemes", "rate")
         )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -10,7 +10,15 @@ from torch.nn import functional
 
 from lab.data import LabUtterance
 from lab.frames import FrameFeatures, FrameSet
-from lab.teacher_codec import TeacherCodec, TeacherCodecTrainer, TeacherCodecTraining, TeacherData
+from lab.language_data import SYMBOLS
+from lab.teacher_codec import (
+    KNOWN_FRAMES,
+    TeacherCodec,
+    TeacherCodecTrainer,
+    TeacherCodecTraining,
+    TeacherData,
+    acoustic_bits,
+)
 from lab.whisper_states import WhisperStates
 from revox.model.config import CodecConfig
 from revox.training.distill import DistillTargets
@@ -38,7 +46,8 @@ def data(seed, count=6):
         states.hidden[i] = rng.standard_normal((tokens, WIDTH)).astype(np.float16)
         states.alignment[i] = (alignment / alignment.sum(1, keepdims=True)).astype(np.float16)
         states.encoded[i] = (rng.standard_normal((n, WIDTH)) + 3).astype(np.float16)
-    return TeacherData(frames, states)
+    symbols = {i: rng.integers(1, SYMBOLS, 2 * n).astype(np.int16) for i, n in enumerate(lengths) if i % 2}
+    return TeacherData(frames, states, symbols)
 
 
 TRAIN = {"synthetic": data(0), "human": data(1)}
@@ -142,6 +151,57 @@ def test_the_distillation_is_that_of_each_utterance_by_itself(tmp_path):
     words, sounds = by_hand(run, chosen)
     torch.testing.assert_close(found["words"], words)
     torch.testing.assert_close(found["sounds"], sounds)
+
+
+def test_phonemes_are_read_from_each_half_of_the_frames_where_they_are_known(tmp_path):
+    run, of = trainer(tmp_path), TRAIN["synthetic"]
+    chosen = [[1, 2, 3, 4, 5][i] for i in np.random.default_rng(5).integers(5, size=4)]
+    found = run.distillation(of, 4, np.random.default_rng(5), training=False)["phonemes"]
+    terms = []
+    for i in set(chosen) & {1, 3, 5}:
+        features = of.frames.features[of.frames.starts[i] : of.frames.ends[i]].astype(np.float32)
+        semantic, _ = run.teacher.encode_latents(torch.from_numpy(features)[None])
+        logits = run.phonemes(semantic[0]).reshape(-1, SYMBOLS)  # the first half of a frame, then the second
+        nats = functional.cross_entropy(
+            logits, torch.from_numpy(of.symbols[i].astype(np.int64)), reduction="none"
+        )
+        terms += [nats] * chosen.count(i)
+    assert terms
+    torch.testing.assert_close(found, torch.cat(terms).mean())
+
+
+def test_what_was_foreseen_takes_no_bits_and_the_rest_is_counted_in_steps_of_the_levels():
+    rng = torch.Generator().manual_seed(0)
+    values, semantic = torch.rand((2, 9, 36), generator=rng) - 0.5, torch.randn((2, 9, 8), generator=rng)
+    given = []
+
+    def nothing(past):
+        given.append(past)
+        return torch.zeros_like(values)
+
+    found = acoustic_bits(nothing, values, semantic, 21)
+    errors = values[:, KNOWN_FRAMES:] * 10
+    torch.testing.assert_close(found, (0.5 * torch.log2(1 + errors**2)).mean())
+    assert acoustic_bits(lambda past: values, values, semantic, 21) == 0
+    (past,) = given
+    one, two, mean, now, last = past.split((36, 36, 36, 8, 8), dim=-1)
+    for t in (0, 1, 2, 7):
+        zero = torch.zeros(2, 36)
+        torch.testing.assert_close(one[:, t], values[:, t - 1] if t else zero)
+        torch.testing.assert_close(two[:, t], values[:, t - 2] if t > 1 else zero)
+        torch.testing.assert_close(mean[:, t], values[:, :t].mean(1) if t else zero)
+        torch.testing.assert_close(now[:, t], semantic[:, t])
+        torch.testing.assert_close(last[:, t], semantic[:, t - 1] if t else zero[:, :8])
+
+
+def test_acoustic_values_become_foreseeable_where_their_bits_cost(tmp_path):
+    rates = []
+    for weight in (0.0, 1.0):
+        settings = replace(SETTINGS, steps=200, batch=4, frames=12, quantized_from=20, rate=weight)
+        run = trainer(tmp_path / str(weight), settings)
+        rows = [run.step() for _ in range(60)]
+        rates.append(np.mean([row["rate"] for row in rows[-5:]]))
+    assert rates[1] < 0.7 * rates[0]
 
 
 def test_latents_are_quantized_from_the_chosen_step_and_gradients_pass(tmp_path):
