@@ -42,7 +42,13 @@ from lab.language_data import (
     spoken_symbols,
     spoken_times,
 )
-from lab.language_training import LanguageTrainer, LanguageTraining, Readout, predicted_codes
+from lab.language_training import (
+    LanguageTrainer,
+    LanguageTraining,
+    Readout,
+    place_semantic_rows,
+    predicted_codes,
+)
 from lab.shards import SHARDS, unpack
 from lab.sizes import PRESETS, lab_params
 from lab.sources import SPEECH, preset_speakers, synthetic_utterances
@@ -626,14 +632,16 @@ def _language_trainer(
 ) -> LanguageTrainer:
     config, folder = run.params.voxtral_config(), run.folder / name
     trainer = LanguageTrainer(config, settings, data, folder, run.device, run.autocast, name)
+    book = _standard_book(trained_teacher(run))
+    place_semantic_rows(trainer.model, book, settings.seed)
     if trainer.readout is not None:
-        _set_book(trainer.readout, trained_teacher(run))
+        trainer.readout.book.copy_(book)
     return trainer
 
 
-def _set_book(readout: Readout, teacher: TeacherCodec) -> None:
-    rows = teacher.rows.to(readout.book)
-    readout.book.copy_(rows / rows.std())
+def _standard_book(teacher: TeacherCodec) -> torch.Tensor:
+    rows = teacher.rows.detach()
+    return (rows - rows.mean(0)) / rows.std()
 
 
 def draft_language(run: BuildRun) -> None:
@@ -731,7 +739,7 @@ def predicted_speech(run: BuildRun, kind: str) -> list[np.ndarray]:
         if "readout" in saved:
             readout = Readout(model.config.backbone.dim, model.config.codec)
             readout.load_state_dict(saved["readout"])
-            _set_book(readout, trained_teacher(run))
+            readout.book.copy_(_standard_book(trained_teacher(run)))
     learned = (p for k, p in model.named_parameters() if not k.startswith("audio_tokenizer."))
     stamp = stamp_of(speech.identity, _identity(learned), run.settings.seed)
 

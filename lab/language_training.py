@@ -383,6 +383,26 @@ def initialize_language(model: Voxtral, seed: int) -> None:
             table[rows] = 0.85 * line + 0.5 * table[rows]
 
 
+@torch.no_grad()
+def place_semantic_rows(model: Voxtral, book: Tensor, seed: int) -> None:
+    """Start the semantic codes' embeddings and output rows as drawn linear maps of the codec's codebook
+    `[codes, size]` (in units of its deviation), so that what is learned of a code holds for those like it.
+
+    Their scale is as `initialize_language` sets it; a tenth of that is drawn for each row by itself.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    places = slice(N_SPECIAL_CODES, N_SPECIAL_CODES + len(book))
+    tables = (
+        model.mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight,
+        model.acoustic_transformer.semantic_codebook_output.weight,
+    )
+    for table in tables:
+        rows = table[places]
+        spread = float(rows.std())
+        drawn = torch.randn((book.shape[1], rows.shape[1]), generator=rng).to(rows) * book.shape[1] ** -0.5
+        table[places] = spread * (book.to(rows) @ drawn) + 0.1 * rows
+
+
 class LanguageTrainer(Run):
     """One run over training data, validated on batches of other data, with log and state in `folder`."""
 

@@ -33,6 +33,7 @@ from revox.training.distill import AsrDistillation, DistillTargets
 from revox.training.quantize import quantize_acoustic
 from revox.training.run import Run
 
+ACOUSTIC_SCALE = 0.4  # of acoustic latents before the tanh: their root mean square
 KNOWN_FRAMES = 4  # of a segment, after which its speaker can be known
 
 
@@ -82,12 +83,14 @@ class TeacherCodec(nn.Module):
     """Features `[batch, frames, size]` <-> latents, causal in both directions.
 
     The semantic codebook is `sums / usage`, `[codes, semantic_dim]`. `mean` and `scale` `[size]` standardize
-    features; `distance` is the mean squared distance of latents to their codes.
+    features; `distance` is the mean squared distance of latents to their codes; `gain` `[36]` brings acoustic
+    latents to where the levels are, once they are learned.
     """
 
     usage: Tensor
     sums: Tensor
     distance: Tensor
+    gain: Tensor
     mean: Tensor
     scale: Tensor
 
@@ -98,6 +101,7 @@ class TeacherCodec(nn.Module):
         self.register_buffer("usage", torch.ones(codes))
         self.register_buffer("sums", torch.zeros(codes, config.semantic_dim))
         self.register_buffer("distance", torch.ones(()))
+        self.register_buffer("gain", torch.ones(config.acoustic_dim))
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
         self.encoder = frame_network(size, width, blocks, config.latent_dim)
@@ -132,9 +136,10 @@ class TeacherCodec(nn.Module):
 
     @torch.no_grad()
     def encode(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Semantic codes `[batch, frames]` and acoustic latents before the tanh `[batch, frames, 36]`."""
+        """Semantic codes `[batch, frames]` and acoustic latents before the tanh `[batch, frames, 36]`, with
+        their gain."""
         semantic, acoustic = self.encode_latents(features)
-        return self.semantic_logits(semantic).argmax(dim=-1), acoustic
+        return self.semantic_logits(semantic).argmax(dim=-1), acoustic * self.gain
 
     @torch.no_grad()
     def make_codebook(self, latents: Tensor, rng: torch.Generator, rounds: int = 20) -> None:
@@ -377,6 +382,8 @@ class TeacherCodecTrainer(Run):
         self.optimizer.step()
         if self.step_count + 1 == settings.quantized_from:
             self._make_codebook()
+        if self.step_count + 1 == settings.steps:
+            self._use_levels()
         return {k: float(v.detach()) for k, v in losses.items()} | {
             "norm": float(norm),
             "loss": float(loss.detach()),
@@ -384,10 +391,18 @@ class TeacherCodecTrainer(Run):
 
     @torch.no_grad()
     def _make_codebook(self) -> None:
+        self.teacher.make_codebook(self._some_latents()[0].flatten(0, 1), self.rng)
+
+    @torch.no_grad()
+    def _use_levels(self) -> None:
+        # What costs bits becomes small, a level or two; a language model's flow starts from noise of size 1.
+        self.teacher.gain.copy_(ACOUSTIC_SCALE / self._some_latents()[1].square().mean((0, 1)).sqrt())
+
+    def _some_latents(self) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng(self.settings.seed)
         parts = [data.frames.batch(400, 32, rng) for data in self.train.values()]
         features = torch.from_numpy(np.concatenate(parts).astype(np.float32)).to(self.device)
-        self.teacher.make_codebook(self.teacher.encode_latents(features)[0].flatten(0, 1), self.rng)
+        return self.teacher.encode_latents(features)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

@@ -16,6 +16,7 @@ from lab.language_training import (
     Readout,
     initialize_language,
     language_losses,
+    place_semantic_rows,
     predicted_codes,
 )
 from revox.model.config import N_SPECIAL_CODES, VoxtralConfig
@@ -139,6 +140,23 @@ def test_an_item_without_places_has_no_part_in_the_alignment_loss(model: Voxtral
     found = language_losses(model, [both[0], blind], AUDIO, settings, rng)["alignment"]
     assert float(found.detach()) == pytest.approx(float(alone.detach()), rel=1e-5)
     assert float(language_losses(model, [blind], AUDIO, settings, rng)["alignment"].detach()) == 0
+
+
+def test_semantic_codes_that_are_alike_begin_alike(model: Voxtral):
+    table = model.mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight
+    head = model.acoustic_transformer.semantic_codebook_output.weight
+    before = [float(rows[N_SPECIAL_CODES:][: len(table)].std()) for rows in (head,)]
+    others = table[N_SPECIAL_CODES + model.config.codec.semantic_codebook_size :].clone()
+    book = torch.randn(
+        model.config.codec.semantic_codebook_size, 8, generator=torch.Generator().manual_seed(1)
+    )
+    book[1] = book[0]
+    place_semantic_rows(model, book, 0)
+    for rows in (table, head):
+        first, same, other = rows[N_SPECIAL_CODES : N_SPECIAL_CODES + 3]
+        assert (first - same).norm() < 0.3 * (first - other).norm()
+    assert float(head[N_SPECIAL_CODES:].std()) == pytest.approx(before[0], rel=0.2)
+    assert torch.equal(table[N_SPECIAL_CODES + len(book) :], others)
 
 
 def readout(model: Voxtral) -> Readout:

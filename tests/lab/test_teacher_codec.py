@@ -217,6 +217,20 @@ def test_latents_are_quantized_from_the_chosen_step_and_gradients_pass(tmp_path)
     assert torch.equal(semantic.grad, torch.ones_like(semantic))
 
 
+def test_when_it_is_done_acoustic_latents_have_the_size_of_the_levels_and_mean_the_same(tmp_path):
+    run = trainer(tmp_path)
+    for _ in range(SETTINGS.steps - 1):
+        run.step()
+    assert torch.equal(run.teacher.gain, torch.ones(36))
+    run.step()
+    parts = [of.frames.features.astype(np.float32) for of in TRAIN.values()]
+    features = torch.from_numpy(np.concatenate(parts))[None]
+    plain = run.teacher.encode_latents(features)[1]
+    _, found = run.teacher.encode(features)
+    torch.testing.assert_close(found, plain * run.teacher.gain)
+    assert 0.3 < float(found.square().mean().sqrt()) < 0.5
+
+
 def test_an_interrupted_run_goes_on_exactly(tmp_path):
     whole = trainer(tmp_path / "a")
     expected = [whole.step()["loss"] for _ in range(8)]
