@@ -70,6 +70,8 @@ from revox.training.run import Run, saved_state
 
 STAGES = ("speech", "teacher", "encoder", "decoder", "draft", "finish", "language", "tune", "folder")
 
+SPOKEN_AT_ONCE = 500  # utterances whose codes are written together
+
 Report = Callable[[str, dict[str, float]], None]
 """Takes the stage and its figures: losses, or how much of a count is done."""
 
@@ -686,14 +688,19 @@ def pack_spoken(run: BuildRun, folder: Path, speech: Sequence[Path]) -> tuple[in
     utterances = [(numbers[u.speaker, u.text or ""], u) for u in synthetic_utterances(speech, "train")]
     new = [(item, u) for item, u in utterances if item.number not in there]
 
-    def made() -> Iterator[tuple[PlannedUtterance, np.ndarray, float]]:
-        for done, (item, utterance) in enumerate(new, 1):
+    def made(start: int) -> Iterator[tuple[PlannedUtterance, np.ndarray, float]]:
+        for done, (item, utterance) in enumerate(new[start : start + SPOKEN_AT_ONCE], start + 1):
             samples, _ = read_utterance(utterance)
             yield item, encode_speech(codec, samples.astype(np.float32) / 32768), len(samples) / 24000
             if done % 100 == 0 or done == len(new):
                 run.progress("spoken", Progress("codes", done, len(new)))
 
-    return spoken.add_codes(folder, encoder_identity(codec), made())
+    # A part at a time is written, so that an interruption loses no more than that.
+    parts = [
+        spoken.add_codes(folder, encoder_identity(codec), made(start))
+        for start in range(0, len(new) or 1, SPOKEN_AT_ONCE)
+    ]
+    return sum(added for added, _ in parts), parts[-1][1]
 
 
 def _plan() -> list[PlannedUtterance]:

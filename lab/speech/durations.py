@@ -178,10 +178,9 @@ def main() -> None:
             failed += 1
         else:
             found[item.number] = one
-        if done % 500 == 0 or done == len(items):
+        if found and (done % 500 == 0 or done == len(items)):  # an interruption loses no more than that
+            write_durations(args.out, found)
             print(f"{done}/{len(items)}, words not found in {failed}", flush=True)
-    if found:
-        write_durations(args.out, found)
 
 
 if __name__ == "__main__":
