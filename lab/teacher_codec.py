@@ -68,6 +68,9 @@ class TeacherCodecTraining:
     rate: float = 0.0
     """Weight of the bits that an acoustic value takes, given those before and the semantic code
     (`acoustic_bits`): what no language model could foresee is to be left to the decoder."""
+    foreseen: float = 0.0
+    """Share of clips that are decoded from foreseen acoustic values (`foreseen_values`) and semantic codes,
+    so that the semantic code says what a language model must not miss."""
     rarest: float = 0.1
     """A code used less often than this share of the mean is put where a latent is."""
     commitment: float = 0.1
@@ -175,12 +178,11 @@ class TeacherCodec(nn.Module):
             self.sums[rare] = latents[taken] * 0.5
 
 
-def acoustic_bits(foreseen: nn.Module, values: Tensor, semantic: Tensor, levels: int) -> Tensor:
-    """Mean bits of an acoustic value of `values` `[batch, frames, 36]`, in [-1, 1].
+def foreseen_values(network: nn.Module, values: Tensor, semantic: Tensor) -> Tensor:
+    """Acoustic values `[batch, frames, 36]` as `network` tells them from the two true ones before, the mean
+    of all before, and the semantic latents `[batch, frames, dim]` of this frame and the one before.
 
-    log2(1 + (e / d)^2) / 2, the capacity of a Gaussian channel whose noise is one step d of the `levels`, for
-    the error e of what `foreseen` tells from the two values before, the mean of all before, and the semantic
-    latents `[batch, frames, dim]` of this frame and the one before. The first `KNOWN_FRAMES` do not count.
+    The first `KNOWN_FRAMES` are the true ones.
     """
     count = torch.arange(1, values.shape[1] + 1, device=values.device)[None, :, None]
 
@@ -189,7 +191,14 @@ def acoustic_bits(foreseen: nn.Module, values: Tensor, semantic: Tensor, levels:
 
     mean = before(values.cumsum(1) / count, 1)
     past = torch.cat((before(values, 1), before(values, 2), mean, semantic, before(semantic, 1)), dim=-1)
-    error = (values - foreseen(past))[:, KNOWN_FRAMES:] * (levels - 1) / 2
+    return torch.cat((values[:, :KNOWN_FRAMES], network(past)[:, KNOWN_FRAMES:]), dim=1)
+
+
+def acoustic_bits(values: Tensor, foreseen: Tensor, levels: int) -> Tensor:
+    """Mean bits of an acoustic value of `values` `[batch, frames, 36]`, in [-1, 1], where `foreseen` was
+    expected: log2(1 + (e / d)^2) / 2, the capacity of a Gaussian channel whose noise is one step d of the
+    `levels`, for the error e. The first `KNOWN_FRAMES` do not count."""
+    error = (values - foreseen)[:, KNOWN_FRAMES:] * (levels - 1) / 2
     return torch.log2(1 + error.square()).mean() / 2
 
 
@@ -292,8 +301,11 @@ class TeacherCodecTrainer(Run):
         """Whether the codebook has been made."""
         return self.step_count >= self.settings.quantized_from
 
-    def _quantized(self, semantic: Tensor, training: bool) -> tuple[Tensor, Tensor]:
-        """Semantic latents as the decoder is given them, straight-through, and their codes."""
+    def _quantized(
+        self, semantic: Tensor, training: bool, always: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Semantic latents as the decoder is given them, straight-through, and their codes. In training half
+        of the clips are not quantized, but for those of `always` `[batch, 1, 1]`."""
         codes = self.teacher.semantic_logits(semantic.detach()).argmax(dim=-1)
         if not self.quantizes:
             return semantic, codes
@@ -301,23 +313,32 @@ class TeacherCodecTrainer(Run):
         if not training:
             return hard, codes
         keep = torch.rand((len(semantic), 1, 1), generator=self.rng).to(semantic.device) < 0.5
-        return torch.where(keep, hard, semantic), codes
+        return torch.where(keep if always is None else keep | always, hard, semantic), codes
 
     def reconstruction(self, features: Tensor, training: bool) -> dict[str, Tensor]:
         """Terms for `features` `[batch, frames, size]`: `mel` and `pitch` (mean absolute error of
-        standardized features), `commitment`, `spread`, `rate`."""
+        standardized features), `commitment`, `spread`, `rate`, and in validation `foreseen_mel`, the `mel`
+        from foreseen acoustic values."""
         teacher = self.teacher
         semantic, acoustic = teacher.encode_latents(features)
-        given, codes = self._quantized(semantic, training)
+        blind = torch.rand((len(semantic), 1, 1), generator=self.rng) < self.settings.foreseen * training
+        blind = blind.to(semantic.device)
+        given, codes = self._quantized(semantic, training, blind)
         values = torch.tanh(acoustic)
-        bits = acoustic_bits(self.foreseen, values, given, teacher.levels)
+        foreseen = foreseen_values(self.foreseen, values, given)
+        bits = acoustic_bits(values, foreseen, teacher.levels)
         if training:
             values = quantize_acoustic(values, teacher.levels, self.rng)
+            values = torch.where(blind, foreseen, values)
             if self.quantizes:
                 teacher.follow(semantic.flatten(0, 1), codes.flatten(), self.settings, self.rng)
         else:
             values = (values * (teacher.levels - 1) / 2).round() * 2 / (teacher.levels - 1)
         error = (teacher.decode(given, values) - teacher.standard(features)).abs()
+        figures = {}
+        if not training:
+            blindly = (teacher.decode(given, foreseen) - teacher.standard(features)).abs()
+            figures["foreseen_mel"] = blindly[:, KNOWN_FRAMES:, : self.mel_size].mean()
         commitment = (semantic - teacher.rows[codes].detach()).square().sum(-1).mean() / teacher.distance
         return {
             "mel": error[..., : self.mel_size].mean(),
@@ -325,6 +346,7 @@ class TeacherCodecTrainer(Run):
             "commitment": commitment if self.quantizes else commitment.detach() * 0,
             "spread": functional.relu(acoustic.abs() - 1.2).square().mean(),
             "rate": bits,
+            **figures,
         }
 
     def distillation(

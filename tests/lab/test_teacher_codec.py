@@ -18,6 +18,7 @@ from lab.teacher_codec import (
     TeacherCodecTraining,
     TeacherData,
     acoustic_bits,
+    foreseen_values,
 )
 from lab.whisper_states import WhisperStates
 from revox.model.config import CodecConfig
@@ -179,10 +180,13 @@ def test_what_was_foreseen_takes_no_bits_and_the_rest_is_counted_in_steps_of_the
         given.append(past)
         return torch.zeros_like(values)
 
-    found = acoustic_bits(nothing, values, semantic, 21)
+    foreseen = foreseen_values(nothing, values, semantic)
+    torch.testing.assert_close(foreseen[:, :KNOWN_FRAMES], values[:, :KNOWN_FRAMES])
+    assert not foreseen[:, KNOWN_FRAMES:].any()
+    found = acoustic_bits(values, foreseen, 21)
     errors = values[:, KNOWN_FRAMES:] * 10
     torch.testing.assert_close(found, (0.5 * torch.log2(1 + errors**2)).mean())
-    assert acoustic_bits(lambda past: values, values, semantic, 21) == 0
+    assert acoustic_bits(values, values, 21) == 0
     (past,) = given
     one, two, mean, now, last = past.split((36, 36, 36, 8, 8), dim=-1)
     for t in (0, 1, 2, 7):
@@ -202,6 +206,28 @@ def test_acoustic_values_become_foreseeable_where_their_bits_cost(tmp_path):
         rows = [run.step() for _ in range(60)]
         rates.append(np.mean([row["rate"] for row in rows[-5:]]))
     assert rates[1] < 0.7 * rates[0]
+
+
+def test_what_is_decoded_blindly_has_neither_true_acoustic_values_nor_latents_without_quantization(tmp_path):
+    run = trainer(tmp_path, replace(SETTINGS, foreseen=1.0, quantized_from=0))
+    seen = []
+    decode = run.teacher.decode
+    run.teacher.decode = lambda *given: (seen.append(given), decode(*given))[1]
+    features = torch.from_numpy(TRAIN["synthetic"].frames.batch(3, 8, np.random.default_rng(0)).astype("f4"))
+    losses = run.reconstruction(features, training=True)
+    semantic, acoustic = run.teacher.encode_latents(features)
+    hard, _ = run._quantized(semantic, training=False)
+    ((given, values),) = seen
+    # The codebook has followed the latents since: what was given lay on rows of before.
+    assert (given - semantic).abs().max() > 0
+    foreseen = foreseen_values(run.foreseen, torch.tanh(acoustic), given)
+    torch.testing.assert_close(values, foreseen)
+    losses["mel"].backward()
+    assert run.foreseen[0].weight.grad.abs().sum() > 0
+    found = run.reconstruction(features, training=False)
+    blind = (decode(hard, foreseen_values(run.foreseen, torch.tanh(acoustic), hard)) - run.teacher.standard(
+        features)).abs()[:, KNOWN_FRAMES:, : run.mel_size].mean()  # fmt: skip
+    assert float(found["foreseen_mel"]) == pytest.approx(float(blind.detach()), rel=0.05)
 
 
 def test_latents_are_quantized_from_the_chosen_step_and_gradients_pass(tmp_path):
