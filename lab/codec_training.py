@@ -173,10 +173,15 @@ def seeded_codec(config: CodecConfig, teacher: TeacherCodec, seed: int) -> Codec
     """A codec of fresh weights with the teacher codec's semantic codebook."""
     codec = Codec(config, with_encoder=True)
     initialize(codec, seed)
+    use_codebook(codec, teacher)
+    return codec
+
+
+def use_codebook(codec: Codec, teacher: TeacherCodec) -> None:
+    """Give `codec` the teacher codec's semantic codebook."""
     book = codec.quantizer.semantic_codebook
     book.cluster_usage.fill_(1.0)
     book.embedding_sum.copy_(teacher.rows.detach())
-    return codec
 
 
 def _rates(codec: Codec, blocks: nn.ModuleList, start: int) -> list[int]:
@@ -287,6 +292,8 @@ class _CodecRun(Run):
         if lacking:
             raise LabError(f"{self.state_path} lacks {sorted(lacking)[0]}: it is of another build")
         module.load_state_dict(tensors, strict=False)
+        # The teacher codec may have learned on since that state was saved.
+        use_codebook(cast(Codec, getattr(module, "module", module)), self.teacher)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Load what `state` returned; an average or an optimizer that the state lacks starts anew."""

@@ -381,6 +381,22 @@ def test_the_language_model_is_fed_its_own_past_from_a_chosen_step(
     assert read == [2, 3]
 
 
+def test_an_encoder_goes_on_with_the_codebook_of_a_teacher_codec_that_has_learned_on(
+    built: Path, tmp_path: Path
+):
+    copy = _copy(built, tmp_path, "data", "folder", "teacher", "encoder")
+    path = copy / "run" / "teacher" / "teacher-state.pt"
+    state = torch.load(path, weights_only=True)
+    state["teacher"]["sums"] += 0.5
+    torch.save(state, path)
+    run = _run(copy)
+    trainer = half_trainer("encoder", run)
+    for codec in (trainer.codec, trainer.shipped):
+        book = codec.quantizer.semantic_codebook
+        rows = book.embedding_sum / book.cluster_usage[:, None]
+        torch.testing.assert_close(rows, trained_teacher(run).rows)
+
+
 def test_the_language_model_goes_on_from_its_draft(built: Path, tmp_path: Path):
     run = BuildRun(_copy(built, tmp_path, "data", "folder", "teacher", "encoder", "draft") / "run", SETTINGS)
     with run.state("draft") as draft:
