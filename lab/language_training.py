@@ -302,10 +302,13 @@ def predicted_ids(
     """Ids `[37, frames]` that the model predicts of each frame, given the true ones before it.
 
     heads: embeddings of the prompts. past: the true ids. A share `own_semantic` of the semantic codes is the
-    model's own; with `readout`, frames of the true ones get the acoustic codes that are expected with them.
+    model's own; with `readout` and a temperature below 1, frames of the true ones get the acoustic codes that
+    are expected with them.
     """
     if not heads:
         return []
+    if settings.temperature >= 1:
+        readout = None  # it has not learned what is expected
     embeddings, flow = model.mm_audio_embeddings, model.acoustic_transformer
     sequences = [
         torch.cat((head, embeddings.frames(ids[None])[0])) for head, ids in zip(heads, past, strict=True)

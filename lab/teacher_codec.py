@@ -34,6 +34,7 @@ from revox.training.quantize import quantize_acoustic
 from revox.training.run import Run
 
 ACOUSTIC_SCALE = 0.4  # of acoustic latents before the tanh: their root mean square
+SMALLEST_SIZE = 0.02  # of a latent that is brought to it: one that tells nothing is to stay small
 KNOWN_FRAMES = 4  # of a segment, after which its speaker can be known
 
 
@@ -418,7 +419,8 @@ class TeacherCodecTrainer(Run):
     @torch.no_grad()
     def _use_levels(self) -> None:
         # What costs bits becomes small, a level or two; a language model's flow starts from noise of size 1.
-        self.teacher.gain.copy_(ACOUSTIC_SCALE / self._some_latents()[1].square().mean((0, 1)).sqrt())
+        sizes = self._some_latents()[1].square().mean((0, 1)).sqrt()
+        self.teacher.gain.copy_(ACOUSTIC_SCALE / sizes.clamp_min(SMALLEST_SIZE))
 
     def _some_latents(self) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng(self.settings.seed)

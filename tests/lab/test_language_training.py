@@ -251,6 +251,19 @@ def test_a_predicted_frame_has_the_acoustic_codes_that_go_with_the_semantic_code
         assert codes[1:].T.tolist() == ((values + 1) / 2 * levels).round().long().tolist()
 
 
+def test_a_readout_that_has_not_learned_what_is_expected_is_not_asked(
+    model: Voxtral, monkeypatch: pytest.MonkeyPatch
+):
+    read = readout(model)
+    monkeypatch.setattr(read, "acoustic", lambda *given: pytest.fail("asked"))
+    found = [
+        predicted_codes(model, items(model), AUDIO, torch.Generator().manual_seed(3), PLAIN, one)
+        for one in (read, None)
+    ]
+    for a, b in zip(*found, strict=True):
+        assert np.array_equal(a, b)
+
+
 def test_the_phonemes_are_read_from_the_state_that_predicts_their_frame(model: Voxtral):
     read, given = readout(model), items(model)
     given[0].symbols[2] = 0  # unknown
