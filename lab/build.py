@@ -319,6 +319,11 @@ def teacher_trainer(run: BuildRun, whisper: Path) -> TeacherCodecTrainer:
             partial(run.progress, "whisper"),
         )  # fmt: skip
         sets[split][kind] = TeacherData(frames, states, _half_frame_symbols(run, kind, split, frames))
+    if run.settings.teacher.phonemes and not sets["train"]["synthetic"].symbols:
+        raise LabError(
+            "no phonemes are known of this speech, which `teacher.phonemes` asks for: run "
+            "`python -m lab.speech.durations --index SPEECH` first"
+        )
     trainer = TeacherCodecTrainer(
         config, run.settings.teacher, sets["train"], sets["validation"], run.folder / "teacher", run.device
     )
@@ -743,15 +748,21 @@ def predicted_speech(run: BuildRun, kind: str) -> list[np.ndarray]:
         model = Voxtral(run.params.voxtral_config(), with_encoder=False)
         model.load_state_dict(saved["model"] | averaged, strict=False)
         readout = None
+        learned: list[torch.Tensor] = [
+            p for k, p in model.named_parameters() if not k.startswith("audio_tokenizer.")
+        ]
         if "readout" in saved:
             readout = Readout(model.config.backbone.dim, model.config.codec)
             readout.load_state_dict(saved["readout"])
             readout.book.copy_(_standard_book(trained_teacher(run)))
-    learned = (p for k, p in model.named_parameters() if not k.startswith("audio_tokenizer."))
-    stamp = stamp_of(speech.identity, _identity(learned), run.settings.seed)
+            learned += [*readout.parameters(), readout.book]
+    codec = trained_encoder(run).to(run.device)
+    settings = run.settings.language
+    model_stamp = stamp_of(_identity(learned), settings.temperature, settings.own_steps)
+    stamp = stamp_of(speech.identity, encoder_identity(codec), model_stamp, run.settings.seed)
 
     def predict() -> Arrays:
-        codes = utterance_codes(run, trained_encoder(run).to(run.device), kind, "train")
+        codes = utterance_codes(run, codec, kind, "train")
         # The utterances with a text, in their order, are the kind's first in the language model's data.
         first = next(i for i, u in enumerate(data.utterances) if u.human == (kind == "human"))
         with_text = [i for i, u in enumerate(speech.utterances) if u.text]
@@ -762,7 +773,7 @@ def predicted_speech(run: BuildRun, kind: str) -> list[np.ndarray]:
         for start in range(0, len(known), 16):
             part = known[start : start + 16]
             items = [data.item(places[i], rng) for i in part]
-            found = predicted_codes(model, items, data.tokens.audio, noise, run.settings.language, readout)
+            found = predicted_codes(model, items, data.tokens.audio, noise, settings, readout)
             for i, one in zip(part, found, strict=True):
                 codes[i] = one
             if start % 320 == 0:

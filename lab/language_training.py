@@ -477,7 +477,7 @@ class LanguageTrainer(Run):
         """Load what `state` returned."""
         self.model.load_state_dict(state["model"], strict=False)
         if self.readout is not None and "readout" in state:
-            self.readout.load_state_dict(state["readout"], strict=False)  # older ones read no semantic code
+            self.readout.load_state_dict(state["readout"])
         if "optimizer" in state:
             self.optimizer.load_state_dict(state["optimizer"])
         if self.averaged is not None and "averaged" in state:

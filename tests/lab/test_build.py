@@ -381,6 +381,16 @@ def test_the_language_model_is_fed_its_own_past_from_a_chosen_step(
     assert read == [2, 3]
 
 
+def test_a_teacher_codec_that_is_to_learn_phonemes_is_not_trained_without_them(
+    built: Path, materials: Materials, tmp_path: Path
+):
+    settings = replace(SETTINGS, teacher=replace(SETTINGS.teacher, phonemes=1.0))
+    run = replace(_run(built, settings), spoken=tmp_path)
+    assert materials.whisper is not None
+    with pytest.raises(LabError, match=r"lab\.speech\.durations"):
+        train_teacher(run, materials.whisper)
+
+
 def test_an_encoder_goes_on_with_the_codebook_of_a_teacher_codec_that_has_learned_on(
     built: Path, tmp_path: Path
 ):
@@ -733,6 +743,18 @@ def test_the_decoder_is_tuned_on_what_the_language_model_predicts_of_true_pasts(
     torch.save(state, path)  # the same step, other weights
     other = predicted_speech(run, "human")
     assert not all(np.array_equal(a, b) for a, b in zip(found, other, strict=True))
+    path = copy / "run" / "encoder" / "encoder-state.pt"
+    state = torch.load(path, weights_only=True)
+    last = max(int(k.split(".")[1]) for k in state["codec"] if k.startswith("encoder_blocks."))
+    for part in ("codec", "averaged"):
+        for name, weight in state.get(part, {}).items():
+            if f"encoder_blocks.{last}.conv" in name and name.endswith("original1"):
+                weight.mul_(-1)
+    torch.save(state, path)  # another encoder, the same language model
+    codes = utterance_codes(run, trained_encoder(run), "human", "train")
+    renewed = predicted_speech(run, "human")
+    assert all(np.array_equal(a[0], b[0]) for a, b in zip(renewed, codes, strict=True))
+    assert not all(np.array_equal(a[0], b[0]) for a, b in zip(renewed, other, strict=True))
     tuned, finished = (trained_codec(r).state_dict() for r in (_run(built), run))
     name = next(k for k in tuned if k.startswith("decoder") and k.endswith("layers.0.attention.wq.weight"))
     assert not torch.equal(tuned[name], finished[name])
