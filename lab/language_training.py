@@ -43,6 +43,7 @@ class LanguageTraining:
     weight_decay: float = 0.05
     reference_frames: tuple[int, int] = (25, 62)
     acoustic_frames: int = 256
+    """Frames of a batch from which the flow is learned."""
     drop_hidden: float = 0.1
     flow: float = 1.0
     flow_draws: int = 3
@@ -179,11 +180,6 @@ def language_losses(
         torch.cat([part[:-1] for part in logits.detach().split([len(s) for s in states])])
     )
     levels = model.config.codec.acoustic_codebook_size - 1
-    if training and len(points) > settings.acoustic_frames:
-        chosen = torch.randperm(len(points), generator=rng)[: settings.acoustic_frames].to(device)
-        frames, points, codes, taken = (x[chosen] for x in (frames, points, codes, taken))
-    # Several flow times per frame for one pass of the backbone: the acoustic head is where words were lost,
-    # and it is cheap. The times of one frame's draws are stratified over [0, 1].
     draws, goal = settings.flow_draws, points * 2 / levels - 1
     losses: dict[str, Tensor] = {}
     if readout is not None and settings.temperature < 1:
@@ -191,6 +187,11 @@ def language_losses(
         losses["expected"] = functional.mse_loss(expected, goal)
         with torch.no_grad():
             goal = readout.acoustic(frames, taken) + settings.temperature * (goal - expected)
+    if training and len(goal) > settings.acoustic_frames:
+        chosen = torch.randperm(len(goal), generator=rng)[: settings.acoustic_frames].to(device)
+        frames, goal = frames[chosen], goal[chosen]
+    # Several flow times per frame for one pass of the backbone: the acoustic head is where words were lost,
+    # and it is cheap. The times of one frame's draws are stratified over [0, 1].
     frames, goal = frames.repeat(draws, 1), goal.repeat(draws, 1)
     noise = torch.randn(goal.shape, generator=rng).to(device)
     times = torch.rand((draws, len(goal) // draws), generator=rng) + torch.arange(draws)[:, None]
