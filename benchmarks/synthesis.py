@@ -23,7 +23,9 @@ second), whatever the model would say.
 fit is cut short or left out and said so, and what is measured is written at once: NAME.json and NAME.md, by
 default in the working folder. On CUDA times are the wall's; on a processor they are processor time of one
 thread, so that a busy machine changes them little. `--beside` runs the C port (mudler/voxtral-tts.c) on the
-same folder and frames, with one thread.
+same folder and frames, with one thread; it takes no number of frames (`--max-frames` is read and not used,
+commit be031f4), so build it after
+`sed -i 's/int max_frames = 2000/int max_frames = atoi(getenv("MAX_FRAMES"))/' voxtral_tts.c`.
 """
 
 from __future__ import annotations
@@ -512,15 +514,15 @@ def beside(binary: Path, folder: Path, subject: Subject, frames: int = 3) -> dic
 
     def run(count: int) -> tuple[float, float]:
         with tempfile.TemporaryDirectory() as scratch:
-            command = [str(binary), "-d", str(folder), "-o", f"{scratch}/out.wav", "--max-frames", str(count)]
-            one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+            command = [str(binary), "-d", str(folder), "-o", f"{scratch}/out.wav"]
+            settings = {"MAX_FRAMES": str(count), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
             text = (TEXT * math.ceil(subject.text_chars / len(TEXT)))[: subject.text_chars]
-            process = subprocess.Popen(
-                [*command, text], env={**os.environ, **one_thread}, stderr=subprocess.DEVNULL
-            )
-            _, status, used = os.wait4(process.pid, 0)
-        if status:
-            raise SystemExit(f"{binary} ended with {os.waitstatus_to_exitcode(status)}")
+            said = Path(scratch, "said")
+            with said.open("w") as stderr:
+                process = subprocess.Popen([*command, text], env={**os.environ, **settings}, stderr=stderr)
+                _, status, used = os.wait4(process.pid, 0)
+            if status or f"Generated {count} audio frames" not in said.read_text():
+                raise SystemExit(f"{binary} did not speak {count} frames: {said.read_text()[-300:]}")
         return used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / 1e9
 
     first, _ = run(1)
