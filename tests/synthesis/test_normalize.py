@@ -125,6 +125,12 @@ def test_another_normalization_is_refused():
         ("de", "Um 9:30 Uhr: 1.234,5 und 3,50 €", "Um neun Uhr dreißig: eintausendzweihundertvierunddreißig "
          "Komma fünf und drei Euro fünfzig"),
         ("fr", "À 9:30, 1 234,5", "À neuf heures trente, mille deux cent trente-quatre virgule cinq"),
+        ("en", "1 km, 2.5 km at 90 km/h, -5 °C, 1,500 kWh, 16GB, 3-5 m; 5 in, 9 m/s", "one kilometer, two "
+         "point five kilometers at ninety kilometers per hour, minus five degrees Celsius, one thousand "
+         "five hundred kilowatt-hours, sixteen gigabytes, 3-5 meters; five in, nine m/s"),
+        ("de", "2,5 km mit 100 km/h bei 20 °C, 30 kWh", "zwei Komma fünf Kilometer mit einhundert Kilometer "
+         "pro Stunde bei zwanzig Grad Celsius, dreißig Kilowattstunden"),
+        ("fr", "2 km et 1 l", "deux kilomètres et un litre"),
         ("es", "3,5 % a las 9:05", "tres punto cinco por ciento a las nueve y cinco"),
     ],
 )  # fmt: skip

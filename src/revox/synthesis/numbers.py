@@ -1,4 +1,5 @@
-"""Numbers, times, percentages and amounts of money as words, by num2words (`pip install 'revox[text]'`)."""
+"""Numbers, times, percentages, amounts of money and units as words, by num2words and Babel (`pip install
+'revox[text]'`)."""
 
 from __future__ import annotations
 
@@ -10,6 +11,20 @@ from typing import Any
 from revox.synthesis.errors import SpeakError
 
 _LONGEST = 15  # digits; more, and numbers that begin with a zero, are read digit by digit
+
+_UNITS = {
+    "mm": "length-millimeter", "cm": "length-centimeter", "m": "length-meter", "km": "length-kilometer",
+    "m²": "area-square-meter", "km²": "area-square-kilometer", "m³": "volume-cubic-meter",
+    "mg": "mass-milligram", "g": "mass-gram", "kg": "mass-kilogram", "lb": "mass-pound", "lbs": "mass-pound",
+    "ml": "volume-milliliter", "mL": "volume-milliliter", "l": "volume-liter", "L": "volume-liter",
+    "ms": "duration-millisecond", "km/h": "speed-kilometer-per-hour", "mph": "speed-mile-per-hour",
+    "°C": "temperature-celsius", "°F": "temperature-fahrenheit", "kWh": "energy-kilowatt-hour",
+    "W": "power-watt", "kW": "power-kilowatt", "MW": "power-megawatt", "V": "electric-volt",
+    "kB": "digital-kilobyte", "MB": "digital-megabyte", "GB": "digital-gigabyte", "TB": "digital-terabyte",
+    "Hz": "frequency-hertz", "kHz": "frequency-kilohertz", "MHz": "frequency-megahertz",
+    "GHz": "frequency-gigahertz",
+}  # fmt: skip
+"""CLDR's name of a unit, by the symbol after a number. Symbols that are words too (in, h, t) are left out."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +63,8 @@ LANGUAGES = {
 def spell_numbers(text: str, language: str) -> str:
     """`text` with its numbers in words of `language` (a key of `LANGUAGES`).
 
-    Raises SpeakError for another language, and when num2words is not installed.
+    Units are spelled after a number, by CLDR's names. Raises SpeakError for another language, and when
+    num2words or Babel is not installed.
     """
     if language not in LANGUAGES:
         raise SpeakError(
@@ -56,15 +72,17 @@ def spell_numbers(text: str, language: str) -> str:
             "text normalization basic, or name another language"
         )
     try:
+        from babel.units import format_unit
         from num2words import num2words
     except ImportError:
-        raise SpeakError("spelling numbers needs num2words: pip install 'revox[text]'") from None
-    return _Speller(language, num2words).spell(text)
+        raise SpeakError("spelling numbers needs num2words and Babel: pip install 'revox[text]'") from None
+    return _Speller(language, num2words, format_unit).spell(text)
 
 
 class _Speller:
-    def __init__(self, language: str, num2words: Callable[..., str]) -> None:
+    def __init__(self, language: str, num2words: Callable[..., str], format_unit: Callable[..., str]) -> None:
         self._code, self._language, self._num2words = language, LANGUAGES[language], num2words
+        self._format_unit = format_unit
         self._decimal = self._language.decimal
         marks = {"en": ",", "fr": " \u00a0\u202f"}.get(language, ".\u00a0\u202f")
         between = f"[{marks}'’]"
@@ -78,12 +96,15 @@ class _Speller:
         self._time = re.compile(rf"{start}([01]?\d|2[0-4]):([0-5]\d){end}{oclock}", re.IGNORECASE)
         self._money = re.compile(rf"(?<!\w)({signs})\s?({number}){end}|{start}({number})\s?({signs})(?!\w)")
         self._percent = re.compile(rf"{start}({number})\s?%")
+        symbols = "|".join(map(re.escape, sorted(_UNITS, key=len, reverse=True)))
+        self._unit = re.compile(rf"(?<![\w.,:/])({number})\s?({symbols})(?![\w/²³])")
         self._ordinal = re.compile(rf"{start}(\d+)(?:st|nd|rd|th)\b")
         self._number = re.compile(rf"((?<!\S)[-−])?{start}({number}){end}|(?<!\S)[-−]({number}){end}")
 
     def spell(self, text: str) -> str:
         text = self._time.sub(self._clock, text)
         text = self._money.sub(self._amount, text)
+        text = self._unit.sub(self._measure, text)
         text = self._percent.sub(lambda m: f"{self._words(m[1])} {self._language.percent}", text)
         if self._code == "en":
             text = self._ordinal.sub(lambda m: self._num2words(int(m[1]), lang="en", to="ordinal"), text)
@@ -105,6 +126,13 @@ class _Speller:
             return f"{self._words(number)} {many}"
         words = f"{self._say(int(whole))} {one if whole == '1' else many}"
         return f"{words} {self._say(int(cents.ljust(2, '0')))}" if cents.strip("0") else words
+
+    def _measure(self, match: re.Match[str]) -> str:
+        number, unit = match.groups()
+        value = float(self._group.sub("", number).replace(self._decimal, "."))
+        # The number stays as it is written, to be spelled like all others.
+        said = self._format_unit(value, _UNITS[unit], format="0", locale=self._code)
+        return re.sub(r"\d+", lambda _: number, said.replace("\u00a0", " "), count=1)
 
     def _words(self, number: str, negative: bool = False) -> str:
         whole, _, fraction = self._group.sub("", number).partition(self._decimal)
