@@ -517,12 +517,12 @@ def beside(binary: Path, folder: Path, subject: Subject, frames: int = 3) -> dic
             command = [str(binary), "-d", str(folder), "-o", f"{scratch}/out.wav"]
             settings = {"MAX_FRAMES": str(count), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
             text = (TEXT * math.ceil(subject.text_chars / len(TEXT)))[: subject.text_chars]
-            said = Path(scratch, "said")
-            with said.open("w") as stderr:
+            messages = Path(scratch, "messages")
+            with messages.open("w") as stderr:
                 process = subprocess.Popen([*command, text], env={**os.environ, **settings}, stderr=stderr)
                 _, status, used = os.wait4(process.pid, 0)
-            if status or f"Generated {count} audio frames" not in said.read_text():
-                raise SystemExit(f"{binary} did not speak {count} frames: {said.read_text()[-300:]}")
+            if status or f"Generated {count} audio frames" not in messages.read_text():
+                raise SystemExit(f"{binary} did not speak {count} frames: {messages.read_text()[-300:]}")
         return used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / 1e9
 
     first, _ = run(1)

@@ -131,8 +131,8 @@ class _Speller:
         number, unit = match.groups()
         value = float(self._group.sub("", number).replace(self._decimal, "."))
         # The number stays as it is written, to be spelled like all others.
-        said = self._format_unit(value, _UNITS[unit], format="0", locale=self._code)
-        return re.sub(r"\d+", lambda _: number, said.replace("\u00a0", " "), count=1)
+        spoken = self._format_unit(value, _UNITS[unit], format="0", locale=self._code)
+        return re.sub(r"\d+", lambda _: number, spoken.replace("\u00a0", " "), count=1)
 
     def _words(self, number: str, negative: bool = False) -> str:
         whole, _, fraction = self._group.sub("", number).partition(self._decimal)
