@@ -7,6 +7,9 @@ the time to read the weights: fewer bits are faster. These layers are for infere
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 
@@ -18,6 +21,7 @@ INT4_GROUP = 32
 """Inputs that share a scale and an offset in a 4-bit weight."""
 _ROWS_IN_FLOAT32 = 16
 _BLOCK = 1024  # outputs converted at once
+_in_one_digit: ContextVar[bool] = ContextVar("_in_one_digit", default=False)
 
 
 @dataclass(frozen=True)
@@ -88,23 +92,33 @@ def as_tensor(weight: Weight) -> Tensor:
     return weight if isinstance(weight, Tensor) else weight.dequantize()
 
 
+@contextmanager
+def one_digit() -> Iterator[None]:
+    """Every `Int8Linear` within takes one digit: for prompts, whose many rows are bound by arithmetic."""
+    token = _in_one_digit.set(True)
+    try:
+        yield
+    finally:
+        _in_one_digit.reset(token)
+
+
 class Int8Linear(nn.Module):
-    """`[..., in] -> [..., out]`: 8-bit weights times activations in two 8-bit digits.
+    """`[..., in] -> [..., out]`: 8-bit weights times activations in one or two 8-bit digits.
 
     Each row of activations is divided by its largest value, by that alone, so that no row depends on the
-    others; then it is rounded to 8 bits, and what rounding left is a second row of 8 bits. Both rows meet
-    the weights in one product, which costs little where reading the weights is what takes time. With one
-    digit only, twice as many codes differ from float32's (docs/performance.md).
+    others; then it is rounded to 8 bits, and with two `digits` what rounding left is a second row of 8 bits.
+    Both rows meet the weights in one product, which costs little where reading the weights is what takes
+    time. Where many rows do, and less depends on them, one digit is enough (docs/performance.md).
 
     The product is FBGEMM's, on weights that are packed here, once; where torch is built without FBGEMM it is
     `torch._int_mm`. Without the VNNI instructions FBGEMM adds pairs of products in 16 bits, which can
     overflow: digits then have 7 bits.
     """
 
-    def __init__(self, weight: Int8Weight) -> None:
+    def __init__(self, weight: Int8Weight, digits: int = 2) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.values.shape
-        self.packed, self.scale = None, weight.scale
+        self.packed, self.scale, self.digits = None, weight.scale, digits
         if has_fbgemm():
             zeros = torch.zeros(self.out_features, dtype=torch.long)
             with warnings.catch_warnings():
@@ -123,17 +137,20 @@ class Int8Linear(nn.Module):
         largest = _largest(rows)
         half = 127 if self.packed is None or _has_vnni() else 63
         rows = rows * (half / largest)
-        high = rows.round()
-        digits = torch.cat((high, (rows - high).mul_(2 * half)))
+        two = self.digits == 2 and not _in_one_digit.get()
+        if two:
+            high = rows.round()
+            rows = torch.cat((high, (rows - high).mul_(2 * half)))
         if self.packed is not None:
             product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-                digits, 1.0, half + 1, self.packed
+                rows, 1.0, half + 1, self.packed
             )
         else:
-            product = torch._int_mm(digits.round_().to(torch.int8), self.values) * self.scale
-        first, second = product.chunk(2)
-        product = first.add(second, alpha=0.5 / half).mul_(largest / half)
-        return product.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+            product = torch._int_mm(rows.round_().to(torch.int8), self.values) * self.scale
+        if two:
+            first, second = product.chunk(2)
+            product = first.add(second, alpha=0.5 / half)
+        return product.mul_(largest / half).to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
 
 class Int4Linear(nn.Module):
@@ -181,10 +198,10 @@ def quantize(weight: Weight, bits: int) -> Int8Weight | Int4Weight:
     return Int8Weight.of(weight)
 
 
-def quantized_linear(weight: Weight, bits: int) -> nn.Module:
-    """The layer of a weight `[out, in]`, held as `quantize` says."""
+def quantized_linear(weight: Weight, bits: int, digits: int = 2) -> nn.Module:
+    """The layer of a weight `[out, in]`, held as `quantize` says; `digits` as for `Int8Linear`."""
     held = quantize(weight, bits)
-    return Int4Linear(held) if isinstance(held, Int4Weight) else Int8Linear(held)
+    return Int4Linear(held) if isinstance(held, Int4Weight) else Int8Linear(held, digits)
 
 
 @cache

@@ -14,6 +14,7 @@ from .backbone import Backbone, KVCache
 from .codec import Codec
 from .config import VoxtralConfig
 from .embedding import Embeddings
+from .linear import one_digit
 
 
 def parameter_name(tensor: str) -> str:
@@ -84,7 +85,8 @@ class Voxtral(nn.Module):
         """
         lengths = torch.tensor([len(prompt) for prompt in prompts], device="cpu")
         padded = nn.utils.rnn.pad_sequence(list(prompts), batch_first=True)
-        hidden = self.backbone(padded, cache, lengths)
+        with one_digit():
+            hidden = self.backbone(padded, cache, lengths)
         return torch.stack([states[n - 1] for states, n in zip(hidden, lengths.tolist(), strict=True)])
 
     def feed_frames(self, ids: Tensor, cache: KVCache) -> Tensor:
