@@ -450,7 +450,9 @@ def finish_decoder(run: BuildRun) -> None:
 def tune_decoder(run: BuildRun) -> None:
     """Train the decoder further, on the encoder's codes and on those that the language model predicts of the
     same speech, to the end of the schedule."""
-    predicted = {kind: predicted_speech(run, kind) for kind in KINDS if _has(run, kind, "train")}
+    predicted = None
+    if run.settings.predicted_share:
+        predicted = {kind: predicted_speech(run, kind) for kind in KINDS if _has(run, kind, "train")}
     data = _codec_data(run, trained_encoder(run).to(run.device), predicted)
     settings = run.settings.tune
     trainer = DecoderTrainer(

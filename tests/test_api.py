@@ -170,7 +170,7 @@ def test_importing_revox_does_not_import_torch():
 def test_weights_of_8_bits_speak_and_are_named(tiny_checkpoint):
     tts = revox.load(tiny_checkpoint, device="cpu", weights="int8")
     assert tts.weights == "int8"
-    assert tts.speak("Hello.", "de_male", max_seconds=0.4).seconds == pytest.approx(0.4)
+    assert 0 < tts.speak("Hello.", "de_male", max_seconds=0.4).seconds < 0.41
     layers = tts.model.backbone.layers
     assert not any(parameter.ndim == 2 for parameter in layers.parameters()), "a matrix was left as it was"
     # The search that a transcript guides needs gradients.
@@ -187,7 +187,11 @@ def test_the_fastest_weights_depend_on_size_device_and_memory(tiny_checkpoint, t
     monkeypatch.setattr(load, "has_fbgemm", lambda: True)
     monkeypatch.setattr(load.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1}.get(name, 16_000_000_000))
     assert fastest_weights(tmp_path, cpu) == "int8"
-    assert fastest_weights(tmp_path, torch.device("cuda")) == "bf16"
+    for memory, wanted in ((24, "bf16"), (8, "int8"), (4, "int4")):
+        card = type("Card", (), {"total_memory": memory * 10**9})
+        monkeypatch.setattr(load.torch.cuda, "get_device_properties", lambda device, card=card: card)
+        assert fastest_weights(tmp_path, torch.device("cuda")) == wanted
+    assert fastest_weights(tmp_path, torch.device("mps")) == "bf16"
     monkeypatch.setattr(load.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1}.get(name, 4_900_000_000))
     assert fastest_weights(tmp_path, cpu) == "int4"
     monkeypatch.setattr(load, "has_fbgemm", lambda: False)
@@ -197,5 +201,7 @@ def test_the_fastest_weights_depend_on_size_device_and_memory(tiny_checkpoint, t
 def test_weights_that_are_unknown_or_not_for_the_device_are_refused(tiny_checkpoint):
     with pytest.raises(SpeakError, match="weights 'int2' are not known; take auto, bf16"):
         revox.load(tiny_checkpoint, device="cpu", weights="int2")
-    with pytest.raises(SpeakError, match="int8 weights run on the CPU only, and the device is meta"):
+    with pytest.raises(
+        SpeakError, match="int8 weights run on the CPU or a CUDA card only, and the device is meta"
+    ):
         revox.load(tiny_checkpoint, device="meta", weights="int8")

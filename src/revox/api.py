@@ -21,6 +21,7 @@ from revox.checkpoint.release import ENCODER_PREFIXES
 from revox.checkpoint.tekken import read_tekken
 from revox.checkpoint.tensors import folder_tensors
 from revox.checkpoint.voices import Voice, list_voices, load_voice
+from revox.model.card_linear import FORMATS
 from revox.model.voxtral import Voxtral
 from revox.progress import ProgressCallback, ignore_progress
 from revox.speech import Audio
@@ -81,8 +82,8 @@ def load(
         lazy: read weights when they are first needed: cloning without a transcript reads the codec and the
             embedding table only.
         weights: how the weights of the language model and the acoustic transformer are held, "bf16",
-            "float32", "int8", "int4" (the last two on the CPU), or "auto" (see `fastest_weights`); None:
-            as `dtype` says.
+            "float32", "int8", "int4" (on the CPU or CUDA), "fp8" (on CUDA), or "auto" (see
+            `fastest_weights`); None: as `dtype` says.
         adapter: a folder of LoRA factors in the format of peft, added to the weights as they are read.
 
     Raises CheckpointError when the checkpoint or the adapter cannot be used, SpeakError when the device is
@@ -92,11 +93,11 @@ def load(
     place = find_device(device)
     if weights == "auto":
         weights = fastest_weights(folder, place)
-    bits = None
+    quantized = None
     if weights is not None:
-        dtype, bits = _held(weights, place)
+        dtype, quantized = _held(weights, place)
     factors = None if adapter is None else Path(adapter).expanduser()
-    tts = Revox(folder, place, dtype or default_dtype(folder, place), bits, factors)
+    tts = Revox(folder, place, dtype or default_dtype(folder, place), quantized, factors)
     if not lazy:
         _ = tts.model, tts.prompter
     return tts
@@ -126,27 +127,24 @@ def find_dtype(name: str | None) -> torch.dtype | None:
     return known[name]
 
 
-def _held(weights: str, device: torch.device) -> tuple[torch.dtype, int | None]:
-    """The dtype and the bits of a format of weights."""
-    formats = {
-        "bf16": (torch.bfloat16, None),
-        "bfloat16": (torch.bfloat16, None),  # the name of the former option --dtype
-        "float32": (torch.float32, None),
-        "int8": (torch.float32, 8),
-        "int4": (torch.float32, 4),
-    }
-    if weights not in formats:
-        raise SpeakError(f"weights {weights!r} are not known; take auto, bf16, float32, int8 or int4")
-    if formats[weights][1] is not None and device.type != "cpu":
-        raise SpeakError(f"{weights} weights run on the CPU only, and the device is {device}; take bf16")
-    return formats[weights]
+def _held(weights: str, device: torch.device) -> tuple[torch.dtype, str | None]:
+    """The dtype, and the format of the layers if it is not that, of a format of weights."""
+    dtypes = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+    if weights in dtypes:  # bfloat16 is the name of the former option --dtype
+        return dtypes[weights], None
+    if weights not in FORMATS:
+        raise SpeakError(f"weights {weights!r} are not known; take auto, bf16, float32, int8, int4 or fp8")
+    if device.type not in ("cpu", "cuda") or (weights == "fp8" and device.type == "cpu"):
+        where = "a CUDA card" if weights == "fp8" else "the CPU or a CUDA card"
+        raise SpeakError(f"{weights} weights run on {where} only, and the device is {device}; take bf16")
+    return torch.float32 if device.type == "cpu" else torch.bfloat16, weights
 
 
 class Revox:
     """A loaded checkpoint. Made by `revox.load`.
 
-    `bits`: 8 or 4 where the layers' weights are quantized, else None. `adapter`: the folder of the LoRA
-    factors that are added to the weights.
+    `quantized`: the format of the layers' weights where they are quantized, else None. `adapter`: the folder
+    of the LoRA factors that are added to the weights.
     """
 
     def __init__(
@@ -154,28 +152,30 @@ class Revox:
         folder: Path,
         device: torch.device,
         dtype: torch.dtype,
-        bits: int | None = None,
+        quantized: str | None = None,
         adapter: Path | None = None,
     ) -> None:
-        self.folder, self.device, self.dtype, self.bits = folder, device, dtype, bits
+        self.folder, self.device, self.dtype, self.quantized = folder, device, dtype, quantized
         self.adapter = adapter
 
     @property
     def weights(self) -> str:
-        """How the weights are held: int8, int4, bf16, float32."""
-        if self.bits is not None:
-            return f"int{self.bits}"
+        """How the weights are held: int8, int4, fp8, bf16, float32."""
+        if self.quantized is not None:
+            return self.quantized
         return "bf16" if self.dtype == torch.bfloat16 else str(self.dtype).removeprefix("torch.")
 
     @cached_property
     def model(self) -> Voxtral:
         """The whole network."""
-        return load_model(self.folder, self.device, self.dtype, bits=self.bits, adapter=self.adapter)
+        return load_model(
+            self.folder, self.device, self.dtype, quantized=self.quantized, adapter=self.adapter
+        )
 
     @cached_property
     def _model_with_gradients(self) -> Voxtral:
         """The network for the search that the language model guides; quantized layers have no gradient."""
-        if self.bits is None:
+        if self.quantized is None:
             return self.model
         dtype = default_dtype(self.folder, self.device)
         return load_model(self.folder, self.device, dtype, adapter=self.adapter)
@@ -198,7 +198,7 @@ class Revox:
 
         if "model" in self.__dict__:
             return self.model
-        return load_model(self.folder, self.device, self.dtype, MODEL_PARTS, self.bits)
+        return load_model(self.folder, self.device, self.dtype, MODEL_PARTS, self.quantized)
 
     @cached_property
     def coder(self) -> Coder:

@@ -98,7 +98,7 @@ def test_changes_of_full_rank_have_no_adapter():
 
 
 def test_quantized_weights_are_those_of_the_changed_ones(tiny_checkpoint, written):
-    layer = load_model(tiny_checkpoint, bits=8, adapter=written()).backbone.layers[1].attention.wq
+    layer = load_model(tiny_checkpoint, quantized="int8", adapter=written()).backbone.layers[1].attention.wq
     a, b = factors_of(QUERIES).values()
     base = load_model(tiny_checkpoint, dtype=torch.float32).backbone.layers[1].attention.wq.weight
     found = layer(torch.eye(base.shape[1])).T

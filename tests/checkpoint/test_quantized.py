@@ -97,7 +97,9 @@ def test_a_folder_written_in_fewer_bits_loads_as_the_original_quantized_at_load(
 ):
     before, after = write_quantized(tiny_checkpoint, tmp_path / "small", bits)
     assert after < before
-    small, held = load_model(tmp_path / "small", bits=bits), load_model(tiny_checkpoint, bits=bits)
+    small, held = (
+        load_model(folder, quantized=f"int{bits}") for folder in (tmp_path / "small", tiny_checkpoint)
+    )
     x = torch.randn(3, 256)
     for path, layer in held.named_modules():
         if isinstance(layer, Int8Linear | Int4Linear):
@@ -127,7 +129,7 @@ def test_fp8_weights_may_be_held_in_8_bits(tiny_checkpoint, tmp_path):
     tensors[f"{name}_scale"] = scale.reshape(1)
     tensors[name] = (tensors[name].float() / scale).to(torch.float8_e4m3fn)
     save_file(tensors, tmp_path / WEIGHTS)
-    layer = load_model(tmp_path, bits=8).backbone.layers[0].attention.wq
+    layer = load_model(tmp_path, quantized="int8").backbone.layers[0].attention.wq
     x, weight = torch.randn(4, 256), tensors[name].float() * scale
     assert (layer(x) - x @ weight.T).norm() < 0.02 * (x @ weight.T).norm()
 

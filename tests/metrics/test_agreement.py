@@ -44,13 +44,13 @@ def test_a_model_chooses_what_it_said_itself(reference, utterances):
 
 
 def test_8_bits_choose_98_of_100_semantic_codes_as_float32_does(reference, utterances):
-    found = code_agreement(reference, load_model(checkpoint_folder(), bits=8), utterances)
+    found = code_agreement(reference, load_model(checkpoint_folder(), quantized="int8"), utterances)
     assert found.semantic >= 0.98
     assert found.level_error < 0.15  # 7 bits of the acoustic transformer's activations without VNNI
 
 
 def test_4_bits_choose_fewer(reference, utterances):
-    found = code_agreement(reference, load_model(checkpoint_folder(), bits=4), utterances)
+    found = code_agreement(reference, load_model(checkpoint_folder(), quantized="int4"), utterances)
     assert 0.85 <= found.semantic < 1
     assert found.first is not None
     assert 0.1 < found.level_error < 0.5

@@ -24,6 +24,7 @@ from revox.checkpoint.release import (
     is_quantizable,
 )
 from revox.checkpoint.tensors import folder_tensors, open_tensors, read_tensor
+from revox.model.card_linear import card_linear
 from revox.model.codec import Codec
 from revox.model.linear import (
     BFloat16Linear,
@@ -37,7 +38,7 @@ from revox.model.voxtral import Voxtral, parameter_name
 
 PARTS = ("mm_audio_embeddings", "backbone", "acoustic_transformer", "audio_tokenizer")
 SMALL_MODEL_BYTES = 2_000_000_000
-INT8_SHARE_OF_MEMORY = 0.8
+SHARE_OF_MEMORY = 0.8
 
 
 def load_model(
@@ -45,7 +46,7 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = torch.bfloat16,
     parts: Iterable[str] = PARTS,
-    bits: int | None = None,
+    quantized: str | None = None,
     adapter: Path | None = None,
 ) -> Voxtral:
     """The model of a checkpoint folder, in eval mode, frozen, with its encoder if the folder has a whole one.
@@ -54,12 +55,13 @@ def load_model(
     memory. `dtype` is that of the floating-point weights (None: as stored). Tensors that the model does not
     know are left alone.
 
-    `bits` (8 or 4, on the CPU) quantizes the matrices that `is_quantizable` names, one after another, so that
-    memory stays near what the model takes in the end. The embedding tables are then as stored, the rest and
-    the arithmetic are float32, and `dtype` does not count.
+    `quantized` ("int8" or "int4"; on a graphics card "fp8" as well) quantizes the matrices that
+    `is_quantizable` names, one after another, so that memory stays near what the model takes in the end. On
+    the CPU the embedding tables are then as stored, the rest and the arithmetic are float32; on a card all is
+    bf16. `dtype` does not count.
 
     Weights that the folder stores in fewer bits (`revox.checkpoint.quantized`) are taken as they are where
-    they have the `bits` asked for, and otherwise turned back into floating point.
+    they are what is asked for on the CPU, and otherwise turned back into floating point.
 
     `adapter` is a folder of LoRA factors (`revox.checkpoint.adapter`), added to their matrices in float32
     before these get their dtype or bits.
@@ -87,15 +89,17 @@ def load_model(
         weight = stored[name].read() if name in stored else read_tensor(name, tensors[name])
         return weight if changes is None else changes.applied(name, weight)
 
-    names = list(expected)
-    if bits is not None:
-        _quantize_layers(model, [name for name in names if is_quantizable(name)], read, bits)
+    names, place = list(expected), torch.device(device)
+    if quantized is not None:
+        _quantize_layers(model, [name for name in names if is_quantizable(name)], read, quantized, place)
         names = [name for name in names if not is_quantizable(name)]
     state = {}
     for name in names:
         tensor = as_tensor(read(name))
-        if bits is None:
+        if quantized is None:
             tensor = tensor.to(dtype=dtype)
+        elif place.type != "cpu":
+            tensor = tensor.bfloat16()
         elif name not in (TEXT_TABLE, EMBEDDING_TABLE):
             tensor = tensor.float()
         elif name in stored:
@@ -128,17 +132,35 @@ def codec_with_encoder(checkpoint: Path, encoder: Path) -> Codec:
     return codec.eval().requires_grad_(False)
 
 
-def _quantize_layers(model: Voxtral, names: Sequence[str], read: Callable[[str], Weight], bits: int) -> None:
+def _quantize_layers(
+    model: Voxtral,
+    names: Sequence[str],
+    read: Callable[[str], Weight],
+    quantized: str,
+    device: torch.device,
+) -> None:
     def layer(name: str) -> nn.Module:
+        if device.type != "cpu":
+            return _on_card(read(name), quantized, device)
         # The acoustic transformer is read seven times a frame for six rows: its products are bound by
         # arithmetic, and the errors of its steps average out.
-        return quantized_linear(read(name), bits, digits=1 if name.startswith("acoustic_transformer.") else 2)
+        digits = 1 if name.startswith("acoustic_transformer.") else 2
+        return quantized_linear(read(name), 8 if quantized == "int8" else 4, digits)
 
     with ThreadPoolExecutor(max_workers=2) as workers:
         for count, (name, made) in enumerate(zip(names, workers.map(layer, names), strict=True), 1):
             model.set_submodule(parameter_name(name).removesuffix(".weight"), made)
             if count % 8 == 0 or count == len(names):
                 _return_freed_memory()
+
+
+def _on_card(weight: Weight, quantized: str, device: torch.device) -> nn.Module:
+    try:
+        return card_linear(weight, quantized, device)
+    except ImportError:
+        raise CheckpointError(
+            f"{quantized} weights on a graphics card need torchao: pip install 'revox[card]', or take bf16"
+        ) from None
 
 
 def _return_freed_memory() -> None:
@@ -178,19 +200,24 @@ def fastest_weights(folder: Path, device: torch.device) -> str:
     """What measures best for speaking on this device: "float32", "bf16", "int8" or "int4".
 
     As `default_dtype`, but int8 for a full-size model on a processor where torch has FBGEMM: there it is
-    several times as fast as bf16 (docs/performance.md). int4 where int8 would fill the memory. A folder that
-    `revox quantize` made is taken as it is, on the CPU.
+    several times as fast as bf16 (docs/performance.md). On a graphics card bf16, or int8 where that would
+    fill the memory. int4 where int8 would. A folder that `revox quantize` made is taken as it is, on the CPU.
     """
     kinds = {weight.kind for weight in _stored_in(folder).values()}
     if device.type == "cpu" and kinds & {INT8, INT4}:
         return "int4" if INT4 in kinds else "int8"
     if default_dtype(folder, device) == torch.float32:
         return "float32"
-    if device.type != "cpu" or not has_fbgemm():
-        return "bf16"
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    return "int4" if stored / 2 > INT8_SHARE_OF_MEMORY * memory else "int8"
+    if device.type == "cuda" and stored <= SHARE_OF_MEMORY * memory:
+        return "bf16"
+    if device.type != "cuda" and not (device.type == "cpu" and has_fbgemm()):
+        return "bf16"
+    return "int4" if stored / 2 > SHARE_OF_MEMORY * memory else "int8"
 
 
 def _stored_in(folder: Path) -> dict[str, StoredWeight]:

@@ -49,7 +49,7 @@ Dtype = Annotated[
 Weights = Annotated[
     str,
     typer.Option(
-        metavar="auto|bf16|int8|int4|float32",
+        metavar="auto|bf16|int8|int4|fp8|float32",
         help="How the weights are held: fewer bits are faster on a processor and less exact. auto takes what "
         "measures best and fits the memory.",
     ),
