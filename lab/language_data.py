@@ -13,7 +13,7 @@ from lab.level import MARGIN_SECONDS
 from lab.speech.durations import UNIT, Durations
 
 FRAMES_PER_SECOND = 12.5
-MOST_FRAMES = 100  # of a spliced sequence
+MOST_FRAMES = 120  # of a spliced sequence
 MOST_WORDS = 4  # of the middle of one
 _WORD = re.compile(r"[A-Za-z']+")
 
@@ -275,14 +275,14 @@ class LanguageData:
         if piece.times is None or len(piece.times) < 2 or rng.random() >= self.settings.spliced:
             return piece
         # The beginning of this one, now and then some words of a second, the end of the last.
-        made = piece.cut(0, int(rng.integers(1, len(piece.words) + 1)))
+        made = piece.cut(0, int(rng.integers((len(piece.words) + 1) // 2, len(piece.words) + 1)))
         mine = self.by_speaker[utterance.speaker]
         for last in (False, True) if rng.random() < 0.5 else (True,):
             other = _Piece.whole(self.utterances[mine[rng.integers(len(mine))]], form)
             words = 0 if other.times is None else len(other.words)
             if not words or not made.codes.shape[1]:
                 return piece
-            first = int(rng.integers(words))
+            first = int(rng.integers(words // 2 + 1 if last else words))
             until = words if last else min(words, first + int(rng.integers(1, MOST_WORDS + 1)))
             made = made.then(other.cut(first, until), self.space)
         return made if made.codes.shape[1] <= MOST_FRAMES else piece
