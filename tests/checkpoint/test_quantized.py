@@ -12,10 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from revox.checkpoint.errors import CheckpointError
+from revox.checkpoint.inspect import inspect
 from revox.checkpoint.load import fastest_weights, load_model
 from revox.checkpoint.quantize import write_quantized
 from revox.checkpoint.quantized import stored_weights
 from revox.checkpoint.release import TensorSpec
+from revox.checkpoint.runtimes import VLLM_OMNI
 from revox.checkpoint.tensors import WEIGHTS, read_header
 from revox.model.linear import Int4Linear, Int8Linear, Int8Weight, as_tensor
 
@@ -139,3 +141,51 @@ def test_what_is_quantized_already_is_not_quantized_again(tiny_checkpoint, tmp_p
     with pytest.raises(CheckpointError, match=r"is quantized already \(revox int8\)"):
         write_quantized(tmp_path / "small", tmp_path / "smaller", 4)
     assert not (tmp_path / "smaller").exists()
+
+
+MLX_NAMES = {
+    "attention.wq": "self_attn.q_proj", "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj", "attention.wo": "self_attn.o_proj",
+    "feed_forward.w1": "mlp.gate_proj", "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+}  # fmt: skip
+"""As mlx-audio's `_remap_layer_key` renames the parts of a layer."""
+
+
+def mlx_name(name: str, prefix: str) -> str:
+    """The name that mlx-audio's `sanitize` gives to a tensor of the release."""
+    if name.startswith("layers."):
+        _, layer, part = name.split(".", 2)
+        return f"{prefix}layers.{layer}.{MLX_NAMES[part.removesuffix('.weight')]}.weight"
+    renamed = {
+        "mm_audio_embeddings.tok_embeddings.weight": "embed_tokens.weight",
+        "norm.weight": "norm.weight",
+    }
+    return prefix + renamed[name] if name in renamed else name.removeprefix("mm_audio_embeddings.")
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.model.", "language_model.model."])
+def test_a_folder_with_mlx_audios_names_is_the_same_model(prefix, tiny_checkpoint, tmp_path):
+    shutil.copy(tiny_checkpoint / "params.json", tmp_path)
+    shutil.copy(tiny_checkpoint / "tekken.json", tmp_path)
+    shutil.copytree(tiny_checkpoint / "voice_embedding", tmp_path / "voice_embedding")
+    tensors = {mlx_name(k, prefix): v for k, v in load_file(tiny_checkpoint / WEIGHTS).items()}
+    wq = mlx_name("layers.1.attention.wq.weight", prefix)
+    values = torch.randint(0, 16, tensors[wq].shape, generator=torch.Generator().manual_seed(0))
+    shifts = 4 * torch.arange(8)
+    packed = (values.unflatten(1, (-1, 8)) << shifts).sum(-1)
+    groups = tensors[wq].shape[0], tensors[wq].shape[1] // 64
+    tensors[wq] = packed.to(torch.uint32)
+    tensors[wq.replace("weight", "scales")] = torch.full(groups, 0.5)
+    tensors[wq.replace("weight", "biases")] = torch.full(groups, -4.0)
+    save_file(tensors, tmp_path / "model.safetensors")
+    report = inspect(tmp_path)
+    assert (report.problems, report.unknown, report.renamed) == ([], [], True)
+    speaks = {found.name: found.preset_speech for found in report.runtimes}
+    assert speaks["revox"] == "speaks the presets"
+    assert "mlx-audio's names" in speaks[VLLM_OMNI.title]
+    model, original = load_model(tmp_path, dtype=None), load_model(tiny_checkpoint, dtype=None).state_dict()
+    for name, tensor in model.state_dict().items():
+        exact = values * 0.5 - 4 if name == "backbone.layers.1.attention.wq.weight" else original[name]
+        assert torch.equal(tensor.float(), exact.float()), name

@@ -70,7 +70,8 @@ class Runtime:
 class Report:
     """All that the headers say.
 
-    `problems` must be fixed before the folder can be used; `notes` need not. `unreadable` is the sentence
+    `problems` must be fixed before the folder can be used; `notes` need not. `renamed`: tensors have
+    mlx-audio's names. `unreadable` is the sentence
     with which `revox.checkpoint.load` refuses the weights, None if it reads them. `encoder` is "absent",
     "partial" or "complete".
     """
@@ -81,6 +82,7 @@ class Report:
     sizes: dict[str, Any]
     quantization: str | None
     unreadable: str | None
+    renamed: bool = False
     encoder: str = "absent"
     components: list[Component] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
@@ -118,6 +120,7 @@ def inspect(folder: str | Path) -> Report:
         sizes=_sizes(config),
         quantization=quantization(tensors),
         unreadable=unreadable(tensors, expected),
+        renamed=any(entry.stored for entry in tensors.values()),
     )
     report.unknown = sorted(
         name
@@ -340,7 +343,9 @@ def _runtimes(
     found = []
     for facts in RUNTIMES:
         speaks, clones = _speaks(facts, folder, spoken), cloning[0] if facts.encoder else no_encoder
-        if variant:
+        if report.renamed:
+            speaks = speaks if facts is MLX_AUDIO else "does not start: tensors have mlx-audio's names"
+        elif variant:
             fp8 = facts.fp8 if (report.quantization or "").startswith("FP8") else None
             # mlx-audio's own variants are MLX groups, which revox reads as well.
             speaks = speaks if facts is MLX_AUDIO else fp8 or facts.quantized
@@ -350,7 +355,7 @@ def _runtimes(
             speaks = "does not start: the release's sizes are compiled in"
         elif facts is VLLM_OMNI and any(name.startswith("audio_tokenizer.") for name in report.unknown):
             speaks = "does not start: unknown tensors under audio_tokenizer"
-        if facts.encoder and (variant or not usable):
+        if facts.encoder and (variant or report.renamed or not usable):
             clones = "no"
         found.append(Runtime(facts.title, speaks, clones))
     refused = "does not read these quantized weights" if variant else broken

@@ -9,11 +9,12 @@ import hashlib
 import json
 import math
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -47,13 +48,17 @@ _DAMAGED = "copy or download it again"
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """A tensor as a safetensors header lists it; `start` and `end` are bytes from the file's beginning."""
+    """A tensor as a safetensors header lists it; `start` and `end` are bytes from the file's beginning.
+
+    `stored` is its name in the file where that is not the release's (`release_name`).
+    """
 
     shape: tuple[int, ...]
     dtype: str
     start: int
     end: int
     file: Path
+    stored: str | None = None
 
     @property
     def parameters(self) -> int:
@@ -119,22 +124,52 @@ def _no_weights(folder: Path) -> str:
 
 
 def folder_tensors(folder: str | Path) -> dict[str, TensorHeader]:
-    """The tensors of all weight files of a folder together.
+    """The tensors of all weight files of a folder together, under the release's names.
 
     Raises:
         CheckpointError: as `weight_files` and `read_header`, or two files hold one tensor (two encoders).
     """
     tensors: dict[str, TensorHeader] = {}
     for file in weight_files(folder):
-        for name, entry in read_header(file).items():
+        for stored, entry in read_header(file).items():
+            name = release_name(stored)
             if name in tensors:
                 what = "an encoder" if name.startswith(ENCODER_PREFIXES) else f"the tensor {name}"
                 raise CheckpointError(
                     f"{folder} holds {what} twice, in {tensors[name].file.name} and in {file.name}, and "
                     "engines may load either; delete one of the two files."
                 )
-            tensors[name] = entry
+            tensors[name] = entry if name == stored else replace(entry, stored=stored)
     return tensors
+
+
+_MLX_NAMES = (
+    (re.compile(r"language_model\.model\.(?:model\.)?"), ""),
+    (re.compile(r"embed_tokens\."), "mm_audio_embeddings.tok_embeddings."),
+    (re.compile(r"(layers\.\d+\.)self_attn\.([qkvo])_proj\."), r"\1attention.w\2."),
+    (re.compile(r"(layers\.\d+\.)mlp\.gate_proj\."), r"\1feed_forward.w1."),
+    (re.compile(r"(layers\.\d+\.)mlp\.down_proj\."), r"\1feed_forward.w2."),
+    (re.compile(r"(layers\.\d+\.)mlp\.up_proj\."), r"\1feed_forward.w3."),
+    (re.compile(r"(layers\.\d+\.)input_layernorm\."), r"\1attention_norm."),
+    (re.compile(r"(layers\.\d+\.)post_attention_layernorm\."), r"\1ffn_norm."),
+    (re.compile(r"audio_codebook_embeddings\."), "mm_audio_embeddings.audio_codebook_embeddings."),
+)
+
+
+def release_name(stored: str) -> str:
+    """The release's name of a tensor that has mlx-audio's; any other name as it is.
+
+    mlx-audio renames the backbone and the audio embeddings when it converts, and nothing else: matrices keep
+    their order, for its rotary embedding is interleaved like the release's (mlx_audio at 3647ee51:
+    tts/models/voxtral_tts/voxtral_tts.py, `Model.sanitize`, `_remap_layer_key`).
+    """
+    if not stored.startswith(("language_model.", "audio_codebook_embeddings.")):
+        return stored
+    name = stored
+    for pattern, replacement in _MLX_NAMES:
+        if match := pattern.match(name):
+            name = match.expand(replacement) + name[match.end() :]
+    return name
 
 
 def read_header(path: str | Path) -> dict[str, TensorHeader]:
@@ -206,7 +241,7 @@ def open_weights(tensors: Mapping[str, TensorHeader]) -> Iterator[Callable[[str]
     with ExitStack() as stack:
         paths = {entry.file for entry in tensors.values()}
         files = {path: stack.enter_context(open_tensors(path)) for path in paths}
-        yield lambda name: files[tensors[name].file].get_tensor(name)
+        yield lambda name: files[tensors[name].file].get_tensor(tensors[name].stored or name)
 
 
 def read_tensor(name: str, entry: TensorHeader) -> Tensor:
@@ -215,7 +250,7 @@ def read_tensor(name: str, entry: TensorHeader) -> Tensor:
     Imports torch. Raises CheckpointError as `read_header`.
     """
     with open_tensors(entry.file) as file:
-        return file.get_tensor(name)
+        return file.get_tensor(entry.stored or name)
 
 
 def tensor_blocks(entry: TensorHeader) -> Iterator[bytes]:
