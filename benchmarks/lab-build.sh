@@ -3,8 +3,8 @@
 #   benchmarks/lab-build.sh RUN --speech DIR [--speech DIR ...] --librispeech DIR --whisper DIR
 #
 # lab/speech/README.md says how the materials are made. Encoder and decoder train side by side, a core each, on
-# the teacher codec's codes, and after the decoder a draft of the language model; then the decoder and the
-# language model go on with the encoder's codes, and at last the decoder with those that the language model predicts.
+# the teacher codec's codes; then the decoder and the language model go on with the encoder's codes, and at last the
+# decoder with those that the language model predicts.
 # A stage whose settings give it no steps is left out. The folder is RUN/out, the reference encoder is in
 # RUN/reference.
 # Ctrl-C or a lost machine loses at most 500 steps: the same command goes on. --autocast makes steps shorter on
@@ -33,7 +33,6 @@ build --stage encoder --threads 1 "$autocast" &
 encoder=$!
 trap 'kill -TERM $encoder 2>/dev/null || true; wait' EXIT
 build --stage decoder --threads 1 "$autocast"
-build --stage draft --threads 1 "$autocast"
 wait $encoder
 trap - EXIT
 build --stage finish --threads 1 "$autocast" &

@@ -16,7 +16,11 @@ import matplotlib.pyplot as plt
 
 PANELS = (
     ("teacher", ("mel", "synthetic_mel", "human_mel"), "teacher: spectra (deviations)"),
-    ("teacher", ("words", "synthetic_words", "human_words"), "teacher: Whisper's states (1 - cosine)"),
+    (
+        "teacher",
+        ("synthetic_foreseen_mel", "human_foreseen_mel"),
+        "teacher: spectra from foreseen acoustic values",
+    ),
     (
         "encoder",
         ("acoustic", "synthetic_acoustic", "human_acoustic"),

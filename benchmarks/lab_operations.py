@@ -48,7 +48,7 @@ def trainer(stage: str, run: Path, config: Path, whisper: Path, fresh: Path) -> 
         data = encoded_language_data(build)
         sizes = build.params.voxtral_config()
         return LanguageTrainer(sizes, settings.language, data, fresh, autocast=True)
-    for part in ("data", "folder", "teacher", "encoder", "decoder", "whisper"):
+    for part in ("data", "folder", "teacher", "encoder", "decoder"):
         (fresh / part).mkdir()
         for file in (run / part).iterdir():
             if file.name != f"{stage}-state.pt":

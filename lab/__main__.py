@@ -61,7 +61,7 @@ def state_command(
     out: Annotated[Path | None, typer.Option(help="The bundle's folder; by default RUN/state.")] = None,
     stage: Annotated[
         list[str] | None,
-        typer.Option(help="teacher, encoder, decoder, draft, finish, language or tune; by default all."),
+        typer.Option(help="teacher, encoder, decoder, finish, language or tune; by default all."),
     ] = None,
     weights: Annotated[
         bool,
@@ -120,7 +120,7 @@ def build_command(
     stage: Annotated[
         list[str] | None,
         typer.Option(
-            help="speech, teacher, encoder, decoder, draft, finish, language, tune or folder; by default all."
+            help="speech, teacher, encoder, decoder, finish, language, tune or folder; by default all."
         ),
     ] = None,
     config: Annotated[

@@ -49,6 +49,15 @@ from lab.language_training import (
     place_semantic_rows,
     predicted_codes,
 )
+from lab.semantic import (
+    SemanticData,
+    SemanticNetwork,
+    SemanticTraining,
+    WhisperStates,
+    semantic_codes,
+    train_semantic,
+    whisper_states,
+)
 from lab.shards import SHARDS, unpack
 from lab.sizes import PRESETS, lab_params
 from lab.sources import SPEECH, preset_speakers, synthetic_utterances
@@ -58,7 +67,6 @@ from lab.state_bundle import averaged_weights, restore_bundles
 from lab.teacher_codec import TeacherCodec, TeacherCodecTrainer, TeacherCodecTraining, TeacherData
 from lab.tokenized import TokenizedSets, TokenizedSpeech, tokenize_speech
 from lab.tokenizer import domain_pieces, minimal_vocab_size, write_tekken
-from lab.whisper_states import whisper_states
 from revox.checkpoint.params import Params, read_params
 from revox.checkpoint.release import ENCODER_PREFIXES
 from revox.checkpoint.tensors import write_safetensors_stream
@@ -68,7 +76,7 @@ from revox.progress import Progress
 from revox.speech.files import pt_bytes, replace_file, stamp_of
 from revox.training.run import Run, saved_state
 
-STAGES = ("speech", "teacher", "encoder", "decoder", "draft", "finish", "language", "tune", "folder")
+STAGES = ("speech", "teacher", "encoder", "decoder", "finish", "language", "tune", "folder")
 
 SPOKEN_AT_ONCE = 500  # utterances whose codes are written together
 
@@ -82,6 +90,7 @@ class BuildSettings:
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
+    semantic: SemanticTraining = field(default_factory=SemanticTraining)
     teacher: TeacherCodecTraining = field(default_factory=TeacherCodecTraining)
     encoder: ReferenceEncoderTraining = field(default_factory=ReferenceEncoderTraining)
     decoder: DecoderTraining = field(default_factory=DecoderTraining)
@@ -96,13 +105,9 @@ class BuildSettings:
     text_pieces: int | None = None
     """How many of the committed pieces of text have a token of their own; None is all. With none, text is
     spelled in bytes, which a little speech teaches better."""
-    draft_steps: int = 0
-    """Steps of the language model on the teacher codec's codes, while the encoder still learns them."""
     codec_utterances: int = 4400
     """The first utterances of the plan, from which everything learns; later ones teach all but the teacher
     codec."""
-    whisper_windows: int = 200
-    """Windows of 29 s of each kind of speech, whose states by Whisper teach the semantic codes."""
     codec_sizes: dict[str, Any] = field(default_factory=dict)
     language_width: int = 256
     language_layers: int = 4
@@ -122,6 +127,8 @@ class BuildRun:
     device: str = "cpu"
     autocast: bool = False
     report: Report = lambda stage, figures: None
+    whisper: Path | None = None
+    """The folder of the ASR teacher, where a stage asks for it."""
     spoken: Path = spoken.FOLDER
     """The folder of codes of speech (`lab.spoken`)."""
 
@@ -187,6 +194,7 @@ def build(
     model from those of the encoder after both were trained together. Raises LabError if an earlier stage or a
     material is missing.
     """
+    run = replace(run, whisper=materials.whisper)
     run.folder.mkdir(parents=True, exist_ok=True)
     for stage in restore_bundles(run.folder / "state", run.folder):
         run.report(stage, {"state bundles restored": 1})
@@ -200,8 +208,6 @@ def build(
     for half, steps in (("encoder", run.settings.encoder.steps), ("decoder", run.settings.decoder.steps)):
         if half in stages and steps:
             train_half(half, run)
-    if "draft" in stages and run.settings.draft_steps:
-        draft_language(run)
     if "finish" in stages:
         if _is_tuned(run):  # what has been tuned has been finished before
             run.report("finish", {"left out, since `tune` has begun; steps": 0})
@@ -308,25 +314,87 @@ def frame_sets(
     }  # fmt: skip
 
 
-def teacher_trainer(run: BuildRun, whisper: Path) -> TeacherCodecTrainer:
-    """The teacher codec's run, at its last state. `whisper` is the folder of the ASR teacher."""
-    sets: dict[str, dict[str, TeacherData]] = {"train": {}, "validation": {}}
-    config = run.params.voxtral_config().codec
-    for (kind, split), frames in frame_sets(run).items():
-        states = whisper_states(
-            whisper, run.speech(split, kind), config.samples_per_frame,
-            run.folder / "whisper" / f"{kind}-{split}", run.settings.whisper_windows,
-            partial(run.progress, "whisper"),
-        )  # fmt: skip
-        sets[split][kind] = TeacherData(frames, states, _half_frame_symbols(run, kind, split, frames))
-    if run.settings.teacher.phonemes and not sets["train"]["synthetic"].symbols:
+def _whisper_states(run: BuildRun, whisper: Path, kind: str, split: str, frames: FrameSet) -> WhisperStates:
+    path = run.folder / "teacher" / f"whisper-{kind}-{split}.npy"
+    return whisper_states(whisper, run.speech(split, kind), frames, path, partial(run.progress, "whisper"))
+
+
+def semantic_network(run: BuildRun, whisper: Path) -> SemanticNetwork:
+    """The network that makes the semantic codes: that of the teacher codec's state, or learned of the speech
+    of "train" (in bf16, so that what a state bundle holds makes the same codes).
+
+    Raises LabError if no phonemes of the synthetic speech are known.
+    """
+    config, settings = run.params.voxtral_config().codec, run.settings.semantic
+    sizes = (FrameFeatures(config).mel_size, config.semantic_dim, config.semantic_codebook_size)
+    with contextlib.suppress(LabError), run.state("teacher") as saved:
+        network = SemanticNetwork(len(saved["semantic"]["mean"]), *sizes, settings)
+        network.load_state_dict(saved["semantic"])
+        return network.eval().requires_grad_(False)
+    data: list[SemanticData] = []
+    heard: dict[str, list[WhisperStates]] = {}
+    for (kind, split), frames in frame_sets(run, ("train", "more")).items():
+        states = _whisper_states(run, whisper, kind, split, frames)
+        heard.setdefault(kind, []).append(states)
+        if split == "train":
+            data.append(SemanticData(states, frames, _half_frame_symbols(run, kind, split, frames)))
+    if not any(one.symbols for one in data):
         raise LabError(
-            "no phonemes are known of this speech, which `teacher.phonemes` asks for: run "
+            "no phonemes are known of this speech, from which the semantic codes are made: run "
             "`python -m lab.speech.durations --index SPEECH` first"
         )
+    network = train_semantic(data, list(heard.values()), sizes, settings, partial(run.progress, "teacher"))
+    return network.to(torch.bfloat16).float()
+
+
+def _semantic_cache(run: BuildRun, rows: torch.Tensor, kind: str, split: str) -> tuple[Path, str]:
+    stamp = stamp_of(run.speech(split, kind).identity, _identity([rows]))
+    return run.folder / "teacher" / f"semantic-{kind}-{split}.cache", stamp
+
+
+def make_semantic_codes(
+    run: BuildRun, network: SemanticNetwork, whisper: Path
+) -> dict[tuple[str, str], TeacherData]:
+    """Frames and semantic codes of the speech, by (kind, split), cached for `semantic_data`."""
+    found = {}
+    for (kind, split), frames in frame_sets(run, ("train", "more", "validation")).items():
+
+        def codes(kind: str = kind, split: str = split, frames: FrameSet = frames) -> Arrays:
+            return {"codes": semantic_codes(network, _whisper_states(run, whisper, kind, split, frames))}
+
+        made = cached_arrays(*_semantic_cache(run, network.rows, kind, split), codes)
+        found[kind, split] = TeacherData(frames, made["codes"])
+    return found
+
+
+def semantic_data(run: BuildRun, teacher: TeacherCodec) -> dict[tuple[str, str], TeacherData]:
+    """Frames and semantic codes of the speech, by (kind, split), as the stage `teacher` made them."""
+
+    def missing() -> Arrays:
+        raise LabError("the semantic codes of this speech are missing: run the stage `teacher` again")
+
+    return {
+        (kind, split): TeacherData(
+            frames, cached_arrays(*_semantic_cache(run, teacher.rows, kind, split), missing)["codes"]
+        )
+        for (kind, split), frames in frame_sets(run, ("train", "more", "validation")).items()
+    }
+
+
+def teacher_trainer(run: BuildRun, whisper: Path) -> TeacherCodecTrainer:
+    """The teacher codec's run, at its last state. `whisper` is the folder of the ASR teacher."""
+    network = semantic_network(run, whisper)
+    data = make_semantic_codes(run, network, whisper)
+    train = {
+        kind: [data[kind, split] for split in ("train", "more") if (kind, split) in data]
+        for kind in KINDS
+        if (kind, "train") in data
+    }
+    validation = {kind: one for (kind, split), one in data.items() if split == "validation"}
     trainer = TeacherCodecTrainer(
-        config, run.settings.teacher, sets["train"], sets["validation"], run.folder / "teacher", run.device
-    )
+        run.params.voxtral_config().codec, run.settings.teacher, train, validation, network,
+        run.folder / "teacher", run.device, run.autocast,
+    )  # fmt: skip
     trainer.resume()
     return trainer
 
@@ -355,15 +423,6 @@ def trained_teacher(run: BuildRun) -> TeacherCodec:
         teacher = TeacherCodec(config, len(state["mean"]), settings.width, settings.blocks)
         teacher.load_state_dict(state)
     return teacher.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def teacher_codes(teacher: TeacherCodec, features: torch.Tensor) -> np.ndarray:
-    """The teacher codec's codes int16 `[37, frames]` of `features` `[frames, size]`."""
-    semantic, acoustic = teacher.encode(features[None])
-    half = (teacher.levels - 1) / 2
-    levels = (torch.tanh(acoustic[0]) * half + half).round()
-    return torch.cat((semantic, levels.T)).cpu().numpy().astype(np.int16)
 
 
 # Encoder and decoder
@@ -405,11 +464,12 @@ def _codec_data(
         further = tokenized(speech, found[kind, "train"].frames, predicted[kind])
         return TokenizedSets(plain, further, run.settings.predicted_share)
 
+    given = {} if encoder else semantic_data(run, teacher)
     for (kind, split), frames in frame_sets(run, ("train", "more", "validation")).items():
         speech = run.speech(split, kind)
         if encoder is None:
             found[kind, split] = tokenize_speech(
-                teacher, speech, frames, config.samples_per_frame,
+                teacher, speech, given[kind, split], config.samples_per_frame,
                 run.folder / "teacher" / f"codes-{kind}-{split}.cache", run.device,
                 partial(run.progress, "frames"),
             )  # fmt: skip
@@ -418,7 +478,7 @@ def _codec_data(
     validation = {kind: one for (kind, split), one in found.items() if split == "validation"}
     synthetic = mixed("synthetic")
     assert synthetic is not None
-    return CodecData(teacher, synthetic, mixed("human"), validation)
+    return CodecData(teacher, synthetic, mixed("human"), validation, run.whisper)
 
 
 def train_half(half: str, run: BuildRun) -> None:
@@ -637,10 +697,10 @@ class _Tokenizer:
 
 
 def _language_trainer(
-    run: BuildRun, name: str, settings: LanguageTraining, data: tuple[LanguageData, LanguageData]
+    run: BuildRun, settings: LanguageTraining, data: tuple[LanguageData, LanguageData]
 ) -> LanguageTrainer:
-    config, folder = run.params.voxtral_config(), run.folder / name
-    trainer = LanguageTrainer(config, settings, data, folder, run.device, run.autocast, name)
+    config, folder = run.params.voxtral_config(), run.folder / "language"
+    trainer = LanguageTrainer(config, settings, data, folder, run.device, run.autocast)
     book = _standard_book(trained_teacher(run))
     place_semantic_rows(trainer.model, book, settings.seed)
     if trainer.readout is not None:
@@ -651,26 +711,6 @@ def _language_trainer(
 def _standard_book(teacher: TeacherCodec) -> torch.Tensor:
     rows = teacher.rows.detach()
     return (rows - rows.mean(0)) / rows.std()
-
-
-def draft_language(run: BuildRun) -> None:
-    """Train backbone and acoustic transformer on the teacher codec's codes, while the encoder learns them."""
-    teacher, config = trained_teacher(run), run.params.voxtral_config().codec
-    spectra, sets = FrameFeatures(config), frame_sets(run, ("train", "more", "validation"))
-
-    def encode(wave: np.ndarray) -> np.ndarray:
-        return teacher_codes(teacher, spectra(torch.from_numpy(wave)))
-
-    def codes_of(kind: str, split: str) -> list[np.ndarray]:
-        frames = sets[kind, split]
-        features = (frames.features[a:b] for a, b in zip(frames.starts, frames.ends, strict=True))
-        return [teacher_codes(teacher, torch.from_numpy(f.astype(np.float32))) for f in features]
-
-    steps = run.settings.draft_steps
-    settings = replace(run.settings.language, steps=steps, decay_steps=1)
-    trainer = _language_trainer(run, "draft", settings, language_data(run, encode, codes_of))
-    trainer.resume()
-    run.train(trainer, "draft", settings, trainer.validate)
 
 
 def encoded_language_data(run: BuildRun) -> tuple[LanguageData, LanguageData]:
@@ -727,15 +767,10 @@ def _planned(run: BuildRun) -> dict[int, tuple[str, int]]:
 
 
 def train_language(run: BuildRun) -> None:
-    """Train backbone and acoustic transformer on the encoder's codes to the end of their schedule.
-
-    They begin with the draft, as far as it has come, if there is one.
-    """
+    """Train backbone and acoustic transformer on the encoder's codes to the end of their schedule."""
     data, settings = encoded_language_data(run), run.settings.language
-    trainer = _language_trainer(run, "language", settings, data)
-    if not trainer.resume() and (run.folder / "draft" / "draft-state.pt").is_file():
-        with run.state("draft") as draft:
-            trainer.begin(draft)
+    trainer = _language_trainer(run, settings, data)
+    trainer.resume()
     run.train(trainer, "language", settings, trainer.validate)
 
 

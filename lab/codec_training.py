@@ -25,6 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from lab.errors import LabError
 from lab.frames import PATCH_BANDS
+from lab.phonetic import PhoneticDistance
 from lab.teacher_codec import TeacherCodec
 from lab.tokenized import TokenizedSets, TokenizedSpeech
 from revox.losses.discriminator import (
@@ -63,12 +64,14 @@ class DecoderTraining:
     weight_decay: float = 0.01
     mel: float = 3.0
     """Shares of the waveform's gradient, of this and of `magnitude`, `complex`, `waveform`, `feature`,
-    `adversarial` (`revox.training.balance`)."""
+    `adversarial`, `phonetic` (`revox.training.balance`)."""
     magnitude: float = 0.5
     complex: float = 0.0
     waveform: float = 0.0
     feature: float = 3.0
     adversarial: float = 1.5
+    phonetic: float = 0.0
+    """The share of `lab.phonetic`'s loss."""
     gradient: float = 0.3
     """Norm of the waveform's gradient, beside that of the deep supervision."""
     decay: float = 0.9997
@@ -217,13 +220,15 @@ def states_of(blocks: nn.ModuleList) -> Iterator[list[Tensor]]:
 class CodecData:
     """What both halves learn from: the teacher codec, and speech with its codes.
 
-    `human` is None if there are synthetic speakers only; `validation` is by kind.
+    `human` is None if there are synthetic speakers only; `validation` is by kind. `whisper`: the folder of
+    the ASR teacher, for the decoder's loss `phonetic`.
     """
 
     teacher: TeacherCodec
     synthetic: TokenizedSets
     human: TokenizedSets | None
     validation: dict[str, TokenizedSpeech]
+    whisper: Path | None = None
 
 
 class _CodecRun(Run):
@@ -378,8 +383,13 @@ class DecoderTrainer(_CodecRun):
         self.optimizer = torch.optim.AdamW(
             groups, lr=settings.learning_rate, betas=settings.betas, fused=True
         )
-        names = ("mel", "magnitude", "complex", "waveform", "feature", "adversarial")
+        names = ("mel", "magnitude", "complex", "waveform", "feature", "adversarial", "phonetic")
         self.balancer = GradientBalancer({name: getattr(settings, name) for name in names}, World())
+        self.phonetic: PhoneticDistance | None = None
+        if settings.phonetic:
+            if data.whisper is None:
+                raise LabError(f"name the folder of a Whisper (--whisper), which `{name}.phonetic` asks for")
+            self.phonetic = PhoneticDistance(data.whisper, config.sampling_rate).to(device)
         self.discriminators: Discriminators | None = None
         if settings.discriminator_from < settings.steps:
             with torch.random.fork_rng(devices=[]):
@@ -461,6 +471,9 @@ class DecoderTrainer(_CodecRun):
         terms = self.objective(real_spectra, fake_spectra)
         losses = {"mel": terms.mel, "magnitude": terms.magnitude, "complex": terms.complex}
         losses["waveform"] = (real - leaf).abs().mean()
+        if self.phonetic is not None:
+            with self.arithmetic():
+                losses["phonetic"] = self.phonetic(real, leaf)
         adversarial: Tensor | None = None
         drawn: list[int] = []
         if self.discriminators is not None and self.step_count >= settings.discriminator_from:

@@ -98,16 +98,16 @@ class FrameSet:
             left -= take
         return parts
 
-    def batch(self, size: int, frames: int, rng: np.random.Generator) -> np.ndarray:
-        """Features float16 `[size, frames, n]` of `size` segments."""
-        features = np.empty((size, frames, self.features.shape[1]), np.float16)
+    def places(self, size: int, frames: int, rng: np.random.Generator) -> np.ndarray:
+        """Rows int64 `[size, frames]` of `size` segments."""
+        rows = np.empty((size, frames), np.int64)
         for b in range(size):
-            done = 0
-            for i, start, take in self.segment(frames, rng):
-                first = int(self.starts[i]) + start
-                features[b, done : done + take] = self.features[first : first + take]
-                done += take
-        return features
+            parts = [
+                np.arange(start, start + take) + self.starts[i]
+                for i, start, take in self.segment(frames, rng)
+            ]
+            rows[b] = np.concatenate(parts)
+        return rows
 
 
 def make_frames(

@@ -418,9 +418,8 @@ class LanguageTrainer(Run):
         folder: Path,
         device: str = "cpu",
         autocast: bool = False,
-        name: str = "language",
     ) -> None:
-        super().__init__(name, settings, folder, device)
+        super().__init__("language", settings, folder, device)
         self.settings, self.autocast = settings, autocast
         self.data, self.validation = data
         self.model = Voxtral(config, with_encoder=False)
@@ -467,12 +466,6 @@ class LanguageTrainer(Run):
         if self.averaged is not None:
             state["averaged"] = self.averaged.state_dict()
         return state
-
-    def begin(self, state: dict[str, Any]) -> None:
-        """Start from the weights, and the optimizer's moments, in the saved state of another run."""
-        self.load_state({key: value for key, value in state.items() if key != "averaged"})
-        if self.averaged is not None:
-            self.averaged = moving_average(self.model, self.settings.average)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Load what `state` returned."""

@@ -22,7 +22,7 @@ from lab.errors import LabError
 from revox.speech.files import replace_file
 from revox.training.run import saved_state
 
-STAGES_WITH_STATE = ("teacher", "encoder", "decoder", "draft", "finish", "language", "tune")
+STAGES_WITH_STATE = ("teacher", "encoder", "decoder", "finish", "language", "tune")
 PART_BYTES = 15_000_000
 
 _FILE = re.compile(r"[a-z]+-state\.pt|[a-z]+-log\.jsonl")

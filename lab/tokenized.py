@@ -10,7 +10,7 @@ import torch
 from lab.arrays import Arrays, cached_arrays
 from lab.data import SpeechSet
 from lab.frames import FrameSet
-from lab.teacher_codec import TeacherCodec
+from lab.teacher_codec import TeacherCodec, TeacherData
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech.files import stamp_of
 
@@ -75,25 +75,26 @@ class TokenizedSets:
 def tokenize_speech(
     teacher: TeacherCodec,
     speech: SpeechSet,
-    frames: FrameSet,
+    data: TeacherData,
     per_frame: int,
     cache: Path,
     device: str = "cpu",
     progress: ProgressCallback = ignore_progress,
 ) -> TokenizedSpeech:
-    """The teacher codec's codes of every utterance, cached in `cache` for these weights and this speech."""
+    """The semantic codes of every utterance of `data` with the teacher codec's acoustic values, cached in
+    `cache` for these weights and this speech."""
+    frames = data.frames
 
     def encode() -> Arrays:
-        codes, values = [], []
+        values = []
         teacher.to(device).eval()
         for i, (start, end) in enumerate(zip(frames.starts, frames.ends, strict=True)):
             x = torch.from_numpy(frames.features[start:end].astype(np.float32))[None]
-            semantic, acoustic = teacher.encode(x.to(device))
-            codes.append(semantic[0].cpu().numpy().astype(np.int16))
-            values.append(torch.tanh(acoustic[0]).cpu().numpy().astype(np.float16))
+            codes = torch.from_numpy(data.codes[start:end].astype(np.int64))[None]
+            values.append(teacher.encode(x.to(device), codes.to(device))[0].cpu().numpy().astype(np.float16))
             if i % 500 == 499:
                 progress(Progress(f"codes of {speech.name}", i + 1, len(speech)))
-        return {"codes": np.concatenate(codes), "values": np.concatenate(values)}
+        return {"values": np.concatenate(values)}
 
     arrays = cached_arrays(cache, stamp_of(speech.identity, teacher.stamp()), encode)
-    return TokenizedSpeech(speech, frames, arrays["codes"], arrays["values"], per_frame)
+    return TokenizedSpeech(speech, frames, data.codes, arrays["values"], per_frame)

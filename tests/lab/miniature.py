@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lab import sources, whisper_states
+from lab import semantic, sources
 from lab.build import BuildSettings, Materials
 from lab.codec_training import DecoderTraining, ReferenceEncoderTraining
 from lab.language_training import LanguageTraining
+from lab.semantic import SemanticTraining
 from lab.sources import SPEECH, HumanClip, preset_speakers
 from lab.speech.plan import PlannedUtterance, read_plan, read_speakers
 from lab.teacher_codec import TeacherCodecTraining
@@ -21,7 +22,8 @@ from training.test_distill import save_whisper
 
 SETTINGS = BuildSettings(
     teacher=TeacherCodecTraining(steps=4, batch=4, frames=6, width=16, blocks=1, warmup=1, decay_steps=2,
-                                 distilled=2, quantized_from=2, save_every=2, validate_every=100),
+                                 save_every=2, validate_every=100),
+    semantic=SemanticTraining(epochs=2, batch=64, width=16, rounds=3),
     encoder=ReferenceEncoderTraining(steps=4, batch=2, frames=4, warmup=1, decay_steps=2, save_every=2,
                                      validate_every=100, average=0.5),
     decoder=DecoderTraining(steps=4, batch=2, frames=4, warmup=1, decay_steps=2, save_every=2,
@@ -36,8 +38,6 @@ SETTINGS = BuildSettings(
     codec_sizes={"dim": 32, "hidden_dim": 32, "head_dim": 8, "encoder_transformer_lengths_str": "1,1,1,1",
                  "decoder_transformer_lengths_str": "1,1,1,1", "semantic_codebook_size": 8},
     codec_utterances=43,
-    whisper_windows=2,
-    draft_steps=2,
     preset_frames=10,
 )  # fmt: skip
 CLIPS = tuple(HumanClip(f"{i}-1.flac", str(i), "FM"[i % 2], split) for i, split in enumerate(
@@ -106,13 +106,9 @@ def write_humans(folder: Path) -> Path:
 
 
 def write_materials(folder: Path, patch: pytest.MonkeyPatch) -> Materials:
-    """All that a build is made from. `patch` makes `CLIPS` the list of human clips.
-
-    Windows of 2 s hold two synthetic utterances or one human one: a random Whisper attends everywhere, and
-    in a long window to no utterance enough.
-    """
+    """All that a build is made from. `patch` makes `CLIPS` the list of human clips."""
     patch.setattr(sources, "human_clips", lambda: CLIPS)
-    patch.setattr(whisper_states, "WINDOW", 2.0)
+    patch.setattr(semantic, "WINDOW", 8.0)
     (folder / "whisper").mkdir(parents=True)
     return Materials(
         speech=(write_speech(folder / "speech"),),

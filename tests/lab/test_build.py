@@ -32,7 +32,6 @@ from lab.build import (
     pack_spoken,
     predicted_speech,
     train_half,
-    train_language,
     train_teacher,
     trained_codec,
     trained_encoder,
@@ -68,7 +67,7 @@ from revox.training.run import Run
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LAB = Path(__file__).parents[2] / "lab"
 TEXT = "the train leaves at noon"
-LATER = ("teacher", "encoder", "decoder", "draft", "finish", "language", "tune", "folder")
+LATER = ("teacher", "encoder", "decoder", "finish", "language", "tune", "folder")
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +195,7 @@ def test_a_build_resumes_in_another_folder_from_its_state_bundles(
     monkeypatch.setattr(Run, "step", lambda self: pytest.fail(f"{self.log_path.stem} took a step"))
     made = write_bundles(built / "run", tmp_path / "run" / "state")
     assert max(path.stat().st_size for path in made) < 16e6
-    _copy(built, tmp_path, "data", "whisper")
+    _copy(built, tmp_path, "data")
     out, encoder = tmp_path / "checkpoint", tmp_path / "encoder.safetensors"
     build(_run(tmp_path), out, encoder, materials, stages=LATER)
     for name in (WEIGHTS, "params.json", f"voice_embedding/{PRESETS[0]}.pt"):
@@ -252,11 +251,18 @@ def test_a_finished_stage_is_not_repeated(built: Path, materials: Materials, mon
         train_half("encoder", _run(built, longer))
 
 
+def test_semantic_codes_that_are_missing_are_made_by_the_stage_teacher(built: Path, tmp_path: Path):
+    run = _run(_copy(built, tmp_path, "data", "folder", "teacher"))
+    for path in (run.folder / "teacher").glob("semantic-*"):
+        path.unlink()
+    with pytest.raises(LabError, match="run the stage `teacher` again"):
+        half_trainer("encoder", run)
+
+
 def test_encoder_and_decoder_share_the_teachers_codebook(built: Path):
     teacher = torch.load(built / "run" / "teacher" / "teacher-state.pt", weights_only=True)["teacher"]
     codec = trained_codec(_run(built))
-    rows = teacher["sums"] / teacher["usage"][:, None]
-    assert torch.allclose(codec.quantizer.semantic_codebook.embedding, rows, rtol=0.01, atol=0.01)
+    assert torch.allclose(codec.quantizer.semantic_codebook.embedding, teacher["rows"], rtol=0.01, atol=0.01)
 
 
 def test_training_one_half_leaves_the_other_alone(built: Path):
@@ -381,23 +387,22 @@ def test_the_language_model_is_fed_its_own_past_from_a_chosen_step(
     assert read == [2, 3]
 
 
-def test_a_teacher_codec_that_is_to_learn_phonemes_is_not_trained_without_them(
-    built: Path, materials: Materials, tmp_path: Path
-):
-    settings = replace(SETTINGS, teacher=replace(SETTINGS.teacher, phonemes=1.0))
-    run = replace(_run(built, settings), spoken=tmp_path)
+def test_semantic_codes_are_not_made_without_phonemes(built: Path, materials: Materials, tmp_path: Path):
+    copy = _copy(built, tmp_path, "data", "folder")
     assert materials.whisper is not None
     with pytest.raises(LabError, match=r"lab\.speech\.durations"):
-        train_teacher(run, materials.whisper)
+        train_teacher(replace(_run(copy), spoken=tmp_path), materials.whisper)
 
 
-def test_an_encoder_goes_on_with_the_codebook_of_a_teacher_codec_that_has_learned_on(
-    built: Path, tmp_path: Path
+def test_an_encoder_goes_on_with_the_teacher_codecs_present_codebook(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     copy = _copy(built, tmp_path, "data", "folder", "teacher", "encoder")
+    given = lab_build.semantic_data(_run(copy), trained_teacher(_run(copy)))
+    monkeypatch.setattr(lab_build, "semantic_data", lambda *_: given)
     path = copy / "run" / "teacher" / "teacher-state.pt"
     state = torch.load(path, weights_only=True)
-    state["teacher"]["sums"] += 0.5
+    state["teacher"]["rows"] += 0.5
     torch.save(state, path)
     run = _run(copy)
     trainer = half_trainer("encoder", run)
@@ -405,17 +410,6 @@ def test_an_encoder_goes_on_with_the_codebook_of_a_teacher_codec_that_has_learne
         book = codec.quantizer.semantic_codebook
         rows = book.embedding_sum / book.cluster_usage[:, None]
         torch.testing.assert_close(rows, trained_teacher(run).rows)
-
-
-def test_the_language_model_goes_on_from_its_draft(built: Path, tmp_path: Path):
-    run = BuildRun(_copy(built, tmp_path, "data", "folder", "teacher", "encoder", "draft") / "run", SETTINGS)
-    with run.state("draft") as draft:
-        assert draft["step"] == SETTINGS.draft_steps
-    still = replace(SETTINGS, language=replace(SETTINGS.language, learning_rate=0.0, average=0.0))
-    train_language(replace(run, settings=still))
-    with run.state("language") as language:
-        assert language["step"] == SETTINGS.language.steps
-        assert all(torch.equal(language["model"][k], v) for k, v in draft["model"].items())
 
 
 def _command(folder: Path, settings: BuildSettings, materials: Materials, *options: str) -> Result:

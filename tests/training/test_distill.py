@@ -39,7 +39,7 @@ SPECIALS = [
 IDS = {token: i for i, token in enumerate([*LETTERS, *SPECIALS])}
 
 
-def save_whisper(folder, *, multilingual=False, heads=((0, 1), (1, 0)), seed=0, positions=24):
+def save_whisper(folder, *, multilingual=False, heads=((0, 1), (1, 0)), seed=0, positions=24, layers=1):
     """A Whisper of two thin layers with random weights, saved as the real ones are."""
     specials = (
         SPECIALS if multilingual else [s for s in SPECIALS if s not in ("<|en|>", "<|de|>", "<|transcribe|>")]
@@ -57,8 +57,9 @@ def save_whisper(folder, *, multilingual=False, heads=((0, 1), (1, 0)), seed=0, 
     end, start = vocabulary["<|endoftext|>"], vocabulary["<|startoftranscript|>"]
     torch.manual_seed(seed)
     config = transformers.WhisperConfig(
-        vocab_size=len(vocabulary), d_model=16, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_target_positions=positions,
+        vocab_size=len(vocabulary), d_model=16, encoder_layers=layers, decoder_layers=2,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16,
+        max_target_positions=positions,
         pad_token_id=end, bos_token_id=end, eos_token_id=end, decoder_start_token_id=start, init_std=0.5,
         suppress_tokens=None, begin_suppress_tokens=None,
     )  # fmt: skip
