@@ -46,7 +46,6 @@ from lab.language_training import (
     LanguageTrainer,
     LanguageTraining,
     Readout,
-    place_semantic_rows,
     predicted_codes,
 )
 from lab.semantic import (
@@ -701,10 +700,7 @@ def _language_trainer(
 ) -> LanguageTrainer:
     config, folder = run.params.voxtral_config(), run.folder / "language"
     trainer = LanguageTrainer(config, settings, data, folder, run.device, run.autocast)
-    book = _standard_book(trained_teacher(run))
-    place_semantic_rows(trainer.model, book, settings.seed)
-    if trainer.readout is not None:
-        trainer.readout.book.copy_(book)
+    trainer.use_codebook(_standard_book(trained_teacher(run)))
     return trainer
 
 

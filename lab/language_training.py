@@ -71,6 +71,10 @@ class LanguageTraining:
     """Weight of the squared error of the acoustic codes that are expected, where there is a `temperature`."""
     spliced: float = 0.0
     """Share of sequences made of several utterances (`LanguageData`)."""
+    neighbors: int = 0
+    """How many semantic codes around the true one, itself included, are right in part (`code_neighbors`): a
+    sound is many codes of a fine codebook, and the likeliest code alone may be of another. 0 is the true one
+    alone."""
     token_noise: float = 0.05
     frame_noise: float = 0.0
     """Share of past frames that are replaced by another of the same speech, so that what was said before
@@ -118,6 +122,30 @@ class Readout(nn.Module):
         return cast(Tensor, last(activation(first(states) + self.semantic(self.book[codes]))))
 
 
+def code_neighbors(book: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Of each code of `book` `[codes, size]` the `count` nearest, itself first: codes int64 and shares
+    `[codes, count]`.
+
+    Shares fall with the squared distance, to exp(-1/2) at that of the nearest other code (the mean over all
+    codes), and sum to 1.
+    """
+    distances = torch.cat([torch.cdist(part, book) for part in book.split(512)]).square()
+    nearest, codes = distances.topk(count, largest=False)
+    width = nearest[:, 1:2].mean().clamp_min(1e-9)
+    return codes, (-nearest / width / 2).softmax(-1)
+
+
+def _neighborly(logits: Tensor, wanted: Tensor, neighbors: tuple[Tensor, Tensor]) -> Tensor:
+    """Cross-entropy of ids `wanted` `[n]`, the semantic ones among them with a share of their neighbors'."""
+    codes, shares = neighbors
+    told = logits.log_softmax(-1)
+    code = wanted - N_SPECIAL_CODES
+    special = code < 0
+    around = told.gather(-1, codes[code.clamp_min(0)] + N_SPECIAL_CODES)
+    soft = (around * shares[code.clamp_min(0)]).sum(-1)
+    return -torch.where(special, told.gather(-1, wanted[:, None])[:, 0], soft).mean()
+
+
 def likeliest_codes(logits: Tensor) -> Tensor:
     """Semantic codes `[n]` that an engine takes for frames of `logits` `[n, ids]`."""
     return logits.index_fill(-1, torch.tensor([END_AUDIO_ID]).to(logits.device), -torch.inf).argmax(-1) - (
@@ -133,10 +161,12 @@ def language_losses(
     rng: torch.Generator,
     training: bool = True,
     readout: Readout | None = None,
+    neighbors: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Losses of a batch: `semantic` (nats a frame, the end included), `flow` (mean squared error of the
-    velocity) and `accuracy` of the semantic code; `alignment` if the settings ask for it, and with `readout`
-    `symbols` and, below a temperature of 1, `expected`."""
+    velocity) and `accuracy` of the semantic code; `alignment` if the settings ask for it, with `readout`
+    `symbols` and, below a temperature of 1, `expected`, and with `neighbors` (`code_neighbors`) `around`, to
+    be learned in place of `semantic`."""
     device = model.device
     embeddings = model.mm_audio_embeddings
     heads, past, starts, targets = [], [], [], []
@@ -214,6 +244,8 @@ def language_losses(
         "flow": functional.mse_loss(velocity, wanted_velocity),
         "accuracy": (logits.argmax(-1) == wanted).float().mean(),
     }
+    if neighbors is not None:
+        losses["around"] = _neighborly(logits.float(), wanted, neighbors)
     if aligned:
         losses["alignment"] = _alignment_loss(model, seen, items, settings.alignment_width)
     known = [i for i, item in enumerate(items) if item.symbols is not None]
@@ -430,6 +462,7 @@ class LanguageTrainer(Run):
             torch.manual_seed(settings.seed)
             readout = Readout(config.backbone.dim, config.codec).to(device)
         self.readout = readout if settings.symbols or settings.temperature < 1 else None
+        self.neighbors: tuple[Tensor, Tensor] | None = None
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         decayed = [
             p
@@ -455,6 +488,14 @@ class LanguageTrainer(Run):
         )
 
         self.averaged = moving_average(self.model, settings.average) if settings.average else None
+
+    def use_codebook(self, book: Tensor) -> None:
+        """Take the codec's semantic codebook `[codes, size]`, in units of its deviation."""
+        place_semantic_rows(self.model, book, self.settings.seed)
+        if self.readout is not None:
+            self.readout.book.copy_(book)
+        if self.settings.neighbors:
+            self.neighbors = code_neighbors(book.to(self.device), self.settings.neighbors)
 
     def state(self) -> dict[str, Any]:
         """Everything but the codec, which is not trained here, with its average if there is one, and the
@@ -486,9 +527,10 @@ class LanguageTrainer(Run):
         reading = settings if self.step_count >= settings.own_from else replace(settings, own_share=0.0)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.autocast):
             losses = language_losses(
-                self.model, items, self.data.tokens.audio, reading, self.rng, readout=self.readout
-            )
-        loss = losses["semantic"] + settings.flow * losses["flow"]
+                self.model, items, self.data.tokens.audio, reading, self.rng, readout=self.readout,
+                neighbors=self.neighbors,
+            )  # fmt: skip
+        loss = losses.get("around", losses["semantic"]) + settings.flow * losses["flow"]
         for name in ("alignment", "symbols", "expected"):
             if name in losses:
                 loss = loss + getattr(settings, name) * losses[name]
@@ -515,7 +557,7 @@ class LanguageTrainer(Run):
         for i in range(0, size, 16):
             part = items[i : i + 16]
             found = language_losses(
-                model, part, self.data.tokens.audio, self.settings, rng, False, self.readout
+                model, part, self.data.tokens.audio, self.settings, rng, False, self.readout, self.neighbors
             )
             for key, value in found.items():
                 sums.setdefault(f"valid_{key}", []).append(float(value))

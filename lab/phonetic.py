@@ -39,8 +39,9 @@ class PhoneticDistance(nn.Module):
         self.register_buffer("filters", filters, persistent=False)
         self.register_buffer("window", torch.hann_window(_N_FFT), persistent=False)
         self.resampler = Resampler(rate, _RATE)
-        self.encoder: Any = WhisperTeacher.load(str(whisper)).encoder
-        self.layers = [n for n in LAYERS if n < len(self.encoder.layers)] or [0]
+        encoder: Any = WhisperTeacher.load(str(whisper)).encoder
+        self.encoder = encoder
+        self.layers = [n for n in LAYERS if n < len(encoder.layers)] or [0]
 
     def spectra(self, waves: Tensor) -> Tensor:
         """Log mel spectra `[batch, bands, frames]` of `waves` `[batch, samples]`, as Whisper takes them, but
@@ -56,7 +57,8 @@ class PhoneticDistance(nn.Module):
 
         The encoder itself takes 30 s only; a shorter clip has the first positions.
         """
-        encoder, found = self.encoder, []
+        encoder: Any = self.encoder
+        found = []
         x = functional.gelu(encoder.conv1(spectra))
         x = functional.gelu(encoder.conv2(x)).mT
         x = x + encoder.embed_positions.weight[: x.shape[1]]

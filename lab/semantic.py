@@ -58,8 +58,7 @@ class WhisperStates:
 
     def __init__(self, states: np.ndarray, frames: FrameSet) -> None:
         self.states, self.starts, self.ends = states, frames.starts, frames.ends
-
-        every, lengths = np.arange(len(states)), frames.ends - frames.starts
+        every, lengths = np.arange(len(states)), (frames.ends - frames.starts).astype(np.int64)
         before = np.maximum(every - 1, np.repeat(frames.starts, lengths))
         after = np.minimum(every + 1, np.repeat(frames.ends - 1, lengths))
         self._places = np.stack((every, before, after), axis=1)
@@ -240,7 +239,7 @@ def _learn(
     some = np.concatenate([one.states.states[::7] for one in data]).astype(np.float32)
     network.mean.copy_(torch.from_numpy(some.mean(0)))
     network.scale.copy_(torch.from_numpy(some.std(0) + 1e-3))
-    goals = [one.goals(network.spectra[-1].out_features) for one in data]
+    goals = [one.goals(cast(nn.Linear, network.spectra[-1]).out_features) for one in data]
     deviation = torch.cat([spectra[::7].float() for _, spectra in goals]).std()
     counts = [len(one.states) for one in data]
     optimizer = torch.optim.AdamW(
@@ -282,9 +281,9 @@ def _make_codebook(
     most, parts = settings.clustered, []
     for kind in heard:
         counts = [min(len(one), round(most * len(one) / sum(map(len, kind)))) for one in kind]
-        for one, count in zip(kind, counts, strict=True):
-            chosen = np.sort(rng.choice(len(one), count, replace=False))
-            parts += [network(one.around(part)) for part in np.array_split(chosen, -(-count // 4096))]
+        for one, frames in zip(kind, counts, strict=True):
+            chosen = np.sort(rng.choice(len(one), frames, replace=False))
+            parts += [network(one.around(part)) for part in np.array_split(chosen, -(-frames // 4096))]
     latents = torch.cat(parts)
     few = len(latents) < len(network.rows)
     rows = latents[torch.from_numpy(rng.choice(len(latents), len(network.rows), replace=few))]

@@ -14,12 +14,13 @@ from lab.language_training import (
     SYMBOLS,
     LanguageTraining,
     Readout,
+    code_neighbors,
     initialize_language,
     language_losses,
     place_semantic_rows,
     predicted_codes,
 )
-from revox.model.config import N_SPECIAL_CODES, VoxtralConfig
+from revox.model.config import END_AUDIO_ID, N_SPECIAL_CODES, VoxtralConfig
 from revox.model.voxtral import Voxtral
 
 AUDIO = 24
@@ -390,3 +391,38 @@ def test_a_reference_is_other_speech_of_the_speaker_or_the_presets_own():
 def test_both_forms_of_a_text_are_learned():
     lengths = [len(item.prompt) - item.reference.shape[1] for item in draws(LanguageTraining(), 400)]
     assert 0.4 < np.mean(np.array(lengths) == min(lengths)) < 0.6
+
+
+def test_a_codes_neighbors_are_the_nearest_and_itself_has_the_largest_share():
+    book = torch.randn((40, 6), generator=torch.Generator().manual_seed(0))
+    codes, shares = code_neighbors(book, 5)
+    distances = (book[:, None] - book).square().sum(-1)
+    torch.testing.assert_close(codes[:, 0], torch.arange(40))
+    torch.testing.assert_close(shares.sum(-1), torch.ones(40))
+    width = distances.masked_fill(torch.eye(40, dtype=torch.bool), torch.inf).min(-1).values.mean()
+    for code in (0, 7, 39):
+        nearest = distances[code].argsort()[:5]
+        assert codes[code].tolist() == nearest.tolist()
+        expected = torch.exp(-distances[code][nearest] / width / 2)
+        torch.testing.assert_close(shares[code], expected / expected.sum(), rtol=1e-3, atol=1e-4)
+
+
+def test_neighbors_of_a_code_are_right_in_part_and_the_end_is_the_end(model: Voxtral):
+    count = model.config.codec.semantic_codebook_size
+    codes = torch.stack((torch.arange(count), (torch.arange(count) + 1) % count), dim=1)
+    shares = torch.tensor([0.7, 0.3]).expand(count, 2)
+    logits: list[Tensor] = []
+    head = model.acoustic_transformer.semantic_logits
+    model.acoustic_transformer.semantic_logits = lambda x: logits.append(head(x)) or logits[-1]
+    rng = torch.Generator().manual_seed(3)
+    found = language_losses(model, items(model), AUDIO, PLAIN, rng, neighbors=(codes, shares))
+    told = logits[-1].log_softmax(-1)
+    wanted = []
+    for item in items(model):
+        wanted += [
+            (0.7, int(code) + N_SPECIAL_CODES, 0.3, (int(code) + 1) % count + N_SPECIAL_CODES)
+            for code in item.codes[0]
+        ]
+        wanted.append((1.0, END_AUDIO_ID, 0.0, END_AUDIO_ID))
+    expected = [-(a * row[i] + b * row[j]) for row, (a, i, b, j) in zip(told, wanted, strict=True)]
+    torch.testing.assert_close(found["around"], torch.stack(expected).mean())
