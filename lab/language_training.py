@@ -24,6 +24,7 @@ from torch.nn import functional
 from lab.language_data import SYMBOLS, LanguageData, TrainingItem
 from revox.model.backbone import BackboneAttention
 from revox.model.config import END_AUDIO_ID, N_SPECIAL_CODES, CodecConfig, VoxtralConfig
+from revox.model.embedding import voice_ids
 from revox.model.layers import rotate_interleaved
 from revox.model.voxtral import Voxtral
 from revox.training.average import moving_average
@@ -135,6 +136,12 @@ def code_neighbors(book: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return codes, (-nearest / width / 2).softmax(-1)
 
 
+def _in_steps(rows: Tensor) -> Tensor:
+    """`rows` `[n, size]` with rows of zeros up to a multiple of 64: oneDNN compiles its products in bf16 for each
+    size anew, which takes longer than they do."""
+    return functional.pad(rows, (0, 0, 0, -len(rows) % 64))
+
+
 def _neighborly(logits: Tensor, wanted: Tensor, neighbors: tuple[Tensor, Tensor]) -> Tensor:
     """Cross-entropy of ids `wanted` `[n]`, the semantic ones among them with a share of their neighbors'."""
     codes, shares = neighbors
@@ -170,8 +177,10 @@ def language_losses(
     device = model.device
     embeddings = model.mm_audio_embeddings
     heads, past, starts, targets = [], [], [], []
-    for item in items:
-        rows = embeddings.voice_embedding(torch.from_numpy(item.reference.astype(np.int64)).to(device))
+    # One look-up for all: each would have a gradient of the whole table.
+    references = [voice_ids(torch.from_numpy(item.reference.astype(np.int64)).to(device)) for item in items]
+    voices = embeddings.frames(torch.cat(references, dim=1)[None])[0].split([r.shape[1] for r in references])
+    for item, rows in zip(items, voices, strict=True):
         target = torch.from_numpy(item.codes.astype(np.int64)).to(device)
         tokens = torch.tensor(item.prompt, device=device)
         heads.append(model.embed_prompt(tokens, audio_token, rows))
@@ -188,9 +197,10 @@ def language_losses(
         for i, ids in zip(replaced, own, strict=True):
             past[i] = ids
         past = [_corrupted(model, ids, settings, rng) for ids in past]
-    sequences = [
-        torch.cat((head, embeddings.frames(ids[None])[0])) for head, ids in zip(heads, past, strict=True)
-    ]
+    spoken = embeddings.frames(torch.cat(past, dim=1)[None])[0].split([ids.shape[1] for ids in past])
+    sequences = [torch.cat(parts) for parts in zip(heads, spoken, strict=True)]
+    longest = max(range(len(sequences)), key=lambda i: len(sequences[i]))
+    sequences[longest] = _in_steps(sequences[longest])
     aligned = settings.aligned_layers if training and settings.alignment else ()
     with _attention_inputs(model, aligned) as seen:
         hidden = model.teacher_forced(sequences)
@@ -202,7 +212,7 @@ def language_losses(
         acoustic.append(target[1:])
     state = torch.cat(states)
     wanted = torch.cat(semantic)
-    logits = model.acoustic_transformer.semantic_logits(state)
+    logits = model.acoustic_transformer.semantic_logits(_in_steps(state))[: len(state)]
     frames = torch.cat([s[:-1] for s in states])
     points = torch.cat(acoustic, dim=1).T.float()
     codes = torch.cat([target[0] for target in targets])
@@ -343,9 +353,10 @@ def predicted_ids(
     if settings.temperature >= 1:
         readout = None  # it has not learned what is expected
     embeddings, flow = model.mm_audio_embeddings, model.acoustic_transformer
-    sequences = [
-        torch.cat((head, embeddings.frames(ids[None])[0])) for head, ids in zip(heads, past, strict=True)
-    ]
+    spoken = embeddings.frames(torch.cat(past, dim=1)[None])[0].split([ids.shape[1] for ids in past])
+    sequences = [torch.cat(parts) for parts in zip(heads, spoken, strict=True)]
+    longest = max(range(len(sequences)), key=lambda i: len(sequences[i]))
+    sequences[longest] = _in_steps(sequences[longest])
     hidden = model.teacher_forced(sequences)
     lengths = [ids.shape[1] for ids in past]
     starts = [len(head) - 1 for head in heads]

@@ -9,6 +9,13 @@ from torch.nn import functional
 from .config import EMPTY_AUDIO_ID, END_AUDIO_ID, N_SPECIAL_CODES, VoxtralConfig
 
 
+def voice_ids(codes: Tensor) -> Tensor:
+    """Ids `[n_codebooks, frames + 1]` of a voice's codes `[n_codebooks, frames]`, the end frame appended."""
+    end = torch.full_like(codes[:, :1], EMPTY_AUDIO_ID)
+    end[0] = END_AUDIO_ID
+    return torch.cat((codes + N_SPECIAL_CODES, end), dim=1)
+
+
 class AudioCodebookEmbeddings(nn.Module):
     """One table for all codebooks; codebook k starts at row offset_k."""
 
@@ -45,6 +52,4 @@ class Embeddings(nn.Module):
 
         The end frame has semantic id 1 and acoustic ids 0 (vllm-omni, `encode_waveforms`).
         """
-        end = torch.full_like(codes[:, :1], EMPTY_AUDIO_ID)
-        end[0] = END_AUDIO_ID
-        return self.frames(torch.cat((codes + N_SPECIAL_CODES, end), dim=1)[None])[0]
+        return self.frames(voice_ids(codes)[None])[0]
