@@ -331,10 +331,10 @@ def semantic_network(run: BuildRun, whisper: Path) -> SemanticNetwork:
         network.load_state_dict(saved["semantic"])
         return network.eval().requires_grad_(False)
     data: list[SemanticData] = []
-    heard: dict[str, list[WhisperStates]] = {}
+    states_by_kind: dict[str, list[WhisperStates]] = {}
     for (kind, split), frames in frame_sets(run, ("train", "more")).items():
         states = _whisper_states(run, whisper, kind, split, frames)
-        heard.setdefault(kind, []).append(states)
+        states_by_kind.setdefault(kind, []).append(states)
         if split == "train":
             data.append(SemanticData(states, frames, _half_frame_symbols(run, kind, split, frames)))
     if not any(one.symbols for one in data):
@@ -342,7 +342,9 @@ def semantic_network(run: BuildRun, whisper: Path) -> SemanticNetwork:
             "no phonemes are known of this speech, from which the semantic codes are made: run "
             "`python -m lab.speech.durations --index SPEECH` first"
         )
-    network = train_semantic(data, list(heard.values()), sizes, settings, partial(run.progress, "teacher"))
+    network = train_semantic(
+        data, list(states_by_kind.values()), sizes, settings, partial(run.progress, "teacher")
+    )
     return network.to(torch.bfloat16).float()
 
 

@@ -136,21 +136,15 @@ def code_neighbors(book: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return codes, (-nearest / width / 2).softmax(-1)
 
 
-def _in_steps(rows: Tensor) -> Tensor:
-    """`rows` `[n, size]` with rows of zeros up to a multiple of 64: oneDNN compiles its products in bf16 for each
-    size anew, which takes longer than they do."""
-    return functional.pad(rows, (0, 0, 0, -len(rows) % 64))
-
-
 def _neighborly(logits: Tensor, wanted: Tensor, neighbors: tuple[Tensor, Tensor]) -> Tensor:
     """Cross-entropy of ids `wanted` `[n]`, the semantic ones among them with a share of their neighbors'."""
     codes, shares = neighbors
-    told = logits.log_softmax(-1)
+    scores = logits.log_softmax(-1)
     code = wanted - N_SPECIAL_CODES
     special = code < 0
-    around = told.gather(-1, codes[code.clamp_min(0)] + N_SPECIAL_CODES)
+    around = scores.gather(-1, codes[code.clamp_min(0)] + N_SPECIAL_CODES)
     soft = (around * shares[code.clamp_min(0)]).sum(-1)
-    return -torch.where(special, told.gather(-1, wanted[:, None])[:, 0], soft).mean()
+    return -torch.where(special, scores.gather(-1, wanted[:, None])[:, 0], soft).mean()
 
 
 def likeliest_codes(logits: Tensor) -> Tensor:
@@ -199,8 +193,6 @@ def language_losses(
         past = [_corrupted(model, ids, settings, rng) for ids in past]
     spoken = embeddings.frames(torch.cat(past, dim=1)[None])[0].split([ids.shape[1] for ids in past])
     sequences = [torch.cat(parts) for parts in zip(heads, spoken, strict=True)]
-    longest = max(range(len(sequences)), key=lambda i: len(sequences[i]))
-    sequences[longest] = _in_steps(sequences[longest])
     aligned = settings.aligned_layers if training and settings.alignment else ()
     with _attention_inputs(model, aligned) as seen:
         hidden = model.teacher_forced(sequences)
@@ -212,7 +204,7 @@ def language_losses(
         acoustic.append(target[1:])
     state = torch.cat(states)
     wanted = torch.cat(semantic)
-    logits = model.acoustic_transformer.semantic_logits(_in_steps(state))[: len(state)]
+    logits = model.acoustic_transformer.semantic_logits(state)
     frames = torch.cat([s[:-1] for s in states])
     points = torch.cat(acoustic, dim=1).T.float()
     codes = torch.cat([target[0] for target in targets])
@@ -353,10 +345,8 @@ def predicted_ids(
     if settings.temperature >= 1:
         readout = None  # it has not learned what is expected
     embeddings, flow = model.mm_audio_embeddings, model.acoustic_transformer
-    spoken = embeddings.frames(torch.cat(past, dim=1)[None])[0].split([ids.shape[1] for ids in past])
+    spoken = embeddings.frames(torch.cat(list(past), dim=1)[None])[0].split([ids.shape[1] for ids in past])
     sequences = [torch.cat(parts) for parts in zip(heads, spoken, strict=True)]
-    longest = max(range(len(sequences)), key=lambda i: len(sequences[i]))
-    sequences[longest] = _in_steps(sequences[longest])
     hidden = model.teacher_forced(sequences)
     lengths = [ids.shape[1] for ids in past]
     starts = [len(head) - 1 for head in heads]

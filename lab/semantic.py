@@ -210,13 +210,13 @@ class SemanticData:
 
 def train_semantic(
     data: Sequence[SemanticData],
-    heard: Sequence[Sequence[WhisperStates]],
+    every: Sequence[Sequence[WhisperStates]],
     sizes: tuple[int, int, int],
     settings: SemanticTraining,
     progress: ProgressCallback = ignore_progress,
 ) -> SemanticNetwork:
     """The network, learned from `data`, and its codebook, of as many frames of each kind of speech in
-    `heard`.
+    `every`.
 
     sizes: mel bands of a frame, size of a latent, codes.
     """
@@ -225,7 +225,7 @@ def train_semantic(
         torch.manual_seed(settings.seed)
         network = SemanticNetwork(data[0].states.states.shape[1], *sizes, settings)
         _learn(network, data, rng, settings, progress)
-    _make_codebook(network, heard, rng, settings, progress)
+    _make_codebook(network, every, rng, settings, progress)
     return network.requires_grad_(False)
 
 
@@ -272,14 +272,14 @@ def _learn(
 @torch.no_grad()
 def _make_codebook(
     network: SemanticNetwork,
-    heard: Sequence[Sequence[WhisperStates]],
+    every: Sequence[Sequence[WhisperStates]],
     rng: np.random.Generator,
     settings: SemanticTraining,
     progress: ProgressCallback,
 ) -> None:
     network.eval()
     most, parts = settings.clustered, []
-    for kind in heard:
+    for kind in every:
         counts = [min(len(one), round(most * len(one) / sum(map(len, kind)))) for one in kind]
         for one, frames in zip(kind, counts, strict=True):
             chosen = np.sort(rng.choice(len(one), frames, replace=False))
