@@ -115,7 +115,7 @@ def build_command(
         typer.Option(help="Folder of human clips and their transcripts; without it, synthetic speech only."),
     ] = None,
     whisper: Annotated[
-        Path | None, typer.Option(help="Folder of a Whisper for transformers, for the stage `teacher`.")
+        Path | None, typer.Option(help="Folder of a Whisper for transformers: the teacher, and a loss of the decoder.")
     ] = None,
     stage: Annotated[
         list[str] | None,

@@ -105,8 +105,8 @@ class BuildSettings:
     """How many of the committed pieces of text have a token of their own; None is all. With none, text is
     spelled in bytes, which a little speech teaches better."""
     codec_utterances: int = 4400
-    """The first utterances of the plan, from which everything learns; later ones teach all but the teacher
-    codec."""
+    """The first utterances of the plan, from which everything learns; later ones teach all but the network of
+    the semantic codes."""
     codec_sizes: dict[str, Any] = field(default_factory=dict)
     language_width: int = 256
     language_layers: int = 4

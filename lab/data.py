@@ -164,7 +164,7 @@ def prepare(
     synthetic: folders that `lab.speech.kokoro` wrote. librispeech: the folder of the human clips and their
     transcripts, or None to leave them out. The first `codec_utterances` of the training plan are the split
     "train", from which everything learns; the others, and voices of "train" changed a little, are "more",
-    from which all but the teacher codec learn.
+    from which all but the network of the semantic codes learns.
 
     Raises LabError if a clip is missing or a folder holds no speech.
     """
