@@ -115,7 +115,8 @@ def build_command(
         typer.Option(help="Folder of human clips and their transcripts; without it, synthetic speech only."),
     ] = None,
     whisper: Annotated[
-        Path | None, typer.Option(help="Folder of a Whisper for transformers: the teacher, and a loss of the decoder.")
+        Path | None,
+        typer.Option(help="Folder of a Whisper for transformers, the teacher of codec and decoder."),
     ] = None,
     stage: Annotated[
         list[str] | None,
