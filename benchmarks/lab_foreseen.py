@@ -47,7 +47,7 @@ def speak(asked: argparse.Namespace) -> None:
     from lab.frames import PATCH_BANDS, PATCH_FFT
     from lab.settings import read_settings
     from lab.teacher_codec import foreseen_values
-    from revox.losses.stft import to_mel
+    from revox.losses.stft import stft, to_mel
 
     run = BuildRun(asked.run, read_settings(asked.config))
     teacher, hop = trained_teacher(run), run.params.voxtral_config().codec.pretransform_patch_size
@@ -74,7 +74,7 @@ def speak(asked: argparse.Namespace) -> None:
         before = torch.zeros_like(phase)
         for _ in range(60):
             wave = torch.istft(magnitude * phase, PATCH_FFT, hop, window=window)
-            found = torch.stft(wave, PATCH_FFT, hop, window=window, return_complex=True)
+            found = stft(wave, PATCH_FFT, hop)
             found = torch.nn.functional.pad(found, (0, magnitude.shape[1] - found.shape[1]))
             moved = found - 0.5 * before
             before, phase = found, moved / (moved.abs() + 1e-9)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from revox.losses.stft import power, stft
 from revox.training.distill import WhisperTeacher
 from revox.training.errors import library
 from revox.training.resampling import Resampler
@@ -30,14 +31,12 @@ class PhoneticDistance(nn.Module):
     """
 
     filters: Tensor
-    window: Tensor
 
     def __init__(self, whisper: Path, rate: int) -> None:
         super().__init__()
         features = library("transformers").WhisperFeatureExtractor.from_pretrained(str(whisper))
         filters = torch.from_numpy(features.mel_filters).float()
         self.register_buffer("filters", filters, persistent=False)
-        self.register_buffer("window", torch.hann_window(_N_FFT), persistent=False)
         self.resampler = Resampler(rate, _RATE)
         encoder: Any = WhisperTeacher.load(str(whisper)).encoder
         self.encoder = encoder
@@ -46,10 +45,8 @@ class PhoneticDistance(nn.Module):
     def spectra(self, waves: Tensor) -> Tensor:
         """Log mel spectra `[batch, bands, frames]` of `waves` `[batch, samples]`, as Whisper takes them, but
         for the loudest value, under which they are cut: it is the batch's."""
-        found = torch.stft(
-            self.resampler(waves.float()), _N_FFT, _HOP, window=self.window, return_complex=True
-        )[..., :-1]
-        mel = (self.filters.T @ found.abs().square()).clamp_min(1e-10).log10()
+        found = power(stft(self.resampler(waves.float()), _N_FFT, _HOP))[..., :-1]
+        mel = (self.filters.T @ found).clamp_min(1e-10).log10()
         return (mel.maximum(mel.detach().max() - 8) + 4) / 4
 
     def states(self, spectra: Tensor) -> list[Tensor]:

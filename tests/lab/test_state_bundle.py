@@ -105,7 +105,7 @@ def test_the_command_says_what_it_wrote_and_what_it_cannot_do(run, tmp_path):
     for arguments, sentence in (
         (
             [str(run), "--stage", "speech"],
-            "draft, finish, language, tune: 'speech' is not one of them",
+            "decoder, finish, language, tune: 'speech' is not one of them",
         ),
         ([str(run), "--stage", "guide"], "'guide' is now 'teacher'"),
         ([str(run), "--stage", "language"], "holds no state yet"),
