@@ -53,9 +53,9 @@ def trainer(stage: str, run: Path, config: Path, whisper: Path, fresh: Path) -> 
         for file in (run / part).iterdir():
             if file.name != f"{stage}-state.pt":
                 (fresh / part / file.name).symlink_to(file.resolve())
-    build = BuildRun(fresh, settings, autocast=True)
+    build = BuildRun(fresh, settings, autocast=True, whisper=whisper)
     if stage == "teacher":
-        return teacher_trainer(build, whisper)
+        return teacher_trainer(build)
     return finish_trainer(build) if stage == "finish" else half_trainer(stage, build)
 
 

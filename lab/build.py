@@ -201,9 +201,7 @@ def build(
         make_speech(run, materials)
     write_params(run)
     if "teacher" in stages:
-        if materials.whisper is None:
-            raise LabError("name the folder of a Whisper (--whisper), which teaches the semantic codes")
-        train_teacher(run, materials.whisper)
+        train_teacher(run)
     for half, steps in (("encoder", run.settings.encoder.steps), ("decoder", run.settings.decoder.steps)):
         if half in stages and steps:
             train_half(half, run)
@@ -313,16 +311,22 @@ def frame_sets(
     }  # fmt: skip
 
 
-def _whisper_states(run: BuildRun, whisper: Path, kind: str, split: str, frames: FrameSet) -> WhisperStates:
+def _whisper_states(run: BuildRun, kind: str, split: str, frames: FrameSet) -> WhisperStates:
+    if run.whisper is None:
+        raise LabError(
+            "name the folder of a Whisper (--whisper), of whose states the semantic codes are made"
+        )
     path = run.folder / "teacher" / f"whisper-{kind}-{split}.npy"
-    return whisper_states(whisper, run.speech(split, kind), frames, path, partial(run.progress, "whisper"))
+    return whisper_states(
+        run.whisper, run.speech(split, kind), frames, path, partial(run.progress, "whisper")
+    )
 
 
-def semantic_network(run: BuildRun, whisper: Path) -> SemanticNetwork:
+def semantic_network(run: BuildRun) -> SemanticNetwork:
     """The network that makes the semantic codes: that of the teacher codec's state, or learned of the speech
     of "train" (in bf16, so that what a state bundle holds makes the same codes).
 
-    Raises LabError if no phonemes of the synthetic speech are known.
+    Raises LabError if no phonemes of the synthetic speech are known, or no Whisper is named.
     """
     config, settings = run.params.voxtral_config().codec, run.settings.semantic
     sizes = (FrameFeatures(config).mel_size, config.semantic_dim, config.semantic_codebook_size)
@@ -333,7 +337,7 @@ def semantic_network(run: BuildRun, whisper: Path) -> SemanticNetwork:
     data: list[SemanticData] = []
     states_by_kind: dict[str, list[WhisperStates]] = {}
     for (kind, split), frames in frame_sets(run, ("train", "more")).items():
-        states = _whisper_states(run, whisper, kind, split, frames)
+        states = _whisper_states(run, kind, split, frames)
         states_by_kind.setdefault(kind, []).append(states)
         if split == "train":
             data.append(SemanticData(states, frames, _half_frame_symbols(run, kind, split, frames)))
@@ -353,15 +357,13 @@ def _semantic_cache(run: BuildRun, rows: torch.Tensor, kind: str, split: str) ->
     return run.folder / "teacher" / f"semantic-{kind}-{split}.cache", stamp
 
 
-def make_semantic_codes(
-    run: BuildRun, network: SemanticNetwork, whisper: Path
-) -> dict[tuple[str, str], TeacherData]:
+def make_semantic_codes(run: BuildRun, network: SemanticNetwork) -> dict[tuple[str, str], TeacherData]:
     """Frames and semantic codes of the speech, by (kind, split), cached for `semantic_data`."""
     found = {}
     for (kind, split), frames in frame_sets(run, ("train", "more", "validation")).items():
 
         def codes(kind: str = kind, split: str = split, frames: FrameSet = frames) -> Arrays:
-            return {"codes": semantic_codes(network, _whisper_states(run, whisper, kind, split, frames))}
+            return {"codes": semantic_codes(network, _whisper_states(run, kind, split, frames))}
 
         made = cached_arrays(*_semantic_cache(run, network.rows, kind, split), codes)
         found[kind, split] = TeacherData(frames, made["codes"])
@@ -382,10 +384,10 @@ def semantic_data(run: BuildRun, teacher: TeacherCodec) -> dict[tuple[str, str],
     }
 
 
-def teacher_trainer(run: BuildRun, whisper: Path) -> TeacherCodecTrainer:
-    """The teacher codec's run, at its last state. `whisper` is the folder of the ASR teacher."""
-    network = semantic_network(run, whisper)
-    data = make_semantic_codes(run, network, whisper)
+def teacher_trainer(run: BuildRun) -> TeacherCodecTrainer:
+    """The teacher codec's run, at its last state."""
+    network = semantic_network(run)
+    data = make_semantic_codes(run, network)
     train = {
         kind: [data[kind, split] for split in ("train", "more") if (kind, split) in data]
         for kind in KINDS
@@ -410,9 +412,9 @@ def _half_frame_symbols(run: BuildRun, kind: str, split: str, frames: FrameSet) 
     return found
 
 
-def train_teacher(run: BuildRun, whisper: Path) -> None:
+def train_teacher(run: BuildRun) -> None:
     """Train the teacher codec, which settles what the codes mean."""
-    trainer = teacher_trainer(run, whisper)
+    trainer = teacher_trainer(run)
     run.train(trainer, "teacher", run.settings.teacher, trainer.validate)
 
 

@@ -131,9 +131,9 @@ def code_neighbors(book: Tensor, count: int) -> tuple[Tensor, Tensor]:
     codes), and sum to 1.
     """
     distances = torch.cat([torch.cdist(part, book) for part in book.split(512)]).square()
-    nearest, codes = distances.topk(count, largest=False)
+    nearest, codes = distances.topk(min(max(count, 2), len(book)), largest=False)
     width = nearest[:, 1:2].mean().clamp_min(1e-9)
-    return codes, (-nearest / width / 2).softmax(-1)
+    return codes[:, :count], (-nearest[:, :count] / width / 2).softmax(-1)
 
 
 def _neighborly(logits: Tensor, wanted: Tensor, neighbors: tuple[Tensor, Tensor]) -> Tensor:

@@ -242,7 +242,7 @@ def test_a_state_holds_its_own_half_and_one_without_it_is_refused(built: Path):
 def test_a_finished_stage_is_not_repeated(built: Path, materials: Materials, monkeypatch):
     monkeypatch.setattr(Run, "step", lambda self: pytest.fail(f"{self.log_path.stem} took a step"))
     monkeypatch.setattr(WhisperTeacher, "load", lambda folder: pytest.fail("its states are kept"))
-    train_teacher(_run(built), materials.whisper)
+    train_teacher(replace(_run(built), whisper=materials.whisper))
     for half in ("encoder", "decoder"):
         train_half(half, _run(built))
     finish_decoder(_run(built))
@@ -389,9 +389,8 @@ def test_the_language_model_is_fed_its_own_past_from_a_chosen_step(
 
 def test_semantic_codes_are_not_made_without_phonemes(built: Path, materials: Materials, tmp_path: Path):
     copy = _copy(built, tmp_path, "data", "folder")
-    assert materials.whisper is not None
     with pytest.raises(LabError, match=r"lab\.speech\.durations"):
-        train_teacher(replace(_run(copy), spoken=tmp_path), materials.whisper)
+        train_teacher(replace(_run(copy), spoken=tmp_path, whisper=materials.whisper))
 
 
 def test_an_encoder_goes_on_with_the_teacher_codecs_present_codebook(
