@@ -24,24 +24,25 @@ def guidance(tts, text: str):
     return language_model_guidance(tts.model, tts.prompter, text)
 
 
-def soft(codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return functional.one_hot(codes[0], 512).float(), codes[1:].float() / 10 - 1
+def soft(tts, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    size = tts.model.config.codec.semantic_codebook_size
+    return functional.one_hot(codes[0], size).float(), codes[1:].float() / 10 - 1
 
 
 def test_it_prefers_the_text_that_was_said_and_judges_the_same_codes_the_same(tts):
     codes = tts.synthesize(TEXT, "casual_male", seed=0).codes
     with torch.no_grad():
-        right = guidance(tts, TEXT)(*soft(codes))
-        again = guidance(tts, TEXT)(*soft(codes))
-        wrong = guidance(tts, "Twelve bottles please.")(*soft(codes))
-        random = guidance(tts, TEXT)(*soft(torch.randint(21, codes.shape)))
+        right = guidance(tts, TEXT)(*soft(tts, codes))
+        again = guidance(tts, TEXT)(*soft(tts, codes))
+        wrong = guidance(tts, "Twelve bottles please.")(*soft(tts, codes))
+        random = guidance(tts, TEXT)(*soft(tts, torch.randint(21, codes.shape)))
     assert right == again
     assert right < wrong < random
 
 
 def test_its_slope_reaches_both_kinds_of_codes_and_each_question_draws_anew(tts):
     codes = tts.synthesize(TEXT, "casual_male", seed=0).codes[:, :10]
-    probabilities, values = (x.requires_grad_() for x in soft(codes))
+    probabilities, values = (x.requires_grad_() for x in soft(tts, codes))
     ask = guidance(tts, TEXT)
     first, second = ask(probabilities, values), ask(probabilities, values)
     assert first != second
@@ -61,4 +62,4 @@ def test_a_search_that_asks_ends_with_codes_that_the_model_likes_better(tts):
     ).codes
     with torch.no_grad():
         judge = guidance(tts, TEXT)
-        assert judge(*soft(asked)) < 0.9 * judge(*soft(plain))
+        assert judge(*soft(tts, asked)) < 0.9 * judge(*soft(tts, plain))

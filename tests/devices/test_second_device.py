@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -480,32 +480,35 @@ def test_the_language_model_speaks_for_pairs_there(
         assert rows[second][name] == pytest.approx(rows["cpu"][name], rel=0.05), name
 
 
-def test_the_lab_is_built_there_as_here(second: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def build_lab(
+    second: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, bool], tuple[Path, list[tuple[str, dict[str, float]]]]]:
+    """Builds the miniature lab on a device, with autocast or without: its folder, and each step's figures."""
     materials = write_materials(tmp_path / "materials", monkeypatch)
     often = {
         name: dataclasses.replace(getattr(MINIATURE, name), report_every=1)
         for name in ("teacher", "encoder", "decoder", "finish", "language")
     }
     settings = dataclasses.replace(MINIATURE, **often)
-    rows: dict[str, list[tuple[str, dict[str, float]]]] = {}
 
-    def made(device: str, autocast: bool) -> Path:
-        name = f"{device}-{autocast}"
-        rows[name] = []
-        build(
-            BuildRun(
-                tmp_path / name / "run", settings, device, autocast,
-                report=lambda stage, row: rows[name].append((stage, row)),
-            ),
-            tmp_path / name / "made", tmp_path / name / "encoder.safetensors", materials,
-        )  # fmt: skip
-        return tmp_path / name / "made"
+    def made(device: str, autocast: bool) -> tuple[Path, list[tuple[str, dict[str, float]]]]:
+        folder, rows = tmp_path / f"{device}-{autocast}", []
+        run = BuildRun(
+            folder / "run", settings, device, autocast, report=lambda stage, row: rows.append((stage, row))
+        )
+        build(run, folder / "made", folder / "encoder.safetensors", materials)
+        return folder / "made", rows
 
-    here, there, low = made("cpu", False), made(second, False), made(second, True)
+    return made
+
+
+def test_the_lab_is_built_there_as_here(second: str, build_lab):
+    (here, expected_rows), (there, rows) = build_lab("cpu", False), build_lab(second, False)
     expected, found = (load_file(folder / WEIGHTS) for folder in (here, there))
     assert expected.keys() == found.keys()
     steps = 0
-    for (stage, one), (same, two) in zip(rows["cpu-False"], rows[f"{second}-False"], strict=True):
+    for (stage, one), (same, two) in zip(expected_rows, rows, strict=True):
         assert stage == same
         assert one.keys() - TIMED == two.keys() - TIMED
         if "loss" in one:  # the more steps, the further apart: Adam takes small differences for large ones
@@ -513,4 +516,9 @@ def test_the_lab_is_built_there_as_here(second: str, tmp_path: Path, monkeypatch
             near = 1e-5 if (stage, one["step"]) == ("teacher", 1) else 0.05
             assert two["loss"] == pytest.approx(one["loss"], rel=near), stage
     assert steps >= 16
-    assert revox.load(low, device="cpu").voices()
+
+
+@pytest.mark.slow
+def test_the_lab_is_built_there_in_bf16(second: str, build_lab):
+    folder, _ = build_lab(second, True)
+    assert revox.load(folder, device="cpu").voices()

@@ -361,7 +361,10 @@ def tokenizer_of(folder: Path, **settings: object) -> CheckResult:
 
 
 def test_a_tokenizer_larger_or_much_smaller_than_the_table_is_named(lab_copy: Path):
-    for finding in (tokenizer_of(lab_copy, vocab_size=4000), tokenizer_of(lab_copy)):
+    larger = tokenizer_of(lab_copy, vocab_size=4000)
+    params = json.loads((lab_copy / "params.json").read_text())
+    (lab_copy / "params.json").write_text(json.dumps(params | {"vocab_size": 2 * params["vocab_size"]}))
+    for finding in (larger, tokenizer_of(lab_copy)):
         assert finding.verdict is Verdict.FAIL
         assert "wrong tokenizer" in finding.sentence
 
