@@ -8,13 +8,9 @@ LEVEL_DB = -23.0  # root mean square of the active parts, in dB below full scale
 MARGIN_SECONDS = 0.06  # silence left before the first and after the last sound
 
 
-def trim(samples: np.ndarray, rate: int, margin: float = MARGIN_SECONDS) -> np.ndarray:
-    """`samples` [n] without the silence at their ends beyond `margin` s; empty if all is silence."""
-    return samples[slice(*sounding(samples, rate, margin))]
-
-
 def sounding(samples: np.ndarray, rate: int, margin: float = MARGIN_SECONDS) -> tuple[int, int]:
-    """The first and last sample that `trim` leaves, (0, 0) if all is silence.
+    """Where `samples` [n] begin and end without the silence at their ends beyond `margin` s; (0, 0) if all is
+    silence.
 
     Silence is 40 dB below the loudest 10 ms.
     """

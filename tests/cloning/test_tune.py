@@ -41,7 +41,7 @@ def test_another_voice_learns_to_be_as_likely_as_the_speakers_own(lab):
     best = tune_voice(lab.model, lab.prompter, own, clips[:2], clips[2:], VoiceTuning(steps=0)).before
     gap = tuned.before.cost(settings) - best.cost(settings)
     assert tuned.gained
-    assert gap > 0.5
+    assert gap > 0.2
     assert tuned.after.cost(settings) - best.cost(settings) < 0.5 * gap
     assert tuned.embedding.dtype == torch.bfloat16
     assert tuned.embedding.shape == other.embedding.shape

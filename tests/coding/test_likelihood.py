@@ -55,7 +55,7 @@ def test_a_search_that_asks_ends_with_codes_that_the_model_likes_better(tts):
     codes = tts.synthesize(TEXT, "casual_male", seed=0).codes
     codec = tts.model.audio_tokenizer
     target = codec.decode(codes[None])[0].detach()
-    config = InversionConfig(steps=30, local_search_rounds=0, guidance_weight=2.0, guidance_every=1)
+    config = InversionConfig(steps=15, local_search_rounds=0, guidance_weight=2.0, guidance_every=1)
     plain = invert(codec, target, config=config).codes
     asked = invert(
         codec, target, config=config, regularizers=Regularizers(guidance=guidance(tts, TEXT))

@@ -225,7 +225,7 @@ def test_two_voices_of_the_lab_are_compared_and_what_they_say_is_marked(tmp_path
     (tmp_path / "rule.txt").write_text("mean_pitch(A) > mean_pitch(B) -> higher, else lower")
     checkpoint = str(checkpoint_folder())
     assert (
-        run_compare("neutral_female", "neutral_male", "-c", checkpoint, "--rule", "rule.txt", "--out", "out")
+        run_compare("casual_female", "casual_male", "-c", checkpoint, "--rule", "rule.txt", "--out", "out")
         == 0
     )
     assert json.loads((tmp_path / "out/comparison.json").read_text())["verdict"] == "higher"

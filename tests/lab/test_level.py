@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lab.level import level, trim
+from lab.level import level, sounding
 
 RATE = 24000
 
@@ -14,13 +14,13 @@ def tone(seconds, hertz=200.0, size=0.3):
 
 def test_silence_at_the_ends_is_cut_to_the_margin():
     quiet = np.zeros(RATE // 2, np.float32)
-    trimmed = trim(np.concatenate([quiet, tone(1.0), quiet]), RATE, margin=0.05)
-    assert len(trimmed) == pytest.approx(1.1 * RATE, abs=RATE // 100)
+    start, end = sounding(np.concatenate([quiet, tone(1.0), quiet]), RATE, margin=0.05)
+    assert (start, end) == pytest.approx((0.45 * RATE, 1.55 * RATE), abs=RATE // 100)
 
 
 def test_nothing_is_left_of_silence_and_its_level_stays():
     quiet = np.zeros(RATE // 2, np.float32)
-    assert len(trim(quiet, RATE)) == 0
+    assert sounding(quiet, RATE) == (0, 0)
     assert not level(quiet, RATE).any()
 
 

@@ -129,7 +129,6 @@ class Subject:
         self.setup = setup
         self.cache = Cache(setup.out / "cache")
         self.sounds = setup.out / "sounds"
-        self.sounds.mkdir(parents=True, exist_ok=True)
 
     @cached_property
     def tts(self) -> Revox:
@@ -229,6 +228,7 @@ class Subject:
         """Write a sound for the report; returns its path relative to the report."""
         stem = "".join(c if c.isascii() and c.isalnum() else "-" for c in f"{clip.name}-{row}")[-80:]
         name = f"{stem}-{stamp_of(clip.name, row)[:8]}.mp3"
+        self.sounds.mkdir(parents=True, exist_ok=True)
         write_audio(self.sounds / name, audio)
         return f"sounds/{name}"
 
