@@ -1,6 +1,6 @@
-"""Curves of a lab build: losses over steps, from its logs.
+"""Curves of a lab build: losses over steps, from the logs of the stages that have run.
 
-python benchmarks/lab_curves.py benchmarks/results/2026-11-21-lab-build-3
+python benchmarks/lab_curves.py RUN curves.png
 """
 
 from __future__ import annotations
@@ -33,26 +33,30 @@ PANELS = (
     ("finish", ("synthetic_mel", "human_mel"), "finish: mel, validation"),
     ("language", ("semantic", "valid_semantic"), "language: semantic codes (nats a frame)"),
     ("language", ("flow", "valid_flow"), "language: velocity error"),
+    ("language", ("expected", "valid_expected"), "language: expected acoustic values, squared error"),
+    ("tune", ("mel", "phonetic"), "tune: mel (log10) and a recognizer's states, training crops"),
 )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    figure, axes = plt.subplots(2, 5, figsize=(18.5, 6.5), constrained_layout=True)
-    for axis, (stage, keys, title) in zip(axes.T.flat, PANELS, strict=True):
-        rows = [json.loads(line) for line in (folder / f"{stage}-log.jsonl").read_text().splitlines()]
+    parser.add_argument("run", type=Path, help="the build's folder")
+    parser.add_argument("out", type=Path, help="the picture")
+    given = parser.parse_args()
+    logs = {stage: given.run / stage / f"{stage}-log.jsonl" for stage, _, _ in PANELS}
+    panels = [panel for panel in PANELS if logs[panel[0]].is_file()]
+    figure, axes = plt.subplots(2, -(-len(panels) // 2), figsize=(18.5, 6.5), constrained_layout=True)
+    for axis, (stage, keys, title) in zip(axes.T.flat, panels, strict=False):
+        rows = [json.loads(line) for line in logs[stage].read_text().splitlines()]
         for key in keys:
-            points = [(row["seconds"] / 60, row[key]) for row in rows if key in row]
+            points = [(row["step"], row[key]) for row in rows if key in row]
             if points:
                 axis.plot(*zip(*points, strict=True), marker="." if len(points) < 60 else None, label=key)
         axis.set_title(title, fontsize=9)
-        axis.set_xlabel("minutes of training")
+        axis.set_xlabel("steps")
         axis.legend(fontsize=7)
         axis.grid(alpha=0.3)
-    figure.savefig(folder / "curves.png", dpi=80)
-    print(folder / "curves.png")
+    figure.savefig(given.out, dpi=80)
 
 
 if __name__ == "__main__":
