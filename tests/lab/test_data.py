@@ -7,7 +7,7 @@ import pytest
 from miniature import CLIPS, planned, write_materials
 
 from lab.data import SETS, SpeechSet, prepare
-from lab.level import level, trim
+from lab.level import level, sounding
 from lab.sources import SPEECH, SPEEDS, preset_speakers
 from lab.speech.plan import read_speakers
 from revox.speech import read_audio
@@ -53,7 +53,7 @@ def test_human_clips_are_utterances_at_the_labs_rate_and_level(made, materials):
             mine = speech.of(f"librispeech-{clip.speaker}")
             assert [speech.utterances[i].text for i in mine] == ["plain words,", "and more."]
             for i, part in zip(mine, parts, strict=True):
-                expected = level(trim(part, 24000), 24000)
+                expected = level(part[slice(*sounding(part, 24000))], 24000)
                 np.testing.assert_allclose(speech.waveform(i), expected, atol=1 / 32768)
 
 
