@@ -45,6 +45,8 @@ def main() -> None:
     given = parser.parse_args()
     logs = {stage: given.run / stage / f"{stage}-log.jsonl" for stage, _, _ in PANELS}
     panels = [panel for panel in PANELS if logs[panel[0]].is_file()]
+    if not panels:
+        parser.error(f"{given.run} holds no log of a stage")
     figure, axes = plt.subplots(2, -(-len(panels) // 2), figsize=(18.5, 6.5), constrained_layout=True)
     for axis, (stage, keys, title) in zip(axes.T.flat, panels, strict=False):
         rows = [json.loads(line) for line in logs[stage].read_text().splitlines()]

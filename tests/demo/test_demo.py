@@ -14,6 +14,7 @@ import pytest
 import lab
 from lab.sentences import split_of
 from revox.checkpoint.voices import load_voice
+from revox.cli import demo_command
 from revox.demo import DemoError
 from revox.demo.demo import EXAMPLES, OTHERS, REFERENCE, SENTENCES, Stages, run_demo
 from revox.marking import verify_file
@@ -47,6 +48,13 @@ def shown(tiny_checkpoint, tmp_path_factory, told):
     out = tmp_path_factory.mktemp("demo") / "demo-output"
     stages = Stages(told.append, lambda at: told.append(int(at.done)))
     return out, run_demo(out, checkpoint=tiny_checkpoint, steps=2, stages=stages)
+
+
+@pytest.mark.parametrize("compared", [True, False])
+def test_the_command_says_what_the_model_cannot_with_a_comparison_and_without(shown, compared, capsys):
+    out, summary = shown
+    demo_command._print_demo(out, summary if compared else {**summary, "similarity": None})
+    assert "takes after a person in part" in capsys.readouterr().out
 
 
 def test_it_leaves_three_sounds_a_picture_and_the_figures(shown):
