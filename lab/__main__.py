@@ -213,6 +213,13 @@ def recover_command(
         Path | None,
         typer.Option(help="Folder of a Whisper (transformers or CTranslate2), for the arms that distill it."),
     ] = None,
+    recognizer: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a Whisper (CTranslate2) that counts wrong words, those of humans too; by default "
+            "pocketsphinx with the lab's grammar."
+        ),
+    ] = None,
 ) -> None:
     """Restore the lab's encoder by each method and score it against the reference: docs/recovery.md.
     It can be interrupted with Ctrl-C; the same command resumes it."""
@@ -236,7 +243,8 @@ def recover_command(
     with show_progress(console) as progress:
         experiment = Experiment(
             out, data, checkpoint or checkpoint_folder(), encoder, minutes, seeds, clips,
-            evaluations=evaluations, threads=threads, device=device, whisper=whisper, progress=progress,
+            evaluations=evaluations, threads=threads, device=device, whisper=whisper, recognizer=recognizer,
+            progress=progress,
         )  # fmt: skip
         made = recover(experiment, chosen)
     text = made.read_text(encoding="utf-8")

@@ -167,7 +167,9 @@ class _Recovery:
 
         torch.set_num_threads(self.experiment.threads)
         experiment = self.experiment
-        return Scoring(self.checkpoint, experiment.encoder, experiment.data, experiment.seconds)
+        return Scoring(
+            self.checkpoint, experiment.encoder, experiment.data, experiment.seconds, experiment.recognizer
+        )
 
     # The folder
 
@@ -210,6 +212,10 @@ class _Recovery:
                 raise LabError(
                     f"{experiment.encoder} is in {root}, which the restoring process can read: move it"
                 )
+        if experiment.recognizer is not None and not (experiment.recognizer / "model.bin").is_file():
+            raise LabError(
+                f"{experiment.recognizer} holds no Whisper of CTranslate2: see lab/speech/README.md"
+            )
         if experiment.whisper is None and (arm := next((a for a in self.arms if a.needs_whisper), None)):
             raise LabError(f"the arm {arm.name} distills a Whisper: name its folder with --whisper")
         if not (math.isfinite(experiment.minutes) and experiment.minutes > 0):
@@ -238,13 +244,15 @@ class _Recovery:
             "data": data_identity(experiment.data),
             "texts": list(TEXTS),
         }
+        if experiment.recognizer is not None:
+            now["recognizer"] = file_identity(experiment.recognizer / "model.bin")
         path = self.out / BEGUN_FILE
         if path.is_file():
             try:
                 before = dict(json.loads(path.read_text()))
             except (ValueError, TypeError):
                 raise LabError(f"{path} is damaged: name another folder with --out") from None
-            other = [name for name in now if before.get(name) != now[name]]
+            other = [name for name in now | before if before.get(name) != now.get(name)]
             if other:
                 raise LabError(
                     f"{experiment.out} was begun with other {' and '.join(other)}: continue it with "

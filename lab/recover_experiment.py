@@ -19,7 +19,8 @@ class Experiment:
     `encoder` is the file of the reference encoder. `minutes` is the training time of each arm and seed;
     `clips` of each kind are scored, human ones up to `seconds`; `evaluations` is how often a run is evaluated
     on the way. `whisper` is the folder of a Whisper, of transformers or CTranslate2, for the arms that
-    distill it.
+    distill it. `recognizer` is the folder of a Whisper, of CTranslate2, that counts wrong words; without one,
+    pocketsphinx does with the lab's grammar, of synthetic clips only.
     """
 
     out: Path
@@ -34,6 +35,7 @@ class Experiment:
     threads: int = 1
     device: str = "cpu"
     whisper: Path | None = None
+    recognizer: Path | None = None
     progress: ProgressCallback = ignore_progress
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -31,9 +31,10 @@ from revox.evaluation.subject import random_codes
 from revox.evaluation.tables import rank
 from revox.losses.spectral import mel_distance, multi_resolution_stft_loss
 from revox.metrics.codes import embedding_cosine, score_codes
-from revox.metrics.intelligibility import PocketsphinxRecognizer, word_errors
+from revox.metrics.intelligibility import PocketsphinxRecognizer, Recognizer, word_errors
 from revox.metrics.likelihood import likelihood
 from revox.metrics.speaker import SpeakerVerifier
+from revox.metrics.whisper import WhisperRecognizer
 from revox.model.codec import Codec
 from revox.speech import Audio
 from revox.synthesis.prompt import make_prompt
@@ -56,10 +57,10 @@ class HeldOutClip:
 
 
 def held_out_clips(data: Path, kind: str, seconds: float, frame: int) -> list[HeldOutClip]:
-    """One clip of every held-out speaker: the longest utterance, at most `seconds` of a human one.
+    """One clip of every held-out speaker: the longest utterance, of a human the longest of at most `seconds`.
 
-    A synthetic one stays whole, so that its words are known, and is a sentence of the recognizer's grammar if
-    the speaker has one. Only the held-out split is read.
+    So its words are known. Where a human has none so short, the longest is cut, and its words are not. A
+    synthetic one is a sentence of the lab's grammar if the speaker has one. Only the held-out split is read.
     """
     speech = SpeechSet(data, "heldout", kind)
     grammar = {item.written for item in read_plan(SPEECH / "plan.tsv") if item.kind == "plan"}
@@ -69,9 +70,11 @@ def held_out_clips(data: Path, kind: str, seconds: float, frame: int) -> list[He
         if not mine:  # a preset's own speaker: known to the model
             continue
         mine = [i for i in mine if speech.utterances[i].text in grammar] or mine
+        if kind == "human":
+            mine = [i for i in mine if speech.utterances[i].samples <= round(seconds * RATE)] or mine
         longest = max(mine, key=lambda i: speech.utterances[i].samples)
         samples, text = speech.waveform(longest), speech.utterances[longest].text
-        if kind == "human":
+        if kind == "human" and len(samples) > round(seconds * RATE):
             samples, text = samples[: round(seconds * RATE)], None
         whole = len(samples) // frame * frame
         found.append(HeldOutClip(kind, speaker, torch.from_numpy(samples[:whole].copy()), text))
@@ -85,9 +88,15 @@ def evenly(count: int, of: int) -> list[int]:
 
 
 class Scoring:
-    """The checkpoint, its reference encoder, the models that score, and the held-out clips."""
+    """The checkpoint, its reference encoder, the models that score, and the held-out clips.
 
-    def __init__(self, checkpoint: Path, encoder: Path, data: Path, seconds: float) -> None:
+    Without a `whisper` to recognize words, those of humans, which the lab's grammar lacks, are not known.
+    """
+
+    def __init__(
+        self, checkpoint: Path, encoder: Path, data: Path, seconds: float, whisper: Path | None = None
+    ) -> None:
+        self.whisper = whisper
         self.checkpoint, self.encoder = checkpoint, encoder
         self.original = original_codec(checkpoint, encoder)
         self.tts = load(checkpoint, device="cpu", dtype=torch.float32)
@@ -97,13 +106,17 @@ class Scoring:
         self.verifier = SpeakerVerifier()
         frame = self.original.samples_per_frame
         self.clips = {kind: held_out_clips(data, kind, seconds, frame) for kind in KINDS}
+        if whisper is None:
+            self.clips["human"] = [replace(clip, text=None) for clip in self.clips["human"]]
         self._truth: dict[tuple[str, int], Tensor] = {}
         self._voices: dict[str, np.ndarray] = {}
 
     @cached_property
-    def recognizer(self) -> PocketsphinxRecognizer:
-        """pocketsphinx with the lab's grammar, rejection on."""
-        return PocketsphinxRecognizer(jsgf())
+    def recognizer(self) -> Recognizer:
+        """The Whisper, or pocketsphinx with the lab's grammar, rejection on."""
+        return (
+            PocketsphinxRecognizer(jsgf()) if self.whisper is None else WhisperRecognizer(str(self.whisper))
+        )
 
     def _rows(self, codes: Tensor) -> Tensor:
         """The voice embedding `[frames, dim]`, without the end frame."""

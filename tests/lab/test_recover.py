@@ -119,6 +119,8 @@ def test_a_held_out_speaker_is_scored_on_a_sentence_that_the_recognizers_grammar
     assert (clip.text, len(clip.samples)) == (sentence, 6 * 1920)
     (clip,) = recover_scores.held_out_clips(tmp_path, "human", 0.2, 1920)
     assert (clip.text, len(clip.samples)) == (None, 2 * 1920)
+    (clip,) = recover_scores.held_out_clips(tmp_path, "human", 0.6, 1920)  # the longest that is not cut
+    assert (clip.text, len(clip.samples)) == (sentence, 6 * 1920)
 
 
 def experiment(lab: dict[str, Path], out: Path, **changes: Any) -> Experiment:
@@ -604,6 +606,29 @@ def test_the_tables_hold_what_other_commands_ran_in_the_folder(
     places = [text.index(f"| {arm.title}") for arm in (ORIGINAL, MIXED, REFINED, inverted, RANDOM)]
     assert places == sorted(places)
     assert published.title not in text
+
+
+@pytest.mark.usefixtures("little", "undrawn")
+def test_a_recognizer_of_all_words_counts_those_of_people_too(lab: dict[str, Path], tmp_path: Path):
+    folders = {}
+    for said in ("one", "other"):
+        folders[said] = tmp_path / said
+        folders[said].mkdir()
+        (folders[said] / "model.bin").write_text(said)
+    data = tmp_path / "data"
+    shutil.copytree(lab["data"], data)
+    write_set(data, "human-heldout", _parts("human", range(20, 23), TEXT))
+    asked = experiment(lab, tmp_path / "out", data=data, seconds=3.0, recognizer=folders["one"])
+    text = recover(asked, [RANDOM]).read_text()
+    assert text.count("word errors (%)") == 4  # of decoded and of cloned speech, of both kinds
+    [human] = [one["scores"] for one in lines_of(asked.out, "score", RANDOM.name) if one["kind"] == "human"]
+    assert human["words"] == len(TEXT.split())
+    assert human["clip_nll"] > 0
+    for changes in ({"recognizer": folders["other"]}, {"recognizer": None}):
+        with pytest.raises(LabError, match="begun with other recognizer"):
+            recover(replace(asked, **changes), [RANDOM])
+    with pytest.raises(LabError, match="holds no Whisper of CTranslate2"):
+        recover(replace(asked, recognizer=data), [RANDOM])
 
 
 # Scores
