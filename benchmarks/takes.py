@@ -1,12 +1,13 @@
 """How many of the faults of takes are noticed, how many good takes are rejected, and what a long text costs.
 
     python benchmarks/takes.py --out benchmarks/results/DATE-takes.json [--checkpoint DIR] [--pieces 300]
-        [--recognize]
+        [--recognizer WHISPER]
 
 Sentences of the lab's domain are spoken, each one take. Faults are put into copies of their codes: an end
 within the first quarter, a loop, a silence. Then a model is made to end at its first frame. Last, 10,000
-characters are spoken as one text. With --recognize only takes whose words pocketsphinx finds count as good,
-and the words of the long text are compared with those of its sentences spoken one by one.
+characters are spoken as one text. With --recognizer (a Whisper of CTranslate2) only takes whose words it
+hears count as good, and the words of the long text are compared with those of its sentences spoken one by
+one, laid end to end.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lab.sentences import jsgf, sentences
+from lab.sentences import sentences
 from revox import Revox, load
 from revox.demo import checkpoint_folder
-from revox.metrics.intelligibility import PocketsphinxRecognizer, word_error_rate
+from revox.metrics.intelligibility import Recognizer, word_error_rate, word_errors
+from revox.metrics.whisper import WhisperRecognizer
 from revox.model.config import END_AUDIO_ID
 from revox.speech import Audio
 from revox.synthesis.engine import Engine, Generation, Request
@@ -40,14 +42,14 @@ def main() -> None:
     parser.add_argument("--checkpoint", default=str(checkpoint_folder()))
     parser.add_argument("--pieces", type=int, default=300)
     parser.add_argument("--characters", type=int, default=10_000)
-    parser.add_argument("--recognize", action="store_true", help="minutes of processor time")
+    parser.add_argument("--recognizer", help="minutes of processor time")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     tts = load(arguments.checkpoint, device="cpu", dtype=torch.float32)
     stream = sentences("heldout", 21)
     texts = [next(stream) for _ in range(arguments.pieces)]
-    recognizer = PocketsphinxRecognizer(jsgf(), reject=False) if arguments.recognize else None
+    recognizer = WhisperRecognizer(arguments.recognizer) if arguments.recognizer else None
     result: dict = {"checkpoint": Path(arguments.checkpoint).resolve().name}
     for name, stage in {
         "pieces": lambda: judged(tts, texts, recognizer),
@@ -59,7 +61,7 @@ def main() -> None:
         print(json.dumps({name: result[name]}, indent=1), flush=True)
 
 
-def judged(tts: Revox, texts: list[str], recognizer: PocketsphinxRecognizer | None) -> dict:
+def judged(tts: Revox, texts: list[str], recognizer: Recognizer | None) -> dict:
     """Every sentence spoken once, and each fault put into it."""
     chance, voices = np.random.default_rng(0), tts.voices()
     names = [voices[i % len(voices)] for i in range(len(texts))]
@@ -78,7 +80,7 @@ def judged(tts: Revox, texts: list[str], recognizer: PocketsphinxRecognizer | No
     return {**counts, "noticed of as many injected": noticed}
 
 
-def errors(recognizer: PocketsphinxRecognizer, text: str, samples: np.ndarray) -> float:
+def errors(recognizer: Recognizer, text: str, samples: np.ndarray) -> float:
     return word_error_rate(text, recognizer.transcribe(Audio(samples, 24_000)) if len(samples) else "")
 
 
@@ -152,7 +154,7 @@ def end_at_once(tts: Revox, texts: list[str]) -> dict:
     return {"texts": len(texts), **spoken_with}
 
 
-def long_text(tts: Revox, characters: int, recognizer: PocketsphinxRecognizer | None) -> dict:
+def long_text(tts: Revox, characters: int, recognizer: Recognizer | None) -> dict:
     """One text in pieces of a sentence: time, memory and words."""
     stream, parts = sentences("heldout", 22), []
     while sum(map(len, parts)) < characters:
@@ -161,10 +163,13 @@ def long_text(tts: Revox, characters: int, recognizer: PocketsphinxRecognizer | 
     settings = SpeechSettings(max_chars=max(map(len, parts)))
     warnings: list = []
     memory: list[float] = []
+    heard: list[np.ndarray] = []
     began, seconds = time.process_time(), 0.0
     for part in tts.speak_parts(text, voice, settings, report=warnings.append):
         seconds += part.seconds
         memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        if recognizer is not None:
+            heard.append(part.samples)
     took = time.process_time() - began
     facts = {
         "characters": len(text),
@@ -176,10 +181,14 @@ def long_text(tts: Revox, characters: int, recognizer: PocketsphinxRecognizer | 
         ],
     }
     if recognizer is not None:
+        said = {"as one text": heard}
         for takes in (1, 3):
-            said = [tts.speak(one, voice, takes=takes, report=lambda _: None).samples for one in parts]
-            rate = np.mean([errors(recognizer, *pair) for pair in zip(parts, said, strict=True)])
-            facts[f"word errors of its sentences one by one, {takes} takes"] = round(float(rate), 4)
+            said[f"its sentences one by one, {takes} takes"] = [
+                tts.speak(one, voice, takes=takes, report=lambda _: None).samples for one in parts
+            ]
+        for name, pieces in said.items():
+            wrong, words = word_errors(text, recognizer.transcribe(Audio(np.concatenate(pieces), 24_000)))
+            facts[f"words wrong, %, {name}"] = round(100 * wrong / words, 2)
     return facts
 
 

@@ -123,6 +123,8 @@ def speak(asked: argparse.Namespace) -> None:
         }
 
     for kind, speakers in _speakers(asked).items():
+        if kind not in asked.kinds:
+            continue
         most, lengths = GROUPS[kind]
         names = [n for n in sorted(speakers) if len(_divided(speakers[n], 1.0)[0]) > 1][
             : min(most, asked.limit)
@@ -228,6 +230,7 @@ def main() -> None:
         part.add_argument(f"--{name}", type=Path, required=True)
     part.add_argument("--minutes", type=float, default=10.0)
     part.add_argument("--limit", type=int, default=100, help="at most so many speakers of each kind")
+    part.add_argument("--kinds", nargs="+", default=list(GROUPS), choices=list(GROUPS))
     part = parts.add_parser("judge")
     part.add_argument("out", type=Path)
     part.add_argument("--models", type=Path, default=Path("runs/models"))
