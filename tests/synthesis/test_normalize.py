@@ -119,6 +119,13 @@ def test_another_normalization_is_refused():
         ("en", "At 9:30, 9:05 or 12:00", "At nine thirty, nine oh five or twelve o'clock"),
         ("en", "In 1984 he paid $5, $12.50 and £1,234.", "In nineteen eighty-four he paid five dollars, "
          "twelve dollars fifty and one thousand two hundred and thirty-four pounds."),
+        ("en", "$3.5 billion, £5m, US$ 2k and a $5 million deal for a $1 bill: 5 m", "three point five "
+         "billion dollars, five million pounds, two thousand US dollars and a five million dollar deal for a "
+         "one dollar bill: five meters"),
+        ("de", "1 €, 1 Mrd. $ und 3,5 Mio. €", "ein Euro, eine Milliarde Dollar und drei Komma fünf "
+         "Millionen Euro"),
+        ("fr", "1 £, 2 millions € et 2 Md$", "une livre, deux millions d'euros et deux milliards de dollars"),
+        ("es", "1,25 € y 2 mil €", "un euro veinticinco y dos mil euros"),
         ("en", "50% of 3.14, the 21st, -5", "fifty percent of three point one four, the twenty-first, "
          "minus five"),
         ("en", "room 007, 555-1234, v1.2.3, 3D, a/5", "room zero zero seven, 555-1234, v1.2.3, 3D, a/5"),

@@ -31,31 +31,58 @@ _UNITS = {
 class _Language:
     """How a language writes numbers, and the words that num2words does not have.
 
-    clock: between hours and minutes, and after full hours. money: name and plural by sign.
+    clock: between hours and minutes, and after full hours. money: name and plural by sign. scales: name and
+    plural of what may stand between an amount and its sign, by how it is written; of: what follows them. one:
+    before a euro or dollar, before a pound, before a scale.
     """
 
     decimal: str
     percent: str
     clock: tuple[str, str]
     money: dict[str, tuple[str, str]]
+    scales: dict[str, tuple[str, str]]
+    one: tuple[str, str, str]
+    of: str = ""
 
+
+def _scales(*given: str) -> dict[str, tuple[str, str]]:
+    """From "million m mn" or "Million/Millionen Mio.": name, plural if another, how else it is written."""
+    found = {}
+    for names, *symbols in (one.split() for one in given):
+        one, _, many = names.replace("_", " ").partition("/")
+        found |= {written: (one, many or one) for written in (one, many, *symbols) if written}
+    return found
+
+
+_DOLLARS = {"US": "US", "A": "Australian", "C": "Canadian", "HK": "Hong Kong", "NZ": "New Zealand"}
 
 # fmt: off
 LANGUAGES = {
     "en": _Language(".", "percent", ("", "o'clock"),
-                    {"$": ("dollar", "dollars"), "€": ("euro", "euros"), "£": ("pound", "pounds")}),
+                    {"$": ("dollar", "dollars"), "€": ("euro", "euros"), "£": ("pound", "pounds")},
+                    _scales("thousand k", "million m mn M", "billion bn b B", "trillion tn T"),
+                    ("one", "one", "one")),
     "fr": _Language(",", "pour cent", ("heures", "heures"),
-                    {"$": ("dollar", "dollars"), "€": ("euro", "euros"), "£": ("livre", "livres")}),
+                    {"$": ("dollar", "dollars"), "€": ("euro", "euros"), "£": ("livre", "livres")},
+                    _scales("mille k", "million/millions M", "milliard/milliards Md Mds"),
+                    ("un", "une", "un"), "de"),
     "es": _Language(",", "por ciento", ("y", "en punto"),
-                    {"$": ("dólar", "dólares"), "€": ("euro", "euros"), "£": ("libra", "libras")}),
+                    {"$": ("dólar", "dólares"), "€": ("euro", "euros"), "£": ("libra", "libras")},
+                    _scales("mil", "millón/millones M mill."), ("un", "una", "un"), "de"),
     "de": _Language(",", "Prozent", ("Uhr", "Uhr"),
-                    {"$": ("Dollar", "Dollar"), "€": ("Euro", "Euro"), "£": ("Pfund", "Pfund")}),
+                    {"$": ("Dollar", "Dollar"), "€": ("Euro", "Euro"), "£": ("Pfund", "Pfund")},
+                    _scales("Tausend Tsd.", "Million/Millionen Mio. Mio", "Milliarde/Milliarden Mrd. Mrd"),
+                    ("ein", "ein", "eine")),
     "it": _Language(",", "per cento", ("e", "in punto"),
-                    {"$": ("dollaro", "dollari"), "€": ("euro", "euro"), "£": ("sterlina", "sterline")}),
+                    {"$": ("dollaro", "dollari"), "€": ("euro", "euro"), "£": ("sterlina", "sterline")},
+                    _scales("mila", "milione/milioni mln", "miliardo/miliardi mld"),
+                    ("un", "una", "un"), "di"),
     "pt": _Language(",", "por cento", ("e", "em ponto"),
-                    {"$": ("dólar", "dólares"), "€": ("euro", "euros"), "£": ("libra", "libras")}),
+                    {"$": ("dólar", "dólares"), "€": ("euro", "euros"), "£": ("libra", "libras")},
+                    _scales("mil", "milhão/milhões mi M", "bilhão/bilhões bi"), ("um", "uma", "um"), "de"),
     "nl": _Language(",", "procent", ("uur", "uur"),
-                    {"$": ("dollar", "dollar"), "€": ("euro", "euro"), "£": ("pond", "pond")}),
+                    {"$": ("dollar", "dollar"), "€": ("euro", "euro"), "£": ("pond", "pond")},
+                    _scales("duizend", "miljoen mln", "miljard mld"), ("een", "een", "een")),
 }
 # fmt: on
 
@@ -94,7 +121,12 @@ class _Speller:
         signs = "[$€£]"
         oclock = rf"(?:\s*{self._language.clock[1]}\b)?"
         self._time = re.compile(rf"{start}([01]?\d|2[0-4]):([0-5]\d){end}{oclock}", re.IGNORECASE)
-        self._money = re.compile(rf"(?<!\w)({signs})\s?({number}){end}|{start}({number})\s?({signs})(?!\w)")
+        scales = "|".join(map(re.escape, sorted(self._language.scales, key=len, reverse=True)))
+        scale = rf"(?:[\s-]?({scales})(?!\w))?"
+        self._money = re.compile(
+            rf"(\ban?\s)?(?<![^\W_])({'|'.join(_DOLLARS)})?({signs})\s?({number}){scale}{end}"
+            rf"|{start}({number}){scale}\s?({signs})(?!\w)"
+        )
         self._percent = re.compile(rf"{start}({number})\s?%")
         symbols = "|".join(map(re.escape, sorted(_UNITS, key=len, reverse=True)))
         self._unit = re.compile(rf"(?<![\w.,:/])({number})\s?({symbols})(?![\w/²³])")
@@ -119,13 +151,32 @@ class _Speller:
         return " ".join(f"{self._say(hours)} {between} {zero}{self._say(minutes)}".split())
 
     def _amount(self, match: re.Match[str]) -> str:
-        sign, number = match[1] or match[4], match[2] or match[3]
-        one, many = self._language.money[sign]
-        whole, _, cents = self._group.sub("", number).partition(self._decimal)
-        if len(cents) > 2:
-            return f"{self._words(number)} {many}"
-        words = f"{self._say(int(whole))} {one if whole == '1' else many}"
-        return f"{words} {self._say(int(cents.ljust(2, '0')))}" if cents.strip("0") else words
+        article, country, sign, number, scale, *after = match.groups()
+        if sign is None:
+            number, scale, sign = after
+        language, plain = self._language, self._group.sub("", number)
+        one, many = language.money[sign]
+        if article and self._code == "en":  # a five dollar bill
+            many = one
+        whole, _, cents = plain.partition(language.decimal)
+        single = plain == "1" or (whole == "1" and not scale and len(cents) <= 2)
+        if single:
+            words = language.one[2 if scale else sign == "£"]
+        else:
+            words = self._words(number) if scale or len(cents) > 2 else self._say(int(whole))
+        if scale:
+            name, names = language.scales[scale]
+            words += f" {name if single else names}"
+            if language.of and name != names:
+                words += f" {language.of}"
+        if country:
+            words += f" {_DOLLARS[country] if self._code == 'en' else country}"
+        words += f" {one if single and not scale else many}"
+        if self._code == "fr":
+            words = words.replace(" de euro", " d'euro")
+        if not scale and len(cents) <= 2 and cents.strip("0"):
+            words += f" {self._say(int(cents.ljust(2, '0')))}"
+        return f"{article or ''}{words}"
 
     def _measure(self, match: re.Match[str]) -> str:
         number, unit = match.groups()
