@@ -47,7 +47,7 @@ class _Language:
 
 def _scales(*given: str) -> dict[str, tuple[str, str]]:
     """From "million m mn" or "Million/Millionen Mio.": name, plural if another, how else it is written."""
-    found = {}
+    found: dict[str, tuple[str, str]] = {}
     for names, *symbols in (one.split() for one in given):
         one, _, many = names.replace("_", " ").partition("/")
         found |= {written: (one, many or one) for written in (one, many, *symbols) if written}
