@@ -8,7 +8,10 @@ from dataclasses import replace
 import av
 import numpy as np
 import pytest
+import torch
 
+from revox import load
+from revox.checkpoint.errors import CheckpointError
 from revox.cli import main
 from revox.demo import checkpoint_folder
 from revox.marking import new_record, verify_file, write_marked_parts
@@ -16,6 +19,7 @@ from revox.render.errors import RenderError
 from revox.render.render import RenderSettings, render
 from revox.render.script import Music, Script, Segment, SpeakerVoice
 from revox.speech import Audio, loudness, read_audio, true_peak, write_audio
+from revox.synthesis.longform import SpokenLine
 from revox.synthesis.takes import TakeFault, TakeWarning
 
 RATE = 24000
@@ -34,18 +38,20 @@ script:
 class Voices:
     """Speaks tones instead of words: the amplitude of each is in its text."""
 
-    weights = "float32"
+    weights, adapter = "float32", None
 
     def __init__(self, folder, seconds: float = 3.0) -> None:
         self.folder, self.seconds, self.texts = folder, seconds, []
 
-    def speak(self, text, voice, settings, *, report):
-        self.texts.append(text)
-        at = np.arange(int(self.seconds * RATE)) / RATE
-        if text.startswith("bad"):
-            report(TakeWarning(1, text, TakeFault.LOOP, "repeats itself"))
-        # A cosine: it begins and ends at its full height, as a cut in the middle of a word does.
-        return Audio((float(text.split()[-1]) * np.cos(2 * np.pi * 440 * at)).astype(np.float32), RATE)
+    def speak_batch(self, lines):
+        for number, line in enumerate(lines):
+            self.texts.append(line.text)
+            bad = line.text.startswith("bad")
+            warnings = [TakeWarning(1, line.text, TakeFault.LOOP, "repeats itself")] * bad
+            # A cosine: it begins and ends at its full height, as a cut in the middle of a word does.
+            at = np.arange(int(self.seconds * RATE)) / RATE if "silence" not in line.text else np.zeros(0)
+            samples = float(line.text.split()[-1]) * np.cos(2 * np.pi * 440 * at)
+            yield SpokenLine(number, Audio(samples.astype(np.float32), RATE), warnings, [])
 
 
 def script(*lines: str, **options) -> Script:
@@ -108,6 +114,36 @@ def test_an_interrupted_script_goes_on_where_it_stopped(tiny_checkpoint, tmp_pat
         render(tts, script(*lines), RenderSettings(tmp_path))
     render(tts, script(*lines[:2], "Ada: says 0.3"), RenderSettings(tmp_path))
     assert tts.texts[3:] == ["says 0.3"]
+
+
+def test_a_segment_without_a_sound_costs_no_other(tiny_checkpoint, tmp_path):
+    tts, lines = Voices(tiny_checkpoint), ("Ada: silence 0.1", "Bob: says 0.2", "Ada: says 0.3")
+    for _ in range(2):
+        with pytest.raises(RenderError, match=r"line 1.* came out without a sound"):
+            render(tts, script(*lines), RenderSettings(tmp_path))
+    assert tts.texts == ["silence 0.1", "says 0.2", "says 0.3", "silence 0.1"]
+
+
+def test_segments_are_spoken_as_they_are_alone(tmp_path):
+    tts = load(checkpoint_folder(), "cpu", torch.float32)
+    play = script("Ada: Good morning.", "Bob: It is half past nine.", "Ada: Good night.")
+    for one in render(tts, play, RenderSettings(tmp_path)).placed:
+        alone = tts.speak(one.segment.text, one.segment.voice.voice)
+        assert one.end - one.start == len(alone.samples)
+        assert one.level.loudness == pytest.approx(loudness(alone.samples, RATE), abs=0.01)
+
+
+def test_an_adapter_is_part_of_what_a_segment_depends_on(tiny_checkpoint, tmp_path):
+    tts, talk, folder = Voices(tiny_checkpoint), script("Ada: says 0.1"), tmp_path / "adapter"
+    tts.adapter = folder
+    with pytest.raises(CheckpointError, match=r"adapter_config.json is missing"):
+        render(tts, talk, RenderSettings(tmp_path / "cache"))
+    folder.mkdir()
+    for content in (b"one", b"other", b"other"):
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            (folder / name).write_bytes(content)
+        render(tts, talk, RenderSettings(tmp_path / "cache"))
+    assert len(tts.texts) == 2
 
 
 def test_a_damaged_segment_is_spoken_again_and_a_lost_one_is_missed(tiny_checkpoint, tmp_path):

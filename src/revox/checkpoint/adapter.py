@@ -73,6 +73,15 @@ class Adapter:
         return as_tensor(weight).float() + self.scale * (up @ down)
 
 
+def adapter_files(folder: Path) -> list[Path]:
+    """The files of an adapter. Raises CheckpointError if one is missing."""
+    files = [folder / CONFIG_FILE, folder / FACTORS_FILE]
+    for path in files:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing: name a folder with LoRA factors in peft's format")
+    return files
+
+
 def read_adapter(folder: Path, expected: Mapping[str, TensorSpec]) -> Adapter:
     """Read and check the adapter in `folder` for a checkpoint with the tensors `expected`.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from revox.cli.marked import log_written, model_name, say, who_signs, write_sound
-from revox.cli.options import Checkpoint, Device, Revision, Weights
+from revox.cli.options import Adapter, Checkpoint, Device, Revision, Weights
 from revox.cli.progress import show_progress
 from revox.cli.speak_command import BAD_TAKES
 
@@ -78,6 +78,7 @@ def command(
     ] = None,
     device: Device = None,
     weights: Weights = "auto",
+    adapter: Adapter = None,
     revision: Revision = None,
     no_mark: Annotated[
         bool, typer.Option("--no-mark", help="Do not mark the file as synthetic; that is logged.")
@@ -121,7 +122,7 @@ def command(
     from revox.marking import new_record
 
     signer = None if no_mark else who_signs(signing_certificate, signing_key)
-    tts = revox.load(locate(checkpoint, revision), device=device, weights=weights, lazy=True)
+    tts = revox.load(locate(checkpoint, revision), device=device, weights=weights, adapter=adapter, lazy=True)
     started = time.perf_counter()
     with show_progress(Console(stderr=True)) as progress:
         rendering = render(tts, what, settings, progress)

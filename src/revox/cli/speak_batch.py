@@ -164,14 +164,14 @@ def _recorded(out: Path) -> dict[str, str]:
 
 
 def _jobs(table: Path, out: Path, folder: Path, checkpoint: str, options: BatchOptions) -> list[_Job]:
-    from revox.checkpoint.adapter import CONFIG_FILE, FACTORS_FILE
+    from revox.checkpoint.adapter import adapter_files
     from revox.checkpoint.voices import voice_file
     from revox.speech import format_for
     from revox.synthesis.longform import language_of, pieces_of
 
     files = sorted(folder.glob("*.safetensors"))
     if options.adapter is not None:
-        files += [options.adapter.expanduser() / name for name in (CONFIG_FILE, FACTORS_FILE)]
+        files += adapter_files(options.adapter.expanduser())
     weights = [file_stamp(path) for path in files]
     jobs: list[_Job] = []
     taken: dict[str, int] = {}

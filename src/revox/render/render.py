@@ -116,12 +116,7 @@ class Rendering:
         at = 0
         for one in self.placed:
             yield from self._silence(one.start - at)
-            spoken = self._load(one.segment)
-            if spoken is None:
-                raise RenderError(
-                    f"{self.settings.cache} lost segment {one.segment.number} while the file was written; "
-                    "run the command again"
-                )
+            spoken = _found(self._load(one.segment), one.segment, self.settings)
             samples, one.limited = leveled(spoken.samples, self.rate, one.level, self.target, self._ceiling)
             one.loudness = loudness(samples, self.rate)
             edge = round(_EDGE * self.rate)
@@ -202,32 +197,45 @@ def render(
 ) -> Rendering:
     """Speak a script with a checkpoint; what is in the cache is not spoken again.
 
-    tts: may be loaded lazily; its network is needed only where something is to be spoken. Interrupted, it
-    goes on with the first segment that is missing.
+    Segments that are missing are spoken together, as by `Revox.speak_batch`; interrupted, it goes on with
+    those that are missing then. tts: may be loaded lazily; its network is needed only where something is.
 
     Raises RenderError for what cannot be rendered, VoiceError for a voice that is not there, AudioError for
     music that cannot be read.
     """
-    speaker = SegmentSpeaker(tts.folder, script, settings.speech, settings.cache)
+    speaker = SegmentSpeaker(tts.folder, script, settings.speech, settings.cache, tts.adapter)
     rate, music = speaker.rate, script.music
     bed = None if music is None else MusicBed.of(music, rate, settings.ceiling)
     _speech_ceiling(settings.ceiling, bed)  # music that is too loud is found before anything is spoken
+    total = len(script.segments)
+    missing = [one for one in script.segments if speaker.stored(one, tts.weights) is None]
+    for done, _ in enumerate(speaker.speak(missing, tts) if missing else (), total - len(missing) + 1):
+        progress(Progress("segments", done, total))
+    new = {one.number for one in missing}
     placed: list[PlacedSegment] = []
-    at, seconds, total = round(music.lead * rate) if music else 0, 0.0, len(script.segments)
+    at = round(music.lead * rate) if music else 0
     for segment in script.segments:
-        spoken = speaker.stored(segment, tts.weights) or speaker.speak(segment, tts)
+        spoken = _found(speaker.stored(segment, tts.weights), segment, settings)
         sentences = sentences_of(segment.text, speaker.settings_of(segment))
         times = sentence_times(sentences, spoken.samples, rate)
         end = at + len(spoken.samples)
-        placed.append(PlacedSegment(segment, at, end, spoken.level, times, spoken.warnings, spoken.cached))
+        cached = segment.number not in new
+        placed.append(PlacedSegment(segment, at, end, spoken.level, times, spoken.warnings, cached))
         at = end + round((script.gap if segment.pause is None else segment.pause) * rate)
-        seconds += len(spoken.samples) / rate
-        progress(Progress("segments", segment.number, total, {"seconds": seconds}))
     if settings.own_cache:
         speaker.forget_others(script, tts.weights)
     return Rendering(
         script, settings, placed, rate, bed, lambda segment: speaker.stored(segment, tts.weights)
     )
+
+
+def _found(spoken: SpokenSegment | None, segment: Segment, settings: RenderSettings) -> SpokenSegment:
+    if spoken is None:
+        raise RenderError(
+            f"{settings.cache} lost segment {segment.number} while the file was written; run the command "
+            "again"
+        )
+    return spoken
 
 
 def _speech_ceiling(ceiling: float, bed: MusicBed | None) -> float:

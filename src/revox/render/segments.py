@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from revox import __version__
 from revox.api import Revox
+from revox.checkpoint.adapter import adapter_files
 from revox.checkpoint.params import read_json, read_params
 from revox.checkpoint.tensors import weight_files
 from revox.checkpoint.voices import Voice, load_voice
@@ -21,8 +22,7 @@ from revox.render.levels import Level
 from revox.render.script import Script, Segment
 from revox.speech.files import load_stamped, save_stamped, stamp_of
 from revox.synthesis.errors import SpeakError
-from revox.synthesis.longform import SpeechSettings, language_of, no_sound_advice, pieces_of
-from revox.synthesis.takes import TakeWarning
+from revox.synthesis.longform import Line, SpeechSettings, language_of, no_sound_advice, pieces_of
 
 SUFFIX = ".segment"
 """Of the files in a cache: a line of JSON, then samples, float32."""
@@ -30,15 +30,11 @@ SUFFIX = ".segment"
 
 @dataclass(frozen=True)
 class SpokenSegment:
-    """A segment as it was spoken, mono samples `[n]`, and what no take said well.
-
-    cached: it was on disk.
-    """
+    """A segment as it was spoken, mono samples `[n]`, and what no take said well."""
 
     samples: np.ndarray
     level: Level
     warnings: tuple[str, ...]
-    cached: bool
 
 
 class SegmentSpeaker:
@@ -48,11 +44,13 @@ class SegmentSpeaker:
     VoiceError for a voice that is not there, before anything is spoken.
     """
 
-    def __init__(self, folder: Path, script: Script, settings: SpeechSettings, cache: Path) -> None:
+    def __init__(
+        self, folder: Path, script: Script, settings: SpeechSettings, cache: Path, adapter: Path | None = None
+    ) -> None:
         self._settings, self._cache = settings, cache
         names = dict.fromkeys(segment.voice.voice for segment in script.segments)
         self._voices: Mapping[str, Voice] = {name: load_voice(folder, name) for name in names}
-        self._identity = _identity(folder)
+        self._identity = _identity(folder, adapter)
         self.rate = read_params(folder).voxtral_config().codec.sampling_rate
         for segment in script.segments:
             try:
@@ -82,26 +80,34 @@ class SegmentSpeaker:
             np.frombuffer(samples, "<f4").astype(np.float32),
             Level(*(float(value) for value in facts["level"])),
             tuple(facts["warnings"]),
-            cached=True,
         )
 
-    def speak(self, segment: Segment, tts: Revox) -> SpokenSegment:
-        """Speak a segment and keep it."""
-        warnings: list[TakeWarning] = []
-        voice = self._voices[segment.voice.voice]
-        audio = tts.speak(segment.text, voice, self.settings_of(segment), report=warnings.append)
-        if not len(audio.samples):
+    def speak(self, segments: Sequence[Segment], tts: Revox) -> Iterator[Segment]:
+        """Speak segments together and keep them; gives each one when it is done.
+
+        Raises RenderError for one that came out without a sound, after the others are kept.
+        """
+        silent = None
+        lines = [
+            Line(segment.text, self._voices[segment.voice.voice], self.settings_of(segment))
+            for segment in segments
+        ]
+        for spoken in tts.speak_batch(lines):
+            segment, samples = segments[spoken.number], spoken.audio.samples
+            if not len(samples):
+                silent = silent or segment
+                continue
+            level = Level.of(samples, spoken.audio.rate)
+            found = [str(warning) for warning in spoken.warnings]
+            facts = {"level": [str(level.loudness), str(level.peak)], "warnings": found}
+            content = json.dumps(facts).encode() + b"\n" + samples.astype("<f4").tobytes()
+            save_stamped(*self._place(segment, tts.weights), content)
+            yield segment
+        if silent is not None:
             raise RenderError(
-                f"segment {segment.number} ({segment.where}) came out without a sound; "
-                f"{no_sound_advice(self.settings_of(segment).takes)}"
+                f"segment {silent.number} ({silent.where}) came out without a sound; "
+                f"{no_sound_advice(self.settings_of(silent).takes)}"
             )
-        found = tuple(str(warning) for warning in warnings)
-        level = Level.of(audio.samples, audio.rate)
-        facts = {"level": [str(level.loudness), str(level.peak)], "warnings": found}
-        content = json.dumps(facts).encode() + b"\n" + audio.samples.astype("<f4").tobytes()
-        path, stamp = self._place(segment, tts.weights)
-        save_stamped(path, stamp, content)
-        return SpokenSegment(audio.samples, level, found, cached=False)
 
     def forget_others(self, script: Script, weights: str) -> None:
         """Delete the segments in the folder that this script does not have (any more)."""
@@ -120,7 +126,8 @@ class SegmentSpeaker:
         return self._cache / f"{stamp[:32]}{SUFFIX}", stamp
 
 
-def _identity(folder: Path) -> str:
-    """A hash of what speaks in a checkpoint's folder: weights and vocabulary. Voices come and go."""
+def _identity(folder: Path, adapter: Path | None) -> str:
+    """A hash of what speaks in a checkpoint's folder: weights, vocabulary, an adapter. Voices come and go."""
     words = {key: value for key, value in read_json(folder / "tekken.json").items() if key != "audio"}
-    return stamp_of([file_identity(path) for path in sorted(weight_files(folder))], words)
+    files = [*sorted(weight_files(folder)), *([] if adapter is None else adapter_files(adapter))]
+    return stamp_of([file_identity(path) for path in files], words)
