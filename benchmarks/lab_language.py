@@ -1,10 +1,14 @@
 """How good does the lab become with time, size, hours of speech or speakers? States of its runs compared.
 
+    python benchmarks/lab_language.py train RUN --config CONFIG --out OUT --steps 1500 \
+        [--width 192] [--layers 4] [--speakers 0.5] [--speech 0.5]
     python benchmarks/lab_language.py assemble RUN STATE --out FOLDER --encoder FILE
     python benchmarks/lab_language.py plot --out curves.png --axis "core hours" \
         "narrow 2=A/results.json" "narrow 4=B/results.json" "wide 5=C/results.json"
 
-`assemble` writes a checkpoint folder with the codec of RUN and the language model of any
+`train` teaches a language model from nothing, of another size or with less of the speech, and writes the
+checkpoint OUT/out and its encoder OUT/encoder.safetensors; everything else is RUN's. It resumes. `assemble`
+writes a checkpoint folder with the codec of RUN and the language model of any
 `language-state.pt` that learned from its codes, at whatever width and depth; `lab_quality.py --quick` scores
 it on validation speakers. `plot` draws those results: "LINE X=FILE" is a point of LINE at X.
 """
@@ -27,6 +31,41 @@ PANELS = (
 )
 
 
+def linked(run: Path, folder: Path) -> None:
+    """Everything of a build but its language model, in another folder."""
+    for part in ("data", "teacher", "encoder", "finish", "tune", "language"):
+        for path in (run / part).glob("codes-*.cache") if part == "language" else (run / part,):
+            place = folder / path.relative_to(run)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not place.exists():
+                place.symlink_to(path.resolve())
+
+
+def train(asked: argparse.Namespace) -> None:
+    """One run of the language model from nothing."""
+    import torch
+
+    from lab import build
+    from lab.settings import read_settings
+
+    torch.set_num_threads(1)
+    linked(asked.run, asked.out)
+    settings = read_settings(asked.config)
+    settings = replace(
+        settings,
+        language_width=asked.width or settings.language_width,
+        language_layers=asked.layers or settings.language_layers,
+        language=replace(
+            settings.language, steps=asked.steps, decay_steps=asked.steps // 3, own_from=asked.steps,
+            speakers=asked.speakers, speech=asked.speech,
+        ),
+    )  # fmt: skip
+    run = build.BuildRun(asked.out, settings, report=lambda stage, figures: print(stage, figures, flush=True))
+    build.write_params(run)
+    build.train_language(run)
+    build.assemble(run, asked.out / "out", asked.out / "encoder.safetensors")
+
+
 def assemble(asked: argparse.Namespace) -> None:
     """The checkpoint folder of a state, and its encoder's file."""
     import torch
@@ -42,9 +81,8 @@ def assemble(asked: argparse.Namespace) -> None:
     )
     with tempfile.TemporaryDirectory() as temporary:
         made = Path(temporary)
-        for part in ("data", "teacher", "encoder", "finish"):
-            (made / part).symlink_to((asked.run / part).resolve())
-        (made / "language").mkdir()
+        linked(asked.run, made)
+        (made / "language").mkdir(exist_ok=True)
         (made / "language" / "language-state.pt").symlink_to(asked.state.resolve())
         run = build.BuildRun(made, settings)
         build.write_params(run)
@@ -92,6 +130,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parts = parser.add_subparsers(dest="part", required=True)
+    training = parts.add_parser("train")
+    training.add_argument("run", type=Path)
+    training.add_argument("--config", type=Path, required=True)
+    training.add_argument("--out", type=Path, required=True)
+    training.add_argument("--steps", type=int, default=1500)
+    for name, kind, usual in (("width", int, None), ("layers", int, None), ("speakers", float, 1.0),
+                              ("speech", float, 1.0)):  # fmt: skip
+        training.add_argument(f"--{name}", type=kind, default=usual)
     assembling = parts.add_parser("assemble")
     assembling.add_argument("run", type=Path)
     assembling.add_argument("state", type=Path)
@@ -102,7 +148,7 @@ def main() -> None:
     plotting.add_argument("--axis", default="core hours")
     plotting.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
-    {"assemble": assemble, "plot": plot}[asked.part](asked)
+    {"train": train, "assemble": assemble, "plot": plot}[asked.part](asked)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from lab.language_data import (
     PromptTokens,
     TokenizedText,
     TokenizedUtterance,
+    part_of_speech,
     spoken_symbols,
     spoken_times,
 )
@@ -660,6 +661,8 @@ def language_data(
                 times, symbols = spoken_times(known, c.shape[1]) if known else (None, None)
                 forms, preset = tokenizer.forms(i.written), roles.get(i.speaker)
                 utterances.append(TokenizedUtterance(c, forms, i.speaker, preset, False, times, symbols))
+            shares = run.settings.language
+            utterances = part_of_speech(utterances, shares.speakers, shares.speech)
         settings = run.settings.language
         if splits[0] == "validation":  # as people speak, and comparable with other settings
             settings = replace(settings, spliced=0.0)

@@ -4,6 +4,7 @@ frame is."""
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +17,7 @@ FRAMES_PER_SECOND = 12.5
 MOST_FRAMES = 120  # of a spliced sequence
 MOST_WORDS = 4  # of the middle of one
 _WORD = re.compile(r"[A-Za-z']+")
+_SPEED = re.compile(r"-\d+\.\d+$")  # of a voice that was resampled
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,26 @@ class _Piece:
         end = len(self.tokens)
         places = np.stack((np.append(at, end), np.append(self.words[word, 1], end)))
         return np.minimum(places, end) + offset
+
+
+def part_of_speech(
+    utterances: Sequence[TokenizedUtterance], speakers: float, speech: float
+) -> list[TokenizedUtterance]:
+    """Those of a share of the speakers, evenly among people and others, with all presets; of each of them a
+    share of the utterances, two at least. A voice at another speed is of the same speaker."""
+    found = []
+    for human in (False, True):
+        said: dict[str, list[TokenizedUtterance]] = {}
+        for one in utterances:
+            if one.human == human:
+                said.setdefault(_SPEED.sub("", one.speaker), []).append(one)
+        known = {name for name, ones in said.items() if any(one.preset for one in ones)}
+        others = [name for name in said if name not in known]
+        known |= {others[int(i / speakers)] for i in range(round(len(others) * speakers))}
+        for name in said:
+            if name in known:
+                found += said[name][: max(2, round(len(said[name]) * speech))]
+    return found
 
 
 class Shares(Protocol):

@@ -82,6 +82,10 @@ class LanguageTraining:
     tells less than the text."""
     preset_share: float = 0.3
     human_share: float = 0.3
+    speakers: float = 1.0
+    """Share of the training speakers that are learned from, beside the presets: for curves."""
+    speech: float = 1.0
+    """Share of each speaker's utterances that are learned from, two at least: for curves."""
     average: float = 0.0
     """Decay of the moving average of the weights (`revox.training.average`), which is validated and shipped.
     0 is none. If a resumed state has no average, it starts at that step."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from lab.language_data import (
     PromptTokens,
     TokenizedText,
     TokenizedUtterance,
+    part_of_speech,
     spoken_times,
 )
 from lab.language_training import LanguageTraining
@@ -104,3 +107,20 @@ def test_the_synthesizers_times_are_those_of_trimmed_speech_at_its_speed():
     assert symbols.tolist() == [0, 50, 50, 50, 50, 50, 51, 51, 51, 51, 51, 16, 16, 16, 52, 52]
     faster, _ = spoken_times(one, 8, speed=2.0)
     assert faster == pytest.approx(times / 2)
+
+
+def test_a_part_of_the_speech_has_all_presets_and_whole_speakers_with_their_other_speeds():
+    def said(speaker: str, preset: str | None = None, human: bool = False) -> TokenizedUtterance:
+        return replace(utterance("a", None, 2), speaker=speaker, preset=preset, human=human)
+
+    every = [said("p", "ada") for _ in range(4)]
+    every += [said(f"t{n}{speed}") for n in range(8) for speed in ("", "-0.9") for _ in range(3)]
+    every += [said(f"h{n}{speed}", human=True) for n in range(4) for speed in ("", "-1.1") for _ in range(2)]
+    assert sorted(map(id, part_of_speech(every, 1.0, 1.0))) == sorted(map(id, every))
+    half = part_of_speech(every, 0.5, 1.0)
+    assert {one.speaker for one in half if one.human} == {"h0", "h0-1.1", "h2", "h2-1.1"}
+    assert len({one.speaker for one in half if not one.human}) == 1 + 4 * 2
+    fewer = part_of_speech(every, 1.0, 0.5)
+    assert sum(one.preset is not None for one in fewer) == 2
+    assert sum(one.speaker.startswith("t3") for one in fewer) == 3
+    assert {one.speaker[:2] for one in fewer} == {one.speaker[:2] for one in every}
