@@ -189,16 +189,16 @@ def part_of_speech(
     share of the utterances, two at least. A voice at another speed is of the same speaker."""
     found = []
     for human in (False, True):
-        said: dict[str, list[TokenizedUtterance]] = {}
+        spoken: dict[str, list[TokenizedUtterance]] = {}
         for one in utterances:
             if one.human == human:
-                said.setdefault(_SPEED.sub("", one.speaker), []).append(one)
-        known = {name for name, ones in said.items() if any(one.preset for one in ones)}
-        others = [name for name in said if name not in known]
+                spoken.setdefault(_SPEED.sub("", one.speaker), []).append(one)
+        known = {name for name, ones in spoken.items() if any(one.preset for one in ones)}
+        others = [name for name in spoken if name not in known]
         known |= {others[int(i / speakers)] for i in range(round(len(others) * speakers))}
-        for name in said:
+        for name in spoken:
             if name in known:
-                found += said[name][: max(2, round(len(said[name]) * speech))]
+                found += spoken[name][: max(2, round(len(spoken[name]) * speech))]
     return found
 
 
