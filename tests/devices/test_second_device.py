@@ -287,7 +287,10 @@ def test_it_is_evaluated_there(
         )
     here, there = figures
     assert len(here) >= 20
-    assert there == pytest.approx(here, rel=1e-3, abs=1e-3)  # a score of noise may be next to 0
+    # A score of noise may be next to 0. Of the encoder's codes, taken in bf16 as served, 2 and 3 of 555 are a
+    # level apart on the two devices.
+    loose = 0.02 if kind == "acceptance" else 1e-3
+    assert there == pytest.approx(here, rel=loose, abs=1e-3)
 
 
 def _hum(pitch: float, seconds: float = 1.2) -> Audio:
