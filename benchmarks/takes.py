@@ -16,20 +16,22 @@ import argparse
 import json
 import resource
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import jiwer
 import numpy as np
 import torch
 
 from lab.sentences import sentences
 from revox import Revox, load
 from revox.demo import checkpoint_folder
-from revox.metrics.intelligibility import Recognizer, word_error_rate, word_errors
+from revox.metrics.intelligibility import Recognizer, normalize_text, word_error_rate
 from revox.metrics.whisper import WhisperRecognizer
 from revox.model.config import END_AUDIO_ID
 from revox.speech import Audio
 from revox.synthesis.engine import Engine, Generation, Request
-from revox.synthesis.longform import SpeechSettings
+from revox.synthesis.longform import Line, SpeechSettings
 from revox.synthesis.prompt import make_prompt
 from revox.synthesis.takes import TakeCheck
 
@@ -181,14 +183,26 @@ def long_text(tts: Revox, characters: int, recognizer: Recognizer | None) -> dic
         ],
     }
     if recognizer is not None:
-        said = {"as one text": heard}
-        for takes in (1, 3):
-            said[f"its sentences one by one, {takes} takes"] = [
-                tts.speak(one, voice, takes=takes, report=lambda _: None).samples for one in parts
-            ]
-        for name, pieces in said.items():
-            wrong, words = word_errors(text, recognizer.transcribe(Audio(np.concatenate(pieces), 24_000)))
-            facts[f"words wrong, %, {name}"] = round(100 * wrong / words, 2)
+        alone = tts.speak_batch(Line(one, voice, SpeechSettings()) for one in parts)
+        whole = {
+            "as one text": heard,
+            "as one text, by sentence": [
+                part.samples
+                for part in tts.speak_parts(text, voice, replace(settings, by_sentence=True), report=list)
+            ],
+            "its sentences one by one": [
+                one.audio.samples for one in sorted(alone, key=lambda one: one.number)
+            ],
+        }
+        for name, pieces in whole.items():
+            words = recognizer.transcribe(Audio(np.concatenate(pieces), 24_000))
+            found = jiwer.process_words(normalize_text(text), normalize_text(words))
+            count = found.hits + found.substitutions + found.deletions
+            wrong = found.substitutions + found.deletions + found.insertions
+            facts[name] = {
+                "words": count, "wrong, %": round(100 * wrong / count, 2),
+                "missing, %": round(100 * found.deletions / count, 2),
+            }  # fmt: skip
     return facts
 
 
