@@ -150,3 +150,8 @@ def _summary(console: Console, voice: TunedVoice, folder: Path) -> None:
     console.print(f"voice {voice.name} is now in {folder}", markup=False, soft_wrap=True)
     command = f'revox speak "..." --checkpoint {shlex.quote(str(folder))} --voice {voice.name} -o out.wav'
     console.print(f"Speak with it: {command}", markup=False, soft_wrap=True)
+    console.print(
+        "Compare it by ear with the voice it began with: likelier clips are no proof of a better voice "
+        "(docs/adaptation.md).",
+        soft_wrap=True,
+    )
