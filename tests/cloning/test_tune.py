@@ -35,10 +35,11 @@ def lab() -> Revox:
 def test_another_voice_learns_to_be_as_likely_as_the_speakers_own(lab):
     own, other = lab.voice("casual_female"), lab.voice("pt_male")
     clips = [TuningClip(text, lab.synthesize(text, own).codes) for text in TEXTS]
-    settings = VoiceTuning(steps=16, validate_every=4, batch=2, learning_rate=0.05)
+    settings = VoiceTuning(steps=16, validate_every=4, batch=2, learning_rate=0.05, replay=False)
     weights = [p.clone() for p in lab.model.parameters()]
     tuned = tune_voice(lab.model, lab.prompter, other, clips[:2], clips[2:], settings)
-    best = tune_voice(lab.model, lab.prompter, own, clips[:2], clips[2:], VoiceTuning(steps=0)).before
+    none = VoiceTuning(steps=0, replay=False)
+    best = tune_voice(lab.model, lab.prompter, own, clips[:2], clips[2:], none).before
     gap = tuned.before.cost(settings) - best.cost(settings)
     assert tuned.gained
     assert gap > 0.2
@@ -56,6 +57,23 @@ def test_another_voice_learns_to_be_as_likely_as_the_speakers_own(lab):
     )  # fmt: skip
     found = likelihood(lab.model, prompt, clips[2].codes)
     assert float(found.semantic_nll) == pytest.approx(tuned.after.semantic, rel=1e-5)
+
+
+def test_replays_keep_what_the_model_says_in_the_voice_it_begins_with(lab):
+    own, other = lab.voice("casual_female"), lab.voice("pt_male")
+    clips = [TuningClip(text, lab.synthesize(text, own).codes) for text in TEXTS[:2]]
+    heard = lab.synthesize(TEXTS[2], other, seed=5).codes
+    costs = {}
+    for replay in (False, True):
+        settings = VoiceTuning(steps=12, validate_every=4, batch=2, learning_rate=0.05, replay=replay)
+        tuned = tune_voice(lab.model, lab.prompter, other, clips[:1], clips[1:], settings)
+        tokens = torch.tensor(lab.prompter.tokens(TEXTS[2], len(tuned.embedding)))
+        prompt = lab.model.embed_prompt(tokens, lab.prompter.audio_token, tuned.embedding)
+        costs[replay] = float(likelihood(lab.model, prompt, heard).semantic_nll)
+        # What is scored are the held-out clip and, with replays, the model's speech of the same text.
+        costs["before", replay] = tuned.before.semantic
+    assert costs[True] < costs[False]
+    assert costs["before", True] < costs["before", False]
 
 
 def test_without_a_gain_the_voice_is_the_one_it_began_with(lab):

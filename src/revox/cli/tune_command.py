@@ -40,6 +40,10 @@ def command(
     steps: Annotated[
         int, typer.Option(min=1, help="At most so many steps; the same number gives the same voice.")
     ] = 4000,
+    replay: Annotated[
+        bool,
+        typer.Option(help="Also learn what the model says in the voice it begins with, so that words stay."),
+    ] = True,
     recognizer: Annotated[
         str, typer.Option(help="Writes missing transcripts: none, or whisper:FOLDER_OR_HUB_ID.")
     ] = "none",
@@ -78,7 +82,7 @@ def command(
     from revox.cloning.tune import VoiceTuning
 
     tts = revox.load(folder, device, find_dtype(dtype))
-    settings = VoiceTuning(minutes=minutes, steps=steps, seed=seed)
+    settings = VoiceTuning(minutes=minutes, steps=steps, replay=replay, seed=seed)
     with show_progress(console) as progress, _asked_to_stop() as stop:
         voice = tts.tune(
             recordings, consent=agreed, name=name, voice=start, settings=settings, method=method,
@@ -140,7 +144,7 @@ def _summary(console: Console, voice: TunedVoice, folder: Path) -> None:
         console.print(f"left out: {file}: {reason}", markup=False)
     before, after = tuning.before, tuning.after
     console.print(
-        f"held-out clips: {before.semantic:.3f} -> {after.semantic:.3f} nats a frame, flow error "
+        f"held out: {before.semantic:.3f} -> {after.semantic:.3f} nats a frame, flow error "
         f"{before.flow:.3f} -> {after.flow:.3f}, after step {tuning.best_step} of {tuning.steps}"
     )
     console.print(

@@ -29,9 +29,11 @@ from revox.model.recompute import checkpointed_layers
 from revox.model.voxtral import Voxtral
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech import AudioError
-from revox.synthesis.prompt import Prompter
+from revox.synthesis.engine import Engine, Request
+from revox.synthesis.prompt import Prompter, make_prompt
 
 VALIDATION_DRAWS = 8
+_AT_ONCE = 8  # replays that are spoken together
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ class VoiceTuning:
     `minutes` of time at most, `learning_rate` and `pull` in standard deviations of the embedding table's
     sums; `flow` is the weight of the acoustic codes beside the semantic ones; `batch` clips a step; every
     `validate_every` steps the held-out clips are scored, and after `patience` scores without a gain it ends.
-    `held_out` is the share of clips that are held out, at least one.
+    `held_out` is the share of clips that are held out, at least one. With `replay` the model first says each
+    clip's text in the voice that it begins with, and that is learned and scored as well, so that what the
+    model can say in this voice stays.
     """
 
     minutes: float = 10.0
@@ -62,12 +66,14 @@ class VoiceTuning:
     validate_every: int = 10
     patience: int = 8
     held_out: float = 0.25
+    replay: bool = True
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class TuningScore:
-    """Costs of the held-out clips: `semantic` in nats a frame, `flow` the velocity's mean squared error."""
+    """Costs of the held-out clips and their replays: `semantic` in nats a frame, `flow` the velocity's mean
+    squared error."""
 
     semantic: float
     flow: float
@@ -206,6 +212,11 @@ def tune_voice(
     settings = settings or VoiceTuning()
     rng = torch.Generator().manual_seed(settings.seed)
     run = _Tuning(model, prompter, voice, settings)
+    if settings.replay:
+        learned, held_out = (
+            [*clips, *_replayed(model, prompter, voice, clips, settings.seed)]
+            for clips in (learned, held_out)
+        )
     before = best = run.score(held_out)
     found, best_step, step, since = run.embedding().detach(), 0, 0, 0
     end = time.monotonic() + 60 * settings.minutes
@@ -230,6 +241,26 @@ def tune_voice(
         found.to("cpu", torch.bfloat16), before, best, step, best_step,
         float(change.square().mean().sqrt()), needed / len(share),
     )  # fmt: skip
+
+
+def _replayed(
+    model: Voxtral, prompter: Prompter, voice: Voice, clips: Sequence[TuningClip], seed: int
+) -> list[TuningClip]:
+    """The clips' texts as the model says them in `voice`, without those that take twice the clip's time and
+    2 s more."""
+    requests = []
+    for i, clip in enumerate(clips):
+        prompt = make_prompt(model, prompter, clip.text, voice)
+        longest = 2 * clip.codes.shape[1] + 25
+        requests.append(Request(prompt.embeddings, seed + i, longest, prefix=prompt.voice_positions))
+    engine, spoken = Engine(model), []
+    for start in range(0, len(requests), _AT_ONCE):
+        spoken += engine.generate_batch(requests[start : start + _AT_ONCE])
+    return [
+        TuningClip(clip.text, one.codes())
+        for clip, one in zip(clips, spoken, strict=True)
+        if one.ended and one.frames
+    ]
 
 
 class _Tuning:
