@@ -125,6 +125,7 @@ def test_another_normalization_is_refused():
         ("de", "1 €, 1 Mrd. $ und 3,5 Mio. €", "ein Euro, eine Milliarde Dollar und drei Komma fünf "
          "Millionen Euro"),
         ("fr", "1 £, 2 millions € et 2 Md$", "une livre, deux millions d'euros et deux milliards de dollars"),
+        ("nl", "1 € en 2 mln €", "één euro en twee miljoen euro"),
         ("es", "1,25 € y 2 mil €", "un euro veinticinco y dos mil euros"),
         ("en", "50% of 3.14, the 21st, -5", "fifty percent of three point one four, the twenty-first, "
          "minus five"),

@@ -11,7 +11,7 @@ are held out decide when to stop; the weights, and with them every other voice, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -213,10 +213,10 @@ def tune_voice(
     rng = torch.Generator().manual_seed(settings.seed)
     run = _Tuning(model, prompter, voice, settings)
     if settings.replay:
-        learned, held_out = (
-            [*clips, *_replayed(model, prompter, voice, clips, settings.seed)]
-            for clips in (learned, held_out)
-        )
+        clips = [*learned, *held_out]
+        replayed = dict(_replays(model, prompter, voice, clips, settings.seed, progress, should_stop))
+        held_out = [*held_out, *(one for i, one in replayed.items() if i >= len(learned))]
+        learned = [*learned, *(one for i, one in replayed.items() if i < len(learned))]
     before = best = run.score(held_out)
     found, best_step, step, since = run.embedding().detach(), 0, 0, 0
     end = time.monotonic() + 60 * settings.minutes
@@ -243,24 +243,30 @@ def tune_voice(
     )  # fmt: skip
 
 
-def _replayed(
-    model: Voxtral, prompter: Prompter, voice: Voice, clips: Sequence[TuningClip], seed: int
-) -> list[TuningClip]:
-    """The clips' texts as the model says them in `voice`, without those that take twice the clip's time and
-    2 s more."""
-    requests = []
-    for i, clip in enumerate(clips):
-        prompt = make_prompt(model, prompter, clip.text, voice)
-        longest = 2 * clip.codes.shape[1] + 25
-        requests.append(Request(prompt.embeddings, seed + i, longest, prefix=prompt.voice_positions))
-    engine, spoken = Engine(model), []
-    for start in range(0, len(requests), _AT_ONCE):
-        spoken += engine.generate_batch(requests[start : start + _AT_ONCE])
-    return [
-        TuningClip(clip.text, one.codes())
-        for clip, one in zip(clips, spoken, strict=True)
-        if one.ended and one.frames
-    ]
+def _replays(
+    model: Voxtral,
+    prompter: Prompter,
+    voice: Voice,
+    clips: Sequence[TuningClip],
+    seed: int,
+    progress: ProgressCallback,
+    should_stop: Callable[[], bool] | None,
+) -> Iterator[tuple[int, TuningClip]]:
+    """Number and text of each clip as the model says it in `voice`, without those that take twice the clip's
+    time and 2 s more, until `should_stop` is true."""
+    engine = Engine(model)
+    for start in range(0, len(clips), _AT_ONCE):
+        if should_stop is not None and should_stop():
+            return
+        requests = []
+        for i, clip in enumerate(clips[start : start + _AT_ONCE], start):
+            prompt = make_prompt(model, prompter, clip.text, voice)
+            longest = 2 * clip.codes.shape[1] + 25
+            requests.append(Request(prompt.embeddings, seed + i, longest, prefix=prompt.voice_positions))
+        for i, one in enumerate(engine.generate_batch(requests), start):
+            if one.ended and one.frames:
+                yield i, TuningClip(clips[i].text, one.codes())
+        progress(Progress("replaying the clips", start + len(requests), len(clips)))
 
 
 class _Tuning:

@@ -82,7 +82,7 @@ LANGUAGES = {
                     _scales("mil", "milhão/milhões mi M", "bilhão/bilhões bi"), ("um", "uma", "um"), "de"),
     "nl": _Language(",", "procent", ("uur", "uur"),
                     {"$": ("dollar", "dollar"), "€": ("euro", "euro"), "£": ("pond", "pond")},
-                    _scales("duizend", "miljoen mln", "miljard mld"), ("een", "een", "een")),
+                    _scales("duizend", "miljoen mln", "miljard mld"), ("één", "één", "één")),
 }
 # fmt: on
 
