@@ -48,3 +48,17 @@ def test_times_are_projected_once_while_the_weights_are_the_same(monkeypatch):
     acoustic.flow(hidden, noise)
     acoustic.flow(hidden, noise)
     assert calls == [8, 4, 8, 8, 8]
+
+
+def test_no_layer_is_given_strided_rows():
+    """Of `[batch, 1, dim]` with gaps between items `linear` makes a batch of products, each with a copy of the
+    weight: at full size that was half of a frame in bf16."""
+    transformer, strided = model(), []
+    for name, layer in transformer.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_pre_hook(
+                lambda _, given, name=name: None if given[0].is_contiguous() else strided.append(name)
+            )
+    with torch.no_grad():
+        transformer.frame(torch.randn(2, 256).double(), torch.randn(2, 36))
+    assert not strided

@@ -33,7 +33,8 @@ class BidirectionalAttention(nn.Module):
         serving rounds.
         """
         repeats = self.n_heads // self.n_kv_heads
-        q = self.wq(x[:, :queries]).unflatten(-1, (self.n_heads, -1)) * (1.0 / self.head_dim**0.5)
+        asked = x[:, :queries].contiguous()  # else the product copies the weight for every item
+        q = self.wq(asked).unflatten(-1, (self.n_heads, -1)) * (1.0 / self.head_dim**0.5)
         k = self.wk(x).unflatten(-1, (self.n_kv_heads, -1)).repeat_interleave(repeats, dim=2)
         v = self.wv(x).unflatten(-1, (self.n_kv_heads, -1)).repeat_interleave(repeats, dim=2)
         weights = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1)).softmax(-1)

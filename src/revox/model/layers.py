@@ -40,7 +40,9 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to `x` `[..., dim]`."""
-        return self.w2(functional.silu(self.w1(x)) * self.w3(x))
+        if torch.is_grad_enabled():
+            return self.w2(functional.silu(self.w1(x)) * self.w3(x))
+        return self.w2(functional.silu(self.w1(x), inplace=True).mul_(self.w3(x)))  # large for a prompt
 
 
 class TransformerLayer(nn.Module):

@@ -227,4 +227,5 @@ def _has_vnni() -> bool:
 
 def _largest(rows: Tensor) -> Tensor:
     """The largest absolute value of each row, `[rows, 1]`; never 0."""
-    return rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-10)
+    largest = torch.maximum(rows.amax(dim=1, keepdim=True), rows.amin(dim=1, keepdim=True).neg_())
+    return largest.clamp_min_(1e-10)
