@@ -51,8 +51,8 @@ def test_times_are_projected_once_while_the_weights_are_the_same(monkeypatch):
 
 
 def test_no_layer_is_given_strided_rows():
-    """Of `[batch, 1, dim]` with gaps between items `linear` makes a batch of products, each with a copy of the
-    weight: at full size that was half of a frame in bf16."""
+    """Of `[batch, 1, dim]` with gaps between items `linear` makes a batch of products, each with a copy of
+    the weight: at full size that was half of a frame in bf16."""
     transformer, strided = model(), []
     for name, layer in transformer.named_modules():
         if isinstance(layer, torch.nn.Linear):

@@ -95,3 +95,13 @@ def test_a_first_chunk_has_one_to_five_frames_as_the_pace_requires(admission):
 def test_a_player_needs_two_steps_and_a_delay_in_hand(admission):
     assert admission((1, 0.03)).margin(1) == pytest.approx(0.1)
     assert admission().margin(1) == pytest.approx(0.2), "a step is taken for real time"
+
+
+def test_a_player_needs_more_in_hand_after_a_step_in_which_much_came_together(admission):
+    known = admission((1, 0.03))
+    known.observe(1, 0.03, whole=0.2)
+    assert known.margin(1) == pytest.approx(0.44)
+    assert known.first_frames(1, 1.0) == 2, "its own second chunk comes as before"
+    for _ in range(200):
+        known.observe(1, 0.03)
+    assert known.margin(1) == pytest.approx(0.1)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -94,6 +95,32 @@ class _Fixed(AdmissionControl):
 
     def margin(self, streams):
         return 1e9
+
+    def first_frames(self, streams, speed):
+        return 5
+
+
+def test_chunks_that_can_wait_are_decoded_as_far_as_they_fit_into_a_step(tts, settings):
+    engine = EngineThread(tts.model, settings(), Metrics(), lambda: 0.0)
+    engine._decoded, engine._decoding_took = 10.0, 0.1  # 10 ms a frame; half a frame's 80 ms are left
+    engine._admission.observe(3, 0.02)  # a player needs 80 ms in hand
+
+    def stream(in_hand, frames, live=True, done=False):
+        decoded = 100 if live is not None else 0
+        return SimpleNamespace(
+            live=live is not False, decoded=decoded, frames=decoded + frames, speed=1.0,
+            first_at=in_hand - 0.08 * decoded, generation=SimpleNamespace(done=done),
+        )  # fmt: skip
+
+    soon, later, last = stream(0.05, 10), stream(1.0, 3), stream(2.0, 1)
+    silent, file = stream(0.0, 2, live=None), stream(0.0, 50, live=False)
+    assert engine._in_turn([last, later, soon]) == [soon], "one who cannot wait takes all there is"
+    assert engine._in_turn([last, later]) == [later, last]
+    assert engine._in_turn([later, silent, soon]) == [silent, soon], "who has no sound yet is first"
+    assert engine._in_turn([file, later]) == [later]
+    assert engine._in_turn([file]) == [file], "nobody waits for nothing"
+    ended = stream(3.0, 9, done=True)
+    assert engine._in_turn([ended, soon]) == [soon, ended], "an end is handed over at once"
 
 
 @pytest.mark.parametrize(

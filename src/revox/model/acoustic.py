@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import EMPTY_AUDIO_ID, END_AUDIO_ID, N_SPECIAL_CODES, AcousticConfig, VoxtralConfig
-from .layers import RMSNorm, TransformerLayer
+from .layers import Linear, RMSNorm, TransformerLayer
 
 
 class BidirectionalAttention(nn.Module):
@@ -21,10 +21,10 @@ class BidirectionalAttention(nn.Module):
     def __init__(self, config: AcousticConfig) -> None:
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
-        self.wq = nn.Linear(config.dim, config.n_heads * config.head_dim, bias=False)
-        self.wk = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
-        self.wv = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
-        self.wo = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=False)
+        self.wq = Linear(config.dim, config.n_heads * config.head_dim)
+        self.wk = Linear(config.dim, config.n_kv_heads * config.head_dim)
+        self.wv = Linear(config.dim, config.n_kv_heads * config.head_dim)
+        self.wo = Linear(config.n_heads * config.head_dim, config.dim)
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
         """Attend within `x` `[batch, time, dim]`, from its first `queries` positions (None: from all).
@@ -50,11 +50,11 @@ class AcousticTransformer(nn.Module):
         self.config = args = config.acoustic
         self.semantic_rows = config.codebook_rows[0]
         self.levels, self.acoustic_dim = config.codec.acoustic_codebook_size, config.codec.acoustic_dim
-        self.input_projection = nn.Linear(self.acoustic_dim, args.dim, bias=False)
-        self.time_projection = nn.Linear(args.dim, args.dim, bias=False)
-        self.llm_projection = nn.Linear(args.input_dim, args.dim, bias=False)
-        self.semantic_codebook_output = nn.Linear(args.input_dim, config.semantic_output_rows, bias=False)
-        self.acoustic_codebook_output = nn.Linear(args.dim, self.acoustic_dim, bias=False)
+        self.input_projection = Linear(self.acoustic_dim, args.dim)
+        self.time_projection = Linear(args.dim, args.dim)
+        self.llm_projection = Linear(args.input_dim, args.dim)
+        self.semantic_codebook_output = Linear(args.input_dim, config.semantic_output_rows)
+        self.acoustic_codebook_output = Linear(args.dim, self.acoustic_dim)
         self.layers = nn.ModuleDict(
             {
                 str(i): TransformerLayer(

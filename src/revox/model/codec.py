@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from .config import CodecConfig
 from .decoder_state import DecoderState
-from .layers import CausalConv1d, CausalConvTranspose1d, RMSNorm, TransformerLayer, alibi_slopes
+from .layers import CausalConv1d, CausalConvTranspose1d, Linear, RMSNorm, TransformerLayer, alibi_slopes
 from .quantizer import Quantizer
 
 PIECE = 100
@@ -31,10 +31,10 @@ class CodecAttention(nn.Module):
         super().__init__()
         q_dim, kv_dim = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
         self.n_heads, self.n_kv_heads, self.window = config.n_heads, config.n_kv_heads, window
-        self.wq = nn.Linear(config.dim, q_dim, bias=False)
-        self.wk = nn.Linear(config.dim, kv_dim, bias=False)
-        self.wv = nn.Linear(config.dim, kv_dim, bias=False)
-        self.wo = nn.Linear(q_dim, config.dim, bias=False)
+        self.wq = Linear(config.dim, q_dim)
+        self.wk = Linear(config.dim, kv_dim)
+        self.wv = Linear(config.dim, kv_dim)
+        self.wo = Linear(q_dim, config.dim)
         self.q_norm = RMSNorm(q_dim, eps=config.qk_norm_eps)
         self.k_norm = RMSNorm(kv_dim, eps=config.qk_norm_eps)
         self.register_buffer("slopes", alibi_slopes(config.n_heads), persistent=False)

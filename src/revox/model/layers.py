@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import platform
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +14,69 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
 from .decoder_state import DecoderState
+
+FEW_POSITIONS = 16
+"""Of a batch, up to which a convolution is a product; measured at widths of 256 and 1024."""
+
+
+LARGE = 2**17
+"""Numbers in a weight, from which oneDNN's product is quicker than its call."""
+
+
+class Frozen:
+    """What is computed of parameters once, while they are the same; for inference."""
+
+    def __init__(self) -> None:
+        self._known: tuple[list[tuple[Tensor, int, int]], Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, None]:  # a copy computes its own
+        return {"_known": None}
+
+    def of(self, parameters: Iterable[Tensor], compute: Callable[[], Tensor]) -> Tensor:
+        """`compute()` of the parameters, or what it was; `is_inference` of them must hold."""
+        now = [(one, one.data_ptr(), one._version) for one in parameters]
+        known = self._known
+        if known is None or any(
+            one is not other or seen != before
+            for (one, *seen), (other, *before) in zip(now, known[0], strict=True)
+        ):
+            known = self._known = now, compute()
+        return known[1]
+
+
+def is_inference(x: Tensor, parameter: Tensor) -> bool:
+    """Whether `x` and a parameter may take ways of float32 on a processor that have no gradient."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or parameter.is_inference():
+        return False
+    plain = x.dtype == parameter.dtype == torch.float32 and x.device.type == "cpu"
+    return plain and not torch.is_autocast_enabled("cpu")
+
+
+class Linear(nn.Linear):
+    """torch's without a bias; where a large one infers in float32 on a processor, oneDNN's, laid out once.
+
+    MKL, which torch takes, can need 2.5 times as long for a few rows (docs/performance.md).
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        self._laid_out, self._large = Frozen(), in_features * out_features >= LARGE
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply `x` `[..., in]`."""
+        if not (self._large and is_inference(x, self.weight) and _has_onednn()):
+            return functional.linear(x, self.weight)
+        weight = self._laid_out.of(
+            [self.weight], lambda: torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), 8)
+        )
+        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))
+
+
+@cache
+def _has_onednn() -> bool:
+    ops = torch.ops.mkldnn
+    there = hasattr(ops, "_reorder_linear_weight") and hasattr(ops, "_linear_pointwise")
+    return there and torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
 
 
 class RMSNorm(nn.RMSNorm):
@@ -34,9 +100,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.w1 = nn.Linear(dim, hidden_dim, bias=False)
-        self.w2 = nn.Linear(hidden_dim, dim, bias=False)
-        self.w3 = nn.Linear(dim, hidden_dim, bias=False)
+        self.w1 = Linear(dim, hidden_dim)
+        self.w2 = Linear(hidden_dim, dim)
+        self.w3 = Linear(dim, hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to `x` `[..., dim]`."""
@@ -103,6 +169,7 @@ class CausalConv1d(nn.Module):
         conv = nn.Conv1d(in_channels, out_channels, kernel, stride=stride, bias=False)
         self.conv = weight_norm(conv) if normed else conv
         self.kernel, self.stride, self.pad_mode = kernel, stride, pad_mode
+        self._weight = Frozen()
 
     def empty_past(self, streams: int) -> Tensor:
         """What a `DecoderState` keeps for this module: the last inputs, `[streams, in, kernel - stride]`."""
@@ -113,8 +180,18 @@ class CausalConv1d(nn.Module):
         left = self.kernel - self.stride
         right = -x.shape[-1] % self.stride
         if state is None:
-            return self.conv(_pad(x, left, right, self.pad_mode))
-        return self.conv(state.prepend(self, x, _pad(x, left, 0, self.pad_mode)[..., :left]))
+            return self._convolve(_pad(x, left, right, self.pad_mode))
+        return self._convolve(state.prepend(self, x, _pad(x, left, 0, self.pad_mode)[..., :left]))
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        if not is_inference(x, next(self.conv.parameters())):
+            return cast(Tensor, self.conv(x))
+        weight = self._weight.of(self.conv.parameters(), lambda: cast(Tensor, self.conv.weight))
+        if len(x) * (x.shape[-1] // self.stride) > FEW_POSITIONS:
+            return functional.conv1d(x, weight, stride=self.stride)
+        # torch's own kernels take several times as long, and oneDNN lays the weight out for every call.
+        windows = x.unfold(-1, self.kernel, self.stride).transpose(1, 2).flatten(2)
+        return functional.linear(windows, weight.flatten(1)).transpose(1, 2)
 
 
 def _pad(x: Tensor, left: int, right: int, mode: str) -> Tensor:
@@ -139,7 +216,8 @@ class CausalConvTranspose1d(nn.Module):
         self.conv = weight_norm(
             nn.ConvTranspose1d(in_channels, out_channels, kernel, stride=stride, bias=False)
         )
-        self.extra = kernel - stride
+        self.kernel, self.stride, self.extra = kernel, stride, kernel - stride
+        self._weight, self._taps = Frozen(), Frozen()
 
     def empty_past(self, streams: int) -> Tensor:
         """What a `DecoderState` keeps for this module: samples that lack later inputs, `[streams, out,
@@ -148,13 +226,33 @@ class CausalConvTranspose1d(nn.Module):
 
     def forward(self, x: Tensor, state: DecoderState | None = None) -> Tensor:
         """Convolve `x` `[batch, in, time]`, which continues `state`'s streams where there is one."""
-        out = self.conv(x)
+        out = self._convolve(x)
         time = out.shape[-1] - self.extra
         if state is None:
             return out[..., :time]
         out = out + functional.pad(state.past[self], (0, time))
         state.past[self] = out[..., time:]
         return out[..., :time]
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        if not is_inference(x, next(self.conv.parameters())):
+            return cast(Tensor, self.conv(x))
+        conv = self.conv
+        batch, _, time = x.shape
+        if batch * time > FEW_POSITIONS or self.kernel % self.stride:
+            weight = self._weight.of(conv.parameters(), lambda: cast(Tensor, conv.weight))
+            return functional.conv_transpose1d(x, weight, stride=self.stride)
+        # What an input adds to each of the `kernel` outputs that it reaches.
+        parts = self._taps.of(
+            conv.parameters(),
+            lambda: cast(Tensor, conv.weight).permute(2, 1, 0).flatten(0, 1).contiguous(),
+        )
+        taps = functional.linear(x.transpose(1, 2), parts).unflatten(-1, (self.kernel, -1))
+        out = taps.new_zeros(batch, time * self.stride + self.extra, taps.shape[-1])
+        for first in range(0, self.kernel, self.stride):
+            end = first + time * self.stride
+            out[:, first:end] += taps[:, :, first : first + self.stride].flatten(1, 2)
+        return out.transpose(1, 2)
 
 
 def rotate_interleaved(x: Tensor, angles: Tensor) -> Tensor:

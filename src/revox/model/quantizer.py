@@ -39,7 +39,8 @@ class SemanticCodebook(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Rows `[batch, dim, frames]` of `codes` `[batch, frames]`."""
-        return functional.embedding(codes, self.embedding).transpose(1, 2)
+        usage = self.cluster_usage[codes].clamp(min=1e-5)[..., None]
+        return (functional.embedding(codes, self.embedding_sum) / usage).transpose(1, 2)
 
 
 class AcousticCodebook(nn.Module):

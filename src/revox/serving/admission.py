@@ -20,6 +20,7 @@ from revox.synthesis.engine import FIRST_CHUNK
 WEIGHT = 0.1  # of the latest step in an average
 DELAY = 0.04  # seconds that a chunk may take on its way to the player
 STEADY = 0.85  # of real time: the rest is for whatever else the machine does
+FORGOTTEN = 0.02  # of the longest step, at each step after it
 REMEMBERED = 30.0  # seconds for which a number that was too many is not tried again
 
 
@@ -32,10 +33,14 @@ class AdmissionControl:
     def __init__(self, frame_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.frame_seconds, self.clock = frame_seconds, clock
         self._steps: dict[int, tuple[float, float]] = {}  # streams: average, when it was last seen
+        self._longest = 0.0  # of late, all that came together included
 
-    def observe(self, streams: int, seconds: float, joined: bool = False) -> None:
-        """A step of so many streams took `seconds`. If one `joined` with it, a prompt was read too: the time
-        counts where such steps were seen before, but is not a first measurement."""
+    def observe(self, streams: int, seconds: float, joined: bool = False, whole: float | None = None) -> None:
+        """A step of so many streams took `seconds`, or `whole` with what others do at other times.
+
+        If one `joined` with it, a prompt was read too: the time counts where such steps were seen before, but
+        is not a first measurement."""
+        self._longest = max(seconds if whole is None else whole, (1 - FORGOTTEN) * self._longest)
         if joined and streams not in self._steps:
             return
         before, _ = self._steps.get(streams, (seconds, 0.0))
@@ -73,10 +78,13 @@ class AdmissionControl:
         return (self.expected(streams) or 0.0) <= in_time
 
     def margin(self, streams: int) -> float:
-        """Seconds of sound that a player needs in hand while so many are spoken: two steps, and a delay."""
-        return 2 * (self.expected(streams) or self.frame_seconds) + DELAY
+        """Seconds of sound that a player needs in hand while so many are spoken: two steps, as long as the
+        longest of late, and a delay."""
+        return 2 * max(self.expected(streams) or self.frame_seconds, self._longest) + DELAY
 
     def first_frames(self, streams: int, speed: float) -> int:
-        """Frames in the first chunk of a stream, 1 to 5: so many that its player can wait for the second."""
-        frames = math.ceil(self.margin(streams) * speed / self.frame_seconds)
+        """Frames in the first chunk of a stream, 1 to 5: so many that its player can wait for the second, two
+        steps later."""
+        seconds = 2 * (self.expected(streams) or self.frame_seconds) + DELAY
+        frames = math.ceil(seconds * speed / self.frame_seconds)
         return min(frames, FIRST_CHUNK) if self._steps else FIRST_CHUNK

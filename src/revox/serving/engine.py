@@ -27,7 +27,7 @@ import torch
 from revox.model.backbone import BLOCK
 from revox.model.codec import PIECE
 from revox.model.voxtral import Voxtral
-from revox.serving.admission import AdmissionControl
+from revox.serving.admission import WEIGHT, AdmissionControl
 from revox.serving.errors import ApiError, as_api_error
 from revox.serving.metrics import Metrics
 from revox.synthesis.engine import FIRST_CHUNK, Engine, Generation, Request, chunk_ends
@@ -156,6 +156,7 @@ class EngineThread:
         self._over = True  # the thread will take nothing more from _waiting
         self._thread: threading.Thread | None = None
         self._seconds = 5.0  # what a request took lately
+        self._decoded, self._decoding_took = 0.0, 0.0  # frames and seconds, less of those long ago
 
     @property
     def running(self) -> bool:
@@ -288,8 +289,11 @@ class EngineThread:
         except Exception as error:
             log.warning("a step of %d requests failed (%s); trying each alone", len(speaking), error)
             self._each_alone(speaking)
+        took = self.clock() - began
         self._hand_over([stream for stream in speaking if stream.generation is not None])
-        self._admission.observe(len(speaking), self.clock() - began, joined)
+        # With its share of the decoding, which comes in chunks, and later.
+        even = took + len(speaking) * self._decoding
+        self._admission.observe(len(speaking), even, joined, whole=self.clock() - began)
         return True
 
     def _next(self, now: float) -> list[SpeechStream]:
@@ -312,8 +316,7 @@ class EngineThread:
     def _is_urgent(self, stream: SpeechStream, now: float, margin: float) -> bool:
         if not (stream.live and stream.decoded):
             return now - stream.stepped_at > OTHERS_WAIT
-        seconds = self._admission.frame_seconds / stream.speed
-        return stream.frames * seconds - (now - stream.first_at) < margin
+        return self._in_hand(stream) < margin
 
     def _each_alone(self, speaking: list[SpeechStream]) -> None:
         for stream in speaking:
@@ -388,24 +391,53 @@ class EngineThread:
             return True
         return self._admission.allows(len(streams), max(speeds))
 
-    def _is_due(self, stream: SpeechStream, made: int) -> bool:
-        if made >= stream.end:
-            return True
-        if not (stream.live and stream.decoded and self.settings.admission_control):
+    @property
+    def _decoding(self) -> float:
+        """Seconds that decoding a frame took lately; a frame of a long chunk takes less."""
+        return self._decoding_took / max(self._decoded, 1.0)
+
+    def _is_due(self, stream: SpeechStream, speaking: bool) -> bool:
+        one = stream.generation
+        if one is None or stream.frames == stream.decoded:
             return False
+        if one.done or stream.frames >= stream.end:
+            return True
+        if not (speaking and stream.live and stream.decoded and self.settings.admission_control):
+            return False
+        return self._in_hand(stream) < self._admission.margin(self._engine.count_speaking)
+
+    def _in_hand(self, stream: SpeechStream) -> float:
+        """Seconds until the player of a stream is out of sound; the least before its first."""
+        if not stream.live:
+            return math.inf
+        if not stream.decoded:
+            return -math.inf
         seconds = self._admission.frame_seconds / stream.speed
-        left = stream.decoded * seconds - (self.clock() - stream.first_at)
-        return left < self._admission.margin(self._engine.count_speaking)
+        return stream.decoded * seconds - (self.clock() - stream.first_at)
+
+    def _in_turn(self, due: list[SpeechStream]) -> list[SpeechStream]:
+        """Those who cannot wait, and as many others as fit into a step, those with the least in hand first.
+
+        Chunks of many streams that are due at once would make everybody wait for all of them.
+        """
+        margin = self._admission.margin(self._engine.count_speaking)
+        # At least twice what must be decoded a step in the long run.
+        left = max(self._admission.frame_seconds / 2, 2 * self._decoding * len(self._active))
+        taken: list[SpeechStream] = []
+        for stream in sorted(due, key=self._in_hand):
+            assert stream.generation is not None
+            left -= (stream.frames - stream.decoded) * self._decoding
+            waits = self._in_hand(stream) >= margin and not stream.generation.done
+            if left >= 0 or not (taken and waits and self.settings.admission_control):
+                taken.append(stream)
+        return taken
 
     def _hand_over(self, speaking: list[SpeechStream]) -> None:
-        """Decode and hand over what is due of streams that have just got a frame."""
-        due = []
+        """Decode and hand over what is due, now that some streams have got a frame."""
         for stream in speaking:
-            one = stream.generation
-            assert one is not None
-            stream.frames = made = len(one.frames)
-            if made > stream.decoded and (one.done or self._is_due(stream, made)):
-                due.append(stream)
+            assert stream.generation is not None
+            stream.frames = len(stream.generation.frames)
+        due = self._in_turn([stream for stream in self._active if self._is_due(stream, stream in speaking)])
         try:
             self._decode(due)
         except Exception as error:
@@ -424,7 +456,11 @@ class EngineThread:
     def _decode(self, due: list[SpeechStream]) -> None:
         generations = [stream.generation for stream in due if stream.generation is not None]
         codes = [one.codes(one.decoded) for one in generations]
+        began, frames = self.clock(), sum(stream.frames - stream.decoded for stream in due)
         waveforms = self._engine.decode(generations)
+        if frames:
+            self._decoded += frames - WEIGHT * self._decoded
+            self._decoding_took += self.clock() - began - WEIGHT * self._decoding_took
         for stream, one, new, waveform in zip(due, generations, codes, waveforms, strict=True):
             samples = waveform.cpu().numpy()
             if not np.isfinite(samples).all():
