@@ -680,7 +680,7 @@ def main() -> None:
         folder = asked.checkpoint or checkpoint_folder()
         tts = revox.load(folder, device, weights=asked.weights)
         model, weights = tts.model, tts.weights
-        bits = tts.bits or 8 * torch.empty(0, dtype=model.dtype).element_size()
+        bits = {"int4": 4, "int8": 8, "fp8": 8, "bf16": 16}.get(tts.weights, 32)
     subject = Subject(model, tts, bits, asked.text_chars, asked.reference_seconds)
     found: dict[str, Any] = {
         "model": "random weights of the release's sizes" if tts is None else tts.folder.name,

@@ -45,8 +45,13 @@ class Frozen:
 
 
 def is_inference(x: Tensor, parameter: Tensor) -> bool:
-    """Whether `x` and a parameter may take ways of float32 on a processor that have no gradient."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or parameter.is_inference():
+    """Whether `x` and a frozen parameter may take ways of float32 on a processor that have no gradient.
+
+    Not one that is trained: fused optimizers change it unseen.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    if parameter.requires_grad or parameter.is_inference():
         return False
     plain = x.dtype == parameter.dtype == torch.float32 and x.device.type == "cpu"
     return plain and not torch.is_autocast_enabled("cpu")
