@@ -19,8 +19,9 @@ FEW_POSITIONS = 16
 """Of a batch, up to which a convolution is a product; measured at widths of 256 and 1024."""
 
 
-LARGE = 2**17
-"""Numbers in a weight, from which oneDNN's product is quicker than its call."""
+LARGE, LARGEST = 2**17, 2**22
+"""Numbers in a weight, from which oneDNN's product is quicker than its call, and up to which a second copy of it
+is no matter: all of the codec's at the release's sizes, few of the language model's."""
 
 
 class Frozen:
@@ -36,12 +37,13 @@ class Frozen:
         """`compute()` of the parameters, or what it was; `is_inference` of them must hold."""
         now = [(one, one.data_ptr(), one._version) for one in parameters]
         known = self._known
-        if known is None or any(
-            one is not other or seen != before
-            for (one, *seen), (other, *before) in zip(now, known[0], strict=True)
-        ):
+        if known is None or len(now) != len(known[0]) or _differ(now, known[0]):
             known = self._known = now, compute()
         return known[1]
+
+
+def _differ(now: list[tuple[Tensor, int, int]], before: list[tuple[Tensor, int, int]]) -> bool:
+    return any(a is not b or seen != known for (a, *seen), (b, *known) in zip(now, before, strict=True))
 
 
 def is_inference(x: Tensor, parameter: Tensor) -> bool:
@@ -65,7 +67,7 @@ class Linear(nn.Linear):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
-        self._laid_out, self._large = Frozen(), in_features * out_features >= LARGE
+        self._laid_out, self._large = Frozen(), LARGE <= in_features * out_features <= LARGEST
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply `x` `[..., in]`."""
