@@ -20,8 +20,8 @@ FEW_POSITIONS = 16
 
 
 LARGE, LARGEST = 2**17, 2**22
-"""Numbers in a weight, from which oneDNN's product is quicker than its call, and up to which a second copy of it
-is no matter: all of the codec's at the release's sizes, few of the language model's."""
+"""Numbers in a weight, from which oneDNN's product is quicker than its call, and up to which a second copy is
+no matter: all of the codec's at the release's sizes, few of the language model's."""
 
 
 class Frozen:
