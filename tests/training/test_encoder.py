@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -677,6 +678,17 @@ def test_the_transposed_decoder_is_its_adjoint():
     down = torch.nn.functional.conv1d(z, own[0].conv.weight, stride=2)
     torch.testing.assert_close((up * z).sum(), (x * down).sum(), rtol=1e-4, atol=1e-4)
     assert torch.isfinite(codec.encode_latents(0.1 * torch.randn(1, 8 * 1920))).all()
+
+
+def test_a_shallower_transformer_takes_the_last_layers_of_the_decoders():
+    config = tiny_model().audio_tokenizer.config
+    lengths = config.decoder_transformer_lengths
+    deeper = (*lengths[:-1], lengths[-1] + 1)
+    codec = Codec(replace(config, decoder_transformer_lengths=deeper), with_encoder=True)
+    transpose_decoder(codec.float())
+    given = list(codec.decoder_blocks[-1].layers.values())
+    for one, other in zip(codec.encoder_blocks[0].layers.values(), given[1:], strict=True):
+        assert torch.equal(one.attention.wq.weight, other.attention.wq.weight)
 
 
 def test_a_scaled_start_gives_latents_the_deviations_of_the_right_codes(tmp_path: Path):

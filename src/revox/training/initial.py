@@ -37,15 +37,17 @@ def oscillators(channels: int, patch: int, kernel: int, rate: int, top: float = 
 def transpose_decoder(codec: Codec) -> None:
     """Set the encoder's weights to the decoder's transposed, layer by layer in reverse.
 
-    Transformers are copied. Convolutions become their adjoints, delayed until they are causal: where the
-    decoder has kernel w `[out, in, taps]`, the encoder gets w `[in, out, taps]` with the taps reversed; a
+    Transformers are copied, of different depths the last layers that both have. Convolutions become their
+    adjoints, delayed until they are causal: where the decoder has kernel w `[out, in, taps]`, the encoder gets w `[in, out, taps]` with the taps reversed; a
     transposed convolution's taps stay in order. A public port of the model encodes with these weights as
     they are.
     """
     decoder = [block for block in codec.decoder_blocks if isinstance(block, CodecTransformer)]
     encoder = [block for block in codec.encoder_blocks if isinstance(block, CodecTransformer)]
     for learned, given in zip(encoder, reversed(decoder), strict=True):
-        learned.load_state_dict(given.state_dict())
+        layers, others = list(learned.layers.values()), list(given.layers.values())
+        for one, other in zip(reversed(layers), reversed(others), strict=False):
+            one.load_state_dict(other.state_dict())
     kinds = (CausalConv1d, CausalConvTranspose1d)
     back = [codec.output_proj, *(one for one in reversed(codec.decoder_blocks) if isinstance(one, kinds))]
     own = [codec.input_proj, *(one for one in codec.encoder_blocks if isinstance(one, CausalConv1d))]
