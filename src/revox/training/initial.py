@@ -38,9 +38,9 @@ def transpose_decoder(codec: Codec) -> None:
     """Set the encoder's weights to the decoder's transposed, layer by layer in reverse.
 
     Transformers are copied, of different depths the last layers that both have. Convolutions become their
-    adjoints, delayed until they are causal: where the decoder has kernel w `[out, in, taps]`, the encoder gets w `[in, out, taps]` with the taps reversed; a
-    transposed convolution's taps stay in order. A public port of the model encodes with these weights as
-    they are.
+    adjoints, delayed until they are causal: where the decoder has kernel w `[out, in, taps]`, the encoder
+    gets w `[in, out, taps]` with the taps reversed; a transposed convolution's taps stay in order. A public
+    port of the model encodes with these weights as they are.
     """
     decoder = [block for block in codec.decoder_blocks if isinstance(block, CodecTransformer)]
     encoder = [block for block in codec.encoder_blocks if isinstance(block, CodecTransformer)]
