@@ -41,8 +41,8 @@ def test_inference_is_what_torch_computes_and_follows_the_weights(name):
     layer.requires_grad_(True)
     with torch.no_grad():
         parameter.data += 1  # as unseen as what fused optimizers do
-        expected = layer.double()(x.double()).float()
-        assert torch.allclose(layer.float()(x), expected, atol=1e-4)
+        expected = copy.deepcopy(layer).double()(x.double()).float()
+        assert torch.allclose(layer(x), expected, atol=1e-3)
     layer(x).square().sum().backward()
     assert all(one.grad is not None for one in layer.parameters())
 

@@ -105,11 +105,11 @@ def test_chunks_that_can_wait_are_decoded_as_far_as_they_fit_into_a_step(tts, se
     engine._decoded, engine._decoding_took = 10.0, 0.1  # 10 ms a frame; half a frame's 80 ms are left
     engine._admission.observe(3, 0.02)  # a player needs 80 ms in hand
 
-    def stream(in_hand, frames, live=True, done=False):
+    def stream(in_hand, frames, live=True, done=False, late=0):
         decoded = 100 if live is not None else 0
         return SimpleNamespace(
             live=live is not False, decoded=decoded, frames=decoded + frames, speed=1.0,
-            first_at=in_hand - 0.08 * decoded, generation=SimpleNamespace(done=done),
+            end=decoded + frames - late, first_at=in_hand - 0.08 * decoded, generation=SimpleNamespace(done=done),
         )  # fmt: skip
 
     soon, later, last = stream(0.05, 10), stream(1.0, 3), stream(2.0, 1)
@@ -119,6 +119,8 @@ def test_chunks_that_can_wait_are_decoded_as_far_as_they_fit_into_a_step(tts, se
     assert engine._in_turn([later, silent, soon]) == [silent, soon], "who has no sound yet is first"
     assert engine._in_turn([file, later]) == [later]
     assert engine._in_turn([file]) == [file], "nobody waits for nothing"
+    late = stream(0.0, 125, live=False, late=25)
+    assert engine._in_turn([late, soon]) == [soon, late], "a file does not pile up behind players"
     ended = stream(3.0, 9, done=True)
     assert engine._in_turn([ended, soon]) == [soon, ended], "an end is handed over at once"
 

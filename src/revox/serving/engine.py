@@ -30,7 +30,7 @@ from revox.model.voxtral import Voxtral
 from revox.serving.admission import WEIGHT, AdmissionControl
 from revox.serving.errors import ApiError, as_api_error
 from revox.serving.metrics import Metrics
-from revox.synthesis.engine import FIRST_CHUNK, Engine, Generation, Request, chunk_ends
+from revox.synthesis.engine import CHUNK, FIRST_CHUNK, Engine, Generation, Request, chunk_ends
 
 if TYPE_CHECKING:
     from revox.serving.settings import ServeSettings
@@ -427,7 +427,9 @@ class EngineThread:
         for stream in sorted(due, key=self._in_hand):
             assert stream.generation is not None
             left -= (stream.frames - stream.decoded) * self._decoding
-            waits = self._in_hand(stream) >= margin and not stream.generation.done
+            # No longer than a chunk takes: what piles up would be decoded at once in the end.
+            overdue = stream.generation.done or stream.frames >= stream.end + CHUNK
+            waits = self._in_hand(stream) >= margin and not overdue
             if left >= 0 or not (taken and waits and self.settings.admission_control):
                 taken.append(stream)
         return taken
