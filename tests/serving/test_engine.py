@@ -109,7 +109,8 @@ def test_chunks_that_can_wait_are_decoded_as_far_as_they_fit_into_a_step(tts, se
         decoded = 100 if live is not None else 0
         return SimpleNamespace(
             live=live is not False, decoded=decoded, frames=decoded + frames, speed=1.0,
-            end=decoded + frames - late, first_at=in_hand - 0.08 * decoded, generation=SimpleNamespace(done=done),
+            end=decoded + frames - late, first_at=in_hand - 0.08 * decoded,
+            generation=SimpleNamespace(done=done),
         )  # fmt: skip
 
     soon, later, last = stream(0.05, 10), stream(1.0, 3), stream(2.0, 1)
