@@ -1,7 +1,7 @@
 """What tuning a voice gains on the lab, against doing nothing and against a wrong speaker's clips.
 
     python benchmarks/voice_tuning.py speak --checkpoint LAB --encoder ENCODER --data RUN/data \
-        --multi ../shared/speech/librispeech-multi --out OUT
+        --speech KOKORO --multi ../shared/speech/librispeech-multi --out OUT
     PYTHONPATH=src:. JUDGES/bin/python benchmarks/voice_tuning.py judge OUT --models runs/models
 
 `speak` needs revox; `judge` the recognizers' environment (lab/speech/README.md). Both resume. Speakers
@@ -26,7 +26,8 @@ import numpy as np
 RATE = 24_000
 JUDGED = 5.0  # seconds of each speaker that only judge
 REFERENCE = 8.0  # seconds that the voice is first cloned from
-GROUPS = {"synthetic": (10, (15.0, 60.0)), "human": (10, (8.0,)), "multi": (5, (30.0,))}
+GROUPS = {"synthetic": (10, (15.0, 60.0, 300.0)), "human": (10, (8.0,)), "multi": (5, (30.0,))}
+ENOUGH = 0.7  # of the seconds asked for; a speaker of whom there is less is left out
 SENTENCES = (
     "We will be back on Thursday at four forty five.",
     "She put the letters on the table and went out into the garden.",
@@ -43,32 +44,45 @@ class Utterance:
     text: str
 
 
-def _speakers(asked: argparse.Namespace) -> dict[str, dict[str, list[Utterance]]]:
-    from lab.data import SpeechSet
+def synthetic_and_human(data: Path, speech: Path) -> dict[str, dict[str, list[Utterance]]]:
+    """Utterances of the held-out speakers by name: synthetic ones of `speech`, human ones of a build."""
+    from lab.data import SpeechSet, read_utterance
+    from lab.sources import SourceUtterance
+
+    synthetic: dict[str, list[Utterance]] = defaultdict(list)
+    for line in (speech / "index.jsonl").read_text().splitlines():
+        one = json.loads(line)
+        source = SourceUtterance(
+            speech / "audio" / one["file"], None, one["speaker"], "", None, one["written"]
+        )
+        samples = read_utterance(source)[0].astype(np.float32) / 32768
+        synthetic[one["speaker"]].append(Utterance(samples, one["written"]))
+    people = SpeechSet(data, "heldout", "human")
+    human = {
+        name: [
+            Utterance(people.waveform(i), str(people.utterances[i].text))
+            for i in people.of(name)
+            if people.utterances[i].text
+        ]
+        for name in people.speakers
+    }
+    return {"synthetic": synthetic, "human": human}
+
+
+def _multi(folder: Path) -> dict[str, list[Utterance]]:
     from revox.speech import read_audio
 
-    found: dict[str, dict[str, list[Utterance]]] = {}
-    for kind in ("synthetic", "human"):
-        speech = SpeechSet(asked.data, "heldout", kind)
-        found[kind] = {
-            name: [
-                Utterance(speech.waveform(i), str(speech.utterances[i].text))
-                for i in speech.of(name)
-                if speech.utterances[i].text
-            ]
-            for name in speech.speakers
-        }
     multi: dict[str, list[Utterance]] = defaultdict(list)
-    for line in (asked.multi / "transcripts.jsonl").read_text().splitlines():
+    for line in (folder / "transcripts.jsonl").read_text().splitlines():
         clip = json.loads(line)
         text = " ".join(word[2] for word in clip["words"])
         multi[clip["file"].split("-")[0]].append(
-            Utterance(read_audio(asked.multi / clip["file"], rate=RATE).samples, text)
+            Utterance(read_audio(folder / clip["file"], rate=RATE).samples, text)
         )
-    return found | {"multi": multi}
+    return multi
 
 
-def _divided(utterances: Sequence[Utterance], most: float) -> tuple[list[Utterance], list[Utterance]]:
+def divided(utterances: Sequence[Utterance], most: float) -> tuple[list[Utterance], list[Utterance]]:
     """Utterances to learn from, `most` seconds at most, and those that judge, from the end."""
     judged: list[Utterance] = []
     rest = list(utterances)
@@ -122,11 +136,12 @@ def speak(asked: argparse.Namespace) -> None:
             "flow": float(torch.stack([one.flow_error for one in found]).mean()),
         }
 
-    for kind, speakers in _speakers(asked).items():
+    found = synthetic_and_human(asked.data, asked.speech) | {"multi": _multi(asked.multi)}
+    for kind, speakers in found.items():
         if kind not in asked.kinds:
             continue
         most, lengths = GROUPS[kind]
-        names = [n for n in sorted(speakers) if len(_divided(speakers[n], 1.0)[0]) > 1][
+        names = [n for n in sorted(speakers) if len(divided(speakers[n], 1.0)[0]) > 1][
             : min(most, asked.limit)
         ]
         for n, name in enumerate(names):
@@ -134,8 +149,10 @@ def speak(asked: argparse.Namespace) -> None:
                 key = f"{kind}-{name}-{seconds:g}"
                 if key in rows:
                     continue
-                learned, judged = _divided(speakers[name], seconds)
-                other, _ = _divided(speakers[names[(n + 1) % len(names)]], seconds)
+                learned, judged = divided(speakers[name], seconds)
+                if sum(len(u.samples) for u in learned) < ENOUGH * seconds * RATE:
+                    continue
+                other, _ = divided(speakers[names[(n + 1) % len(names)]], seconds)
                 samples = np.concatenate([u.samples for u in learned])[: round(REFERENCE * RATE)]
                 selection = select_reference(Audio(samples, RATE), rate=RATE, min_seconds=0.5, whole=True)
                 reference = SelectedSpeech(selection, source_of(samples.tobytes()))
@@ -226,7 +243,7 @@ def main() -> None:
     )
     parts = parser.add_subparsers(dest="part", required=True)
     part = parts.add_parser("speak")
-    for name in ("checkpoint", "encoder", "data", "multi", "out"):
+    for name in ("checkpoint", "encoder", "data", "speech", "multi", "out"):
         part.add_argument(f"--{name}", type=Path, required=True)
     part.add_argument("--minutes", type=float, default=10.0)
     part.add_argument("--limit", type=int, default=100, help="at most so many speakers of each kind")
