@@ -24,8 +24,14 @@ from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.inject import InjectionOptions, eject, inject
 from revox.checkpoint.inspect import inspect
 from revox.checkpoint.load import load_model
+from revox.checkpoint.params import read_params
+from revox.checkpoint.release import EMBEDDING_TABLE
 from revox.checkpoint.share import export_encoder, injection_of
 from revox.checkpoint.tensors import weight_files
+from revox.checkpoint.voice_codes import embedding_of_codes, read_table
+from revox.checkpoint.voices import add_voice, list_voices, load_voice
+from revox.cli import inject_command
+from revox.model.config import N_SPECIAL_CODES
 
 WEIGHTS = "consolidated.safetensors"
 ENCODER = "consolidated.encoder.safetensors"
@@ -250,6 +256,35 @@ def test_an_adaptation_takes_the_place_of_its_tensors_and_of_no_other(folder, ru
     assert "2 tensors of the model were replaced" in card
     assert "Ada, who agreed by e-mail" in card
     assert injection_of(tmp_path / "new" / WEIGHTS)["adaptation_record"]["data"] == ["clips"]
+
+
+def test_voices_are_summed_again_over_an_adapted_table(folder, run, tmp_path, capsys):
+    config, old = read_params(folder).voxtral_config(), read_table(folder)
+    sizes = torch.tensor(config.codebook_rows)[:, None] - N_SPECIAL_CODES
+    codes = (torch.rand((len(sizes), 5), generator=torch.Generator().manual_seed(0)) * sizes).long()
+    rows = embedding_of_codes(codes, old, config)
+    preset = next(entry.name for entry in list_voices(folder) if entry.preset)
+    unchanged = load_voice(folder, preset).embedding
+    add_voice(folder, "ada", rows, codes, {"consent": "Ada, who agreed"})
+    add_voice(folder, "tuned", rows + 1, codes, {"consent": "Ada, who agreed"})
+    changed = {EMBEDDING_TABLE: old * 1.5}
+    save_file(changed, tmp_path / "adaptation.safetensors", {"revox": "{}"})
+    given = merged(tmp_path / "new", adaptation=tmp_path / "adaptation.safetensors")
+
+    assert inject(folder, run, dataclasses.replace(given, dry_run=True)).rebuilt == ["ada"]
+    report = inject(folder, run, given)
+
+    assert report.rebuilt == ["ada"]
+    assert report.outdated == ["tuned"]
+    ada, tuned = load_voice(tmp_path / "new", "ada"), load_voice(tmp_path / "new", "tuned")
+    assert torch.equal(ada.embedding, embedding_of_codes(codes, changed[EMBEDDING_TABLE].bfloat16(), config))
+    assert torch.equal(ada.codes, codes)
+    assert ada.provenance["consent"] == "Ada, who agreed"
+    assert torch.equal(tuned.embedding, (rows + 1).bfloat16())
+    assert torch.equal(load_voice(tmp_path / "new", preset).embedding, unchanged)
+    assert torch.equal(load_voice(folder, "ada").embedding, rows)
+    inject_command._print(report)
+    assert "made again from their codes, for the adapted table: ada" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

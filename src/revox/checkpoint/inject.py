@@ -6,7 +6,9 @@ of a folder. Where an index lists the weights of a sharded folder, it is made to
 too, since vLLM then reads only the files that it lists.
 
 **Merged.** With `merge` a new folder has weights and encoder in one `consolidated.safetensors`, for runtimes
-that read no other file, and with the tensors of an adaptation in place of the release's.
+that read no other file, and with the tensors of an adaptation in place of the release's. Where these change
+the table of audio codes, voices that are sums over it are summed again in the new folder; presets, whose
+embedding is the release's, stay.
 
 Files are replaced in one step and a new folder appears whole, so a killed command leaves the old state or the
 new one.
@@ -36,7 +38,7 @@ from revox.checkpoint.encoder_file import (
 from revox.checkpoint.errors import CheckpointError, VoiceError
 from revox.checkpoint.params import read_json, read_params
 from revox.checkpoint.readable import check_tensors
-from revox.checkpoint.release import ENCODER_PREFIXES, expected_tensors
+from revox.checkpoint.release import EMBEDDING_TABLE, ENCODER_PREFIXES, expected_tensors
 from revox.checkpoint.share import INJECTION_KEY, is_ours, model_card, shareable
 from revox.checkpoint.tensors import (
     ENCODER_WEIGHTS,
@@ -50,6 +52,7 @@ from revox.checkpoint.tensors import (
     write_safetensors_stream,
 )
 from revox.checkpoint.voice_journal import VOICE_FOLDER, reading, recover_journal
+from revox.checkpoint.voices import add_voice, list_voices, load_voice
 from revox.progress import ProgressCallback, ignore_progress
 from revox.speech.files import replace_file
 
@@ -97,6 +100,8 @@ class InjectionReport:
     decoder_agrees: bool | None = None
     written: int = 0
     left_out: list[str] = field(default_factory=list)
+    rebuilt: list[str] = field(default_factory=list)
+    outdated: list[str] = field(default_factory=list)
     dry_run: bool = False
 
 
@@ -164,6 +169,8 @@ def inject(
         dry_run=options.dry_run,
     )
     _check_target(folder, report)
+    if EMBEDDING_TABLE in adapted:
+        _sort_voices(folder, report)
     if options.dry_run:
         return report
     metadata = {
@@ -174,6 +181,7 @@ def inject(
     with folder_to_write(folder, report.folder, base if options.merge else {}) as place:
         if options.merge:
             _write_merged(place / WEIGHTS, base, adapted, new, metadata, progress)
+            _rebuild_voices(place, report.rebuilt)
         else:
             write_encoder(place / ENCODER_WEIGHTS, new, metadata)
             _list_in_index(place, new.tensors)
@@ -258,6 +266,31 @@ def _write_merged(
         entries = [(name, base[name].shape, base[name].dtype, providers[name]) for name in base]
         entries += [(name, tuple(t.shape), "BF16", t) for name, t in encoder.tensors.items()]
         write_safetensors_stream(path, entries, metadata, progress)
+
+
+def _sort_voices(folder: Path, report: InjectionReport) -> None:
+    """Into the report: which voices of `folder`, presets excepted, are sums over its table and which not."""
+    from revox.checkpoint.voice_codes import is_sum_of_codes, read_table
+
+    table, config = read_table(folder), read_params(folder).voxtral_config()
+    for entry in list_voices(folder):
+        if entry.preset or entry.problem:
+            continue
+        voice = load_voice(folder, entry.name)
+        known = voice.codes is not None and is_sum_of_codes(voice.embedding, voice.codes, table, config)
+        (report.rebuilt if known else report.outdated).append(entry.name)
+
+
+def _rebuild_voices(folder: Path, names: Iterable[str]) -> None:
+    """Sum voices of `folder` over its table."""
+    from revox.checkpoint.voice_codes import embedding_of_codes, read_table
+
+    table, config = read_table(folder), read_params(folder).voxtral_config()
+    for name in names:
+        voice = load_voice(folder, name)
+        assert voice.codes is not None
+        rows = embedding_of_codes(voice.codes, table, config)
+        add_voice(folder, name, rows, voice.codes, voice.provenance, overwrite=True)
 
 
 # ------------------------------------------------------------------------------------------------ the folder

@@ -126,11 +126,23 @@ def embedding_of_codes(codes: Tensor, table: Tensor, config: VoxtralConfig) -> T
 
     As `revox.model.embedding.Embeddings.voice_embedding`, for who has only the table.
     """
+    return _sum_of_codes(codes, table, config).to(torch.bfloat16)
+
+
+def is_sum_of_codes(embedding: Tensor, codes: Tensor, table: Tensor, config: VoxtralConfig) -> bool:
+    """Whether `embedding` `[frames + 1, dim]` is what `codes` `[n_codebooks, frames]` sum to, up to the
+    rounding to bf16: not so if the voice was tuned, mapped or mixed, or is of another table."""
+    wanted = _sum_of_codes(codes, table, config)
+    rows = embedding.float()
+    return wanted.shape == rows.shape and bool(((rows - wanted).abs() <= _tolerance(rows)).all())
+
+
+def _sum_of_codes(codes: Tensor, table: Tensor, config: VoxtralConfig) -> Tensor:
     offsets = torch.tensor((0, *config.codebook_rows[:-1])).cumsum(0)[:, None]
     end = torch.full_like(codes[:, :1], EMPTY_AUDIO_ID)
     end[0] = END_AUDIO_ID
     ids = torch.cat((codes + N_SPECIAL_CODES, end), dim=1)
-    return table[ids + offsets].float().sum(0).to(torch.bfloat16)
+    return table[ids + offsets].float().sum(0)
 
 
 def _half_ulp(rows: Tensor) -> Tensor:

@@ -91,6 +91,13 @@ def _print(report: InjectionReport) -> None:
     if report.decoder_agrees is not None:
         which = "this checkpoint's" if report.decoder_agrees else "another"
         print(f"it was trained against {which} decoder")
+    if report.rebuilt:
+        print(f"made again from their codes, for the adapted table: {', '.join(report.rebuilt)}")
+    if report.outdated:
+        print(
+            f"still of the table before, since they are no sums of codes: {', '.join(report.outdated)}; make "
+            "them again"
+        )
     if report.left_out:
         print(f"not copied: {', '.join(report.left_out)}")
     if report.dry_run:
