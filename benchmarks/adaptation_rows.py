@@ -16,7 +16,8 @@ others are compared with. **The rule**, fixed before any row was run: a row is w
 if, over all held-out speakers, it gains 0.01 of similarity and more than twice the standard error of the
 speakers' differences, its words are at most 2 points more wrong, and the presets are unharmed (98 % of
 the semantic codes, 0.02 nats); a row of several seeds only if each of them is. The published rows are
-merged at full scale, whatever the guard says, since that is what was published.
+merged at full scale, whatever the guard says, since that is what was published; so is a row that the
+guard refuses at every scale, to see what it would have done.
 """
 
 from __future__ import annotations
@@ -184,8 +185,9 @@ class Experiment:
                 "cost": [trainer.held_out_cost(0.0), trainer.held_out_cost(scale)], "minutes": minutes,
                 "settings": asdict(settings),
             }  # fmt: skip
-            if scale:
-                self.speak_merged(trainer, row, seed, scale, facts)
+            if not scale:
+                facts |= {"refused": facts["guard"], "scale": 1.0, "guard": facts["guard at full scale"]}
+            self.speak_merged(trainer, row, seed, facts["scale"], facts)
             trainer.deltas.remove(self.model)
         path.write_text(json.dumps(facts, indent=1, default=str) + "\n")
         print(
