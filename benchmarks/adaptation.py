@@ -1,10 +1,12 @@
 """What a step of `revox train adapt` costs here, for each choice of --adapt: time and memory.
 
     python benchmarks/adaptation.py [--checkpoint FOLDER] [--layers N] [--device cuda] [--dtype bf16|float32]
-        [--adapt lora,layers] [--objective distill|speech] [--rank 4] [--seconds 15] [--steps 3] [--out NAME]
+        [--adapt tune,lora,layers] [--objective distill|speech] [--rank 4] [--seconds 15] [--steps 3]
+        [--out NAME]
 
 A step is `revox.training.adapt.AdaptTrainer`'s own: two items of the objective (speech for a map) and two
-replayed presets (none for a map), each of --seconds after a voice of 8 s. Codes are random: time and memory
+replayed presets (none for a map), each of --seconds after a voice of 8 s. "tune" is a step of `revox voice
+tune`: four clips, and the voice's embedding learns. Codes are random: time and memory
 do not depend on them. --layers cuts the backbone to its first layers, so that a full-size folder (`python -m
 lab fullsize` writes one of random weights) fits a small machine. On a CPU each choice runs in a process of
 its own, so that its peak is its own.
@@ -35,6 +37,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
@@ -45,6 +48,9 @@ from torch import Tensor
 from revox.checkpoint.adapter import write_adapter
 from revox.checkpoint.load import load_model
 from revox.checkpoint.release import CONFIG
+from revox.checkpoint.voices import Voice
+from revox.cloning.tune import TuningClip, VoiceTuning
+from revox.cloning.tune import _Tuning as VoiceTuningRun
 from revox.demo import checkpoint_folder
 from revox.model import backbone
 from revox.model.config import CodecConfig
@@ -58,6 +64,7 @@ from revox.training.adapt_model import AdaptRequest
 from revox.training.deltas import PARTS, Deltas, Part
 from training import _peak_rss, machine
 
+TUNE = "tune"
 CHARACTERS = 14  # a second of speech
 STATE_BYTES = 16  # of a learned number: itself, its gradient, two moments
 TRANSIENT_BYTES = 10  # of an element of a changed matrix: its change and gradient in float32, and one in bf16
@@ -81,6 +88,8 @@ def random_item(model: Voxtral, seconds: float) -> AdaptItem:
 
 
 def settings_of(options: argparse.Namespace, part: str) -> AdaptTraining:
+    """Of a run; of a voice's tuning, those of the map, which reads and keeps the same."""
+    part = "map" if part == TUNE else part
     objective = cast(Objective, "speech" if part == "map" else options.objective)
     return AdaptTraining(cast(Part, part), objective, options.rank, warmup=1)
 
@@ -100,20 +109,27 @@ def measure(options: argparse.Namespace, part: str) -> dict[str, Any]:
         folder = with_layers(options.checkpoint, options.layers, Path(scratch) / "checkpoint")
         model = load_model(folder, options.device, dtype)
         item = random_item(model, options.seconds)
-        run = Path(scratch) / "run"
-        trainer = AdaptTrainer(model, Prompter(folder), settings_of(options, part), data_of(item), run)
+        prompter, run = Prompter(folder), Path(scratch) / "run"
+        if part == TUNE:
+            rows = model.mm_audio_embeddings.voice_embedding(item.voice.to(model.device))
+            tuning = VoiceTuningRun(model, prompter, Voice(TUNE, item.voice, rows), VoiceTuning())
+            clips = [TuningClip(item.text, item.codes.to(model.device))] * tuning.settings.batch
+            learned, step = tuning.offset.numel(), partial(tuning.step, clips, 0)
+        else:
+            trainer = AdaptTrainer(model, prompter, settings_of(options, part), data_of(item), run)
+            learned, step = sum(p.numel() for p in trainer.deltas.parameters()), trainer.step
         loaded = torch.cuda.memory_allocated() / 1e9 if on_gpu else _peak_rss() / 1e9
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         seconds, core = [], []
         for _ in range(options.steps + 1):  # the first makes the optimizer's state
             began, spent = now(on_gpu), time.process_time()
-            trainer.step()
+            step()
             seconds.append(now(on_gpu) - began)
             core.append(time.process_time() - spent)
     peak = torch.cuda.max_memory_allocated() if on_gpu else _peak_rss()
     return {
-        "learned": sum(p.numel() for p in trainer.deltas.parameters()),
+        "learned": learned,
         "layers": len(model.backbone.layers), "seconds": min(seconds[1:]), "processor_seconds": min(core[1:]),
         "loaded_gb": loaded, "peak_gb": peak / 1e9,
     }  # fmt: skip
@@ -186,6 +202,8 @@ def count(options: argparse.Namespace, part: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         trainer = OnMeta(model, cast(Any, None), settings_of(options, part), data_of(item), Path(scratch))
         learned = sum(p.numel() for p in trainer.deltas.parameters())
+        if part == TUNE:
+            learned = item.voice.shape[1] * CONFIG.backbone.dim
         changes = trainer.deltas.modules.values() if trainer.settings.changes_weights else ()
         largest = max((delta.change().numel() for delta in changes), default=0)
         if trainer.settings.objective == "distill":
@@ -304,7 +322,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, help="of the backbone; else all")
     parser.add_argument("--device", default="cuda" if gpu else "cpu")
     parser.add_argument("--dtype", choices=("bf16", "float32"), default="bf16" if gpu else "float32")
-    parser.add_argument("--adapt", default=",".join(PARTS))
+    parser.add_argument("--adapt", default=",".join((TUNE, *PARTS)))
     parser.add_argument("--objective", choices=("distill", "speech"), default="distill")
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=15.0, help="of an item")
@@ -321,8 +339,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"held-out cost {found.before:.4f} -> {found.after:.4f}; presets: {found.guard}", flush=True)
         return
     asked = [part for part in options.adapt.split(",") if part]
-    if unknown := set(asked) - set(PARTS):
-        raise SystemExit(f"there is no --adapt {', '.join(unknown)}: take some of {', '.join(PARTS)}")
+    if unknown := set(asked) - {TUNE, *PARTS}:
+        raise SystemExit(f"there is no --adapt {', '.join(unknown)}: take some of {TUNE}, {', '.join(PARTS)}")
     kind = torch.device(options.device).type
     date = datetime.now(timezone.utc).date().isoformat()
     out = options.out or Path("benchmarks/results") / f"{date}-adaptation-{kind}"
