@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from voice_tuning import RATE, REFERENCE, divided, synthetic_and_human
+from voice_tuning import RATE, REFERENCE, divided, merged_folder, preset_data, synthetic_and_human
 
 TRAINING_SPEAKERS = 60  # of each kind, two clips each, for the objective "speech"
 SPEAKERS = 12  # held-out ones of each kind; all others' stretches are there to be mistaken for
@@ -86,7 +85,7 @@ class Experiment:
         self.tts = load(self.folder, "cpu", torch.float32)
         self.model = load_model(self.folder, "cpu", torch.float32)
         self.voices = dict(self._voices())
-        self.data = {"distill": self._presets()}
+        self.data = {"distill": preset_data(self.folder, self.model, asked.data, self.out)}
         self.data["speech"] = self._clips(self.data["distill"])
 
     def codes(self, samples: np.ndarray) -> Any:
@@ -120,18 +119,6 @@ class Experiment:
         path = self.out / f"{name}.wav"
         path.parent.mkdir(exist_ok=True)
         write_audio(path, Audio(samples, RATE))
-
-    def _presets(self) -> Any:
-        from lab.data import SpeechSet
-        from revox.coding import Coder
-        from revox.coding.presets import preset_codes
-        from revox.training.adapt_data import AdaptSpeech, distilled, divided, preset_items
-
-        speech = SpeechSet(self.asked.data, "train", "synthetic")
-        texts = sorted({str(u.text) for u in speech.utterances})[::30][:40]
-        coder = Coder(self.model.audio_tokenizer, lambda should_stop: preset_codes(self.folder, self.model))
-        presets = preset_items(self.folder, coder, AdaptSpeech(texts, self.out))
-        return divided(presets, distilled(presets))
 
     def _clips(self, presets: Any) -> Any:
         from lab.data import SpeechSet
@@ -199,27 +186,12 @@ class Experiment:
 
     def speak_merged(self, trainer: Any, row: str, seed: int, scale: float, facts: dict[str, Any]) -> None:
         """With the folder that `revox inject` makes of the change, or with mapped voices."""
-        import torch
-
-        from revox import load
-        from revox.checkpoint.inject import InjectionOptions, inject
-        from revox.checkpoint.tensors import write_safetensors_stream
-
         factors = trainer.deltas.voice_map(scale)
         if factors is not None:
             self.speak(self.tts, row, seed, factors, facts)
             return
-        tensors = trainer.deltas.merged(self.model, scale)
-        file, folder = self.out / "adaptation.safetensors", self.out / "adapted"
-        shutil.rmtree(folder, ignore_errors=True)
-        write_safetensors_stream(file, [(n, tuple(t.shape), "BF16", t) for n, t in tensors.items()], {})
-        inject(
-            self.asked.checkpoint,
-            self.asked.encoder,
-            InjectionOptions(out=folder, merge=True, adaptation=file),
-        )
-        self.speak(load(folder, "cpu", torch.float32), row, seed, None, facts)
-        shutil.rmtree(folder)
+        with merged_folder(self.asked, trainer.deltas.merged(self.model, scale), self.out) as tts:
+            self.speak(tts, row, seed, None, facts)
 
     def speak(self, tts: Any, row: str, seed: int, factors: Any, facts: dict[str, Any]) -> None:
         """Two sentences in every voice, one take of each, and the likelihood of the clips that judge."""

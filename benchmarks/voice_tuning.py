@@ -1,23 +1,27 @@
 """What tuning a voice gains on the lab, against doing nothing and against a wrong speaker's clips.
 
     python benchmarks/voice_tuning.py speak --checkpoint LAB --encoder ENCODER --data RUN/data \
-        --speech KOKORO --multi ../shared/speech/librispeech-multi --out OUT
+        --speech KOKORO --multi ../shared/speech/librispeech-multi --out OUT [--rows tuned,adapted]
     PYTHONPATH=src:. JUDGES/bin/python benchmarks/voice_tuning.py judge OUT --models runs/models
 
 `speak` needs revox; `judge` the recognizers' environment (lab/speech/README.md). Both resume. Speakers
 are the lab's held-out ones and the five of --multi. Of each speaker the last utterances, 5 s or more,
 are never learned: they judge likelihood and similarity. Goals: similarity 0.05 higher from 60 s
-(synthetic) and from 30 s (human), words at most 2 points more wrong.
+(synthetic) and from 30 s (human), words at most 2 points more wrong. The row "adapted" is another lever on
+the same clips: `revox train adapt --objective speech` on that one speaker, at the largest scale that its
+guard allows; its voice is the clone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +37,6 @@ SENTENCES = (
     "She put the letters on the table and went out into the garden.",
     "Nobody knew what the old man wanted to say to his friend.",
 )
-ROWS = ("before", "tuned", "wrong speaker")
 
 
 @dataclass(frozen=True)
@@ -96,17 +99,73 @@ def divided(utterances: Sequence[Utterance], most: float) -> tuple[list[Utteranc
     return learned, judged
 
 
+def preset_data(folder: Path, model: Any, data: Path, out: Path) -> Any:
+    """`AdaptData` of what the presets of `folder` say of the lab's sentences; codes kept in `out`."""
+    from lab.data import SpeechSet
+    from revox.coding import Coder
+    from revox.coding.presets import preset_codes
+    from revox.training import adapt_data
+
+    texts = sorted({str(u.text) for u in SpeechSet(data, "train", "synthetic").utterances})[::30][:40]
+    coder = Coder(model.audio_tokenizer, lambda should_stop: preset_codes(folder, model))
+    presets = adapt_data.preset_items(folder, coder, adapt_data.AdaptSpeech(texts, out))
+    return adapt_data.divided(presets, adapt_data.distilled(presets))
+
+
+@contextmanager
+def merged_folder(asked: argparse.Namespace, tensors: Mapping[str, Any], out: Path) -> Iterator[Any]:
+    """What speaks with the folder that `revox inject` makes of an adaptation's `tensors`, within `out`."""
+    import torch
+
+    from revox import load
+    from revox.checkpoint.inject import InjectionOptions, inject
+    from revox.checkpoint.tensors import write_safetensors_stream
+
+    file, folder = out / "adaptation.safetensors", out / "adapted"
+    shutil.rmtree(folder, ignore_errors=True)
+    write_safetensors_stream(file, [(n, tuple(t.shape), "BF16", t) for n, t in tensors.items()], {})
+    options = InjectionOptions(out=folder, merge=True, adaptation=file)
+    inject(asked.checkpoint, asked.encoder, options)
+    yield load(folder, "cpu", torch.float32)
+    shutil.rmtree(folder)
+
+
+def adapt_to_speaker(
+    model: Any, prompter: Any, presets: Any, items: Sequence[Any], run: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Merged tensors of LoRA learned from one speaker's `items`, and its figures."""
+    from revox.training.adapt import AdaptTrainer, AdaptTraining
+
+    settings = AdaptTraining(objective="speech", steps=200)
+    fourth = max(1, len(items) // 4)
+    data = replace(presets, items=items[fourth:], held_out_items=items[:fourth])
+    began = time.process_time()
+    trainer = AdaptTrainer(model, prompter, settings, data, run)
+    trainer.run(lambda figures: None, report_every=50, validate_every=settings.steps)
+    scale, guard = trainer.largest_scale()
+    facts = {
+        "scale": scale, "guard": asdict(guard), "cpu_seconds": round(time.process_time() - began, 1),
+        "cost": [trainer.held_out_cost(0.0), trainer.held_out_cost(scale)],
+    }  # fmt: skip
+    tensors = trainer.deltas.merged(model, scale)
+    trainer.deltas.remove(model)
+    return tensors, facts
+
+
 def speak(asked: argparse.Namespace) -> None:
     """Tune every voice, speak with it before and after, and write the manifest."""
     import torch
 
     from revox import load
     from revox.checkpoint.inject import InjectionOptions, inject
+    from revox.checkpoint.load import load_model
+    from revox.checkpoint.voices import Voice
     from revox.cloning.clone import SelectedSpeech, source_of
     from revox.cloning.tune import TuningClip, VoiceTuning, tune_voice
     from revox.metrics.likelihood import likelihood
     from revox.speech import Audio, select_reference, write_audio
     from revox.speech.files import replace_file
+    from revox.training.adapt import AdaptItem
 
     torch.set_num_threads(1)
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -116,7 +175,10 @@ def speak(asked: argparse.Namespace) -> None:
     tts = load(folder, "cpu", torch.float32)
     path = asked.out / "manifest.json"
     rows: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    settings = VoiceTuning(minutes=asked.minutes)
+    settings, asked_rows = VoiceTuning(minutes=asked.minutes), asked.rows.split(",")
+    if "adapted" in asked_rows:
+        model = load_model(folder, "cpu", torch.float32)
+        presets = preset_data(folder, model, asked.data, asked.out)
 
     def clips(utterances: Sequence[Utterance]) -> list[TuningClip]:
         made = []
@@ -125,7 +187,7 @@ def speak(asked: argparse.Namespace) -> None:
             made.append(TuningClip(one.text, tts.find_codes(Audio(padded, RATE)).codes))
         return made
 
-    def cost(voice: Any, judged: Sequence[TuningClip]) -> dict[str, float]:
+    def cost(tts: Any, voice: Any, judged: Sequence[TuningClip]) -> dict[str, float]:
         found = []
         for clip in judged:
             tokens = torch.tensor(tts.prompter.tokens(clip.text, len(voice.embedding)))
@@ -147,7 +209,7 @@ def speak(asked: argparse.Namespace) -> None:
         for n, name in enumerate(names):
             for seconds in lengths:
                 key = f"{kind}-{name}-{seconds:g}"
-                if key in rows:
+                if key in rows or asked.seconds not in (None, seconds):
                     continue
                 learned, judged = divided(speakers[name], seconds)
                 if sum(len(u.samples) for u in learned) < ENOUGH * seconds * RATE:
@@ -157,23 +219,38 @@ def speak(asked: argparse.Namespace) -> None:
                 selection = select_reference(Audio(samples, RATE), rate=RATE, min_seconds=0.5, whole=True)
                 reference = SelectedSpeech(selection, source_of(samples.tobytes()))
                 start = tts.clone(reference, consent="a speaker of the lab's lists", seed=0)
-                voices, facts = {"before": start}, {}
-                own, wrong = clips(learned), clips(other)
+                facts: dict[str, Any] = {}
+                own = clips(learned)
+                wrong = clips(other) if "wrong speaker" in asked_rows else []
+                measured = clips(judged)
+
+                def finished(row: str, tts: Any, voice: Any) -> None:
+                    facts.setdefault(row, {}).update(cost(tts, voice, measured))  # noqa: B023
+                    for i, text in enumerate(SENTENCES):
+                        audio = tts.synthesize(text, voice, seed=0, max_seconds=15.0).audio
+                        file = asked.out / f"{key}-{row}-{i}.wav"  # noqa: B023
+                        write_audio(file, Audio(audio.samples, RATE))
+
+                finished("before", tts, start)
                 for row, given in (("tuned", own), ("wrong speaker", wrong)):
-                    kept = max(1, round(settings.held_out * len(given)))
+                    if row not in asked_rows:
+                        continue
+                    validating = max(1, round(settings.held_out * len(given)))
                     began = time.process_time()
-                    tuning = tune_voice(tts.model, tts.prompter, start, given[kept:], given[:kept], settings)
+                    tuning = tune_voice(
+                        tts.model, tts.prompter, start, given[validating:], given[:validating], settings
+                    )
                     facts[row] = {
                         **{k: v for k, v in asdict(tuning).items() if k != "embedding"},
                         "cpu_seconds": round(time.process_time() - began, 1),
                     }
-                    voices[row] = type(start).__mro__[1](name, start.codes, tuning.embedding)
-                measured = clips(judged)
-                for row, voice in voices.items():
-                    facts.setdefault(row, {}).update(cost(voice, measured))
-                    for i, text in enumerate(SENTENCES):
-                        audio = tts.synthesize(text, voice, seed=0, max_seconds=15.0).audio
-                        write_audio(asked.out / f"{key}-{row}-{i}.wav", Audio(audio.samples, RATE))
+                    finished(row, tts, Voice(name, start.codes, tuning.embedding))
+                if "adapted" in asked_rows:
+                    items = [AdaptItem(one.text, one.codes, start.codes) for one in own]
+                    run = asked.out / "runs" / key
+                    tensors, facts["adapted"] = adapt_to_speaker(model, tts.prompter, presets, items, run)
+                    with merged_folder(asked, tensors, asked.out) as adapted:
+                        finished("adapted", adapted, start)
                 stretch = np.concatenate([u.samples for u in judged])
                 write_audio(asked.out / f"{key}-judged.wav", Audio(stretch, RATE))
                 rows[key] = {
@@ -200,7 +277,7 @@ def judge(asked: argparse.Namespace) -> None:
     table: dict[tuple[str, float, str], list[dict[str, float]]] = defaultdict(list)
     for key, one in rows.items():
         others = [k for k, o in rows.items() if (o["kind"], o["seconds"]) == (one["kind"], one["seconds"])]
-        for row in ROWS:
+        for row in one["rows"]:
             spoken = [audio(f"{key}-{row}-{i}") for i in range(len(SENTENCES))]
             voice = np.array(
                 models.score("embedding", Audio(np.concatenate([s.samples for s in spoken]), 16_000))
@@ -247,6 +324,8 @@ def main() -> None:
         part.add_argument(f"--{name}", type=Path, required=True)
     part.add_argument("--minutes", type=float, default=10.0)
     part.add_argument("--limit", type=int, default=100, help="at most so many speakers of each kind")
+    part.add_argument("--rows", default="tuned,wrong speaker", help="of tuned, wrong speaker, adapted")
+    part.add_argument("--seconds", type=float, help="of this length of speech only")
     part.add_argument("--kinds", nargs="+", default=list(GROUPS), choices=list(GROUPS))
     part = parts.add_parser("judge")
     part.add_argument("out", type=Path)
