@@ -321,6 +321,10 @@ def test_the_benchmark_measures_a_step_and_counts_the_releases(tiny_checkpoint, 
     assert counted["attention"]["weights_gb"] == pytest.approx(8.3, abs=0.01)
     assert "map" in benchmark["PARTS"]
     assert benchmark["count"](options, "map")["matrix_gb"] == 0  # it has none
+    tuning = benchmark["measure"](options, "tune")
+    assert tuning["learned"] == 100 * 256  # 8 s of a voice, the end frame excepted
+    assert tuning["seconds"] > 0
+    assert benchmark["count"](options, "tune")["learned"] == 100 * 3072
     for one in counted.values():
         assert one["gb"] == pytest.approx(sum(one[f"{part}_gb"] for part in PARTS_OF_A_STEP))
         # More than the inputs of the layers, and less than a layer's every intermediate in all layers.
