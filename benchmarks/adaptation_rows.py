@@ -118,7 +118,8 @@ class Experiment:
 
         path = self.out / f"{name}.wav"
         path.parent.mkdir(exist_ok=True)
-        write_audio(path, Audio(samples, RATE))
+        silence = np.zeros(RATE // 10, np.float32)  # of a sentence that ended before it began
+        write_audio(path, Audio(samples if len(samples) else silence, RATE))
 
     def _clips(self, presets: Any) -> Any:
         from lab.data import SpeechSet
