@@ -11,6 +11,8 @@ Whisper tiny.en, none of which is in a loss. Both resume. KOKORO is what `lab.sp
 benchmarks/adaptation-speech.tsv` makes: twelve held-out synthetic speakers, texts that the lab has not
 learned from; the people are the build's held-out ones.
 
+The published rows have as few steps as the others; those at ten times the rate stand for more of them.
+
 Every row has one seed, or those of --seeds; "nothing" speaks with three seeds of noise, whose mean the
 others are compared with. **The rule**, fixed before any row was run: a row is worth having for an encoder
 if, over all held-out speakers, it gains 0.01 of similarity and more than twice the standard error of the
@@ -52,6 +54,9 @@ ROWS: Mapping[str, dict[str, Any]] = {
     "published, no fault": {"faults": ()},
     "published, adapter active in the teacher": {"faults": ("adapter",)},
     "published, other layout in the teacher": {"faults": ("layout",)},
+    "published at 2e-4, no fault": {"faults": (), "learning_rate": 2e-4},
+    "published at 2e-4, both faults": {"faults": ("adapter", "layout"), "learning_rate": 2e-4},
+    "published at 2e-4, other layout in the teacher": {"faults": ("layout",), "learning_rate": 2e-4},
 }
 PUBLISHED = {
     "part": "attention", "rank": 8, "replay": 0, "learning_rate": 2e-5, "semantic": 0.0, "flow": 0.0
@@ -157,7 +162,7 @@ class Experiment:
             given = dict(ROWS[row])
             faults = given.pop("faults", None)
             PublishedTrainer.faults = faults or ()
-            given |= {} if faults is None else PUBLISHED
+            given = given if faults is None else {**PUBLISHED, **given}
             settings = AdaptTraining(**given, steps=self.asked.steps, seed=seed)
             kind = PublishedTrainer if faults is not None else AdaptTrainer
             data = self.data["speech" if settings.objective == "speech" else "distill"]

@@ -42,7 +42,7 @@ def test_every_row_is_a_setting_of_an_adaptation(benchmark):
         if name != "nothing":
             published = "faults" in given
             changes = {k: v for k, v in given.items() if k != "faults"}
-            AdaptTraining(**changes, **(benchmark["PUBLISHED"] if published else {}))
+            AdaptTraining(**{**(benchmark["PUBLISHED"] if published else {}), **changes})
 
 
 @pytest.mark.parametrize(
