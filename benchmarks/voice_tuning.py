@@ -9,7 +9,8 @@ are the lab's held-out ones and the five of --multi. Of each speaker the last ut
 are never learned: they judge likelihood and similarity. Goals: similarity 0.05 higher from 60 s
 (synthetic) and from 30 s (human), words at most 2 points more wrong. The row "adapted" is another lever on
 the same clips: `revox train adapt --objective speech` on that one speaker, at the largest scale that its
-guard allows; its voice is the clone.
+guard allows, or at full scale where it allows none ("scale" in the manifest is then 0); its voice is the
+clone.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ def adapt_to_speaker(
         "scale": scale, "guard": asdict(guard), "cpu_seconds": round(time.process_time() - began, 1),
         "cost": [trainer.held_out_cost(0.0), trainer.held_out_cost(scale)],
     }  # fmt: skip
-    tensors = trainer.deltas.merged(model, scale)
+    tensors = trainer.deltas.merged(model, scale or 1.0)
     trainer.deltas.remove(model)
     return tensors, facts
 
