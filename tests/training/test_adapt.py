@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+import revox
 from conftest import TINY, tiny_model
 from revox.checkpoint.adapter import read_adapter
 from revox.checkpoint.encoder_file import check_adaptation
@@ -30,6 +31,7 @@ from revox.checkpoint.voices import add_voice, load_voice
 from revox.cli import train_command, voice_command
 from revox.cloning.consent import provenance
 from revox.cloning.errors import CloneError
+from revox.demo import checkpoint_folder
 from revox.metrics.voice_embeddings import table_deviation
 from revox.model.layers import rotate_interleaved
 from revox.speech import Audio, write_audio
@@ -41,6 +43,28 @@ from revox.training.errors import TrainingError
 TEXTS = ("one two three", "four five six")
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PARTS_OF_A_STEP = ("weights", "learned", "kept", "matrix")
+
+
+def test_speech_that_no_longer_says_its_text_is_refused(tmp_path):
+    lab = revox.load(checkpoint_folder(), "cpu")
+    voice, texts = lab.voice("casual_female"), ("We will be back on Thursday.", "Call me on Sunday.")
+    codes = [lab.synthesize(text, voice, max_seconds=3.0).codes for text in texts]
+    items = [
+        AdaptItem(text, said, codes[0], voice.embedding) for text, said in zip(texts, codes, strict=True)
+    ]
+    settings = AdaptTraining(part="layers", agreement=0.0, nats=100.0)
+    run = AdaptTrainer(lab.model, lab.prompter, settings, AdaptData(items, items, items, items), tmp_path)
+    assert run.evidence(0.0) > 2  # nats a frame
+    assert run.guard(1.0) == Guard(1.0, 0.0, 1.0)  # nothing is learned yet
+    with torch.no_grad():
+        for parameter in run.deltas.parameters():
+            parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
+    run._evidence.clear()
+    assert run.guard(1.0).evidence < 0.5
+    assert run.largest_scale()[0] < 1
+    assert AdaptTrainer(
+        lab.model, lab.prompter, AdaptTraining(**MAP), AdaptData(items, (), items[:1], ()), tmp_path / "one"
+    ).guard(1.0) == Guard(1.0, 0.0)  # there is no other text
 
 
 def codes_of(frames: int, seed: int) -> torch.Tensor:

@@ -271,11 +271,15 @@ def adapt_command(
     )
     console.print(
         f"held-out cost {decision.before:.4f}, adapted {decision.after:.4f}, control {decision.control:.4f} "
-        f"(seeds differ by {decision.spread:.4f}); {presets}",
+        f"(seeds differ by {decision.spread:.4f}); {presets}; new speech is {guard.evidence:.0%} as clearly "
+        "of its text",
         soft_wrap=True,
     )
     if path is None:
-        console.print("leave the model alone: nothing better was found that leaves the presets as they are")
+        console.print(
+            "leave the model alone: nothing better was found that leaves the presets, and what is said, as "
+            "they are"
+        )
         raise typer.Exit(1)
     if decision.voice_map is not None:
         console.print(

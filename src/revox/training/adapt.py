@@ -9,7 +9,10 @@ stay those of the untouched model. A guard measures that on held-out sentences (
 objective, `replay`, is the control.
 
 A map of voice embeddings (part "map", objective `speech`) leaves the weights and the presets bit-identical:
-there is nothing to replay or to guard, and its control is the untouched model.
+there is nothing to replay, and its control is the untouched model.
+
+Clips can become likelier while speech falls apart (docs/adaptation.md), so the guard has the changed model
+speak as well, and the untouched one read which text that is.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from revox.metrics.likelihood import likelihood, prompt_likelihood
 from revox.model.config import N_SPECIAL_CODES
 from revox.model.recompute import checkpointed_layers
 from revox.model.voxtral import Voxtral
+from revox.synthesis.engine import Engine, Request
 from revox.synthesis.prompt import Prompter
 from revox.training.deltas import Deltas, Part
 from revox.training.errors import TrainingError
@@ -40,14 +44,17 @@ MAP_LEARNING_RATE = 2e-3
 """Of a map, whose unit is a standard deviation of voice embeddings: more than a change of weights bears."""
 SCALES = (1.0, 0.75, 0.5, 0.25)
 """At which a change is tried when it is merged, the largest first."""
+_SPOKEN = 8  # held-out items that are spoken
+_LEAST_EVIDENCE = 0.2  # nats a frame, under which the untouched model does not say its texts either
 
 
 @dataclass(frozen=True)
 class AdaptTraining:
     """Settings of one run. `batch` items of the objective and `replay` presets a step.
 
-    `hidden`, `semantic` and `flow` weigh the parts of distillation. `agreement` and `nats` are the guard's
-    thresholds: the least share of equal semantic codes, the largest change of likelihood.
+    `hidden`, `semantic` and `flow` weigh the parts of distillation. `agreement`, `nats` and `evidence` are
+    the guard's thresholds: the least share of equal semantic codes, the largest change of likelihood, the
+    least share of the evidence for its text in new speech.
     """
 
     part: Part = "lora"
@@ -64,6 +71,7 @@ class AdaptTraining:
     flow: float = 1.0
     agreement: float = 0.98
     nats: float = 0.02
+    evidence: float = 0.9
     seed: int = 0
     save_every: int = 50
 
@@ -99,15 +107,18 @@ class AdaptData:
 
 @dataclass(frozen=True)
 class Guard:
-    """Presets on held-out sentences beside the untouched model: the share of equal semantic codes,
-    teacher-forced, and the change of the semantic likelihood in nats a frame."""
+    """Beside the untouched model: presets on held-out sentences, teacher-forced, as the share of equal
+    semantic codes and the change of their likelihood in nats a frame; and new speech in held-out voices, as
+    the share of the evidence for its text (`AdaptTrainer.evidence`)."""
 
     agreement: float
     nats: float
+    evidence: float = 1.0
 
     def holds(self, settings: AdaptTraining) -> bool:
-        """Whether the presets are unharmed."""
-        return self.agreement >= settings.agreement and self.nats <= settings.nats
+        """Whether the presets are unharmed, and the model still says what it is given to say."""
+        unharmed = self.agreement >= settings.agreement and self.nats <= settings.nats
+        return unharmed and self.evidence >= settings.evidence
 
 
 class AdaptTrainer(Run):
@@ -125,6 +136,7 @@ class AdaptTrainer(Run):
             raise TrainingError("there is too little speech to adapt to: give more clips with transcripts")
         self.model, self.prompter, self.settings, self.data = model, prompter, settings, data
         self.deltas = Deltas.on(model, settings.part, settings.rank, settings.seed)
+        self._evidence: dict[float, float] = {}
         self.optimizer = torch.optim.AdamW(
             self.deltas.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
         )
@@ -141,6 +153,7 @@ class AdaptTrainer(Run):
     def take_step(self) -> dict[str, float]:
         """One update; returns the losses. Items are read one by one: memory is that of the longest."""
         settings = self.settings
+        self._evidence.clear()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
@@ -249,9 +262,13 @@ class AdaptTrainer(Run):
 
     @torch.no_grad()
     def guard(self, scale: float) -> Guard:
-        """The presets at `scale`, on held-out sentences."""
-        if not self.settings.changes_weights:
-            return Guard(1.0, 0.0)
+        """The presets at `scale` on held-out sentences, and new speech."""
+        agreement, nats = self._presets_beside(scale) if self.settings.changes_weights else (1.0, 0.0)
+        untouched = self.evidence(0.0)
+        share = self.evidence(scale) / untouched if untouched >= _LEAST_EVIDENCE else 1.0
+        return Guard(agreement, nats, share)
+
+    def _presets_beside(self, scale: float) -> tuple[float, float]:
         agreement, nats = [], []
         for item in self.data.held_out_replay:
             ids = item.codes[0].to(self.model.device) + N_SPECIAL_CODES
@@ -263,10 +280,39 @@ class AdaptTrainer(Run):
             agreement.append(float((rows[0].argmax(-1) == rows[1].argmax(-1)).float().mean()))
             before, after = (-row.gather(1, ids[:, None]).mean() for row in rows)
             nats.append(float(after - before))
-        return Guard(sum(agreement) / len(agreement), sum(nats) / len(nats))
+        return sum(agreement) / len(agreement), sum(nats) / len(nats)
+
+    @torch.no_grad()
+    def evidence(self, scale: float) -> float:
+        """How surely one hears of the model's speech at `scale` which text it says, nats a frame.
+
+        Texts of held-out items are spoken after their voices, and the untouched model reads the codes: by how
+        much they are likelier after their own text than after the next item's. No recognizer is needed, and
+        speech that says nothing has 0. Without two items it is 0 as well.
+        """
+        items = self.data.held_out_items[:_SPOKEN]
+        if len({item.text for item in items}) < 2:
+            return 0.0
+        if scale not in self._evidence:
+            with self.deltas.scaled(scale):
+                requests = [
+                    Request(self._prompt(item, False), 0, 2 * item.codes.shape[1] + 25) for item in items
+                ]
+                spoken = Engine(self.model).generate_batch(requests)
+            found = []
+            with self.deltas.scaled(0.0):
+                for i, (item, one) in enumerate(zip(items, spoken, strict=True)):
+                    other = replace(item, text=items[(i + 1) % len(items)].text)
+                    found.append(self._likelier(one.codes(), item, other) if one.frames else 0.0)
+            self._evidence[scale] = sum(found) / len(found)
+        return self._evidence[scale]
+
+    def _likelier(self, codes: Tensor, item: AdaptItem, other: AdaptItem) -> float:
+        nats = [likelihood(self.model, self._prompt(one, False), codes, draws=1) for one in (item, other)]
+        return float(nats[1].semantic_nll - nats[0].semantic_nll)
 
     def largest_scale(self) -> tuple[float, Guard]:
-        """The largest of `SCALES` at which the presets are unharmed, and its guard; 0 if there is none."""
+        """The largest of `SCALES` at which the guard holds, and that guard; 0 if there is none."""
         for scale in SCALES:
             guard = self.guard(scale)
             if guard.holds(self.settings):
