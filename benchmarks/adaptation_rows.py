@@ -38,6 +38,7 @@ import numpy as np
 from voice_tuning import RATE, REFERENCE, divided, merged_folder, preset_data, synthetic_and_human
 
 TRAINING_SPEAKERS = 60  # of each kind, two clips each, for the objective "speech"
+CLIPS = 4  # at most, of which two are learned and the others make the voice longer
 SPEAKERS = 12  # held-out ones of each kind; all others' stretches are there to be mistaken for
 NOISE = (0, 1, 2)  # seeds that "nothing" speaks with
 LEAST_GAIN, MOST_WORDS = 0.01, 0.02
@@ -129,7 +130,7 @@ class Experiment:
     def _clips(self, presets: Any) -> Any:
         from lab.data import SpeechSet
         from revox.training.adapt import AdaptItem
-        from revox.training.adapt_data import REFERENCE_SECONDS, divided
+        from revox.training.adapt_data import REFERENCE_SECONDS, divided, reference_codes
 
         items = []
         for kind in ("synthetic", "human"):
@@ -137,12 +138,12 @@ class Experiment:
             known = {s: [i for i in speech.of(s) if speech.utterances[i].text] for s in speech.speakers}
             several = [s for s in speech.speakers if len(known[s]) > 1]
             for speaker in several[:: len(several) // TRAINING_SPEAKERS][:TRAINING_SPEAKERS]:
-                codes = [self.codes(speech.waveform(i)) for i in known[speaker][:2]]
-                for i, said, voice in zip(known[speaker], codes, codes[::-1], strict=False):
-                    text = str(speech.utterances[i].text)
-                    items.append(
-                        (speaker, AdaptItem(text, said, voice[:, : round(REFERENCE_SECONDS * 12.5)]))
-                    )
+                mine = known[speaker][:CLIPS]
+                codes = [self.codes(speech.waveform(i)) for i in mine]
+                for number, i in enumerate(mine[:2]):
+                    text, said = str(speech.utterances[i].text), codes[number]
+                    voice = reference_codes(codes, number, round(REFERENCE_SECONDS * 12.5))
+                    items.append((speaker, AdaptItem(text, said, voice)))
         found = divided([], items)
         return replace(found, replay=presets.replay, held_out_replay=presets.held_out_replay)
 

@@ -43,7 +43,7 @@ class AdaptSpeech:
 def preset_items(
     checkpoint: Path, coder: Coder, speech: AdaptSpeech, progress: ProgressCallback = ignore_progress
 ) -> list[tuple[str, AdaptItem]]:
-    """What every preset says, by its name; the prompt's voice is its next sentence, encoded.
+    """What every preset says, by its name; the prompt's voice is its next sentences, encoded.
 
     A preset of one sentence has no other one for its prompt: it can be replayed only (`distilled`).
     """
@@ -64,10 +64,16 @@ def preset_items(
                 sound = coder.codec.decode(one.codes[None].to(device))[0].float()
             read.append(find_codes(coder, sound, CodingSettings("encoder")).codes)
         for i, one in enumerate(spoken):
-            voice = read[(i + 1) % len(read)][:, :frames]
-            found.append((name, AdaptItem(one.text, one.codes, voice, own)))
+            found.append((name, AdaptItem(one.text, one.codes, reference_codes(read, i, frames), own)))
         progress(Progress("presets spoken and encoded", done, len(names)))
     return found
+
+
+def reference_codes(clips: Sequence[Tensor], number: int, frames: int) -> Tensor:
+    """Codes `[37, n]` of a speaker's `clips` after the one with that number, in turn, `frames` at most: as
+    long as the references that voices are made from. Of an only clip it is that clip."""
+    others = [clips[(number + i) % len(clips)] for i in range(1, len(clips))] or [clips[number]]
+    return torch.cat(others, dim=1)[:, :frames]
 
 
 def distilled(presets: Sequence[tuple[str, AdaptItem]]) -> list[tuple[str, AdaptItem]]:
@@ -79,7 +85,7 @@ def distilled(presets: Sequence[tuple[str, AdaptItem]]) -> list[tuple[str, Adapt
 def clip_items(
     coder: Coder, speech: AdaptSpeech, method: str = "auto", progress: ProgressCallback = ignore_progress
 ) -> list[tuple[str, AdaptItem]]:
-    """The clips with transcripts, by speaker: the prompt's voice is the speaker's next clip.
+    """The clips with transcripts, by speaker: the prompt's voice is the speaker's next clips.
 
     A clip without words, longer than `LONGEST_CLIP`, or the only one of its speaker is left out.
     """
@@ -105,7 +111,7 @@ def clip_items(
         by_speaker[cut.supervisions[0].speaker].append((cut.supervisions[0].text.strip(), read))
         progress(Progress("clips encoded", done, min(len(cuts), speech.clips)))
     return [
-        (speaker, AdaptItem(text, codes, mine[(i + 1) % len(mine)][1][:, :frames]))
+        (speaker, AdaptItem(text, codes, reference_codes([codes for _, codes in mine], i, frames)))
         for speaker, mine in by_speaker.items()
         if len(mine) > 1
         for i, (text, codes) in enumerate(mine)
