@@ -37,6 +37,7 @@ from revox.model.layers import rotate_interleaved
 from revox.speech import Audio, write_audio
 from revox.synthesis.prompt import Prompter
 from revox.training.adapt import AdaptData, AdaptItem, AdaptTrainer, AdaptTraining, Decision, Guard, decide
+from revox.training.adapt_data import reference_codes
 from revox.training.deltas import PARTS, Deltas
 from revox.training.errors import TrainingError
 
@@ -65,6 +66,13 @@ def test_speech_that_no_longer_says_its_text_is_refused(tmp_path):
     assert AdaptTrainer(
         lab.model, lab.prompter, AdaptTraining(**MAP), AdaptData(items, (), items[:1], ()), tmp_path / "one"
     ).guard(1.0) == Guard(1.0, 0.0)  # there is no other text
+
+
+def test_a_voice_is_as_long_as_a_reference_and_never_the_clip_itself():
+    clips = [torch.full((37, 3), i) for i in range(4)]
+    assert reference_codes(clips, 2, 100)[0].tolist() == [3, 3, 3, 0, 0, 0, 1, 1, 1]
+    assert reference_codes(clips, 0, 4)[0].tolist() == [1, 1, 1, 2]
+    assert reference_codes(clips[:1], 0, 100)[0].tolist() == [0, 0, 0]  # a preset of one sentence
 
 
 def codes_of(frames: int, seed: int) -> torch.Tensor:
