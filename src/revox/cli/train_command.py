@@ -271,8 +271,8 @@ def adapt_command(
     )
     console.print(
         f"held-out cost {decision.before:.4f}, adapted {decision.after:.4f}, control {decision.control:.4f} "
-        f"(seeds differ by {decision.spread:.4f}); {presets}; new speech is {guard.evidence:.0%} as clearly "
-        "of its text",
+        f"(seeds differ by {decision.spread:.4f}); {presets}; new speech is less likely by "
+        f"{guard.spoken:.2f} nats a frame",
         soft_wrap=True,
     )
     if path is None:

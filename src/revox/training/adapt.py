@@ -45,16 +45,16 @@ MAP_LEARNING_RATE = 2e-3
 SCALES = (1.0, 0.75, 0.5, 0.25)
 """At which a change is tried when it is merged, the largest first."""
 _SPOKEN = 8  # held-out items that are spoken
-_LEAST_EVIDENCE = 0.2  # nats a frame, under which the untouched model does not say its texts either
+_SILENCE = 10.0  # nats a frame, for a text of which nothing is said
 
 
 @dataclass(frozen=True)
 class AdaptTraining:
     """Settings of one run. `batch` items of the objective and `replay` presets a step.
 
-    `hidden`, `semantic` and `flow` weigh the parts of distillation. `agreement`, `nats` and `evidence` are
-    the guard's thresholds: the least share of equal semantic codes, the largest change of likelihood, the
-    least share of the evidence for its text in new speech.
+    `hidden`, `semantic` and `flow` weigh the parts of distillation. `agreement`, `nats` and `spoken` are the
+    guard's thresholds: the least share of equal semantic codes, the largest change of likelihood, and by how
+    many nats a frame new speech may be less likely (docs/adaptation.md has what it is set by).
     """
 
     part: Part = "lora"
@@ -71,7 +71,7 @@ class AdaptTraining:
     flow: float = 1.0
     agreement: float = 0.98
     nats: float = 0.02
-    evidence: float = 0.9
+    spoken: float = 0.3
     seed: int = 0
     save_every: int = 50
 
@@ -109,16 +109,16 @@ class AdaptData:
 class Guard:
     """Beside the untouched model: presets on held-out sentences, teacher-forced, as the share of equal
     semantic codes and the change of their likelihood in nats a frame; and new speech in held-out voices, as
-    the share of the evidence for its text (`AdaptTrainer.evidence`)."""
+    the nats a frame by which it is less likely to the untouched model than its own (`spoken_cost`)."""
 
     agreement: float
     nats: float
-    evidence: float = 1.0
+    spoken: float = 0.0
 
     def holds(self, settings: AdaptTraining) -> bool:
         """Whether the presets are unharmed, and the model still says what it is given to say."""
         unharmed = self.agreement >= settings.agreement and self.nats <= settings.nats
-        return unharmed and self.evidence >= settings.evidence
+        return unharmed and self.spoken <= settings.spoken
 
 
 class AdaptTrainer(Run):
@@ -136,7 +136,7 @@ class AdaptTrainer(Run):
             raise TrainingError("there is too little speech to adapt to: give more clips with transcripts")
         self.model, self.prompter, self.settings, self.data = model, prompter, settings, data
         self.deltas = Deltas.on(model, settings.part, settings.rank, settings.seed)
-        self._evidence: dict[float, float] = {}
+        self._spoken: dict[float, float] = {}
         self.optimizer = torch.optim.AdamW(
             self.deltas.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
         )
@@ -153,7 +153,7 @@ class AdaptTrainer(Run):
     def take_step(self) -> dict[str, float]:
         """One update; returns the losses. Items are read one by one: memory is that of the longest."""
         settings = self.settings
-        self._evidence.clear()
+        self._spoken.clear()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
@@ -264,9 +264,7 @@ class AdaptTrainer(Run):
     def guard(self, scale: float) -> Guard:
         """The presets at `scale` on held-out sentences, and new speech."""
         agreement, nats = self._presets_beside(scale) if self.settings.changes_weights else (1.0, 0.0)
-        untouched = self.evidence(0.0)
-        share = self.evidence(scale) / untouched if untouched >= _LEAST_EVIDENCE else 1.0
-        return Guard(agreement, nats, share)
+        return Guard(agreement, nats, self.spoken_cost(scale) - self.spoken_cost(0.0))
 
     def _presets_beside(self, scale: float) -> tuple[float, float]:
         agreement, nats = [], []
@@ -283,17 +281,14 @@ class AdaptTrainer(Run):
         return sum(agreement) / len(agreement), sum(nats) / len(nats)
 
     @torch.no_grad()
-    def evidence(self, scale: float) -> float:
-        """How surely one hears of the model's speech at `scale` which text it says, nats a frame.
+    def spoken_cost(self, scale: float) -> float:
+        """How unlikely the untouched model finds what is said at `scale`, nats a frame, 0 without items.
 
-        Texts of held-out items are spoken after their voices, and the untouched model reads the codes: by how
-        much they are likelier after their own text than after the next item's. No recognizer is needed, and
-        speech that says nothing has 0. Without two items it is 0 as well.
+        The texts of held-out items are spoken after their voices, and the untouched model reads the codes
+        after text and voice: speech that no longer says its text is unlikely to it. No recognizer is needed.
         """
         items = self.data.held_out_items[:_SPOKEN]
-        if len({item.text for item in items}) < 2:
-            return 0.0
-        if scale not in self._evidence:
+        if scale not in self._spoken:
             with self.deltas.scaled(scale):
                 requests = [
                     Request(self._prompt(item, False), 0, 2 * item.codes.shape[1] + 25) for item in items
@@ -301,15 +296,14 @@ class AdaptTrainer(Run):
                 spoken = Engine(self.model).generate_batch(requests)
             found = []
             with self.deltas.scaled(0.0):
-                for i, (item, one) in enumerate(zip(items, spoken, strict=True)):
-                    other = replace(item, text=items[(i + 1) % len(items)].text)
-                    found.append(self._likelier(one.codes(), item, other) if one.frames else 0.0)
-            self._evidence[scale] = sum(found) / len(found)
-        return self._evidence[scale]
-
-    def _likelier(self, codes: Tensor, item: AdaptItem, other: AdaptItem) -> float:
-        nats = [likelihood(self.model, self._prompt(one, False), codes, draws=1) for one in (item, other)]
-        return float(nats[1].semantic_nll - nats[0].semantic_nll)
+                for item, one in zip(items, spoken, strict=True):
+                    if one.frames:
+                        cost = likelihood(self.model, self._prompt(item, False), one.codes(), draws=1)
+                        found.append(float(cost.semantic_nll))
+                    else:
+                        found.append(_SILENCE)
+            self._spoken[scale] = sum(found) / len(found) if found else 0.0
+        return self._spoken[scale]
 
     def largest_scale(self) -> tuple[float, Guard]:
         """The largest of `SCALES` at which the guard holds, and that guard; 0 if there is none."""
