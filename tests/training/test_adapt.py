@@ -213,11 +213,12 @@ MAP = {"part": "map", "objective": "speech", "rank": 2}
 def test_a_map_learns_and_the_weights_and_presets_stay_bit_identical(model, data, tiny_checkpoint, tmp_path):
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     given = AdaptData(data.items, (), data.held_out_items, ())  # nothing to replay
-    settings = AdaptTraining(**MAP, steps=12, warmup=1, decay_steps=2, learning_rate=0.02)
+    settings = AdaptTraining(**MAP, steps=12, warmup=1, decay_steps=2, learning_rate=0.02, spoken=100.0)
     run = AdaptTrainer(model, Prompter(tiny_checkpoint), settings, given, tmp_path)
     run.run(lambda row: None, report_every=100, validate_every=100)
     assert run.held_out_cost(1.0) < run.held_out_cost(0.5) < run.held_out_cost(0.0)
-    assert run.largest_scale() == (1.0, Guard(1.0, 0.0))
+    scale, guard = run.largest_scale()
+    assert (scale, guard.agreement, guard.nats) == (1.0, 1.0, 0.0)
     assert run.deltas.merged(model, 1.0) == {}
     assert run.deltas.adapter(1.0) is None
     after = model.state_dict()
