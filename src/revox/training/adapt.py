@@ -263,10 +263,10 @@ class AdaptTrainer(Run):
     @torch.no_grad()
     def guard(self, scale: float) -> Guard:
         """The presets at `scale` on held-out sentences, and new speech."""
-        agreement, nats = self._presets_beside(scale) if self.settings.changes_weights else (1.0, 0.0)
+        agreement, nats = self._preset_change(scale) if self.settings.changes_weights else (1.0, 0.0)
         return Guard(agreement, nats, self.spoken_cost(scale) - self.spoken_cost(0.0))
 
-    def _presets_beside(self, scale: float) -> tuple[float, float]:
+    def _preset_change(self, scale: float) -> tuple[float, float]:
         agreement, nats = [], []
         for item in self.data.held_out_replay:
             ids = item.codes[0].to(self.model.device) + N_SPECIAL_CODES
