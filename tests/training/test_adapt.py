@@ -36,33 +36,82 @@ from revox.metrics.voice_embeddings import table_deviation
 from revox.model.layers import rotate_interleaved
 from revox.speech import Audio, write_audio
 from revox.synthesis.prompt import Prompter
-from revox.training.adapt import AdaptData, AdaptItem, AdaptTrainer, AdaptTraining, Decision, Guard, decide
+from revox.training.adapt import (
+    SCALES,
+    AdaptData,
+    AdaptItem,
+    AdaptTrainer,
+    AdaptTraining,
+    Decision,
+    Guard,
+    decide,
+)
 from revox.training.adapt_data import reference_codes
 from revox.training.deltas import PARTS, Deltas
 from revox.training.errors import TrainingError
+from revox.training.speaker import SpeakerLoss
 
 TEXTS = ("one two three", "four five six")
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PARTS_OF_A_STEP = ("weights", "learned", "kept", "matrix")
 
 
-def test_speech_that_no_longer_says_its_text_is_refused(tmp_path):
+@pytest.fixture
+def run_on_lab(tmp_path):
+    """A run of two layers of the lab on what two presets say, each after its voice. Nothing is learned."""
     lab = revox.load(checkpoint_folder(), "cpu")
-    voice, texts = lab.voice("casual_female"), ("We will be back on Thursday.", "Call me on Sunday.")
-    codes = [lab.synthesize(text, voice, max_seconds=3.0).codes for text in texts]
-    items = [
-        AdaptItem(text, said, codes[0], voice.embedding) for text, said in zip(texts, codes, strict=True)
-    ]
+    items = []
+    for name, text in (
+        ("casual_female", "We will be back on Thursday."),
+        ("casual_male", "Call me on Sunday."),
+    ):
+        voice = lab.voice(name)
+        first, second = (lab.synthesize(text, voice, seed=seed, max_seconds=3.0).codes for seed in range(2))
+        items.append(AdaptItem(text, first, second, voice.embedding))
     settings = AdaptTraining(part="layers", agreement=0.0, nats=100.0)
-    run = AdaptTrainer(lab.model, lab.prompter, settings, AdaptData(items, items, items, items), tmp_path)
-    assert 0 < run.spoken_cost(0.0) < 5
-    assert run.guard(1.0) == Guard(1.0, 0.0, 0.0)  # nothing is learned yet
+    return AdaptTrainer(lab.model, lab.prompter, settings, AdaptData(items, items, items, items), tmp_path)
+
+
+def test_speech_that_no_longer_says_its_text_is_refused(run_on_lab):
+    run = run_on_lab
+    assert 0 < run.new_speech(0.0).nats < 5
+    assert run.guard(1.0) == Guard(1.0, 0.0, 0.0)
     with torch.no_grad():
         for parameter in run.deltas.parameters():
             parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
     run._spoken.clear()
     assert run.guard(1.0).spoken > 2
-    assert run.largest_scale()[0] < 1
+    asked = []
+    assert run.largest_scale(lambda at: asked.append((at.done, at.total)))[0] < 1
+    assert asked[0] == (0, len(SCALES))
+
+
+class Spectrum(torch.nn.Module):
+    """A verifier that hears which frequencies up to 400 Hz are loud."""
+
+    rate = 24_000
+
+    def forward(self, waveforms, lengths):
+        return torch.fft.rfft(waveforms, n=24_000).abs()[:, 60:400].unflatten(1, (34, 10)).mean(-1)
+
+
+def test_speech_in_another_voice_is_refused_by_a_verifier_only(run_on_lab, monkeypatch):
+    run, prompt = run_on_lab, run_on_lab._prompt
+    one, other = run.data.held_out_items
+
+    def exchanged(item, own):
+        changed = run.deltas.scale[0] == 1
+        return prompt(replace(item, voice=(other if item is one else one).voice) if changed else item, own)
+
+    monkeypatch.setattr(run, "_prompt", exchanged)
+    settings = replace(run.settings, spoken=100.0)
+    assert run.guard(1.0).similarity == 0.0
+    assert run.guard(1.0).holds(settings)
+    run._spoken.clear()
+    run.verifier = SpeakerLoss(Spectrum())
+    assert run.guard(1.0).similarity < -0.05
+    assert not run.guard(1.0).holds(settings)
+    assert run.guard(0.5).holds(settings)
 
 
 def test_a_voice_is_as_long_as_a_reference_and_never_the_clip_itself():

@@ -205,6 +205,12 @@ def adapt_command(
     texts: Annotated[
         Path | None, typer.Option(help="Sentences for the presets to say, one a line; else our own.")
     ] = None,
+    verifier: Annotated[
+        str | None,
+        typer.Option(
+            help="Has the guard compare voices: an ECAPA-TDNN, or one of your own; a file or hub id."
+        ),
+    ] = None,
     rank: Annotated[int, typer.Option(min=1, help="Of map, lora and attention.")] = 4,
     steps: Annotated[int, typer.Option(min=1, help="Of each run.")] = 300,
     sentences: Annotated[int, typer.Option(min=2, help="That each preset says.")] = 8,
@@ -255,8 +261,8 @@ def adapt_command(
     try:
         with show_progress(console) as show:
             request = AdaptRequest(
-                training, data or (), spoken, agreed, sentences, encoder, seeds, place, find_dtype(dtype),
-                show, report,
+                training, data or (), spoken, agreed, sentences, encoder, verifier, seeds, place,
+                find_dtype(dtype), show, report,
             )  # fmt: skip
             decision, path = adapt_model(locate(checkpoint), out, request)
     except KeyboardInterrupt:  # stopped as asked: nothing failed
@@ -272,9 +278,12 @@ def adapt_command(
     console.print(
         f"held-out cost {decision.before:.4f}, adapted {decision.after:.4f}, control {decision.control:.4f} "
         f"(seeds differ by {decision.spread:.4f}); {presets}; new speech is less likely by "
-        f"{guard.spoken:.2f} nats a frame",
+        f"{guard.spoken:.2f} nats a frame"
+        + (f", and more similar to its voices by {guard.similarity:+.3f}" if verifier else ""),
         soft_wrap=True,
     )
+    if not verifier and objective == "speech":
+        console.print("whether new speech is still like its voices was not asked: give --verifier")
     if path is None:
         console.print(
             "leave the model alone: nothing better was found that leaves the presets, and what is said, as "

@@ -17,6 +17,7 @@ from revox.evaluation.evaluate import DEFAULT_TEXTS
 from revox.progress import Progress
 from revox.restore.request import RestoreRequest
 from revox.stages import Facts
+from revox.training.adapt import SCALES, SPOKEN
 from revox.training.adapt_model import AdaptRequest
 from revox.training.restore import HELD_OUT, TRAINING, restore_encoder
 from revox.training.spoken import SHARD
@@ -109,6 +110,8 @@ def plan_restore(request: RestoreRequest, folder: Path) -> Facts:
     speed = operations_a_second(PROMPT + FRAMES, backbone.dim, backbone.hidden_dim, dtype, device)
     adapting = items * PASSES * 2 * sizes["backbone"] * (PROMPT + FRAMES) / speed
     spoken = AdaptRequest.sentences * presets
+    adapting += speaking_seconds(config, spoken, SHARD, dtype, device)
+    guarding = (1 + len(SCALES)) * speaking_seconds(config, min(SPOKEN, spoken), SPOKEN, dtype, device)
     clips = len(DEFAULT_TEXTS) * request.seeds * (2 * HELD_OUT + min(presets, MAX_PRESETS))
     size = sum(path.stat().st_size for path in request.checkpoint.rglob("*") if path.is_file())
     adapted = 2 * (sizes["acoustic_transformer"] + 2 * sizes["backbone"] // backbone.n_layers)
@@ -125,8 +128,7 @@ def plan_restore(request: RestoreRequest, folder: Path) -> Facts:
         "train": (speaks.speaking + steps * step["seconds"], states, step["memory"], timed),
         "measure": (alone(clips), 0, speaks.memory, COUNTED),
         "adapt": (
-            adapting + speaking_seconds(config, spoken, SHARD, dtype, device), adapted, speaks.memory,
-            f"if the rule says so; {COUNTED}",
+            adapting + guarding, adapted, speaks.memory, f"if the rule says so; {COUNTED}",
         ),
         "inject": (size / DISK_SPEED, size + 2 * encoder, adapted + 2 * encoder, copied),
         "doctor": (alone(EXAMINED * (4 if request.quick else presets)), 0, speaks.memory, COUNTED),

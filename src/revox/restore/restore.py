@@ -209,7 +209,8 @@ class Restoration:
             request.message(f"{run}: step {row['step']:.0f} of {request.adaptation.steps}")
 
         asked = AdaptRequest(
-            request.adaptation, texts=request.texts, encoder=self.encoder, device=request.device,
+            request.adaptation, texts=request.texts, encoder=self.encoder,
+            verifier=request.settings.verifier, device=request.device,
             dtype=request.arithmetic, progress=request.progress, report=report,
         )  # fmt: skip
         decision, path = adapt_model(request.checkpoint, self.out / "adaptation", asked)

@@ -11,8 +11,9 @@ objective, `replay`, is the control.
 A map of voice embeddings (part "map", objective `speech`) leaves the weights and the presets bit-identical:
 there is nothing to replay, and its control is the untouched model.
 
-Clips can become likelier while speech falls apart (docs/adaptation.md), so the guard has the changed model
-speak as well, and the untouched one read which text that is.
+Clips can become likelier while speech falls apart or loses the voice (docs/adaptation.md), so the guard has
+the changed model speak as well; the untouched one reads which text that is, and a verifier, where there is
+one, whose voice.
 """
 
 from __future__ import annotations
@@ -33,18 +34,21 @@ from revox.metrics.likelihood import likelihood, prompt_likelihood
 from revox.model.config import N_SPECIAL_CODES
 from revox.model.recompute import checkpointed_layers
 from revox.model.voxtral import Voxtral
+from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.synthesis.engine import Engine, Request
 from revox.synthesis.prompt import Prompter
 from revox.training.deltas import Deltas, Part
 from revox.training.errors import TrainingError
 from revox.training.run import Run
+from revox.training.speaker import SpeakerLoss
 
 Objective = Literal["distill", "speech", "replay"]
 MAP_LEARNING_RATE = 2e-3
 """Of a map, whose unit is a standard deviation of voice embeddings: more than a change of weights bears."""
 SCALES = (1.0, 0.75, 0.5, 0.25)
 """At which a change is tried when it is merged, the largest first."""
-_SPOKEN = 8  # held-out items that are spoken
+SPOKEN = 24
+"""Held-out items that the guard has spoken, at most; once by the untouched model and once at each scale."""
 _SILENCE = 10.0  # nats a frame, for a text of which nothing is said
 
 
@@ -52,9 +56,10 @@ _SILENCE = 10.0  # nats a frame, for a text of which nothing is said
 class AdaptTraining:
     """Settings of one run. `batch` items of the objective and `replay` presets a step.
 
-    `hidden`, `semantic` and `flow` weigh the parts of distillation. `agreement`, `nats` and `spoken` are the
-    guard's thresholds: the least share of equal semantic codes, the largest change of likelihood, and by how
-    many nats a frame new speech may be less likely (docs/adaptation.md has what it is set by).
+    `hidden`, `semantic` and `flow` weigh the parts of distillation. `agreement`, `nats`, `spoken` and
+    `similarity` are the guard's thresholds: the least share of equal semantic codes, the largest change of
+    likelihood, by how many nats a frame new speech may be less likely, and by how much its voice may be less
+    like the reference's (docs/adaptation.md has what they are set by).
     """
 
     part: Part = "lora"
@@ -72,6 +77,7 @@ class AdaptTraining:
     agreement: float = 0.98
     nats: float = 0.02
     spoken: float = 0.3
+    similarity: float = 0.01
     seed: int = 0
     save_every: int = 50
 
@@ -108,24 +114,42 @@ class AdaptData:
 @dataclass(frozen=True)
 class Guard:
     """Beside the untouched model: presets on held-out sentences, teacher-forced, as the share of equal
-    semantic codes and the change of their likelihood in nats a frame; and new speech in held-out voices, as
-    the nats a frame by which it is less likely to the untouched model than its own (`spoken_cost`)."""
+    semantic codes and the change of their likelihood in nats a frame; and new speech in held-out voices
+    (`NewSpeech`), as the nats a frame by which it is less likely and the change of its similarity, 0 without
+    a verifier."""
 
     agreement: float
     nats: float
     spoken: float = 0.0
+    similarity: float = 0.0
 
     def holds(self, settings: AdaptTraining) -> bool:
-        """Whether the presets are unharmed, and the model still says what it is given to say."""
+        """Whether the presets are unharmed, and the model still says what it is given to say, as it did."""
         unharmed = self.agreement >= settings.agreement and self.nats <= settings.nats
-        return unharmed and self.spoken <= settings.spoken
+        as_before = self.spoken <= settings.spoken and self.similarity >= -settings.similarity
+        return unharmed and as_before
+
+
+@dataclass(frozen=True)
+class NewSpeech:
+    """Held-out texts spoken after their voices, means: nats a frame of the codes to the untouched model, and
+    the verifier's cosine with the decoded codes of the voices, 0 without a verifier."""
+
+    nats: float
+    similarity: float
 
 
 class AdaptTrainer(Run):
-    """A run on a loaded model, whose own weights stay frozen."""
+    """A run on a loaded model, whose own weights stay frozen. With a `verifier` the guard compares voices."""
 
     def __init__(
-        self, model: Voxtral, prompter: Prompter, settings: AdaptTraining, data: AdaptData, folder: Path
+        self,
+        model: Voxtral,
+        prompter: Prompter,
+        settings: AdaptTraining,
+        data: AdaptData,
+        folder: Path,
+        verifier: SpeakerLoss | None = None,
     ) -> None:
         super().__init__("adapt", settings, folder, str(model.device))
         if settings.changes_weights and not (data.replay and data.held_out_replay):
@@ -136,7 +160,8 @@ class AdaptTrainer(Run):
             raise TrainingError("there is too little speech to adapt to: give more clips with transcripts")
         self.model, self.prompter, self.settings, self.data = model, prompter, settings, data
         self.deltas = Deltas.on(model, settings.part, settings.rank, settings.seed)
-        self._spoken: dict[float, float] = {}
+        self.verifier = verifier
+        self._spoken: dict[float, NewSpeech] = {}
         self.optimizer = torch.optim.AdamW(
             self.deltas.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
         )
@@ -264,7 +289,8 @@ class AdaptTrainer(Run):
     def guard(self, scale: float) -> Guard:
         """The presets at `scale` on held-out sentences, and new speech."""
         agreement, nats = self._preset_change(scale) if self.settings.changes_weights else (1.0, 0.0)
-        return Guard(agreement, nats, self.spoken_cost(scale) - self.spoken_cost(0.0))
+        before, after = self.new_speech(0.0), self.new_speech(scale)
+        return Guard(agreement, nats, after.nats - before.nats, after.similarity - before.similarity)
 
     def _preset_change(self, scale: float) -> tuple[float, float]:
         agreement, nats = [], []
@@ -281,33 +307,41 @@ class AdaptTrainer(Run):
         return sum(agreement) / len(agreement), sum(nats) / len(nats)
 
     @torch.no_grad()
-    def spoken_cost(self, scale: float) -> float:
-        """How unlikely the untouched model finds what is said at `scale`, nats a frame, 0 without items.
+    def new_speech(self, scale: float) -> NewSpeech:
+        """What the model says at `scale`: up to `SPOKEN` held-out texts, each after its voice.
 
-        The texts of held-out items are spoken after their voices, and the untouched model reads the codes
-        after text and voice: speech that no longer says its text is unlikely to it. No recognizer is needed.
+        Speech that no longer says its text is unlikely to the untouched model, which reads the codes after
+        text and voice: no recognizer is needed. Zeros without items; remembered until the next step.
         """
-        items = self.data.held_out_items[:_SPOKEN]
+        items = self.data.held_out_items[:SPOKEN]
         if scale not in self._spoken:
             with self.deltas.scaled(scale):
                 requests = [
                     Request(self._prompt(item, False), 0, 2 * item.codes.shape[1] + 25) for item in items
                 ]
                 spoken = Engine(self.model).generate_batch(requests)
-            found = []
+            nats, similarity = [0.0] * (not items), [0.0] * (not items)
             with self.deltas.scaled(0.0):
                 for item, one in zip(items, spoken, strict=True):
-                    if one.frames:
-                        cost = likelihood(self.model, self._prompt(item, False), one.codes(), draws=1)
-                        found.append(float(cost.semantic_nll))
-                    else:
-                        found.append(_SILENCE)
-            self._spoken[scale] = sum(found) / len(found) if found else 0.0
+                    nats.append(self._nats(item, one.codes()) if one.frames else _SILENCE)
+                    similarity.append(self._similarity(item, one.codes()) if one.frames else 0.0)
+            self._spoken[scale] = NewSpeech(sum(nats) / len(nats), sum(similarity) / len(similarity))
         return self._spoken[scale]
 
-    def largest_scale(self) -> tuple[float, Guard]:
+    def _nats(self, item: AdaptItem, codes: Tensor) -> float:
+        return float(likelihood(self.model, self._prompt(item, False), codes, draws=1).semantic_nll)
+
+    def _similarity(self, item: AdaptItem, codes: Tensor) -> float:
+        if self.verifier is None:
+            return 0.0
+        device, codec = self.model.device, self.model.audio_tokenizer
+        speech, voice = (codec.decode(one[None].to(device)).float() for one in (codes, item.voice))
+        return float(self.verifier.similarity(speech, voice))
+
+    def largest_scale(self, progress: ProgressCallback = ignore_progress) -> tuple[float, Guard]:
         """The largest of `SCALES` at which the guard holds, and that guard; 0 if there is none."""
-        for scale in SCALES:
+        for tried, scale in enumerate(SCALES):
+            progress(Progress("guarding: scales tried", tried, len(SCALES)))
             guard = self.guard(scale)
             if guard.holds(self.settings):
                 return scale, guard
@@ -355,13 +389,15 @@ def decide(
     settings: AdaptTraining,
     seeds: int,
     report: Callable[[str, dict[str, float]], None],
+    progress: ProgressCallback = ignore_progress,
 ) -> Decision:
     """Train the adaptation and its control with `seeds` seeds each and compare them on held-out items.
 
     A map has no control to train: it is compared with the untouched model.
 
     `trainer` gives the run of those settings, with a name, at its last state. The first seed's change is the
-    one to merge, at the largest scale that leaves the presets unharmed. `report` gets names and figures.
+    one to merge, at the largest scale that its guard allows. `report` gets names and figures, `progress` what
+    the guard tries.
     """
     costs: dict[str, list[float]] = {"adapt": []}
     if settings.changes_weights:
@@ -376,7 +412,7 @@ def decide(
             run = trainer(given, f"{name}-{seed}")
             run.run(partial(report, f"{name}-{seed}"), report_every=10, validate_every=given.steps)
             if not seed and name == "adapt":
-                scale, guard = run.largest_scale()
+                scale, guard = run.largest_scale(progress)
                 before, adapter = run.held_out_cost(0.0), run.deltas.adapter(scale)
                 voice_map = run.deltas.voice_map(scale)
                 tensors = run.deltas.merged(run.model, scale) if scale else {}

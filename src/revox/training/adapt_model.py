@@ -24,6 +24,7 @@ from revox.training.adapt_data import AdaptSpeech, clip_items, distilled, divide
 from revox.training.data import find_sources
 from revox.training.errors import TrainingError
 from revox.training.sentences import drawn_sentences
+from revox.training.speaker import SpeakerLoss
 
 ADAPTATION_FILE = "adaptation.safetensors"
 ADAPTER_FOLDER = "adapter"
@@ -37,7 +38,7 @@ class AdaptRequest:
     `data` are specs of `find_sources`, for the objective "speech", and `consent` says whose speech that is
     and that they agreed; both are recorded with the adaptation. `texts` are what the presets say (else
     sentences of our own), `sentences` of them each. `encoder` is an encoder's file or a run's folder, for a
-    checkpoint without one.
+    checkpoint without one. `verifier` (what `SpeakerLoss.load` takes) has the guard compare voices.
     """
 
     training: AdaptTraining
@@ -46,6 +47,7 @@ class AdaptRequest:
     consent: str | None = None
     sentences: int = 8
     encoder: Path | None = None
+    verifier: str | None = None
     seeds: int = 2
     device: str = "cpu"
     dtype: torch.dtype | None = None
@@ -82,18 +84,21 @@ def adapt_model(checkpoint: Path, out: Path, request: AdaptRequest) -> tuple[Dec
         items = distilled(presets)
     data = divided(presets, items)
     prompter = Prompter(checkpoint)
+    verifier = None
+    if request.verifier is not None:
+        verifier = SpeakerLoss.load(request.verifier, model.config.codec.sampling_rate, request.device)
 
     def trainer(settings: AdaptTraining, name: str) -> AdaptTrainer:
         stamp = stamp_of(asdict(settings), len(data.items), len(data.replay))[:8]
-        found = AdaptTrainer(model, prompter, settings, data, out / f"{name}-{stamp}")
+        found = AdaptTrainer(model, prompter, settings, data, out / f"{name}-{stamp}", verifier)
         found.resume()
         return found
 
-    decision = decide(trainer, training, request.seeds, request.report)
+    decision = decide(trainer, training, request.seeds, request.report, request.progress)
     figures = ("adapt", "scale", "before", "after", "control", "spread")
     about = {name: getattr(decision, name) for name in figures}
     about |= {"guard": asdict(decision.guard), "training": asdict(training), "seeds": request.seeds}
-    about |= {"data": list(request.data), "consent": request.consent}
+    about |= {"data": list(request.data), "consent": request.consent, "verifier": request.verifier}
     replace_file(out / REPORT_FILE, json.dumps(about, indent=1) + "\n")
     path = out / ADAPTATION_FILE
     for stale in (
