@@ -31,9 +31,12 @@ from revox.checkpoint.voices import add_voice, load_voice
 from revox.cli import train_command, voice_command
 from revox.cloning.consent import provenance
 from revox.cloning.errors import CloneError
+from revox.coding import Coder
+from revox.coding.student import StudentEncoder
 from revox.demo import checkpoint_folder
 from revox.metrics.voice_embeddings import table_deviation
 from revox.model.layers import rotate_interleaved
+from revox.model.voxtral import Voxtral
 from revox.speech import Audio, write_audio
 from revox.synthesis.prompt import Prompter
 from revox.training.adapt import (
@@ -46,7 +49,8 @@ from revox.training.adapt import (
     Guard,
     decide,
 )
-from revox.training.adapt_data import reference_codes
+from revox.training.adapt_data import AdaptSpeech, clip_items, reference_codes, stamp_of_items
+from revox.training.data import find_sources
 from revox.training.deltas import PARTS, Deltas
 from revox.training.errors import TrainingError
 from revox.training.speaker import SpeakerLoss
@@ -311,19 +315,75 @@ def test_the_control_of_a_map_is_the_model_as_it_is(model, data, tiny_checkpoint
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapt-0"]
 
 
+def write_clips(folder: Path) -> None:
+    """Two tones of a second with transcripts for each of four speakers."""
+    for speaker in range(4):
+        for clip in range(2):
+            place = folder / f"speaker{speaker}"
+            place.mkdir(parents=True, exist_ok=True)
+            t = np.arange(24000) / 24000
+            wave = 0.2 * np.sin(2 * np.pi * (150 + 60 * speaker + 9 * clip) * t)
+            write_audio(place / f"{clip}.flac", Audio(wave.astype(np.float32), 24000))
+            (place / f"{clip}.txt").write_text(TEXTS[clip])
+
+
+def items_coded_by(model: Voxtral, clips: Path, cache: Path) -> list[AdaptItem]:
+    speech = AdaptSpeech((), cache, sources=find_sources([str(clips)]))
+    return [item for _, item in clip_items(Coder(model.audio_tokenizer), speech)]
+
+
+def test_another_encoder_codes_the_clips_anew(tmp_path):
+    write_clips(tmp_path / "clips")
+    model, cache = tiny_model(with_encoder=True), tmp_path / "cache"
+    first = items_coded_by(model, tmp_path / "clips", cache)
+    again = items_coded_by(tiny_model(with_encoder=True), tmp_path / "clips", cache)
+    assert all(torch.equal(a.codes, b.codes) for a, b in zip(first, again, strict=True))
+    with torch.no_grad():
+        for parameter in model.audio_tokenizer.input_proj.parameters():
+            parameter.mul_(-3)
+    other = items_coded_by(model, tmp_path / "clips", cache)
+    fresh = items_coded_by(model, tmp_path / "clips", tmp_path / "fresh")
+    assert all(torch.equal(a.codes, b.codes) for a, b in zip(other, fresh, strict=True))
+    assert any(not torch.equal(a.codes, b.codes) for a, b in zip(first, other, strict=True))
+    assert stamp_of_items(first) == stamp_of_items(again) != stamp_of_items(other)
+
+
+def test_a_release_without_an_encoder_is_adapted_by_its_student(tiny_checkpoint_copy, tmp_path, monkeypatch):
+    from revox.coding import find
+    from revox.training import adapt, adapt_model, spoken
+
+    monkeypatch.setattr(spoken, "MAX_FRAMES", 40)
+    monkeypatch.setattr(adapt, "SCALES", (1.0,))
+    for path in sorted((tiny_checkpoint_copy / "voice_embedding").iterdir())[3:]:
+        path.unlink()
+    write_clips(tmp_path / "clips")
+    given = ["adapt", "-c", str(tiny_checkpoint_copy), "--steps", "1", "--seeds", "1", "--sentences", "4",
+             "--device", "cpu", "--out"]  # fmt: skip
+    refused = CliRunner().invoke(train_command.app, [*given, str(tmp_path / "none")])
+    assert "train a student" in str(refused.exception)
+    students = []
+
+    def student(checkpoint, codec):
+        students.append(StudentEncoder.for_codec(codec, width=32, blocks=1).eval())
+        return students[-1]
+
+    monkeypatch.setattr(adapt_model, "trained_student", student)
+    monkeypatch.setattr(find, "invert", None)  # nothing is searched for
+    monkeypatch.setattr(spoken, "clear_speech", lambda frames, characters, nll: [True] * len(frames))
+    speech = ["--objective", "speech", "--data", str(tmp_path / "clips"), "--consent", "Ada, who agreed"]
+    for run, more in (("speech", speech), ("distill", [])):
+        done = CliRunner().invoke(train_command.app, [*given, str(tmp_path / run), *more])
+        assert (tmp_path / run / "adaptation.json").is_file(), (done.output, done.exception)
+        assert ("give --verifier" in " ".join(done.output.split())) == (run == "speech")
+    assert len(students) == 2
+
+
 def test_a_map_is_learned_from_clips_and_given_to_a_voice(
     tiny_checkpoint_with_encoder, tmp_path, monkeypatch
 ):
     checkpoint = Path(shutil.copytree(tiny_checkpoint_with_encoder, tmp_path / "checkpoint"))
     weights = (checkpoint / WEIGHTS).read_bytes()
-    for speaker in range(4):
-        for clip in range(2):
-            folder = tmp_path / "clips" / f"speaker{speaker}"
-            folder.mkdir(parents=True, exist_ok=True)
-            t = np.arange(24000) / 24000
-            wave = 0.2 * np.sin(2 * np.pi * (150 + 60 * speaker + 9 * clip) * t)
-            write_audio(folder / f"{clip}.flac", Audio(wave.astype(np.float32), 24000))
-            (folder / f"{clip}.txt").write_text(TEXTS[clip])
+    write_clips(tmp_path / "clips")
     run, here = str(tmp_path / "run"), ["-c", str(checkpoint)]
     given = ["adapt", *here, "--out", run, "--adapt", "map", "--rank", "2", "--steps", "2", "--seeds", "1",
              "--device", "cpu", "--consent", "Ada, who agreed"]  # fmt: skip

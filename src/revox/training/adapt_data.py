@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from revox.checkpoint.voices import list_voices, load_voice
 from revox.coding import Coder, CodingSettings, find_codes
@@ -41,11 +42,16 @@ class AdaptSpeech:
 
 
 def preset_items(
-    checkpoint: Path, coder: Coder, speech: AdaptSpeech, progress: ProgressCallback = ignore_progress
+    checkpoint: Path,
+    coder: Coder,
+    speech: AdaptSpeech,
+    method: str | None = "encoder",
+    progress: ProgressCallback = ignore_progress,
 ) -> list[tuple[str, AdaptItem]]:
-    """What every preset says, by its name; the prompt's voice is its next sentences, encoded.
+    """What every preset says, by its name; the prompt's voice is its next sentences, coded by `method`.
 
-    A preset of one sentence has no other one for its prompt: it can be replayed only (`distilled`).
+    A preset of one sentence has no other one for its prompt: it can be replayed only (`distilled`). So can
+    those that no method codes anew (None).
     """
     found: list[tuple[str, AdaptItem]] = []
     names = [entry.name for entry in list_voices(checkpoint) if entry.preset and not entry.problem]
@@ -60,9 +66,12 @@ def preset_items(
         own = load_voice(checkpoint, name).embedding
         read = []
         for one in spoken:
+            if method is None:
+                read.append(one.codes)
+                continue
             with torch.no_grad():
                 sound = coder.codec.decode(one.codes[None].to(device))[0].float()
-            read.append(find_codes(coder, sound, CodingSettings("encoder")).codes)
+            read.append(find_codes(coder, sound, CodingSettings(method)).codes)
         for i, one in enumerate(spoken):
             found.append((name, AdaptItem(one.text, one.codes, reference_codes(read, i, frames), own)))
         progress(Progress("presets spoken and encoded", done, len(names)))
@@ -91,12 +100,13 @@ def clip_items(
     """
     config = coder.codec.config
     frames = round(REFERENCE_SECONDS * config.frame_rate)
+    coded_by = _coded_by(coder, method)
     cuts = [cut for source in speech.sources for cut in source.cuts]
     cuts = [cut for cut in cuts if cut.supervisions[0].text and 0 < cut.duration <= LONGEST_CLIP]
     by_speaker: dict[str, list[tuple[str, Tensor]]] = defaultdict(list)
     for done, cut in enumerate(cuts[: speech.clips], 1):
         path = speech.cache / "codes" / f"{stamp_of(cut.id)[:16]}.cache"
-        stamp = stamp_of(cut_source(cut), cut.duration, method)
+        stamp = stamp_of(cut_source(cut), cut.duration, coded_by)
         cached = load_stamped(path, stamp)
         if cached is None:
             source = audio_source(cut_source(cut))
@@ -116,6 +126,30 @@ def clip_items(
         if len(mine) > 1
         for i, (text, codes) in enumerate(mine)
     ]
+
+
+def _coded_by(coder: Coder, method: str) -> str:
+    """A stamp of what codes come from: the encoder's weights, the student's or the search, and the codec."""
+    ways = coder.ways(CodingSettings(method))
+    networks: list[nn.Module] = [coder.codec]  # which has the encoder
+    if "student" in ways and coder.student is not None:
+        networks.append(coder.student)
+    found = hashlib.sha256("+".join(ways).encode())
+    for network in networks:
+        for name, tensor in sorted(network.state_dict().items()):
+            found.update(name.encode() + tensor.float().cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+def stamp_of_items(items: Sequence[AdaptItem]) -> str:
+    """A stamp of everything that is learned from: texts, codes, voices and presets' own rows."""
+    found = hashlib.sha256()
+    for item in items:
+        rows = [] if item.own is None else [item.own.float()]
+        found.update(stamp_of(item.text).encode())
+        for tensor in (item.codes, item.voice, *rows):
+            found.update(stamp_of(list(tensor.shape)).encode() + tensor.cpu().numpy().tobytes())
+    return found.hexdigest()
 
 
 def divided(presets: Sequence[tuple[str, AdaptItem]], items: Sequence[tuple[str, AdaptItem]]) -> AdaptData:

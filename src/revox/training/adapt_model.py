@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,11 +17,19 @@ from revox.checkpoint.tensors import write_safetensors_stream
 from revox.checkpoint.voice_map import MAP_FILE, write_map
 from revox.coding import Coder
 from revox.coding.presets import preset_codes
+from revox.coding.student import trained_student
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech.files import replace_file, stamp_of
 from revox.synthesis.prompt import Prompter
 from revox.training.adapt import AdaptTrainer, AdaptTraining, Decision, decide
-from revox.training.adapt_data import AdaptSpeech, clip_items, distilled, divided, preset_items
+from revox.training.adapt_data import (
+    AdaptSpeech,
+    clip_items,
+    distilled,
+    divided,
+    preset_items,
+    stamp_of_items,
+)
 from revox.training.data import find_sources
 from revox.training.errors import TrainingError
 from revox.training.sentences import drawn_sentences
@@ -68,28 +77,38 @@ def adapt_model(checkpoint: Path, out: Path, request: AdaptRequest) -> tuple[Dec
     if request.encoder is not None:
         codec = codec_with_encoder(checkpoint, find_encoder(request.encoder))
         model.audio_tokenizer = codec.to(request.device, dtype)
-    if training.objective == "distill" and not model.audio_tokenizer.has_encoder:
-        raise TrainingError(
-            f"{checkpoint} has no encoder whose embeddings could be distilled: restore it first "
-            "(`revox train encoder`) and name its run with --encoder, or inject it (`revox inject`)"
-        )
-    coder = Coder(model.audio_tokenizer, lambda should_stop: preset_codes(checkpoint, model))
+    coder = Coder(
+        model.audio_tokenizer,
+        lambda should_stop: preset_codes(checkpoint, model),
+        student=partial(trained_student, checkpoint),
+    )
+    method: str | None = None
+    if training.objective == "distill":
+        method = "encoder" if coder.has_encoder else "student"
+        if method == "student" and coder.student is None:
+            raise TrainingError(
+                f"{checkpoint} has no encoder whose embeddings could be distilled, and no student: restore "
+                "it first (`revox train encoder`) and name its run with --encoder, inject it (`revox "
+                "inject`), or train a student (`revox train student`)"
+            )
     texts = request.texts or drawn_sentences(40, training.seed)
     sources = find_sources(request.data, progress=request.progress) if request.data else []
     speech = AdaptSpeech(texts, out, request.sentences, sources, seed=training.seed)
-    presets = preset_items(checkpoint, coder, speech, request.progress) if training.changes_weights else []
+    presets = []
+    if training.changes_weights:
+        presets = preset_items(checkpoint, coder, speech, method, request.progress)
     if training.objective == "speech":
         items = clip_items(coder, speech, progress=request.progress)
     else:
         items = distilled(presets)
-    data = divided(presets, items)
+    data, learned = divided(presets, items), stamp_of_items([item for _, item in [*presets, *items]])
     prompter = Prompter(checkpoint)
     verifier = None
     if request.verifier is not None:
         verifier = SpeakerLoss.load(request.verifier, model.config.codec.sampling_rate, request.device)
 
     def trainer(settings: AdaptTraining, name: str) -> AdaptTrainer:
-        stamp = stamp_of(asdict(settings), len(data.items), len(data.replay))[:8]
+        stamp = stamp_of(asdict(settings), learned)[:8]
         found = AdaptTrainer(model, prompter, settings, data, out / f"{name}-{stamp}", verifier)
         found.resume()
         return found
