@@ -1,10 +1,11 @@
 """What each adaptation gains on the lab, for encoders of several qualities: one table, and a rule for it.
 
-    python benchmarks/adaptation_rows.py run --name NAME --encoder FILE --data RUN/data --speech KOKORO \
+    python benchmarks/adaptation_rows.py run --name NAME [--encoder FILE] --data RUN/data --speech KOKORO \
         --out OUT [--rows "nothing,,distill lora 4"] [--seeds 3]
     PYTHONPATH=src:.:benchmarks JUDGES/bin/python benchmarks/adaptation_rows.py judge OUT --models runs/models
 
-`run` trains every row in turn as `revox train adapt` does, for one encoder (NAME in the table), merges it
+`run` trains every row in turn as `revox train adapt` does, for one encoder (NAME in the table; without a
+FILE the student of `revox train student`), merges it
 at the largest scale that its guard allows, writes the folder with `revox inject`, clones held-out speakers
 with it and speaks. `judge` needs the recognizers' environment (lab/speech/README.md): Resemblyzer and
 Whisper tiny.en, none of which is in a loss. Both resume. KOKORO is what `lab.speech.kokoro --plan
@@ -83,16 +84,18 @@ class Experiment:
         from revox import load
         from revox.checkpoint.inject import InjectionOptions, inject
         from revox.checkpoint.load import load_model
+        from revox.training.speaker import SpeakerLoss
 
         torch.set_num_threads(1)
         self.asked, self.out = asked, asked.out / asked.name
         self.out.mkdir(parents=True, exist_ok=True)
-        self.folder = self.out / "checkpoint"
+        self.folder = self.out / "checkpoint" if asked.encoder else asked.checkpoint
         if not self.folder.exists():
             inject(asked.checkpoint, asked.encoder, InjectionOptions(out=self.folder))
         self.tts = load(self.folder, "cpu", torch.float32)
         self.model = load_model(self.folder, "cpu", torch.float32)
         self.voices = dict(self._voices())
+        self.verifier = SpeakerLoss.load(asked.verifier, RATE) if asked.verifier else None
         self.data = {"distill": preset_data(self.folder, self.model, asked.data, self.out)}
         self.data["speech"] = self._clips(self.data["distill"])
 
@@ -170,7 +173,7 @@ class Experiment:
             kind = PublishedTrainer if faults is not None else AdaptTrainer
             data = self.data["speech" if settings.objective == "speech" else "distill"]
             runs = self.out / "runs" / f"{row}-{seed}"
-            trainer = kind(self.model, Prompter(self.folder), settings, data, runs)
+            trainer = kind(self.model, Prompter(self.folder), settings, data, runs, self.verifier)
             began = time.process_time()
             trainer.resume()
             trainer.run(lambda figures: None, report_every=50, validate_every=settings.steps)
@@ -355,8 +358,10 @@ def main() -> None:
     parts = parser.add_subparsers(dest="part", required=True)
     part = parts.add_parser("run")
     part.add_argument("--name", required=True)
-    for name in ("encoder", "data", "speech", "out"):
+    for name in ("data", "speech", "out"):
         part.add_argument(f"--{name}", type=Path, required=True)
+    part.add_argument("--encoder", type=Path)
+    part.add_argument("--verifier", help="for the guard")
     part.add_argument("--checkpoint", type=Path, default=checkpoint_folder())
     part.add_argument("--rows", help="with two commas between them; by default all")
     part.add_argument("--seeds", type=int, default=1)

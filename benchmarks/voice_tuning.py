@@ -23,6 +23,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,25 +106,42 @@ def preset_data(folder: Path, model: Any, data: Path, out: Path) -> Any:
     from lab.data import SpeechSet
     from revox.coding import Coder
     from revox.coding.presets import preset_codes
+    from revox.coding.student import trained_student
     from revox.training import adapt_data
 
     texts = sorted({str(u.text) for u in SpeechSet(data, "train", "synthetic").utterances})[::30][:40]
-    coder = Coder(model.audio_tokenizer, lambda should_stop: preset_codes(folder, model))
-    presets = adapt_data.preset_items(folder, coder, adapt_data.AdaptSpeech(texts, out))
+    coder = Coder(
+        model.audio_tokenizer,
+        lambda should_stop: preset_codes(folder, model),
+        student=partial(trained_student, folder),
+    )
+    method = "encoder" if coder.has_encoder else "student"
+    presets = adapt_data.preset_items(folder, coder, adapt_data.AdaptSpeech(texts, out), method)
     return adapt_data.divided(presets, adapt_data.distilled(presets))
 
 
 @contextmanager
 def merged_folder(asked: argparse.Namespace, tensors: Mapping[str, Any], out: Path) -> Iterator[Any]:
-    """What speaks with the folder that `revox inject` makes of an adaptation's `tensors`, within `out`."""
+    """What speaks with the folder that `revox inject` makes of an adaptation's `tensors`, within `out`.
+
+    Without an encoder, which `inject` wants, the weights are written here.
+    """
     import torch
+    from safetensors.torch import load_file, save_file
 
     from revox import load
     from revox.checkpoint.inject import InjectionOptions, inject
-    from revox.checkpoint.tensors import write_safetensors_stream
+    from revox.checkpoint.tensors import WEIGHTS, write_safetensors_stream
 
     file, folder = out / "adaptation.safetensors", out / "adapted"
     shutil.rmtree(folder, ignore_errors=True)
+    if asked.encoder is None:
+        shutil.copytree(asked.checkpoint, folder)
+        weights = load_file(folder / WEIGHTS)
+        save_file(weights | {n: t.bfloat16().contiguous() for n, t in tensors.items()}, folder / WEIGHTS)
+        yield load(folder, "cpu", torch.float32)
+        shutil.rmtree(folder)
+        return
     write_safetensors_stream(file, [(n, tuple(t.shape), "BF16", t) for n, t in tensors.items()], {})
     options = InjectionOptions(out=folder, merge=True, adaptation=file)
     inject(asked.checkpoint, asked.encoder, options)
