@@ -279,7 +279,12 @@ def adapt_command(
         f"held-out cost {decision.before:.4f}, adapted {decision.after:.4f}, control {decision.control:.4f} "
         f"(seeds differ by {decision.spread:.4f}); {presets}; new speech is less likely by "
         f"{guard.spoken:.2f} nats a frame"
-        + (f", and more similar to its voices by {guard.similarity:+.3f}" if verifier else ""),
+        + (
+            f", and its similarity to its voices changes by {guard.similarity:+.3f} "
+            f"(standard error {guard.similarity_error:.3f})"
+            if verifier
+            else ""
+        ),
         soft_wrap=True,
     )
     if not verifier and objective == "speech":

@@ -59,7 +59,7 @@ class AdaptTraining:
     `hidden`, `semantic` and `flow` weigh the parts of distillation. `agreement`, `nats`, `spoken` and
     `similarity` are the guard's thresholds: the least share of equal semantic codes, the largest change of
     likelihood, by how many nats a frame new speech may be less likely, and by how much its voice may be less
-    like the reference's (docs/adaptation.md has what they are set by).
+    like the reference's, beyond a standard error (docs/adaptation.md has what they are set by).
     """
 
     part: Part = "lora"
@@ -115,28 +115,29 @@ class AdaptData:
 class Guard:
     """Beside the untouched model: presets on held-out sentences, teacher-forced, as the share of equal
     semantic codes and the change of their likelihood in nats a frame; and new speech in held-out voices
-    (`NewSpeech`), as the nats a frame by which it is less likely and the change of its similarity, 0 without
-    a verifier."""
+    (`NewSpeech`), as the nats a frame by which it is less likely, and the change of its similarity with the
+    standard error of that over the items, both 0 without a verifier."""
 
     agreement: float
     nats: float
     spoken: float = 0.0
     similarity: float = 0.0
+    similarity_error: float = 0.0
 
     def holds(self, settings: AdaptTraining) -> bool:
         """Whether the presets are unharmed, and the model still says what it is given to say, as it did."""
         unharmed = self.agreement >= settings.agreement and self.nats <= settings.nats
-        as_before = self.spoken <= settings.spoken and self.similarity >= -settings.similarity
-        return unharmed and as_before
+        alike = self.similarity + self.similarity_error >= -settings.similarity
+        return unharmed and self.spoken <= settings.spoken and alike
 
 
 @dataclass(frozen=True)
 class NewSpeech:
-    """Held-out texts spoken after their voices, means: nats a frame of the codes to the untouched model, and
-    the verifier's cosine with the decoded codes of the voices, 0 without a verifier."""
+    """Held-out texts spoken after their voices: nats a frame of the codes to the untouched model, the mean,
+    and each one's cosine `[items]` with the decoded codes of its voice by the verifier, 0 without one."""
 
     nats: float
-    similarity: float
+    similarity: Tensor
 
 
 class AdaptTrainer(Run):
@@ -290,7 +291,9 @@ class AdaptTrainer(Run):
         """The presets at `scale` on held-out sentences, and new speech."""
         agreement, nats = self._preset_change(scale) if self.settings.changes_weights else (1.0, 0.0)
         before, after = self.new_speech(0.0), self.new_speech(scale)
-        return Guard(agreement, nats, after.nats - before.nats, after.similarity - before.similarity)
+        change = after.similarity - before.similarity
+        error = float(change.std() / len(change) ** 0.5) if len(change) > 1 else 0.0
+        return Guard(agreement, nats, after.nats - before.nats, float(change.mean()), error)
 
     def _preset_change(self, scale: float) -> tuple[float, float]:
         agreement, nats = [], []
@@ -320,12 +323,12 @@ class AdaptTrainer(Run):
                     Request(self._prompt(item, False), 0, 2 * item.codes.shape[1] + 25) for item in items
                 ]
                 spoken = Engine(self.model).generate_batch(requests)
-            nats, similarity = [0.0] * (not items), [0.0] * (not items)
+            nats, similarity = [0.0] * (not items), [0.0] * (not items)  # no items, no cost
             with self.deltas.scaled(0.0):
                 for item, one in zip(items, spoken, strict=True):
                     nats.append(self._nats(item, one.codes()) if one.frames else _SILENCE)
                     similarity.append(self._similarity(item, one.codes()) if one.frames else 0.0)
-            self._spoken[scale] = NewSpeech(sum(nats) / len(nats), sum(similarity) / len(similarity))
+            self._spoken[scale] = NewSpeech(sum(nats) / len(nats), torch.tensor(similarity))
         return self._spoken[scale]
 
     def _nats(self, item: AdaptItem, codes: Tensor) -> float:
