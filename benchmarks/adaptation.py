@@ -265,7 +265,7 @@ def published(options: argparse.Namespace) -> Decision:
         "attention", "distill", 8, options.steps, replay=0, learning_rate=2e-5, semantic=0.0, flow=0.0
     )
 
-    def one_run(trainer: Any, settings: AdaptTraining, seeds: int, report: Any) -> Decision:
+    def one_run(trainer: Any, settings: AdaptTraining, *_: Any) -> Decision:
         run = trainer(settings, "-".join(("published", *PublishedTrainer.faults)))
         run.run(print, report_every=10, validate_every=settings.steps)
         adapter = run.deltas.adapter(1.0)

@@ -116,7 +116,8 @@ def preset_data(folder: Path, model: Any, data: Path, out: Path) -> Any:
         student=partial(trained_student, folder),
     )
     method = "encoder" if coder.has_encoder else "student"
-    presets = adapt_data.preset_items(folder, coder, adapt_data.AdaptSpeech(texts, out), method)
+    spoken = adapt_data.spoken_presets(folder, adapt_data.AdaptSpeech(texts, out))
+    presets = adapt_data.preset_items(folder, coder, spoken, method)
     return adapt_data.divided(presets, adapt_data.distilled(presets))
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from conftest import TINY, in_shards, tiny_model
 from revox.checkpoint import encoder_file
-from revox.checkpoint.encoder_file import decoder_sha256, read_record
+from revox.checkpoint.encoder_file import decoder_sha256, read_record, released_sha256
 from revox.checkpoint.errors import CheckpointError
 from revox.checkpoint.inject import InjectionOptions, eject, inject
 from revox.checkpoint.inspect import inspect
@@ -29,7 +29,8 @@ from revox.checkpoint.release import EMBEDDING_TABLE
 from revox.checkpoint.share import export_encoder, injection_of
 from revox.checkpoint.tensors import weight_files
 from revox.checkpoint.voice_codes import embedding_of_codes, read_table
-from revox.checkpoint.voices import add_voice, list_voices, load_voice
+from revox.checkpoint.voice_journal import consent_log_path
+from revox.checkpoint.voices import add_voice, list_voices, load_voice, remove_voice
 from revox.cli import inject_command
 from revox.model.config import N_SPECIAL_CODES
 
@@ -256,6 +257,39 @@ def test_an_adaptation_takes_the_place_of_its_tensors_and_of_no_other(folder, ru
     assert "2 tensors of the model were replaced" in card
     assert "Ada, who agreed by e-mail" in card
     assert injection_of(tmp_path / "new" / WEIGHTS)["adaptation_record"]["data"] == ["clips"]
+
+
+def test_consent_stays_with_adapted_weights_and_in_the_log(folder, run, adaptation, tmp_path):
+    add_voice(folder, "ada", torch.zeros(3, 256), None, {"consent": {"statement": "Ada, who agreed"}})
+    remove_voice(folder, "ada")
+    inject(folder, run, merged(tmp_path / "once", adaptation=adaptation))
+    changed = {"norm.weight": torch.ones(256)}
+    save_file(changed, tmp_path / "b.safetensors", {"revox": json.dumps({"consent": "Bob, who agreed"})})
+    options = InjectionOptions(
+        tmp_path / "twice", merge=True, replace=True, adaptation=tmp_path / "b.safetensors"
+    )
+    inject(tmp_path / "once", run, options)
+    card = (tmp_path / "twice" / CARD).read_text()
+    assert "Bob, who agreed" in card
+    assert "Ada, who agreed by e-mail" in card
+    before = injection_of(tmp_path / "twice" / WEIGHTS)["before"]
+    assert before["adaptation_record"]["consent"] == "Ada, who agreed by e-mail"
+    log = consent_log_path(folder).read_text()
+    assert "Ada, who agreed" in log
+    assert consent_log_path(tmp_path / "twice").read_text() == log
+
+
+def test_an_adaptation_of_another_model_is_refused(folder, run, tmp_path):
+    file = tmp_path / "a.safetensors"
+    for base, agrees in ((released_sha256(folder), True), ("0" * 64, False)):
+        save_file({"norm.weight": torch.ones(256)}, file, {"revox": json.dumps({"base_sha256": base})})
+        options = merged(tmp_path / "new", adaptation=file, dry_run=True)
+        if agrees:
+            assert inject(folder, run, options).adapted == ["norm.weight"]
+            continue
+        with pytest.raises(CheckpointError, match="learned on another model"):
+            inject(folder, run, options)
+        inject(folder, run, dataclasses.replace(options, force=True))
 
 
 def test_voices_are_summed_again_over_an_adapted_table(folder, run, tmp_path, capsys):
@@ -552,7 +586,8 @@ def test_what_a_dry_run_says_will_be_written_is_what_is_written_and_it_writes_no
 
 def test_a_folder_is_never_written_over(folder, run, tmp_path):
     for out, sentence in (
-        (folder / ".." / folder.name, "inside the checkpoint itself"),
+        (folder / ".." / folder.name, "is the checkpoint itself"),
+        (folder, "is the checkpoint itself"),
         (folder / "inside", "inside the checkpoint itself"),
         (tmp_path / "run", "is there already"),
     ):

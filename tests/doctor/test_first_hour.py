@@ -30,7 +30,8 @@ def quick(monkeypatch) -> list[str]:
 
     def doctor(self) -> dict:
         taken.append("doctor")
-        return {"verdict": "pass", "checks": {}}
+        heard = self.request.recognizer == "none" and self.request.dtype is None
+        return {"verdict": "pass" if heard else "fail", "checks": {}}
 
     def student(self) -> dict:
         taken.append("student")
@@ -80,8 +81,28 @@ def test_the_command_says_what_it_will_take(tiny_checkpoint_with_encoder, tmp_pa
     ]
     failed = CliRunner().invoke(build_app(), [*given, "--sentences", "8"])
     assert failed.exit_code == 1  # its first student fails
-    assert "not done: student" in failed.output
+    assert "failed: student" in failed.output
     done = CliRunner().invoke(build_app(), [*given, "--sentences", "8"])
     assert done.exit_code == 0, (done.output, done.exception)
     assert "for the student here" in done.output
     assert (out / "first-hour.md").read_text().startswith("# The first hour with checkpoint")
+
+
+def test_a_check_that_fails_is_a_failed_command_and_options_are_passed_on(
+    tiny_checkpoint_with_encoder, tmp_path, quick
+):
+    quick.append("student")  # the next one does not fail
+    given = [
+        "doctor",
+        str(tiny_checkpoint_with_encoder),
+        "--first-hour",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+    ]
+    done = CliRunner().invoke(build_app(), [*given, "--out", str(tmp_path / "hour")])
+    assert done.exit_code == 1, (done.output, done.exception)
+    assert "failed: doctor (a check failed)" in done.output
+    refused = CliRunner().invoke(build_app(), [*given, "--sounds", "--out", str(tmp_path / "hour")])
+    assert "leave --voices and --sounds out" in str(refused.exception)

@@ -271,6 +271,9 @@ def test_an_adaptation_that_its_guard_accepts_is_merged_and_another_leaves_the_m
     assert (folder / ENCODER_WEIGHTS).exists() is not accepted
     weight = load_file(folder / WEIGHTS)[name]
     assert torch.equal(weight, changed if accepted else changed / 2)
+    given = ("--data", miniature.folder / "speech", "--config", miniature.folder / "config.yaml")
+    sentence = miniature.fails(miniature.checkpoint, *given, "--device", "cpu", "--adapt", "never")
+    assert "past the adaptation, with --adapt auto" in sentence
 
 
 def test_a_plan_alone_trains_nothing_and_one_that_fails_is_exit_code_1(miniature, monkeypatch):
@@ -307,6 +310,9 @@ def test_mistakes_are_sentences_before_anything_is_computed(
     shutil.copytree(speech / "speaker00", tmp_path / "few" / "speaker00")
     few = ("--data", tmp_path / "few", "--device", "cpu")
     assert "name other speech with --validation" in miniature.fails(there, *few)
+    copy = Path(shutil.copytree(there, miniature.out / "checkpoint"))
+    assert "would change the checkpoint itself" in miniature.fails(copy, *data)
+    shutil.rmtree(miniature.out)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "accelerate launch" in miniature.fails(there, *data)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import runpy
 import shutil
 import sys
@@ -37,8 +38,10 @@ from revox.demo import checkpoint_folder
 from revox.metrics.voice_embeddings import table_deviation
 from revox.model.layers import rotate_interleaved
 from revox.model.voxtral import Voxtral
-from revox.speech import Audio, write_audio
+from revox.progress import Progress, ProgressCallback, ignore_progress
+from revox.speech import Audio, AudioError, write_audio
 from revox.synthesis.prompt import Prompter
+from revox.training import adapt_data
 from revox.training.adapt import (
     SCALES,
     AdaptData,
@@ -49,7 +52,14 @@ from revox.training.adapt import (
     Guard,
     decide,
 )
-from revox.training.adapt_data import AdaptSpeech, clip_items, reference_codes, stamp_of_items
+from revox.training.adapt_data import (
+    AdaptSpeech,
+    chosen_cuts,
+    clip_items,
+    divided,
+    reference_codes,
+    stamp_of_items,
+)
 from revox.training.data import find_sources
 from revox.training.deltas import PARTS, Deltas
 from revox.training.errors import TrainingError
@@ -327,9 +337,11 @@ def write_clips(folder: Path) -> None:
             (place / f"{clip}.txt").write_text(TEXTS[clip])
 
 
-def items_coded_by(model: Voxtral, clips: Path, cache: Path) -> list[AdaptItem]:
+def items_coded_by(
+    model: Voxtral, clips: Path, cache: Path, progress: ProgressCallback = ignore_progress
+) -> list[AdaptItem]:
     speech = AdaptSpeech((), cache, sources=find_sources([str(clips)]))
-    return [item for _, item in clip_items(Coder(model.audio_tokenizer), speech)]
+    return [item for _, item in clip_items(Coder(model.audio_tokenizer), speech, progress=progress)]
 
 
 def test_another_encoder_codes_the_clips_anew(tmp_path):
@@ -348,6 +360,50 @@ def test_another_encoder_codes_the_clips_anew(tmp_path):
     assert stamp_of_items(first) == stamp_of_items(again) != stamp_of_items(other)
 
 
+def test_a_recording_that_is_replaced_is_coded_anew_and_a_damaged_one_is_left_out(tmp_path, monkeypatch):
+    write_clips(tmp_path / "clips")
+    model, cache, first = tiny_model(with_encoder=True), tmp_path / "cache", tmp_path / "clips" / "speaker0"
+    before = items_coded_by(model, tmp_path / "clips", cache)
+    noise = np.random.default_rng(0).normal(0, 0.2, 24000)
+    write_audio(first / "0.flac", Audio(noise.clip(-1, 1).astype(np.float32), 24000))
+    os.utime(first / "0.flac", (1, 1))
+    after = items_coded_by(model, tmp_path / "clips", cache)
+    changed = [not torch.equal(a.codes, b.codes) for a, b in zip(before, after, strict=True)]
+    assert sum(changed) == 1
+    decode = adapt_data.decode_cut
+
+    def damaged(source, *given):
+        if source == str(first / "0.flac"):
+            raise AudioError("is damaged")
+        return decode(source, *given)
+
+    monkeypatch.setattr(adapt_data, "decode_cut", damaged)
+    seen: list[Progress] = []
+    left = items_coded_by(model, tmp_path / "clips", tmp_path / "fresh", seen.append)
+    assert len(left) == 6  # and the speaker's other clip, which has no voice to follow
+    assert seen[-1].facts == {"damaged": 1}
+
+
+def test_clips_are_of_many_speakers_and_sources_and_whole_speakers_are_held_out(tmp_path):
+    for name in ("one", "two"):
+        write_clips(tmp_path / name)
+    (tmp_path / "one" / "speaker0" / "1.txt").unlink()
+    sources = find_sources([str(tmp_path / "one"), str(tmp_path / "two")])
+    chosen = chosen_cuts(AdaptSpeech((), tmp_path, sources=sources, clips=8))
+    places = [
+        (Path(cut.recording.sources[0].source).parts[-3], cut.supervisions[0].speaker) for cut in chosen
+    ]
+    assert {place for place, _ in places} == {"one", "two"}
+    assert ("one", "speaker0") not in places  # nothing of theirs could be the voice
+    assert all(places.count(place) == 2 for place in places)
+    item = AdaptItem("one", codes_of(4, 0), codes_of(4, 1))
+    many = divided([], [(f"speaker{i % 4}", replace(item, text=str(i % 4))) for i in range(12)])
+    assert {one.text for one in many.held_out_items} == {"3"}
+    assert "3" not in {one.text for one in many.items}
+    two = divided([], [(f"speaker{i % 2}", item) for i in range(8)])
+    assert len(two.held_out_items) == 2
+
+
 def test_a_release_without_an_encoder_is_adapted_by_its_student(tiny_checkpoint_copy, tmp_path, monkeypatch):
     from revox.coding import find
     from revox.training import adapt, adapt_model, spoken
@@ -357,7 +413,7 @@ def test_a_release_without_an_encoder_is_adapted_by_its_student(tiny_checkpoint_
     for path in sorted((tiny_checkpoint_copy / "voice_embedding").iterdir())[3:]:
         path.unlink()
     write_clips(tmp_path / "clips")
-    given = ["adapt", "-c", str(tiny_checkpoint_copy), "--steps", "1", "--seeds", "1", "--sentences", "4",
+    given = ["adapt", "-c", str(tiny_checkpoint_copy), "--steps", "1", "--sentences", "4",
              "--device", "cpu", "--out"]  # fmt: skip
     refused = CliRunner().invoke(train_command.app, [*given, str(tmp_path / "none")])
     assert "train a student" in str(refused.exception)
@@ -367,6 +423,7 @@ def test_a_release_without_an_encoder_is_adapted_by_its_student(tiny_checkpoint_
         students.append(StudentEncoder.for_codec(codec, width=32, blocks=1).eval())
         return students[-1]
 
+    monkeypatch.setattr(adapt_model, "has_trained_student", lambda checkpoint: True)
     monkeypatch.setattr(adapt_model, "trained_student", student)
     monkeypatch.setattr(find, "invert", None)  # nothing is searched for
     monkeypatch.setattr(spoken, "clear_speech", lambda frames, characters, nll: [True] * len(frames))
@@ -385,7 +442,7 @@ def test_a_map_is_learned_from_clips_and_given_to_a_voice(
     weights = (checkpoint / WEIGHTS).read_bytes()
     write_clips(tmp_path / "clips")
     run, here = str(tmp_path / "run"), ["-c", str(checkpoint)]
-    given = ["adapt", *here, "--out", run, "--adapt", "map", "--rank", "2", "--steps", "2", "--seeds", "1",
+    given = ["adapt", *here, "--out", run, "--adapt", "map", "--rank", "2", "--steps", "2",
              "--device", "cpu", "--consent", "Ada, who agreed"]  # fmt: skip
     invoke = CliRunner().invoke
     failed = invoke(train_command.app, [*given, "--objective", "distill", "--data", str(tmp_path / "clips")])
@@ -514,6 +571,7 @@ def test_the_benchmark_runs_the_published_adaptation_and_leaves_its_adapter(
     spoken = [
         (f"preset{i % 2}", replace(item, text=f"{item.text} {i}")) for i, item in enumerate(4 * data.items)
     ]
+    monkeypatch.setattr("revox.training.adapt_model.spoken_presets", lambda *_: [])
     monkeypatch.setattr("revox.training.adapt_model.preset_items", lambda *_: spoken)
     options = argparse.Namespace(
         checkpoint=tiny_checkpoint_with_encoder, run=tmp_path / "run", published="adapter,layout", steps=1,
@@ -564,7 +622,7 @@ def test_the_command_writes_what_inject_takes_or_says_to_leave_the_model_alone(
     tiny_checkpoint_with_encoder, tmp_path, monkeypatch
 ):
     given = ["adapt", "-c", str(tiny_checkpoint_with_encoder), "--out", str(tmp_path / "run"), "--steps", "2",
-             "--sentences", "3", "--seeds", "1", "--device", "cpu", "--rank", "2",
+             "--sentences", "3", "--device", "cpu", "--rank", "2",
              "--adapt", "lora"]  # fmt: skip
     from revox.training import adapt, spoken
 
@@ -587,6 +645,10 @@ def test_the_command_writes_what_inject_takes_or_says_to_leave_the_model_alone(
     of_somebody = CliRunner().invoke(train_command.app, [*given, "--data", str(tmp_path)])
     assert isinstance(of_somebody.exception, CloneError)
     assert "consent is required" in str(of_somebody.exception)
+
+    somebody = ["--data", str(tmp_path), "--consent", "Ada, who agreed"]
+    for refused in ([*somebody, "--objective", "distill"], somebody[2:]):
+        assert "leave" in str(CliRunner().invoke(train_command.app, [*given, *refused]).exception)
 
     monkeypatch.setattr(adapt.Decision, "adapt", property(lambda self: False))
     done = CliRunner().invoke(train_command.app, given)  # the runs are there already

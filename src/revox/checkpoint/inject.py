@@ -25,6 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from revox.checkpoint.encoder_file import (
     RECORD_KEY,
@@ -33,13 +34,14 @@ from revox.checkpoint.encoder_file import (
     decoder_sha256,
     read_encoder,
     read_record,
+    released_sha256,
     write_encoder,
 )
 from revox.checkpoint.errors import CheckpointError, VoiceError
 from revox.checkpoint.params import read_json, read_params
 from revox.checkpoint.readable import check_tensors
 from revox.checkpoint.release import EMBEDDING_TABLE, ENCODER_PREFIXES, expected_tensors
-from revox.checkpoint.share import INJECTION_KEY, is_ours, model_card, shareable
+from revox.checkpoint.share import INJECTION_KEY, injection_of, is_ours, model_card, shareable
 from revox.checkpoint.tensors import (
     ENCODER_WEIGHTS,
     INDEX,
@@ -51,7 +53,7 @@ from revox.checkpoint.tensors import (
     tensor_blocks,
     write_safetensors_stream,
 )
-from revox.checkpoint.voice_journal import VOICE_FOLDER, reading, recover_journal
+from revox.checkpoint.voice_journal import VOICE_FOLDER, consent_log_path, reading, recover_journal
 from revox.checkpoint.voices import add_voice, list_voices, load_voice
 from revox.progress import ProgressCallback, ignore_progress
 from revox.speech.files import replace_file
@@ -71,7 +73,7 @@ class InjectionOptions:
     out: the folder to make; None changes the checkpoint's own. merge: into one file of weights, in a new
     folder. adaptation: merged weights, under the checkpoint's names, that take the place of those there (with
     `merge`). replace: in the place of an encoder that is there already. force: even an encoder that says it
-    was trained against another decoder. dry_run: check and report only.
+    was trained against another decoder, or an adaptation of another model. dry_run: check and report only.
     """
 
     out: Path | None = None
@@ -132,6 +134,11 @@ def inject(
             f"{folder} has an encoder already, in {next(iter(there.values())).file.name}; say --replace, or "
             "take it out with --eject first."
         )
+    if options.out is not None and options.out.resolve() == folder.resolve():
+        raise CheckpointError(
+            f"{options.out} is the checkpoint itself; name a new folder, or leave --out out to add "
+            "the encoder to this one."
+        )
     if not options.merge:
         _check_outside(folder, there)
     if (options.merge or options.adaptation) and not (options.merge and options.out):
@@ -146,7 +153,15 @@ def inject(
             f"{new.path} was trained against another decoder than {folder} has, so its codes would decode to "
             "noise; take the encoder of this checkpoint, or say --force."
         )
-    adapted = check_adaptation(options.adaptation, expected) if options.adaptation is not None else {}
+    adapted: Mapping[str, TensorHeader] = {}
+    if options.adaptation is not None:
+        adapted = check_adaptation(options.adaptation, expected)
+        base_sha256 = read_record(options.adaptation).get("base_sha256", "")
+        if base_sha256 and base_sha256 != released_sha256(folder) and not options.force:
+            raise CheckpointError(
+                f"{options.adaptation} was learned on another model than {folder} holds; take the checkpoint "
+                "that was adapted, or say --force."
+            )
     injection = {
         "at": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "encoder": shareable({"file": new.path.name, **new.record}),
@@ -156,6 +171,7 @@ def inject(
         "adapted": sorted(adapted),
         "adaptation": options.adaptation.name if options.adaptation is not None else None,
         "adaptation_record": shareable(read_record(options.adaptation)) if options.adaptation else None,
+        "before": _adapted_before(base),
     }
     report = InjectionReport(
         options.out or folder,
@@ -229,6 +245,15 @@ def _split(folder: Path) -> tuple[dict[str, TensorHeader], dict[str, TensorHeade
     return encoder, {name: entry for name, entry in tensors.items() if name not in encoder}
 
 
+def _adapted_before(base: Mapping[str, TensorHeader]) -> dict[str, Any] | None:
+    """What the weights say of an earlier injection that adapted them: its record stays with them."""
+    for file in sorted({entry.file for entry in base.values()}):
+        found = injection_of(file)
+        if found.get("adapted") or found.get("before"):
+            return found
+    return None
+
+
 def _bytes(tensors: Mapping[str, TensorHeader]) -> int:
     return sum(entry.end - entry.start for entry in tensors.values())
 
@@ -300,7 +325,7 @@ def _check_target(folder: Path, report: InjectionReport) -> None:
     """Refuse a target that cannot be written to, already holds something, or has no room."""
     target, source = report.folder.resolve(), folder.resolve()
     if report.folder != folder:
-        if target == source or source in target.parents:
+        if source in target.parents:
             raise CheckpointError(
                 f"{report.folder} is inside the checkpoint itself; name a folder elsewhere."
             )
@@ -322,7 +347,8 @@ def _check_target(folder: Path, report: InjectionReport) -> None:
 def folder_to_write(folder: Path, out: Path, rewritten: Mapping[str, TensorHeader]) -> Iterator[Path]:
     """The folder to write in: `folder` if `out` is that, or a hidden copy that becomes `out` in the end.
 
-    A copy lacks the weight files of `rewritten`, hidden files, and folders other than the voices'.
+    A copy lacks the weight files of `rewritten`, hidden files but the log of consent, and folders other than
+    the voices'.
     """
     if out == folder:
         for left in folder.glob(".consolidated*.tmp"):  # of a command that was killed
@@ -347,6 +373,10 @@ def folder_to_write(folder: Path, out: Path, rewritten: Mapping[str, TensorHeade
             recover_journal(folder)
         with reading(folder):
             shutil.copytree(folder, hidden, ignore=ignored, copy_function=shutil.copyfile)
+            log, copied = consent_log_path(folder), consent_log_path(hidden)
+            if log.is_file():
+                copied.parent.mkdir()
+                shutil.copyfile(log, copied)
         yield hidden
         os.sync()
         os.replace(hidden, out)

@@ -108,12 +108,10 @@ def model_card(
             None: "It does not say which decoder it was trained against.",
         }[injection["decoder_agrees"]]
         injected = f"Injected into this checkpoint on {injection['at']}. {made_for}"
-        if injection["adapted"]:
-            source = str(injection["adaptation"]).replace("`", "'")
-            count = len(injection["adapted"])
-            injected += f"\n{count} tensors of the model were replaced by an adaptation (`{source}`)."
-            if consent := (injection.get("adaptation_record") or {}).get("consent"):
-                injected += f" Whose speech it learned from, and that they agreed: {_plain(consent)}."
+        made: Mapping[str, Any] | None = injection
+        while made:
+            injected += _adaptation(made)
+            made = made.get("before")
         injected += " All other tensors are as they were, byte for byte."
     rows = {key: record.get(key, "not recorded") for key in _ASKED_FOR} | dict(record)
     return Template((Path(__file__).parent / "model_card.md").read_text()).substitute(
@@ -127,6 +125,17 @@ def model_card(
         rows="".join(f"| {_plain(key)} | {_plain(value)} |\n" for key, value in shareable(rows).items()),
         sha256=encoder.sha256,
     )
+
+
+def _adaptation(injection: Mapping[str, Any]) -> str:
+    """What an injection's record says of the adaptation that came with it; nothing without one."""
+    if not injection.get("adapted"):
+        return ""
+    source = str(injection.get("adaptation")).replace("`", "'")
+    text = f"\n{len(injection['adapted'])} tensors of the model were replaced by an adaptation (`{source}`)."
+    if consent := (injection.get("adaptation_record") or {}).get("consent"):
+        text += f" Whose speech it learned from, and that they agreed: {_plain(consent)}."
+    return text
 
 
 def _plain(value: Any) -> str:

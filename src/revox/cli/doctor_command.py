@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -63,6 +63,7 @@ def command(
     from rich.console import Console
 
     from revox.api import find_dtype
+    from revox.checkpoint.errors import CheckpointError
     from revox.checkpoint.locate import locate
     from revox.cli.progress import show_progress
 
@@ -72,7 +73,12 @@ def command(
     folder = locate(given, revision)
     target = _target(out)
     if hour:
-        return _first_hour(console, given, folder, target, minutes, sentences, device)
+        if voices or sounds:
+            raise CheckpointError(
+                "--first-hour examines four voices and writes its own sounds: leave --voices and --sounds out"
+            )
+        wanted = {"sentences": sentences, "minutes": minutes, "recognizer": recognizer, "device": device}
+        return _first_hour(console, given, folder, target, {**wanted, "dtype": arithmetic})
     from revox.doctor.examine import DoctorSettings, examine
     from revox.doctor.report import write_report
 
@@ -93,9 +99,7 @@ def command(
     _end(report, markdown, console)
 
 
-def _first_hour(
-    console: Console, given: str, folder: Path, out: Path, minutes: float, sentences: int, device: str | None
-) -> None:
+def _first_hour(console: Console, given: str, folder: Path, out: Path, wanted: dict[str, Any]) -> None:
     from revox.cli.progress import duration, show_progress
     from revox.demo.demo import CONSENT, EXAMPLES, REFERENCE
     from revox.doctor.first_hour import FirstHour, first_hour
@@ -103,8 +107,8 @@ def _first_hour(
     name = folder.resolve().name if Path(given).expanduser().is_dir() else given
     with show_progress(console) as progress:
         request = FirstHour(
-            folder, name, EXAMPLES / REFERENCE, CONSENT, sentences, minutes=minutes, device=device,
-            progress=progress, report=lambda line: console.print(line, markup=False),
+            folder, name, EXAMPLES / REFERENCE, CONSENT, progress=progress,
+            report=lambda line: console.print(line, markup=False), **wanted,
         )  # fmt: skip
         console.print(
             f"about {duration(request.estimate())} for the student here, and some minutes for the rest; "
@@ -114,7 +118,7 @@ def _first_hour(
         path, failed = first_hour(request, out)
     console.print(f"the report is {path}; send the folder {out} as it is", markup=False, soft_wrap=True)
     if failed:
-        console.print(f"not done: {', '.join(failed)}; the same command tries again", markup=False)
+        console.print(f"failed: {', '.join(failed)}; the same command tries what was not done", markup=False)
         raise typer.Exit(1)
 
 

@@ -36,7 +36,10 @@ def command(
         bool, typer.Option("--replace", help="In the place of an encoder that is there already.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Even if it was trained against another decoder.")
+        bool,
+        typer.Option(
+            "--force", help="Even if it was trained against another decoder, or adapted on another model."
+        ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and write nothing.")] = False,
     in_place: Annotated[

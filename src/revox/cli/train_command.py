@@ -187,7 +187,7 @@ def adapt_command(
         str | None,
         typer.Option(
             metavar="distill|speech",
-            help="What it learns; speech needs --data. By default distill, and speech for a map.",
+            help="What it learns; speech needs --data. By default speech with --data, else distill.",
         ),
     ] = None,
     data: Annotated[
@@ -214,7 +214,7 @@ def adapt_command(
     rank: Annotated[int, typer.Option(min=1, help="Of map, lora and attention.")] = 4,
     steps: Annotated[int, typer.Option(min=1, help="Of each run.")] = 300,
     sentences: Annotated[int, typer.Option(min=2, help="That each preset says.")] = 8,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of the adaptation, and of its control.")] = 2,
+    seeds: Annotated[int, typer.Option(min=2, help="Runs of the adaptation, and of its control.")] = 2,
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = None,
@@ -237,7 +237,7 @@ def adapt_command(
     from revox.training.spoken import read_sentences
 
     console = Console(stderr=True, highlight=False)
-    objective = objective or ("speech" if part == "map" else "distill")
+    objective = objective or ("speech" if part == "map" or data else "distill")
     known = {"--adapt": (part, PARTS), "--objective": (objective, ("distill", "speech"))}
     for option, (given, offered) in known.items():
         if given not in offered:
@@ -246,6 +246,10 @@ def adapt_command(
         raise TrainingError("a map is learned from clips of many speakers: give it the objective speech")
     if objective == "speech" and not data:
         raise TrainingError("the objective speech learns from clips with transcripts: name them with --data")
+    if objective == "distill" and data:
+        raise TrainingError("distill learns from the presets' own speech: leave --data out, or say speech")
+    if consent and not data:
+        raise TrainingError("--consent says whose speech --data is, and there is none: leave it out")
     agreed = record_consent(consent).statement if data else None
     place = str(find_device(device))
     training = AdaptTraining(

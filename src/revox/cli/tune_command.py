@@ -36,7 +36,7 @@ def command(
     start: Annotated[
         str | None, typer.Option("--from", help="The voice to begin with; by default a clone of the clips.")
     ] = None,
-    minutes: Annotated[float, typer.Option(min=0.01, help="At most so long.")] = 10.0,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Of learning, at most.")] = 10.0,
     steps: Annotated[
         int, typer.Option(min=1, help="At most so many steps; the same number gives the same voice.")
     ] = 4000,

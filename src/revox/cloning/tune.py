@@ -48,12 +48,12 @@ class TuningClip:
 class VoiceTuning:
     """How a voice is tuned.
 
-    `minutes` of time at most, `learning_rate` and `pull` in standard deviations of the embedding table's
+    `minutes` of learning at most, `learning_rate` and `pull` in standard deviations of the embedding table's
     sums; `flow` is the weight of the acoustic codes beside the semantic ones; `batch` clips a step; every
-    `validate_every` steps the held-out clips are scored, and after `patience` scores without a gain it ends.
-    `held_out` is the share of clips that are held out, at least one. With `replay` the model first says each
-    clip's text in the voice that it begins with, and that is learned and scored as well, so that what the
-    model can say in this voice stays.
+    `validate_every` steps, and in the end, the held-out clips are scored; after `patience` scores without a
+    gain it ends. `held_out` is the share of clips that are held out, at least one. With `replay` the model
+    first says each clip's text in the voice that it begins with, and that is learned and scored as well, so
+    that what the model can say in this voice stays.
     """
 
     minutes: float = 10.0
@@ -89,7 +89,7 @@ class Tuning:
 
     `steps` were taken in all, of which it is the one after `best_step`. `change` is the root mean square of
     its change in standard deviations, `concentration` the smallest share of dimensions that holds nine tenths
-    of the squared change.
+    of the squared change. `replays` are clips that the model said itself and that were learned as well.
     """
 
     embedding: Tensor
@@ -99,6 +99,7 @@ class Tuning:
     best_step: int
     change: float
     concentration: float
+    replays: int = 0
 
     @property
     def gained(self) -> bool:
@@ -110,7 +111,7 @@ class Tuning:
         return {
             "before": asdict(self.before), "after": asdict(self.after), "steps_taken": self.steps,
             "best_step": self.best_step, "change": round(self.change, 4),
-            "concentration": round(self.concentration, 4),
+            "concentration": round(self.concentration, 4), "replays": self.replays,
         }  # fmt: skip
 
 
@@ -212,6 +213,7 @@ def tune_voice(
     settings = settings or VoiceTuning()
     rng = torch.Generator().manual_seed(settings.seed)
     run = _Tuning(model, prompter, voice, settings)
+    replayed: dict[int, TuningClip] = {}
     if settings.replay:
         clips = [*learned, *held_out]
         replayed = dict(_replays(model, prompter, voice, clips, settings.seed, progress, should_stop))
@@ -220,26 +222,34 @@ def tune_voice(
     before = best = run.score(held_out)
     found, best_step, step, since = run.embedding().detach(), 0, 0, 0
     end = time.monotonic() + 60 * settings.minutes
-    while step < settings.steps and since < settings.patience and time.monotonic() < end:
-        if should_stop is not None and should_stop():
-            break
-        chosen = torch.randperm(len(learned), generator=rng)[: settings.batch].tolist()
-        run.step([learned[i] for i in chosen], int(torch.randint(2**31, (), generator=rng)))
-        step += 1
-        if step % settings.validate_every:
-            continue
+
+    def ended() -> bool:
+        over = step >= settings.steps or time.monotonic() >= end
+        return over or (should_stop is not None and should_stop())
+
+    def validate() -> None:
+        nonlocal best, found, best_step, since
         score = run.score(held_out)
         since += 1
         if score.cost(settings) < best.cost(settings):
             best, found, best_step, since = score, run.embedding().detach(), step, 0
         facts = {"semantic": round(best.semantic, 4), "flow": round(best.flow, 4)}
         progress(Progress("tuning", step, settings.steps, facts))
+
+    while since < settings.patience and not ended():
+        chosen = torch.randperm(len(learned), generator=rng)[: settings.batch].tolist()
+        run.step([learned[i] for i in chosen], int(torch.randint(2**31, (), generator=rng)))
+        step += 1
+        if step % settings.validate_every == 0:
+            validate()
+    if step % settings.validate_every:
+        validate()
     change = (found.float() - run.start)[:-1] / run.deviation
     share = change.square().sum(0).sort(descending=True).values.cumsum(0)
     needed = int((share < 0.9 * share[-1]).sum()) + 1 if best_step else 0
     return Tuning(
         found.to("cpu", torch.bfloat16), before, best, step, best_step,
-        float(change.square().mean().sqrt()), needed / len(share),
+        float(change.square().mean().sqrt()), needed / len(share), len(replayed),
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from revox.api import find_device
 from revox.checkpoint.encoder_file import decoder_sha256
 from revox.checkpoint.inspect import inspect
 from revox.doctor.examine import DoctorSettings, examine
+from revox.doctor.findings import Verdict
 from revox.doctor.report import table_of, without_paths, write_report
 from revox.doctor.trial import CloneTrial
 from revox.progress import ProgressCallback, ignore_progress
@@ -41,7 +42,9 @@ class FirstHour:
     sentences: int = 2000
     steps: int = 4000
     minutes: float = 15.0
+    recognizer: str = "none"
     device: str | None = None
+    dtype: torch.dtype | None = None
     progress: ProgressCallback = ignore_progress
     report: Callable[[str], None] = field(default=lambda line: None)
 
@@ -56,21 +59,23 @@ class FirstHour:
 def first_hour(request: FirstHour, out: Path) -> tuple[Path, list[str]]:
     """Do what is not yet done, each step once, and write the report into the folder `out`.
 
-    Gives the report's path and the steps that failed: they are in the report with their sentence, and the
-    next ones go on. Raises CheckpointError when
+    Gives the report's path and the steps that failed, and those whose checks did ("doctor" with a verdict of
+    FAIL): they are in the report with their sentence, and the next ones go on. Raises CheckpointError when
     the folder is not a checkpoint, KeyboardInterrupt when stopped: the same call goes on.
     """
     out.mkdir(parents=True, exist_ok=True)
     private = [request.folder, out]
     begun = {
         "version": revox.__version__, "checkpoint": decoder_sha256(request.folder),
-        "sentences": request.sentences, "steps": request.steps,
+        "sentences": request.sentences, "steps": request.steps, "minutes": request.minutes,
     }  # fmt: skip
     log = StageLog(out / FACTS_FILE, begun, lambda text: without_paths(text, private))
     if log.other:
         log.stages.clear()
     stages = _Hour(request, out).stages()
     failed = log.run(stages, request.report)
+    if log.stages.get("doctor", {}).get("verdict") == Verdict.FAIL.value:
+        failed.append("doctor (a check failed)")
     text = _markdown(request.name, log, [stage.name for stage in stages])
     replace_file(out / REPORT_FILE, without_paths(text, private))
     return out / REPORT_FILE, failed
@@ -100,7 +105,7 @@ class _Hour:
     def doctor(self) -> Facts:
         """The quick examination; its report is in `doctor/`."""
         request = self.request
-        settings = DoctorSettings(quick=True, device=request.device)
+        settings = DoctorSettings((), True, request.recognizer, request.device, request.dtype)
         found = examine(request.folder, settings, name=request.name, progress=request.progress)
         if found.stopped:
             raise KeyboardInterrupt
@@ -112,7 +117,7 @@ class _Hour:
         """A student encoder, kept in the user's cache for this checkpoint."""
         request = self.request
         training = StudentTraining(steps=request.steps, seconds=60 * request.minutes)
-        asked = StudentRequest(request.sentences, (), training, self.device)
+        asked = StudentRequest(request.sentences, (), training, self.device, request.dtype)
         _, student, scores = make_student(request.folder, asked, request.progress)
         return {"record": student.record, "agreement": scores.agreement, "levels": scores.levels}
 
@@ -120,7 +125,7 @@ class _Hour:
         """The clip through the student, two sentences in its voice and in a preset's, and their speed."""
         request = self.request
         trial = CloneTrial(request.clip, request.consent, request.name)
-        found, _ = trial.run(revox.load(request.folder, self.device), self.out)
+        found, _ = trial.run(revox.load(request.folder, self.device, request.dtype), self.out)
         on_gpu = "cuda" in self.device
         return found | {"memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2) if on_gpu else None}
 

@@ -38,6 +38,7 @@ from revox.speech.files import replace_file
 from revox.stages import Facts, Stage, StageLog
 from revox.training.adapt_model import ADAPTATION_FILE, AdaptRequest, adapt_model
 from revox.training.data import find_sources
+from revox.training.errors import TrainingError
 from revox.training.restore import (
     HELD_OUT_SECONDS,
     SETTINGS_FILE,
@@ -78,6 +79,12 @@ class Restoration:
             raise RestoreError(
                 f"{out} was begun with other {' and '.join(self.log.other)}: go on with the same, or name "
                 "another folder with --out"
+            )
+        asked = self.log.stages["adapt"].get("asked") if self.log.done("adapt") else None
+        if asked not in (None, request.adapt):
+            raise RestoreError(
+                f"{out} is past the adaptation, with --adapt {asked}: go on with that, or name another "
+                "folder with --out"
             )
         self.clips = self._held_out_clips()
 
@@ -122,9 +129,9 @@ class Restoration:
                 "a restoration is one process: train on several GPUs with `accelerate launch -m revox.cli "
                 f"train encoder ... --out {self.out / 'encoder'}`, then restore with the same settings"
             )
-        source = request.checkpoint.resolve()
-        if source == out or source in out.parents:
-            raise RestoreError(f"{self.out} is inside the checkpoint itself; name a folder elsewhere")
+        source, copy = request.checkpoint.resolve(), self.folder.resolve()
+        if source in (copy, out, *out.parents):
+            raise RestoreError(f"{self.out} would change the checkpoint itself; name a folder elsewhere")
         found = inspect(request.checkpoint)
         if found.encoder != "absent":
             raise RestoreError(
@@ -201,9 +208,9 @@ class Restoration:
         """An adaptation of the model if the rule asks for one; its own guard decides whether it stays."""
         request, measured = self.request, self.log.stages["measure"]
         if request.adapt == "never":
-            return {"tried": False, "adapted": False, "why": "--adapt never"}
+            return {"asked": "never", "tried": False, "adapted": False, "why": "--adapt never"}
         if not measured["try"]:
-            return {"tried": False, "adapted": False, "why": measured["why"]}
+            return {"asked": "auto", "tried": False, "adapted": False, "why": measured["why"]}
 
         def report(run: str, row: dict[str, float]) -> None:
             request.message(f"{run}: step {row['step']:.0f} of {request.adaptation.steps}")
@@ -213,14 +220,17 @@ class Restoration:
             verifier=request.settings.verifier, device=request.device,
             dtype=request.arithmetic, progress=request.progress, report=report,
         )  # fmt: skip
-        decision, path = adapt_model(request.checkpoint, self.out / "adaptation", asked)
+        try:
+            decision, path = adapt_model(request.checkpoint, self.out / "adaptation", asked)
+        except TrainingError as error:
+            raise TrainingError(f"{error} (the same command with --adapt never goes on without)") from None
         figures: dict[str, Any] = {
             name: getattr(decision, name) for name in ("scale", "before", "after", "control", "spread")
         }
         guard = {f"presets_{name}": value for name, value in asdict(decision.guard).items()}
         why = "the presets are unharmed, and it gains more over its control than seeds differ"
         return {
-            "tried": True, "adapted": path is not None, **figures, **guard,
+            "asked": "auto", "tried": True, "adapted": path is not None, **figures, **guard,
             "why": why if path else "nothing better was found that leaves the presets as they are",
         }  # fmt: skip
 

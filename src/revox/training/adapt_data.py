@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,24 +16,27 @@ from torch import Tensor, nn
 from revox.checkpoint.voices import list_voices, load_voice
 from revox.coding import Coder, CodingSettings, find_codes
 from revox.progress import Progress, ProgressCallback, ignore_progress
-from revox.speech import whole_frames
+from revox.speech import AudioError, whole_frames
 from revox.speech.files import load_stamped, save_stamped, stamp_of
 from revox.training.adapt import AdaptData, AdaptItem
-from revox.training.data import SpeechSource
+from revox.training.data import DataError, SpeechSource
 from revox.training.data.loading import decode_cut
 from revox.training.data.locate import audio_source
 from revox.training.data.manifest import cut_source
 from revox.training.restore import hold_out_names
-from revox.training.spoken import SpokenSettings, spoken_utterances
+from revox.training.spoken import SpokenSettings, Utterance, spoken_utterances
+
+if TYPE_CHECKING:
+    from lhotse.cut import MonoCut
 
 REFERENCE_SECONDS = 8.0
-LONGEST_CLIP = 15.0  # seconds; of a longer one the words of a part are not known
+SHORTEST_CLIP, LONGEST_CLIP = 0.5, 15.0  # seconds; of a longer one the words of a part are not known
 
 
 @dataclass(frozen=True)
 class AdaptSpeech:
     """What is spoken and read: each preset says `sentences` texts of `texts`, and at most `clips` clips of
-    `sources` are coded, the codes cached in `cache`."""
+    `sources` are coded (`chosen_cuts`), the codes cached in `cache`."""
 
     texts: Sequence[str]
     cache: Path
@@ -41,26 +46,37 @@ class AdaptSpeech:
     seed: int = 0
 
 
+def spoken_presets(
+    checkpoint: Path,
+    speech: AdaptSpeech,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    progress: ProgressCallback = ignore_progress,
+) -> list[Utterance]:
+    """What every preset says; cached. It loads the model by itself, so it comes before another is loaded."""
+    names = [entry.name for entry in list_voices(checkpoint) if entry.preset and not entry.problem]
+    settings = SpokenSettings(
+        speech.sentences * len(names), speech.texts, tuple(names), seed=speech.seed, dtype=dtype
+    )
+    return spoken_utterances(checkpoint, settings, speech.cache / "spoken", device=device, progress=progress)
+
+
 def preset_items(
     checkpoint: Path,
     coder: Coder,
-    speech: AdaptSpeech,
+    utterances: Sequence[Utterance],
     method: str | None = "encoder",
     progress: ProgressCallback = ignore_progress,
 ) -> list[tuple[str, AdaptItem]]:
-    """What every preset says, by its name; the prompt's voice is its next sentences, coded by `method`.
+    """What presets said, by their names; the prompt's voice is the next sentences, coded by `method`.
 
     A preset of one sentence has no other one for its prompt: it can be replayed only (`distilled`). So can
     those that no method codes anew (None).
     """
     found: list[tuple[str, AdaptItem]] = []
-    names = [entry.name for entry in list_voices(checkpoint) if entry.preset and not entry.problem]
-    device = str(coder.codec.output_proj.conv.weight.device)
+    names = sorted({one.voice for one in utterances})
+    device = coder.codec.output_proj.conv.weight.device
     frames = round(REFERENCE_SECONDS * coder.codec.config.frame_rate)
-    settings = SpokenSettings(speech.sentences * len(names), speech.texts, tuple(names), seed=speech.seed)
-    utterances = spoken_utterances(
-        checkpoint, settings, speech.cache / "spoken", device=device, progress=progress
-    )
     for done, name in enumerate(names, 1):
         spoken = [one for one in utterances if one.voice == name]
         own = load_voice(checkpoint, name).embedding
@@ -74,7 +90,7 @@ def preset_items(
             read.append(find_codes(coder, sound, CodingSettings(method)).codes)
         for i, one in enumerate(spoken):
             found.append((name, AdaptItem(one.text, one.codes, reference_codes(read, i, frames), own)))
-        progress(Progress("presets spoken and encoded", done, len(names)))
+        progress(Progress("presets encoded", done, len(names)))
     return found
 
 
@@ -96,21 +112,24 @@ def clip_items(
 ) -> list[tuple[str, AdaptItem]]:
     """The clips with transcripts, by speaker: the prompt's voice is the speaker's next clips.
 
-    A clip without words, longer than `LONGEST_CLIP`, or the only one of its speaker is left out.
+    Those that `chosen_cuts` leaves out, and clips that cannot be decoded, which `progress` counts as
+    `damaged`, are not among them.
     """
     config = coder.codec.config
     frames = round(REFERENCE_SECONDS * config.frame_rate)
-    coded_by = _coded_by(coder, method)
-    cuts = [cut for source in speech.sources for cut in source.cuts]
-    cuts = [cut for cut in cuts if cut.supervisions[0].text and 0 < cut.duration <= LONGEST_CLIP]
+    coded_by, cuts, damaged = _coded_by(coder, method), chosen_cuts(speech), 0
     by_speaker: dict[str, list[tuple[str, Tensor]]] = defaultdict(list)
-    for done, cut in enumerate(cuts[: speech.clips], 1):
+    for done, cut in enumerate(cuts, 1):
         path = speech.cache / "codes" / f"{stamp_of(cut.id)[:16]}.cache"
-        stamp = stamp_of(cut_source(cut), cut.duration, coded_by)
+        stamp = stamp_of(cut_source(cut), (cut.custom or {}).get("stamp"), cut.duration, coded_by)
         cached = load_stamped(path, stamp)
         if cached is None:
-            source = audio_source(cut_source(cut))
-            samples, _, _ = decode_cut(source, 0.0, cut.duration, LONGEST_CLIP, config.sampling_rate)
+            try:
+                source = audio_source(cut_source(cut))
+                samples, _, _ = decode_cut(source, 0.0, cut.duration, LONGEST_CLIP, config.sampling_rate)
+            except (AudioError, DataError, OSError):
+                damaged += 1
+                continue
             samples = whole_frames(samples, config.samples_per_frame, config.sampling_rate)
             codes = find_codes(coder, torch.from_numpy(samples.copy()), CodingSettings(method)).codes
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,13 +138,28 @@ def clip_items(
         assert cached is not None
         read = torch.frombuffer(bytearray(cached), dtype=torch.int16).view(config.n_codebooks, -1).long()
         by_speaker[cut.supervisions[0].speaker].append((cut.supervisions[0].text.strip(), read))
-        progress(Progress("clips encoded", done, min(len(cuts), speech.clips)))
+        progress(Progress("clips encoded", done, len(cuts), {"damaged": damaged} if damaged else {}))
     return [
         (speaker, AdaptItem(text, codes, reference_codes([codes for _, codes in mine], i, frames)))
         for speaker, mine in by_speaker.items()
         if len(mine) > 1
         for i, (text, codes) in enumerate(mine)
     ]
+
+
+def chosen_cuts(speech: AdaptSpeech) -> list[MonoCut]:
+    """Up to `clips` cuts with words: two of each speaker of each source in turn, then another of each.
+
+    Speakers with one such clip are left out, since nothing of theirs could be the prompt's voice.
+    """
+    by_speaker: dict[tuple[int, str], list[MonoCut]] = defaultdict(list)
+    for number, source in enumerate(speech.sources):
+        for cut in source.cuts:
+            if cut.supervisions[0].text and SHORTEST_CLIP <= cut.duration <= LONGEST_CLIP:
+                by_speaker[number, cut.supervisions[0].speaker].append(cut)
+    turns = [[mine[:2], *([one] for one in mine[2:])] for mine in by_speaker.values() if len(mine) > 1]
+    chosen = itertools.chain.from_iterable(itertools.zip_longest(*turns, fillvalue=[]))
+    return list(itertools.chain.from_iterable(chosen))[: speech.clips]
 
 
 def _coded_by(coder: Coder, method: str) -> str:
@@ -155,11 +189,14 @@ def stamp_of_items(items: Sequence[AdaptItem]) -> str:
 def divided(presets: Sequence[tuple[str, AdaptItem]], items: Sequence[tuple[str, AdaptItem]]) -> AdaptData:
     """Presets and items as data: a tenth of the presets' texts, and of the items' speakers, is held out.
 
-    With fewer than ten speakers, or texts, every fourth item is.
+    With fewer than ten of them one is; with fewer than three, every fourth item of each.
     """
 
     def parted(names: Sequence[str], these: Sequence[AdaptItem]) -> tuple[list[AdaptItem], list[AdaptItem]]:
-        _, held = hold_out_names(sorted(set(names)), len(names))
+        known = sorted(set(names))
+        _, held = hold_out_names(known, len(names))
+        if not held and len(known) > 2:
+            held = known[-1:]
         out = [name in held if held else i % 4 == 3 for i, name in enumerate(names)]
         pairs = list(zip(these, out, strict=True))
         return [item for item, held in pairs if not held], [item for item, held in pairs if held]

@@ -11,13 +11,16 @@ from pathlib import Path
 import torch
 
 from revox.checkpoint.adapter import CONFIG_FILE, FACTORS_FILE, write_adapter
-from revox.checkpoint.encoder_file import find_encoder
+from revox.checkpoint.encoder_file import find_encoder, released_sha256
 from revox.checkpoint.load import codec_with_encoder, default_dtype, load_model
-from revox.checkpoint.tensors import write_safetensors_stream
+from revox.checkpoint.params import read_params
+from revox.checkpoint.release import ENCODER_PREFIXES
+from revox.checkpoint.share import shareable
+from revox.checkpoint.tensors import folder_tensors, write_safetensors_stream
 from revox.checkpoint.voice_map import MAP_FILE, write_map
 from revox.coding import Coder
 from revox.coding.presets import preset_codes
-from revox.coding.student import trained_student
+from revox.coding.student import has_trained_student, trained_student
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech.files import replace_file, stamp_of
 from revox.synthesis.prompt import Prompter
@@ -28,6 +31,7 @@ from revox.training.adapt_data import (
     distilled,
     divided,
     preset_items,
+    spoken_presets,
     stamp_of_items,
 )
 from revox.training.data import find_sources
@@ -64,6 +68,22 @@ class AdaptRequest:
     report: Callable[[str, dict[str, float]], None] = lambda run, figures: None
 
 
+def coding_method(checkpoint: Path, request: AdaptRequest) -> str:
+    """What codes voices: the encoder if one is named or there, else a trained student.
+
+    Raises TrainingError where there is neither: a search for the codes of so many clips takes hours.
+    """
+    if request.encoder is not None or any(n.startswith(ENCODER_PREFIXES) for n in folder_tensors(checkpoint)):
+        return "encoder"
+    if has_trained_student(checkpoint):
+        return "student"
+    raise TrainingError(
+        f"{checkpoint} has no encoder whose embeddings the model could be adapted to, and no student: "
+        "restore it first (`revox train encoder`) and name its run with --encoder, inject it (`revox "
+        "inject`), or train a student (`revox train student`)"
+    )
+
+
 def adapt_model(checkpoint: Path, out: Path, request: AdaptRequest) -> tuple[Decision, Path | None]:
     """Adapt the model of the folder `checkpoint` to its encoder; gives the decision and the file.
 
@@ -72,40 +92,33 @@ def adapt_model(checkpoint: Path, out: Path, request: AdaptRequest) -> tuple[Dec
     KeyboardInterrupt when asked to stop.
     """
     training = request.training
-    dtype = request.dtype or default_dtype(checkpoint, torch.device(request.device))
-    model = load_model(checkpoint, request.device, dtype)
+    device, dtype = request.device, request.dtype or default_dtype(checkpoint, torch.device(request.device))
+    method, verifier = coding_method(checkpoint, request), None
+    if request.verifier is not None:
+        rate = read_params(checkpoint).voxtral_config().codec.sampling_rate
+        verifier = SpeakerLoss.load(request.verifier, rate, device)
+    texts = request.texts or drawn_sentences(40, training.seed)
+    sources = find_sources(request.data, progress=request.progress) if request.data else []
+    speech = AdaptSpeech(texts, out, request.sentences, sources, seed=training.seed)
+    spoken = []
+    if training.changes_weights:
+        spoken = spoken_presets(checkpoint, speech, device, request.dtype, request.progress)
+    model = load_model(checkpoint, device, dtype)
     if request.encoder is not None:
         codec = codec_with_encoder(checkpoint, find_encoder(request.encoder))
-        model.audio_tokenizer = codec.to(request.device, dtype)
+        model.audio_tokenizer = codec.to(device, dtype)
     coder = Coder(
         model.audio_tokenizer,
         lambda should_stop: preset_codes(checkpoint, model),
         student=partial(trained_student, checkpoint),
     )
-    method: str | None = None
-    if training.objective == "distill":
-        method = "encoder" if coder.has_encoder else "student"
-        if method == "student" and coder.student is None:
-            raise TrainingError(
-                f"{checkpoint} has no encoder whose embeddings could be distilled, and no student: restore "
-                "it first (`revox train encoder`) and name its run with --encoder, inject it (`revox "
-                "inject`), or train a student (`revox train student`)"
-            )
-    texts = request.texts or drawn_sentences(40, training.seed)
-    sources = find_sources(request.data, progress=request.progress) if request.data else []
-    speech = AdaptSpeech(texts, out, request.sentences, sources, seed=training.seed)
-    presets = []
-    if training.changes_weights:
-        presets = preset_items(checkpoint, coder, speech, method, request.progress)
-    if training.objective == "speech":
-        items = clip_items(coder, speech, progress=request.progress)
-    else:
-        items = distilled(presets)
-    data, learned = divided(presets, items), stamp_of_items([item for _, item in [*presets, *items]])
+    learns_clips = training.objective == "speech"
+    presets = preset_items(checkpoint, coder, spoken, None if learns_clips else method, request.progress)
+    items = clip_items(coder, speech, method, request.progress) if learns_clips else distilled(presets)
+    data = divided(presets, items)
+    base = released_sha256(checkpoint)
+    learned = stamp_of(base, str(dtype), stamp_of_items([item for _, item in [*presets, *items]]))
     prompter = Prompter(checkpoint)
-    verifier = None
-    if request.verifier is not None:
-        verifier = SpeakerLoss.load(request.verifier, model.config.codec.sampling_rate, request.device)
 
     def trainer(settings: AdaptTraining, name: str) -> AdaptTrainer:
         stamp = stamp_of(asdict(settings), learned)[:8]
@@ -118,6 +131,8 @@ def adapt_model(checkpoint: Path, out: Path, request: AdaptRequest) -> tuple[Dec
     about = {name: getattr(decision, name) for name in figures}
     about |= {"guard": asdict(decision.guard), "training": asdict(training), "seeds": request.seeds}
     about |= {"data": list(request.data), "consent": request.consent, "verifier": request.verifier}
+    about |= {"base_sha256": base, "clips": len(items) if learns_clips else 0}
+    about = shareable(about)
     replace_file(out / REPORT_FILE, json.dumps(about, indent=1) + "\n")
     path = out / ADAPTATION_FILE
     for stale in (
