@@ -117,11 +117,11 @@ def clip_items(
     """
     config = coder.codec.config
     frames = round(REFERENCE_SECONDS * config.frame_rate)
-    coded_by, cuts, damaged = _coded_by(coder, method), chosen_cuts(speech), 0
+    coding, cuts, damaged = _coding_stamp(coder, method), chosen_cuts(speech), 0
     by_speaker: dict[str, list[tuple[str, Tensor]]] = defaultdict(list)
     for done, cut in enumerate(cuts, 1):
         path = speech.cache / "codes" / f"{stamp_of(cut.id)[:16]}.cache"
-        stamp = stamp_of(cut_source(cut), (cut.custom or {}).get("stamp"), cut.duration, coded_by)
+        stamp = stamp_of(cut_source(cut), (cut.custom or {}).get("stamp"), cut.duration, coding)
         cached = load_stamped(path, stamp)
         if cached is None:
             try:
@@ -162,7 +162,7 @@ def chosen_cuts(speech: AdaptSpeech) -> list[MonoCut]:
     return list(itertools.chain.from_iterable(chosen))[: speech.clips]
 
 
-def _coded_by(coder: Coder, method: str) -> str:
+def _coding_stamp(coder: Coder, method: str) -> str:
     """A stamp of what codes come from: the encoder's weights, the student's or the search, and the codec."""
     ways = coder.ways(CodingSettings(method))
     networks: list[nn.Module] = [coder.codec]  # which has the encoder
