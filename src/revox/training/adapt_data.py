@@ -119,7 +119,7 @@ def clip_items(
     frames = round(REFERENCE_SECONDS * config.frame_rate)
     coding, cuts, damaged = _coding_stamp(coder, method), chosen_cuts(speech), 0
     by_speaker: dict[str, list[tuple[str, Tensor]]] = defaultdict(list)
-    for done, cut in enumerate(cuts, 1):
+    for done, (speaker, cut) in enumerate(cuts, 1):
         path = speech.cache / "codes" / f"{stamp_of(cut.id)[:16]}.cache"
         stamp = stamp_of(cut_source(cut), (cut.custom or {}).get("stamp"), cut.duration, coding)
         cached = load_stamped(path, stamp)
@@ -129,6 +129,7 @@ def clip_items(
                 samples, _, _ = decode_cut(source, 0.0, cut.duration, LONGEST_CLIP, config.sampling_rate)
             except (AudioError, DataError, OSError):
                 damaged += 1
+                progress(Progress("clips encoded", done, len(cuts), {"damaged": damaged}))
                 continue
             samples = whole_frames(samples, config.samples_per_frame, config.sampling_rate)
             codes = find_codes(coder, torch.from_numpy(samples.copy()), CodingSettings(method)).codes
@@ -137,7 +138,7 @@ def clip_items(
             cached = load_stamped(path, stamp)
         assert cached is not None
         read = torch.frombuffer(bytearray(cached), dtype=torch.int16).view(config.n_codebooks, -1).long()
-        by_speaker[cut.supervisions[0].speaker].append((cut.supervisions[0].text.strip(), read))
+        by_speaker[speaker].append((cut.supervisions[0].text.strip(), read))
         progress(Progress("clips encoded", done, len(cuts), {"damaged": damaged} if damaged else {}))
     return [
         (speaker, AdaptItem(text, codes, reference_codes([codes for _, codes in mine], i, frames)))
@@ -147,16 +148,18 @@ def clip_items(
     ]
 
 
-def chosen_cuts(speech: AdaptSpeech) -> list[MonoCut]:
-    """Up to `clips` cuts with words: two of each speaker of each source in turn, then another of each.
+def chosen_cuts(speech: AdaptSpeech) -> list[tuple[str, MonoCut]]:
+    """Up to `clips` cuts with words, by speaker: two of each speaker in turn, then another of each.
 
-    Speakers with one such clip are left out, since nothing of theirs could be the prompt's voice.
+    One name in two sources is two speakers. Speakers with one such clip are left out, since nothing of theirs
+    could be the prompt's voice.
     """
-    by_speaker: dict[tuple[int, str], list[MonoCut]] = defaultdict(list)
+    by_speaker: dict[str, list[tuple[str, MonoCut]]] = defaultdict(list)
     for number, source in enumerate(speech.sources):
         for cut in source.cuts:
             if cut.supervisions[0].text and SHORTEST_CLIP <= cut.duration <= LONGEST_CLIP:
-                by_speaker[number, cut.supervisions[0].speaker].append(cut)
+                speaker = f"{number}/{cut.supervisions[0].speaker}"
+                by_speaker[speaker].append((speaker, cut))
     turns = [[mine[:2], *([one] for one in mine[2:])] for mine in by_speaker.values() if len(mine) > 1]
     chosen = itertools.chain.from_iterable(itertools.zip_longest(*turns, fillvalue=[]))
     return list(itertools.chain.from_iterable(chosen))[: speech.clips]
