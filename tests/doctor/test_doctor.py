@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 
 from conftest import RELEASE_PARAMS
 from lab.tokenizer import write_tekken
+from revox.checkpoint.inject import inject
+from revox.checkpoint.tensors import ENCODER_WEIGHTS
 from revox.cli import doctor_command
 from revox.demo import checkpoint_folder
 from revox.doctor import clone_checks, folder_checks, layout, speech_checks, voice_checks
@@ -33,6 +35,7 @@ from revox.speech import Audio, read_audio
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+LAB_ENCODER = Path(__file__).parents[2] / "lab" / "reference-encoder" / "encoder.safetensors"
 LAB = checkpoint_folder()
 EXAMPLES = LAB.parent / "examples"
 VOICES = ["casual_female", "neutral_male"]
@@ -47,8 +50,8 @@ def lab_copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(LAB, tmp_path / "broken-lab"))
 
 
-def change_weights(folder: Path, change: Change) -> None:
-    save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS)
+def change_weights(folder: Path, change: Change, file: str = WEIGHTS) -> None:
+    save_file(change(load_file(folder / file)), folder / file)
 
 
 def under_test(folder: Path, voices: list[str] = VOICES, load: bool = True) -> CheckpointUnderTest:
@@ -328,6 +331,27 @@ def test_a_codec_left_partly_at_random_values_is_named(lab_copy: Path):
     assert not any(".decoder_blocks.1." in name or ".decoder_blocks.3." in name for name in broken.suspects)
 
 
+def test_an_encoder_that_learned_for_minutes_is_a_warning_and_one_that_did_not_a_failure(lab_copy: Path):
+    inject(lab_copy, LAB_ENCODER)
+    generator = torch.Generator().manual_seed(0)
+    for blocks, verdict in (((0,), Verdict.WARN), (range(8), Verdict.FAIL)):
+        prefixes = tuple(f"audio_tokenizer.encoder_blocks.{block}." for block in blocks)
+
+        def forget(state: dict[str, Tensor], prefixes: tuple[str, ...] = prefixes) -> dict[str, Tensor]:
+            for name, tensor in state.items():
+                if name.startswith(prefixes) and tensor.dim() > 1:
+                    state[name] = (0.05 * torch.randn(tensor.shape, generator=generator)).bfloat16()
+            return state
+
+        change_weights(lab_copy, forget, ENCODER_WEIGHTS)
+        subject = under_test(lab_copy)
+        finding = folder_checks.weights(subject)
+        assert finding.verdict is verdict, finding.sentence
+        assert "encoder_blocks.0." in finding.sentence
+        assert subject.suspects == []  # nothing that decodes
+    assert "half-loaded" in finding.sentence
+
+
 def test_a_codec_left_partly_at_zero_is_named_twice(lab_copy: Path):
     def zero(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return {
@@ -448,8 +472,7 @@ def test_the_labs_own_encoder_passes(lab_copy: Path):
     from revox.evaluation.reference_encoder import original_codec
 
     examined = under_test(lab_copy, ["casual_female", "neutral_male", "es_female", "it_male"])
-    encoder = LAB.parents[3] / "lab" / "reference-encoder" / "encoder.safetensors"
-    examined.model.model.audio_tokenizer = original_codec(lab_copy, encoder)
+    examined.model.model.audio_tokenizer = original_codec(lab_copy, LAB_ENCODER)
     assert clone_checks.encoder(examined).verdict is not Verdict.FAIL
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from revox.checkpoint.inspect import inspect
 from revox.checkpoint.params import read_json
-from revox.checkpoint.release import PRESETS, TEXT_TABLE
+from revox.checkpoint.release import ENCODER_PREFIXES, PRESETS, TEXT_TABLE
 from revox.checkpoint.tensors import open_tensors, read_header, weight_files
 from revox.doctor.checkpoint_under_test import CheckpointUnderTest
 from revox.doctor.findings import CheckResult, Figure, Value, Verdict
@@ -194,7 +194,7 @@ def weights(subject: CheckpointUnderTest) -> CheckResult:
     noise: list[str] = []
     broken: list[str] = []
     scales: dict[str, bool] = {}
-    count = 0
+    count = encoder_matrices = 0
     for tensor_name, tensor in _blocks(subject):
         count += 1
         if not bool(tensor.isfinite().all()):
@@ -205,11 +205,13 @@ def weights(subject: CheckpointUnderTest) -> CheckResult:
             scales[tensor_name] = constant
         elif constant and (tensor.dim() > 1 or float(tensor.flatten()[0]) == 0.0):
             stuck.append(tensor_name)
-        elif tensor.dim() > 1 and min(tensor.shape) >= 32 and _is_noise(tensor):
-            noise.append(tensor_name)
+        elif tensor.dim() > 1 and min(tensor.shape) >= 32:
+            encoder_matrices += tensor_name.startswith(ENCODER_PREFIXES)
+            if _is_noise(tensor):
+                noise.append(tensor_name)
     left = [n for n, constant in scales.items() if constant]
     codec = [n for n in (*broken, *stuck, *noise, *left) if n.startswith("audio_tokenizer.")]
-    subject.suspects = codec
+    subject.suspects = [n for n in codec if not n.startswith(ENCODER_PREFIXES)]
     figures = (
         Figure("tensors checked", count),
         Figure("with values that are not numbers", len(broken), "0"),
@@ -229,6 +231,11 @@ def weights(subject: CheckpointUnderTest) -> CheckResult:
     )
     dead = [*broken, *stuck, *(left if len(left) < len(scales) or stuck else [])]
     fresh = [n for n in noise if n.startswith("audio_tokenizer.") and "quantizer" not in n]
+    young = [
+        n for n in fresh if n.startswith(ENCODER_PREFIXES)
+    ]  # an encoder may have learned for minutes only
+    if len(young) <= encoder_matrices / 2:
+        fresh = [n for n in fresh if n not in young]
     if dead or len(fresh) > CHANCE:
         part = "The codec is half-loaded" if codec else "Part of the model was never loaded"
         sentence = (
@@ -236,6 +243,12 @@ def weights(subject: CheckpointUnderTest) -> CheckResult:
             "Copy or download the weights again."
         )
         return CheckResult(Verdict.FAIL, sentence, figures, rows)
+    if len(young) > CHANCE:
+        sentence = (
+            f"The encoder is hardly trained: {len(young)} of its {encoder_matrices} matrices are like fresh "
+            f"random numbers ({_some(young)}). Train it longer; the rest of the model is whole."
+        )
+        return CheckResult(Verdict.WARN, sentence, figures, rows)
     matrices = [n for n in noise if n != TEXT_TABLE]
     if matrices or left:
         sentence = f"Some tensors look hardly trained ({_some([*matrices, *left])}); listen to the speech."
