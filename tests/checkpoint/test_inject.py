@@ -29,8 +29,7 @@ from revox.checkpoint.release import EMBEDDING_TABLE
 from revox.checkpoint.share import export_encoder, injection_of
 from revox.checkpoint.tensors import weight_files
 from revox.checkpoint.voice_codes import embedding_of_codes, read_table
-from revox.checkpoint.voice_journal import consent_log_path
-from revox.checkpoint.voices import add_voice, list_voices, load_voice, remove_voice
+from revox.checkpoint.voices import add_voice, list_voices, load_voice
 from revox.cli import inject_command
 from revox.model.config import N_SPECIAL_CODES
 
@@ -259,9 +258,7 @@ def test_an_adaptation_takes_the_place_of_its_tensors_and_of_no_other(folder, ru
     assert injection_of(tmp_path / "new" / WEIGHTS)["adaptation_record"]["data"] == ["clips"]
 
 
-def test_consent_stays_with_adapted_weights_and_in_the_log(folder, run, adaptation, tmp_path):
-    add_voice(folder, "ada", torch.zeros(3, 256), None, {"consent": {"statement": "Ada, who agreed"}})
-    remove_voice(folder, "ada")
+def test_consent_stays_with_adapted_weights(folder, run, adaptation, tmp_path):
     inject(folder, run, merged(tmp_path / "once", adaptation=adaptation))
     changed = {"norm.weight": torch.ones(256)}
     save_file(changed, tmp_path / "b.safetensors", {"revox": json.dumps({"consent": "Bob, who agreed"})})
@@ -274,9 +271,28 @@ def test_consent_stays_with_adapted_weights_and_in_the_log(folder, run, adaptati
     assert "Ada, who agreed by e-mail" in card
     before = injection_of(tmp_path / "twice" / WEIGHTS)["before"]
     assert before["adaptation_record"]["consent"] == "Ada, who agreed by e-mail"
-    log = consent_log_path(folder).read_text()
-    assert "Ada, who agreed" in log
-    assert consent_log_path(tmp_path / "twice").read_text() == log
+
+
+def test_an_adaptation_alone_leaves_the_encoder_or_its_absence_as_it_is(folder, run, adaptation, tmp_path):
+    alone = inject(folder, None, merged(tmp_path / "alone", adaptation=adaptation))
+    assert (alone.added, len(alone.adapted)) == (0, 2)
+    changed, before = load_file(tmp_path / "alone" / WEIGHTS), load_file(folder / WEIGHTS)
+    assert changed.keys() == before.keys()
+    assert any(not torch.equal(changed[name], before[name]) for name in before)
+    report = inspect(tmp_path / "alone")
+    assert (report.encoder, report.problems) == ("absent", [])
+    assert any("Ada, who agreed by e-mail" in note for note in report.notes)
+
+    inject(folder, run, InjectionOptions(out=tmp_path / "with"))
+    both = inject(tmp_path / "with", None, merged(tmp_path / "both", adaptation=adaptation))
+    encoder = load_file(tmp_path / "with" / ENCODER)
+    after = load_file(tmp_path / "both" / WEIGHTS)
+    assert both.added == len(encoder)
+    assert all(torch.equal(after[name], tensor) for name, tensor in encoder.items())
+    assert not (tmp_path / "both" / ENCODER).exists()
+    assert "run" in (tmp_path / "both" / CARD).read_text()
+    with pytest.raises(CheckpointError, match="nothing to write"):
+        inject(folder, None, InjectionOptions(out=tmp_path / "none"))
 
 
 def test_an_adaptation_of_another_model_is_refused(folder, run, tmp_path):

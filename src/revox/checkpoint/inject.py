@@ -40,7 +40,7 @@ from revox.checkpoint.encoder_file import (
 from revox.checkpoint.errors import CheckpointError, VoiceError
 from revox.checkpoint.params import read_json, read_params
 from revox.checkpoint.readable import check_tensors
-from revox.checkpoint.release import EMBEDDING_TABLE, ENCODER_PREFIXES, expected_tensors
+from revox.checkpoint.release import EMBEDDING_TABLE, ENCODER_PREFIXES, TensorSpec, expected_tensors
 from revox.checkpoint.share import INJECTION_KEY, injection_of, is_ours, model_card, shareable
 from revox.checkpoint.tensors import (
     ENCODER_WEIGHTS,
@@ -53,7 +53,7 @@ from revox.checkpoint.tensors import (
     tensor_blocks,
     write_safetensors_stream,
 )
-from revox.checkpoint.voice_journal import VOICE_FOLDER, consent_log_path, reading, recover_journal
+from revox.checkpoint.voice_journal import VOICE_FOLDER, reading, recover_journal
 from revox.checkpoint.voices import add_voice, list_voices, load_voice
 from revox.progress import ProgressCallback, ignore_progress
 from revox.speech.files import replace_file
@@ -109,7 +109,7 @@ class InjectionReport:
 
 def inject(
     folder: str | Path,
-    encoder: str | Path,
+    encoder: str | Path | None,
     options: InjectionOptions = InjectionOptions(),
     progress: ProgressCallback = ignore_progress,
 ) -> InjectionReport:
@@ -117,7 +117,8 @@ def inject(
 
     Args:
         folder: a checkpoint's.
-        encoder: a safetensors file, or a training run's folder (`revox.checkpoint.encoder_file`).
+        encoder: a safetensors file, or a training run's folder (`revox.checkpoint.encoder_file`); None, with
+            an adaptation, leaves the encoder, or its absence, as it is.
         options: where it goes, and what it may replace.
         progress: called while all weights are written anew.
 
@@ -129,7 +130,9 @@ def inject(
     expected = expected_tensors(config)
     there, base = _split(folder)
     check_tensors(base, {n: spec for n, spec in expected.items() if spec.component != "codec_encoder"})
-    if there and not options.replace:
+    if encoder is None and options.adaptation is None:
+        raise CheckpointError("there is nothing to write: name an encoder, or an adaptation.")
+    if encoder is not None and there and not options.replace:
         raise CheckpointError(
             f"{folder} has an encoder already, in {next(iter(there.values())).file.name}; say --replace, or "
             "take it out with --eject first."
@@ -145,12 +148,12 @@ def inject(
         raise CheckpointError(
             "--merge and --adaptation write all weights anew, into a new folder; say --merge --out FOLDER."
         )
-    new = read_encoder(encoder, expected)
+    new, record = _encoder_to_write(encoder, there, expected)
     decoder = decoder_sha256(folder)
-    agrees = None if "decoder_sha256" not in new.record else new.record["decoder_sha256"] == decoder
-    if agrees is False and not options.force:
+    agrees = None if "decoder_sha256" not in record else record["decoder_sha256"] == decoder
+    if encoder is not None and agrees is False and not options.force:
         raise CheckpointError(
-            f"{new.path} was trained against another decoder than {folder} has, so its codes would decode to "
+            f"{encoder} was trained against another decoder than {folder} has, so its codes would decode to "
             "noise; take the encoder of this checkpoint, or say --force."
         )
     adapted: Mapping[str, TensorHeader] = {}
@@ -164,8 +167,8 @@ def inject(
             )
     injection = {
         "at": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "encoder": shareable({"file": new.path.name, **new.record}),
-        "encoder_sha256": new.sha256,
+        "encoder": shareable(record),
+        "encoder_sha256": new.sha256 if new else None,
         "decoder_sha256": decoder,
         "decoder_agrees": agrees,
         "adapted": sorted(adapted),
@@ -176,12 +179,12 @@ def inject(
     report = InjectionReport(
         options.out or folder,
         WEIGHTS if options.merge else ENCODER_WEIGHTS,
-        added=len(new.tensors),
+        added=len(new.tensors) if new else 0,
         removed=len(there),
         adapted=sorted(adapted),
-        encoder_sha256=new.sha256,
+        encoder_sha256=new.sha256 if new else None,
         decoder_agrees=agrees,
-        written=2 * new.parameters + (_bytes(base) if options.out else 0),
+        written=(2 * new.parameters if new else 0) + (_bytes(base) if options.out else 0),
         dry_run=options.dry_run,
     )
     _check_target(folder, report)
@@ -191,18 +194,32 @@ def inject(
         return report
     metadata = {
         "format": "pt",
-        RECORD_KEY: json.dumps(injection["encoder"]),
+        **({RECORD_KEY: json.dumps(injection["encoder"])} if new else {}),
         INJECTION_KEY: json.dumps(injection, separators=(",", ":")),
     }
     with folder_to_write(folder, report.folder, base if options.merge else {}) as place:
         if options.merge:
             _write_merged(place / WEIGHTS, base, adapted, new, metadata, progress)
             _rebuild_voices(place, report.rebuilt)
-        else:
+        elif new is not None:
             write_encoder(place / ENCODER_WEIGHTS, new, metadata)
             _list_in_index(place, new.tensors)
-        replace_file(place / CARD, model_card(new, injection["encoder"], injection))
+        if new is not None:
+            replace_file(place / CARD, model_card(new, injection["encoder"], injection))
     return report
+
+
+def _encoder_to_write(
+    encoder: str | Path | None, there: Mapping[str, TensorHeader], expected: Mapping[str, TensorSpec]
+) -> tuple[Encoder | None, dict[str, Any]]:
+    """The encoder of a file, or else the one that is there, and its record; None where there is neither."""
+    if encoder is not None:
+        new = read_encoder(encoder, expected)
+        return new, {"file": new.path.name, **new.record}
+    if not there:
+        return None, {}
+    new = read_encoder(next(iter(there.values())).file, expected, inside=True)
+    return new, injection_of(new.path).get("encoder") or {}
 
 
 def eject(folder: str | Path, *, dry_run: bool = False) -> InjectionReport:
@@ -274,7 +291,7 @@ def _write_merged(
     path: Path,
     base: Mapping[str, TensorHeader],
     changed: Mapping[str, TensorHeader],
-    encoder: Encoder,
+    encoder: Encoder | None,
     metadata: dict[str, str],
     progress: ProgressCallback,
 ) -> None:
@@ -289,7 +306,8 @@ def _write_merged(
         for name in changed:
             providers[name] = lambda n=name: get(n).to(types[base[n].dtype])
         entries = [(name, base[name].shape, base[name].dtype, providers[name]) for name in base]
-        entries += [(name, tuple(t.shape), "BF16", t) for name, t in encoder.tensors.items()]
+        added = encoder.tensors if encoder is not None else {}
+        entries += [(name, tuple(t.shape), "BF16", t) for name, t in added.items()]
         write_safetensors_stream(path, entries, metadata, progress)
 
 
@@ -347,8 +365,8 @@ def _check_target(folder: Path, report: InjectionReport) -> None:
 def folder_to_write(folder: Path, out: Path, rewritten: Mapping[str, TensorHeader]) -> Iterator[Path]:
     """The folder to write in: `folder` if `out` is that, or a hidden copy that becomes `out` in the end.
 
-    A copy lacks the weight files of `rewritten`, hidden files but the log of consent, and folders other than
-    the voices'.
+    A copy lacks the weight files of `rewritten`, hidden files (the log of consent stays with its folder), and
+    folders other than the voices'.
     """
     if out == folder:
         for left in folder.glob(".consolidated*.tmp"):  # of a command that was killed
@@ -373,10 +391,6 @@ def folder_to_write(folder: Path, out: Path, rewritten: Mapping[str, TensorHeade
             recover_journal(folder)
         with reading(folder):
             shutil.copytree(folder, hidden, ignore=ignored, copy_function=shutil.copyfile)
-            log, copied = consent_log_path(folder), consent_log_path(hidden)
-            if log.is_file():
-                copied.parent.mkdir()
-                shutil.copyfile(log, copied)
         yield hidden
         os.sync()
         os.replace(hidden, out)

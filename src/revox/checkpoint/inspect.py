@@ -193,8 +193,18 @@ def _encoder_notes(folder: Path, tensors: dict[str, TensorHeader], report: Repor
         found = injection_of(file)
         record = found.get("encoder") or {}
         run = record.get("revox_run") or record.get("file") or "a run without a name"
-        if found:
+        if found.get("encoder_sha256"):
             report.notes.append(f"revox injected this encoder ({run}) into {file.name} on {found.get('at')}.")
+    for file in sorted({entry.file for entry in tensors.values()}):
+        made: Any = injection_of(file)
+        while made:
+            if made.get("adapted"):
+                consent = (made.get("adaptation_record") or {}).get("consent") or "the presets' alone"
+                report.notes.append(
+                    f"{len(made['adapted'])} tensors in {file.name} are an adaptation's, merged on "
+                    f"{made.get('at')}; whose speech it learned from: {consent}."
+                )
+            made = made.get("before")
     if report.encoder == "partial":
         report.notes.append(
             f"The codec encoder is partial: {part.found} of {part.expected} tensors, {part.missing[0]} the "

@@ -55,13 +55,13 @@ def command(
 
     from revox.checkpoint.errors import CheckpointError
 
-    if eject == (encoder is not None):
+    if eject == (encoder is not None or adaptation is not None):
         raise CheckpointError("say either --encoder RUN-or-FILE, to add one, or --eject, to take it out.")
     if in_place and out is not None:
         raise CheckpointError("say either --out FOLDER, for a new folder, or --in-place, to change this one.")
-    if eject and (out is not None or adaptation is not None or replace or force or merge):
+    if eject and (out is not None or replace or force or merge):
         raise CheckpointError(
-            "--out, --merge, --adaptation, --replace and --force are for adding an encoder; leave them out."
+            "--out, --merge, --replace and --force are for adding an encoder; leave them out."
         )
     from revox.checkpoint import inject as library
     from revox.checkpoint.locate import locate
@@ -73,7 +73,6 @@ def command(
         if eject:
             report = library.eject(folder, dry_run=dry_run)
         else:
-            assert encoder is not None
             options = library.InjectionOptions(out, merge, adaptation, replace, force, dry_run)
             report = library.inject(folder, encoder, options, progress)
     _print(report)

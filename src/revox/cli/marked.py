@@ -46,11 +46,12 @@ def who_signs(certificate: Path | None = None, key: Path | None = None) -> Signe
     Raises MarkError when a certificate or key is given and cannot sign.
     """
     from revox.marking import MarkError, load_signer
+    from revox.marking.manifest import signing_files
 
     try:
         signer = load_signer(certificate, key)
     except MarkError as error:
-        if certificate is not None or key is not None:
+        if signing_files(certificate, key) != (None, None):
             raise
         say(f"{error}; marked by tags only")
         return None

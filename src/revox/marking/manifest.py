@@ -50,10 +50,12 @@ def load_signer(
 ) -> Signer | None:
     """The signer from a certificate chain and key (PEM files), or the pair made on this machine.
 
-    The made pair is stored in `folder` (`state_folder()` by default) on first use. Returns None when no files
+    Without them the files are those of `signing_files`. The made pair is stored in `folder` (`state_folder()`
+    by default) on first use. Returns None when no files
     are given and the signing libraries are not installed: marks are then tags only. Raises MarkError on files
     that cannot sign a C2PA manifest.
     """
+    certificate, key = signing_files(certificate, key)
     if (certificate is None) != (key is None):
         raise MarkError("a signing certificate and its key belong together; give both or neither")
     if certificate is None or key is None:
@@ -70,6 +72,16 @@ def load_signer(
     if problem := _certificate_problem(signer):
         raise MarkError(f"{what} cannot sign a C2PA manifest ({problem}); ask for a certificate that may")
     return signer
+
+
+def signing_files(
+    certificate: str | os.PathLike[str] | None = None, key: str | os.PathLike[str] | None = None
+) -> tuple[str | os.PathLike[str] | None, str | os.PathLike[str] | None]:
+    """The certificate chain and key that sign: those given, else of `REVOX_SIGNING_CERTIFICATE` and
+    `REVOX_SIGNING_KEY`, else None."""
+    if certificate is None and key is None:
+        return os.environ.get("REVOX_SIGNING_CERTIFICATE"), os.environ.get("REVOX_SIGNING_KEY")
+    return certificate, key
 
 
 def add_manifest(plain: BinaryIO, signed: BinaryIO, format: str, record: MarkRecord, signer: Signer) -> None:
