@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from revox.cli.marked import who_signs
 from revox.marking import MarkError, load_signer, mark_bytes, verify_bytes, verify_file
 
 PEM = serialization.Encoding.PEM
@@ -172,6 +173,16 @@ def test_what_cannot_sign_is_a_sentence(tmp_path, state):
     assert "not a PEM certificate" in refused(tmp_path / "broken.pem", key_file)
     assert "ended on" in refused(*pair(tmp_path, key, ends=-YEAR))
     assert "does not sign with" in refused(*pair(tmp_path, ec.generate_private_key(ec.SECP256K1())))
+
+
+def test_whoever_marks_reads_the_environment_and_is_refused_what_cannot_sign(tmp_path, state, monkeypatch):
+    chain, key = pair(tmp_path, ec.generate_private_key(ec.SECP256R1()))
+    monkeypatch.setenv("REVOX_SIGNING_CERTIFICATE", str(chain))
+    monkeypatch.setenv("REVOX_SIGNING_KEY", str(key))
+    assert who_signs().certificates == load_signer(chain, key).certificates
+    monkeypatch.delenv("REVOX_SIGNING_KEY")
+    with pytest.raises(MarkError, match="belong together"):
+        who_signs()
 
 
 def test_a_certificate_that_may_not_sign_manifests_is_found_before_anything_is_spoken(tmp_path, state):
