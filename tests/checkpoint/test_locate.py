@@ -64,7 +64,8 @@ def test_a_hub_id_is_found_in_the_cache_without_network(offline_cache: Path) -> 
 
 
 def test_a_revision_can_be_pinned(offline_cache: Path) -> None:
-    assert locate("owner/name", "1" * 40) == offline_cache / "snapshots" / ("1" * 40)
+    first = offline_cache / "snapshots" / ("1" * 40)
+    assert locate("owner/name", "1" * 40) == locate("owner/name@" + "1" * 40) == first
 
 
 @pytest.mark.usefixtures("offline_cache")

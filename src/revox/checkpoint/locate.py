@@ -35,7 +35,8 @@ def locate(checkpoint: str | os.PathLike[str], revision: str | None = None) -> P
     """The folder of a checkpoint, fetched from the hub with progress if it is not there yet.
 
     Args:
-        checkpoint: a folder, or a hub id such as `mistralai/Voxtral-4B-TTS-2603`. A folder of that name wins.
+        checkpoint: a folder, or a hub id such as `mistralai/Voxtral-4B-TTS-2603`, with `@REVISION` behind it
+            if one is to be pinned. A folder of that name wins.
         revision: branch, tag or commit, for a hub id only.
 
     Returns:
@@ -57,6 +58,8 @@ def locate(checkpoint: str | os.PathLike[str], revision: str | None = None) -> P
         raise CheckpointError(
             f"{folder} is a file, where a checkpoint's folder was expected; name {folder.parent}."
         )
+    if "@" in name and revision is None:
+        name, revision = name.split("@", 1)
     if not HUB_ID.fullmatch(name) or ".." in name:
         raise CheckpointError(
             f"{name} is neither a folder nor a hub id (owner/name); name a checkpoint's folder."
