@@ -101,8 +101,12 @@ def command(
     from revox.synthesis.longform import SpeechSettings
     from revox.synthesis.normalize import load_lexicon
 
+    output = output.expanduser()
+    subtitles, chapters, report, cache = (
+        path and path.expanduser() for path in (subtitles, chapters, report, cache)
+    )
     for path in (output, subtitles, chapters, report):
-        if path is not None and not path.expanduser().parent.is_dir():
+        if path is not None and not path.parent.is_dir():
             raise RenderError(f"there is no folder {path.parent}; create it or choose another path")
     kind = format_for(output, format)
     if kind == "pcm":

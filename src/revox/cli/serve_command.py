@@ -289,6 +289,14 @@ def _run(app: FastAPI, settings: ServeSettings, listener: socket.socket) -> None
     import uvicorn
 
     class DrainingServer(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # uvicorn closes WebSockets at once: what they speak gets its time first, and nobody new comes.
+            for server in self.servers:
+                server.close()
+            if not self.force_exit:
+                await app.state.revox.engine.drain(settings.drain_seconds)
+            await super().shutdown(sockets)
+
         def handle_exit(self, sig: int, frame: Any) -> None:
             # From now on /ready fails, so that load balancers send no new requests. uvicorn's own handler
             # would exit by the signal, as if the server had failed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -84,8 +85,8 @@ def speak_batch(
     from revox.checkpoint.voices import load_voice
     from revox.synthesis.longform import Line, no_sound_advice
 
-    folder = locate(checkpoint, revision)
-    jobs = _jobs(table, out, folder, checkpoint, options)
+    folder, out = locate(checkpoint, revision), out.expanduser()
+    jobs = _jobs(table, out, folder, checkpoint, options, weights)
     voices = {name: load_voice(folder, name) for name in dict.fromkeys(job.voice for job in jobs)}
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -163,16 +164,19 @@ def _recorded(out: Path) -> dict[str, str]:
     return found
 
 
-def _jobs(table: Path, out: Path, folder: Path, checkpoint: str, options: BatchOptions) -> list[_Job]:
+def _jobs(
+    table: Path, out: Path, folder: Path, checkpoint: str, options: BatchOptions, weights: str
+) -> list[_Job]:
+    from revox import __version__
     from revox.checkpoint.adapter import adapter_files
     from revox.checkpoint.voices import voice_file
     from revox.speech import format_for
     from revox.synthesis.longform import language_of, pieces_of
 
-    files = sorted(folder.glob("*.safetensors"))
+    files = [*sorted(folder.glob("*.safetensors")), folder / "params.json", folder / "tekken.json"]
     if options.adapter is not None:
         files += adapter_files(options.adapter.expanduser())
-    weights = [file_stamp(path) for path in files]
+    made_by = [__version__, weights, *(file_stamp(path) for path in files)]
     jobs: list[_Job] = []
     taken: dict[str, int] = {}
     for number, (where, row) in enumerate(_rows(table), 1):
@@ -194,7 +198,7 @@ def _jobs(table: Path, out: Path, folder: Path, checkpoint: str, options: BatchO
         except ValueError as error:
             raise SpeakError(f"{where}: {error}") from None
         mark = None if options.no_mark else "mark"
-        made_of = [*weights, file_stamp(voice_file(folder, voice))]
+        made_of = [*made_by, file_stamp(voice_file(folder, voice))]
         stamp = stamp_of(row.text, voice, settings.__dict__, kind, mark, model_name(checkpoint), made_of)
         jobs.append(_Job(row.text, voice, settings, out / name, kind, stamp))
     if not jobs:
@@ -207,10 +211,10 @@ def _rows(table: Path) -> Iterator[tuple[str, BatchRow]]:
     text = read_text(table, SpeakError)
     rows: Iterator[tuple[int, Any]]
     if table.suffix.lower() == ".csv":
-        reader = csv.DictReader(text.splitlines(keepends=True), restval="", strict=True)
+        reader = csv.DictReader(io.StringIO(text, newline=""), restval="", strict=True)
         rows = ((reader.line_num, {k: v for k, v in row.items() if v != ""}) for row in reader)
     elif table.suffix.lower() in (".jsonl", ".ndjson"):
-        rows = ((n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip())
+        rows = ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
     else:
         raise SpeakError(f"{table.name} is not a table that is read; end it in .csv or .jsonl")
     try:

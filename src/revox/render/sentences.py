@@ -39,6 +39,8 @@ def sentence_times(sentences: Sequence[str], samples: np.ndarray, rate: int) -> 
     each boundary moves into a pause near it, the longer the better, in order (dynamic programming). Between
     two sentences lies the pause.
     """
+    if not sentences:
+        return []
     runs, first, last = _pauses(samples, rate)
     sounding = (last - first) - sum(stop - start for start, stop in runs)
     shares = np.cumsum([expected_seconds(sentence) or 0.1 for sentence in sentences])

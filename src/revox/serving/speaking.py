@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -40,9 +40,14 @@ if TYPE_CHECKING:
 
     from revox.checkpoint.voices import Voice
     from revox.serving.state import ServerState
+    from revox.synthesis.split import TextPiece
 
+Made = TypeVar("Made")
 log = logging.getLogger("revox.serving")
 
+MAX_PAUSES = 60.0
+"""Seconds of pauses above a second each, in one text."""
+_MANY = 24_000  # samples
 TOGETHER = 4
 """Pieces of one text that are spoken at a time for a complete file; each takes one of the server's places."""
 _NO_SAMPLES, _NO_CODES = np.zeros(0, np.float32), np.zeros(0, np.int64)
@@ -161,8 +166,10 @@ class ResolvedRequest:
         """
         check_text(self.state, text)
         self._check_language(text)
+        pieces = await asyncio.to_thread(pieces_of, text, self.settings)
+        check_pauses(pieces)
         speech = LongSpeech(
-            await asyncio.to_thread(pieces_of, text, self.settings),
+            pieces,
             self.settings,
             self.state.tts.model.config.codec,
             max_frames=self.options.max_new_tokens,
@@ -170,7 +177,11 @@ class ResolvedRequest:
             together=AHEAD if streaming else TOGETHER,
         )
         response = SpeechResponse(self, speech, streaming)
-        await response.start()
+        try:
+            await response.start()
+        except BaseException:  # cancelled, or a piece cannot be spoken: nobody will listen to the others
+            response.cancel()
+            raise
         return response
 
 
@@ -291,7 +302,7 @@ class SpeechResponse:
             pieces, shape = [], self.request.shape
             async with aclosing(self._samples()) as parts:
                 async for samples in parts:
-                    pieces.append(shape.push(samples))
+                    pieces.append(await _aside(samples, shape.push))
             pieces.append(shape.finish())
             return await asyncio.to_thread(self._encoded, np.concatenate(pieces), shape.rate)
 
@@ -313,10 +324,15 @@ class SpeechResponse:
             encoder = StreamEncoder(self.request.options.response_format, shape.rate)
             async with aclosing(self._samples()) as parts:
                 async for samples in parts:
-                    if data := encoder.push(shape.push(samples)):
+                    if data := await _aside(samples, lambda these: encoder.push(shape.push(these))):
                         yield data
             if data := encoder.push(shape.finish()) + encoder.finish():
                 yield data
+
+
+async def _aside(samples: np.ndarray, work: Callable[[np.ndarray], Made]) -> Made:
+    """What `work` makes of `samples`; of many, such as a pause, in a thread, so that other requests go on."""
+    return await asyncio.to_thread(work, samples) if len(samples) > _MANY else work(samples)
 
 
 async def _next(stream: SpeechStream) -> Chunk | None:
@@ -389,6 +405,19 @@ def check_text(state: ServerState, text: str) -> None:
         raise ApiError(
             400,
             f"the input has {len(text):,} characters, at most {limit:,} are allowed; send it in parts",
+            param="input",
+            code="input_too_long",
+        )
+
+
+def check_pauses(pieces: Sequence[TextPiece]) -> None:
+    """Raise ApiError 400 on a text whose pauses are long together: silence costs no speech, but memory."""
+    seconds = sum(piece.pause for piece in pieces if piece.pause > 1.0)
+    if seconds > MAX_PAUSES:
+        raise ApiError(
+            400,
+            f"the input asks for {seconds:.0f} s of pauses, at most {MAX_PAUSES:.0f} are allowed; send it in "
+            "parts",
             param="input",
             code="input_too_long",
         )

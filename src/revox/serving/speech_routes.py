@@ -160,6 +160,9 @@ async def _events(
             for time in response.times[sent:] if timed else ():
                 yield _event({"type": "speech.audio.sentence", "index": sent, **asdict(time)})
                 sent += 1
+        for time in response.times[sent:] if timed else ():  # of a piece that ended without another sample
+            yield _event({"type": "speech.audio.sentence", "index": sent, **asdict(time)})
+            sent += 1
     except Exception as error:
         # The status is sent already; the stream itself reports the error.
         details = as_api_error(error).body()["error"]

@@ -199,6 +199,8 @@ class Session:
                 param="text",
                 code="input_too_long",
             )
+        if text and not self._open and self._utterance:  # the connection itself paid for the first
+            self.state.keys.admit(self.socket.headers.get("authorization"))
         self._open = self._open or bool(text)
         for sentence in self._text.feed(text):
             await self._speak(sentence)

@@ -67,8 +67,9 @@ class VoiceFiles:
         self._lock: int | None = None
         self._owning = threading.Lock()  # for threads of this process; the file lock is per descriptor
         if folder.exists():
+            ours = (folder / "lock").exists()
             self.own()
-            self._restore()
+            self._restore(ours)
 
     # --------------------------------------------------------------------------------------------- the folder
 
@@ -101,7 +102,9 @@ class VoiceFiles:
             os.close(self._lock)
             self._lock = None
 
-    def _restore(self) -> None:
+    def _restore(self, ours: bool) -> None:
+        """Read the voices. What a killed server left is deleted only in a folder that was `ours` before, and
+        nothing there that it could not have written."""
         removed = set()
         last: dict[str, dict[str, Any]] = {}
         for line in consent_log.read(self.log_path):
@@ -109,8 +112,6 @@ class VoiceFiles:
                 removed.add(line.get("removes"))
             if isinstance(line.get("voice"), str) and line.get("event") in ("added", "removed", "missing"):
                 last[line["voice"]] = line
-        for leftover in self.folder.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
         for path in sorted(self.folder.glob("*.safetensors")):
             record = self._read_record(path)
             if record is None:
@@ -126,9 +127,17 @@ class VoiceFiles:
             if line["event"] == "added" and not self._path(name).exists():
                 log.warning("the voice %r is not in %s any more", name, self.folder)
                 self.note("missing", name, {}, removes=line.get("id"))
+        if ours:
+            self._delete_leftovers()
+
+    def _delete_leftovers(self) -> None:
+        for leftover in self.folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
         for sample in (self.folder / "samples").iterdir():
-            if not self._path(sample.name).exists():
-                sample.unlink(missing_ok=True)
+            with contextlib.suppress(VoiceError):  # a name that no voice has is no sample of ours
+                check_voice_name(sample.name)
+                if sample.is_file() and not self._path(sample.name).exists():
+                    sample.unlink(missing_ok=True)
         jobs = self.folder / "jobs"
         for path in (*jobs.glob(".*.tmp"), *jobs.glob("*.sample")):  # killed while a job was saved
             if path.suffix == ".tmp" or not path.with_suffix(".json").exists():

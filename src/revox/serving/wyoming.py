@@ -33,6 +33,9 @@ log = logging.getLogger("revox.serving")
 
 ASKED_BY = "wyoming"
 MAX_CONNECTIONS = 64
+AHEAD = 256  # events that are read ahead of what is spoken
+DATA_BYTES, CHARACTER_BYTES = 4096, 12
+"""Of an event: for everything, and for each character of a text, twice as many as JSON takes at most."""
 IDLE_SECONDS = 300.0
 """Home Assistant opens a connection for each request; one in which nothing happens is closed."""
 WIDTH = 2  # bytes of a sample
@@ -76,7 +79,7 @@ class WyomingSession:
         self, state: ServerState, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self._state, self._reader, self._writer = state, reader, writer
-        self._inbox: asyncio.Queue[Event] = asyncio.Queue(1024)
+        self._inbox: asyncio.Queue[Event] = asyncio.Queue(AHEAD)
         self._text = PendingText()
         self._resolved: ResolvedRequest | None = None  # between synthesize-start and -stop
         self._sounding = False
@@ -115,7 +118,8 @@ class WyomingSession:
             sizes = [header.get(name) or 0 for name in ("data_length", "payload_length")]
             if not all(isinstance(size, int) and size >= 0 for size in sizes):
                 return None
-            if sum(sizes) > self._state.settings.max_body_bytes:
+            most = DATA_BYTES + CHARACTER_BYTES * self._state.settings.max_text_characters
+            if sum(sizes) > min(most, self._state.settings.max_body_bytes):
                 return None
             whole = asyncio.StreamReader()
             whole.feed_data(line + await self._reader.readexactly(sum(sizes)))

@@ -249,7 +249,7 @@ class LongSpeech:
         together = 1 if self._streaming and self._first else self._together
         takes = []
         for slot in self._slots[:together]:
-            if slot.take is None and not slot.finished:
+            if slot.take is None and not slot.finished and slot.piece.text:
                 slot.take = self._take(slot)
                 takes.append(slot.take)
         return takes
