@@ -111,12 +111,26 @@ def test_a_second_run_speaks_what_is_left_or_has_changed(speak, table, tmp_path,
         "first.wav", "second.flac", "batch.jsonl",
     }  # fmt: skip
 
+    quantized = speak("--batch", table(changed), *OPTIONS, "--weights", "bf16")
+    assert "spoken already" not in quantized.err
+    speak("--batch", table(changed), *OPTIONS)
+
     refused = speak("--batch", table(changed), *OPTIONS, "--adapter", tmp_path / "none")
     assert (refused.code, "none/adapter_config.json is missing" in refused.err) == (2, True)
 
     monkeypatch.setattr(revox, "load", lambda *_, **__: pytest.fail("nothing is left to speak"))
     nothing = speak("--batch", table(changed), *OPTIONS)
     assert (nothing.code, nothing.err.strip()) == (0, "4 of 4 lines are spoken already")
+
+
+@pytest.mark.parametrize("name", ["lines.csv", "lines.jsonl"])
+def test_a_line_ends_where_the_format_says(table, name):
+    from revox.cli.speak_batch import _rows
+
+    text = "one\u2028two\x0bthree\u0085"
+    rows = f"text,voice\n{text},it_male\n" if name.endswith("csv") else [{"text": text, "voice": "it_male"}]
+    [(_, row)] = _rows(table(rows, name))
+    assert (row.text, row.voice) == (text, "it_male")
 
 
 def test_an_interrupted_run_keeps_what_it_wrote(speak, table, tmp_path, monkeypatch):

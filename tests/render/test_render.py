@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import tracemalloc
@@ -286,6 +287,20 @@ def test_an_edit_of_the_file_speaks_one_line_again(rendered):
     assert [one["cached"] for one in report["segments"]] == [True, False, True]
     end = int(report["segments"][0]["end_s"] * RATE)
     np.testing.assert_array_equal(read_audio(folder / "play.flac").samples[:end], before[:end])
+
+
+def test_a_tilde_is_the_home_folder_in_every_option(tiny_checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "play.txt").write_text("ADA: One.\nADA: ...\n")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(main, "COMMANDS", {name: main.COMMANDS[name] for name in ("render", "voice")})
+    given = ["play.txt", "--output=~/play.wav", "--subtitles=~/play.vtt", "--voice=ADA=neutral_male"]
+    monkeypatch.setattr(sys, "argv", ["revox", "render", *given, "-c", str(tiny_checkpoint)])
+    with contextlib.suppress(SystemExit):
+        main.main()
+    assert not (tmp_path / "~").exists()
+    assert {path.name for path in (tmp_path / "home").iterdir()} >= {"play.wav", "play.vtt"}
 
 
 @pytest.mark.parametrize(

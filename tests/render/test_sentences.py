@@ -57,6 +57,10 @@ def test_a_sound_of_nothing_still_gives_times_inside_it_and_in_order(samples):
     assert flat[-1] <= len(samples) / RATE
 
 
+def test_speech_of_signs_alone_has_no_sentence():
+    assert sentence_times([], np.ones(100, np.float32), 24_000) == []
+
+
 def test_captions_show_the_text_as_written_without_markup():
     settings = SpeechSettings(lexicon={"sql": "sequel"})
     found = sentences_of("**SQL** is old. Dr. Fox [pause:1s] left!\n\n- one\n- two", settings)

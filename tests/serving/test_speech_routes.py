@@ -619,6 +619,43 @@ def test_events_say_when_each_sentence_is_heard(talk, tts, speed):
     assert "delta" in kinds[kinds.index("sentence") :]
 
 
+def test_a_sentence_that_ends_with_its_last_chunk_is_told_too(talk, tts):
+    frames = round(
+        tts.speak("Ten to five.", "pt_male", seed=3, takes=1, report=lambda _: None).seconds * 12.5
+    )
+    said = {"input": "Ten to five.", "voice": "pt_male", "seed": 3, "response_format": "pcm"}
+    said |= {"timestamps": "sentence", "stream_format": "sse", "initial_codec_chunk_frames": min(frames, 100)}
+    assert "speech.audio.sentence" in _ask(talk, said).text
+
+
+def test_pauses_are_bounded_together_and_a_text_that_fails_leaves_nobody_speaking(talk, monkeypatch):
+    from revox.serving import speaking
+
+    make_prompt, prompts = speaking.make_prompt, []
+
+    def failing(*given):
+        prompts.append(given)
+        if len(prompts) == 2:
+            raise ApiError(400, "it cannot be")
+        return make_prompt(*given)
+
+    async def dialogue(client, app):
+        body = {"voice": "neutral_male", "max_new_tokens": 400}
+        long = await client.post("/v1/audio/speech", json={**body, "input": "[pause:10s]" * 7 + "Hello."})
+        some = {**body, "input": "[pause:2s] [pause:2s] Hello.", "max_new_tokens": 60}
+        some = await client.post("/v1/audio/speech", json=some)
+        monkeypatch.setattr(speaking, "make_prompt", failing)
+        text = "Good morning to everybody. [pause:2s] See you tomorrow at the station."
+        failed = await client.post("/v1/audio/speech", json={**body, "input": text})
+        await asyncio.sleep(0.3)
+        return long, some, failed, app.state.revox.engine.active
+
+    long, some, failed, active = talk(dialogue)
+    assert (long.status_code, "70 s of pauses" in long.text) == (400, True)
+    assert some.status_code == 200
+    assert (failed.status_code, active) == (400, 0)
+
+
 def test_timestamps_without_events_and_of_another_kind_are_refused(talk):
     whole, streamed, words = _ask(
         talk,

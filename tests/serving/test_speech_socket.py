@@ -244,6 +244,23 @@ def test_without_a_key_the_connection_is_refused_with_a_401(serve, tmp_path):
     assert json.loads(told.value.response.body)["error"]["code"] == "invalid_api_key"
 
 
+def test_the_rate_counts_utterances(serve, tmp_path):
+    keys = tmp_path / "keys.json"
+    headers = {"Authorization": f"Bearer {add_key(keys, 'ada')}"}
+    with serve(api_keys=keys, rate_limit=2) as (url, app):
+        address = url.replace("http", "ws") + "/v1/audio/speech/stream"
+        with connect(address, additional_headers=headers) as session:
+            talker = Talker(session, app)
+            talker.say(**{**CONFIG, "max_new_tokens": 1})
+            for _ in range(3):
+                talker.say(type="input.text", text="ten")
+                talker.say(type="input.done")
+            kinds = [one for _ in range(3) for one in talker.until_done() if isinstance(one, dict)]
+    refused = [one["error"]["code"] for one in kinds if one["type"] == "error"]
+    assert refused == ["rate_limit_exceeded"]
+    assert sum(one["type"] == "audio.done" for one in kinds) == 2
+
+
 def test_what_is_sent_in_pieces_is_marked_too(serve):
     with (
         serve(marking=True) as (url, app),

@@ -496,6 +496,19 @@ def test_a_recording_of_a_job_that_a_kill_kept_from_beginning_is_gone_after_the_
     assert sorted(path.name for path in (tmp_path / "v" / "jobs").iterdir()) == ["whole.json", "whole.sample"]
 
 
+def test_files_of_ones_own_in_the_folder_of_voices_stay(tts, tmp_path):
+    own = [tmp_path / "v" / name for name in ("samples/interview.wav", "samples/takes/a.wav", ".notes.tmp",
+                                              "samples/interview", "jobs/a.sample")]  # fmt: skip
+    for path in own:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"mine")
+    voice_files.VoiceFiles(tmp_path / "v", tts.model).release()
+    assert all(path.read_bytes() == b"mine" for path in own)
+    voice_files.VoiceFiles(tmp_path / "v", tts.model).release()  # from now on it is a folder of voices
+    assert all(path.read_bytes() == b"mine" for path in own[:2])
+    assert not own[3].exists()  # as a recording would be whose voice a kill kept from being saved
+
+
 @pytest.mark.parametrize("how", ["job", "voice"])
 def test_a_cancelled_job_stops_and_leaves_nothing(talk, tmp_path, how):
     async def dialogue(client, app):

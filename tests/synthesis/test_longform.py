@@ -137,6 +137,15 @@ def test_a_stream_laid_end_to_end_is_the_whole_and_starts_with_the_first_piece(c
     np.testing.assert_allclose(np.concatenate(parts), np.concatenate(whole), atol=1e-6)
 
 
+def test_pauses_in_a_row_are_silence_and_no_takes():
+    started: list[Take] = []
+    text = "[pause:1s] [pause:1s] Good morning. [pause:1s] [pause:2s] See you. [pause:1s]"
+    for streaming in (False, True):
+        speech, parts = spoken(text, streaming=streaming, started=started)
+        assert sum(map(len, parts)) == speech.frames * FRAME + 6 * CODEC.sampling_rate
+    assert [take.text for take in started] == 2 * ["Good morning.", "See you."]
+
+
 def test_pieces_of_another_level_are_brought_to_the_first_ones():
     def uneven(take):
         made = good(take)
