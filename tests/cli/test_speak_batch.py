@@ -127,8 +127,10 @@ def test_a_second_run_speaks_what_is_left_or_has_changed(speak, table, tmp_path,
 def test_a_line_ends_where_the_format_says(table, name):
     from revox.cli.speak_batch import _rows
 
-    text = "one\u2028two\x0bthree\u0085"
-    rows = f"text,voice\n{text},it_male\n" if name.endswith("csv") else [{"text": text, "voice": "it_male"}]
+    text = "one\u2028two\u0085three"
+    rows = f"text,voice\n{text},it_male\n"
+    if name.endswith("jsonl"):
+        rows = json.dumps({"text": text, "voice": "it_male"}, ensure_ascii=False) + "\n"
     [(_, row)] = _rows(table(rows, name))
     assert (row.text, row.voice) == (text, "it_male")
 
