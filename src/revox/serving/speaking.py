@@ -34,6 +34,7 @@ from revox.synthesis.longform import (
     pieces_of,
 )
 from revox.synthesis.prompt import make_prompt
+from revox.synthesis.split import PAUSES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +47,7 @@ Made = TypeVar("Made")
 log = logging.getLogger("revox.serving")
 
 MAX_PAUSES = 60.0
-"""Seconds of pauses above a second each, in one text."""
+"""Seconds of pauses that a text asks for, together; those between its sentences and paragraphs do not count."""
 _MANY = 24_000  # samples
 TOGETHER = 4
 """Pieces of one text that are spoken at a time for a complete file; each takes one of the server's places."""
@@ -412,7 +413,7 @@ def check_text(state: ServerState, text: str) -> None:
 
 def check_pauses(pieces: Sequence[TextPiece]) -> None:
     """Raise ApiError 400 on a text whose pauses are long together: silence costs no speech, but memory."""
-    seconds = sum(piece.pause for piece in pieces if piece.pause > 1.0)
+    seconds = sum(piece.pause for piece in pieces if piece.pause > max(PAUSES.values()))
     if seconds > MAX_PAUSES:
         raise ApiError(
             400,
