@@ -47,7 +47,7 @@ Made = TypeVar("Made")
 log = logging.getLogger("revox.serving")
 
 MAX_PAUSES = 60.0
-"""Seconds of pauses that a text asks for, together; those between its sentences and paragraphs do not count."""
+"""Seconds of pauses that a text asks for, together; those between its sentences do not count."""
 _MANY = 24_000  # samples
 TOGETHER = 4
 """Pieces of one text that are spoken at a time for a complete file; each takes one of the server's places."""
