@@ -230,7 +230,7 @@ def adapt_command(
     from revox.api import find_device, find_dtype
     from revox.checkpoint.locate import locate
     from revox.cloning.consent import record_consent
-    from revox.training.adapt import MAP_LEARNING_RATE, AdaptTraining
+    from revox.training.adapt import MAP_LEARNING_RATE, SCALES, AdaptTraining
     from revox.training.adapt_model import ADAPTER_FOLDER, AdaptRequest, adapt_model
     from revox.training.deltas import PARTS
     from revox.training.errors import TrainingError
@@ -274,7 +274,7 @@ def adapt_command(
         raise typer.Exit(0) from None
     guard = decision.guard
     presets = (
-        f"presets at scale {decision.scale:g}: {guard.agreement:.1%} of the semantic codes equal, likelihood "
+        f"presets at scale {decision.scale or SCALES[-1]:g}: {guard.agreement:.1%} of the semantic codes equal, likelihood "
         f"{guard.nats:+.4f} nats a frame"
         if training.changes_weights
         else "weights and presets are as they were"
