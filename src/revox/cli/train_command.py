@@ -274,8 +274,8 @@ def adapt_command(
         raise typer.Exit(0) from None
     guard = decision.guard
     presets = (
-        f"presets at scale {decision.scale or SCALES[-1]:g}: {guard.agreement:.1%} of the semantic codes equal, "
-        f"likelihood {guard.nats:+.4f} nats a frame"
+        f"presets at scale {decision.scale or SCALES[-1]:g}: {guard.agreement:.1%} of the semantic codes "
+        f"equal, likelihood {guard.nats:+.4f} nats a frame"
         if training.changes_weights
         else "weights and presets are as they were"
     )
