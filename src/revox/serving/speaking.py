@@ -303,7 +303,7 @@ class SpeechResponse:
             pieces, shape = [], self.request.shape
             async with aclosing(self._samples()) as parts:
                 async for samples in parts:
-                    pieces.append(await _aside(samples, shape.push))
+                    pieces.append(await _shaped(samples, shape.push))
             pieces.append(shape.finish())
             return await asyncio.to_thread(self._encoded, np.concatenate(pieces), shape.rate)
 
@@ -325,13 +325,13 @@ class SpeechResponse:
             encoder = StreamEncoder(self.request.options.response_format, shape.rate)
             async with aclosing(self._samples()) as parts:
                 async for samples in parts:
-                    if data := await _aside(samples, lambda these: encoder.push(shape.push(these))):
+                    if data := await _shaped(samples, lambda these: encoder.push(shape.push(these))):
                         yield data
             if data := encoder.push(shape.finish()) + encoder.finish():
                 yield data
 
 
-async def _aside(samples: np.ndarray, work: Callable[[np.ndarray], Made]) -> Made:
+async def _shaped(samples: np.ndarray, work: Callable[[np.ndarray], Made]) -> Made:
     """What `work` makes of `samples`; of many, such as a pause, in a thread, so that other requests go on."""
     return await asyncio.to_thread(work, samples) if len(samples) > _MANY else work(samples)
 

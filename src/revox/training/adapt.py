@@ -76,7 +76,7 @@ class AdaptTraining:
     flow: float = 1.0
     agreement: float = 0.98
     nats: float = 0.02
-    spoken: float = 0.3
+    spoken: float = 0.1
     similarity: float = 0.01
     seed: int = 0
     save_every: int = 50
