@@ -62,7 +62,8 @@ def locate(checkpoint: str | os.PathLike[str], revision: str | None = None) -> P
         name, revision = name.split("@", 1)
     if not HUB_ID.fullmatch(name) or ".." in name:
         raise CheckpointError(
-            f"{os.fspath(checkpoint)} is neither a folder nor a hub id (owner/name); name a checkpoint's folder."
+            f"{os.fspath(checkpoint)} is neither a folder nor a hub id (owner/name); name a checkpoint's "
+            "folder."
         )
     return fetch(name, FILES, revision)
 
