@@ -395,7 +395,7 @@ def test_clips_are_of_many_speakers_and_sources_and_whole_speakers_are_held_out(
     assert "0/speaker0" not in speakers  # nothing of theirs could be the voice
     assert all(speakers.count(speaker) == 2 for speaker in speakers)
     item = AdaptItem("one", codes_of(4, 0), codes_of(4, 1))
-    many = divided([], [(f"speaker{i % 4}", replace(item, text=str(i % 4))) for i in range(12)])
+    many = divided([], [(f"speaker{i // 3}", replace(item, text=str(i // 3))) for i in range(12)])
     assert {one.text for one in many.held_out_items} == {"3"}
     assert "3" not in {one.text for one in many.items}
     two = divided([], [(f"speaker{i % 2}", item) for i in range(8)])
