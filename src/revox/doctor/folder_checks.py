@@ -231,9 +231,8 @@ def weights(subject: CheckpointUnderTest) -> CheckResult:
     )
     dead = [*broken, *stuck, *(left if len(left) < len(scales) or stuck else [])]
     fresh = [n for n in noise if n.startswith("audio_tokenizer.") and "quantizer" not in n]
-    young = [
-        n for n in fresh if n.startswith(ENCODER_PREFIXES)
-    ]  # an encoder may have learned for minutes only
+    # An encoder may have learned for minutes only.
+    young = [n for n in fresh if n.startswith(ENCODER_PREFIXES)]
     if len(young) <= encoder_matrices / 2:
         fresh = [n for n in fresh if n not in young]
     if dead or len(fresh) > CHANCE:
