@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from revox.model.layers import LARGE, CausalConv1d, CausalConvTranspose1d, Linear
+from revox.model.layers import CausalConv1d, CausalConvTranspose1d
+from revox.model.linear import LARGE, Linear
 
 
 def built(kind, *sizes):

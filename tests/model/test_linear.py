@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from revox.model import linear
@@ -15,6 +16,7 @@ from revox.model.linear import (
     Int8Linear,
     Int8Weight,
     one_digit,
+    products,
     quantized_linear,
 )
 
@@ -122,3 +124,30 @@ def test_many_rows_in_bf16_are_the_rounded_product_in_float32():
     exact = functional.linear(x.float(), weight.float())
     assert torch.equal(BFloat16Linear(weight)(x), exact.bfloat16())
     assert torch.allclose(BFloat16Linear(weight)(x[:2]).float(), exact[:2], rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("rows", [1, 6, 50])
+def test_a_wide_layer_is_the_rounded_product_in_float32_for_any_rows(rows):
+    weight, x = weight_of(40, 96).bfloat16(), rows_of(rows, 96).bfloat16()
+    layer = BFloat16Linear(weight, wide=True)
+    exact = functional.linear(x.float(), weight.float())
+    with torch.no_grad():
+        assert torch.allclose(layer(x).float(), exact.bfloat16().float(), rtol=2**-8, atol=1e-6)
+        layer.weight.copy_(2 * weight)  # the copy in float32 follows
+        assert torch.allclose(layer(x).float(), 2 * exact, rtol=2**-8, atol=1e-6)
+
+
+def test_a_wide_layer_has_gradients_where_they_are_asked_for():
+    x = rows_of(6, 96).bfloat16().requires_grad_()
+    BFloat16Linear(weight_of(40, 96).bfloat16(), wide=True)(x).float().sum().backward()
+    assert x.grad is not None
+    assert x.grad.norm() > 0
+
+
+def test_products_of_the_same_rows_are_those_of_the_layers():
+    x = rows_of(2, 3, 64)
+    eight = [Int8Linear(Int8Weight.of((i + 1) * weight_of(32, 64))) for i in range(3)]
+    coarse = Int8Linear(Int8Weight.of(weight_of(32, 64)), digits=1)
+    for layers in (eight, [eight[0], coarse], [eight[0], nn.Linear(64, 32, bias=False)]):
+        found = products(x, *layers)
+        assert all(torch.equal(one, layer(x)) for one, layer in zip(found, layers, strict=True))

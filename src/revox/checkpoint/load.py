@@ -109,6 +109,8 @@ def load_model(
     _place_computed_buffers(model, device)
     if torch.device(device).type == "cpu" and not multiplies_bf16():
         _multiply_rows_in_float32(model.backbone)
+        # Its products have six rows a stream.
+        _multiply_rows_in_float32(model.acoustic_transformer.layers, wide=True)
     return model.eval().requires_grad_(False)
 
 
@@ -170,10 +172,10 @@ def _return_freed_memory() -> None:
         trim(0)
 
 
-def _multiply_rows_in_float32(backbone: nn.Module) -> None:
-    for name, module in list(backbone.named_modules()):
+def _multiply_rows_in_float32(part: nn.Module, wide: bool = False) -> None:
+    for name, module in list(part.named_modules()):
         if isinstance(module, nn.Linear) and module.weight.dtype == torch.bfloat16:
-            backbone.set_submodule(name, BFloat16Linear(module.weight))
+            part.set_submodule(name, BFloat16Linear(module.weight, wide))
 
 
 def _place_computed_buffers(model: nn.Module, device: str | torch.device) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .config import EMPTY_AUDIO_ID, END_AUDIO_ID, N_SPECIAL_CODES, AcousticConfig, VoxtralConfig
-from .layers import Linear, RMSNorm, TransformerLayer
+from .layers import RMSNorm, TransformerLayer
+from .linear import Linear, products
 
 
 class BidirectionalAttention(nn.Module):
@@ -34,9 +35,13 @@ class BidirectionalAttention(nn.Module):
         """
         repeats = self.n_heads // self.n_kv_heads
         asked = x[:, :queries].contiguous()  # else the product copies the weight for every item
-        q = self.wq(asked).unflatten(-1, (self.n_heads, -1)) * (1.0 / self.head_dim**0.5)
-        k = self.wk(x).unflatten(-1, (self.n_kv_heads, -1)).repeat_interleave(repeats, dim=2)
-        v = self.wv(x).unflatten(-1, (self.n_kv_heads, -1)).repeat_interleave(repeats, dim=2)
+        if queries is None:
+            q, k, v = products(x, self.wq, self.wk, self.wv)
+        else:
+            q, (k, v) = self.wq(asked), products(x, self.wk, self.wv)
+        q = q.unflatten(-1, (self.n_heads, -1)) * (1.0 / self.head_dim**0.5)
+        k = k.unflatten(-1, (self.n_kv_heads, -1)).repeat_interleave(repeats, dim=2)
+        v = v.unflatten(-1, (self.n_kv_heads, -1)).repeat_interleave(repeats, dim=2)
         weights = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1)).softmax(-1)
         return self.wo((weights @ v.transpose(1, 2)).transpose(1, 2).flatten(2))
 

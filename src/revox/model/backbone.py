@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .config import BackboneConfig
-from .layers import Linear, RMSNorm, TransformerLayer, rotate_interleaved
+from .layers import RMSNorm, TransformerLayer, rotate_interleaved
+from .linear import Linear, products
 
 BLOCK = 256
 """Positions by which a cache grows."""
@@ -147,15 +148,22 @@ class BackboneAttention(nn.Module):
         positions: Tensor,
     ) -> Tensor:
         """Attend; `mask` `[batch, 1, time, keys]` is True where a key may be seen (None: causal)."""
-        q = rotate_interleaved(self.wq(x).unflatten(-1, (self.n_heads, -1)), angles)
-        k = rotate_interleaved(self.wk(x).unflatten(-1, (self.n_kv_heads, -1)), angles)
-        v = self.wv(x).unflatten(-1, (self.n_kv_heads, -1))
+        q, k, v = products(x, self.wq, self.wk, self.wv)
+        q = rotate_interleaved(q.unflatten(-1, (self.n_heads, -1)), angles)
+        k = rotate_interleaved(k.unflatten(-1, (self.n_kv_heads, -1)), angles)
+        v = v.unflatten(-1, (self.n_kv_heads, -1))
         if cache is not None:
             k, v = cache.append(layer, positions, k, v)
             if mask is not None:
                 k, v = k[:, : mask.shape[-1]].to(q.dtype), v[:, : mask.shape[-1]].to(q.dtype)
+        keys, values = k.transpose(1, 2), v.transpose(1, 2)
+        if q.shape[1] == 1 and mask is not None:
+            # The heads that share keys are queries at one position: two to ten times as fast on a processor.
+            q = q.unflatten(2, (self.n_kv_heads, -1)).squeeze(1)
+            out = functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+            return self.wo(out.flatten(1).unsqueeze(1))
         out = functional.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=mask is None,
+            q.transpose(1, 2), keys, values, attn_mask=mask, is_causal=mask is None,
             enable_gqa=self.n_heads != self.n_kv_heads,
         )  # fmt: skip
         return self.wo(out.transpose(1, 2).flatten(2))

@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from .config import CodecConfig
 from .decoder_state import DecoderState
-from .layers import CausalConv1d, CausalConvTranspose1d, Linear, RMSNorm, TransformerLayer, alibi_slopes
+from .layers import CausalConv1d, CausalConvTranspose1d, RMSNorm, TransformerLayer, alibi_slopes
+from .linear import Linear
 from .quantizer import Quantizer
 
 PIECE = 100

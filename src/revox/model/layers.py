@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import platform
-from collections.abc import Callable, Iterable
-from functools import cache
 from typing import Any, cast
 
 import torch
@@ -14,76 +11,10 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
 from .decoder_state import DecoderState
+from .linear import Frozen, Linear, is_inference, products
 
 FEW_POSITIONS = 16
 """Of a batch, up to which a convolution is a product; measured at widths of 256 and 1024."""
-
-
-LARGE, LARGEST = 2**17, 2**22
-"""Numbers in a weight, from which oneDNN's product is quicker than its call, and up to which a second copy is
-no matter: all of the codec's at the release's sizes, few of the language model's."""
-
-
-class Frozen:
-    """What is computed of parameters once, while they are the same; for inference."""
-
-    def __init__(self) -> None:
-        self._known: tuple[list[tuple[Tensor, int, int]], Tensor] | None = None
-
-    def __getstate__(self) -> dict[str, None]:  # a copy computes its own
-        return {"_known": None}
-
-    def of(self, parameters: Iterable[Tensor], compute: Callable[[], Tensor]) -> Tensor:
-        """`compute()` of the parameters, or what it was; `is_inference` of them must hold."""
-        now = [(one, one.data_ptr(), one._version) for one in parameters]
-        known = self._known
-        if known is None or len(now) != len(known[0]) or _differ(now, known[0]):
-            known = self._known = now, compute()
-        return known[1]
-
-
-def _differ(now: list[tuple[Tensor, int, int]], before: list[tuple[Tensor, int, int]]) -> bool:
-    return any(a is not b or seen != known for (a, *seen), (b, *known) in zip(now, before, strict=True))
-
-
-def is_inference(x: Tensor, parameter: Tensor) -> bool:
-    """Whether `x` and a frozen parameter may take ways of float32 on a processor that have no gradient.
-
-    Not one that is trained: fused optimizers change it unseen.
-    """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return False
-    if parameter.requires_grad or parameter.is_inference():
-        return False
-    plain = x.dtype == parameter.dtype == torch.float32 and x.device.type == "cpu"
-    return plain and not torch.is_autocast_enabled("cpu")
-
-
-class Linear(nn.Linear):
-    """torch's without a bias; where a large one infers in float32 on a processor, oneDNN's, laid out once.
-
-    MKL, which torch takes, can need 2.5 times as long for a few rows (docs/performance.md).
-    """
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
-        self._laid_out, self._large = Frozen(), LARGE <= in_features * out_features <= LARGEST
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Multiply `x` `[..., in]`."""
-        if not (self._large and is_inference(x, self.weight) and _has_onednn()):
-            return functional.linear(x, self.weight)
-        weight = self._laid_out.of(
-            [self.weight], lambda: torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), 8)
-        )
-        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))
-
-
-@cache
-def _has_onednn() -> bool:
-    ops = torch.ops.mkldnn
-    there = hasattr(ops, "_reorder_linear_weight") and hasattr(ops, "_linear_pointwise")
-    return there and torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
 
 
 class RMSNorm(nn.RMSNorm):
@@ -115,7 +46,8 @@ class FeedForward(nn.Module):
         """Apply to `x` `[..., dim]`."""
         if torch.is_grad_enabled():
             return self.w2(functional.silu(self.w1(x)) * self.w3(x))
-        return self.w2(functional.silu(self.w1(x), inplace=True).mul_(self.w3(x)))  # large for a prompt
+        gate, up = products(x, self.w1, self.w3)
+        return self.w2(functional.silu(gate, inplace=True).mul_(up))  # large for a prompt
 
 
 class TransformerLayer(nn.Module):

@@ -1,17 +1,19 @@
-"""Linear layers whose weights are stored in 8 or 4 bits, for processors.
+"""Linear layers, and those for processors, whose weights are held in another way than they are stored.
 
 A frame of speech reads nearly every weight and multiplies it by a few rows only, so that the time it takes is
-the time to read the weights: fewer bits are faster. These layers are for inference; they have no gradient.
+the time to read the weights: fewer bits are faster. Layers of 8 and 4 bits have no gradient.
 """
 
 from __future__ import annotations
 
+import platform
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,9 @@ INT4_GROUP = 32
 """Inputs that share a scale and an offset in a 4-bit weight."""
 _ROWS_IN_FLOAT32 = 16
 _BLOCK = 1024  # outputs converted at once
+LARGE, LARGEST = 2**17, 2**22
+"""Numbers in a weight, from which oneDNN's product is quicker than its call, and up to which a second copy is
+no matter: all of the codec's at the release's sizes, few of the language model's."""
 _in_one_digit: ContextVar[bool] = ContextVar("_in_one_digit", default=False)
 
 
@@ -133,24 +138,47 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply `x` `[..., in]`; the result has its dtype."""
+        return self._multiply(self._rounded(x), x)
+
+    @property
+    def _half(self) -> int:
+        return 127 if self.packed is None or _has_vnni() else 63
+
+    def _rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The digits of `x`, in float32 and not yet rounded to whole numbers, and the step of each row."""
         rows = x.reshape(-1, self.in_features).float()
-        largest = _largest(rows)
-        half = 127 if self.packed is None or _has_vnni() else 63
-        rows = rows * (half / largest)
-        two = self.digits == 2 and not _in_one_digit.get()
-        if two:
+        half = self._half
+        step = _largest(rows).mul_(1 / half)
+        rows = rows / step
+        if self.digits == 2 and not _in_one_digit.get():
             high = rows.round()
             rows = torch.cat((high, (rows - high).mul_(2 * half)))
+        return rows, step
+
+    def _multiply(self, rounded: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
+        rows, step = rounded
+        half = self._half
         if self.packed is not None:
             product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
                 rows, 1.0, half + 1, self.packed
             )
         else:
-            product = torch._int_mm(rows.round_().to(torch.int8), self.values) * self.scale
-        if two:
-            first, second = product.chunk(2)
-            product = first.add(second, alpha=0.5 / half)
-        return product.mul_(largest / half).to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+            product = torch._int_mm(rows.round().to(torch.int8), self.values) * self.scale
+        count = len(step)
+        if len(rows) > count:
+            product = product[:count].add_(product[count:], alpha=0.5 / half)
+        return product.mul_(step).to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+
+
+def products(x: Tensor, *layers: nn.Module) -> list[Tensor]:
+    """What each of the `layers` makes of the same `x`; 8-bit layers of as many digits round it once."""
+    first = layers[0]
+    if isinstance(first, Int8Linear) and all(
+        isinstance(layer, Int8Linear) and layer.digits == first.digits for layer in layers
+    ):
+        rounded = first._rounded(x)
+        return [cast(Int8Linear, layer)._multiply(rounded, x) for layer in layers]
+    return [layer(x) for layer in layers]
 
 
 class Int4Linear(nn.Module):
@@ -169,22 +197,99 @@ class Int4Linear(nn.Module):
         return product.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
 
-class BFloat16Linear(nn.Module):
-    """`[..., in] -> [..., out]` in bf16, for processors without bf16 instructions.
+class Frozen:
+    """What is computed of parameters once, while they are the same; for inference."""
 
-    There every row of a product takes as long as the first, so many rows are multiplied in float32.
+    def __init__(self) -> None:
+        self._known: tuple[list[tuple[Tensor, int, int]], Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, None]:  # a copy computes its own
+        return {"_known": None}
+
+    def of(self, parameters: Iterable[Tensor], compute: Callable[[], Tensor]) -> Tensor:
+        """`compute()` of the parameters, or what it was; `is_inference` of them must hold."""
+        now = [(one, one.data_ptr(), one._version) for one in parameters]
+        known = self._known
+        if known is None or len(now) != len(known[0]) or _differ(now, known[0]):
+            known = self._known = now, compute()
+        return known[1]
+
+
+def _differ(now: list[tuple[Tensor, int, int]], before: list[tuple[Tensor, int, int]]) -> bool:
+    return any(a is not b or seen != known for (a, *seen), (b, *known) in zip(now, before, strict=True))
+
+
+def is_inference(x: Tensor, parameter: Tensor) -> bool:
+    """Whether `x` and a frozen parameter may take ways of float32 on a processor that have no gradient.
+
+    Not one that is trained: fused optimizers change it unseen.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    if parameter.requires_grad or parameter.is_inference():
+        return False
+    plain = x.dtype == parameter.dtype == torch.float32 and x.device.type == "cpu"
+    return plain and not torch.is_autocast_enabled("cpu")
+
+
+class Linear(nn.Linear):
+    """torch's without a bias; where a large one infers in float32 on a processor, oneDNN's, laid out once.
+
+    MKL, which torch takes, can need 2.5 times as long for a few rows (docs/performance.md).
     """
 
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=False)
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        self._laid_out, self._large = Frozen(), LARGE <= in_features * out_features <= LARGEST
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply `x` `[..., in]`."""
-        if x.numel() < _ROWS_IN_FLOAT32 * x.shape[-1]:
+        if not (self._large and is_inference(x, self.weight) and _has_onednn()):
             return functional.linear(x, self.weight)
+        return _product(x, self._laid_out.of([self.weight], lambda: _laid_out(self.weight.detach())))
+
+
+def _laid_out(weight: Tensor) -> Tensor:
+    """A float32 weight as oneDNN's products want it, or itself where torch has none."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight, 8) if _has_onednn() else weight
+
+
+def _product(x: Tensor, laid_out: Tensor) -> Tensor:
+    if not laid_out.is_mkldnn:
+        return functional.linear(x, laid_out)
+    return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, laid_out, None, "none", [], ""))
+
+
+@cache
+def _has_onednn() -> bool:
+    ops = torch.ops.mkldnn
+    there = hasattr(ops, "_reorder_linear_weight") and hasattr(ops, "_linear_pointwise")
+    return there and torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
+
+
+class BFloat16Linear(nn.Module):
+    """`[..., in] -> [..., out]` in bf16, for processors without bf16 instructions.
+
+    There every row of a product takes as long as the first, so many rows are multiplied in float32, with a
+    block of the weight converted at a time. A `wide` layer is one that always has several rows: without
+    gradients it multiplies by a copy of its weight in float32, which it makes when it is first asked.
+    """
+
+    def __init__(self, weight: Tensor, wide: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.wide, self._in_float32 = wide, Frozen()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply `x` `[..., in]`."""
+        weight = self.weight
+        if self.wide and isinstance(weight, nn.Parameter) and not torch.is_grad_enabled():
+            held = self._in_float32.of([weight], lambda: _laid_out(weight.detach().float()))
+            return _product(x.float(), held).to(x.dtype)
+        if x.numel() < _ROWS_IN_FLOAT32 * x.shape[-1]:
+            return functional.linear(x, weight)
         rows = x.float()
-        blocks = [functional.linear(rows, block.float()) for block in self.weight.split(_BLOCK)]
+        blocks = [functional.linear(rows, block.float()) for block in weight.split(_BLOCK)]
         return torch.cat(blocks, dim=-1).to(x.dtype)
 
 
