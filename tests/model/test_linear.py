@@ -151,3 +151,10 @@ def test_products_of_the_same_rows_are_those_of_the_layers():
     for layers in (eight, [eight[0], coarse], [eight[0], nn.Linear(64, 32, bias=False)]):
         found = products(x, *layers)
         assert all(torch.equal(one, layer(x)) for one, layer in zip(found, layers, strict=True))
+
+
+def test_a_weight_is_as_it_was_after_it_is_rounded_to_8_bits():
+    weight = weight_of(300, 64)
+    before = weight.clone()
+    Int8Weight.of(weight)
+    assert torch.equal(weight, before)

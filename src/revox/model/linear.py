@@ -22,7 +22,7 @@ from torch.nn import functional
 INT4_GROUP = 32
 """Inputs that share a scale and an offset in a 4-bit weight."""
 _ROWS_IN_FLOAT32 = 16
-_BLOCK = 1024  # outputs converted at once
+_BLOCK, _QUANTIZED = 1024, 128  # outputs converted at once
 LARGE, LARGEST = 2**17, 2**22
 """Numbers in a weight, from which oneDNN's product is quicker than its call, and up to which a second copy is
 no matter: all of the codec's at the release's sizes, few of the language model's."""
@@ -40,11 +40,11 @@ class Int8Weight:
     def of(cls, weight: Tensor) -> Int8Weight:
         """The nearest to `weight` `[out, in]`, the largest value of each output at +-127."""
         values, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
-        for start in range(0, len(weight), _BLOCK):  # copies in float32 stay small
-            block = weight[start : start + _BLOCK].float()
+        for start in range(0, len(weight), _QUANTIZED):  # copies in float32 stay in the processor's cache
+            block = weight[start : start + _QUANTIZED].to(torch.float32, copy=True)
             scales = _largest(block) / 127
-            scale[start : start + _BLOCK] = scales[:, 0]
-            values[start : start + _BLOCK] = (block / scales).round_().to(torch.int8)
+            scale[start : start + _QUANTIZED] = scales[:, 0]
+            values[start : start + _QUANTIZED] = block.div_(scales).round_()
         return cls(values, scale)
 
     def dequantize(self) -> Tensor:
