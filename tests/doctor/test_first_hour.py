@@ -89,7 +89,7 @@ def test_the_command_says_what_it_will_take(tiny_checkpoint_with_encoder, tmp_pa
 
 
 def test_a_check_that_fails_is_a_failed_command_and_options_are_passed_on(
-    tiny_checkpoint_with_encoder, tmp_path, quick
+    tiny_checkpoint_with_encoder, tmp_path, quick, monkeypatch
 ):
     quick.append("student")  # the next one does not fail
     given = [
@@ -104,5 +104,9 @@ def test_a_check_that_fails_is_a_failed_command_and_options_are_passed_on(
     done = CliRunner().invoke(build_app(), [*given, "--out", str(tmp_path / "hour")])
     assert done.exit_code == 1, (done.output, done.exception)
     assert "failed: doctor (a check failed)" in done.output
-    refused = CliRunner().invoke(build_app(), [*given, "--sounds", "--out", str(tmp_path / "hour")])
-    assert "leave --voices and --sounds out" in str(refused.exception)
+    for option in (["--sounds"], ["--seed", "1"]):
+        refused = CliRunner().invoke(build_app(), [*given, *option, "--out", str(tmp_path / "hour")])
+        assert "leave --voices, --sounds and --seed out" in str(refused.exception)
+    monkeypatch.chdir(tmp_path)
+    CliRunner().invoke(build_app(), given)  # without --out a folder that is the same tomorrow
+    assert (tmp_path / f"revox-doctor-{tiny_checkpoint_with_encoder.name}" / "first-hour.json").is_file()

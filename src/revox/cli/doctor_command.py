@@ -29,7 +29,8 @@ def command(
     checkpoint: CheckpointArgument = None,
     checkpoint_option: CheckpointOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the report; else revox-doctor-DATE here.")
+        Path | None,
+        typer.Option(help="Folder for the report; else revox-doctor-DATE here (--first-hour: -CHECKPOINT)."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Four voices, and no trial of cloning.")] = False,
     voices: Annotated[str | None, typer.Option(help="Examine only these, separated by commas.")] = None,
@@ -60,6 +61,8 @@ def command(
 
     Exit code 1 if a check failed. Ctrl-C writes the results so far. The report holds no personal paths.
     """
+    from datetime import datetime
+
     from rich.console import Console
 
     from revox.api import find_dtype
@@ -71,25 +74,27 @@ def command(
     console = Console(stderr=True, highlight=False)
     arithmetic = find_dtype(dtype)
     folder = locate(given, revision)
-    target = _target(out)
+    # The first hour goes on where it was stopped, so that its folder is the same tomorrow.
+    called = folder.resolve().name if Path(given).expanduser().is_dir() else given
+    target = _target(out, called.replace("/", "-") if hour else f"{datetime.now():%Y-%m-%d}")
     if hour:
-        if voices or sounds:
+        if voices or sounds or seed:
             raise CheckpointError(
-                "--first-hour examines four voices and writes its own sounds: leave --voices and --sounds out"
+                "--first-hour examines four voices with seed 0 and writes its own sounds: leave --voices, "
+                "--sounds and --seed out"
             )
         wanted = {"sentences": sentences, "minutes": minutes, "recognizer": recognizer, "device": device}
-        return _first_hour(console, given, folder, target, {**wanted, "dtype": arithmetic})
+        return _first_hour(console, called, folder, target, {**wanted, "dtype": arithmetic})
     from revox.doctor.examine import DoctorSettings, examine
     from revox.doctor.report import write_report
 
     names = tuple(name.strip() for name in (voices or "").split(",") if name.strip())
     settings = DoctorSettings(names, quick, recognizer, device, arithmetic, seed)
-    path = Path(given).expanduser()
     with show_progress(console) as progress:
         report = examine(
             folder,
             settings,
-            name=path.resolve().name if path.is_dir() else given,
+            name=called,
             progress=progress,
             on_finding=lambda finding: _print(console, finding),
         )
@@ -99,12 +104,11 @@ def command(
     _end(report, markdown, console)
 
 
-def _first_hour(console: Console, given: str, folder: Path, out: Path, wanted: dict[str, Any]) -> None:
+def _first_hour(console: Console, name: str, folder: Path, out: Path, wanted: dict[str, Any]) -> None:
     from revox.cli.progress import duration, show_progress
     from revox.demo.demo import CONSENT, EXAMPLES, REFERENCE
     from revox.doctor.first_hour import FirstHour, first_hour
 
-    name = folder.resolve().name if Path(given).expanduser().is_dir() else given
     with show_progress(console) as progress:
         request = FirstHour(
             folder, name, EXAMPLES / REFERENCE, CONSENT, progress=progress,
@@ -135,11 +139,9 @@ def _end(report: DoctorReport, markdown: Path, console: Console) -> None:
         raise typer.Exit(1)
 
 
-def _target(out: Path | None) -> Path:
+def _target(out: Path | None, which: str) -> Path:
     """The report's folder, made before anything is computed. Raises OSError."""
-    from datetime import datetime
-
-    target = (out or Path(f"revox-doctor-{datetime.now():%Y-%m-%d}")).expanduser()
+    target = (out or Path(f"revox-doctor-{which}")).expanduser()
     target.mkdir(parents=True, exist_ok=True)
     return target
 

@@ -20,6 +20,7 @@ from revox.doctor.findings import TextDependence
 from revox.doctor.sound import SoundFigures, measure
 from revox.metrics.errors import MetricError
 from revox.model.config import VoxtralConfig
+from revox.progress import Progress
 from revox.speech import Audio
 from revox.synthesis.engine import Speech
 
@@ -43,8 +44,14 @@ SENTENCES = (
 )
 """Plain English, also in the small lab model's domain. Voice i says sentence i, cyclically."""
 
-MAX_SECONDS = 20.0
+CHARACTERS_A_SECOND = (5.0, 30.0)
+"""Read speech has 10 to 20, and languages and moods differ."""
 QUICK_VOICES = 4
+
+
+def longest_reading(text: str) -> float:
+    """Seconds that a reading of `text` may take, with one for silence; what takes longer does not end."""
+    return len(text) / CHARACTERS_A_SECOND[0] + 1
 
 
 @dataclass
@@ -140,9 +147,16 @@ class CheckpointUnderTest:
     def spoken(self, name: str) -> Speech:
         """The voice speaking its sentence."""
         if name not in self._spoken:
+            text = self.sentence_of(name)
+            longest = longest_reading(text)
+
+            def spoken_so_far(progress: Progress) -> None:
+                seconds = progress.facts.get("seconds", 0.0)
+                self.update(f"{name}: speaking, {seconds:.0f} of {longest:.0f} s at most")
+
             self.update(f"{name}: speaking")
             self._spoken[name] = self.model.synthesize(
-                self.sentence_of(name), name, seed=self.seed, max_seconds=MAX_SECONDS
+                text, name, seed=self.seed, max_seconds=longest, progress=spoken_so_far
             )
         return self._spoken[name]
 

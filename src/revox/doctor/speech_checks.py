@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from revox.doctor.checkpoint_under_test import SENTENCES, CheckpointUnderTest
+from revox.doctor.checkpoint_under_test import CHARACTERS_A_SECOND, SENTENCES, CheckpointUnderTest
 from revox.doctor.findings import CheckResult, Figure, Value, Verdict
 from revox.metrics.intelligibility import (
     PocketsphinxRecognizer,
@@ -15,8 +15,6 @@ from revox.metrics.intelligibility import (
     word_error_rate,
 )
 
-CHARACTERS_A_SECOND = (5.0, 30.0)
-"""Read speech has 10 to 20, and languages and moods differ."""
 PITCH_STEP = 6.0
 """Semitones between a sentence's median pitch and its reference's above which it is another voice."""
 MOST = "1 (0.8 and more passes)"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from revox.api import Revox
 from revox.cloning.clone import ClonedVoice
+from revox.doctor.checkpoint_under_test import longest_reading
 from revox.marking import load_signer, new_record, write_marked
 from revox.metrics.errors import MetricError
 from revox.metrics.speaker import SpeakerVerifier
@@ -18,7 +19,6 @@ SENTENCES = (
     "Please open the window in the kitchen.",
     "The next plane to the city leaves at quarter past four.",
 )
-MAX_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class CloneTrial:
         for name, who in (("clone", voice), ("preset", tts.voice(tts.voices()[0]))):
             for i, text in enumerate(SENTENCES):
                 began = time.perf_counter()
-                audio = tts.synthesize(text, who, max_seconds=MAX_SECONDS).audio
+                audio = tts.synthesize(text, who, max_seconds=longest_reading(text)).audio
                 spent = time.perf_counter() - began
                 sounds[f"{name}-{i}"] = audio
                 rows.append(
