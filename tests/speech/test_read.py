@@ -3,6 +3,7 @@ import math
 import os
 import tracemalloc
 import wave
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -325,3 +326,53 @@ def test_a_header_tells_seconds_and_rate_without_decoding(tmp_path, ending):
     (tmp_path / "x.wav").write_text("no audio")
     with pytest.raises(AudioError, match="is not an audio or video file"):
         audio_header(tmp_path / "x.wav")
+
+
+def with_a_gap(path, codec, container, gap=10.0, seconds=60):
+    """Second i of what is there holds a tone of its own; after half of it the timestamps jump ahead."""
+    rate = 48000 if codec == "libopus" else 24000
+    with av.open(str(path), "w", format=container) as out:
+        stream = out.add_stream(codec, rate=rate, layout="mono")
+        form = {"libopus": "flt", "pcm_s16le": "s16", "aac": "fltp"}[codec]
+        resampler = av.AudioResampler(
+            format=form, layout="mono", rate=rate, frame_size=stream.frame_size or 960
+        )
+        for i in range(seconds):
+            samples = (16000 * tone(rate, 1.0, 200.0 + 20 * i)).astype(np.int16)[None]
+            frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = rate, i * rate, Fraction(1, rate)
+            for part in resampler.resample(frame):
+                part.pts += round(gap * rate) * (part.pts >= seconds * rate // 2)
+                out.mux(stream.encode(part))
+        out.mux(stream.encode(None))
+
+
+def pitch_at(samples, rate):
+    spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
+    return float(spectrum.argmax() * rate / len(samples))
+
+
+@pytest.mark.parametrize(
+    ("codec", "container"), [("libopus", "webm"), ("pcm_s16le", "matroska"), ("aac", "mpegts")]
+)
+def test_a_gap_in_the_timestamps_is_silence_for_whole_streams_and_spans_alike(codec, container, tmp_path):
+    path = tmp_path / "call"
+    with_a_gap(path, codec, container)
+    whole = read_audio(path)
+    assert whole.seconds == pytest.approx(70.0, abs=0.2)
+    streamed = np.concatenate([block.samples for block in stream_audio(path, whole.rate)])
+    assert np.array_equal(streamed, whole.samples)
+    for second in (10, 28, 35, 45, 60):
+        span = read_span(path, second + 0.2, 0.6)
+        expected = whole.samples[round((second + 0.2) * whole.rate) :][: len(span.samples)]
+        assert len(span.samples) == round(0.6 * whole.rate)
+        if second == 35:
+            assert not span.samples.any()
+            continue
+        heard = 200.0 + 20 * (second - 10 * (second > 30))
+        assert pitch_at(expected, whole.rate) == pytest.approx(heard, abs=3)
+        assert pitch_at(span.samples, whole.rate) == pytest.approx(heard, abs=3)
+    across = read_span(path, 29.5, 11.0)
+    assert across.samples[: whole.rate // 3].any()
+    assert not across.samples[whole.rate : 10 * whole.rate].any()
+    assert across.samples[-whole.rate // 3 :].any()

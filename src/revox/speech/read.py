@@ -23,6 +23,9 @@ MAX_SECONDS = 600.0
 _MAX_PIPED_BYTES = 1 << 30
 # Spans that begin later than this are sought, with so much decoded before them that a codec has settled.
 _SEEK_BEYOND, _PREROLL = 20.0, 0.5  # seconds
+# Where timestamps run ahead of the samples by so much there is a gap, as in calls and broadcasts, and silence
+# stands for it.
+_GAP, _LONGEST_GAP = 0.1, 3600.0  # seconds; more is a clock that was set anew
 # Full scale of FFmpeg's integer sample formats (u8 is offset by 128).
 _FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63}
 
@@ -221,8 +224,13 @@ def _pieces(name: str, container: Any, stream: Any, mixdown: Mixdown) -> Iterato
     """The rate and samples `[n]`, n > 0, of about a second each."""
     held: list[np.ndarray] = []
     rate = length = 0
-    for frame in _frames(name, container, stream):
+    for gap, frame in _timed(_frames(name, container, stream)):
         _check_rate(name, frame.sample_rate)
+        if gap:
+            if held:
+                yield rate, mixdown.mix(np.concatenate(held, axis=1), rate)
+                held, length = [], 0
+            yield from ((frame.sample_rate, block) for block in _silence(gap, frame.sample_rate))
         channels = _channels(frame.to_ndarray(), frame)
         if held and (frame.sample_rate != rate or len(channels) != len(held[0]) or length >= rate):
             yield rate, mixdown.mix(np.concatenate(held, axis=1), rate)
@@ -242,7 +250,7 @@ def _span(name: str, container: Any, stream: Any, start: float, seconds: float, 
     """
     runs: list[tuple[Any, list[np.ndarray]]] = []  # frames of one format: the first, and the samples of all
     rate = position = first = wanted = lead = held = 0
-    for frame in _frames(name, container, stream):
+    for gap, frame in _timed(_frames(name, container, stream)):
         _check_rate(name, frame.sample_rate)
         if not rate:
             rate = frame.sample_rate
@@ -254,13 +262,22 @@ def _span(name: str, container: Any, stream: Any, start: float, seconds: float, 
                 position = round(at * rate)
                 if position > first:
                     return None
+        kind = (frame.sample_rate, frame.format.name, frame.layout.nb_channels)
+        last = runs[-1][0] if runs else None
+        begins = last is None or kind != (last.sample_rate, last.format.name, last.layout.nb_channels)
+        silent = round(gap * rate)
+        if silent and position + silent > first:
+            ahead = 0 if runs else first - position
+            count = min(silent - ahead, wanted + 1)
+            runs, begins = [*runs, (frame, [])] if begins else runs, False
+            runs[-1][1].append(_silent_like(frame, round(count * frame.sample_rate / rate)))
+            held += count
+        position += silent
         length = round(frame.samples * rate / frame.sample_rate)
         if position + length > first:
             if not runs:
                 lead = first - position
-            kind = (frame.sample_rate, frame.format.name, frame.layout.nb_channels)
-            last = runs[-1][0] if runs else None
-            if last is None or kind != (last.sample_rate, last.format.name, last.layout.nb_channels):
+            if begins:
                 runs.append((frame, []))
             runs[-1][1].append(frame.to_ndarray())
             held += length
@@ -280,6 +297,37 @@ def _span(name: str, container: Any, stream: Any, start: float, seconds: float, 
     ]
     samples = np.concatenate(parts)[lead:]
     return Audio(samples[:wanted], rate, len(samples) > wanted, mixdown.one_channel)
+
+
+def _timed(frames: Iterable[Any]) -> Iterator[tuple[float, Any]]:
+    """Frames, and seconds of a gap before each; 0 where timestamps go on or do not say.
+
+    Small gaps count together, so that samples are never further than `_GAP` from their timestamps.
+    """
+    end: float | None = None  # of the samples so far, gaps included
+    for frame in frames:
+        at = None if frame.pts is None or frame.time_base is None else float(frame.pts * frame.time_base)
+        gap = 0.0
+        if at is not None:
+            ahead = 0.0 if end is None else at - end
+            gap = ahead if _GAP < ahead <= _LONGEST_GAP else 0.0
+            end = at if end is None or gap or not 0 <= ahead <= _GAP else end
+        yield gap, frame
+        end = None if end is None else end + frame.samples / frame.sample_rate
+
+
+def _silence(seconds: float, rate: int) -> Iterator[np.ndarray]:
+    left = round(seconds * rate)
+    while left > 0:
+        yield np.zeros(min(left, rate), np.float32)
+        left -= rate
+
+
+def _silent_like(frame: Any, count: int) -> np.ndarray:
+    """`count` samples of silence as `frame.to_ndarray` gives them."""
+    data = frame.to_ndarray()
+    columns = count * (1 if frame.format.is_planar else frame.layout.nb_channels)
+    return np.full((len(data), columns), 128 if frame.format.name.startswith("u8") else 0, data.dtype)
 
 
 def _frames(name: str, container: Any, stream: Any) -> Iterator[Any]:
