@@ -80,9 +80,10 @@ def test_a_command_that_fails_is_a_sentence(bench, tmp_path):
     assert "--before ended with 3" in printed
     assert opened[0].asked == []
     assert (tmp_path / "after").exists()
-    code, printed, _ = bench("--after", "exit 4")
+    code, printed, _ = bench("--after", "exit 4", "--out", str(tmp_path / "not" / "yet"))
     assert code == 2
     assert "do by hand" in printed
+    assert (tmp_path / "not" / "yet" / "report.json").is_file()
 
 
 def test_an_audition_has_every_voice_on_a_page(bench, made, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -91,6 +92,22 @@ def test_by_default_a_failed_request_or_a_faulty_file_fails_the_run(result):
     assert failures(result, default_limits([BenchLimit.parse("faulty=0.2", True)])) == []
     result.requests.append(request(10, 1.0, speech=None, problems=("status 500: no",)))
     assert "failed is 0.167" in " ".join(failures(result, default_limits([])))
+
+
+def test_a_limit_for_one_number_of_streams_leaves_the_others_their_default(result):
+    result.requests.append(request(10, 1.0, speech=None, problems=("status 500: no",)))
+    result.requests += [request(i, 1.0, streams=2) for i in range(3)]
+    limits = default_limits([BenchLimit.parse("failed@2=0", True)])
+    assert ["1 streams: failed is 0.2" in one for one in failures(result, limits)] == [True]
+    assert failures(result, default_limits([BenchLimit.parse("failed@1=0.2", True)])) == []
+
+
+def test_words_of_a_text_without_words_are_no_errors(result):
+    silent, *others = [replace(one, transcript="ten chars") for one in result.requests[1:]]
+    result.requests = [replace(silent, text="(...)", transcript="oh"), *others]
+    assert summarize_levels(result)[0].figures["word_errors_percent"] == 0
+    result.requests = result.requests[:1]
+    assert summarize_levels(result)[0].figures["word_errors_percent"] is None
 
 
 def test_a_run_that_was_stopped_or_measured_nothing_fails(result):

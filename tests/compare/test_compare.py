@@ -12,7 +12,7 @@ from revox.compare.artifacts import count_clicks, repeats_itself
 from revox.compare.compare import store_rule
 from revox.compare.errors import CompareError
 from revox.compare.figures import SampleScorer, read_ratings, statistic
-from revox.compare.rule import RuleFigure
+from revox.compare.rule import RuleFigure, parse_rule
 from revox.compare.samples import Sample
 from revox.demo import checkpoint_folder
 from revox.endpoints import SpeechAnswer
@@ -85,7 +85,7 @@ def run_compare(*arguments: str) -> int:
 
 def write_ratings(path, pairs, after: float = 60.0) -> None:
     when = (datetime.now(timezone.utc) + timedelta(seconds=after)).isoformat()
-    rows = [f"{when},phrase,1,a,,ada,{a},,bob,{b}" for a, b in pairs]
+    rows = [f"{when},phrase,1,a,,ada,{a},,ada,{b}" for a, b in pairs]
     path.write_text(
         "time,phrase,seed,first,server_a,voice_a,rating_a,server_b,voice_b,rating_b\n" + "\n".join(rows)
     )
@@ -302,4 +302,42 @@ def test_other_csv_files_are_refused(tmp_path, text, sentence):
 def test_a_folder_with_other_things_is_not_written_into(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(CompareError, match="not empty"):
-        store_rule("mean_clicks(A) < 1 -> keep", tmp_path, False)
+        store_rule("mean_clicks(A) < 1 -> keep", tmp_path, False, {})
+
+
+def test_a_comparison_goes_on_with_the_same_sides_sentences_and_scores_only(place, tmp_path, capsys):
+    (tmp_path / "rule.txt").write_text("mean_clicks(A) <= mean_clicks(B) -> keep, else look")
+    rest = ("--rule", "rule.txt", "--out", "out")
+    assert run_compare("http://fast", "http://slow", "--n", "3", *rest) == 0
+    for given, what in (
+        (("http://slow", "http://fast", "--n", "3"), "side A"),
+        (("http://fast", "http://slow", "--n", "4"), "list of sentences"),
+        (("http://fast", "http://slow", "--n", "3", "--seed", "5"), "--seed"),
+    ):
+        assert run_compare(*given, *rest, "--resume") == 2
+        assert f"begun with another {what}" in capsys.readouterr().err
+    assert run_compare("http://fast", "http://slow", "--n", "3", *rest, "--resume") == 0
+
+
+def test_ratings_are_given_to_the_voices_that_were_rated(tmp_path):
+    path = tmp_path / "ratings.csv"
+    path.write_text("server_a,voice_a,rating_a,server_b,voice_b,rating_b\nx,Ada,5,x,bob,3\n")
+    assert (read_ratings(path)[0].a, read_ratings(path, ("ada", "bob"))[0].a) == (5, 5)
+    turned = read_ratings(path, ("bob", "ada"))[0]
+    assert (turned.a, turned.b) == (3, 5)
+    with pytest.raises(CompareError, match="ratings of Ada and bob, and ada and eve are compared"):
+        read_ratings(path, ("ada", "eve"))
+
+
+def test_one_sample_is_not_apart_from_another_and_counts_are_counts():
+    rule = parse_rule("require apart(mean_rating), mean_rating(A) > mean_rating(B) -> a, else b")
+    one, two = [{"rating": 5.0}], [{"rating": 5.0}] * 2
+
+    def decided(of_a, of_b):
+        samples = {"A": of_a, "B": of_b}
+        return rule.decide({figure: statistic(figure, samples[figure.side]) for figure in rule.figures})
+
+    assert decided(one, [{"rating": 4.0}]).outcome is None
+    assert decided(two, [{"rating": 4.0}] * 2).outcome == "a"
+    words = [{"word_errors": 1.0, "words": 4.0}] * 5
+    assert statistic(RuleFigure("n", "word_error_rate", "A"), words).value == 5

@@ -15,10 +15,10 @@ import revox
 
 
 def environment(out: Path) -> dict[str, str]:
-    """The stamp of this machine and moment. `out`: the folder whose disk counts."""
+    """The stamp of this machine and moment. `out`: the folder whose disk counts; it need not exist yet."""
     from revox.deploy.gather import gpus
 
-    disk = shutil.disk_usage(out if out.exists() else out.absolute().parent)
+    disk = shutil.disk_usage(next(path for path in (out, *out.absolute().parents) if path.exists()))
     found = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "revox": revox.__version__,

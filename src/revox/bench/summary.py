@@ -83,20 +83,27 @@ def _word_errors(spoken: list[RequestResult]) -> float | None:
     pairs = [(one.text, one.transcript) for one in spoken if one.transcript is not None]
     if not pairs:
         return None
-    from revox.metrics.intelligibility import word_errors
+    from revox.metrics.intelligibility import normalize_text, word_errors
 
+    pairs = [(text, found) for text, found in pairs if normalize_text(text)]
+    if not pairs:
+        return None
     errors, words = word_errors([text for text, _ in pairs], [found or "" for _, found in pairs])
     return 100 * errors / words
 
 
 @dataclass(frozen=True)
 class BenchLimit:
-    """`figure` of every level (or of those with `streams`) must be at most, or at least, `value`."""
+    """`figure` of every level (or of those with `streams`) must be at most, or at least, `value`.
+
+    A limit for every level leaves out those with `but` streams.
+    """
 
     figure: str
     value: float
     at_most: bool
     streams: int | None = None
+    but: frozenset[int] = frozenset()
 
     @classmethod
     def parse(cls, text: str, at_most: bool) -> BenchLimit:
@@ -113,7 +120,13 @@ class BenchLimit:
     def broken(self, levels: Sequence[LevelSummary]) -> list[str]:
         """A sentence for each level that breaks it; one where no level has the figure."""
         relation = "at most" if self.at_most else "at least"
-        wanted = [level for level in levels if self.streams in (None, level.streams)]
+        wanted = [
+            level
+            for level in levels
+            if self.streams in (None, level.streams) and level.streams not in self.but
+        ]
+        if self.but and not wanted:
+            return []
         values = [(level, level.figures[self.figure]) for level in wanted]
         there = [(level, value) for level, value in values if value is not None]
         if not there:
@@ -131,8 +144,13 @@ class BenchLimit:
 
 def default_limits(given: Sequence[BenchLimit]) -> list[BenchLimit]:
     """The limits given, and that no request fails and no file is faulty where they say nothing of it."""
-    named = {limit.figure for limit in given}
-    return [*given, *(BenchLimit(name, 0.0, True) for name in ("failed", "faulty") if name not in named)]
+    found = list(given)
+    for name in ("failed", "faulty"):
+        levels = [limit.streams for limit in given if limit.figure == name]
+        if None not in levels:
+            others = frozenset(level for level in levels if level is not None)
+            found.append(BenchLimit(name, 0.0, True, but=others))
+    return found
 
 
 def failures(result: BenchResult, limits: Sequence[BenchLimit]) -> list[str]:

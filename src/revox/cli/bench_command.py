@@ -108,25 +108,39 @@ def command(
     models = read_models(table)
     folder = out or Path(f"bench-{datetime.now():%Y%m%d-%H%M%S}")
     probe = _probe(neighbor, abort_above, before)
-    with _commands(before, after, console), _closing(open_endpoints(endpoint, key_from or ())) as opened:
+    with (
+        _commands(before, after, console) as ended,
+        _closing(open_endpoints(endpoint, key_from or ())) as opened,
+    ):
         if audition is not None:
             page = _audition(opened, plan, "" if audition == "-" else audition, folder, console)
             console.print(str(page), markup=False)
-            return
-        result, interrupted = _measure(opened, plan, folder, recognizer, probe, console)
+        else:
+            result, interrupted = _measure(opened, plan, folder, recognizer, probe, console)
+    if audition is not None:
+        return _check_after(ended)
     if probe is not None:
         _after(probe, result)
     from revox.bench.report import write_bench
 
     paths = write_bench(result, limits, models, folder, usd_per_hour)
     _show(console, result)
-    for sentence in failures(result, limits):
+    missed = failures(result, limits)
+    for sentence in missed:
         console.print(f"not passed: {sentence}", markup=False, style="yellow")
     console.print(", ".join(map(str, paths)), markup=False)
+    _check_after(ended)
     if interrupted:
         raise KeyboardInterrupt
-    if failures(result, limits):
+    if missed:
         raise typer.Exit(1)
+
+
+def _check_after(ended: list[str]) -> None:
+    from revox.bench.errors import BenchError
+
+    if ended:
+        raise BenchError(ended[0])
 
 
 def _reference(path: Path | None, transcript: str | None, consent: str | None) -> ReferenceClip | None:
@@ -202,10 +216,11 @@ def _closing(endpoints: list[Endpoint]) -> Iterator[list[Endpoint]]:
 
 
 @contextmanager
-def _commands(before: str | None, after: str | None, console: Console) -> Iterator[None]:
+def _commands(before: str | None, after: str | None, console: Console) -> Iterator[list[str]]:
     """Run `before`, then what is inside, then `after` whatever happens; SIGTERM counts as Ctrl-C.
 
-    Raises BenchError when one of them fails.
+    Gives a list that has a sentence in the end if `after` failed, so that what was measured is written first.
+    Raises BenchError when `before` fails.
     """
     from revox.bench.errors import BenchError
 
@@ -217,11 +232,11 @@ def _commands(before: str | None, after: str | None, console: Console) -> Iterat
     def interrupted(number: int, frame: Any) -> None:
         signal.raise_signal(signal.SIGINT)  # for whoever handles Ctrl-C just then, such as an event loop
 
-    previous = signal.signal(signal.SIGTERM, interrupted)
+    previous, ended = signal.signal(signal.SIGTERM, interrupted), list[str]()
     try:
         if before is not None and (code := run(before)):
             raise BenchError(f"--before ended with {code}: {before}")
-        yield
+        yield ended
     finally:
         if after is not None:
             again = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not prevent it
@@ -230,7 +245,8 @@ def _commands(before: str | None, after: str | None, console: Console) -> Iterat
             finally:
                 signal.signal(signal.SIGINT, again)
             if code:
-                raise BenchError(f"--after ended with {code}; do by hand what it should have done: {after}")
+                ended.append(f"--after ended with {code}; do by hand what it should have done: {after}")
+                console.print(ended[0], markup=False, style="yellow")
         signal.signal(signal.SIGTERM, previous)
 
 
@@ -247,10 +263,12 @@ def _measure(
     from revox.bench.plan import BenchResult
     from revox.bench.run import BenchRun
     from revox.cli.progress import show_progress
-    from revox.metrics.intelligibility import load_recognizer
+    from revox.metrics.intelligibility import load_recognizer, word_errors
 
     result = BenchResult(environment(folder), {})
     listener = load_recognizer(recognizer)
+    if listener is not None:
+        word_errors("a word", "a word")  # what is missing for it is said now, not after an hour
     stop = probe.should_stop if probe is not None else lambda: None
     with show_progress(console) as progress:
         run = BenchRun(plan, result, folder, listener, stop, progress)

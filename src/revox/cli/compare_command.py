@@ -79,6 +79,7 @@ def command(
     from revox.compare.errors import CompareError
     from revox.compare.rule import parse_rule
     from revox.compare.samples import open_sides, read_sentences
+    from revox.evaluation.cache import file_identity
     from revox.speech.files import read_text
 
     sentences = read_sentences(texts, TEXTS, n)
@@ -103,7 +104,14 @@ def command(
     sides = dict(zip("AB", open_sides([a, b], checkpoint, sentences, seed), strict=True))
     try:
         check_measured(parsed, sides, scorer, ratings is not None)
-        stored = store_rule(text, out, resume)
+        plan = {
+            "side A": a, "side B": b, "--checkpoint": checkpoint, "list of sentences": sentences,
+            "--seed": seed,
+            "--reference": None if reference is None else file_identity(reference),
+            "--recognizer": recognizer, "--grammar": None if grammar is None else file_identity(grammar),
+            "choice of --naturalness": scorer.naturalness is not None,
+        }  # fmt: skip
+        stored = store_rule(text, out, resume, plan)
         with show_progress(console) as progress:
             found = compare(sides, sentences, stored, scorer, out, progress)
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,7 +17,7 @@ from revox.compare.rule import KINDS, Measured, Rule, RuleFigure, RuleVerdict, p
 from revox.compare.samples import TIMES, ComparedSide, Sample, write_index
 from revox.marking import new_record, write_marked
 from revox.progress import Progress, ProgressCallback, ignore_progress
-from revox.speech.files import append_line, replace_file
+from revox.speech.files import append_line, replace_file, stamp_of
 
 RULE_FILE, SAMPLES_FILE, RESULT_FILE = "rule.json", "samples.jsonl", "comparison.json"
 FORMAT = "revox compare 1"
@@ -56,15 +56,18 @@ class ComparisonRun:
         return statistic(figure, [one.figures for one in self.samples[figure.side]])
 
 
-def store_rule(text: str, out: Path, resume: bool) -> StoredRule:
+def store_rule(text: str, out: Path, resume: bool, plan: Mapping[str, object]) -> StoredRule:
     """Parse a rule and store it in `out`, before any sample; or find it there again.
 
-    Raises CompareError when the rule cannot be read, `out` has another, or a comparison that is not resumed.
+    `plan` is what the samples and their figures depend on, by the names that a user knows; hashes of it are
+    stored with the rule. Raises CompareError when the rule cannot be read, `out` has another, was begun with
+    another plan, or has a comparison that is not resumed.
     """
     rule, path = parse_rule(text), out / RULE_FILE
     digest = hashlib.sha256(text.encode()).hexdigest()
+    planned = {name: stamp_of(value) for name, value in plan.items()}
     if path.exists():
-        found = _stored(path)
+        found, before = _stored(path)
         if found.sha256 != digest:
             raise CompareError(
                 f"{out} was begun with another rule (of {found.stored_at}, SHA-256 {found.sha256[:12]}...), "
@@ -72,27 +75,32 @@ def store_rule(text: str, out: Path, resume: bool) -> StoredRule:
             )
         if not resume:
             raise CompareError(f"{out} holds a comparison; say --resume to go on, or give another folder")
+        if other := [name for name, value in planned.items() if before.get(name, value) != value]:
+            raise CompareError(
+                f"{out} was begun with another {other[0]}; give the same, or compare into another folder"
+            )
         return found
     if out.exists() and any(out.iterdir()):
         raise CompareError(f"{out} is not empty and holds no comparison; give another folder")
     out.mkdir(parents=True, exist_ok=True)
     stored = StoredRule(rule, digest, _now())
-    entry = {"format": FORMAT, "rule": text, "sha256": digest, "stored_at": stored.stored_at}
+    entry = {"format": FORMAT, "rule": text, "sha256": digest, "stored_at": stored.stored_at, "plan": planned}
     replace_file(path, json.dumps(entry, indent=1, ensure_ascii=False) + "\n")
     return stored
 
 
-def _stored(path: Path) -> StoredRule:
+def _stored(path: Path) -> tuple[StoredRule, dict[str, str]]:
     try:
         entry = json.loads(path.read_bytes())
         text, digest, when = entry["rule"], entry["sha256"], entry["stored_at"]
+        plan = dict(entry.get("plan", {}))
         if hashlib.sha256(text.encode()).hexdigest() != digest:
             raise ValueError
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         raise CompareError(
             f"{path} was changed or damaged after it was stored; compare into another folder"
         ) from None
-    return StoredRule(parse_rule(text), digest, when)
+    return StoredRule(parse_rule(text), digest, when), plan
 
 
 def check_measured(rule: Rule, sides: dict[str, ComparedSide], scorer: SampleScorer, rated: bool) -> None:
@@ -192,7 +200,7 @@ def decide(found: ComparisonRun, ratings: Path | None) -> None:
     Raises CompareError for ratings that cannot be read or were given before the rule was stored.
     """
     if ratings is not None and ratings.is_file():
-        found.ratings = read_ratings(ratings)
+        found.ratings = read_ratings(ratings, (found.facts["A"].get("voice"), found.facts["B"].get("voice")))
         begun = datetime.fromisoformat(found.stored.stored_at)
         early = sum(one.time is not None and one.time < begun for one in found.ratings)
         if early:

@@ -101,16 +101,18 @@ def statistic(figure: RuleFigure, samples: Sequence[Mapping[str, float]]) -> Mea
     if figure.name == "word_error_rate":
         pairs = [(one["word_errors"], one["words"]) for one in samples if "words" in one]
         values = np.array([errors for errors, _ in pairs]), np.array([words for _, words in pairs])
-        if figure.statistic not in ("mean", "n"):
+        if figure.statistic != "mean":
             values = (values[0] / values[1],)
     else:
         values = (np.array([one[figure.name] for one in samples if figure.name in one]),)
     count = len(values[0])
     if not count:
         return Measured(math.nan, math.nan, math.nan, 0)
+    if figure.statistic == "n":
+        return Measured(float(count), float(count), float(count), count)
     compute = _STATISTICS["ratio" if len(values) == 2 else figure.statistic]
     value = low = high = float(compute(*values))
-    if count > 1 and figure.statistic != "n":
+    if count > 1:
         from scipy.stats import bootstrap
 
         interval = bootstrap(
@@ -132,7 +134,6 @@ _STATISTICS: dict[str, Callable[..., Any]] = {
     "p95": lambda x, axis=-1: np.percentile(x, 95, axis=axis),
     "min": lambda x, axis=-1: np.min(x, axis=axis),
     "max": lambda x, axis=-1: np.max(x, axis=axis),
-    "n": lambda x, axis=-1: np.asarray(x.shape[axis]),
     "ratio": lambda errors, words, axis=-1: errors.sum(axis=axis) / np.maximum(words.sum(axis=axis), 1e-9),
 }
 
@@ -146,17 +147,18 @@ class Rating:
     time: datetime | None
 
 
-def read_ratings(path: Path) -> list[Rating]:
+def read_ratings(path: Path, voices: tuple[str | None, str | None] = (None, None)) -> list[Rating]:
     """Ratings of a CSV with the columns rating_a and rating_b, 1 to 5, as the page's blind test saves it.
 
-    Raises CompareError on another file, and on one with ratings of several pairs.
+    `voices` are those of A and B, where they are known: a test of them in the other order is turned around.
+    Raises CompareError on another file, on one with ratings of several pairs, and of other voices.
     """
     rows = list(csv.DictReader(io.StringIO(read_text(path, CompareError))))
     names = ("server_a", "voice_a", "server_b", "voice_b")
     pairs = {tuple(row.get(key) or "" for key in names) for row in rows}
     if len(pairs) > 1:
         raise CompareError(f"{path} has ratings of {len(pairs)} pairs of voices; keep the rows of one")
-    ratings = []
+    ratings, turned = [], bool(pairs) and _turned(path, next(iter(pairs)), voices)
     for number, row in enumerate(rows, 2):
         try:
             a, b = float(row["rating_a"]), float(row["rating_b"])
@@ -169,8 +171,23 @@ def read_ratings(path: Path) -> list[Rating]:
                 f"{path}, line {number}: expected rating_a and rating_b from 1 to 5, and a time such as "
                 "2026-11-29T12:00:00Z or none"
             )
-        ratings.append(Rating(a, b, when))
+        ratings.append(Rating(b, a, when) if turned else Rating(a, b, when))
     return ratings
+
+
+def _turned(path: Path, pair: tuple[str, ...], voices: tuple[str | None, str | None]) -> bool:
+    """Whether the test's A is the comparison's B."""
+    rated, wanted = (pair[1], pair[3]), tuple((one or "").lower() for one in voices)
+    if not all(rated) or not all(wanted):
+        return False
+    given = tuple(one.lower() for one in rated)
+    if given == wanted:
+        return False
+    if given == wanted[::-1]:
+        return True
+    raise CompareError(
+        f"{path} has ratings of {rated[0]} and {rated[1]}, and {voices[0]} and {voices[1]} are compared"
+    )
 
 
 def _time(text: str | None) -> datetime | None:

@@ -249,6 +249,8 @@ class _Parser:
         a, b = (RuleFigure(statistic, name, side) for side in "AB")
 
         def apart(values: Values) -> bool:
+            if min(values[a].count, values[b].count) < 2:  # one sample has no interval
+                return False
             return values[a].low > values[b].high or values[b].low > values[a].high
 
         return Condition(f"apart({statistic}_{name})", (a, b), apart)
