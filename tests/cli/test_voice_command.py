@@ -220,6 +220,16 @@ def test_a_mix_carries_the_consent_and_the_records_of_all_its_voices(folder, tmp
     assert mixed.embedding.shape == codes.shape
 
 
+def test_a_tuned_voice_is_not_mixed_by_the_codes_it_had_before(folder, tmp_path, monkeypatch, capsys):
+    torch.save(load_voice(folder, "it_male").embedding, tmp_path / "own.pt")
+    voice("add", "ada", tmp_path / "own.pt", "--consent", CONSENT, folder=folder)
+    voice("mix", "plain", "ada=1", "pt_male=1", folder=folder)
+    path = next(folder.rglob("plain.pt"))
+    torch.save((torch.load(path, weights_only=True).float() + 0.5).bfloat16(), path)
+    command = ("mix", "between", "plain=1", "pt_male=1", "--checkpoint", folder)
+    assert "plain is not the sum of its codes" in refused(monkeypatch, capsys, *command)
+
+
 def test_a_mix_of_what_is_not_there_is_refused(folder, monkeypatch, capsys):
     for arguments, sentence in (
         (["between", "nobody=1", "pt_male=1"], "no voice 'nobody'"),

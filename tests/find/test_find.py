@@ -107,9 +107,17 @@ def test_clips_are_24_khz_at_minus_16_lufs_under_the_ceiling_with_reasons(made, 
 def test_a_second_run_replaces_the_first_and_foreign_files_are_left_alone(found, tmp_path):
     out = tmp_path / "out"
     write_findings(found, out)
-    (out / "clip-9.wav").write_bytes(b"old")
+    report = json.loads((out / "find.json").read_text())
+    report["candidates"].append({**report["candidates"][0], "file": "clip-9.wav"})
+    (out / "find.json").write_text(json.dumps(report))
+    for name in ("clip-9.wav", "clip-1-denoised.wav", "clip-8.wav"):
+        (out / name).write_bytes(b"old")
     write_findings(found, out)
     assert not (out / "clip-9.wav").exists()
+    assert (out / "clip-1-denoised.wav").exists()
+    assert (out / "clip-8.wav").exists()
+    with pytest.raises(FindError, match=r"clip-1\.wav would be replaced"):
+        prepare_folder(out, ["film.mp4", out / "clip-1.wav"])
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "clip-1.wav").write_bytes(b"mine")

@@ -47,7 +47,7 @@ def command(
     console = Console(stderr=True, highlight=False)
     band = None if pitch is None else _range(pitch, "--pitch", "160-260")
     request = FindRequest(media, subtitles or (), like, band, _range(seconds, "--seconds", "10-40"), most)
-    prepare_folder(out)
+    prepare_folder(out, [*media, *request.subtitles, *([like] if like else [])])
     with show_progress(console) as progress:
         findings = find_references(request, progress)
     clips = write_findings(findings, out)

@@ -199,8 +199,9 @@ def mix_command(
     """Make a voice between voices of the checkpoint; what their owners agreed to is kept with it."""
     from rich.console import Console
 
+    from revox.checkpoint.errors import VoiceError
     from revox.checkpoint.params import read_params
-    from revox.checkpoint.voice_codes import embedding_of_codes, read_table, recover_codes
+    from revox.checkpoint.voice_codes import embedding_of_codes, is_sum_of_codes, read_table, recover_codes
     from revox.checkpoint.voice_mix import mix_codes, parse_weights
     from revox.checkpoint.voices import add_voice, check_voice_free, check_voice_name, load_voice
     from revox.cloning.consent import mixed_provenance
@@ -214,6 +215,11 @@ def mix_command(
     console, codes = Console(stderr=True, highlight=False), {}
     for one, voice in voices.items():
         if voice.codes is not None:
+            if not is_sum_of_codes(voice.embedding, voice.codes, table, config):
+                raise VoiceError(
+                    f"{one} is not the sum of its codes, and a mix is made of those: it was tuned or mapped, or "
+                    "made for another table; mix the voice that it was made of"
+                )
             codes[one] = voice.codes
             continue
         with console.status(f"recovering the codes of {one} from its embedding"):

@@ -21,7 +21,7 @@ from revox.evaluation.subject import Setup, measured, open_subject
 from revox.evaluation.tables import Table
 from revox.metrics.naturalness import can_score_naturalness
 from revox.progress import ProgressCallback, ignore_progress
-from revox.speech import AudioError
+from revox.speech import AudioError, audio_header, read_audio
 from revox.speech.read import MAX_SECONDS
 from revox.workers import for_each
 
@@ -58,6 +58,13 @@ def evaluate(
     # A library that is missing shows now, not after an hour.
     _ = subject.recognizer, subject.verifier, subject.naturalness
     clips, left_out = _with_codes(setup, clips, jobs, progress)
+    if cut := [clip.name for clip in clips if clip.text and _is_longer(clip, setup.seconds)]:
+        # Words that are not in the part that is measured would count as errors of whoever speaks it.
+        clips = [dataclasses.replace(clip, text=None) if clip.name in cut else clip for clip in clips]
+        left_out.append(
+            f"transcripts of {len(cut)} clips that are longer than the {setup.seconds:g} s measured of each "
+            f"(--seconds): {', '.join(cut[:3])}{', ...' if len(cut) > 3 else ''}"
+        )
     others = partners(clips)
 
     def each(measure: Callable[..., dict[str, Any]], more: Callable[[Clip], tuple[Any, ...]]) -> Measured:
@@ -87,6 +94,13 @@ def evaluate(
         tables += make(group, f"{name or 'all clips'} ({_count(group)})")
     scores = [_clip_scores(clip, record) for clip, record in found]
     return EvaluationReport(f"revox evaluate {kind}", _facts(setup, clips), tables, scores, left_out)
+
+
+def _is_longer(clip: Clip, seconds: float) -> bool:
+    known, rate = audio_header(clip.path)
+    if known is None:
+        return read_audio(clip.path, max_seconds=seconds).truncated
+    return known > seconds + 1 / rate
 
 
 def _checked(setup: Setup) -> Setup:

@@ -32,7 +32,7 @@ from revox.speech.files import stamp_of
 
 VERSION = 4
 """Of codes and speech: those of older versions are made again."""
-SCORES_VERSION = 5
+SCORES_VERSION = 6
 """Of the scores of sounds."""
 SCORERS = ("pesq", "pystoi", "faster-whisper", "whisper-normalizer", "distillmos")
 """Packages whose version may change a score."""
@@ -75,7 +75,7 @@ class Setup:
             VERSION,
             folder_identity(self.checkpoint),
             file_identity(self.encoder) if self.encoder else None,
-            *([file_identity(student)] if self.method == "student" else []),
+            *([file_identity(student)] if self.method in ("student", "best") and student.is_file() else []),
             *([self.dtype] if self.dtype else []),
         )
         whisper = Path(self.recognizer_model).expanduser()
@@ -227,7 +227,8 @@ class Subject:
     def save_sound(self, clip: Clip, row: str, audio: Audio) -> str:
         """Write a sound for the report; returns its path relative to the report."""
         stem = "".join(c if c.isascii() and c.isalnum() else "-" for c in f"{clip.name}-{row}")[-80:]
-        name = f"{stem}-{stamp_of(clip.name, row)[:8]}.mp3"
+        # Scores that were measured before keep their sound: that of other settings has another name.
+        name = f"{stem}-{stamp_of(clip.name, row, self.setup.key())[:8]}.mp3"
         self.sounds.mkdir(parents=True, exist_ok=True)
         write_audio(self.sounds / name, audio)
         return f"sounds/{name}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,8 +55,8 @@ def write_findings(findings: Findings, out: str | os.PathLike[str]) -> list[Foun
     out = Path(out)
     prepare_folder(out)
     chosen = _ranked(findings)
-    for old in (*out.glob("clip-[0-9]*.wav"), out / PICTURE):
-        old.unlink(missing_ok=True)
+    for old in (*_written_before(out), PICTURE):
+        (out / old).unlink(missing_ok=True)
     clips = []
     for rank, (candidate, audio, quality) in enumerate(chosen, 1):
         file = f"clip-{rank}.wav"
@@ -74,17 +76,30 @@ def write_findings(findings: Findings, out: str | os.PathLike[str]) -> list[Foun
     return clips
 
 
-def prepare_folder(out: Path) -> None:
+def prepare_folder(out: Path, inputs: Sequence[str | os.PathLike[str]] = ()) -> None:
     """Make the folder, before the search: what would be missing at its end is said at once.
 
-    Raises FindError when it holds other things than an earlier run's or matplotlib is missing, OSError.
+    Raises FindError when it holds other things than an earlier run's, or one of the `inputs` among what an
+    earlier run wrote, which is replaced; when matplotlib is missing; OSError.
     """
     check_drawing()
     if out.exists() and not out.is_dir():
         raise FindError(f"{out} is a file; give a folder")
     if out.is_dir() and any(out.iterdir()) and not (out / REPORT).is_file():
         raise FindError(f"{out} holds other files and no {REPORT}; give a new folder")
+    written = {(out / name).resolve() for name in _written_before(out)}
+    if used := [one for one in inputs if Path(one).resolve() in written]:
+        raise FindError(f"{used[0]} would be replaced: {out} holds an earlier search; give a new folder")
     out.mkdir(parents=True, exist_ok=True)
+
+
+def _written_before(out: Path) -> list[str]:
+    """The clips that the report in `out` lists."""
+    try:
+        clips = [str(one["file"]) for one in json.loads((out / REPORT).read_bytes())["candidates"]]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+    return [name for name in clips if re.fullmatch(r"clip-\d+\.wav", name)]
 
 
 def _ranked(findings: Findings) -> list[tuple[Candidate, Audio, dict[str, float]]]:
