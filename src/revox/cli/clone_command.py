@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from revox.coding import CodingSettings
     from revox.progress import Progress, ProgressCallback
 
+VERIFIER = "speechbrain/spkrec-ecapa-voxceleb"
 OLD_NAMES = {"--quick-encoder": "--method student"}
 
 
@@ -56,10 +57,15 @@ def command(
         ),
     ] = 1,
     verifier: Annotated[
-        str, typer.Option(help="Chooses the best: an ECAPA-TDNN, or one of your own; a file or hub id.")
-    ] = "speechbrain/spkrec-ecapa-voxceleb",
+        str | None,
+        typer.Option(
+            help="With --best-of, chooses: an ECAPA-TDNN, or one of your own; a file or hub id. Else "
+            "speechbrain/spkrec-ecapa-voxceleb."
+        ),
+    ] = None,
     recognizer: Annotated[
-        str, typer.Option(help="Counts wrong words for the choice: none, or whisper:FOLDER_OR_HUB_ID.")
+        str,
+        typer.Option(help="With --best-of, counts wrong words: none, or whisper:FOLDER_OR_HUB_ID."),
     ] = "none",
     device: Device = None,
     dtype: Dtype = None,
@@ -105,9 +111,14 @@ def command(
         console.print("[yellow]the weights hold only a part of an encoder, which is not used[/]")
     if method == "auto" and tts.encoder != "complete" and tts.coder.student is None:
         _offer_student(console, tts)
-    choose = _chooser(
-        console, tts, candidates, verifier, recognizer, CodingSettings(method, refine, steps, budget)
-    )
+    settings = CodingSettings(method, refine, steps, budget)
+    choose = _chooser(console, tts, candidates, verifier, recognizer, settings)
+    if spoken is not None and tts.coder.ways(settings) in (("encoder",), ("student",)):
+        console.print(
+            "the transcript is recorded with the voice and guides nothing: these codes are not searched for "
+            "(--refine N does)",
+            style="yellow",
+        )
     with _show_progress(console) as progress:
 
         def clone(seed: int) -> ClonedVoice:
@@ -127,13 +138,22 @@ def command(
 
 
 def _chooser(
-    console: Console, tts: Revox, candidates: int, verifier: str, recognizer: str, settings: CodingSettings
+    console: Console,
+    tts: Revox,
+    candidates: int,
+    verifier: str | None,
+    recognizer: str,
+    settings: CodingSettings,
 ) -> Callable[[Callable[[int], ClonedVoice], range, ProgressCallback], ClonedVoice] | None:
     """What takes the best of several clones; None for one. What it needs is loaded before any search."""
-    if candidates == 1:
-        return None
     from revox.cloning.errors import CloneError
 
+    if candidates == 1:
+        if verifier is not None or recognizer != "none":
+            raise CloneError(
+                "--verifier and --recognizer choose among several voices: add --best-of N, or leave them out"
+            )
+        return None
     if tts.coder.ways(settings) in (("encoder",), ("student",)):
         raise CloneError(
             "--best-of searches with several seeds, and these codes are taken at once, the same for every "
@@ -143,7 +163,7 @@ def _chooser(
     from revox.metrics.intelligibility import load_recognizer
     from revox.training.speaker import SpeakerLoss
 
-    network = SpeakerLoss.load(verifier, tts.sampling_rate, str(tts.device))
+    network = SpeakerLoss.load(verifier or VERIFIER, tts.sampling_rate, str(tts.device))
     words = load_recognizer(recognizer, device=str(tts.device))
     console.print(
         f"{candidates} voices are made and spoken with, at {candidates} times the cost of one; the whole "
@@ -152,6 +172,8 @@ def _chooser(
 
     def choose(clone: Callable[[int], ClonedVoice], seeds: range, progress: ProgressCallback) -> ClonedVoice:
         voice, scores = best_of(tts, clone, seeds, network, words, progress)
+        if len(scores) < len(seeds):
+            console.print(f"stopped early: {len(scores)} of {len(seeds)} voices were scored", style="yellow")
         for score in scores:
             wrong = "" if score.word_errors is None else f", word errors {score.word_errors:.0%}"
             console.print(f"seed {score.seed}: similarity {score.similarity:.3f}{wrong}")

@@ -49,9 +49,11 @@ def command(
         ),
     ] = False,
     minutes: Annotated[
-        float, typer.Option(min=0.1, help="With --first-hour: of the student's learning.")
-    ] = 15.0,
-    sentences: Annotated[int, typer.Option(min=1, help="With --first-hour: that the student hears.")] = 2000,
+        float | None, typer.Option(min=0.1, help="With --first-hour: of the student's learning; else 15.")
+    ] = None,
+    sentences: Annotated[
+        int | None, typer.Option(min=1, help="With --first-hour: that the student hears; else 2000.")
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
     seed: Seed = 0,
@@ -83,8 +85,12 @@ def command(
                 "--first-hour examines four voices with seed 0 and writes its own sounds: leave --voices, "
                 "--sounds and --seed out"
             )
-        wanted = {"sentences": sentences, "minutes": minutes, "recognizer": recognizer, "device": device}
-        return _first_hour(console, called, folder, target, {**wanted, "dtype": arithmetic})
+        budget = {"sentences": sentences, "minutes": minutes}
+        wanted: dict[str, Any] = {name: value for name, value in budget.items() if value is not None}
+        wanted |= {"recognizer": recognizer, "device": device, "dtype": arithmetic}
+        return _first_hour(console, called, folder, target, wanted)
+    if minutes is not None or sentences is not None:
+        raise CheckpointError("--minutes and --sentences are of --first-hour: add it, or leave them out")
     from revox.doctor.examine import DoctorSettings, examine
     from revox.doctor.report import write_report
 

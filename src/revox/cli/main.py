@@ -118,6 +118,21 @@ def run_app(app: typer.Typer, name: str, errors: tuple[type[Exception], ...] = (
             file=sys.stderr,
         )
         sys.exit(2)
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(
+            f"{name}: the device has too little memory for this; give it smaller settings, fewer bits "
+            "(--weights, --dtype) or another --device, or end what else uses it",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         print(f"{name}: stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """torch raises OutOfMemoryError on a graphics card, and a plain RuntimeError on a processor."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"OutOfMemoryError", "MemoryError"}) or "can't allocate memory" in str(error)

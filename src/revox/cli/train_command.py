@@ -138,7 +138,7 @@ def encoder_command(
 
     from revox.api import find_device, find_dtype
     from revox.checkpoint.locate import locate
-    from revox.training.restore import TRAINING, RunOptions, restore_encoder
+    from revox.training.restore import ENCODER_FILE, SETTINGS_FILE, TRAINING, RunOptions, restore_encoder
     from revox.training.settings import read_settings
     from revox.training.spoken import read_sentences
 
@@ -159,9 +159,13 @@ def encoder_command(
             )
             encoder = restore_encoder(locate(checkpoint), data or (), out, settings, options)
     except KeyboardInterrupt:  # stopped as asked: nothing failed
-        console.print(
-            f"stopped and saved; go on with --resume. The encoder so far: {out}/encoder.safetensors"
-        )
+        if (out / ENCODER_FILE).is_file():
+            so_far = f"stopped and saved; go on with --resume. The encoder so far: {out / ENCODER_FILE}"
+        elif (out / SETTINGS_FILE).is_file():
+            so_far = "stopped before the first step; what was prepared is kept: go on with --resume"
+        else:
+            so_far = "stopped before anything was written; the same command begins anew"
+        console.print(so_far, soft_wrap=True)
         raise typer.Exit(0) from None
     console.print(f"the encoder is {encoder}; try it: revox inject --checkpoint {checkpoint} --encoder {out}")
 

@@ -217,8 +217,8 @@ def mix_command(
         if voice.codes is not None:
             if not is_sum_of_codes(voice.embedding, voice.codes, table, config):
                 raise VoiceError(
-                    f"{one} is not the sum of its codes, and a mix is made of those: it was tuned or mapped, or "
-                    "made for another table; mix the voice that it was made of"
+                    f"{one} is not the sum of its codes, and a mix is made of those: it was tuned or mapped, "
+                    "or made for another table; mix the voice that it was made of"
                 )
             codes[one] = voice.codes
             continue

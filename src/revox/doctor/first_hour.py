@@ -14,12 +14,13 @@ import torch
 
 import revox
 from revox.api import find_device
-from revox.checkpoint.encoder_file import decoder_sha256
 from revox.checkpoint.inspect import inspect
+from revox.checkpoint.params import read_params
 from revox.doctor.examine import DoctorSettings, examine
 from revox.doctor.findings import Verdict
 from revox.doctor.report import table_of, without_paths, write_report
 from revox.doctor.trial import CloneTrial
+from revox.evaluation.cache import folder_identity
 from revox.progress import ProgressCallback, ignore_progress
 from revox.speech.files import replace_file
 from revox.stages import Facts, Stage, StageLog
@@ -65,13 +66,17 @@ def first_hour(request: FirstHour, out: Path) -> tuple[Path, list[str]]:
     """
     out.mkdir(parents=True, exist_ok=True)
     private = [request.folder, out]
+    read_params(request.folder)  # a CheckpointError before the rest
     begun = {
-        "version": revox.__version__, "checkpoint": decoder_sha256(request.folder),
+        "version": revox.__version__, "checkpoint": folder_identity(request.folder),
         "sentences": request.sentences, "steps": request.steps, "minutes": request.minutes,
+        "recognizer": request.recognizer, "device": request.device, "dtype": request.dtype,
     }  # fmt: skip
     log = StageLog(out / FACTS_FILE, begun, lambda text: without_paths(text, private))
     if log.other:
         log.stages.clear()
+    if not log.done("student"):  # without it the clip was cloned in another way
+        log.stages.pop("clone and speak", None)
     stages = _Hour(request, out).stages()
     failed = log.run(stages, request.report)
     if log.stages.get("doctor", {}).get("verdict") == Verdict.FAIL.value:

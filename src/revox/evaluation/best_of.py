@@ -50,19 +50,29 @@ def best_of(
     """The best of the voices that `clone` makes with `seeds`, and the scores of all.
 
     Each says the same sentences. The voice's record lists the scores. A search that is stopped (Ctrl-C) is
-    the last candidate.
+    the last candidate; one that is stopped or fails while it speaks does not count, or, where it is the
+    first, is taken without a score.
     """
     found: list[tuple[CandidateScore, ClonedVoice]] = []
+    voice: ClonedVoice | None = None
     for i, seed in enumerate(seeds):
-        voice = clone(seed)
-        found.append((_score(tts, voice, seed, verifier, recognizer), voice))
-        score = found[-1][0]
+        try:
+            voice = clone(seed)
+            score = _score(tts, voice, seed, verifier, recognizer)
+        except (KeyboardInterrupt, RuntimeError):  # RuntimeError: torch's, such as too little memory
+            if voice is None:
+                raise
+            break
+        found.append((score, voice))
         facts = {"similarity": score.similarity}
         if score.word_errors is not None:
             facts["word_errors"] = score.word_errors
         progress(Progress(CANDIDATES, i + 1, len(seeds), facts))
         if voice.coding.stopped:
             break
+    if not found:
+        assert voice is not None
+        return voice, []
     scores = [score for score, _ in found]
     best = max(found, key=lambda one: one[0].total)[1]
     best.provenance["best_of"] = [dataclasses.asdict(score) for score in scores]

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -535,12 +537,20 @@ class EncoderTrainer(Run):
         ]
         if not known or asked.language_model is None:
             return {}
-        model, prompter = asked.language_model()
-        row = dict(zip(("valid_nll", "valid_flow"), mean_likelihood(model, prompter, known), strict=True))
-        own = [one for one in asked.utterances if one.text][: len(known)]
-        if own and not self.own_likelihood:
-            names, of_own = ("own_nll", "own_flow"), mean_likelihood(model, prompter, own)
-            self.own_likelihood = dict(zip(names, of_own, strict=True))
+        try:
+            model, prompter = asked.language_model()
+            row = dict(zip(("valid_nll", "valid_flow"), mean_likelihood(model, prompter, known), strict=True))
+            own = [one for one in asked.utterances if one.text][: len(known)]
+            if own and not self.own_likelihood:
+                names, of_own = ("own_nll", "own_flow"), mean_likelihood(model, prompter, own)
+                self.own_likelihood = dict(zip(names, of_own, strict=True))
+        except torch.OutOfMemoryError:
+            warnings.warn(
+                "the language model does not fit beside the training: its likelihood of recordings is left"
+                " out this time (`likelihood: false` leaves it out)",
+                stacklevel=2,
+            )
+            return {}
         return row | self.own_likelihood
 
     def state(self) -> dict[str, Any]:
@@ -609,7 +619,10 @@ class EncoderTrainer(Run):
             checkpoints.mkdir(exist_ok=True)
             latest = checkpoints / f"encoder-{self.step_count:08d}.safetensors"
             latest.unlink(missing_ok=True)
-            os.link(folder / ENCODER_FILE, latest)
+            try:
+                os.link(folder / ENCODER_FILE, latest)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(folder / ENCODER_FILE, latest)
             for old in sorted(checkpoints.glob("encoder-*.safetensors"))[: -self.settings.keep]:
                 old.unlink()
         self.world.wait()

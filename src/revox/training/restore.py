@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from revox.checkpoint.encoder_file import ENCODER_FILE, decoder_sha256
+from revox.checkpoint.encoder_file import ENCODER_FILE, decoder_sha256, read_record
 from revox.checkpoint.load import default_dtype, load_model
 from revox.checkpoint.params import read_params
 from revox.checkpoint.voices import list_voices
@@ -32,7 +32,7 @@ from revox.training.data import ClipBatches, ClipSampler, SpeechSource, find_sou
 from revox.training.data import report as report_sources
 from revox.training.data.loading import decode_cut
 from revox.training.data.locate import audio_source
-from revox.training.data.manifest import cut_source
+from revox.training.data.manifest import Manifest, cut_source
 from revox.training.encoder import EncoderTrainer, Teachers, TrainingData
 from revox.training.errors import TrainingError, library
 from revox.training.pseudo_labels import pseudo_labeled
@@ -132,6 +132,10 @@ def restore_encoder(
     seconds = sum(one.shape[1] for one in codes) / config.frame_rate
     message(f"{len(codes)} utterances of the model's own ({seconds:.0f} s) for pairs")
     about: dict[str, Any] = {"decoder_sha256": decoder_sha256(checkpoint), "data": list(data)}
+    if options.sentences:
+        about["sentences_sha256"] = stamp_of(list(options.sentences))
+    if options.resume:
+        _check_resumed(out, about)
     recordings = None
     train: list[SpeechSource] = []
     held: list[SpeechSource] = []
@@ -232,6 +236,16 @@ def restore_encoder(
     return out / ENCODER_FILE
 
 
+def _check_resumed(out: Path, about: Mapping[str, Any]) -> None:
+    """Raises TrainingError where the encoder so far learned from another codec, or from other sentences."""
+    if not (out / ENCODER_FILE).is_file():
+        return
+    before = read_record(out / ENCODER_FILE)
+    for name, what in (("decoder_sha256", "another checkpoint"), ("sentences_sha256", "other --texts")):
+        if before.get(name, about.get(name)) != about.get(name):
+            raise TrainingError(f"{out} was begun with {what}: give the same, or name another folder")
+
+
 def texts_of(sources: Sequence[SpeechSource], most: int = 20_000) -> list[str]:
     """The transcripts of the clips, each once, in a fixed order of hashes.
 
@@ -251,7 +265,11 @@ def divided_sources(
 ) -> tuple[list[SpeechSource], list[SpeechSource]]:
     """What is trained on and what is validated on: `options.validation`, or else some of the speakers."""
     if options.validation:
-        return list(sources), find_sources(options.validation, cache=options.cache)
+        held = find_sources(options.validation, cache=options.cache)
+        heard = {address for source in held for address in source.cuts.addresses()}
+        return _without(
+            sources, lambda cuts: np.array([address in heard for address in cuts.addresses()])
+        ), held
     return hold_out(sources, HELD_OUT)
 
 
@@ -259,10 +277,10 @@ def hold_out(sources: Sequence[SpeechSource], clips: int) -> tuple[list[SpeechSo
     """`sources` without some speakers, and up to `clips` clips of those speakers, one each.
 
     At most a tenth of the speakers is held out, the same ones in every run on the same data; with fewer than
-    ten speakers none.
+    ten speakers none. Who is held out of one source is held out of all: several may be of the same people.
     """
-    train: list[SpeechSource] = []
     held: list[SpeechSource] = []
+    names: set[str] = set()
     left = clips
     for source in sources:
         cuts = source.cuts
@@ -274,8 +292,22 @@ def hold_out(sources: Sequence[SpeechSource], clips: int) -> tuple[list[SpeechSo
             first = [int(np.flatnonzero(speaker == one)[0]) for one in chosen]
             held.append(dataclasses.replace(source, cuts=cuts.take(np.array(first))))
             left -= count
-        train.append(dataclasses.replace(source, cuts=cuts.take(~np.isin(speaker, chosen))))
-    return train, held
+            names |= {cuts.speakers[one] for one in chosen}
+
+    return _without(
+        sources, lambda cuts: np.array([name in names for name in cuts.speakers])[cuts.rows["speaker"]]
+    ), held
+
+
+def _without(
+    sources: Sequence[SpeechSource], is_held: Callable[[Manifest], np.ndarray]
+) -> list[SpeechSource]:
+    return [
+        dataclasses.replace(source, cuts=source.cuts.take(np.flatnonzero(~is_held(source.cuts))))
+        if len(source.cuts)
+        else source
+        for source in sources
+    ]
 
 
 def hold_out_names(names: Sequence[str], most: int) -> tuple[list[str], list[str]]:

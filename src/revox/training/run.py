@@ -191,6 +191,8 @@ class Run(ABC):
             while self.step_count < self.schedule.steps and not self.agreed(stop.is_set()):
                 for key, value in self.step().items():
                     sums.setdefault(key, []).append(value)
+                if self.step_count % self.schedule.save_every == 0:
+                    self.save()  # before a validation, which may fail
                 if self.step_count % report_every == 0:
                     row: dict[str, float] = {"step": self.step_count, "seconds": round(self.seconds, 1)}
                     row |= {key: round(float(np.mean(values)), 5) for key, values in sums.items()}
@@ -200,8 +202,6 @@ class Run(ABC):
                     with self.log_path.open("a") as file:
                         file.write(json.dumps(row) + "\n")
                     report(row)
-                if self.step_count % self.schedule.save_every == 0:
-                    self.save()
             self.save()
             if self.step_count < self.schedule.steps:
                 raise KeyboardInterrupt

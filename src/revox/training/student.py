@@ -101,8 +101,7 @@ class StudentTrainer(Run):
         """Losses: `semantic` in nats, `acoustic` in levels."""
         training = self.training
         if training.seconds is not None and self.step_count and self.step_count % TIMED_STEPS == 0:
-            possible = max(self.step_count + 1, int(training.seconds * self.step_count / self.seconds))
-            self.schedule = dataclasses.replace(training, steps=min(training.steps, possible))
+            self._fit_schedule(self.step_count + 1)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         codes, audio = self.source.draw(training.batch, training.frames, self.rng)
@@ -118,6 +117,13 @@ class StudentTrainer(Run):
         nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
         self.optimizer.step()
         return {"loss": loss.item(), "semantic": semantic.item(), "acoustic": acoustic.item()}
+
+    def _fit_schedule(self, least: int) -> None:
+        """As many steps as fit into the time, by what those so far took, and not fewer than `least`."""
+        training = self.training
+        assert training.seconds is not None
+        possible = max(least, int(training.seconds * self.step_count / self.seconds))
+        self.schedule = dataclasses.replace(training, steps=min(training.steps, possible))
 
     def state(self) -> dict[str, Any]:
         """Weights, optimizer, and the stamp of what they learn from."""
@@ -135,7 +141,11 @@ class StudentTrainer(Run):
             return False
         with saved_state(self.state_path, mmap=True) as state:
             same = state["stamp"] == self.stamp
-        return same and super().resume()
+        if not (same and super().resume()):
+            return False
+        if self.training.seconds is not None and self.step_count:
+            self._fit_schedule(self.step_count)
+        return True
 
 
 def train_student(

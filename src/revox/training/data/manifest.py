@@ -144,6 +144,11 @@ class Manifest:
             if text := json.loads(self.line(i))["supervisions"][0].get("text"):
                 yield text
 
+    def addresses(self) -> Iterator[str]:
+        """The address of each cut's audio, as `cut_source` gives it."""
+        for i in range(len(self)):
+            yield json.loads(self.line(i))["recording"]["sources"][0]["source"]
+
     def take(self, indexes: np.ndarray) -> Manifest:
         """The cuts at `indexes` (int `[n]`, or bool `[cuts]`), in that order."""
         return Manifest(self.lines, self.rows[indexes], self.speakers, self.languages)

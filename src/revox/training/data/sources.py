@@ -97,7 +97,7 @@ def _indexed(
         chunk: list[Found] = []
         for one in clips:
             found += 1
-            if (row := known.get(one.stamp)) is not None:
+            if (row := known.pop(one.stamp, None)) is not None:
                 unchanged += 1
                 lines.write(old.line(row) + b"\n")
             else:
@@ -114,6 +114,9 @@ def _indexed(
             for results in in_order(_read_headers, unknown(), workers):
                 lines.writelines(line for line in results if isinstance(line, bytes))
                 broken += [reason for reason in results if isinstance(reason, tuple)]
+        except BaseException:  # what was not reached is still known
+            lines.writelines(old.line(row) + b"\n" for row in known.values())
+            raise
         finally:
             if not found == unchanged == len(old):
                 with contextlib.suppress(OSError):  # without a cache the next run reads the headers again
