@@ -32,10 +32,13 @@ def test_without_bf16_instructions_rows_are_multiplied_in_float32_with_the_same_
     monkeypatch.setattr(load, "multiplies_bf16", lambda: False)
     model = load_model(tiny_checkpoint)
     wide = {n for n, m in model.named_modules() if isinstance(m, BFloat16Linear) and m.wide}
-    layers = plain.acoustic_transformer.layers.named_modules(prefix="acoustic_transformer.layers")
-    assert wide == {n for n, m in layers if isinstance(m, Linear)}
+    parts = ("acoustic_transformer.layers.", "audio_tokenizer.")
+    assert wide == {n for n, m in plain.named_modules() if isinstance(m, Linear) and n.startswith(parts)}
     hidden = torch.randn(3, model.config.backbone.dim, generator=torch.Generator().manual_seed(0)).bfloat16()
     noise = torch.zeros(3, model.config.codec.acoustic_dim)
     with torch.no_grad():
         points = [one.acoustic_transformer.flow(hidden, noise).float() for one in (plain, model)]
+        codes = torch.randint(0, 20, (1, 37, 8), generator=torch.Generator().manual_seed(1))
+        sounds = [one.audio_tokenizer.decode(codes).float() for one in (plain, model)]
     assert torch.allclose(*points, atol=0.05)
+    assert (sounds[0] - sounds[1]).norm() < 0.03 * sounds[0].norm()

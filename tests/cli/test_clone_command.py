@@ -9,6 +9,7 @@ import sys
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,6 +32,8 @@ from revox.cloning.clone import SELECTED
 from revox.coding.errors import CodingError
 from revox.coding.student import STUDENT_FILE, StudentEncoder, save_student, student_folder
 from revox.demo import checkpoint_folder
+from revox.evaluation import best_of as module
+from revox.evaluation.best_of import CandidateScore
 from revox.marking import verify_file
 from revox.progress import Progress
 from revox.speech import Audio, AudioError, read_audio, write_audio
@@ -320,6 +323,28 @@ def test_the_best_of_several_searches_is_the_one_whose_speech_scores_best(
     assert record["settings"]["seed"] == 6
     refused = clone(clip, *several[:-1], "Resemblyzer", "--overwrite")
     assert "Resemblyzer's" in str(refused.exception)
+    refused = clone(clip, *options(tiny_checkpoint_copy), "--verifier", file, "--overwrite")
+    assert "add --best-of N" in str(refused.exception)
+
+
+def test_candidates_that_were_found_outlast_one_that_is_stopped(monkeypatch: pytest.MonkeyPatch):
+    scores = iter((0.2, 0.7, KeyboardInterrupt()))
+
+    def score(tts: object, voice: SimpleNamespace, seed: int, *_: object) -> CandidateScore:
+        one = next(scores)
+        if isinstance(one, BaseException):
+            raise one
+        return CandidateScore(seed, one, None)
+
+    def voice(seed: int) -> SimpleNamespace:
+        return SimpleNamespace(seed=seed, provenance={}, coding=SimpleNamespace(stopped=False))
+
+    monkeypatch.setattr(module, "_score", score)
+    best, found = module.best_of(None, voice, range(5), None)
+    assert (best.seed, len(found)) == (1, 2)
+    scores = iter((torch.OutOfMemoryError("too large"),))
+    best, found = module.best_of(None, voice, range(5), None)
+    assert (best.seed, found) == (0, [])
 
 
 LAB_ENCODER = Path(__file__).parents[2] / "lab" / "reference-encoder" / "encoder.safetensors"

@@ -18,10 +18,11 @@ import pytest
 import torch
 import typer
 import yaml
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from conftest import preset_codes, write_speakers
-from revox.checkpoint.encoder_file import decoder_sha256, read_record
+from revox.checkpoint.encoder_file import ENCODER_FILE, decoder_sha256, read_record
 from revox.checkpoint.load import load_model
 from revox.checkpoint.voices import Voice
 from revox.cli import train_command
@@ -36,6 +37,8 @@ from revox.training.restore import (
     SETTINGS_FILE,
     TRAINING,
     RunOptions,
+    _check_resumed,
+    divided_sources,
     hold_out,
     hold_out_names,
     restore_encoder,
@@ -227,6 +230,28 @@ def test_speakers_that_are_looked_at_are_not_learnt_from(speech: Path, tmp_path:
     assert not kept & out
     assert len(kept) == 18
     assert speakers_of(hold_out(sources, 12)[1]) == out
+    # The same people in another folder, and the clips that are validated on, are not learned from either.
+    again = find_sources([str(speech)], cache=tmp_path / "again", workers=0)
+    train, held = hold_out([*sources, *again], 2)
+    assert not speakers_of(train) & speakers_of(held)
+    some = next(path for path in sorted(speech.rglob("*")) if path.is_file()).parent
+    checked = RunOptions(validation=[str(some)], cache=tmp_path / "some")
+    train, held = divided_sources(sources, checked)
+    learned = {address for source in train for address in source.cuts.addresses()}
+    assert learned
+    assert not learned & {address for source in held for address in source.cuts.addresses()}
+    assert len(learned) + sum(len(one.cuts) for one in held) == sum(len(one.cuts) for one in sources)
+
+
+def test_a_run_goes_on_with_its_own_checkpoint_and_sentences_only(tmp_path: Path):
+    record = {"decoder_sha256": "a", "sentences_sha256": "b"}
+    _check_resumed(tmp_path, record)
+    save_file({"x": torch.zeros(1)}, tmp_path / ENCODER_FILE, metadata={"revox": json.dumps(record)})
+    _check_resumed(tmp_path, record)
+    with pytest.raises(TrainingError, match="begun with another checkpoint"):
+        _check_resumed(tmp_path, {**record, "decoder_sha256": "c"})
+    with pytest.raises(TrainingError, match="begun with other --texts"):
+        _check_resumed(tmp_path, {"decoder_sha256": "a"})
 
 
 def test_what_the_presets_say_is_kept_and_taken_up_where_it_stopped(
@@ -441,7 +466,15 @@ def test_stopped_by_a_signal_the_command_exits_with_0_and_says_how_to_go_on(
         app, ["train", "encoder", "-c", str(tiny_checkpoint), "-o", str(tmp_path / "run")]
     )
     assert result.exit_code == 0, result.output
-    assert "--resume" in result.output
+    assert "stopped before anything was written" in result.output
+    for name, sentence in ((SETTINGS_FILE, "before the first step"), (ENCODER_FILE, "The encoder so far")):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / name).write_text("{}")
+        result = CliRunner().invoke(
+            app, ["train", "encoder", "-c", str(tiny_checkpoint), "-o", str(tmp_path / "run")]
+        )
+        assert sentence in result.output
+        assert "--resume" in result.output
 
 
 def test_without_speech_or_presets_the_sentence_says_so(tiny_checkpoint_copy: Path, tmp_path: Path):

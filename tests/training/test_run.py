@@ -6,7 +6,7 @@ import json
 import os
 import resource
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,20 @@ def test_a_run_told_to_stop_finishes_its_step_saves_and_goes_on_to_the_same_end(
     assert again.step_count == 5
     again.go([])
     assert torch.equal(again.place, whole.place)
+
+
+def test_a_validation_that_fails_costs_no_step(tmp_path: Path):
+    walk = Walk(tmp_path)
+    walk.schedule = replace(walk.schedule, save_every=4)
+
+    def fails() -> dict[str, float]:
+        raise RuntimeError("no memory for it")
+
+    with pytest.raises(RuntimeError):
+        walk.run(lambda row: None, fails, report_every=2, validate_every=4)
+    again = Walk(tmp_path)
+    assert again.resume()
+    assert again.step_count == 4
 
 
 def test_a_diverged_run_keeps_the_last_good_state(tmp_path: Path):

@@ -95,6 +95,10 @@ def test_time_ends_the_training_and_the_learning_rate_has_fallen_by_then(lab, tm
     trainer.run(lambda row: None, report_every=10, validate_every=10)
     assert 0 < trainer.step_count < 5000
     assert trainer.learning_rate() < 0.1 * brief.learning_rate
+    again = module.StudentTrainer(codec, codes, brief, tmp_path, "")
+    assert again.resume()
+    again.run(lambda row: None, report_every=10, validate_every=10)
+    assert again.step_count == trainer.step_count, "what has had its time is left as it is"
 
 
 def test_an_untrained_student_is_not_useful_and_the_truth_is(lab):

@@ -109,8 +109,9 @@ def load_model(
     _place_computed_buffers(model, device)
     if torch.device(device).type == "cpu" and not multiplies_bf16():
         _multiply_rows_in_float32(model.backbone)
-        # Its products have six rows a stream.
-        _multiply_rows_in_float32(model.acoustic_transformer.layers, wide=True)
+        # Their products have six rows and more.
+        for part in (model.acoustic_transformer.layers, model.audio_tokenizer):
+            _multiply_rows_in_float32(part, wide=True)
     return model.eval().requires_grad_(False)
 
 

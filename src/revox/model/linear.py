@@ -278,6 +278,7 @@ class BFloat16Linear(nn.Module):
     def __init__(self, weight: Tensor, wide: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
+        self.out_features, self.in_features = weight.shape
         self.wide, self._in_float32 = wide, Frozen()
 
     def forward(self, x: Tensor) -> Tensor:

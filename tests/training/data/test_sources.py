@@ -188,6 +188,26 @@ def test_an_interrupted_index_goes_on_and_a_damaged_one_is_made_anew(tmp_path, m
     assert len(clips_of(root, cache)) == 6
 
 
+def test_an_interrupted_listing_forgets_nothing_that_was_known(tmp_path, monkeypatch):
+    root, cache = tmp_path / "s", tmp_path / "cache"
+    for i in range(6):
+        put(root / f"{i}.wav", seconds=0.1)
+    clips_of(root, cache)
+    monkeypatch.setattr(sources_module, "_CHUNK", 2)
+
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    put(root / "new.wav", seconds=0.1)
+    with pytest.raises(KeyboardInterrupt):
+        find_sources([str(root)], cache=cache, workers=0, progress=stop)
+    read = []
+    inner = sources_module._read_one
+    monkeypatch.setattr(sources_module, "_read_one", lambda one: read.append(one.name) or inner(one))
+    assert len(clips_of(root, cache)) == 7
+    assert [Path(name).name for name in read] == ["new.wav"]
+
+
 def test_workers_find_what_one_process_finds_and_progress_is_told(tmp_path, monkeypatch):
     root = tmp_path / "s"
     for i in range(8):
