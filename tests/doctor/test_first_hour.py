@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,24 @@ def test_the_command_says_what_it_will_take(tiny_checkpoint_with_encoder, tmp_pa
     assert done.exit_code == 0, (done.output, done.exception)
     assert "for the student here" in done.output
     assert (out / "first-hour.md").read_text().startswith("# The first hour with checkpoint")
+
+
+def test_another_checkpoint_or_recognizer_is_examined_anew_and_a_later_student_clones_anew(
+    tiny_checkpoint_with_encoder, tmp_path, quick
+):
+    folder, out = tmp_path / "checkpoint", tmp_path / "hour"
+    shutil.copytree(tiny_checkpoint_with_encoder, folder)
+    request = hour_of(folder)
+    assert first_hour(request, out)[1] == ["student"]
+    (out / "decoded.wav").unlink()
+    assert first_hour(request, out)[1] == []
+    assert (out / "decoded.wav").is_file(), "cloned again, by the student"
+    assert quick == ["doctor", "student", "student"]
+    assert first_hour(request, out)[1] == []
+    (folder / "tekken.json").write_text((folder / "tekken.json").read_text() + "\n")
+    first_hour(request, out)
+    first_hour(replace(request, recognizer="pocketsphinx"), out)
+    assert quick == ["doctor", "student", "student"] + ["doctor", "student"] * 2
 
 
 def test_a_check_that_fails_is_a_failed_command_and_options_are_passed_on(
