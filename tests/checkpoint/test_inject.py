@@ -25,6 +25,7 @@ from revox.checkpoint.inject import InjectionOptions, eject, inject
 from revox.checkpoint.inspect import inspect
 from revox.checkpoint.load import load_model
 from revox.checkpoint.params import read_params
+from revox.checkpoint.quantize import write_quantized
 from revox.checkpoint.release import EMBEDDING_TABLE
 from revox.checkpoint.share import export_encoder, injection_of
 from revox.checkpoint.tensors import weight_files
@@ -137,6 +138,23 @@ def test_deleting_the_file_takes_the_encoder_out_again(folder, run):
     assert {name: sha for name, sha in contents(folder).items() if name != CARD} == before
     assert inspect(folder).encoder == "absent"
     assert not load_model(folder, parts=("audio_tokenizer",)).audio_tokenizer.has_encoder
+
+
+def test_deleting_the_file_of_a_folder_in_shards_takes_it_out_too(folder, run):
+    inject(in_shards(folder), run)
+    (folder / ENCODER).unlink()
+    assert inspect(folder).encoder == "absent"
+    inject(folder, run)
+    assert inspect(folder).encoder == "complete"
+
+
+def test_an_encoder_stands_beside_weights_of_a_converted_checkpoint(folder, run):
+    (folder / WEIGHTS).rename(folder / "model.safetensors")
+    inject(folder, run)
+    assert [path.name for path in weight_files(folder)] == [ENCODER, "model.safetensors"]
+    assert inspect(folder).encoder == "complete"
+    eject(folder)
+    assert [path.name for path in weight_files(folder)] == ["model.safetensors"]
 
 
 @pytest.mark.parametrize("sharded", [False, True])
@@ -256,6 +274,22 @@ def test_an_adaptation_takes_the_place_of_its_tensors_and_of_no_other(folder, ru
     assert "2 tensors of the model were replaced" in card
     assert "Ada, who agreed by e-mail" in card
     assert injection_of(tmp_path / "new" / WEIGHTS)["adaptation_record"]["data"] == ["clips"]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_an_adaptation_does_not_go_into_fewer_bits(bits, folder, adaptation, tmp_path):
+    write_quantized(folder, tmp_path / "small", bits)
+    with pytest.raises(CheckpointError, match="in fewer bits, where an adaptation cannot go"):
+        inject(tmp_path / "small", None, merged(tmp_path / "new", adaptation=adaptation))
+
+
+def test_records_of_another_form_are_left_out(folder, run):
+    inject(folder, run)
+    tensors = load_file(folder / ENCODER)
+    odd = json.dumps({"encoder": "x", "before": {"adaptation_record": 3, "adapted": ["a"]}, "at": "now"})
+    save_file(tensors, folder / ENCODER, {"revox_injection": odd})
+    assert injection_of(folder / ENCODER) == {"before": {"adapted": ["a"]}, "at": "now"}
+    assert inspect(folder).encoder == "complete"
 
 
 def test_consent_stays_with_adapted_weights(folder, run, adaptation, tmp_path):

@@ -169,6 +169,15 @@ def test_a_folder_without_any_voice_takes_its_first(folder, make):
     assert seen_by_loaders(folder)[0] == {"ada"}
 
 
+def test_the_export_of_a_voice_that_is_replaced_goes_with_it(folder, make):
+    add_voice(folder, "bob", *make(21), RECORD)
+    export = folder / "voice_embedding" / "bob.safetensors"
+    save_file({"embedding": load_voice(folder, "bob").embedding}, export)
+    add_voice(folder, "bob", *make(10, "hi_male"), RECORD, overwrite=True)
+    assert not export.exists()
+    assert len(load_voice(folder, "bob").embedding) == 11 or len(load_voice(folder, "bob").embedding) == 10
+
+
 # ---- killed at every step
 
 

@@ -81,6 +81,19 @@ def test_a_quantized_folder_is_written_with_its_quality_and_speaks(tmp_path, mon
     assert "(cpu, int8)" in spoken
 
 
+def test_a_measurement_that_is_stopped_leaves_a_card_of_this_folder(tmp_path, monkeypatch):
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("revox.evaluation.weights_table.weights_agreement", stopped)
+    arguments = ["revox", "quantize", str(checkpoint_folder()), "--out", str(tmp_path / "small")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 130
+    assert "Not measured" in (tmp_path / "small" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

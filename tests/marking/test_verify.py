@@ -13,7 +13,7 @@ import c2pa
 import numpy as np
 import pytest
 
-from revox.marking import MarkError, load_signer, manifest, mark_bytes, verify_bytes, verify_file
+from revox.marking import MarkError, load_signer, manifest, mark_bytes, verify, verify_bytes, verify_file
 from revox.marking.tags import add_tags
 from revox.speech import FORMATS, Audio, encode_audio
 
@@ -211,6 +211,28 @@ def test_another_makers_manifest_counts_by_what_it_says(encoded, signer):
     told = verify_bytes(signed_by_hand(encoded["wav"], signer, [made], label="other.maker"))
     assert told.state == "marked"
     assert "by Elsewhere" in told.sentences[0]
+
+
+def test_what_an_editor_made_of_marked_sound_is_marked(encoded, signer, monkeypatch):
+    cut = [{"action": "c2pa.created", "digitalSourceType": CAPTURED}, {"action": "c2pa.trimmed"}]
+    edited = signed_by_hand(encoded["wav"], signer, cut)
+    assert verify_bytes(edited).state == "unmarked"
+    read = verify.read_manifest
+
+    def with_an_ingredient(*arguments: object) -> dict:
+        report = read(*arguments)
+        made = {"action": "c2pa.created", "digitalSourceType": COMPOSITE}
+        older = {"assertions": [{"label": "c2pa.actions.v2", "data": {"actions": [made]}}]}
+        older["ingredients"] = [{"active_manifest": "older"}]  # of itself: read once
+        report["manifests"]["older"] = older
+        active = report["manifests"][report["active_manifest"]]
+        active["ingredients"] = [{"relationship": "parentOf", "active_manifest": "older"}, "odd"]
+        return report
+
+    monkeypatch.setattr(verify, "read_manifest", with_an_ingredient)
+    told = verify_bytes(edited)
+    assert told.state == "marked"
+    assert "edited and signed since" in told.sentences[0]
 
 
 @pytest.mark.parametrize(("name", "kind"), [("wav", "audio/wav"), ("flac", "audio/flac")])

@@ -137,6 +137,12 @@ def test_a_wide_layer_is_the_rounded_product_in_float32_for_any_rows(rows):
         assert torch.allclose(layer(x).float(), 2 * exact, rtol=2**-8, atol=1e-6)
 
 
+def test_a_wide_layer_that_was_made_for_inference_works():
+    with torch.inference_mode():
+        layer, x = BFloat16Linear(weight_of(40, 96).bfloat16(), wide=True), rows_of(6, 96).bfloat16()
+        assert layer(x).shape == (6, 40)
+
+
 def test_a_wide_layer_has_gradients_where_they_are_asked_for():
     x = rows_of(6, 96).bfloat16().requires_grad_()
     BFloat16Linear(weight_of(40, 96).bfloat16(), wide=True)(x).float().sum().backward()

@@ -372,6 +372,9 @@ def test_a_gap_in_the_timestamps_is_silence_for_whole_streams_and_spans_alike(co
         heard = 200.0 + 20 * (second - 10 * (second > 30))
         assert pitch_at(expected, whole.rate) == pytest.approx(heard, abs=3)
         assert pitch_at(span.samples, whole.rate) == pytest.approx(heard, abs=3)
+    early = tmp_path / "early"  # read from the beginning, not sought
+    with_a_gap(early, codec, container, gap=4.0, seconds=24)
+    assert pitch_at(read_span(early, 18.2, 0.6).samples, whole.rate) == pytest.approx(480.0, abs=3)
     across = read_span(path, 29.5, 11.0)
     assert across.samples[: whole.rate // 3].any()
     assert not across.samples[whole.rate : 10 * whole.rate].any()

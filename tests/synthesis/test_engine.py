@@ -18,10 +18,12 @@ from revox.demo import checkpoint_folder
 from revox.model.backbone import KVCache
 from revox.model.linear import multiplies_bf16
 from revox.model.voxtral import FrameInputs
+from revox.synthesis import longform
 from revox.synthesis.engine import MAX_FRAMES, Engine, Request, chunk_ends, noise_of
 from revox.synthesis.errors import SpeakError
 from revox.synthesis.prefix_cache import PrefixCache
 from revox.synthesis.prompt import Prompter, make_prompt
+from revox.synthesis.split import TextPiece
 
 FRAMES = 24
 TEXTS = [
@@ -664,3 +666,23 @@ def test_bf16_codes_in_a_batch_are_mostly_those_of_a_whole_pass_over_the_same_pa
     # weights have near ties.
     assert semantic >= (0.97 if multiplies_bf16() else 0.9), said
     assert acoustic >= 0.9, said
+
+
+def test_what_is_spoken_is_forgotten_piece_by_piece(model, monkeypatch):
+    alive, most = weakref.WeakSet(), []
+    join = Engine.join
+
+    def watched(engine, requests):
+        found = join(engine, requests)
+        alive.update(found)
+        most.append(len(alive))
+        return found
+
+    monkeypatch.setattr(Engine, "join", watched)
+    pieces = [TextPiece(f"word {i}") for i in range(40)]
+    speech = longform.LongSpeech(pieces, longform.SpeechSettings(takes=1), model.config.codec)
+    prompt = torch.zeros(4, model.config.backbone.dim, dtype=model.dtype)
+    for _ in longform.speak_pieces(Engine(model), speech, lambda text: prompt):
+        pass
+    assert len(most) > 5
+    assert max(most) <= 2 * longform.BATCH

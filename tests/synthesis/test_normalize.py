@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from revox.synthesis.errors import SpeakError
@@ -47,6 +49,17 @@ def test_prose_is_not_changed(text):
         ("## 見出し\n\nनमस्ते", "見出し。\n\nनमस्ते"),
         ("---", ""),
         ("👍", ""),
+        ("[Anna]: Ja.\n[Ben]: Nein.", "[Anna]: Ja.\n[Ben]: Nein."),
+        ("**Answer:**\n\n42.", "Answer:\n\n42."),
+        ("A box of **10*20*30** cm, $5*2", "A box of 10*20*30 cm, $5*2"),
+        (
+            "1. Install:\n   ```\n   pip install x\n   ```\n2. Run it.",
+            "1. Install:\npip install x\n2. Run it.",
+        ),
+        ("See https://example.org/a—it works.", "See example.org—it works."),
+        ("请访问https://example.org/help，谢谢。再见", "请访问example.org，谢谢。再见"),
+        ("if x<a or y>b then **stop**", "if x<a or y>b then stop"),
+        ('<p class="x" >Hi <b>you</b></p>', "Hi you"),
     ],
 )
 def test_markup_urls_and_emoji_are_taken_out(text, expected):
@@ -140,10 +153,25 @@ def test_another_normalization_is_refused():
          "pro Stunde bei zwanzig Grad Celsius, dreißig Kilowattstunden"),
         ("fr", "2 km et 1 l", "deux kilomètres et un litre"),
         ("es", "3,5 % a las 9:05", "tres punto cinco por ciento a las nueve y cinco"),
+        ("en", "−5 °C, -5%, 3:00 PM and 3:30 p.m.", "minus five degrees Celsius, minus five percent, three "
+         "PM and three thirty p.m."),
+        ("de", "12\u202f000 Euro, 1 km, 1 %, 1:30", "zwölftausend Euro, ein Kilometer, ein Prozent, ein Uhr "
+         "dreißig"),
+        ("es", "1\u00a0234\u00a0567 a la 1:30, 1 km", "un millón doscientos treinta y cuatro mil quinientos "
+         "sesenta y siete a la una y treinta, un kilómetro"),
+        ("fr", "1:30, 21:00", "une heure trente, vingt et une heures"),
+        ("pt", "às 2:30", "às duas e trinta"),
+        ("en", "1" * 30 + " m", " ".join(["one"] * 30) + " m"),
     ],
 )  # fmt: skip
 def test_numbers_are_spelled_in_the_voices_language(language, text, spoken):
     assert plain(text, how="full", language=language) == spoken
+
+
+def test_a_text_of_white_space_costs_little():
+    started = time.process_time()
+    plain("\n" * 4000 + "a *b*")
+    assert time.process_time() - started < 0.5
 
 
 def test_numbers_of_a_language_without_words_are_refused():

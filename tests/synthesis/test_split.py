@@ -13,6 +13,7 @@ SENTENCES = [
     "J. S. Bach and E. A. Poe met at example.org, 12:30. | Wait... what? | (Really.) | He said “Go.” | Gone.",
     "approx. five of them, e.g. this one. | ten to nine. | half past ten.",
     "Das kostet z. B. 3,50 Euro bzw. mehr. | Dr. Müller wohnt in Nr. 5.",
+    "Wir gehen am 3. Oktober los. | Im 19. Jahrhundert. | Es kostet 3 Mio. Euro. | Er wurde 5. | Ja.",
     "M. Dupont est là. | « Bonjour ! » dit-il. | Où ?",
     "¿Qué hora es? | ¡Son las 3.30! | El Sr. García llega.",
     "今日は。|「元気？」|と言った。|他……走了。|はい",

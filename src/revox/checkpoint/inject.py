@@ -44,6 +44,7 @@ from revox.checkpoint.release import EMBEDDING_TABLE, ENCODER_PREFIXES, TensorSp
 from revox.checkpoint.share import INJECTION_KEY, injection_of, is_ours, model_card, shareable
 from revox.checkpoint.tensors import (
     ENCODER_WEIGHTS,
+    FLOAT_DTYPES,
     INDEX,
     WEIGHTS,
     Provider,
@@ -159,6 +160,11 @@ def inject(
     adapted: Mapping[str, TensorHeader] = {}
     if options.adaptation is not None:
         adapted = check_adaptation(options.adaptation, expected)
+        if coarse := [name for name in adapted if name not in base or base[name].dtype not in FLOAT_DTYPES]:
+            raise CheckpointError(
+                f"{folder} holds {coarse[0]} in fewer bits, where an adaptation cannot go; write it into the "
+                "checkpoint as released, then quantize that."
+            )
         base_sha256 = read_record(options.adaptation).get("base_sha256", "")
         if base_sha256 and base_sha256 != released_sha256(folder) and not options.force:
             raise CheckpointError(

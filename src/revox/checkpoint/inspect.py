@@ -225,7 +225,8 @@ def _tensor_findings(
     asked = {name: spec for name, spec in expected.items() if spec.component != "codec_encoder"}
     variant = variant and report.unreadable is not None  # what is read must be whole, in whatever form
     if absent and not variant:
-        report.problems.append(missing(str(next(iter(tensors.values())).file), absent, asked))
+        where = next((str(entry.file) for entry in tensors.values()), "the weights")
+        report.problems.append(missing(where, absent, asked))
     elif absent:
         report.notes.append(f"{len(absent)} of {len(asked)} tensors do not have the release's names.")
     for name in report.mismatched:

@@ -109,8 +109,9 @@ def load_model(
     _place_computed_buffers(model, device)
     if torch.device(device).type == "cpu" and not multiplies_bf16():
         _multiply_rows_in_float32(model.backbone)
-        # Their products have six rows and more.
-        for part in (model.acoustic_transformer.layers, model.audio_tokenizer):
+        # Their products have six rows and more. The encoder is left as serving has it: its codes turn on the
+        # last digit.
+        for part in (model.acoustic_transformer.layers, model.audio_tokenizer.decoder_blocks):
             _multiply_rows_in_float32(part, wide=True)
     return model.eval().requires_grad_(False)
 

@@ -71,7 +71,16 @@ def injection_of(weights: str | Path) -> dict[str, Any]:
         found = json.loads(read_metadata(weights).get(INJECTION_KEY, "{}"))
     except ValueError:
         found = {}
-    return found if isinstance(found, dict) else {}
+    return _with_objects(found) if isinstance(found, dict) else {}
+
+
+def _with_objects(injection: dict[str, Any]) -> dict[str, Any]:
+    """Without parts that should be objects and are not, as in a file that somebody else wrote."""
+    inner = ("encoder", "adaptation_record", "before")
+    found = {k: v for k, v in injection.items() if k not in inner or isinstance(v, dict)}
+    if "before" in found:
+        found["before"] = _with_objects(found["before"])
+    return found
 
 
 def is_ours(card: Path) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import operator
 import pickle
 import re
 import zipfile
@@ -78,7 +79,7 @@ def weight_files(folder: str | Path) -> list[Path]:
     Raises:
         CheckpointError: there are none, one is a link to a missing file, or the index lists a missing one.
     """
-    folder = Path(folder)
+    folder, encoder = Path(folder), list[Path]()
     for stem in ("consolidated", "model"):
         files = sorted(folder.glob(f"{stem}*.safetensors"))
         for file in files:
@@ -87,9 +88,12 @@ def weight_files(folder: str | Path) -> list[Path]:
         index = folder / f"{stem}.safetensors.index.json"
         if index.is_file():
             listed = read_json(index).get("weight_map")
-            if not isinstance(listed, dict) or not listed:
+            named = list(listed.values()) if isinstance(listed, dict) else []
+            if not named or not all(isinstance(name, str) for name in named):
                 raise CheckpointError(f"{index} should hold a weight_map; {_DAMAGED}.")
-            files = [folder / Path(str(name)).name for name in sorted(set(listed.values()))]
+            files = [folder / Path(name).name for name in sorted(set(named))]
+            # Deleting the encoder's own file takes it out again, whether or not the index still lists it.
+            files = [file for file in files if file.name != ENCODER_WEIGHTS or file.exists()]
             for file in files:
                 if not file.exists():
                     raise CheckpointError(
@@ -98,8 +102,10 @@ def weight_files(folder: str | Path) -> list[Path]:
         for file in files:
             if why := unfinished(file):
                 raise CheckpointError(why)
-        if files:
-            return files
+        if [file.name for file in files] == [ENCODER_WEIGHTS]:  # beside weights of another name
+            encoder, files = files, []
+        elif files:
+            return [*encoder, *files]
     raise CheckpointError(unfinished(folder / WEIGHTS) or _no_weights(folder))
 
 
@@ -305,7 +311,9 @@ class _HeaderUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda storage, offset, size, *_: PtHeader(tuple(size), _STORAGES[storage])
+            return lambda storage, offset, size, *_: PtHeader(
+                tuple(operator.index(one) for one in size), _STORAGES[storage]
+            )
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module == "torch" and name in _STORAGES:

@@ -156,6 +156,8 @@ def _apply(folder: Path, entry: Mapping[str, Any]) -> None:
             # A file that is not there was moved before the kill.
             with contextlib.suppress(FileNotFoundError):
                 os.replace(stage / f"{name}{suffix}", home / f"{name}{suffix}")
+        # An export for mlx-audio in this folder is the voice that was replaced.
+        (home / f"{name}.safetensors").unlink(missing_ok=True)
         sync_folder(home)
         if not (home / f"{name}.pt").is_file():
             # The staged files were deleted: a voice without an embedding must not be listed.

@@ -10,7 +10,7 @@ import typer
 from revox.cli.options import CheckpointArgument, CheckpointOption, Revision, chosen_checkpoint
 from revox.cli.progress import show_progress
 
-NOT_MEASURED = "Not measured (`revox quantize --utterances 0`)."
+NOT_MEASURED = "Not measured (`revox quantize --utterances 0`, or it was stopped)."
 
 
 def command(
@@ -48,6 +48,7 @@ def command(
     with show_progress(Console(stderr=True), unit="bytes") as progress:
         sizes = write_quantized(folder, out, bits, progress)
     quality = NOT_MEASURED
+    write_card(folder, out, bits, sizes, quality)  # the measurement may be stopped
     if utterances:
         from revox.evaluation.weights_table import quality_table, weights_agreement
 
@@ -55,5 +56,5 @@ def command(
         with show_progress(Console(stderr=True)) as progress:
             found = weights_agreement(original, quantized, utterances, max_seconds, progress)
         quality = quality_table(found, utterances, original, quantized)
-    write_card(folder, out, bits, sizes, quality)
+        write_card(folder, out, bits, sizes, quality)
     print(f"{out}: {sizes[1] / 1e9:.3g} GB instead of {sizes[0] / 1e9:.3g} GB\n\n{quality}")

@@ -62,6 +62,7 @@ class ManifestFound:
     trusted: bool = False
     own: bool = False
     source_types: list[str] = field(default_factory=list)
+    ingredient_types: list[str] = field(default_factory=list)
     says: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -166,6 +167,9 @@ def _by_manifest(manifest: ManifestFound, tag: TagFound | None, about_sound: lis
         # vouches for that is as good as no signature.
         state = MARKED if manifest.own or manifest.trusted else BROKEN
         return Verification(state, [text, *about_sound, who], manifest, tag)
+    if not SYNTHETIC_TYPES.isdisjoint(manifest.ingredient_types):
+        text = "Made of sound that was marked as synthetic, and edited and signed since."
+        return Verification(MARKED, [text, who], manifest, tag)
     if tag is None:
         text = "There is a valid manifest, but it does not say that the sound is synthetic."
         return Verification(UNMARKED, [text, who], manifest, tag)
@@ -230,13 +234,33 @@ def _manifest(data: bytes, trust: str) -> ManifestFound | None:
         signed_by=signed_by,
         trusted=trusted,
         own=trusted and own is not None and signature.get("cert_serial_number") == str(own.serial),
-        source_types=[printable(a["digitalSourceType"]) for a in actions if a.get("digitalSourceType")],
+        source_types=_source_types(actions),
+        ingredient_types=_source_types(_actions_of_ingredients(report.get("manifests", {}), active)),
         says=_says(active, actions),
     )
 
 
 def _explained(item: dict[str, Any]) -> str:
     return f"{printable(item.get('explanation') or 'a check failed')} ({printable(item.get('code'))})"
+
+
+def _source_types(actions: list[dict[str, Any]]) -> list[str]:
+    return [printable(action["digitalSourceType"]) for action in actions if action.get("digitalSourceType")]
+
+
+def _actions_of_ingredients(manifests: dict[str, Any], active: dict[str, Any]) -> list[dict[str, Any]]:
+    """The actions of all manifests that the active one was made of, as editors keep them."""
+    found: list[dict[str, Any]] = []
+    known, ahead = set[str](), [active]
+    while ahead:
+        for ingredient in ahead.pop().get("ingredients") or []:
+            name = ingredient.get("active_manifest") if isinstance(ingredient, dict) else None
+            manifest = manifests.get(name) if isinstance(name, str) and name not in known else None
+            if isinstance(manifest, dict):
+                known.add(str(name))
+                ahead.append(manifest)
+                found += _actions(manifest)
+    return found
 
 
 def _actions(active: dict[str, Any]) -> list[dict[str, Any]]:

@@ -284,7 +284,8 @@ class BFloat16Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Multiply `x` `[..., in]`."""
         weight = self.weight
-        if self.wide and isinstance(weight, nn.Parameter) and not torch.is_grad_enabled():
+        plain = isinstance(weight, nn.Parameter) and not weight.is_inference()
+        if self.wide and plain and not torch.is_grad_enabled():
             held = self._in_float32.of([weight], lambda: _laid_out(weight.detach().float()))
             return _product(x.float(), held).to(x.dtype)
         if x.numel() < _ROWS_IN_FLOAT32 * x.shape[-1]:
@@ -321,6 +322,8 @@ def has_fbgemm() -> bool:
 @cache
 def multiplies_bf16() -> bool:
     """Whether this processor has instructions for products in bf16."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")):
+        return False  # built without oneDNN
     return torch.ops.mkldnn._is_mkldnn_bf16_supported() and (
         torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     )

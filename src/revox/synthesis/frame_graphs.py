@@ -26,16 +26,17 @@ class FrameGraphs:
 
     def __init__(self, model: Voxtral) -> None:
         self.model = model
-        self._cache_at = 0
+        self._cache_at: tuple[object, ...] = ()
         self._captured: dict[tuple[int, int | None], tuple[torch.cuda.CUDAGraph, FrameInputs, Tensor]] = {}
 
     def __call__(self, inputs: FrameInputs, cache: KVCache, steps: int | None = None) -> Tensor:
         """Ids `[slots, 37]` of the next frames of the cache's first slots, as many as `inputs` has."""
         if cache.keys.device.type != "cuda":
             return self._run(inputs, cache, steps)
-        if cache.keys.data_ptr() != self._cache_at:
+        at = cache.keys.data_ptr(), cache.values.data_ptr(), tuple(cache.keys.shape)
+        if at != self._cache_at:
             self._captured.clear()
-            self._cache_at = cache.keys.data_ptr()
+            self._cache_at = at
         key = (len(inputs.ids), steps)
         if key not in self._captured:
             self._captured[key] = self._capture(inputs, cache, steps)

@@ -525,10 +525,10 @@ def speak_together(
                 due[one] = next(ends[one])
                 speech, take = running[one]
                 speech.push(take, codes, waveform.cpu().numpy(), ended=one.ended, truncated=one.truncated)
-            for one, (_, take) in list(running.items()):
-                if one.done or take.stopped:
+            for one, (speech, take) in list(running.items()):
+                if one.done or take.stopped or speech.done:
                     engine.leave(one)
-                    del running[one]
+                    del running[one], ends[one], due[one]
             progress(Progress("speaking", frames, facts={"seconds": frames / codec.frame_rate}))
     finally:
         for one in running:

@@ -39,16 +39,18 @@ _SUBSTITUTE = re.compile(
     r"<sub\b[^<>]*\balias\s*=\s*[\"']([^\"'<>]*)[\"'][^<>]*>[^<>]*</sub\s*>", re.IGNORECASE
 )
 _LINE_TAG = re.compile(r"<(?:br|/p|/s|/li|/h[1-6]|/div|/tr)\s*/?>", re.IGNORECASE)
-_TAG = re.compile(
+_TAG = re.compile(  # `x < a or y > b` is no tag
     r"</?(?:speak|p|s|w|token|emphasis|prosody|say-as|phoneme|voice|lang|audio|mark|sub|sup|desc|lexicon|"
     r"b|i|u|em|strong|del|ins|code|pre|span|div|a|ul|ol|li|h[1-6]|table|tr|td|th|img|small|blockquote)"
-    r"(?:\s[^<>]*)?/?>",
+    r"(?:\s+[\w:-]+\s*=\s*(?:\"[^\"<>]*\"|'[^'<>]*'|[^\s<>\"']+))*\s*/?>",
     re.IGNORECASE,
 )
-_MARKDOWN = re.compile(r"[*_`~#>|\[\]\\&]|^\s*(?:[-+]|\d+[.)])\s|^\s*(?:[-=]\s*){3,}$", re.MULTILINE)
+_MARKDOWN = re.compile(r"[*_`~#>|\[\]\\&]|^[ \t]*(?:[-+]|\d+[.)])\s|^[ \t]*(?:[-=][ \t]*){3,}$", re.MULTILINE)
+_TIMES_SIGN = re.compile(r"(?<=\d)\*(?=\d)")
 _TABLE_ROW = re.compile(r"^[ \t]*\|(.*)\|[ \t]*$", re.MULTILINE)
+_NOT_IN_URLS = r"\s<>()\[\]\"'，。、；：！？؟।॥…—“”„»«「」『』（）"
 _URL = re.compile(
-    r"(?:https?://(?:www\.)?|www\.)([^\s/?#<>()\[\]\"']+)(?:[/?#][^\s<>()\[\]\"']*)?", re.IGNORECASE
+    rf"(?:https?://(?:www\.)?|www\.)([^/?#{_NOT_IN_URLS}]+)(?:[/?#][^{_NOT_IN_URLS}]*)?", re.IGNORECASE
 )
 _EMOJI = re.compile(
     "(?:[\U0001f000-\U0001faff\u2600-\u27bf\u2b05-\u2b55\u23e9-\u23fa\u231a\u231b]"
@@ -58,10 +60,10 @@ _CHARACTERS = str.maketrans(
     {
         **dict.fromkeys("\u275d\u275e\u301d\u301e\u201f\uff02\u2e42", '"'),
         **dict.fromkeys("\u275b\u275c\u201b", "'"),
-        **dict.fromkeys("\u00a0\u202f\u2007", " "),
         **dict.fromkeys("\u200b\ufeff\u00ad\u2060\ufe0f", ""),
     }
 )
+_SPACES = str.maketrans(dict.fromkeys("\u00a0\u202f\u2007", " "))  # they may group the digits of a number
 _STOPPED = re.compile(r"[.!?…:;,。．！？；：।॥؟۔][\"'”’»)\]」』）】]*$")
 
 
@@ -87,6 +89,7 @@ def normalize_text(
     pieces.append(TextPiece(_plain(text[start:], lexicon)))
     if how == "full":
         pieces = [TextPiece(spell_numbers(piece.text, language), piece.pause) for piece in pieces]
+    pieces = [TextPiece(piece.text.translate(_SPACES), piece.pause) for piece in pieces]
     return [piece for piece in pieces if piece.text.strip() or piece.pause]
 
 
@@ -156,11 +159,13 @@ def markdown_parser() -> Any:
     """What reads the Markdown of texts: CommonMark with strikethrough, HTML as text."""
     from markdown_it import MarkdownIt
 
-    return MarkdownIt("commonmark", {"html": False}).enable("strikethrough")
+    # `[Anna]: Yes.` is a line of a script more often than the address of a link.
+    return MarkdownIt("commonmark", {"html": False}).enable("strikethrough").disable("reference")
 
 
 def _without_markdown(text: str) -> str:
     """The text of a Markdown document: paragraphs apart by an empty line, headings and items with a stop."""
+    text = _TIMES_SIGN.sub(r"\*", text)  # 10*20 cm is no emphasis
     return "\n\n".join(_blocks(markdown_parser().parse(text))).strip()
 
 
@@ -176,8 +181,12 @@ def _blocks(tokens: list[Token]) -> Iterator[str]:
         if token.type == "list_item_open":
             numbers.append(token.info + token.markup if token.info else None)
         elif token.type == "list_item_close":
-            numbers.pop()
+            if number := numbers.pop():  # nothing followed it: it is what is said
+                items.append(_with_stop(number))
         elif token.type in ("fence", "code_block"):
+            if numbers:
+                items.append(token.content.strip())
+                continue
             yield token.content.strip()
         elif token.type == "inline":
             block = "".join(_inline(token.children or []))

@@ -54,6 +54,11 @@ def _scales(*given: str) -> dict[str, tuple[str, str]]:
     return found
 
 
+_HOURS = {
+    "de": {1: "ein"}, "fr": {1: "une", 21: "vingt et une"}, "es": {1: "una", 21: "veintiuna"},
+    "it": {1: "una"}, "pt": {1: "uma", 2: "duas", 21: "vinte e uma", 22: "vinte e duas"},
+}  # fmt: skip
+"""Hours whose number is not that of counting."""
 _DOLLARS = {"US": "US", "A": "Australian", "C": "Canadian", "HK": "Hong Kong", "NZ": "New Zealand"}
 
 # fmt: off
@@ -127,7 +132,7 @@ class _Speller:
             rf"(\ban?\s)?(?<![^\W_])({'|'.join(_DOLLARS)})?({signs})\s?({number}){scale}{end}"
             rf"|{start}({number}){scale}\s?({signs})(?!\w)"
         )
-        self._percent = re.compile(rf"{start}({number})\s?%")
+        self._percent = re.compile(rf"(?<![\w.,:/])({number})\s?%")
         symbols = "|".join(map(re.escape, sorted(_UNITS, key=len, reverse=True)))
         self._unit = re.compile(rf"(?<![\w.,:/])({number})\s?({symbols})(?![\w/²³])")
         self._ordinal = re.compile(rf"{start}(\d+)(?:st|nd|rd|th)\b")
@@ -137,18 +142,28 @@ class _Speller:
         text = self._time.sub(self._clock, text)
         text = self._money.sub(self._amount, text)
         text = self._unit.sub(self._measure, text)
-        text = self._percent.sub(lambda m: f"{self._words(m[1])} {self._language.percent}", text)
+        text = self._percent.sub(self._share, text)
         if self._code == "en":
             text = self._ordinal.sub(lambda m: self._num2words(int(m[1]), lang="en", to="ordinal"), text)
-        return self._number.sub(lambda m: self._words(m[2] or m[3], negative=m[2] is None), text)
+        return self._number.sub(lambda m: self._words(m[2] or m[3], negative=bool(m[1] or m[3])), text)
+
+    def _share(self, match: re.Match[str]) -> str:
+        # The number stays, with its sign, to be spelled like all others.
+        one = self._language.one[0] if self._code == "de" and match[1] == "1" else match[1]
+        return f"{one} {self._language.percent}"
 
     def _clock(self, match: re.Match[str]) -> str:
         hours, minutes = int(match[1]), int(match[2])
         between, sharp = self._language.clock
+        words = _HOURS.get(self._code, {}).get(hours) or self._say(hours)
+        if self._code == "fr" and hours < 2:
+            between = sharp = "heure"
+        if re.match(r"\s*[ap]\.?m\b", match.string[match.end() :], re.IGNORECASE):
+            sharp = ""
         if minutes == 0:
-            return f"{self._say(hours)} {sharp}"
+            return f"{words} {sharp}".strip()
         zero = f"{'oh' if self._code == 'en' else ''} " if minutes < 10 else ""
-        return " ".join(f"{self._say(hours)} {between} {zero}{self._say(minutes)}".split())
+        return " ".join(f"{words} {between} {zero}{self._say(minutes)}".split())
 
     def _amount(self, match: re.Match[str]) -> str:
         article, country, sign, number, scale, *after = match.groups()
@@ -180,7 +195,12 @@ class _Speller:
 
     def _measure(self, match: re.Match[str]) -> str:
         number, unit = match.groups()
-        value = float(self._group.sub("", number).replace(self._decimal, "."))
+        plain = self._group.sub("", number)
+        if len(plain) > _LONGEST:
+            return match.group()
+        value = float(plain.replace(self._decimal, "."))
+        if plain == "1" and not _UNITS[unit].startswith(("duration", "mass-pound", "speed")):
+            number = self._language.one[0]  # ein Kilometer, not eins
         # The number stays as it is written, to be spelled like all others.
         spoken = self._format_unit(value, _UNITS[unit], format="0", locale=self._code)
         return re.sub(r"\d+", lambda _: number, spoken.replace("\u00a0", " "), count=1)

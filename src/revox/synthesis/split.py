@@ -37,7 +37,7 @@ _TITLES = frozenset({
     "dr", "mr", "mrs", "ms", "prof", "st", "mt", "gen", "col", "capt", "lt", "rev", "hon", "gov", "sen",
     "vs", "e.g", "i.e", "cf", "approx", "u.s", "u.k", "u.n", "e.u", "bzw", "ca", "z.b", "d.h", "u.a", "vgl",
     "hr", "fr", "frl", "mme", "mlle", "mm", "sr", "sra", "srta", "dott", "sig", "dra", "exmo", "dhr", "mevr",
-    "bijv",
+    "bijv", "mio", "mrd", "tsd", "inkl", "ee",
 })
 _NUMBERING = frozenset({
     "no", "nr", "nos", "fig", "figs", "eq", "sec", "ch", "vol", "art", "p", "pp", "pg", "núm", "pág", "abb",
@@ -48,6 +48,15 @@ _CLOSING = frozenset({
     "ph.d", "enz", "est", "ave", "blvd", "jan", "feb", "aug", "sept", "oct", "nov", "dec",
 })
 # fmt: on
+
+# German ordinals: am 3. Oktober, im 19. Jahrhundert. What follows has a capital as after a full stop.
+_ORDINAL = re.compile(r"(?:^|[\s(])\d{1,2}$")
+_LETTERS = re.compile(r"[^\W\d_]*")
+_AFTER_ORDINALS = re.compile(
+    r"\s*(?:Januar|Jänner|Februar|März|April|Mai|Juni|Juli|August|September|Oktober|November|Dezember|"
+    r"Jahrhunderts?|Jahrtausends?|Auflage|Kapitel|Klasse|Etage|Stock|Geburtstag|Jahrestag|Weltkriegs?|Platz|"
+    r"Lebensjahr\w*|Semester|Mal)\b"
+)
 
 _LIST_MARK = re.compile(r"\s*(?:[-*+•‣◦–—]|\(?(?:\d{1,3}|[A-Za-z])[.)])[ \t]+")
 _HEADING = re.compile(r"\s{0,3}#{1,6}[ \t]|\s*[=\-*_~]{3,}\s*$")
@@ -239,6 +248,10 @@ def ends_in(text: str, by: Granularity, whole: bool = False) -> list[int]:
             continue
         if following and not space.group():
             continue  # 3.14, example.org, 12:30
+        if not whole and _ORDINAL.search(text[max(0, match.start() - 16) : match.start()]):
+            word = _LETTERS.match(text, space.end())
+            if word is not None and following.isupper() and word.end() == len(text):
+                continue  # 3. Okto
         stops = match.group()[0] in _STOPS
         if stops and cased and following.islower():
             continue  # approx. five; "Why?" she asked; wait ... what
@@ -252,7 +265,10 @@ def _is_abbreviation(text: str, dot: int, following: str) -> bool:
     line = text[text.rfind("\n", 0, dot) + 1 : dot + 2]
     if _LIST_MARK.fullmatch(line):
         return True
-    word = re.search(r"[^\W\d_][\w.]*$", text[max(0, dot - 8) : dot])
+    before = text[max(0, dot - 16) : dot]
+    if _ORDINAL.search(before) and following.isupper() and _AFTER_ORDINALS.match(text, dot + 1):
+        return True
+    word = re.search(r"[^\W\d_][\w.]*$", before[-8:])
     if word is None:
         return False
     token = word.group().lower()

@@ -266,9 +266,9 @@ def divided_sources(
     """What is trained on and what is validated on: `options.validation`, or else some of the speakers."""
     if options.validation:
         held = find_sources(options.validation, cache=options.cache)
-        heard = {address for source in held for address in source.cuts.addresses()}
+        validated_on = {address for source in held for address in source.cuts.addresses()}
         return _without(
-            sources, lambda cuts: np.array([address in heard for address in cuts.addresses()])
+            sources, lambda cuts: np.array([address in validated_on for address in cuts.addresses()])
         ), held
     return hold_out(sources, HELD_OUT)
 
