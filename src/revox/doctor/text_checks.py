@@ -13,27 +13,30 @@ from revox.metrics.likelihood import likelihood
 from revox.synthesis.engine import Engine, Request
 from revox.synthesis.prompt import make_prompt
 
-PROBES = SENTENCES[:4]
+PROBES, QUICK_PROBES = SENTENCES[:4], 2
 PROBE_FRAMES = 100
 LEAST_DEPENDENCE = 0.05
 """Least nats a frame by which another text must fit worse. The small lab model, which babbles, has 0.2."""
 
 
 def text_dependence(subject: CheckpointUnderTest) -> TextDependence:
-    """Two voices speak `PROBES`; then their speech is scored given each of the texts, teacher-forced."""
+    """Two voices speak `PROBES`, or some; then their speech is scored given each of the texts,
+    teacher-forced."""
     model = subject.model.model
+    texts = PROBES[:QUICK_PROBES] if subject.quick else PROBES
     own, other, lengths = [], [], []
     for name in subject.pair():
         voice = subject.voice(name)
-        subject.update(f"{name}: {len(PROBES)} sentences")
+        subject.update(f"{name}: {len(texts)} sentences")
         with torch.inference_mode():
-            prompts = [_prompt(subject, text, voice) for text in PROBES]
+            prompts = [_prompt(subject, text, voice) for text in texts]
             requests = [Request(prompt, subject.seed, PROBE_FRAMES) for prompt in prompts]
             for i, speech in enumerate(Engine(model).generate_batch(requests)):
                 codes = speech.codes()
                 lengths.append(codes.shape[1])
                 if not codes.shape[1]:
                     continue
+                subject.update(f"{name}: sentence {i + 1} of {len(texts)} as if it were each of them")
                 costs = [_cost(subject, prompt, codes, speech.ended) for prompt in prompts]
                 own.append(costs.pop(i))
                 other.append(float(np.mean(costs)))
@@ -49,7 +52,7 @@ def _prompt(subject: CheckpointUnderTest, text: str, voice: Voice) -> Tensor:
 
 def _cost(subject: CheckpointUnderTest, prompt: Tensor, codes: Tensor, ended: bool) -> float:
     """Nats a frame of the semantic codes (and of the end, if it came) after this prompt."""
-    semantic = likelihood(subject.model.model, prompt, codes, draws=1).semantic
+    semantic = likelihood(subject.model.model, prompt, codes, draws=0).semantic
     return float((semantic if ended else semantic[:-1]).mean())
 
 

@@ -16,6 +16,7 @@ between levels. It is differentiable in both, and equals `likelihood` where they
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -71,8 +72,9 @@ def prompt_likelihood(
     """The likelihood of `codes` `[37, frames]` (from 0) after `prompt` `[time, dim]`; differentiable in it.
 
     The prompt is `Voxtral.embed_prompt` of the transcript and the voice embedding. `draws` are of noise and
-    time, the same for one `seed`, number of draws and frame's place. Only the conditional branch is scored:
-    guidance belongs to speaking. Raises MetricError when there are no frames, or codes are out of range.
+    time, the same for one `seed`, number of draws and frame's place; without any there is no flow error. Only
+    the conditional branch is scored: guidance belongs to speaking. Raises MetricError when there are no
+    frames, or codes are out of range.
     """
     sizes = torch.tensor(model.config.codebook_rows, device=codes.device)[:, None] - N_SPECIAL_CODES
     if codes.dim() != 2 or codes.shape[0] != len(sizes) or codes.shape[1] == 0:
@@ -208,7 +210,7 @@ def _hidden(model: Voxtral, prompt: Tensor, rows: Tensor) -> tuple[Tensor, Tenso
 
 def _flow_error(model: Voxtral, hidden: Tensor, values: Tensor, draws: int, seed: int) -> Tensor:
     """Mean squared error of the velocity `[frames]`, given `hidden` `[frames, dim]` and `values`
-    `[36, frames]`."""
+    `[36, frames]`; nan without draws."""
     target = values.T.float()
     generator = torch.Generator(device="cpu").manual_seed(seed)
     total = torch.zeros(len(target), device=target.device)
@@ -221,4 +223,4 @@ def _flow_error(model: Voxtral, hidden: Tensor, values: Tensor, draws: int, seed
             point.to(model.dtype), times.to(model.dtype), hidden.to(model.dtype)
         )
         total = total + (velocity.float() - (target - noise)).square().mean(dim=1)
-    return total / draws
+    return total / draws if draws else torch.full_like(total, math.nan)
