@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,6 +62,17 @@ def test_a_file_is_refused_with_the_folder_it_is_in(tmp_path: Path) -> None:
 
 def test_a_hub_id_is_found_in_the_cache_without_network(offline_cache: Path) -> None:
     assert locate("owner/name") == offline_cache / "snapshots" / ("2" * 40)
+
+
+def test_what_was_added_to_the_revision_before_is_pointed_to(offline_cache: Path) -> None:
+    before = offline_cache / "snapshots" / ("1" * 40)
+    (before / ".revox").mkdir()
+    (before / ".revox" / "consent.jsonl").write_text("{}")
+    with pytest.warns(UserWarning, match=f"name it as owner/name@{'1' * 40}"):
+        locate("owner/name")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert locate(f"owner/name@{'1' * 40}") == before
 
 
 def test_a_revision_can_be_pinned(offline_cache: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,6 +21,9 @@ FILES = (
     "voice_embedding/*",
 )
 """What a checkpoint is made of; nothing else of a hub repository is fetched."""
+
+CHANGES = (".revox/consent.jsonl", "consolidated.encoder.safetensors")
+"""What a folder has to which revox added a voice or an encoder."""
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -65,7 +69,26 @@ def locate(checkpoint: str | os.PathLike[str], revision: str | None = None) -> P
             f"{os.fspath(checkpoint)} is neither a folder nor a hub id (owner/name); name a checkpoint's "
             "folder."
         )
-    return fetch(name, FILES, revision)
+    found = fetch(name, FILES, revision)
+    if revision is None:
+        _say_where_changes_are(name, found)
+    return found
+
+
+def _say_where_changes_are(name: str, snapshot: Path) -> None:
+    """A voice or an encoder that was added to the hub's copy of a revision is not in that of the next one."""
+    changed = [
+        one.name
+        for one in snapshot.parent.glob("*")
+        if one != snapshot and any((one / path).exists() for path in CHANGES)
+    ]
+    if changed and not any((snapshot / path).exists() for path in CHANGES):
+        warnings.warn(
+            f"{name} has a new revision, and what was added to the one before (voices, an encoder) is not in "
+            f"it: name it as {name}@{changed[0]}, or copy that folder",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def fetch(name: str, files: Iterable[str], revision: str | None = None) -> Path:
