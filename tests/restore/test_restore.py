@@ -89,7 +89,7 @@ def miniature(tiny_checkpoint_copy: Path, tmp_path: Path, monkeypatch: pytest.Mo
     for room in ("restore", "report"):
         monkeypatch.setattr(f"revox.restore.{room}.KINDS", ("cloning",))
     monkeypatch.setattr(RestoreRequest, "seeds", 1)
-    monkeypatch.setattr("revox.doctor.trial.MAX_SECONDS", 0.6)
+    monkeypatch.setattr("revox.doctor.trial.longest_reading", lambda text: 0.6)
     monkeypatch.setenv("REVOX_CACHE", str(tmp_path / "cache"))
     healthy = DoctorReport("tiny", {}, [CheckResult(Verdict.PASS, "All there.", name="inventory")])
     monkeypatch.setattr(module, "examine", lambda *_, **__: healthy)
