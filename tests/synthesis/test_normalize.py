@@ -56,6 +56,7 @@ def test_prose_is_not_changed(text):
             "1. Install:\n   ```\n   pip install x\n   ```\n2. Run it.",
             "1. Install:\npip install x\n2. Run it.",
         ),
+        ("1. ```\n   run\n   ```\n2. Then.", "1. run\n2. Then."),
         ("See https://example.org/a—it works.", "See example.org—it works."),
         ("请访问https://example.org/help，谢谢。再见", "请访问example.org，谢谢。再见"),
         ("if x<a or y>b then **stop**", "if x<a or y>b then stop"),

@@ -185,7 +185,8 @@ def _blocks(tokens: list[Token]) -> Iterator[str]:
                 items.append(_with_stop(number))
         elif token.type in ("fence", "code_block"):
             if numbers:
-                items.append(token.content.strip())
+                number, numbers[-1] = numbers[-1], None
+                items.append(f"{number or ''} {token.content}".strip())
                 continue
             yield token.content.strip()
         elif token.type == "inline":
