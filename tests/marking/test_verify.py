@@ -223,13 +223,17 @@ def test_what_an_editor_made_of_marked_sound_is_marked(encoded, signer, monkeypa
         report = read(*arguments)
         made = {"action": "c2pa.created", "digitalSourceType": COMPOSITE}
         older = {"assertions": [{"label": "c2pa.actions.v2", "data": {"actions": [made]}}]}
-        older["ingredients"] = [{"active_manifest": "older"}]  # of itself: read once
+        # Of itself: read once.
+        older["ingredients"] = [{"relationship": "componentOf", "active_manifest": "older"}]
         report["manifests"]["older"] = older
         active = report["manifests"][report["active_manifest"]]
-        active["ingredients"] = [{"relationship": "parentOf", "active_manifest": "older"}, "odd"]
+        active["ingredients"] = [{"relationship": relationship, "active_manifest": "older"}, "odd"]
         return report
 
     monkeypatch.setattr(verify, "read_manifest", with_an_ingredient)
+    relationship = "inputTo"  # what a model was asked with
+    assert verify_bytes(edited).state == "unmarked"
+    relationship = "parentOf"
     told = verify_bytes(edited)
     assert told.state == "marked"
     assert "edited and signed since" in told.sentences[0]

@@ -8,6 +8,7 @@ measures all results of this project.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -59,9 +60,12 @@ def best_of(
         try:
             voice = clone(seed)
             score = _score(tts, voice, seed, verifier, recognizer)
-        except (KeyboardInterrupt, RuntimeError):  # RuntimeError: torch's, such as too little memory
+        except (KeyboardInterrupt, RuntimeError) as error:  # RuntimeError: torch's, such as too little memory
             if voice is None:
                 raise
+            if isinstance(error, RuntimeError):
+                why = (str(error) or type(error).__name__).splitlines()[0]
+                warnings.warn(f"the voice of seed {seed} is left out: {why}", stacklevel=2)
             break
         found.append((score, voice))
         facts = {"similarity": score.similarity}

@@ -49,6 +49,7 @@ _FAILURES = {
 _UNCHECKED = "Manifests were not checked; what reads them comes with: pip install 'revox[mark]'"
 _NO_MARK = "There is no mark: nothing in the file says that the sound is synthetic."
 _FIELDS = {"software": "by", "model": "model", "voice": "voice", "created_at": "at"}
+_MADE_OF = ("parentOf", "componentOf")  # and not inputTo: what a model was given
 _LONGEST = 200  # characters of a text out of a file
 
 
@@ -169,7 +170,7 @@ def _by_manifest(manifest: ManifestFound, tag: TagFound | None, about_sound: lis
         return Verification(state, [text, *about_sound, who], manifest, tag)
     if not SYNTHETIC_TYPES.isdisjoint(manifest.ingredient_types):
         text = "Made of sound that was marked as synthetic, and edited and signed since."
-        return Verification(MARKED, [text, who], manifest, tag)
+        return Verification(MARKED, [text, *about_sound, who], manifest, tag)
     if tag is None:
         text = "There is a valid manifest, but it does not say that the sound is synthetic."
         return Verification(UNMARKED, [text, who], manifest, tag)
@@ -254,7 +255,9 @@ def _actions_of_ingredients(manifests: dict[str, Any], active: dict[str, Any]) -
     known, ahead = set[str](), [active]
     while ahead:
         for ingredient in ahead.pop().get("ingredients") or []:
-            name = ingredient.get("active_manifest") if isinstance(ingredient, dict) else None
+            if not isinstance(ingredient, dict) or ingredient.get("relationship") not in _MADE_OF:
+                continue
+            name = ingredient.get("active_manifest")
             manifest = manifests.get(name) if isinstance(name, str) and name not in known else None
             if isinstance(manifest, dict):
                 known.add(str(name))
