@@ -249,10 +249,10 @@ class PublishedTrainer(AdaptTrainer):
             return super().distillation(item, own, seed)
 
 
-def rotate_halves(x: Tensor, angles: Tensor) -> Tensor:
+def rotate_halves(x: Tensor, rotation: Tensor) -> Tensor:
     """`revox.model.layers.rotate_interleaved` on pairs (i, i + half), the layout of Hugging Face's files."""
     first, second = x.float().chunk(2, dim=-1)
-    cos, sin = angles.cos().unsqueeze(2), angles.sin().unsqueeze(2)
+    cos, sin = rotation[..., 1::2].unsqueeze(-2).unbind()
     return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1).to(x.dtype)
 
 

@@ -267,7 +267,7 @@ def language_losses(
 def _attention_inputs(
     model: Voxtral, layers: Sequence[int]
 ) -> Iterator[list[tuple[BackboneAttention, Tensor, Tensor]]]:
-    """Collects the attention modules of `layers` with their inputs and angles."""
+    """Collects the attention modules of `layers` with their inputs and rotations."""
     seen: list[tuple[BackboneAttention, Tensor, Tensor]] = []
     attentions = [cast(BackboneAttention, model.backbone.layers[i].attention) for i in layers]
     hooks = [a.register_forward_pre_hook(lambda m, given: seen.append((m, *given[:2]))) for a in attentions]
@@ -290,13 +290,13 @@ def _alignment_loss(
     """
     size = model.config.backbone.head_dim
     losses = []
-    for attention, x, angles in seen:
+    for attention, x, turn in seen:
         for row, head in enumerate((0, attention.n_heads // 2)):
             shared = head * attention.n_kv_heads // attention.n_heads
             wq = attention.wq.weight[head * size : (head + 1) * size]
             wk = attention.wk.weight[shared * size : (shared + 1) * size]
-            q = rotate_interleaved(functional.linear(x, wq)[:, :, None], angles)[:, :, 0]
-            k = rotate_interleaved(functional.linear(x, wk)[:, :, None], angles)[:, :, 0]
+            q = rotate_interleaved(functional.linear(x, wq)[:, :, None], turn)[:, :, 0]
+            k = rotate_interleaved(functional.linear(x, wk)[:, :, None], turn)[:, :, 0]
             for i, item in enumerate(items):
                 if item.places is None:
                     continue

@@ -106,10 +106,10 @@ def test_the_alignment_loss_is_two_heads_attention_away_from_their_places_in_the
     weights = []
 
     def attention(module, given, _made):
-        x, angles = given[:2]
+        x, (cos, sin) = given[0], given[1][..., 1::2]
         heads, shared = module.n_heads, module.n_kv_heads
         q, k = module.wq(x).unflatten(-1, (heads, -1)), module.wk(x).unflatten(-1, (shared, -1))
-        turn = torch.polar(torch.ones_like(angles), angles)[:, :, None]
+        turn = torch.complex(cos, sin)[:, :, None]
         q, k = (torch.view_as_complex(t.unflatten(-1, (-1, 2)).contiguous()) * turn for t in (q, k))
         k = k.repeat_interleave(heads // shared, dim=2)
         scores = torch.einsum("bthd,bshd->bhts", q, k.conj()).real / (2 * q.shape[-1]) ** 0.5

@@ -23,9 +23,10 @@ def _every_warning():
 
 @pytest.mark.parametrize("weight_type", TYPES)
 @pytest.mark.parametrize("type", TYPES)
-def test_a_norm_of_two_types_is_torchs_without_its_warning(type, weight_type):
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_norm_of_any_types_is_torchs_without_its_warning(trained, type, weight_type):
     torch.manual_seed(0)
-    norm = RMSNorm(64, eps=1e-5)
+    norm = RMSNorm(64, eps=1e-5).requires_grad_(trained)
     norm.weight.data = torch.randn(64).to(weight_type)
     x = (3 * torch.randn(5, 7, 64)).to(type)
     with warnings.catch_warnings():
@@ -33,7 +34,8 @@ def test_a_norm_of_two_types_is_torchs_without_its_warning(type, weight_type):
         expected = functional.rms_norm(x, (64,), norm.weight, 1e-5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = norm(x)
+        with torch.set_grad_enabled(trained):
+            found = norm(x)
     assert found.dtype == expected.dtype == type
     # One unit in the last place of the type at most: the order of the products differs.
     torch.testing.assert_close(found, expected, rtol=2**-8 if type == torch.bfloat16 else 1e-6, atol=1e-6)

@@ -36,7 +36,7 @@ from revox.coding import Coder
 from revox.coding.student import StudentEncoder
 from revox.demo import checkpoint_folder
 from revox.metrics.voice_embeddings import table_deviation
-from revox.model.layers import rotate_interleaved
+from revox.model.layers import rotate_interleaved, rotation
 from revox.model.voxtral import Voxtral
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech import Audio, AudioError, write_audio
@@ -537,10 +537,10 @@ def test_the_benchmark_has_the_published_teacher_faults_and_leaves_nothing_of_th
     model, data, tiny_checkpoint, tmp_path, benchmark
 ):
     # The other layout is the same rotation of other pairs.
-    x, angles = torch.randn(1, 3, 2, 8), torch.rand(1, 3, 4)
+    x, turn = torch.randn(1, 3, 2, 8), rotation(torch.rand(1, 3, 4))
     paired = torch.stack(x.chunk(2, dim=-1), dim=-1).flatten(-2)
-    expected = rotate_interleaved(paired, angles).unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
-    torch.testing.assert_close(benchmark["rotate_halves"](x, angles), expected)
+    expected = rotate_interleaved(paired, turn).unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+    torch.testing.assert_close(benchmark["rotate_halves"](x, turn), expected)
 
     trainer = benchmark["PublishedTrainer"]
     run = trainer(model, Prompter(tiny_checkpoint), AdaptTraining(part="attention"), data, tmp_path)

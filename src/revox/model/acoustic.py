@@ -7,6 +7,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .config import EMPTY_AUDIO_ID, END_AUDIO_ID, N_SPECIAL_CODES, AcousticConfig, VoxtralConfig
 from .layers import RMSNorm, TransformerLayer
@@ -30,8 +31,7 @@ class BidirectionalAttention(nn.Module):
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
         """Attend within `x` `[batch, time, dim]`, from its first `queries` positions (None: from all).
 
-        Written out, not by a fused kernel: over three positions this is as fast, and in bf16 it rounds where
-        serving rounds.
+        In bf16 it is written out, so that it rounds where serving rounds.
         """
         repeats = self.n_heads // self.n_kv_heads
         asked = x[:, :queries].contiguous()  # else the product copies the weight for every item
@@ -39,6 +39,10 @@ class BidirectionalAttention(nn.Module):
             q, k, v = products(x, self.wq, self.wk, self.wv)
         else:
             q, (k, v) = self.wq(asked), products(x, self.wk, self.wv)
+        if x.dtype == torch.float32:
+            q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in (q, k, v))
+            out = functional.scaled_dot_product_attention(q, k, v, enable_gqa=repeats > 1)
+            return self.wo(out.transpose(1, 2).flatten(2))
         q = q.unflatten(-1, (self.n_heads, -1)) * (1.0 / self.head_dim**0.5)
         k = k.unflatten(-1, (self.n_kv_heads, -1)).repeat_interleave(repeats, dim=2)
         v = v.unflatten(-1, (self.n_kv_heads, -1)).repeat_interleave(repeats, dim=2)

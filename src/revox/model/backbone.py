@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .config import BackboneConfig
-from .layers import RMSNorm, TransformerLayer, rotate_interleaved
+from .layers import RMSNorm, TransformerLayer, rotate_interleaved, rotation
 from .linear import Linear, products
 
 BLOCK = 256
@@ -141,7 +141,7 @@ class BackboneAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        angles: Tensor,
+        turn: Tensor,
         mask: Tensor | None,
         cache: KVCache | None,
         layer: int,
@@ -149,8 +149,8 @@ class BackboneAttention(nn.Module):
     ) -> Tensor:
         """Attend; `mask` `[batch, 1, time, keys]` is True where a key may be seen (None: causal)."""
         q, k, v = products(x, self.wq, self.wk, self.wv)
-        q = rotate_interleaved(q.unflatten(-1, (self.n_heads, -1)), angles)
-        k = rotate_interleaved(k.unflatten(-1, (self.n_kv_heads, -1)), angles)
+        q = rotate_interleaved(q.unflatten(-1, (self.n_heads, -1)), turn)
+        k = rotate_interleaved(k.unflatten(-1, (self.n_kv_heads, -1)), turn)
         v = v.unflatten(-1, (self.n_kv_heads, -1))
         if cache is not None:
             k, v = cache.append(layer, positions, k, v)
@@ -205,10 +205,10 @@ class Backbone(nn.Module):
             positions = positions.to(embeddings.device)
             # Padding may be written past a slot's end: it is overwritten before any later query sees it.
             mask = torch.arange(needed, device=embeddings.device) <= positions[:, None, :, None]
-        angles = self._angles(positions)
+        turn = self._turn(positions)
         x = embeddings
         for i, layer in enumerate(self.layers):
-            x = layer(x, angles, mask, cache, i, positions)
+            x = layer(x, turn, mask, cache, i, positions)
         if cache is not None:
             cache.lengths = cache.lengths + (time if lengths is None else lengths.to(cache.lengths))
         return self.norm(x)
@@ -222,13 +222,13 @@ class Backbone(nn.Module):
         """
         cache, places = KVCache(keys, values, positions), positions[:, None]
         mask = (torch.arange(keys.shape[2], device=keys.device) <= places)[:, None, None]
-        angles = self._angles(places)
+        turn = self._turn(places)
         x = embeddings[:, None]
         for i, layer in enumerate(self.layers):
-            x = layer(x, angles, mask, cache, i, places)
+            x = layer(x, turn, mask, cache, i, places)
         return self.norm(x)[:, 0]
 
-    def _angles(self, positions: Tensor) -> Tensor:
+    def _turn(self, positions: Tensor) -> Tensor:
         half = self.config.head_dim // 2
         inverse = self.config.rope_theta ** (-torch.arange(half, device=positions.device).float() / half)
-        return positions.float()[..., None] * inverse
+        return rotation(positions.float()[..., None] * inverse)

@@ -26,6 +26,9 @@ class RMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Apply to `x` `[..., dim]`; the result has its type."""
         weight = self.weight
+        if is_inference(x, weight):  # torch takes some more operations
+            scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().mul_(1 / x.shape[-1])
+            return (x * scale.add_(self.eps).rsqrt_()).mul_(weight)
         if x.dtype == weight.dtype:
             return super().forward(x)
         wide = torch.promote_types(x.dtype, weight.dtype)
@@ -194,13 +197,19 @@ class CausalConvTranspose1d(nn.Module):
         return out.transpose(1, 2)
 
 
-def rotate_interleaved(x: Tensor, angles: Tensor) -> Tensor:
+def rotation(angles: Tensor) -> Tensor:
+    """What `rotate_interleaved` takes for pairs turned by `angles` `[..., head_dim / 2]`, in radians:
+    cosines and signed sines, `[2, ..., head_dim]`."""
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack((torch.stack((cos, cos), dim=-1), torch.stack((-sin, sin), dim=-1))).flatten(-2)
+
+
+def rotate_interleaved(x: Tensor, rotation: Tensor) -> Tensor:
     """Rotary embedding on interleaved pairs (2i, 2i+1), the layout of Mistral's files.
 
-    `x` is `[batch, time, heads, head_dim]`, `angles` is `[batch, time, head_dim / 2]` in radians, float32.
+    `x` is `[batch, time, heads, head_dim]`, `rotation` is float32 `[2, batch, time, head_dim]`.
     """
-    pairs = x.float().unflatten(-1, (-1, 2))
-    cos, sin = angles.cos().unsqueeze(2), angles.sin().unsqueeze(2)
-    even, odd = pairs[..., 0], pairs[..., 1]
-    rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-    return rotated.flatten(-2).to(x.dtype)
+    cos, sin = rotation.unsqueeze(-2).unbind()
+    wide = x.float()
+    swapped = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return torch.addcmul(wide * cos, swapped, sin).to(x.dtype)

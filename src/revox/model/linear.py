@@ -23,9 +23,9 @@ INT4_GROUP = 32
 """Inputs that share a scale and an offset in a 4-bit weight."""
 _ROWS_IN_FLOAT32 = 16
 _BLOCK, _QUANTIZED = 1024, 128  # outputs converted at once
-LARGE, LARGEST = 2**17, 2**22
-"""Numbers in a weight, from which oneDNN's product is quicker than its call, and up to which a second copy is
-no matter: all of the codec's at the release's sizes, few of the language model's."""
+LARGE, LARGEST = 3 * 2**16, 2**22
+"""Numbers in a weight, from which oneDNN's product is quicker than its call (at six rows, on AVX2), and up to
+which a second copy is no matter: all of the codec's at the release's sizes, few of the language model's."""
 _in_one_digit: ContextVar[bool] = ContextVar("_in_one_digit", default=False)
 
 
