@@ -43,7 +43,7 @@ FILES = {
 COMPARED_SECONDS = 30.0
 MAX_COMPARISONS = 8
 
-_ORIGIN = re.compile(r"https?://(?:[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+_ORIGIN = re.compile(r"https?://(?:[A-Za-z0-9._-]{1,253})(?::[0-9]{1,5})?")
 
 
 def policy(other: str | None = None) -> str:

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from revox.checkpoint.errors import VoiceError
+from revox.checkpoint.release import PRESETS
 from revox.checkpoint.voices import consent_document
 from revox.marking import mark_bytes, stream_headers
 from revox.serving.errors import NO_EFFECT, ApiError
@@ -67,10 +68,13 @@ class UploadForm(BaseModel):
 
 @router.get("/voices")
 def list_voices(state: State) -> dict[str, Any]:
-    """Every voice by name, and for uploaded ones whose it is, when it was made, and of which recording."""
+    """Every voice by name, which are presets of the release, and for uploaded ones whose it is, when it was
+    made, and of which recording."""
     voices = state.voices
+    names = sorted(voices.names())
     return {
-        "voices": sorted(voices.names()),
+        "voices": names,
+        "presets": [name for name in names if name in PRESETS],
         "uploaded_voices": [_uploaded(record) for record in voices.records()],
         "jobs": [job for job in voices.jobs.listed() if job["state"] in ACTIVE],
     }

@@ -78,19 +78,23 @@ export async function get(path, options) {
   return (await request(path, options)).json();
 }
 
-// A whole spoken file, marked.
+// A whole spoken file, marked: {blob, faults: "", or what the server says is wrong with it}.
 export async function speech(fields, { server = "", signal } = {}) {
   const response = await request("/v1/audio/speech", { server, method: "POST", json: fields, signal });
-  return response.blob();
+  const cut = response.headers.get("x-revox-truncated") === "true" ? ["it is cut at the longest length"] : [];
+  const pieces = response.headers.get("x-revox-warnings");
+  const bad = pieces ? [`pieces of the text that were not spoken well (${pieces.replaceAll("_", " ")})`] : [];
+  return { blob: await response.blob(), faults: [...cut, ...bad].map((one) => `${one}.`).join(" ") };
 }
 
 // The voices of a server: [{name, language, sex, preset, ...what is known of an uploaded one}].
 export async function voices(server = "") {
   const listed = await get("/v1/audio/voices", { server });
   const uploaded = new Map((listed.uploaded_voices ?? []).map((voice) => [voice.name, voice]));
+  const presets = listed.presets && new Set(listed.presets); // other servers do not tell
   return {
     jobs: listed.jobs ?? [],
-    voices: (listed.voices ?? []).map((name) => describe(String(name), uploaded.get(name))),
+    voices: (listed.voices ?? []).map((name) => describe(String(name), uploaded.get(name), presets)),
   };
 }
 
@@ -107,13 +111,13 @@ const LANGUAGES = {
 };
 
 // The names of the release's presets tell language and sex: it_female; casual_male, which is English.
-function describe(name, uploaded) {
+function describe(name, uploaded, presets) {
   const words = name.split(/[_-]/);
   const code = words.find((word) => Object.hasOwn(LANGUAGES, word));
   const english = /^(casual|cheerful|neutral)_(fe)?male$/.test(name);
   return {
     name,
-    preset: !uploaded,
+    preset: presets ? presets.has(name) : !uploaded,
     language: code ? LANGUAGES[code] : english && !uploaded ? "English" : "Unknown",
     sex: words.find((word) => word === "female" || word === "male") ?? "unknown",
     uploaded,

@@ -6,13 +6,16 @@ import { axis, decode, draw } from "./sound.js";
 import { RATE } from "./player.js";
 
 const POLL = 1000; // ms
+const LONGEST_WAIT = 16 * POLL;
+const PASSING = new Set([0, 429, 503]); // out of reach, asked too often, busy: the job goes on
 const SAID_EVERY = 10; // per cent between two announcements
 const LONGEST_RECORDING = 60; // seconds
 
 export function startClone(shared) {
-  const recorder = startRecorder();
+  const recorder = startRecorder(() => replaced());
   const watched = new Set();
   let shown = null; // {name, reference: Blob, result: Blob}
+  let before = null; // the recording that the statement of consent was written for
 
   function choose() {
     recorder.forget();
@@ -20,6 +23,13 @@ export function startClone(shared) {
     load($("recorded"), file ?? null);
     $("recorded").hidden = !file;
     $("record-status").textContent = "";
+    replaced();
+  }
+
+  // Consent is given for one recording at a time.
+  function replaced() {
+    if (before) $("agreed").checked = false;
+    before = recording();
   }
 
   function wrong() {
@@ -58,8 +68,8 @@ export function startClone(shared) {
     try {
       const answer = await request("/v1/audio/voices", { method: "POST", form });
       const { job } = await answer.json();
-      // Consent is given for one recording at a time.
       $("agreed").checked = false;
+      $("consent").value = "";
       if (job) await watch(job, reference);
       else await made(name, reference);
     } catch (error) {
@@ -86,15 +96,25 @@ export function startClone(shared) {
     $("jobs").append(card);
     let shownPercent = -1;
     let now = job;
+    let wait = POLL;
     try {
       while (now.state === "queued" || now.state === "running") {
-        bar.value = now.progress;
-        at.textContent = describe(now);
-        const percent = Math.floor((now.progress * 100) / SAID_EVERY) * SAID_EVERY;
-        if (percent !== shownPercent) $("clone-status").textContent = `${name}: ${describe(now)}`;
-        shownPercent = percent;
-        await new Promise((resolve) => setTimeout(resolve, POLL));
-        now = await get(`/v1/audio/voice-jobs/${job.id}`);
+        if (wait === POLL) {
+          bar.value = now.progress;
+          at.textContent = describe(now);
+          const percent = Math.floor((now.progress * 100) / SAID_EVERY) * SAID_EVERY;
+          if (percent !== shownPercent) $("clone-status").textContent = `${name}: ${describe(now)}`;
+          shownPercent = percent;
+        }
+        await new Promise((resolve) => setTimeout(resolve, wait));
+        try {
+          now = await get(`/v1/audio/voice-jobs/${job.id}`);
+          wait = POLL;
+        } catch (error) {
+          if (!PASSING.has(error.status)) throw error;
+          wait = Math.min(2 * wait, LONGEST_WAIT);
+          at.textContent = `${error.message} Asked again in ${wait / 1000} s.`;
+        }
       }
     } catch (error) {
       at.textContent = "";
@@ -148,17 +168,24 @@ export function startClone(shared) {
     $("clone-status").textContent = `The voice ${name} is ready.`;
     load($("reference-audio"), reference);
     load($("result-audio"), null);
+    ["reference-mel", "result-mel"].forEach(blank);
     $("similarity").textContent = "";
     $("result").hidden = false;
     $("result-title").textContent = `${name}: reference and result`;
     $("result-title").focus();
-    await hear(() => speech({ input: $("result-text").value, voice: name }), "Result, spoken in the new voice");
+    await hear(spoken, "Result, spoken in the new voice");
+  }
+
+  async function spoken() {
+    const { blob, faults } = await speech({ input: $("result-text").value, voice: shown.name });
+    if (faults) tell($("result-error"), `Listen again before you judge: ${faults}`);
+    return blob;
   }
 
   // Fetch a result, and show it next to the reference.
   async function hear(fetched, caption) {
     if (!shown) return;
-    const mine = shown;
+    const mine = (shown = { ...shown, result: null }); // an answer to an earlier wish is none
     tell($("result-error"));
     $("similarity").textContent = "";
     $("result-caption").textContent = "Result: generating";
@@ -170,18 +197,26 @@ export function startClone(shared) {
       $("result-caption").textContent = caption;
       await pictures(mine);
     } catch (error) {
+      if (mine !== shown) return;
       $("result-caption").textContent = "Result";
       tell($("result-error"), error);
     }
   }
 
-  async function pictures({ reference, result }) {
-    const sounds = await Promise.all([reference, result].map((blob) => decode(blob).catch((error) => error)));
+  function blank(id) {
+    $(id).hidden = true;
+    $(id).parentElement.querySelectorAll(".mark, .none").forEach((one) => one.remove());
+  }
+
+  async function pictures(mine) {
+    const both = [mine.reference, mine.result];
+    const sounds = await Promise.all(both.map((blob) => decode(blob).catch((error) => error)));
+    if (mine !== shown) return;
     const span = Math.max(...sounds.map((one) => (one instanceof Error ? 0 : one.length / RATE)));
     for (const [at, id, title] of [[0, "reference-mel", "Reference"], [1, "result-mel", "Result"]]) {
       const canvas = $(id);
       const place = canvas.parentElement;
-      place.querySelectorAll(".mark, .none").forEach((one) => one.remove());
+      blank(id);
       canvas.hidden = sounds[at] instanceof Error;
       if (canvas.hidden) {
         place.append(element("p", { class: "none" }, sounds[at].message));
@@ -208,9 +243,11 @@ export function startClone(shared) {
     try {
       const answer = await request("/v1/audio/similarity", { method: "POST", form });
       const { similarity, judge } = await answer.json();
+      if (mine !== shown) return;
       $("similarity").textContent =
-        `Similarity ${similarity.toFixed(2)} (${judge}). About 0.93 for one person, about 0.58 for two.`;
+        `Similarity ${similarity.toFixed(2)} (${judge}). Two recordings of one person have about 0.87, of two people about 0.52.`;
     } catch (error) {
+      if (mine !== shown) return;
       $("similarity").textContent = error.status === 501 ? error.message : "";
       if (error.status !== 501) tell($("result-error"), error);
     } finally {
@@ -225,7 +262,7 @@ export function startClone(shared) {
   });
   $("again").addEventListener("submit", (event) => {
     event.preventDefault();
-    hear(() => speech({ input: $("result-text").value, voice: shown.name }), "Result, spoken in the new voice");
+    hear(spoken, "Result, spoken in the new voice");
   });
   $("as-codes").addEventListener("click", () =>
     hear(
@@ -242,12 +279,13 @@ export function startClone(shared) {
 }
 
 // The microphone, as the browser encodes it.
-function startRecorder() {
+function startRecorder(recorded) {
   const button = $("record");
   const status = $("record-status");
   let recorder = null;
   let blob = null;
   let timer = null;
+  let dropped = false;
 
   async function begin() {
     blob = null;
@@ -265,7 +303,9 @@ function startRecorder() {
       const refused = error.name === "NotAllowedError";
       status.textContent = refused
         ? "The microphone is blocked for this page; allow it, or choose a file."
-        : "No microphone was found; choose a file.";
+        : error.name === "NotFoundError"
+          ? "No microphone was found; choose a file."
+          : "The microphone cannot be used now (another program may have it); choose a file.";
       return;
     } finally {
       button.disabled = false;
@@ -277,15 +317,19 @@ function startRecorder() {
     recorder.addEventListener("stop", () => {
       clearInterval(timer);
       stream.getTracks().forEach((track) => track.stop());
-      blob = new Blob(parts, { type: recorder.mimeType });
+      const made = new Blob(parts, { type: recorder.mimeType });
       recorder = null;
       button.textContent = "Record again";
       button.classList.remove("recording");
+      if (dropped) return;
+      blob = made;
       $("file").value = "";
       load($("recorded"), blob);
       $("recorded").hidden = false;
       status.textContent = "Recorded. Listen to it, or record again.";
+      recorded();
     });
+    dropped = false;
     recorder.start();
     const began = performance.now();
     button.textContent = "Stop recording";
@@ -306,12 +350,15 @@ function startRecorder() {
   }
 
   button.addEventListener("click", () => (recorder ? stopped() : begin()));
+  addEventListener("hashchange", stopped); // no microphone stays open behind another part
   return {
     going: () => recorder !== null,
     recorded: () => blob,
     stop: stopped,
     forget() {
       blob = null;
+      dropped = true;
+      stopped();
     },
   };
 }

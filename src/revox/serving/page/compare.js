@@ -11,6 +11,7 @@ export function startCompare() {
   const other = otherServer();
   const names = new Map([["", []], [other ?? "none", []]]);
   let ratings = [];
+  let unsaved = false; // the browser stores no more: what is here is all there is
   let test = null; // {sides, trials, at, seed, abort}
 
   // ------------------------------------------------------------------------------------------------ servers
@@ -19,6 +20,7 @@ export function startCompare() {
     const given = new URLSearchParams(location.search).get("with");
     if (!given) return null;
     const origin = asOrigin(given);
+    if (origin && origin !== given) location.replace(`/?with=${encodeURIComponent(origin)}#compare`);
     $("other").value = origin ?? given;
     $("other-details").open = true;
     if (!origin) tell($("other-error"), "That is not a server's address, such as http://127.0.0.1:8001.");
@@ -28,7 +30,8 @@ export function startCompare() {
   function asOrigin(text) {
     try {
       const url = new URL(text);
-      return /^https?:$/.test(url.protocol) && url.origin !== location.origin ? url.origin : null;
+      // A browser's policy cannot name IPv6 addresses.
+      return /^https?:$/.test(url.protocol) && !url.host.startsWith("[") && url.origin !== location.origin ? url.origin : null;
     } catch {
       return null;
     }
@@ -115,7 +118,7 @@ export function startCompare() {
         }),
       );
       if (mine !== test) return;
-      ["first", "second"].forEach((which, i) => load($(`${which}-audio`), both[i]));
+      ["first", "second"].forEach((which, i) => load($(`${which}-audio`), both[i].blob));
       mine.ready = true;
       $("trial-status").textContent = "Listen to both, and rate each.";
     } catch (error) {
@@ -189,6 +192,7 @@ export function startCompare() {
   // ------------------------------------------------------------------------------------------------ results
 
   function kept() {
+    if (unsaved) return ratings;
     try {
       return readable(localStorage.getItem(KEPT));
     } catch {
@@ -199,9 +203,12 @@ export function startCompare() {
   function keep() {
     try {
       localStorage.setItem(KEPT, JSON.stringify(ratings));
+      unsaved = false;
     } catch {
-      tell($("trial-error"), "The browser does not store data for this page: save the results as CSV before you close it.");
+      unsaved = true;
     }
+    const why = "The browser does not store the ratings: save the results as CSV before you close this page.";
+    tell($("compare-problem"), unsaved ? why : null);
   }
 
   function results() {
@@ -210,7 +217,7 @@ export function startCompare() {
     $("csv").disabled = $("clear").disabled = !ratings.length;
   }
 
-  function table({ a, b, better }) {
+  function table({ rows: rated, a, b, better }) {
     const head = ["", "n", "Mean", "1", "2", "3", "4", "5"].map((name) => element("th", { scope: "col" }, name));
     const rows = [a, b].map((one) =>
       element(
@@ -222,7 +229,13 @@ export function startCompare() {
     );
     const summary = `Rated higher: ${a.name} ${better.a}, ${b.name} ${better.b}, the same ${better.same}.`;
     const made = element("table", {}, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows));
-    return element("div", { class: "scroll" }, made, element("p", { class: "hint" }, summary));
+    const label = `Save ${a.name} and ${b.name} as CSV`;
+    const button = element("button", { type: "button", "aria-label": label, onclick: () => store(rated) }, "Save as CSV");
+    return element("div", { class: "scroll" }, made, element("p", { class: "hint" }, summary), button);
+  }
+
+  function store(rows) {
+    save(new Blob([csv(rows)], { type: "text/csv" }), "revox-ratings.csv");
   }
 
   function clear() {
@@ -241,7 +254,7 @@ export function startCompare() {
     next();
   });
   $("end").addEventListener("click", end);
-  $("csv").addEventListener("click", () => save(new Blob([csv(ratings)], { type: "text/csv" }), "revox-ratings.csv"));
+  $("csv").addEventListener("click", () => store(ratings));
   $("clear").addEventListener("click", clear);
   $("other-form").addEventListener("submit", (event) => {
     event.preventDefault();

@@ -43,7 +43,10 @@ export function save(blob, name) {
 export function load(audio, blob) {
   if (audio.src) URL.revokeObjectURL(audio.src);
   if (blob) audio.src = URL.createObjectURL(blob);
-  else audio.removeAttribute("src");
+  else {
+    audio.removeAttribute("src");
+    audio.load(); // else it keeps what it has
+  }
 }
 
 // What is typed into fields named the same as the server's: whole numbers and numbers, or a sentence.

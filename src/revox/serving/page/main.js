@@ -56,14 +56,21 @@ async function begin() {
   }
 }
 
-let asking = "";
-document.addEventListener("revox:key", ({ detail: { server, message } }) => {
-  asking = server;
-  $("key-title").textContent = server ? `${server} requires an API key` : "An API key is required";
-  $("key-why").textContent = message;
-  $("key-form").hidden = false;
+const asking = new Map(); // server -> why it asks for a key; the form is of the first
+function showKeyForm() {
+  const [first] = asking;
+  $("key-form").hidden = !first;
   $("key").value = "";
+  if (!first) return;
+  const [server, why] = first;
+  $("key-title").textContent = server ? `${server} requires an API key` : "An API key is required";
+  $("key-why").textContent = why;
   $("key").focus();
+}
+document.addEventListener("revox:key", ({ detail: { server, message } }) => {
+  asking.set(server, message);
+  // One that is being typed is for the server that is shown.
+  if ($("key-form").hidden) showKeyForm();
 });
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -72,10 +79,11 @@ $("key-form").addEventListener("submit", (event) => {
     $("key-why").textContent = "A key consists of letters, digits and symbols, without spaces.";
     return;
   }
-  setKey(asking, key);
-  $("key").value = "";
-  $("key-form").hidden = true;
-  if (asking) document.dispatchEvent(new CustomEvent("revox:other"));
+  const [server] = asking.keys();
+  setKey(server, key);
+  asking.delete(server);
+  showKeyForm();
+  if (server) document.dispatchEvent(new CustomEvent("revox:other"));
   else begin();
 });
 $("skip").addEventListener("click", (event) => {

@@ -62,6 +62,9 @@ export async function speak(fields, on = {}) {
     const took = (performance.now() - began) / 1000;
     await line.end(signal);
     return { firstAudio, took, spoken: line.seconds, pauses: line.pauses };
+  } catch (error) {
+    silence();
+    throw error;
   } finally {
     signal.removeEventListener("abort", silence);
     if (current === mine) current = null;

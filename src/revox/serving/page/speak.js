@@ -6,6 +6,7 @@ import { speak, stop } from "./player.js";
 
 export function startSpeak(shared) {
   const status = $("speak-status");
+  let latest = null;
 
   function fields() {
     if (!$("text").value.trim()) {
@@ -22,6 +23,7 @@ export function startSpeak(shared) {
 
   async function play() {
     tell($("speak-error"));
+    const mine = (latest = {});
     $("speak-stop").disabled = false;
     try {
       const asked = fields();
@@ -34,10 +36,11 @@ export function startSpeak(shared) {
         `First audio after ${seconds(result.firstAudio ?? 0)}. ${seconds(result.spoken)} of speech ` +
         `came in ${seconds(result.took)}.${pauses}`;
     } catch (error) {
+      if (mine !== latest) return;
       status.textContent = error.name === "AbortError" ? "Stopped." : "";
       tell($("speak-error"), error);
     } finally {
-      $("speak-stop").disabled = true;
+      if (mine === latest) $("speak-stop").disabled = true;
     }
   }
 
@@ -47,9 +50,10 @@ export function startSpeak(shared) {
     try {
       const asked = { ...fields(), response_format: $("format").value };
       status.textContent = "Generating the file.";
-      const blob = await speech(asked);
+      const { blob, faults } = await speech(asked);
       save(blob, `${asked.voice}-${asked.seed}.${asked.response_format}`);
       status.textContent = `The file is saved (${Math.ceil(blob.size / 1024)} kB).`;
+      if (faults) tell($("speak-error"), `Listen to it before you use it: ${faults}`);
     } catch (error) {
       status.textContent = "";
       tell($("speak-error"), error);

@@ -36,17 +36,32 @@ function side(values) {
 
 const nameOf = (server, voice) => (server ? `${voice} at ${server}` : voice);
 
-// Ratings -> for each pair that was compared {a, b: {name, n, mean, counts}, better: {a, b, same}}.
+// A rating with A and B the other way about.
+function turned(one) {
+  const { server_a, voice_a, rating_a, server_b, voice_b, rating_b } = one;
+  return {
+    ...one, first: one.first === "A" ? "B" : "A",
+    server_a: server_b, voice_a: voice_b, rating_a: rating_b, server_b: server_a, voice_b: voice_a, rating_b: rating_a,
+  };
+}
+
+// Ratings -> for each pair that was compared {rows, a, b: {name, n, mean, counts}, better: {a, b, same}}. Which of
+// the two was A counts for nothing.
 export function summary(ratings) {
   const pairs = new Map();
   for (const one of ratings) {
     const a = nameOf(one.server_a, one.voice_a);
     const b = nameOf(one.server_b, one.voice_b);
-    const key = JSON.stringify([a, b]);
+    const [key, other] = [JSON.stringify([a, b]), JSON.stringify([b, a])];
+    if (pairs.has(other)) {
+      pairs.get(other).rows.push(turned(one));
+      continue;
+    }
     if (!pairs.has(key)) pairs.set(key, { a, b, rows: [] });
     pairs.get(key).rows.push(one);
   }
   return [...pairs.values()].map(({ a, b, rows }) => ({
+    rows,
     a: { name: a, ...side(rows.map((row) => row.rating_a)) },
     b: { name: b, ...side(rows.map((row) => row.rating_b)) },
     better: {

@@ -8,6 +8,7 @@ export function startVoices(shared) {
   let all = [];
   let cards = new Map();
   let series = null; // what "Play all" is at
+  let playing = null; // {name} of the latest audition
 
   function shown() {
     const fits = (field, value) => $(field).value === "All" || $(field).value === value;
@@ -34,6 +35,7 @@ export function startVoices(shared) {
     $("voice-groups").replaceChildren(
       ...(found.length ? found : [element("p", { class: "status" }, all.length ? "No voice matches." : "")]),
     );
+    if (playing) mark(playing.name, true);
   }
 
   function card(voice) {
@@ -41,7 +43,7 @@ export function startVoices(shared) {
     const play = element("button", { type: "button", "aria-label": `Play ${name}`, onclick: () => toggle(name) }, "Play");
     const use = element("button", { type: "button", "aria-label": `Speak with ${name}`, onclick: () => shared.speakWith(name) }, "Use");
     const facts = [voice.language === "Unknown" ? null : voice.language, voice.sex === "unknown" ? null : voice.sex];
-    const about = facts.filter(Boolean).join(", ") || (uploaded ? `cloned by ${uploaded.method ?? "upload"}` : "preset");
+    const about = facts.filter(Boolean).join(", ") || (uploaded ? `cloned by ${uploaded.method ?? "upload"}` : voice.preset ? "preset" : "in the checkpoint");
     const made = element(
       "li",
       { class: "card voice" },
@@ -51,7 +53,8 @@ export function startVoices(shared) {
       if (uploaded.speaker_description) {
         made.append(element("p", { class: "about" }, uploaded.speaker_description));
       }
-      made.append(element("p", { class: "about" }, `Consent: ${uploaded.consent ?? "unknown"}`));
+      const kept = uploaded.sample_kept ? " The recording is kept on the server." : "";
+      made.append(element("p", { class: "about" }, `Consent: ${uploaded.consent ?? "unknown"}${kept}`));
       const remove = element("button", { type: "button", "aria-label": `Delete ${name}`, onclick: () => drop(name) }, "Delete");
       made.append(element("div", { class: "buttons" }, remove));
     }
@@ -70,6 +73,8 @@ export function startVoices(shared) {
   async function audition(name, place = "") {
     const status = $("audition-status");
     tell($("audition-error"));
+    if (playing) mark(playing.name, false);
+    const mine = (playing = { name });
     mark(name, true);
     $("stop-all").disabled = false;
     status.textContent = `${name}${place}: asked`;
@@ -80,20 +85,22 @@ export function startVoices(shared) {
       );
       status.textContent = `${name}${place}: ${spoken.toFixed(1)} s spoken, first audio after ${firstAudio.toFixed(2)} s`;
     } catch (error) {
-      if (error.name === "AbortError") status.textContent = `${name}${place}: stopped`;
-      else status.textContent = "";
+      if (mine !== playing) throw error;
+      status.textContent = error.name === "AbortError" ? `${name}${place}: stopped` : "";
       tell($("audition-error"), error);
       throw error;
     } finally {
-      mark(name, false);
-      $("stop-all").disabled = series === null;
+      if (mine === playing) {
+        playing = null;
+        mark(name, false);
+        $("stop-all").disabled = series === null;
+      }
     }
   }
 
   async function toggle(name) {
-    const playing = cards.get(name)?.made.classList.contains("playing");
     series = null;
-    if (playing) return stop();
+    if (playing?.name === name) return stop();
     await audition(name).catch(() => {});
   }
 
