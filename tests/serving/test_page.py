@@ -36,7 +36,7 @@ pytestmark = pytest.mark.skipif(
     reason="there is no Chromium here to open the page in (Debian: apt-get install chromium)",
 )
 
-CLIP = sorted((checkpoint_folder().parent / "examples").glob("*.flac"))[0]
+CLIP, OTHER_CLIP = sorted((checkpoint_folder().parent / "examples").glob("*.flac"))[:2]
 CONSENT = "Ada Example, who agreed by e-mail on 2026-11-20"
 PHONE = {"width": 360, "height": 740}
 LIMIT = 60_000  # ms for anything that the page waits for
@@ -331,6 +331,78 @@ def test_a_file_is_cloned_with_consent_and_shown_beside_its_result(serve, tab):
         assert httpx.get(f"{url}/v1/audio/voices").json()["uploaded_voices"] == []
 
 
+def test_what_overlaps_or_fails_on_the_way_is_not_mixed(serve, tab):
+    with serve() as (url, app):
+        cloner = FakeCloner(app, "inversion")
+        page = tab.open(url)
+        page.get_by_role("button", name="Play it_male").wait_for()
+        page.route("**/v1/audio/speech", lambda route: None)  # never answered
+        # The second of two auditions can be stopped, whatever the first and the filters do.
+        page.get_by_role("button", name="Play it_male").click()
+        page.get_by_role("button", name="Play it_female").click()
+        page.get_by_text("it_female: asked").wait_for()
+        page.locator("#language").select_option("Italian")
+        assert page.get_by_role("button", name="Stop it_male").count() == 0
+        page.get_by_role("button", name="Stop it_female").click()
+        page.get_by_text("it_female: stopped").wait_for()
+        page.get_by_role("link", name="Speak", exact=True).click()
+        page.locator("#text").fill("ten")
+        page.get_by_role("button", name="Speak", exact=True).click()
+        page.get_by_role("button", name="Another take").click()
+        page.wait_for_timeout(50)
+        assert page.locator("#speak-stop").is_enabled()
+        page.locator("#speak-stop").click()
+        page.locator("#speak-status").filter(has_text="Stopped.").wait_for()
+        page.unroute_all()
+        # What of a broken stream is still to come is not played.
+        stopped = page.evaluate(
+            """async () => {
+              const { speak } = await import("/page/player.js");
+              let stopped = 0;
+              const stop = AudioBufferSourceNode.prototype.stop;
+              AudioBufferSourceNode.prototype.stop = function () { stopped += 1; return stop.call(this); };
+              const fetched = window.fetch;
+              window.fetch = async () => new Response(new ReadableStream({ start(stream) {
+                stream.enqueue(new Uint8Array(2 * 24000 * 4));
+                setTimeout(() => stream.error(new Error("broken")), 50);
+              } }));
+              try { await speak({}); } catch (error) { return [error.message, stopped]; }
+              finally { window.fetch = fetched; }
+            }"""
+        )
+        assert stopped == ["The stream ended early; the speech is incomplete. Try again.", 1]
+        # A question that is not answered now does not end a job; another recording asks for consent again.
+        page.get_by_role("link", name="Clone", exact=True).click()
+        page.locator("#file").set_input_files(CLIP)
+        page.locator("#agreed").check()
+        page.locator("#file").set_input_files(OTHER_CLIP)
+        assert not page.locator("#agreed").is_checked()
+        page.locator("#agreed").check()
+        page.locator("#consent").fill(CONSENT)
+        page.locator("#name").fill("ada")
+        page.locator("#result-text").evaluate("field => field.value = 'ten'")
+        answers = iter((503,))
+
+        def busy(route):
+            status = next(answers, None)
+            if status is None:
+                route.continue_()
+            else:
+                route.fulfill(status=status, json={"error": {"message": "Busy."}})
+
+        page.route("**/v1/audio/voice-jobs/*", busy)
+        page.get_by_role("button", name="Clone", exact=True).click()
+        page.locator(".job .hint").filter(has_text="Busy. Asked again in 2 s.").wait_for()
+        cloner.go.set()
+        page.locator("#result-mel[aria-label]").wait_for()
+        assert page.locator("#consent").input_value() == ""
+        # A result that fails leaves nothing of the one before.
+        page.route("**/v1/audio/voices/ada/preview", lambda route: route.fulfill(status=500, json={}))
+        page.locator("#as-codes").click()
+        page.locator("#result-error").filter(has_text="500").wait_for()
+        tab.complaints = [text for text in tab.complaints if not re.search("503|500", text)]
+
+
 @pytest.mark.slow
 def test_a_voice_is_cloned_from_the_microphone(serve, tab):
     with serve() as (url, app):
@@ -472,6 +544,22 @@ def test_a_blind_comparison_hides_its_order_and_counts_every_rating(serve, tab):
             assert [int(c) for c in counts] == [rated.count(r) for r in range(1, 6)]
         page.reload()  # they are kept
         page.locator("#tables tbody tr").first.wait_for()
+        # A browser that stores no more loses none, and A and B the other way about are the same pair.
+        page.evaluate("void (Storage.prototype.setItem = () => { throw new Error('full'); })")
+        page.locator("#voice-a").select_option("fr_female")
+        page.locator("#voice-b").select_option("it_male")
+        page.locator("#phrases").fill("ten\nnine")
+        page.get_by_role("button", name="Start").click()
+        for _ in range(2):
+            page.get_by_text("Listen to both, and rate each.").wait_for()
+            for which in ("first", "second"):
+                hear_player(page, f"{which}-audio")
+                page.get_by_label(f"{which.title()}: 3 of 5").check()
+            page.locator("#next").click()
+        page.locator("#results").wait_for()
+        assert "does not store" in page.locator("#compare-problem").inner_text()
+        assert page.locator("#tables tbody tr td:first-of-type").all_inner_texts() == ["4", "4"]
+        page.reload()
         page.get_by_role("button", name="Delete results").click()
         page.get_by_text("No ratings yet.").wait_for()
         assert page.evaluate("localStorage.getItem('revox-ratings')") == "[]"
@@ -563,9 +651,14 @@ def test_a_key_is_asked_for_kept_in_the_tab_and_sent(serve, tab, tmp_path):
         ]
         why.filter(has_text=wrong).wait_for()
         field.fill(key)
+        # Another server that asks meanwhile does not get what is typed for this one.
+        detail = "{ detail: { server: 'http://other:1', message: 'Why.' } }"
+        page.evaluate(f"document.dispatchEvent(new CustomEvent('revox:key', {detail}))")
+        assert field.input_value() == key
         field.press("Enter")
         page.locator(".voice").first.wait_for()
-        assert not page.locator("#key-form").is_visible()
+        assert page.locator("#key-title").inner_text() == "http://other:1 requires an API key"
+        assert page.evaluate("sessionStorage.getItem('revox-key http://other:1')") is None
         stored = "[sessionStorage.getItem('revox-key'), JSON.stringify(localStorage), document.cookie]"
         assert page.evaluate(stored) == [
             key, "{}", "",
