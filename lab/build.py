@@ -64,7 +64,7 @@ from lab.sources import SPEECH, preset_speakers, synthetic_utterances
 from lab.speech.durations import Durations, read_durations
 from lab.speech.plan import PlannedUtterance, plain_words, read_plan
 from lab.state_bundle import averaged_weights, restore_bundles
-from lab.teacher_codec import TeacherCodec, TeacherCodecTrainer, TeacherCodecTraining, TeacherData
+from lab.teacher_codec import TeacherCodec, TeacherCodecTrainer, TeacherCodecTraining, TeacherData, is_leveled
 from lab.tokenized import TokenizedSets, TokenizedSpeech, tokenize_speech
 from lab.tokenizer import domain_pieces, minimal_vocab_size, write_tekken
 from revox.checkpoint.params import Params, read_params
@@ -156,7 +156,12 @@ class BuildRun:
         self.report(stage, {at.what: at.done, "of": at.total or 0})
 
     def train(self, trainer: Run, stage: str, settings: Any, validate: Callable[[], Any] | None) -> None:
-        """Train to the end of the schedule; each report adds the number of steps and the seconds left."""
+        """Train to the end of the schedule; each report adds the number of steps and the seconds left.
+
+        The state of a stage that is complete stays as it is.
+        """
+        if trainer.step_count >= trainer.schedule.steps and trainer.state_path.is_file():
+            return
         trainer.run(
             lambda figures: self.report(
                 stage, figures | {"of": trainer.schedule.steps, "seconds_left": trainer.seconds_left()}
@@ -417,11 +422,19 @@ def train_teacher(run: BuildRun) -> None:
     """Train the teacher codec, which settles what the codes mean."""
     trainer = teacher_trainer(run)
     run.train(trainer, "teacher", run.settings.teacher, trainer.validate)
+    if not trainer.leveled:  # `teacher.steps` was lowered to steps already taken
+        trainer.use_levels()
+        trainer.save()
 
 
 def trained_teacher(run: BuildRun) -> TeacherCodec:
-    """The teacher codec at its last state, on the CPU."""
+    """The teacher codec at its last state, on the CPU.
+
+    Raises LabError if its training has not come to its end, which fits its values to the levels.
+    """
     with run.state("teacher") as saved:
+        if not is_leveled(saved):
+            raise LabError("the teacher codec's training has not ended: run the stage `teacher` again")
         state, settings = saved["teacher"], run.settings.teacher
         config = run.params.voxtral_config().codec
         teacher = TeacherCodec(config, len(state["mean"]), settings.width, settings.blocks)

@@ -301,13 +301,16 @@ class _CodecRun(Run):
         use_codebook(cast(Codec, getattr(module, "module", module)), self.teacher)
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Load what `state` returned; an average or an optimizer that the state lacks starts anew."""
+        """Load what `state` returned. An average that the state lacks starts with the loaded weights, and an
+        optimizer anew."""
         self._load_own(self.codec, state["codec"])
         self.heads.load_state_dict(state["heads"])
         if "optimizer" in state:
             self.optimizer.load_state_dict(state["optimizer"])
-        if self.averaged is not None and "averaged" in state:
-            self._load_own(self.averaged, state["averaged"])
+        if self.averaged is not None:
+            self.averaged = moving_average(self.codec, self.average)
+            if "averaged" in state:
+                self._load_own(self.averaged, state["averaged"])
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Waveforms, codes, values and standardized features (see `TokenizedSpeech.batch`)."""

@@ -514,14 +514,16 @@ class LanguageTrainer(Run):
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Load what `state` returned."""
+        """Load what `state` returned. An average that the state lacks starts with the loaded weights."""
         self.model.load_state_dict(state["model"], strict=False)
         if self.readout is not None and "readout" in state:
             self.readout.load_state_dict(state["readout"])
         if "optimizer" in state:
             self.optimizer.load_state_dict(state["optimizer"])
-        if self.averaged is not None and "averaged" in state:
-            self.averaged.load_state_dict(state["averaged"])
+        if self.averaged is not None:
+            self.averaged = moving_average(self.model, self.settings.average)
+            if "averaged" in state:
+                self.averaged.load_state_dict(state["averaged"])
 
     def take_step(self) -> dict[str, float]:
         """One update; returns the losses."""

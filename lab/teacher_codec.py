@@ -150,6 +150,12 @@ def acoustic_bits(values: Tensor, foreseen: Tensor, levels: int) -> Tensor:
     return torch.log2(1 + error.square()).mean() / 2
 
 
+def is_leveled(state: dict[str, Any]) -> bool:
+    """Whether the teacher codec in the state of a run has the gain that its last steps ask for."""
+    # States of earlier versions do not say it. Theirs is not 1 once it has been found.
+    return bool(state.get("leveled", (state["teacher"]["gain"] != 1).any()))
+
+
 @dataclass(frozen=True)
 class TeacherData:
     """Frames of one set of speech with their semantic codes int16 `[frames]`."""
@@ -206,6 +212,7 @@ class TeacherCodecTrainer(Run):
         teacher.scale.copy_(torch.from_numpy(scale))
         teacher.use_codebook(semantic)
         self.teacher = teacher.to(device)
+        self.leveled = False  # whether the gain is that of the present weights
         self.spectra = FrameFeatures(config).to(device)
         self.mel_size = self.spectra.mel_size
         self.optimizer = torch.optim.AdamW(
@@ -221,12 +228,14 @@ class TeacherCodecTrainer(Run):
             "teacher": self.teacher.state_dict(),
             "foreseen": self.foreseen.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "leveled": self.leveled,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Load what `state` returned."""
         self.teacher.load_state_dict(state["teacher"])
         self.foreseen.load_state_dict(state["foreseen"])
+        self.leveled = is_leveled(state)
         if "optimizer" in state:
             self.optimizer.load_state_dict(state["optimizer"])
 
@@ -287,21 +296,24 @@ class TeacherCodecTrainer(Run):
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.teacher.parameters(), 1.0, foreach=True)
         self.optimizer.step()
+        self.leveled = False
         if self.step_count + 1 == settings.steps:
-            self._use_levels()
+            self.use_levels()
         return {k: float(v.detach()) for k, v in losses.items()} | {
             "norm": float(norm),
             "loss": float(loss.detach()),
         }
 
     @torch.no_grad()
-    def _use_levels(self) -> None:
+    def use_levels(self) -> None:
+        """Set the gain that brings the acoustic latents to the size of the levels."""
         # What costs bits becomes small, a level or two; a language model's flow starts from noise of size 1.
         rng = np.random.default_rng(self.settings.seed)
         parts = [_batch(sets, 400, 32, rng) for sets in self.train.values()]
         features, codes = (torch.cat(found).to(self.device) for found in zip(*parts, strict=True))
         sizes = self.teacher.encode_latents(features, codes).square().mean((0, 1)).sqrt()
         self.teacher.gain.copy_(ACOUSTIC_SCALE / sizes.clamp_min(SMALLEST_SIZE))
+        self.leveled = True
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

@@ -26,7 +26,7 @@ EXEMPT = {
     "lab.codec_training.ReferenceEncoderTrainer._level_latents": {"encode_latents"},
     # The teacher codec of the lab, which is another network, and the speech that the lab is built from.
     "lab.teacher_codec.TeacherCodec.encode": {"encode_latents"},
-    "lab.teacher_codec.TeacherCodecTrainer._use_levels": {"encode_latents"},
+    "lab.teacher_codec.TeacherCodecTrainer.use_levels": {"encode_latents"},
     "lab.teacher_codec.TeacherCodecTrainer.losses": {"encode_latents"},
     "lab.build.encode_speech": {"encode"},
 }

@@ -218,14 +218,22 @@ def test_a_build_goes_on_from_bundled_weights_alone(built: Path, tmp_path: Path)
             assert all(
                 torch.equal(v.float(), averaged[k].bfloat16().float()) for k, v in slim["codec"].items()
             )
+    complete = (tmp_path / "run" / "finish" / "finish-state.pt").read_bytes()
+    finish_decoder(_run(tmp_path))
+    assert (tmp_path / "run" / "finish" / "finish-state.pt").read_bytes() == complete
     trainer = finish_trainer(run)
     assert trainer.step_count == SETTINGS.finish.steps
+    for name, value in trainer.codec.state_dict().items():
+        assert torch.equal(trainer.shipped.state_dict()[name], value), name
     trainer.step()
     language = LanguageTrainer(
         run.params.voxtral_config(), SETTINGS.language, encoded_language_data(run), run.folder / "language"
     )
     assert language.resume()
     assert language.step_count == SETTINGS.language.steps
+    assert language.averaged is not None
+    for name, value in language.model.state_dict().items():
+        assert torch.equal(language.averaged.module.state_dict()[name], value), name
     language.step()
 
 
@@ -249,6 +257,22 @@ def test_a_finished_stage_is_not_repeated(built: Path, materials: Materials, mon
     longer = replace(SETTINGS, encoder=replace(SETTINGS.encoder, steps=5))
     with pytest.raises(pytest.fail.Exception, match="encoder-log took a step"):
         train_half("encoder", _run(built, longer))
+
+
+def test_a_teacher_whose_steps_are_lowered_to_those_taken_gets_its_levels(built: Path, tmp_path: Path):
+    run = _run(_copy(built, tmp_path, "data", "folder", "teacher"))
+    path = run.folder / "teacher" / "teacher-state.pt"
+    state = torch.load(path, weights_only=True)
+    assert state.pop("leveled")  # as states were before
+    torch.save(state, path)
+    expected = trained_teacher(run).gain
+    state["teacher"]["gain"] = torch.ones(36)
+    torch.save(state | {"leveled": False}, path)
+    with pytest.raises(LabError, match="run the stage `teacher` again"):
+        trained_teacher(run)
+    train_teacher(run)
+    torch.testing.assert_close(trained_teacher(run).gain, expected)
+    assert (expected != 1).any()
 
 
 def test_semantic_codes_that_are_missing_are_made_by_the_stage_teacher(built: Path, tmp_path: Path):

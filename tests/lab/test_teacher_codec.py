@@ -156,7 +156,7 @@ def test_an_acoustic_latent_that_tells_nothing_stays_small(tmp_path):
     with torch.no_grad():
         last.weight[0] = 0
         last.bias[0] = 1e-6
-    run._use_levels()
+    run.use_levels()
     assert torch.isfinite(run.teacher.gain).all()
     assert float(run.teacher.gain[0]) * 1e-6 < 1e-3
 
