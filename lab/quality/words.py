@@ -23,13 +23,15 @@ def normalize_words(text: str) -> str:
 
     Whisper's own part (transformers): lower case, no punctuation, contractions in full, numbers as digits,
     ordinals as "28th", amounts as "$20.50". Here: "5:45", "5.45", "5 45" and "five forty five" are all "545";
-    "o'clock" is one word; "-", "+" and "=" between numbers are "minus", "plus" and "is"; a date is
-    "28 january" however it is said.
+    "o'clock" is one word; "-", "+" and "=" between numbers are "minus", "plus" and "is", but
+    "4-2-7-1-9" is spelled digits, "42719"; a date is "28 january" however it is said.
     """
     text = text.lower().replace("’", "'")
     text = re.sub(r"\bo'? ?clock\b", "oclock", text)
-    text = re.sub(r"(?<![$\d.,:])(\d{1,2}):00\b", r"\1", text)
-    text = re.sub(r"(?<![$\d.,:])(\d{1,2})[:.](\d{2})(?![\d:])", r"\1\2", text)
+    text = re.sub(r"\bninth\b", "9th", text)  # the one ordinal that Whisper's normalizer does not know
+    text = re.sub(r"(?<![$£€\d.,:])(\d{1,2}):00\b", r"\1", text)
+    text = re.sub(r"(?<![$£€\d.,:])(\d{1,2})[:.](\d{2})(?![\d:])", r"\1\2", text)
+    text = re.sub(r"(?<![\d-])\d(?:-\d){2,}(?![\d-]| *=)", lambda found: found[0].replace("-", ""), text)
     for symbol, word in (("-", "minus"), ("+", "plus"), ("=", "is")):
         text = re.sub(rf"(?<=\d) *{re.escape(symbol)} *(?=\d)", f" {word} ", text)
     text = _english()(text)

@@ -32,6 +32,12 @@ SPLITS = ("heldout", "validation")
         ("one hundred and five", "105"),
         ("ten percent", "10%"),
         ("a well-known man, sir", "a well known man sir"),
+        ("It was nineteen pounds.", "It was £19.00"),
+        ("eighteen pounds and ninety nine cents", "£18.99"),
+        ("on May 9th", "on the ninth of May"),
+        ("My number is four two seven one nine.", "My number is 4-2-7-1-9."),
+        ("nine minus four is five", "9-4=5"),
+        ("nine minus four minus two is three", "9-4-2=3"),
     ],
 )  # fmt: skip
 def test_one_thing_written_in_two_ways_is_the_same_words(one, other):
@@ -49,6 +55,8 @@ def test_one_thing_written_in_two_ways_is_the_same_words(one, other):
         ("the fifth", "five"),
         ("the fifth of May", "the sixth of May"),
         ("20.5", "205"),
+        ("£19.75", "£1975"),
+        ("€19.75", "€1975"),
     ],
 )
 def test_other_words_stay_other_words(one, other):
