@@ -27,11 +27,11 @@ from typing import Any
 import av
 import numpy as np
 
+from revox.demo.demo import EXAMPLES
 from revox.marking import how_marked, load_signer, mark_bytes, new_record, verify_bytes
 from revox.speech import FORMATS, Audio, encode_audio, read_audio
 
 RATE = 24_000
-EXAMPLES = Path(__file__).parent.parent / "src" / "revox" / "lab" / "examples"
 
 
 def timed(work: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[float, Any]:
