@@ -8,7 +8,8 @@
 FILE the student of `revox train student`), merges it
 at the largest scale that its guard allows, writes the folder with `revox inject`, clones held-out speakers
 with it and speaks. `judge` needs the recognizers' environment (lab/speech/README.md): Resemblyzer and
-Whisper tiny.en, none of which is in a loss. Both resume. KOKORO is what `lab.speech.kokoro --plan
+Whisper tiny.en, none of which is in a loss. Both resume; a NAME that was
+begun with another checkpoint, encoder or --steps is refused. KOKORO is what `lab.speech.kokoro --plan
 benchmarks/adaptation-speech.tsv` makes: twelve held-out synthetic speakers, texts that the lab has not
 learned from; the people are the build's held-out ones.
 
@@ -38,6 +39,7 @@ from typing import Any
 
 import numpy as np
 
+from stamps import encoder_identity, stamp, weights_identity
 from voice_tuning import RATE, REFERENCE, divided, merged_folder, preset_data, synthetic_and_human
 
 TRAINING_SPEAKERS = 60  # of each kind, two clips each, for the objective "speech"
@@ -88,7 +90,13 @@ class Experiment:
 
         torch.set_num_threads(1)
         self.asked, self.out = asked, asked.out / asked.name
-        self.out.mkdir(parents=True, exist_ok=True)
+        stamp(
+            self.out,
+            {
+                "checkpoint": weights_identity(asked.checkpoint), "steps": asked.steps,
+                "encoder": encoder_identity(asked.encoder) if asked.encoder else None,
+            },
+        )  # fmt: skip
         self.folder = self.out / "checkpoint" if asked.encoder else asked.checkpoint
         if not self.folder.exists():
             inject(asked.checkpoint, asked.encoder, InjectionOptions(out=self.folder))

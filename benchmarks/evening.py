@@ -24,6 +24,7 @@ from lab.recover_scores import Scoring, evenly
 from revox.coding import Coder, CodingSettings, find_codes
 from revox.coding.student import trained_student
 from revox.demo import checkpoint_folder
+from stamps import origin, rows_of
 
 ARMS = {
     "the encoder (ceiling)": CodingSettings("encoder"),
@@ -69,7 +70,8 @@ def main() -> None:
     torch.set_num_threads(1)
     log = asked.out.with_suffix(".jsonl")
     log.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    made_of = origin(checkpoint_folder())
+    lines = rows_of(log, made_of)
     done = {(line["kind"], line["clip"], line["arm"]) for line in lines}
     scoring = EveningScoring(checkpoint_folder(), asked.encoder, asked.data, asked.seconds)
     for title in asked.arms:
@@ -80,6 +82,7 @@ def main() -> None:
                 arm, whole = Arm(name="arm", title=title, by="random"), place < asked.spoken
                 line = {"kind": kind, "clip": i, "arm": title} | scoring.score(arm, kind, i, 0, whole=whole)
                 del line["semantic"]
+                line |= made_of
                 lines.append(line)
                 with log.open("a") as file:
                     file.write(json.dumps(line) + "\n")

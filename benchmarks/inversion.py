@@ -36,6 +36,7 @@ from revox.losses.spectral import mel_distance
 from revox.metrics.intelligibility import PocketsphinxRecognizer, word_error_rate
 from revox.metrics.speaker import SpeakerVerifier
 from revox.speech import Audio
+from stamps import origin, rows_of
 
 RECIPE_STEPS = [25, 50, 100, 200, 400]  # on the first two clips up to 1600: it does not come back
 OUR_STEPS = (10, 40, 160)
@@ -106,11 +107,9 @@ def main() -> None:
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
     log = arguments.out / "inversion.jsonl"
-    done = {
-        (row["kind"], row["clip"], row["seed"], row["method"])
-        for row in map(json.loads, log.read_text().splitlines() if log.is_file() else [])
-    }
     folder = checkpoint_folder()
+    made_of = origin(folder)
+    done = {(row["kind"], row["clip"], row["seed"], row["method"]) for row in rows_of(log, made_of)}
     tts = load(folder, device="cpu", dtype=torch.float32)
     codec = tts.model.audio_tokenizer
     if tts.coder.student is None:
@@ -161,7 +160,7 @@ def main() -> None:
                     if (kind, names[i], seed, method) in done:
                         continue
                     row = {"kind": kind, "clip": names[i], "seed": seed, "method": method, "seconds": seconds}
-                    row |= score(codes, target, truth, voices, i, seed)
+                    row |= score(codes, target, truth, voices, i, seed) | made_of
                     with log.open("a") as file:
                         file.write(json.dumps(row) + "\n")
                     print(

@@ -2,8 +2,8 @@
 
     python benchmarks/inversion_report.py [--results benchmarks/results/inversion]
 
-Medians over clips and seeds, synthetic and human speakers apart, and how much sooner ours is where the recipe
-is at its best.
+Of the checkpoint and student of the last result: medians over clips and seeds, synthetic and human speakers
+apart, and how much sooner ours is where the recipe is at its best.
 """
 
 from __future__ import annotations
@@ -26,6 +26,18 @@ FIGURES = {
     "level_error": "acoustic error, levels of 20",
 }
 COLUMNS = ("seconds", "similarity", "first", "word_errors", "ended", *list(FIGURES)[2:])
+
+
+def of_one_lab(rows: list[dict]) -> list[dict]:
+    """Rows of the last one's checkpoint and student; says how many others there are."""
+
+    def origin(row: dict) -> tuple[str | None, str | None]:
+        return row.get("checkpoint"), row.get("student")  # none in rows of before 2026-12
+
+    mine = [row for row in rows if origin(row) == origin(rows[-1])]
+    if len(mine) < len(rows):
+        print(f"{len(rows) - len(mine)} rows are of another checkpoint or student and are left out")
+    return mine
 
 
 def medians(rows: list[dict]) -> dict[str, dict[str, float]]:
@@ -143,6 +155,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/inversion"))
     arguments = parser.parse_args()
     rows = [json.loads(line) for line in (arguments.results / "inversion.jsonl").read_text().splitlines()]
+    rows = of_one_lab(rows)
     tables = {
         kind: medians([r for r in rows if r["kind"] == kind])
         for kind in ("synthetic", "human")

@@ -4,9 +4,12 @@
         --speech KOKORO --multi ../shared/speech/librispeech-multi --out OUT [--rows tuned,adapted]
     PYTHONPATH=src:. JUDGES/bin/python benchmarks/voice_tuning.py judge OUT --models runs/models
 
-`speak` needs revox; `judge` the recognizers' environment (lab/speech/README.md). Both resume. Speakers
-are the lab's held-out ones and the five of --multi. Of each speaker the last utterances, 5 s or more,
-are never learned: they judge likelihood and similarity. Goals: similarity 0.05 higher from 60 s
+`speak` needs revox; `judge` the recognizers' environment (lab/speech/README.md). Both resume; an OUT that
+was begun with another checkpoint, encoder or --minutes is refused. Speakers
+are the lab's held-out ones and the five of --multi. KOKORO is what `python -m lab.speech.kokoro --plan PLAN`
+makes, PLAN being benchmarks/tuning-speech.tsv (300 s of a speaker) or benchmarks/adaptation-speech.tsv (up
+to 60 s): a speaker that the lab learned from is passed over. Of each speaker the last utterances, 5 s or
+more, are never learned: they judge likelihood and similarity. Goals: similarity 0.05 higher from 60 s
 (synthetic) and from 30 s (human), words at most 2 points more wrong. The row "adapted" is another lever on
 the same clips: `revox train adapt --objective speech` on that one speaker, at the largest scale that its
 guard allows, or at full scale where it allows none ("scale" in the manifest is then 0); its voice is the
@@ -29,10 +32,13 @@ from typing import Any
 
 import numpy as np
 
+from stamps import encoder_identity, refuse, stamp, weights_identity
+
 RATE = 24_000
 JUDGED = 5.0  # seconds of each speaker that only judge
 REFERENCE = 8.0  # seconds that the voice is first cloned from
 GROUPS = {"synthetic": (10, (15.0, 60.0, 300.0)), "human": (10, (8.0,)), "multi": (5, (30.0,))}
+VOICES = ("before", "tuned", "wrong speaker", "adapted")
 ENOUGH = 0.7  # of the seconds asked for; a speaker of whom there is less is left out
 SENTENCES = (
     "We will be back on Thursday at four forty five.",
@@ -49,19 +55,32 @@ class Utterance:
     text: str
 
 
-def synthetic_and_human(data: Path, speech: Path) -> dict[str, dict[str, list[Utterance]]]:
-    """Utterances of the held-out speakers by name: synthetic ones of `speech`, human ones of a build."""
-    from lab.data import SpeechSet, read_utterance
-    from lab.sources import SourceUtterance
+def held_out_synthetic(speech: Path) -> dict[str, list[Utterance]]:
+    """Utterances in the folder `speech`, by speaker, of those that the lab has not learned from."""
+    from lab.data import read_utterance
+    from lab.sources import SPEECH, SourceUtterance
+    from lab.speech.plan import read_speakers
 
+    learned = {name for name, one in read_speakers(SPEECH / "speakers.json").items() if one.split == "train"}
     synthetic: dict[str, list[Utterance]] = defaultdict(list)
     for line in (speech / "index.jsonl").read_text().splitlines():
         one = json.loads(line)
+        if one["speaker"] in learned:
+            continue
         source = SourceUtterance(
             speech / "audio" / one["file"], None, one["speaker"], "", None, one["written"]
         )
         samples = read_utterance(source)[0].astype(np.float32) / 32768
         synthetic[one["speaker"]].append(Utterance(samples, one["written"]))
+    if not synthetic:
+        refuse(f"the lab learned from every speaker in {speech}: see the plans at the top of {__file__}")
+    return synthetic
+
+
+def synthetic_and_human(data: Path, speech: Path) -> dict[str, dict[str, list[Utterance]]]:
+    """Utterances of the held-out speakers by name: synthetic ones of `speech`, human ones of a build."""
+    from lab.data import SpeechSet
+
     people = SpeechSet(data, "heldout", "human")
     human = {
         name: [
@@ -71,7 +90,7 @@ def synthetic_and_human(data: Path, speech: Path) -> dict[str, dict[str, list[Ut
         ]
         for name in people.speakers
     }
-    return {"synthetic": synthetic, "human": human}
+    return {"synthetic": held_out_synthetic(speech), "human": human}
 
 
 def _multi(folder: Path) -> dict[str, list[Utterance]]:
@@ -172,6 +191,12 @@ def adapt_to_speaker(
     return tensors, facts
 
 
+def lacking(rows: Mapping[str, Any], key: str, asked_rows: Sequence[str]) -> list[str]:
+    """The voices asked for that the manifest's `rows` do not have for `key` yet."""
+    there = rows[key]["rows"] if key in rows else {}
+    return [row for row in VOICES if (row == "before" or row in asked_rows) and row not in there]
+
+
 def speak(asked: argparse.Namespace) -> None:
     """Tune every voice, speak with it before and after, and write the manifest."""
     import torch
@@ -187,15 +212,24 @@ def speak(asked: argparse.Namespace) -> None:
     from revox.speech.files import replace_file
     from revox.training.adapt import AdaptItem
 
+    asked_rows = asked.rows.split(",")
+    if unknown := set(asked_rows) - set(VOICES):
+        refuse(f"there is no row {', '.join(sorted(unknown))}: take some of {', '.join(VOICES[1:])}")
     torch.set_num_threads(1)
-    asked.out.mkdir(parents=True, exist_ok=True)
+    stamp(
+        asked.out,
+        {
+            "checkpoint": weights_identity(asked.checkpoint), "encoder": encoder_identity(asked.encoder),
+            "minutes": asked.minutes,
+        },
+    )  # fmt: skip
     folder = asked.out / "checkpoint"
     if not folder.exists():
         inject(asked.checkpoint, asked.encoder, InjectionOptions(out=folder))
     tts = load(folder, "cpu", torch.float32)
     path = asked.out / "manifest.json"
     rows: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    settings, asked_rows = VoiceTuning(minutes=asked.minutes), asked.rows.split(",")
+    settings = VoiceTuning(minutes=asked.minutes)
     if "adapted" in asked_rows:
         model = load_model(folder, "cpu", torch.float32)
         presets = preset_data(folder, model, asked.data, asked.out)
@@ -229,7 +263,8 @@ def speak(asked: argparse.Namespace) -> None:
         for n, name in enumerate(names):
             for seconds in lengths:
                 key = f"{kind}-{name}-{seconds:g}"
-                if key in rows or asked.seconds not in (None, seconds):
+                todo = lacking(rows, key, asked_rows)
+                if not todo or asked.seconds not in (None, seconds):
                     continue
                 learned, judged = divided(speakers[name], seconds)
                 if sum(len(u.samples) for u in learned) < ENOUGH * seconds * RATE:
@@ -239,9 +274,9 @@ def speak(asked: argparse.Namespace) -> None:
                 selection = select_reference(Audio(samples, RATE), rate=RATE, min_seconds=0.5, whole=True)
                 reference = SelectedSpeech(selection, source_of(samples.tobytes()))
                 start = tts.clone(reference, consent="a speaker of the lab's lists", seed=0)
-                facts: dict[str, Any] = {}
+                facts: dict[str, Any] = dict(rows[key]["rows"]) if key in rows else {}
                 own = clips(learned)
-                wrong = clips(other) if "wrong speaker" in asked_rows else []
+                wrong = clips(other) if "wrong speaker" in todo else []
                 measured = clips(judged)
 
                 def finished(row: str, tts: Any, voice: Any) -> None:
@@ -251,9 +286,10 @@ def speak(asked: argparse.Namespace) -> None:
                         file = asked.out / f"{key}-{row}-{i}.wav"  # noqa: B023
                         write_audio(file, Audio(audio.samples, RATE))
 
-                finished("before", tts, start)
+                if "before" in todo:
+                    finished("before", tts, start)
                 for row, given in (("tuned", own), ("wrong speaker", wrong)):
-                    if row not in asked_rows:
+                    if row not in todo:
                         continue
                     validating = max(1, round(settings.held_out * len(given)))
                     began = time.process_time()
@@ -265,7 +301,7 @@ def speak(asked: argparse.Namespace) -> None:
                         "cpu_seconds": round(time.process_time() - began, 1),
                     }
                     finished(row, tts, Voice(name, start.codes, tuning.embedding))
-                if "adapted" in asked_rows:
+                if "adapted" in todo:
                     items = [AdaptItem(one.text, one.codes, start.codes) for one in own]
                     run = asked.out / "runs" / key
                     tensors, facts["adapted"] = adapt_to_speaker(model, tts.prompter, presets, items, run)

@@ -19,7 +19,8 @@ def benchmark() -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         found = runpy.run_path(str(BENCHMARKS / "adaptation_rows.py"))
-        sys.modules.pop("voice_tuning", None)
+        for name in ("voice_tuning", "stamps"):
+            sys.modules.pop(name, None)
         return found
 
 
