@@ -232,8 +232,13 @@ class _Recovery:
 
     def _begin(self) -> None:
         from lab.recover_scores import TEXTS, data_identity
+        from lab.semantic import whisper_identity
 
         experiment = self.experiment
+        if experiment.whisper is not None and not (experiment.whisper / "config.json").is_file():
+            raise LabError(
+                f"{experiment.whisper} holds no Whisper: name a folder with its config.json with --whisper"
+            )
         now = {
             "minutes": experiment.minutes,
             "seconds": experiment.seconds,
@@ -247,19 +252,29 @@ class _Recovery:
         if experiment.recognizer is not None:
             now["recognizer"] = file_identity(experiment.recognizer / "model.bin")
         path = self.out / BEGUN_FILE
-        if path.is_file():
+        begun, before = path.is_file(), {}
+        if begun:
             try:
                 before = dict(json.loads(path.read_text()))
             except (ValueError, TypeError):
                 raise LabError(f"{path} is damaged: name another folder with --out") from None
+        # A Whisper is copied when the first is named, and commands for other arms name none.
+        whisper = before.pop("whisper", None)
+        if begun:
             other = [name for name in now | before if before.get(name) != now.get(name)]
             if other:
                 raise LabError(
                     f"{experiment.out} was begun with other {' and '.join(other)}: continue it with "
                     "the same, or name another folder with --out"
                 )
-        else:
-            replace_file(path, json.dumps(now, indent=1) + "\n")
+        named = whisper_identity(experiment.whisper) if experiment.whisper is not None else whisper
+        if whisper not in (None, named) and (self.out / WHISPER).is_dir():
+            raise LabError(
+                f"{experiment.out} was begun with another whisper: continue it with the same, or name "
+                "another folder with --out"
+            )
+        if not begun or named != whisper:
+            replace_file(path, json.dumps(now | ({"whisper": named} if named else {}), indent=1) + "\n")
 
     def _write_speech(self) -> None:
         """Write the human clips of the training split, one FLAC each; no other split is opened."""
@@ -549,8 +564,6 @@ class _Recovery:
 
 def _copy_whisper(source: Path, target: Path) -> None:
     """Put a Whisper where restoring can read it, in the format of transformers."""
-    if not (source / "config.json").is_file():
-        raise LabError(f"{source} holds no Whisper: name a folder with its config.json with --whisper")
     temporary = target.with_name(f"{target.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     if (source / "model.bin").is_file() and not (source / "model.safetensors").is_file():

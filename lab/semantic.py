@@ -23,6 +23,7 @@ from torch.nn import functional
 from lab.data import RATE, SpeechSet
 from lab.frames import PATCH_BANDS, FrameSet
 from lab.language_data import SYMBOLS
+from revox.evaluation.cache import file_identity
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech.files import load_stamped, replace_file, save_stamped, stamp_of
 from revox.training.distill import WhisperTeacher
@@ -77,6 +78,12 @@ class WhisperStates:
             yield self.around(part)
 
 
+def whisper_identity(whisper: Path) -> str:
+    """A hash of the weights in a Whisper's folder, of transformers or CTranslate2."""
+    files = [path for pattern in ("*.safetensors", "*.bin") for path in whisper.glob(pattern)]
+    return stamp_of({path.name: file_identity(path) for path in sorted(files)})
+
+
 @torch.no_grad()
 def whisper_states(
     whisper: Path,
@@ -88,9 +95,10 @@ def whisper_states(
     """States of every utterance of `speech` by the Whisper in the folder `whisper`, cached in `path`
     (.npy)."""
     total, per_frame = int(frames.ends[-1]), RATE * 2 // 25
-    stamp = stamp_of(speech.identity, total, whisper.name, HALVES)
+    stamp = stamp_of(speech.identity, total, whisper_identity(whisper), HALVES)
+    by_name = stamp_of(speech.identity, total, whisper.name, HALVES)  # as states were stamped before
     done_path = path.with_suffix(".done")  # written last: it says that the states are complete
-    if not (path.is_file() and load_stamped(done_path, stamp) is not None):
+    if not (path.is_file() and any(load_stamped(done_path, one) is not None for one in (stamp, by_name))):
         path.parent.mkdir(parents=True, exist_ok=True)
         teacher = WhisperTeacher.load(str(whisper))
 

@@ -781,6 +781,29 @@ def test_a_whisper_is_put_where_restoring_can_read_it_and_asked_for_where_it_is_
     assert (tmp_path / "out" / "whisper" / "config.json").read_text() == "{}"
 
 
+def test_an_experiment_has_one_whisper(lab: dict[str, Path], tmp_path: Path):
+    whispers = [tmp_path / "one", tmp_path / "two"]
+    for folder in whispers:
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_text(folder.name)
+    out = tmp_path / "out"
+
+    def begin(whisper: Path | None) -> None:
+        _Recovery(experiment(lab, out, whisper=whisper), [RANDOM]).prepare()
+
+    for whisper in (None, whispers[0], whispers[0], None):  # other arms need none
+        begin(whisper)
+    with pytest.raises(LabError, match="another whisper"):
+        begin(whispers[1])
+    before = json.loads((out / "begun.json").read_text())
+    del before["whisper"]
+    (out / "begun.json").write_text(json.dumps(before))  # as folders were begun before
+    begin(whispers[0])
+    with pytest.raises(LabError, match="another whisper"):
+        begin(whispers[1])
+
+
 # Tables
 
 

@@ -1,5 +1,6 @@
 """The semantic codes: Whisper's states of utterances that share windows, the network, and its codebook."""
 
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from lab.semantic import (
     whisper_states,
     windows,
 )
+from revox.speech.files import save_stamped, stamp_of
 from revox.training.distill import WhisperTeacher
 from training.test_distill import save_whisper
 
@@ -110,6 +112,23 @@ def test_states_are_computed_once(speech, frames, whisper, tmp_path, monkeypatch
     np.testing.assert_array_equal(first.states, second.states)
     with pytest.raises(pytest.fail.Exception):
         whisper_states(whisper.parent, speech, frames, tmp_path / "w.npy")  # another's
+
+
+def test_states_are_of_the_weights_and_not_of_the_folders_name(
+    speech, frames, whisper, tmp_path, monkeypatch
+):
+    path, other = tmp_path / "w.npy", tmp_path / whisper.name
+    first = whisper_states(whisper, speech, frames, path)
+    monkeypatch.setattr(WhisperTeacher, "load", lambda folder: pytest.fail("they are cached"))
+    shutil.copytree(whisper, other)
+    np.testing.assert_array_equal(whisper_states(other, speech, frames, path).states, first.states)
+    weights = next(other.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-4] + b"abcd")
+    with pytest.raises(pytest.fail.Exception):
+        whisper_states(other, speech, frames, path)
+    by_name = stamp_of(speech.identity, len(first.states), whisper.name, module.HALVES)
+    save_stamped(path.with_suffix(".done"), by_name, b"done")  # as they were stamped before
+    assert len(whisper_states(whisper, speech, frames, path).states) == len(first.states)
 
 
 def phones(seed: int, lengths=(40, 60, 50), shift=0.0) -> SemanticData:
