@@ -16,7 +16,7 @@ second), whatever the model would say.
 - growth: reading prompts with references of 3 to 30 s, a frame with 1 to 64 streams, a frame after 1 to 150 s
   of speech, texts of 1 to 5 minutes (with a checkpoint).
 - flow: 1 to 16 Euler steps, their time and, with a checkpoint, their codes compared with those of 64 steps
-  given the same past; `--words N`: word errors within the lab's grammar too.
+  given the same past; `--words N`: word errors in N held-out sentences of the lab's grammar too.
 - variants: fixed shapes (graphs on CUDA) and torch.compile compared with the plain frame.
 
 `--all` takes every part in this order; each has a share of the budget (seconds on the wall), what does not
@@ -34,6 +34,7 @@ import argparse
 import asyncio
 import dataclasses
 import gc
+import itertools
 import json
 import math
 import os
@@ -449,6 +450,13 @@ def spoken_utterances(tts: Revox, count: int, budget: Budget) -> list[ComparedUt
     return found
 
 
+def grammar_texts(count: int) -> list[str]:
+    """Held-out sentences of the lab's grammar, which the recognizer is held to."""
+    from lab.sentences import sentences
+
+    return list(itertools.islice(sentences("heldout", 0), count))
+
+
 def words_of_flow(tts: Revox, rows: list[dict[str, Any]], count: int, found: dict) -> None:
     """Of `count` utterances with each number of steps: word errors (%) by pocketsphinx within the lab's
     grammar, and, where Resemblyzer is installed, the median similarity to what the voice was made from."""
@@ -458,8 +466,7 @@ def words_of_flow(tts: Revox, rows: list[dict[str, Any]], count: int, found: dic
     from revox.metrics.speaker import SpeakerVerifier
 
     listener = load_recognizer("pocketsphinx", grammar_file().read_text(encoding="utf-8"))
-    sentences = [sentence.strip() + "." for sentence in TEXT.split(".") if sentence.strip()]
-    texts = [sentences[i % len(sentences)] for i in range(count)]
+    texts = grammar_texts(count)
     voices = [tts.voices()[i % len(tts.voices())] for i in range(count)]
     try:
         verifier = SpeakerVerifier()
