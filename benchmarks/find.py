@@ -64,7 +64,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(measure(args.speech, recipe, args.keep or Path(folder)))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    result = {"thresholds": given["thresholds"], "totals": totals(rows), "conversations": rows}
+    result = {
+        "thresholds": given["thresholds"],
+        "totals": totals(rows, given["thresholds"]),
+        "conversations": rows,
+    }
     print(table(result))
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
@@ -196,8 +200,8 @@ def verdict(spoken: list[Spoken], target: str, span: tuple[float, float]) -> dic
     }
 
 
-def totals(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    limits = json.loads(RECIPES.read_text())["thresholds"]
+def totals(rows: list[dict[str, Any]], limits: dict[str, Any]) -> dict[str, Any]:
+    """Of all conversations, judged by the thresholds `limits` of their recipes."""
     found: dict[str, Any] = {}
     for name in RANKINGS:
         right = [row[name]["others_s"] for row in rows if row[name]["right"]]
@@ -237,7 +241,8 @@ def table(result: dict[str, Any]) -> str:
     cells = [f"{sums[name]['right_speaker_first']} of {len(rows)}" for name in RANKINGS]
     lines.append(f"| right speaker first | | | | {' | '.join(cells)} | |")
     cells = [f"{sums[name]['right_but_with_others']}" for name in RANKINGS]
-    lines.append(f"| right, but over 0.2 s of others | | | | {' | '.join(cells)} | |")
+    most = result["thresholds"]["seconds_of_others_in_the_winner"]
+    lines.append(f"| right, but over {most:g} s of others | | | | {' | '.join(cells)} | |")
     verdict = "met" if sums["passed"] else "missed"
     return "\n".join(
         [*lines, "", f"Seconds are of other speakers inside the winner. Thresholds {verdict}.", ""]

@@ -17,6 +17,8 @@ lab checkpoint's. Each part is repeated within its share of the budget of second
   `data_loading.py`'s question. Throughput and memory are of steps left alone; the shares are of further
   steps, timed part by part (on a GPU with a wait after each, so those steps are slower).
 
+On a CPU "memory, peak" is the process's so far, earlier parts included: for one part's own name it alone.
+
 `--count` counts instead of timing: operations (torch's own formulas) and the memory that a step keeps for
 its backward pass, for clips of 8 s, from steps of one and two clips of `--seconds`, and of one twice as long.
 On a machine with other work the second of processor time is the fairer one. NAME gets `.json` and `.md`
@@ -547,7 +549,8 @@ def as_markdown(found: dict[str, Any]) -> str:
         share = parts["step"]["share"]
         lines += ["", "| part of a step | share of time |", "| --- | --- |"]
         lines += [f"| {name} | {100 * part:.1f} % |" for name, part in share.items()]
-    memory = "allocated on the device" if found["settings"]["device"].startswith("cuda") else "of the process"
+    on_gpu = found["settings"]["device"].startswith("cuda")
+    memory = "allocated on the device" if on_gpu else "of the process, whose peak includes the parts before"
     return "\n".join([*lines, "", f"Memory is what is {memory}.", ""])
 
 

@@ -388,6 +388,14 @@ def test_the_benchmark_times_every_part_of_a_step(tmp_path: Path):
     }
 
 
+def test_the_benchmark_says_whose_memory_it_is():
+    benchmark = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "training.py"))
+    found = {"size": "lab", "date": "", "machine": "", "parts": {}, "settings": {"device": "cpu"}}
+    assert "peak includes the parts before" in benchmark["as_markdown"](found)
+    found["settings"] = {"device": "cuda"}
+    assert "allocated on the device" in benchmark["as_markdown"](found)
+
+
 def test_without_a_compiler_a_sentence_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from torch._inductor import config
 
