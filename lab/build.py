@@ -197,8 +197,15 @@ def build(
     A stage that was interrupted resumes from its last state, or from the state bundle in RUN/state; a stage
     that is complete is not repeated. Encoder and decoder learn from the teacher codec's codes, the language
     model from those of the encoder after both were trained together. Raises LabError if an earlier stage or a
-    material is missing.
+    material is missing, or for `tune` with a part of the speech.
     """
+    parts = run.settings.language.speakers < 1 or run.settings.language.speech < 1
+    if "tune" in stages and run.settings.tune.steps and run.settings.predicted_share and parts:
+        raise LabError(
+            "`tune` pairs predicted codes with all of the speech, and `language.speakers` or "
+            "`language.speech` leaves a part of it out: set both to 1, or `predicted_share` or "
+            "`tune.steps` to 0"
+        )
     run = replace(run, whisper=materials.whisper)
     run.folder.mkdir(parents=True, exist_ok=True)
     for stage in restore_bundles(run.folder / "state", run.folder):
@@ -350,7 +357,8 @@ def semantic_network(run: BuildRun) -> SemanticNetwork:
     if not any(one.symbols for one in data):
         raise LabError(
             "no phonemes are known of this speech, from which the semantic codes are made: run "
-            "`python -m lab.speech.durations --index SPEECH` first"
+            "`python -m lab.speech.durations --kokoro MODEL --voices FILE --index SPEECH` first "
+            "(lab/speech/README.md has both files)"
         )
     network = train_semantic(
         data, list(states_by_kind.values()), sizes, settings, partial(run.progress, "teacher")

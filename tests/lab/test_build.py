@@ -413,8 +413,22 @@ def test_the_language_model_is_fed_its_own_past_from_a_chosen_step(
 
 def test_semantic_codes_are_not_made_without_phonemes(built: Path, materials: Materials, tmp_path: Path):
     copy = _copy(built, tmp_path, "data", "folder")
-    with pytest.raises(LabError, match=r"lab\.speech\.durations"):
+    with pytest.raises(LabError, match=r"lab\.speech\.durations --kokoro MODEL --voices FILE --index"):
         train_teacher(replace(_run(copy), spoken=tmp_path, whisper=materials.whisper))
+
+
+def test_the_decoder_is_not_tuned_on_a_part_of_the_speech(tmp_path: Path):
+    language = replace(SETTINGS.language, speakers=0.5)
+    settings = replace(SETTINGS, language=language)
+    with pytest.raises(LabError, match="leaves a part of it out"):
+        build(_run(tmp_path, settings), tmp_path / "out", tmp_path / "e", Materials())
+    with pytest.raises(LabError, match="--speech"):  # untuned it goes on
+        build(
+            _run(tmp_path, replace(settings, predicted_share=0.0)),
+            tmp_path / "out",
+            tmp_path / "e",
+            Materials(),
+        )
 
 
 def test_an_encoder_goes_on_with_the_teacher_codecs_present_codebook(
