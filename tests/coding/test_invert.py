@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
 from conftest import TINY
+from revox.coding import invert as module
 from revox.coding.invert import InversionConfig, _Search, invert
 from revox.coding.objective import SpectralTarget
 from revox.coding.prior import CodePrior, _cheapest_path, starting_codes
@@ -144,6 +146,50 @@ def test_a_budget_that_is_spent_ends_the_search_unstopped_with_fewer_steps(codec
     assert not result.stopped
     assert 0 < result.steps < 1000
     assert result.seconds < 20
+
+
+def test_a_budget_is_shared_with_the_language_model_and_leaves_time_for_the_local_search(
+    codec: Codec, monkeypatch: pytest.MonkeyPatch
+):
+    now, seen = [0.0], []
+    decode_latents = _Search._decode
+
+    def slow_decode(search: _Search, latents: Tensor) -> Tensor:
+        now[0] += 0.1
+        return decode_latents(search, latents)
+
+    def slow_guidance(probabilities: Tensor, values: Tensor) -> Tensor:
+        now[0] += 1.0
+        return values.square().mean()
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(_Search, "_decode", slow_decode)
+    target = decode(codec, random_codes(2, seed=8))
+    config = dataclasses.replace(SHORT, steps=1000, seconds=30.0)
+    result = invert(
+        codec, target, config=config, regularizers=Regularizers(guidance=slow_guidance), progress=seen.append
+    )
+    descent = [at for at in seen if at.what == module.DESCENT]
+    assert descent[-1].done == descent[-1].total == result.steps, "the schedule is not cut off"
+    assert 20 < result.steps < 60
+    assert [at.done for at in seen if at.what == module.LOCAL_SEARCH]
+
+
+def test_every_level_of_a_start_begins_as_itself(codec: Codec):
+    for levels in (3, 8, 21):
+        config = dataclasses.replace(SMALL, acoustic_codebook_size=levels)
+        some = Codec(config, with_encoder=False).eval().requires_grad_(False)
+        some.quantizer.semantic_codebook.embedding_sum.normal_()
+        start = torch.zeros((37, levels), dtype=torch.long)
+        start[1:] = torch.arange(levels)
+        posterior = Posterior(
+            torch.eye(SMALL.semantic_codebook_size)[start[0]].log_softmax(dim=1),
+            some.quantizer.acoustic_codebook.decode(start[None, 1:])[0],
+        )
+        none = torch.zeros((37, 0), dtype=torch.long)
+        terms = Regularizers(posterior=posterior)
+        search = _Search(some, torch.zeros(levels * 1920), none, SHORT, terms, torch.Generator())
+        assert torch.equal(search._relax(1.0, soft=False).codes, start)
 
 
 def test_the_gradient_reaches_every_latent_through_rounding_and_codebook(codec: Codec):

@@ -13,12 +13,13 @@ from torch.nn import functional
 
 from revox.coding.objective import SCALES, SpectralTarget
 from revox.coding.prior import starting_codes
-from revox.coding.regularizers import Regularizers, guidance_of_codes
+from revox.coding.regularizers import Guidance, Regularizers, guidance_of_codes
 from revox.model.codec import Codec
 from revox.progress import Progress, ProgressCallback, ignore_progress
 
 CHECK_EVERY = 10  # steps between evaluations of the hard codes while noise is on
 TIMED_STEPS = 3
+END_SHARE = 0.3  # of a level, by which the outermost levels start inside their ends; from 0.5 they are others
 DESCENT_SHARE = 0.8  # of a budget in seconds; the rest is for the local search
 STRETCH = 6  # frames that a trial of the local search changes one code in
 CANDIDATES = 4  # trials in a round of the local search
@@ -206,8 +207,9 @@ class _Search:
         self.best_codes = start
         self._update(start, float(self._loss_of_codes(start[None])[0]) + self._guidance_of_codes(start))
         self.semantic = (self.table[start[0]] / self.spread).requires_grad_()
-        # Not at the very ends, where the tanh has no slope left.
-        values = codec.quantizer.acoustic_codebook.decode(start[1:]).clamp(-0.95, 0.95)
+        # Not at the very ends, where the tanh has no slope left, and within half a level of them.
+        limit = 1 - END_SHARE * self.level_step
+        values = codec.quantizer.acoustic_codebook.decode(start[1:]).clamp(-limit, limit)
         self.acoustic = torch.atanh(values).requires_grad_()
 
     def run(self, clock: _Clock) -> bool:
@@ -302,8 +304,11 @@ class _Search:
 
     def _descend(self, clock: _Clock) -> bool:
         config, steps = self.config, self.config.steps
+        reserve = 0.0  # seconds for the local search
         if clock.seconds is not None:
-            steps = min(steps, self._steps_within(DESCENT_SHARE * clock.left()))
+            left = clock.left()
+            reserve = (1 - DESCENT_SHARE) * left
+            steps = min(steps, self._steps_within(left - reserve))
         rates = (config.acoustic_rate, config.semantic_rate)
         optimizer = torch.optim.Adam(
             [{"params": [p], "lr": r} for p, r in zip((self.acoustic, self.semantic), rates, strict=True)],
@@ -335,22 +340,34 @@ class _Search:
             self.step += 1
             if clock.tick(i + 1, steps, float(loss.detach()), self.best):
                 return True
-            if since_better >= config.patience or clock.left() <= 0:
+            if since_better >= config.patience or clock.left() <= reserve:
                 break
         return False
 
     def _steps_within(self, seconds: float) -> int:
         """How many steps fit, from the time of a few that are then forgotten."""
-        state, taken = self.generator.get_state(), []
-        for _ in range(TIMED_STEPS):
-            started = time.monotonic()
-            self.objective.distance(self._decode(self._relax(1.0, True).latents)).sum().backward()
-            float(self.acoustic.detach().flatten()[0])  # waits for a graphics card, as a step does
-            taken.append(time.monotonic() - started)
+        state = self.generator.get_state()
+        taken = [self._time_step(None) for _ in range(TIMED_STEPS)]
+        step = min(taken)  # the first one also pays for caches and memory
+        if self.guidance is not None:
+            taken.append(self._time_step(self.guidance))
+            step += max(0.0, taken[-1] - step) / self.config.guidance_every
         self.acoustic.grad = self.semantic.grad = None
         self.generator.set_state(state)
-        # The first one also pays for caches and memory.
-        return max(1, int((seconds - sum(taken)) / min(taken)))
+        return max(1, int((seconds - sum(taken)) / step))
+
+    def _time_step(self, guidance: Guidance | None) -> float:
+        """Seconds of one step; with `guidance` of one that has it, and compares hard codes by it."""
+        started = time.monotonic()
+        relaxed = self._relax(1.0, True)
+        loss = self.objective.distance(self._decode(relaxed.latents)).sum()
+        if guidance is not None:
+            loss = loss + guidance(relaxed.probabilities, relaxed.values)
+        loss.backward()
+        float(self.acoustic.detach().flatten()[0])  # waits for a graphics card, as a step does
+        if guidance is not None:
+            self._guidance_of_codes(relaxed.codes)
+        return time.monotonic() - started
 
     # -- local search
 
