@@ -205,3 +205,11 @@ def test_weights_that_are_unknown_or_not_for_the_device_are_refused(tiny_checkpo
         SpeakError, match="int8 weights run on the CPU or a CUDA card only, and the device is meta"
     ):
         revox.load(tiny_checkpoint, device="meta", weights="int8")
+
+
+def test_codes_of_a_recording_at_another_rate_are_of_all_of_it(tiny_checkpoint_with_encoder):
+    tts = revox.load(tiny_checkpoint_with_encoder, device="cpu")
+    sound = 0.1 * np.sin(2 * np.pi * 220 * np.arange(16000) / 16000)
+    found = tts.find_codes(Audio(sound, 16000)).codes
+    assert found.shape == (37, 13)  # 1 s
+    assert torch.equal(found, tts.find_codes(Audio(sound, 16000).at(24000)).codes)

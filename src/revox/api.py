@@ -356,10 +356,11 @@ class Revox:
         progress: ProgressCallback = ignore_progress,
         should_stop: Callable[[], bool] | None = None,
     ) -> CodingResult:
-        """The codes of `audio`, all of it, at the checkpoint's rate; see `revox.coding.find_codes`."""
+        """The codes of `audio`, all of it, resampled to the checkpoint's rate where it has another one; see
+        `revox.coding.find_codes`."""
         from revox.coding import find_codes
 
-        samples = torch.from_numpy(audio.samples.copy())
+        samples = torch.from_numpy(audio.at(self.sampling_rate).samples.copy())
         return find_codes(
             self.coder, samples, settings, transcript=transcript, progress=progress, should_stop=should_stop
         )

@@ -14,6 +14,7 @@ from revox.coding.errors import CodingError
 from revox.coding.find import MODEL_PARTS
 from revox.coding.invert import InversionConfig
 from revox.coding.presets import preset_codes
+from revox.model.codec import Codec
 from revox.model.voxtral import Voxtral
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -22,6 +23,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def model(tiny_checkpoint: Path) -> Voxtral:
     return load_model(tiny_checkpoint, dtype=torch.float32, parts=MODEL_PARTS)
+
+
+@pytest.fixture(scope="module")
+def codec(tiny_checkpoint_with_encoder: Path) -> Codec:
+    return load_model(tiny_checkpoint_with_encoder, dtype=torch.float32, parts=MODEL_PARTS).audio_tokenizer
 
 
 def test_the_codes_of_all_presets_are_recovered(
@@ -114,10 +120,27 @@ def test_fewer_steps_shorten_the_local_search_in_proportion_unless_it_is_set():
     assert CodingSettings(steps=40).search(1).local_search_rounds == 3  # 12 * 40 / 160
     assert CodingSettings(steps=40, local_search=7).search(1).local_search_rounds == 7
     assert CodingSettings(budget=6.0).search(2).seconds == 3.0
+    for refine, options, rounds in ((20, {}, 2), (10, {"local_search": 8}, 8), (10, {"steps": 320}, 1)):
+        settings = CodingSettings("best", refine, **options).search(2, refining=True)
+        assert (settings.steps, settings.local_search_rounds) == (refine, rounds)
 
 
-def test_exact_codes_are_those_of_the_float32_encoder(tiny_checkpoint_with_encoder: Path):
-    codec = load_model(tiny_checkpoint_with_encoder, dtype=torch.float32, parts=MODEL_PARTS).audio_tokenizer
+def test_what_changes_an_encoders_codes_is_in_its_record(codec: Codec):
+    coder, clip = Coder(codec), torch.zeros(1920 * 2)
+    coder.beam_search = lambda transcript, posterior, beam: posterior.codes(21)  # type: ignore[method-assign]
+    assert find_codes(coder, clip, CodingSettings(beam=3)).record() == {}  # without words there is no beam
+    assert find_codes(coder, clip, CodingSettings(beam=3), transcript="ten").record() == {"beam": 3}
+    exact = CodingSettings("encoder", as_served=False)
+    assert find_codes(coder, clip, exact).record() == {"as_served": False}
+
+
+@pytest.mark.parametrize("settings", [{"method": "inversion", "steps": 0}, {"refine": 1}, {}])
+def test_a_partial_last_frame_is_completed(codec: Codec, settings: dict):
+    clip = 0.1 * torch.randn(1920 * 2 + 1, generator=torch.Generator().manual_seed(0))
+    assert find_codes(Coder(codec), clip, CodingSettings(**settings)).codes.shape == (37, 3)
+
+
+def test_exact_codes_are_those_of_the_float32_encoder(codec: Codec):
     clip = torch.randn(1920 * 40, generator=torch.Generator().manual_seed(0)) * 0.1
     coder = Coder(codec)
     exact = find_codes(coder, clip, CodingSettings("encoder", as_served=False)).codes

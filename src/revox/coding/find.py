@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from revox.coding.beam import beam_search
 from revox.coding.encode import Encoded, encode, float_codec, served_codec
@@ -113,12 +114,14 @@ class CodingSettings:
         found = (at_once, "refined" if self.refine else None, "inversion" if searches else None)
         return tuple(way for way in found if way)
 
-    def search(self, searches: int) -> InversionConfig:
-        """The settings of each of so many searches."""
+    def search(self, searches: int, refining: bool = False) -> InversionConfig:
+        """The settings of each of so many searches: of inversion, or of a refinement."""
         config = self.inversion
         if self.budget is not None:
             config = dataclasses.replace(config, seconds=self.budget / max(1, searches))
-        if self.steps is not None:
+        if refining:
+            config = refinement(self.refine, config)
+        elif self.steps is not None:
             config = config.with_steps(self.steps)
         if self.local_search is not None:
             config = dataclasses.replace(config, local_search_rounds=self.local_search)
@@ -159,7 +162,8 @@ class CodingResult:
         return self.searches.get(self.method)
 
     def record(self) -> dict[str, Any]:
-        """What provenance keeps: settings, steps, how codes compared; without a search only the student."""
+        """What provenance keeps: settings, steps, how codes compared; without a search only the student, and
+        a beam or exact codes where they were asked for."""
         if not self.searches:
             return dict(self.settings)
         found = self.search
@@ -279,8 +283,9 @@ def find_codes(
 
     With an encoder, and unless a search is asked for, they are the codes that runtimes with this checkpoint
     give the same samples. Where several ways are taken the best codes are kept, the encoder's among equals.
-    A search needs a whole number of frames. `transcript`, what is said in the clip, lets the language model
-    guide the searches. KeyboardInterrupt or a true `should_stop()` ends a search with the best codes so far.
+    A search completes a partial last frame with silence. `transcript`, what is said in the clip, lets the
+    language model guide the searches. KeyboardInterrupt or a true `should_stop()` ends a search with the best
+    codes so far.
 
     Raises CodingError for settings that this checkpoint has no use for, an encoder that is damaged, or when
     stopped before there was anything to keep; ValueError for samples that are not such a clip.
@@ -289,12 +294,19 @@ def find_codes(
     began = time.monotonic()
     ways = coder.ways(settings)
     at_once, posterior = _at_once(coder, samples, settings, ways[0])
+    source = coder.about(ways)
+    if ways[0] == "encoder" and not settings.as_served:
+        source["as_served"] = False
     if settings.beam and posterior is not None and transcript is not None:
         at_once = coder.beam_search(transcript, posterior, settings.beam)
+        source["beam"] = settings.beam
     if ways in (("encoder",), ("student",)):
         assert at_once is not None
-        return CodingResult(at_once, ways[0], {}, {}, time.monotonic() - began, coder.about(ways))
-    config = settings.search(sum(way in ("refined", "inversion") for way in ways))
+        return CodingResult(at_once, ways[0], {}, {}, time.monotonic() - began, source)
+    # Encoders complete the last frame by themselves; a search compares whole frames.
+    samples = functional.pad(samples, (0, -samples.shape[-1] % coder.codec.samples_per_frame))
+    count = sum(way in ("refined", "inversion") for way in ways)
+    config, refining = settings.search(count), settings.search(count, refining=True)
     guidance = None if transcript is None else coder.guidance(transcript)
     regularizers = Regularizers(coder.prior(should_stop), None, guidance)
 
@@ -312,19 +324,19 @@ def find_codes(
     if at_once is not None:
         terms = dataclasses.replace(regularizers, posterior=posterior)
         if "refined" in ways and not any(found.stopped for found in searches.values()):
-            searches["refined"] = search(refinement(settings.refine, config), posterior)
+            searches["refined"] = search(refining, posterior)
         candidates = {ways[0]: at_once}
         candidates |= {way: searches[way].codes for way in ("refined", "inversion") if way in searches}
         method, scores = Scorer(coder.codec, samples, config, terms).best_of(candidates)
     if "refined" in searches and len(searches) == 1:
-        config = refinement(settings.refine, config)
+        config = refining
     about = {
         **{name: value for name, value in dataclasses.asdict(config).items() if value is not None},
         **({"refine": settings.refine} if "refined" in ways else {}),
         "seed": settings.seed,
         "preset_frames": sum(codes.shape[1] for codes in coder.preset_codes()),
         "language_model_guidance": guidance is not None,
-        **coder.about(ways),
+        **source,
     }
     codes = searches[method].codes if method in searches else at_once
     assert codes is not None
