@@ -34,13 +34,14 @@ from revox.evaluation.clips import find_clips
 from revox.evaluation.evaluate import evaluate
 from revox.evaluation.reference_encoder import original_codec
 from revox.evaluation.subject import Setup, open_subject
+from revox.metrics.agreement import ComparedUtterance, code_agreement
 from revox.metrics.likelihood import likelihood
 from revox.progress import Progress
 from revox.serving.engine import EngineThread
 from revox.serving.metrics import Metrics
 from revox.serving.settings import ServeSettings
 from revox.speech import Audio, read_audio, select_reference, write_audio
-from revox.synthesis.engine import Engine, Request
+from revox.synthesis.engine import Engine, Request, noise_of
 from revox.synthesis.prompt import make_prompt
 from revox.training.restore import TRAINING as TRAINING_PHASE
 from revox.training.restore import RunOptions, restore_encoder
@@ -175,6 +176,20 @@ def test_a_frame_reads_nothing_from_the_device_but_its_end_flags(
     monkeypatch.setattr(There, "tolist", lambda tensor: reads.append("tolist") or tolist(tensor))
     assert len(engine.step()) == 2
     assert reads == ["tolist"]
+
+
+def test_the_same_codes_are_chosen_there_given_the_same_past(there: revox.Revox, here: revox.Revox):
+    voice, [one] = (
+        here.voice(here.voices()[0]),
+        Engine(here.model).generate_batch([request(here, "hello", 1)]),
+    )
+    tokens = torch.tensor(here.prompter.tokens("hello", len(voice.embedding)))
+    noise = noise_of(1, 36)[: len(one.frames) + 1]
+    past = ComparedUtterance(
+        tokens, here.prompter.audio_token, voice.embedding, torch.stack(one.frames), noise
+    )
+    found = code_agreement(here.model, there.model, [past])
+    assert (found.semantic, found.acoustic) == (1, 1)
 
 
 def test_a_server_streams_there(there: revox.Revox, here: revox.Revox, tmp_path: Path):

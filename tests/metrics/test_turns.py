@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from revox.metrics.speaker import SpeakerVerifier
-from revox.metrics.turns import find_turns, voice_changes
+from revox.metrics.turns import _quietest, find_turns, voice_changes
 from revox.speech import read_audio
 from revox.speech.activity import speech_activity
 
@@ -79,3 +79,10 @@ def test_silence_has_no_turns(verifier):
     turns, voices = find_turns(verifier, [(frames, np.zeros(200, dtype=bool))])
     assert turns == []
     assert voices.shape == (0, 256)
+
+
+def test_a_cut_is_at_the_quietest_place_and_not_at_an_edge_of_the_window():
+    power = np.ones(30)
+    power[12:17] = 0.8
+    assert _quietest(power) == 14
+    assert [_quietest(np.ones(n)) for n in (1, 4)] == [0, 2]

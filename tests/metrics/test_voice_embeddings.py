@@ -41,6 +41,15 @@ def test_a_preset_is_like_the_others_and_a_constant_embedding_is_not():
     assert embeddings.score(presets[3])["nearest_preset"] == pytest.approx(1.0, abs=1e-6)
 
 
+def test_a_preset_has_no_nearest_of_one_other():
+    torch.manual_seed(0)
+    two = PresetEmbeddings([torch.randn(4, 8), torch.randn(5, 8)])
+    assert not any("nearest_preset" in figures for figures in two.score_presets())
+    assert two.score(torch.randn(4, 8))["nearest_preset"] > 0
+    three = PresetEmbeddings([torch.randn(4, 8) for _ in range(3)])
+    assert all("nearest_preset" in figures for figures in three.score_presets())
+
+
 def test_one_preset_is_too_few():
     with pytest.raises(MetricError, match="fewer than two"):
         PresetEmbeddings([torch.randn(4, 8)])

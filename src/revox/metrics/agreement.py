@@ -50,7 +50,7 @@ def code_agreement(reference: Voxtral, model: Voxtral, utterances: Sequence[Comp
     """How often `model` chooses the codes that `reference` chooses, given the same past."""
     semantic, distances = [], []
     for utterance in utterances:
-        ours, theirs = next_codes(model, utterance), next_codes(reference, utterance)
+        ours, theirs = next_codes(model, utterance).cpu(), next_codes(reference, utterance).cpu()
         semantic.append(ours[:, 0] == theirs[:, 0])
         spoken = theirs[:, 0] != END_AUDIO_ID
         distances.append((ours[spoken, 1:] - theirs[spoken, 1:]).abs().float())
@@ -66,15 +66,16 @@ def code_agreement(reference: Voxtral, model: Voxtral, utterances: Sequence[Comp
 
 
 def next_codes(model: Voxtral, utterance: ComparedUtterance) -> Tensor:
-    """What the model chooses after the prompt and after each frame: `[frames + 1, 37]`.
+    """What the model chooses after the prompt and after each frame: `[frames + 1, 37]`, on its device.
 
     A semantic id, then acoustic levels from 0.
     """
-    prompt = model.embed_prompt(utterance.tokens, utterance.audio_token, utterance.voice)
-    rows = model.mm_audio_embeddings.frames(utterance.frames.T[None])[0].to(model.dtype)
+    tokens, frames = utterance.tokens.to(model.device), utterance.frames.to(model.device)
+    prompt = model.embed_prompt(tokens, utterance.audio_token, utterance.voice)
+    rows = model.mm_audio_embeddings.frames(frames.T[None])[0].to(model.dtype)
     hidden = model.teacher_forced([torch.cat((prompt, rows))])[0, len(prompt) - 1 :]
     acoustic = model.acoustic_transformer
     semantic = acoustic.semantic_logits(hidden).argmax(dim=-1)
-    point = acoustic.flow(hidden, utterance.noise).float().clamp(-1, 1)
+    point = acoustic.flow(hidden, utterance.noise.to(model.device)).float().clamp(-1, 1)
     levels = ((point + 1) / 2 * (acoustic.levels - 1)).round().long()
     return torch.cat((semantic[:, None], levels), dim=1)

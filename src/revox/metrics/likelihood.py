@@ -72,8 +72,8 @@ def prompt_likelihood(
     """The likelihood of `codes` `[37, frames]` (from 0) after `prompt` `[time, dim]`; differentiable in it.
 
     The prompt is `Voxtral.embed_prompt` of the transcript and the voice embedding. `draws` are of noise and
-    time, the same for one `seed`, number of draws and frame's place; without any there is no flow error. Only
-    the conditional branch is scored: guidance belongs to speaking. Raises MetricError when there are no
+    time, the same for one `seed`, number of draws and number of frames; without any there is no flow error.
+    Only the conditional branch is scored: guidance belongs to speaking. Raises MetricError when there are no
     frames, or codes are out of range.
     """
     sizes = torch.tensor(model.config.codebook_rows, device=codes.device)[:, None] - N_SPECIAL_CODES

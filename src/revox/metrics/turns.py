@@ -120,7 +120,7 @@ def _split(verifier: SpeakerVerifier, frames: VoiceFrames, source: int, first: i
             floor = next(r for r in runs(similar < similar[k] + _FLOOR) if r[0] <= k < r[1])
             at = int(starts[(floor[0] + floor[1] - 1) // 2 + apart])
             near = frames.power[at - 15 : at + 15]
-            cuts.append(at - 15 + int(np.convolve(near, np.ones(5), "same").argmin()))
+            cuts.append(at - 15 + _quietest(near))
             similar[max(0, k - apart) : k + apart + 1] = 1.0
     pieces = []
     for a, b in pairwise([*sorted(cuts), last]):
@@ -129,6 +129,13 @@ def _split(verifier: SpeakerVerifier, frames: VoiceFrames, source: int, first: i
         mean = own.mean(axis=0)
         pieces.append(Turn(source, a, b, mean / max(float(np.linalg.norm(mean)), 1e-9)))
     return pieces
+
+
+def _quietest(power: np.ndarray) -> int:
+    """The middle of the quietest five frames of `power` `[frames]`; of fewer, the middle."""
+    if len(power) < 5:
+        return len(power) // 2
+    return int(np.convolve(power, np.ones(5), "valid").argmin()) + 2
 
 
 def _window_starts(first: int, last: int) -> np.ndarray:

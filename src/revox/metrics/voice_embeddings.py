@@ -36,7 +36,8 @@ class PresetEmbeddings:
 
         frame_norm: mean norm of a frame. mean_cosine: of the mean frame and the presets' (0.94 and more
         between any two voices). offset: norm of the mean frame less the presets' mean frame. nearest_preset:
-        the largest cosine, after that subtraction, with a preset's mean frame. spread: geometric mean over
+        the largest cosine, after that subtraction, with a preset's mean frame (left out with a single
+        preset, as in `score_presets` of two). spread: geometric mean over
         dimensions of the deviation over time, as a ratio to the presets'. spread_mismatch: mean |natural log|
         of the single ratios. sparsity: share of values under a tenth of their dimension's root mean square
         over the presets. sparsity_mismatch: mean absolute difference of that share from the presets',
@@ -70,11 +71,13 @@ def _figures(embedding: Tensor, voices: Sequence[Tensor]) -> dict[str, float]:
     ratio = (spread(own) / torch.stack([spread(v) for v in voices]).square().mean(dim=0).sqrt()).log()
     sparse = near_zero(own)
     expected = torch.stack([near_zero(v) for v in voices]).mean(dim=0)
+    # A single voice is the mean itself, so that nothing is left of it to be like.
+    nearest = torch.cosine_similarity((mean - common)[None], offsets).max().item()
     return {
+        **({"nearest_preset": nearest} if len(voices) > 1 else {}),
         "frame_norm": own.norm(dim=1).mean().item(),
         "mean_cosine": torch.cosine_similarity(mean, common, dim=0).item(),
         "offset": (mean - common).norm().item(),
-        "nearest_preset": torch.cosine_similarity((mean - common)[None], offsets).max().item(),
         "spread": ratio.mean().exp().item(),
         "spread_mismatch": ratio.abs().mean().item(),
         "sparsity": sparse.mean().item(),
