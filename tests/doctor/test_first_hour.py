@@ -102,6 +102,12 @@ def test_another_checkpoint_or_recognizer_is_examined_anew_and_a_later_student_c
     assert (out / "decoded.wav").is_file(), "cloned again, by the student"
     assert quick == ["doctor", "student", "student"]
     assert first_hour(request, out)[1] == []
+    clip = tmp_path / "other.flac"
+    shutil.copy(next(path for path in EXAMPLES.glob("*.flac") if path.name != REFERENCE), clip)
+    (out / "decoded.wav").unlink()
+    assert first_hour(replace(request, clip=clip), out)[1] == []
+    assert (out / "decoded.wav").is_file(), "another clip is cloned"
+    assert quick == ["doctor", "student", "student"], "and nothing else is done again"
     (folder / "tekken.json").write_text((folder / "tekken.json").read_text() + "\n")
     first_hour(request, out)
     first_hour(replace(request, recognizer="pocketsphinx"), out)

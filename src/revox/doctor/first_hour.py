@@ -19,8 +19,9 @@ from revox.checkpoint.params import read_params
 from revox.doctor.examine import DoctorSettings, examine
 from revox.doctor.findings import Verdict
 from revox.doctor.report import table_of, without_paths, write_report
+from revox.doctor.speed import reset_memory
 from revox.doctor.trial import CloneTrial
-from revox.evaluation.cache import folder_identity
+from revox.evaluation.cache import file_identity, folder_identity
 from revox.progress import ProgressCallback, ignore_progress
 from revox.speech.files import replace_file
 from revox.stages import Facts, Stage, StageLog
@@ -65,17 +66,18 @@ def first_hour(request: FirstHour, out: Path) -> tuple[Path, list[str]]:
     the folder is not a checkpoint, KeyboardInterrupt when stopped: the same call goes on.
     """
     out.mkdir(parents=True, exist_ok=True)
-    private = [request.folder, out]
+    private, clip = [request.folder, out], request.clip
     read_params(request.folder)  # a CheckpointError before the rest
     begun = {
         "version": revox.__version__, "checkpoint": folder_identity(request.folder),
         "sentences": request.sentences, "steps": request.steps, "minutes": request.minutes,
         "recognizer": request.recognizer, "device": request.device, "dtype": request.dtype,
+        "clip": file_identity(clip) if clip.is_file() else None,
     }  # fmt: skip
     log = StageLog(out / FACTS_FILE, begun, lambda text: without_paths(text, private))
-    if log.other:
+    if log.other and log.other != ["clip"]:
         log.stages.clear()
-    if not log.done("student"):  # without it the clip was cloned in another way
+    if log.other or not log.done("student"):  # without it the clip was cloned in another way
         log.stages.pop("clone and speak", None)
     stages = _Hour(request, out).stages()
     failed = log.run(stages, request.report)
@@ -130,6 +132,7 @@ class _Hour:
         """The clip through the student, two sentences in its voice and in a preset's, and their speed."""
         request = self.request
         trial = CloneTrial(request.clip, request.consent, request.name)
+        reset_memory(torch.device(self.device))  # the student's is not of this step
         found, _ = trial.run(revox.load(request.folder, self.device, request.dtype), self.out)
         on_gpu = "cuda" in self.device
         return found | {"memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2) if on_gpu else None}
