@@ -9,6 +9,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from revox.checkpoint.inject import inject
 from revox.checkpoint.tensors import ENCODER_WEIGHTS
 from revox.cli import doctor_command
 from revox.demo import checkpoint_folder
-from revox.doctor import clone_checks, folder_checks, layout, speech_checks, voice_checks
+from revox.doctor import clone_checks, folder_checks, layout, speech_checks, speed, voice_checks
 from revox.doctor.checkpoint_under_test import CheckpointUnderTest, choose_voices
 from revox.doctor.examine import DoctorSettings, _made_with, examine
 from revox.doctor.findings import CheckResult, DoctorReport, Verdict
@@ -156,9 +157,19 @@ def test_weights_that_do_not_load_for_any_reason_cost_no_report(
         raise RuntimeError("out of memory: 9 GB wanted\nand a trace of frames")
 
     monkeypatch.setattr("revox.load", full)
-    report = examine(tiny_checkpoint, DoctorSettings(quick=True))
+    shown: list[CheckResult] = []
+    report = examine(tiny_checkpoint, DoctorSettings(quick=True), on_finding=shown.append)
+    assert shown == report.findings
     assert report.finding("loading").sentence.endswith("RuntimeError: out of memory: 9 GB wanted")
     assert report.finding("inventory").verdict is Verdict.PASS
+    assert report.finding("speed").verdict is Verdict.SKIPPED
+
+
+def test_a_checkpoint_without_a_voice_is_not_said_to_pass(tiny_checkpoint_copy: Path):
+    shutil.rmtree(tiny_checkpoint_copy / "voice_embedding")
+    report = examine(tiny_checkpoint_copy, DoctorSettings(quick=True))
+    assert report.finding("loading").verdict is Verdict.WARN
+    assert "no voice to examine" in report.finding("loading").sentence
     assert report.finding("speed").verdict is Verdict.SKIPPED
 
 
@@ -285,6 +296,17 @@ def test_rows_of_another_checkpoint_are_named(lab_copy: Path):
     assert finding.verdict is Verdict.FAIL
     assert "neutral_male" in finding.sentence
     assert "casual_female" not in finding.sentence
+
+
+def test_a_voice_without_its_end_frame_is_named(tiny_checkpoint_copy: Path):
+    path = tiny_checkpoint_copy / "voice_embedding" / "pt_male.pt"
+    rows = torch.load(path)
+    torch.save(torch.cat((rows[:-1], rows[:1])), path)
+    finding = voice_checks.voice_embedding(under_test(tiny_checkpoint_copy, ["pt_male", "pt_female"]))
+    assert finding.verdict is Verdict.WARN
+    assert "pt_male do not close" in finding.sentence
+    finding = voice_checks.voice_embedding(under_test(tiny_checkpoint_copy, ["pt_female"]))
+    assert finding.verdict is Verdict.PASS
 
 
 # -- the codec
@@ -485,6 +507,38 @@ def test_inverting_a_decoded_preset_comes_nearer(monkeypatch: pytest.MonkeyPatch
     finding = clone_checks.clone(examined)
     assert finding.verdict is not Verdict.FAIL
     assert {figure.name for figure in finding.figures} >= {"semantic codes recovered", "seconds a step"}
+
+
+def test_inversion_through_an_untrained_decoder_is_a_warning_though_its_objective_falls(
+    tiny_checkpoint: Path,
+):
+    examined = under_test(tiny_checkpoint, ["pt_male", "pt_female"])
+    examined.quick, examined.verifier = False, "not installed"
+    finding = clone_checks.clone(examined)
+    assert finding.verdict is Verdict.WARN
+    assert "levels off" in finding.sentence
+
+
+def test_the_memory_of_a_stream_is_counted_from_its_beginning(monkeypatch: pytest.MonkeyPatch):
+    events: list[str] = []
+    codes = SimpleNamespace(to=lambda device: torch.zeros(37, 2))
+
+    def stream(*_: object, **__: object) -> list[Audio]:
+        events.append("stream")
+        return [Audio(np.zeros(2400, np.float32), 24000)]
+
+    codec = SimpleNamespace(decode=lambda codes: codes)
+    config = SimpleNamespace(codec=SimpleNamespace(frame_rate=12.5))
+    model = SimpleNamespace(device=torch.device("cuda"), config=config, audio_tokenizer=codec)
+    subject = SimpleNamespace(
+        model=SimpleNamespace(model=model, stream=stream), names=["a"], seed=0, is_release_sized=False,
+        update=lambda what: None, recovered=lambda voice: SimpleNamespace(codes=codes),
+    )  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: events.append("reset"))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: events.append("read") or 9e9)
+    speed.speed(subject)  # type: ignore[arg-type]
+    assert events == ["reset", "stream", "read"]
 
 
 def test_an_unknown_voice_or_recognizer_is_the_users_mistake(tiny_checkpoint: Path):

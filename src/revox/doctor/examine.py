@@ -74,9 +74,9 @@ def examine(
     """Examine a checkpoint folder; KeyboardInterrupt ends it early, with the results so far.
 
     The report calls the checkpoint `name`, by default the folder's last name. `on_finding` is called with
-    each result at once. Raises CheckpointError when the folder is not a Voxtral TTS checkpoint, VoiceError
-    for an unknown voice, MetricError for a recognizer that cannot be loaded, SpeakError for a device that is
-    not there.
+    each result at once, skipped checks included, but for those that an interruption leaves. Raises
+    CheckpointError when the folder is not a Voxtral TTS checkpoint, VoiceError for an unknown voice,
+    MetricError for a recognizer that cannot be loaded, SpeakError for a device that is not there.
     """
     settings = settings or DoctorSettings()
     folder = Path(folder).resolve()
@@ -93,22 +93,27 @@ def examine(
     subject.recognizer = speech_checks.find_recognizer(settings.recognizer, settings.device or "cpu")
     report = DoctorReport(name or folder.name, _made_with(subject, device, settings))
 
+    def found(result: CheckResult) -> None:
+        report.findings.append(result)
+        if on_finding is not None:
+            on_finding(result)
+
     try:
         problem: str | None = None
         for label, check in (ON_DISK | LOADED).items():
             at = label
             update()
             if label in LOADED and subject.tts is None and problem is None:
-                problem = _load(subject, device, settings.dtype, report)
+                result, problem = _load(subject, device, settings.dtype, report)
+                if result is not None:
+                    found(dataclasses.replace(result, name="loading"))
             if problem is not None:
-                report.findings.append(CheckResult(Verdict.SKIPPED, problem, name=label))
+                found(CheckResult(Verdict.SKIPPED, problem, name=label))
                 continue
             started = time.perf_counter()
             result = _guarded(check, subject)
             took = time.perf_counter() - started
-            report.findings.append(dataclasses.replace(result, name=label, seconds=took))
-            if on_finding is not None:
-                on_finding(report.findings[-1])
+            found(dataclasses.replace(result, name=label, seconds=took))
     except KeyboardInterrupt:
         report.stopped = True
         known = {finding.name for finding in report.findings}
@@ -137,18 +142,23 @@ def _failed(error: Exception) -> CheckResult:
 
 def _load(
     subject: CheckpointUnderTest, device: torch.device, dtype: torch.dtype | None, report: DoctorReport
-) -> str | None:
-    """Load the model; None, or why it could not be loaded (which the checks on disk explain)."""
+) -> tuple[CheckResult | None, str | None]:
+    """Load the model. Gives what to report of that, where the checks on disk do not explain it already, and
+    why the checks that need the model are skipped; None where there is nothing to say."""
     if not subject.names:
-        return "There is no voice to examine."
+        sentence = (
+            "There is no voice to examine, so the model was not loaded: nothing is known of how it speaks. "
+            "Copy the folder voice_embedding too, or add a voice with `revox clone`."
+        )
+        return CheckResult(Verdict.WARN, sentence), "There is no voice to examine."
     try:
         subject.tts = revox.load(subject.folder, device, dtype)
     except Exception as error:  # too little memory, say, must not cost the report
-        if report.verdict is not Verdict.FAIL or not isinstance(error, CheckpointError):
-            report.findings.append(dataclasses.replace(_failed(error), name="loading"))
-        return "The model could not be loaded; fix what the checks above name first."
+        explained = report.verdict is Verdict.FAIL and isinstance(error, CheckpointError)
+        why = "The model could not be loaded; fix what the checks above name first."
+        return None if explained else _failed(error), why
     report.made_with["dtype"] = str(subject.tts.model.dtype).removeprefix("torch.")
-    return None
+    return None, None
 
 
 def _made_with(

@@ -20,7 +20,8 @@ FAINTLY_VOICED = 0.12
 
 
 def voice_embedding(subject: CheckpointUnderTest) -> CheckResult:
-    """Are the presets' embeddings sums over this checkpoint's table, with the release's norms?"""
+    """Are the presets' embeddings sums over this checkpoint's table, closed by the end frame, with the
+    release's norms?"""
     rows: list[dict[str, Value]] = []
     means, explained, norms, ends = [], [], [], []
     for voice in subject.names:
@@ -73,9 +74,17 @@ def voice_embedding(subject: CheckpointUnderTest) -> CheckResult:
                 odd.append(figure.name)
         other = [r["voice"] for r in rows if PRESETS.get(str(r["voice"]), r["frames"]) != r["frames"]]
         odd += [f"the number of frames of {voice}" for voice in other]
+    sentences = []
     if odd:
-        sentence = f"All frames are explained, but {', '.join(odd)} is not as in the release."
-        return CheckResult(Verdict.WARN, sentence, figures, rows)
+        sentences.append(f"All frames are explained, but {', '.join(odd)} is not as in the release.")
+    endless = [str(row["voice"]) for row in rows if not row["end frame"]]
+    if endless:
+        sentences.append(
+            f"The embeddings of {', '.join(endless[:5])} do not close with the end frame, as a reference "
+            "does: they are cut off, or were made without it. Copy or make them again."
+        )
+    if sentences:
+        return CheckResult(Verdict.WARN, " ".join(sentences), figures, rows)
     sentence = "Every voice is a sum over this checkpoint's table: its codes are known."
     return CheckResult(Verdict.PASS, sentence, figures, rows)
 
