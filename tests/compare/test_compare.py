@@ -13,7 +13,7 @@ from revox.compare.compare import store_rule
 from revox.compare.errors import CompareError
 from revox.compare.figures import SampleScorer, read_ratings, statistic
 from revox.compare.rule import RuleFigure, parse_rule
-from revox.compare.samples import Sample
+from revox.compare.samples import Sample, read_index
 from revox.demo import checkpoint_folder
 from revox.endpoints import SpeechAnswer
 from revox.speech import Audio, encode_audio, read_audio, write_audio
@@ -63,7 +63,9 @@ class Server:
 def place(tmp_path, monkeypatch):
     """A folder with a rule, sentences, and a server each at http://fast and http://slow."""
     servers = {"http://fast": Server(0.2), "http://slow": Server(0.9)}
-    monkeypatch.setattr("revox.compare.samples.open_endpoint", servers.__getitem__)
+    monkeypatch.setattr(
+        "revox.compare.samples.open_endpoint", lambda address, key_from=None: servers[address]
+    )
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rule.txt").write_text(RULE)
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
@@ -188,6 +190,52 @@ def test_an_interrupted_comparison_goes_on_and_failures_are_counted(place, tmp_p
     assert read_audio(tmp_path / "out/a/0001.wav").seconds == pytest.approx(2.0)
 
 
+def test_a_side_that_fails_on_every_sentence_is_counted_and_can_be_resumed(place, tmp_path, capsys):
+    (tmp_path / "rule.txt").write_text("mean_failures(A) <= 25 % -> keep, else look")
+    place["http://fast"].fails = tuple(TEXTS)
+    begin = ("http://fast", "http://slow", "--rule", "rule.txt", "--out", "out")
+    assert run_compare(*begin) == 0
+    assert json.loads((tmp_path / "out/comparison.json").read_text())["verdict"] == "look"
+    assert run_compare(*begin, "--resume") == 0
+
+
+def test_a_baseline_with_failures_is_not_a_success_and_an_interrupted_one_has_its_index(
+    place, tmp_path, capsys
+):
+    slow = place["http://slow"]
+    slow.fails = tuple(TEXTS)
+    assert run_compare("--baseline", "http://slow", "--out", "none") == 1
+    assert "4 samples of http://slow, 4 without speech" in capsys.readouterr().err
+    slow.fails, slow.speak = (), stop_at(TEXTS[2], slow.speak)
+    assert run_compare("--baseline", "http://slow", "--out", "base") == 130
+    assert [one.text for one in read_index(tmp_path / "base")] == TEXTS[:2]
+
+
+@pytest.mark.parametrize("option", [("--resume",), ("--ratings", "ratings.csv"), ("--rule", "rule.txt")])
+def test_a_baseline_refuses_what_it_would_not_use(place, tmp_path, capsys, option):
+    assert run_compare("--baseline", "http://slow", "--out", "base", *option) == 2
+    assert option[0] in capsys.readouterr().err
+    assert not (tmp_path / "base").exists()
+
+
+def test_a_key_goes_to_the_side_that_it_is_for(place, tmp_path, monkeypatch, capsys):
+    opened = {}
+
+    def open_endpoint(address, key_from=None):
+        opened[address] = key_from
+        return place[address]
+
+    monkeypatch.setattr("revox.compare.samples.open_endpoint", open_endpoint)
+    (tmp_path / "rule.txt").write_text("mean_clicks(A) < 1 -> keep, else look")
+    begin = ("ada@http://fast", "http://slow", "--rule", "rule.txt", "--out")
+    assert run_compare(*begin, "one", "--key-from", "http://fast=KEY") == 0
+    assert opened == {"http://fast": "KEY", "http://slow": None}
+    assert run_compare(*begin, "two", "--key-from", "KEY") == 2
+    assert "say whose key KEY holds" in capsys.readouterr().err
+    assert run_compare("--baseline", "http://slow", "--out", "three", "--key-from", "KEY") == 0
+    assert opened["http://slow"] == "KEY"
+
+
 def stop_at(text, speak):
     def stopping(query):
         if query.text == text:
@@ -218,7 +266,7 @@ def test_an_index_cannot_name_files_outside_its_folder(place, tmp_path, capsys):
 
 
 def test_two_voices_of_the_lab_are_compared_and_what_they_say_is_marked(tmp_path, monkeypatch, capsys):
-    from revox.marking import verify_file
+    from revox.marking import can_sign, verify_file
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "texts.txt").write_text("good morning\nit is ten to five\n")
@@ -229,7 +277,17 @@ def test_two_voices_of_the_lab_are_compared_and_what_they_say_is_marked(tmp_path
         == 0
     )
     assert json.loads((tmp_path / "out/comparison.json").read_text())["verdict"] == "higher"
-    assert verify_file(tmp_path / "out/a/0002.wav").state == "marked"
+    found = verify_file(tmp_path / "out/a/0002.wav")
+    assert (found.state, found.manifest is None) == ("marked", not can_sign())
+
+
+def test_a_certificate_that_cannot_sign_is_refused_before_anything_is_asked(
+    place, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("REVOX_SIGNING_CERTIFICATE", str(tmp_path / "none.pem"))
+    assert run_compare("--baseline", "http://slow", "--out", "base") == 2
+    assert "revox: " in capsys.readouterr().err
+    assert not place["http://slow"].asked
 
 
 def test_figures_of_made_sounds_are_what_was_put_in():

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from revox.cli.marked import say
+from revox.cli.marked import say, who_signs
 from revox.cli.options import ENVIRONMENT
 from revox.cli.progress import show_progress
 
 if TYPE_CHECKING:
     from revox.compare.compare import ComparisonRun
     from revox.compare.figures import SampleScorer
+    from revox.compare.samples import ComparedSide
+    from revox.marking import Signer
 
 NO_VERDICT = 5
 """The exit code when the rule refuses a verdict, or waits for ratings."""
@@ -58,12 +60,19 @@ def command(
         Path | None,
         typer.Option(help="A CSV of the page's blind test, or with rating_a and rating_b; may come later."),
     ] = None,
+    key_from: Annotated[
+        list[str] | None,
+        typer.Option(help="[ENDPOINT=]VARIABLE that holds an endpoint's key, as of `revox bench`."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the comparison in --out, under its rule.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the speech, where an endpoint takes one.")] = 0,
 ) -> None:
-    """Compare A with B by a rule written beforehand, or record a baseline."""
+    """Compare A with B by a rule written beforehand, or record a baseline.
+
+    Exit code 5 without a verdict; 1 when a baseline lacks sentences that were not spoken.
+    """
     from rich.console import Console
 
     from revox.bench.plan import TEXTS
@@ -86,22 +95,28 @@ def command(
     scorer = _scorer(reference, recognizer, grammar, naturalness)
     console = Console(stderr=True)
     if baseline is not None:
-        if a is not None or rule is not None:
-            raise CompareError("a baseline is recorded alone; leave A, B and --rule out")
-        (side,) = open_sides([baseline], checkpoint, sentences, seed)
+        if a is not None or rule is not None or ratings is not None or resume:
+            raise CompareError(
+                "a baseline is recorded alone, into a new folder; leave A, B, --rule, --ratings and --resume "
+                "out"
+            )
+        (side,) = open_sides([baseline], checkpoint, sentences, seed, key_from or ())
         try:
+            signer = _signer([side])
             with show_progress(console) as progress:
-                samples = record_baseline(side, sentences, scorer, out, progress)
+                samples = record_baseline(side, sentences, scorer, out, progress, signer)
         finally:
             side.close()
         failed = sum(one.file is None for one in samples)
         say(f"{out}: {len(samples)} samples of {side.name}, {failed} without speech")
+        if failed:
+            raise typer.Exit(1)
         return
     if a is None or b is None or rule is None:
         raise CompareError("a comparison takes A, B and --rule FILE; a baseline --baseline ENDPOINT")
     text = read_text(rule, CompareError)
     parsed = parse_rule(text)
-    sides = dict(zip("AB", open_sides([a, b], checkpoint, sentences, seed), strict=True))
+    sides = dict(zip("AB", open_sides([a, b], checkpoint, sentences, seed, key_from or ()), strict=True))
     try:
         check_measured(parsed, sides, scorer, ratings is not None)
         plan = {
@@ -111,9 +126,10 @@ def command(
             "--recognizer": recognizer, "--grammar": None if grammar is None else file_identity(grammar),
             "choice of --naturalness": scorer.naturalness is not None,
         }  # fmt: skip
+        signer = _signer(list(sides.values()))
         stored = store_rule(text, out, resume, plan)
         with show_progress(console) as progress:
-            found = compare(sides, sentences, stored, scorer, out, progress)
+            found = compare(sides, sentences, stored, scorer, out, progress, signer)
     finally:
         for side in sides.values():
             side.close()
@@ -121,6 +137,13 @@ def command(
     write_result(found, out)
     print(report_of(found))
     _say_verdict(found, out)
+
+
+def _signer(sides: list[ComparedSide]) -> Signer | None:
+    """Who signs what is spoken; None for folders, whose files are taken as they are."""
+    from revox.compare.samples import FolderSide
+
+    return None if all(isinstance(side, FolderSide) for side in sides) else who_signs()
 
 
 def _scorer(

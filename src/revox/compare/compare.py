@@ -15,7 +15,7 @@ from revox.compare.errors import CompareError
 from revox.compare.figures import Rating, SampleScorer, read_ratings, statistic
 from revox.compare.rule import KINDS, Measured, Rule, RuleFigure, RuleVerdict, parse_rule
 from revox.compare.samples import TIMES, ComparedSide, Sample, write_index
-from revox.marking import new_record, write_marked
+from revox.marking import Signer, new_record, write_marked
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech.files import append_line, replace_file, stamp_of
 
@@ -129,11 +129,13 @@ def compare(
     scorer: SampleScorer,
     out: Path,
     progress: ProgressCallback = ignore_progress,
+    signer: Signer | None = None,
 ) -> ComparisonRun:
     """Get every sentence of both sides that `out` does not have yet, sounds in OUT/a and OUT/b, and score it.
 
-    Each sample is written as soon as it is scored; interrupted, the same call goes on behind it. Raises
-    CompareError when `out` was begun with other sentences or its samples with another rule.
+    Each sample is written as soon as it is scored; interrupted, the same call goes on behind it. signer: of
+    the marks of what is spoken here; None marks by tags only. Raises CompareError when `out` was begun with
+    other sentences or its samples with another rule.
     """
     found = ComparisonRun(stored, {side: one.facts() for side, one in sides.items()})
     done = _samples(out / SAMPLES_FILE, stored)
@@ -142,7 +144,7 @@ def compare(
         for side, source in sides.items():
             sample = done.get((side, number))
             if sample is None:
-                sample = take_sample(source, number, text, scorer, out / side.lower())
+                sample = take_sample(source, number, text, scorer, out / side.lower(), signer)
                 line = {"side": side, **vars(sample), "at": _now(), **stored.stamp}
                 append_line(out / SAMPLES_FILE, json.dumps(line, ensure_ascii=False).encode())
             elif sample.text != text:
@@ -161,22 +163,29 @@ def record_baseline(
     scorer: SampleScorer,
     out: Path,
     progress: ProgressCallback = ignore_progress,
+    signer: Signer | None = None,
 ) -> list[Sample]:
     """The samples of one side alone, in a folder that can be a side of a later comparison.
 
-    Raises CompareError when `out` is not empty.
+    Interrupted, the folder is a baseline of the sentences so far. signer: as of `compare`. Raises
+    CompareError when `out` is not empty.
     """
     if out.exists() and any(out.iterdir()):
         raise CompareError(f"{out} is not empty; give another folder")
-    samples = []
-    for number, text in enumerate(texts, 1):
-        samples.append(take_sample(side, number, text, scorer, out))
-        progress(Progress("samples", number, len(texts)))
-    write_index(out, samples, side.facts())
+    samples: list[Sample] = []
+    try:
+        for number, text in enumerate(texts, 1):
+            samples.append(take_sample(side, number, text, scorer, out, signer))
+            progress(Progress("samples", number, len(texts)))
+    finally:
+        if samples:
+            write_index(out, samples, side.facts())
     return samples
 
 
-def take_sample(side: ComparedSide, number: int, text: str, scorer: SampleScorer, folder: Path) -> Sample:
+def take_sample(
+    side: ComparedSide, number: int, text: str, scorer: SampleScorer, folder: Path, signer: Signer | None
+) -> Sample:
     """One sentence of a side, its sound in `folder`, scored."""
     audio, content, sample = side.sound(number, text)
     if audio is not None and len(audio.samples):
@@ -186,7 +195,7 @@ def take_sample(side: ComparedSide, number: int, text: str, scorer: SampleScorer
             replace_file(path, content)
         else:  # spoken here, or streamed without a container
             record = new_record(str(side.facts().get("model") or side.name)[:200], side.name[:200])
-            write_marked(path, audio, "wav", record=record, signer=None)
+            write_marked(path, audio, "wav", record=record, signer=signer)
     else:
         audio, sample.file = None, None
         sample.problem = sample.problem or "there is no sound in the answer"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from revox.compare.errors import CompareError
-from revox.endpoints import EndpointError, SpeechQuery, open_endpoint
+from revox.endpoints import EndpointError, SpeechQuery, key_variables, open_endpoint
 from revox.speech import Audio, AudioError, read_audio
 from revox.speech.files import read_text, replace_file
 
@@ -162,17 +162,32 @@ class EndpointSide:
 
 
 def open_sides(
-    names: Sequence[str], checkpoint: str | None, texts: list[str], seed: int
+    names: Sequence[str],
+    checkpoint: str | None,
+    texts: list[str],
+    seed: int,
+    keys: Sequence[str] = (),
 ) -> list[ComparedSide]:
     """Each `[VOICE@]ENDPOINT`, a folder of sounds, or (with a checkpoint) the name of one of its voices.
 
-    An endpoint that comes twice is opened once. Raises CompareError, EndpointError or CheckpointError.
+    An endpoint that comes twice is opened once. keys: as of `revox.endpoints.open_endpoints`. Raises
+    CompareError, EndpointError or CheckpointError.
     """
+    asked = {name: _endpoint_of(name, checkpoint) for name in names}
+    addresses = list(dict.fromkeys(found[1] for found in asked.values() if found is not None))
+    variables = key_variables(addresses, keys)
     opened: dict[str, Endpoint] = {}
     sides: list[ComparedSide] = []
     try:
         for name in names:
-            sides.append(_open_side(name, checkpoint, texts, seed, opened))
+            found = asked[name]
+            if found is None:
+                sides.append(FolderSide(Path(name).expanduser(), texts))
+                continue
+            voice, address = found
+            if address not in opened:
+                opened[address] = open_endpoint(address, variables.get(address))
+            sides.append(EndpointSide(opened[address], voice, name, seed))
     except BaseException:
         for endpoint in opened.values():
             endpoint.close()
@@ -180,20 +195,16 @@ def open_sides(
     return sides
 
 
-def _open_side(
-    name: str, checkpoint: str | None, texts: list[str], seed: int, opened: dict[str, Endpoint]
-) -> ComparedSide:
+def _endpoint_of(name: str, checkpoint: str | None) -> tuple[str | None, str] | None:
+    """The voice and the endpoint of a side; None for a folder of sounds."""
     folder = Path(name).expanduser()
     if folder.is_dir() and not (folder / "params.json").is_file():
-        return FolderSide(folder, texts)
-    match, address, voice = _VOICE.fullmatch(name), name, None
-    if match:
-        voice, address = match["voice"], match["address"]
-    elif checkpoint is not None and re.fullmatch(r"[\w-]{1,64}", name) and not folder.exists():
-        voice, address = name, f"checkpoint={checkpoint}"
-    if address not in opened:
-        opened[address] = open_endpoint(address)
-    return EndpointSide(opened[address], voice, name, seed)
+        return None
+    if match := _VOICE.fullmatch(name):
+        return match["voice"], match["address"]
+    if checkpoint is not None and re.fullmatch(r"[\w-]{1,64}", name) and not folder.exists():
+        return name, f"checkpoint={checkpoint}"
+    return None, name
 
 
 def read_sentences(path: Path | None, default: tuple[str, ...], count: int | None) -> list[str]:
@@ -209,6 +220,7 @@ def read_sentences(path: Path | None, default: tuple[str, ...], count: int | Non
 
 def write_index(folder: Path, samples: list[Sample], facts: dict[str, Any]) -> None:
     """Write what is known of a side's samples beside them. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)  # not there yet where every sentence failed
     content = {"format": "revox compare 1", "side": facts, "samples": [vars(one) for one in samples]}
     replace_file(folder / INDEX, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 

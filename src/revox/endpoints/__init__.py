@@ -2,7 +2,7 @@
 
 from revox.endpoints.endpoint import Endpoint, ReferenceClip, SpeechAnswer, SpeechQuery
 from revox.endpoints.errors import EndpointError
-from revox.endpoints.open import open_endpoint, open_endpoints
+from revox.endpoints.open import key_variables, open_endpoint, open_endpoints
 
 __all__ = [
     "Endpoint",
@@ -10,6 +10,7 @@ __all__ = [
     "ReferenceClip",
     "SpeechAnswer",
     "SpeechQuery",
+    "key_variables",
     "open_endpoint",
     "open_endpoints",
 ]

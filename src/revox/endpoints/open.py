@@ -78,19 +78,9 @@ def parse_address(text: str) -> EndpointAddress:
 def open_endpoints(texts: Sequence[str], keys: Sequence[str] = ()) -> list[Endpoint]:
     """Open endpoints, see `open_endpoint`; equal names get a number.
 
-    keys: `[ENDPOINT=]VARIABLE`: where the key of an endpoint (as it is written in `texts`) is found. Without
-    an endpoint it is that of the only one. A key is sent to no other endpoint. Raises EndpointError.
+    keys: see `key_variables`. A key is sent to no other endpoint. Raises EndpointError.
     """
-    variables: dict[str, str] = {}
-    for key in keys:
-        text, equals, variable = key.rpartition("=")
-        if not equals and len(texts) > 1:
-            raise EndpointError(
-                f"say whose key {key} holds: --key-from ENDPOINT={key}, as the endpoint is given."
-            )
-        if equals and text not in texts:
-            raise EndpointError(f"--key-from names {text!r}, which is not one of the endpoints.")
-        variables[text if equals else texts[0]] = variable
+    variables = key_variables(texts, keys)
     opened: list[Endpoint] = []
     for text in texts:
         try:
@@ -103,6 +93,25 @@ def open_endpoints(texts: Sequence[str], keys: Sequence[str] = ()) -> list[Endpo
         one.name += f" ({same + 1})" if same else ""
         opened.append(one)
     return opened
+
+
+def key_variables(texts: Sequence[str], keys: Sequence[str]) -> dict[str, str]:
+    """The environment variable that holds the key of each endpoint, by what is written in `texts`.
+
+    keys: `[ENDPOINT=]VARIABLE`; without an endpoint the variable is that of the only one. Raises
+    EndpointError.
+    """
+    variables: dict[str, str] = {}
+    for key in keys:
+        text, equals, variable = key.rpartition("=")
+        if not equals and len(texts) > 1:
+            raise EndpointError(
+                f"say whose key {key} holds: --key-from ENDPOINT={key}, as the endpoint is given."
+            )
+        if text not in texts if equals else not texts:
+            raise EndpointError(f"--key-from names {text or key!r}, which is not one of the endpoints.")
+        variables[text if equals else texts[0]] = variable
+    return variables
 
 
 def open_endpoint(text: str, key_from: str | None = None) -> Endpoint:
