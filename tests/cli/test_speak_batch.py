@@ -120,7 +120,23 @@ def test_a_second_run_speaks_what_is_left_or_has_changed(speak, table, tmp_path,
 
     monkeypatch.setattr(revox, "load", lambda *_, **__: pytest.fail("nothing is left to speak"))
     nothing = speak("--batch", table(changed), *OPTIONS)
-    assert (nothing.code, nothing.err.strip()) == (0, "4 of 4 lines are spoken already")
+    assert nothing.err.splitlines()[0] == "4 of 4 lines are spoken already"
+    assert nothing.code == (4 if "warning: " in nothing.err else 0)
+
+
+def test_a_second_run_names_the_bad_takes_of_the_first(speak, table, tmp_path):
+    lines = table(ROWS[:2])
+    speak("--batch", lines, *OPTIONS)
+    record = tmp_path / "out" / "batch.jsonl"
+    entries = [{**json.loads(line), "warnings": []} for line in record.read_text().splitlines()]
+    record.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    assert speak("--batch", lines, *OPTIONS).code == 0
+    entries[0]["warnings"] = ["the end is missing"]
+    record.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    again = speak("--batch", lines, *OPTIONS)
+    assert again.code == 4
+    assert "2 of 2 lines are spoken already" in again.err
+    assert f"warning: {entries[0]['output']}: the end is missing" in again.err
 
 
 @pytest.mark.parametrize("name", ["lines.csv", "lines.jsonl"])

@@ -93,14 +93,19 @@ def speak_batch(
     except OSError as error:
         raise SpeakError(f"{out} cannot be made ({error.strerror}); choose another --out") from None
     done = _recorded(out)
-    left = [job for job in jobs if done.get(job.target.name) != job.stamp or not job.target.is_file()]
+    left, warned = list[_Job](), list[str]()
+    for job in jobs:
+        stamp, warnings = done.get(job.target.name, ("", []))
+        if stamp != job.stamp or not job.target.is_file():
+            left.append(job)
+        else:
+            warned += [f"{job.target.name}: {warning}" for warning in warnings]
     if len(left) < len(jobs):
         say(f"{len(jobs) - len(left)} of {len(jobs)} lines are spoken already")
     if not left:
-        return
+        return _end(warned)
     tts = revox.load(folder, device=device, weights=weights, adapter=options.adapter)
     started, seconds, silent = time.perf_counter(), 0.0, 0
-    warned: list[str] = []
     with show_progress(Console(stderr=True)) as progress:
         lines = [Line(job.text, voices[job.voice], job.settings) for job in left]
         for spoken in tts.speak_batch(lines, progress=progress):
@@ -120,6 +125,11 @@ def speak_batch(
     )
     if options.no_mark:
         say("not marked as synthetic, because of --no-mark (logged)")
+    _end(warned)
+
+
+def _end(warned: list[str]) -> None:
+    """Name what may be wrong, of this run and of files that were there, and end the command with 4 then."""
     for warning in warned:
         say(f"warning: {warning}")
     if warned:
@@ -148,8 +158,8 @@ def _write(job: _Job, spoken: SpokenLine, checkpoint: str, options: BatchOptions
     append_line(out / RECORD, json.dumps(entry, ensure_ascii=False).encode())
 
 
-def _recorded(out: Path) -> dict[str, str]:
-    """The stamps of the files that earlier runs wrote."""
+def _recorded(out: Path) -> dict[str, tuple[str, list[str]]]:
+    """The stamps and warnings of the files that earlier runs wrote."""
     try:
         lines = (out / RECORD).read_bytes().splitlines()
     except OSError:
@@ -158,8 +168,9 @@ def _recorded(out: Path) -> dict[str, str]:
     for line in lines:
         try:
             entry = json.loads(line)
-            found[str(entry["output"])] = str(entry["stamp"])
-        except (ValueError, LookupError, TypeError):
+            warnings = [str(warning) for warning in entry.get("warnings", [])]
+            found[str(entry["output"])] = str(entry["stamp"]), warnings
+        except (ValueError, LookupError, TypeError, AttributeError):
             continue  # a line that a crash cut off
     return found
 
