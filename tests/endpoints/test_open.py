@@ -100,6 +100,24 @@ def test_a_key_goes_to_its_own_endpoint_only(servers, monkeypatch):
         open_endpoints(["mistral"])
 
 
+@pytest.mark.parametrize(
+    ("address", "sent"),
+    [
+        ("mistral=http://proxy:9000", None),
+        ("mistral=http://api.mistral.ai", None),
+        ("mistral=https://api.mistral.ai.example", None),
+        ("mistral=https://api.mistral.ai/v1", "Bearer two"),
+    ],
+)
+def test_the_key_of_a_hosted_api_goes_to_its_own_address_only(monkeypatch, address, sent):
+    monkeypatch.setenv("MISTRAL_API_KEY", "two")
+    monkeypatch.setenv("PROXY_KEY", "three")
+    for keys, expected in (((), sent), (("PROXY_KEY",), "Bearer three")):
+        (one,) = open_endpoints([address], keys)
+        assert one._client.headers.get("authorization") == expected
+        one.close()
+
+
 def test_equal_names_are_numbered(servers):
     servers[0]["http://a:1"] = ServerReport("http://a:1", kind="revox")
     opened = open_endpoints(["http://a:1#x", "http://a:1#y", "http://a:1#z"])

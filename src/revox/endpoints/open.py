@@ -117,7 +117,8 @@ def key_variables(texts: Sequence[str], keys: Sequence[str]) -> dict[str, str]:
 def open_endpoint(text: str, key_from: str | None = None) -> Endpoint:
     """Open `[KIND=]ADDRESS[#MODEL]`; a server is asked what it is where its kind is not given.
 
-    key_from: the environment variable with its key; a hosted API's own is known. Raises EndpointError when it
+    key_from: the environment variable with its key; a hosted API's own, for its own address
+    only, is known. Raises EndpointError when it
     does not answer or its key is missing, CheckpointError when it is a folder that cannot be loaded.
     """
     address = parse_address(text)
@@ -137,7 +138,8 @@ def _open_server(address: EndpointAddress, key_from: str | None) -> Endpoint:
 
     known: dict[str, str] = {}
     adapter = ADAPTERS.get(address.kind or "")
-    variable = key_from or (adapter.key_variable if adapter else None)
+    own = adapter is not None and adapter.url is not None and _same_place(adapter.url, address.url or "")
+    variable = key_from or (adapter.key_variable if adapter and own else None)
     key = os.environ.get(variable, "") if variable else None
     if variable and not key:
         raise EndpointError(f"the variable {variable} is not set; export the key of {address.url} in it.")
@@ -152,6 +154,11 @@ def _open_server(address: EndpointAddress, key_from: str | None) -> Endpoint:
     except DeployError as error:
         raise EndpointError(str(error)) from None
     return HttpEndpoint(adapter, url, address.short, key, model, known)
+
+
+def _same_place(one: str, other: str) -> bool:
+    """Whether two addresses are one scheme and host: a key that is for one may go to the other."""
+    return urlsplit(one)[:2] == urlsplit(other.lower())[:2]
 
 
 def _kind(kind: str, title: str, models: Sequence[str]) -> str:
