@@ -150,6 +150,24 @@ def test_a_stream_that_reports_an_error_is_not_a_success():
     assert answer.content  # what came before is there
 
 
+@pytest.mark.parametrize("end", ["\n\n", "\n", ""])
+@pytest.mark.parametrize("last", [b"\r", b"\n", b"}"])
+def test_events_are_apart_wherever_the_blocks_of_a_stream_end(last, end):
+    events = [f'data: {{"type": "speech.audio.delta", "audio": "@pcm64:{x}"}}' for x in ("0:0.4", "0.4:1")]
+    text = ("\n\n".join(filled(events, 24_000)) + end).replace("\n", "\r\n").encode()
+    parts = [part + last for part in text.split(last)[:-1]] + [text.split(last)[-1]]
+    answer = {"status": 200, "content_type": "text/event-stream", "parts": parts}
+    answer = endpoint("sglang-omni", answer, []).speak(SpeechQuery("Hello.", stream=True))
+    assert answer.ok, answer.message
+    assert answer.audio().seconds == pytest.approx(SECONDS)
+
+
+def test_an_event_that_was_cut_off_is_not_a_success():
+    events = ['data: {"type": "speech.audio.delta", "audio": "@pcm64:0:0.4"}\n\n', 'data: {"type": "spee']
+    answer = {"status": 200, "content_type": "text/event-stream", "parts": filled(events, 24_000)}
+    assert not endpoint("sglang-omni", answer, []).speak(SpeechQuery("Hello.", stream=True)).ok
+
+
 @pytest.mark.parametrize("body", ["{}", "[]", "not JSON", '{"audio_data": "*"}', '{"audio_data": 5}'])
 def test_json_without_audio_is_a_message(body):
     answer = {"status": 200, "content_type": "application/json", "parts": [body]}

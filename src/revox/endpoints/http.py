@@ -136,18 +136,24 @@ def _bounded(parts: Iterator[bytes], started: float) -> Iterator[bytes]:
 
 def _event_parts(response: httpx2.Response, started: float) -> Iterator[bytes]:
     """The audio in server-sent events (html.spec.whatwg.org, server-sent events), event by event."""
+    for event in _events(_bounded(response.iter_raw(), started)):
+        lines = (line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:"))
+        data = b"\n".join(lines)
+        if not data or data == b"[DONE]":
+            continue
+        audio = event_audio(json.loads(data))
+        if audio:
+            yield audio
+
+
+def _events(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The events; also the last if no empty line ends it, so that half an event is an error, not dropped."""
     waiting = b""
-    for block in _bounded(response.iter_raw(), started):
-        waiting += block.replace(b"\r\n", b"\n")
+    for block in blocks:
+        waiting = (waiting + block).replace(b"\r\n", b"\n")  # a block may end between the two
         *events, waiting = waiting.split(b"\n\n")
-        for event in events:
-            lines = (line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:"))
-            data = b"\n".join(lines)
-            if not data or data == b"[DONE]":
-                continue
-            audio = event_audio(json.loads(data))
-            if audio:
-                yield audio
+        yield from events
+    yield waiting
 
 
 def _refusal(response: httpx2.Response, started: float) -> str:
