@@ -48,6 +48,14 @@ def test_the_file_keeps_hashes_only_and_is_the_owners(path):
     assert len(secret) >= 43  # 256 bits in base64
 
 
+def test_a_path_without_a_name_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (".", "/", "..", str(tmp_path)):
+        with pytest.raises(ServeError, match="is a folder"):
+            add_key(path, "ada")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "header",
     [None, "", "Bearer", "Bearer ", "Basic {key}", "{key}", "Bearer {key}x", "Bearer x{key}", "Bearer {KEY}",

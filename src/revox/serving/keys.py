@@ -243,6 +243,8 @@ def _changing(path: Path) -> Iterator[None]:
     """Holds the lock for changing the file. Raises ServeError if the folder cannot be written."""
     import fcntl
 
+    if path.is_dir():
+        raise ServeError(f"{path} is a folder; name a file in it with --file")
     try:
         descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
