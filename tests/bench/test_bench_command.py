@@ -94,8 +94,9 @@ def test_an_audition_has_every_voice_on_a_page(bench, made, tmp_path):
         return SpeechAnswer(500, message="a & b") if query.voice == "<script>" else endpoint.answer(query)
 
     endpoint.tell = tell
-    code, _, _ = bench("--audition", "Good <morning>.", endpoints=[endpoint])
-    assert code == 0
+    code, printed, _ = bench("--audition", "Good <morning>.", endpoints=[endpoint])
+    assert code == 1
+    assert "1 of 3 voices failed" in printed
     out = tmp_path / "out"
     sounds = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.wav"))
     assert sounds == ["_b_x__b_/001-ada.wav", "_b_x__b_/002-_.._etc.wav"]
@@ -105,3 +106,16 @@ def test_an_audition_has_every_voice_on_a_page(bench, made, tmp_path):
     assert "<script>" not in page
     assert "status 500: a &amp; b" in page
     assert all(f'src="{sound}"' in page for sound in sounds)
+
+
+def test_an_audition_is_written_over_an_audition_only(bench, made, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "index.html").write_text("mine")
+    endpoint = made()
+    code, printed, _ = bench("--audition", "-", endpoints=[endpoint])
+    assert (code, "is not empty and holds no audition" in printed) == (2, True)
+    assert (out / "index.html").read_text() == "mine"
+    assert not endpoint.asked
+    (out / "index.html").unlink()
+    assert [bench("--audition", "-")[0] for _ in range(2)] == [0, 0]

@@ -8,12 +8,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 from revox.bench.checks import check_answer
+from revox.bench.errors import BenchError
 from revox.endpoints import Endpoint, ReferenceClip, SpeechAnswer, SpeechQuery
 from revox.progress import Progress, ProgressCallback, ignore_progress
 from revox.speech.files import replace_file
 
 PHRASE = "Good morning. This is how I sound when I read a sentence or two."
 
+_TITLE = "<title>Audition</title>"
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:56rem;padding:0 1rem}"
     "table{border-collapse:collapse}th,td{text-align:left;padding:.3rem .8rem;border-bottom:1px solid #8884}"
@@ -33,13 +35,19 @@ def audition(
     reference: ReferenceClip | None = None,
     write: WriteSound = write_answer,
     progress: ProgressCallback = ignore_progress,
-) -> Path:
-    """Speak `phrase` in each voice of each endpoint; returns the index page, with what failed on it too.
+) -> tuple[Path, int]:
+    """Speak `phrase` in each voice of each endpoint; returns the index page, with what failed on it too, and
+    the number of voices that failed.
 
-    write: writes one answer as WAV.
+    write: writes one answer as WAV. Raises BenchError when there is no voice, or `out` holds other things.
     """
     rows: list[tuple[str, str, str | None, str]] = []
     asked = [(endpoint, voice) for endpoint, voices in endpoints for voice in voices or [""]]
+    if not asked:
+        raise BenchError(
+            "no endpoint clones a reference, and no voices were asked for; leave --reference out."
+        )
+    _check_folder(out)
     try:
         for done, (endpoint, voice) in enumerate(asked):
             progress(Progress("audition", done, len(asked)))
@@ -57,7 +65,16 @@ def audition(
     finally:
         out.mkdir(parents=True, exist_ok=True)
         replace_file(out / "index.html", _page(phrase, rows))
-    return out / "index.html"
+    return out / "index.html", sum(bool(problems) for *_, problems in rows)
+
+
+def _check_folder(out: Path) -> None:
+    """Raises BenchError when `out` is not empty and is not an earlier audition."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    page = out / "index.html"
+    if not page.is_file() or _TITLE.encode() not in page.read_bytes():
+        raise BenchError(f"{out} is not empty and holds no audition; give another --out.")
 
 
 def _page(phrase: str, rows: list[tuple[str, str, str | None, str]]) -> str:
@@ -70,7 +87,7 @@ def _page(phrase: str, rows: list[tuple[str, str, str | None, str]]) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; media-src 'self' file:; style-src 'unsafe-inline'\">\n"
-        f"<title>Audition</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>Audition</h1>\n"
+        f"{_TITLE}\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>Audition</h1>\n"
         f"<p>{escape(phrase)}</p>\n<p>All of it is synthetic speech.</p>\n<table>\n"
         "<tr><th>endpoint</th><th>voice</th><th></th><th>found</th></tr>\n"
         + "\n".join(lines)

@@ -89,7 +89,8 @@ def command(
 ) -> None:
     """Measure speech endpoints: times, real-time factors, status codes, every file; see docs/bench.md.
 
-    Exit code 1 when a limit is broken or the run was stopped, 130 after Ctrl-C; what was measured is saved.
+    Exit code 1 when a limit is broken, a voice of an audition fails or the run was stopped, 130 after
+    Ctrl-C; what was measured is saved.
     """
     from rich.console import Console
 
@@ -113,12 +114,15 @@ def command(
         _closing(open_endpoints(endpoint, key_from or ())) as opened,
     ):
         if audition is not None:
-            page = _audition(opened, plan, "" if audition == "-" else audition, folder, console)
-            console.print(str(page), markup=False)
+            phrase = "" if audition == "-" else audition
+            lost = _audition(opened, plan, phrase, folder, console)
         else:
             result, interrupted = _measure(opened, plan, folder, recognizer, probe, console)
     if audition is not None:
-        return _check_after(ended)
+        _check_after(ended)
+        if lost:
+            raise typer.Exit(1)
+        return
     if probe is not None:
         _after(probe, result)
     from revox.bench.report import write_bench
@@ -293,13 +297,21 @@ def _after(probe: NeighborProbe, result: BenchResult) -> None:
     result.neighbor = probe.report()
 
 
-def _audition(opened: list[Endpoint], plan: BenchPlan, phrase: str, folder: Path, console: Console) -> Path:
+def _audition(opened: list[Endpoint], plan: BenchPlan, phrase: str, folder: Path, console: Console) -> int:
+    """Write the audition, name its page, and return how many voices failed."""
     from revox.bench.audition import PHRASE, audition
     from revox.cli.progress import show_progress
 
     voices = [(one, plan.voices_of(one)) for one in opened if one.clones or plan.reference is None]
     with show_progress(console) as progress:
-        return audition(voices, folder, phrase or PHRASE, plan.reference, _sound_writer(opened), progress)
+        page, failed = audition(
+            voices, folder, phrase or PHRASE, plan.reference, _sound_writer(opened), progress
+        )
+    console.print(str(page), markup=False)
+    if failed:
+        asked = sum(len(names) or 1 for _, names in voices)
+        console.print(f"{failed} of {asked} voices failed; the page says how", style="yellow")
+    return failed
 
 
 def _sound_writer(opened: list[Endpoint]) -> Any:
