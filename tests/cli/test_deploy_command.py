@@ -153,6 +153,14 @@ def test_check_says_what_it_did_not_find(revox_cli, monkeypatch, tmp_path):
     assert "none of the known problems was found in what was checked" in out
 
 
+@pytest.mark.parametrize("words", [["ls -l"], ["serve.sh"], ["--", "pip", "install", "vllm"], ["LAB"]])
+def test_a_command_that_starts_no_server_is_not_a_pass(revox_cli, words):
+    folder = str(revox.demo.checkpoint_folder())
+    code, out, err = revox_cli("deploy", "check", *(folder if word == "LAB" else word for word in words))
+    assert (code, out) == (2, "")
+    assert ("-c" in err) if words == ["LAB"] else ("starts neither vllm nor vllm-omni" in err)
+
+
 def test_check_obeys_no_terminal_codes_of_a_command(revox_cli):
     _, out, err = revox_cli("deploy", "check", "docker run vllm/vllm-omni:\x1b[2J vllm serve '[bold]/m'")
     assert "\x1b" not in out + err

@@ -170,6 +170,15 @@ def test_the_folder_that_is_served_is_inspected(tmp_path):
     assert "ar_male" in found["voices"]
 
 
+@pytest.mark.parametrize("model", ["./Missing", "/no/such/Missing", "~/no/such/Missing"])
+def test_a_model_path_that_is_not_there_stops_the_server(model):
+    facts = gather(["vllm-omni", "serve", model, "--omni"], environment={"PATH": ""})
+    assert [(one.rule, one.stops) for one in find_problems(facts)] == [("model-path", True)]
+    for other in (["hf/name"], ["/model"], ["--model", model]):
+        found = gather(["docker", "run", "vllm/vllm-omni:v0.30.0", *other], environment={"PATH": ""})
+        assert "model-path" not in {one.rule for one in find_problems(found)}
+
+
 def test_a_folder_that_is_not_there_is_a_sentence(tmp_path):
     with pytest.raises(DeployError, match="is not a folder"):
         gather(None, folder=tmp_path / "none", environment={"PATH": ""})

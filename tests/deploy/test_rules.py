@@ -21,6 +21,7 @@ DEPLOY = {
 NESTED = {"stages": [{"stage_id": s["stage_id"], "engine_args": s} for s in DEPLOY["stages"]]}
 SERVE = "vllm-omni serve /model --omni --deploy-config d.yaml --tokenizer-mode mistral"
 H200 = Gpu("NVIDIA H200", 150 * 10**9, 149 * 10**9)
+BUSY = Gpu("busy", 24 * 10**9, 5 * 10**9)
 
 
 def packages(
@@ -71,6 +72,12 @@ def deploy(first: Any, second: Any = 0.1, **fields: Any) -> dict[str, Any]:
             for s, v in zip(DEPLOY["stages"], shares, strict=True)
         ]
     }
+
+
+def apart(first: Any, second: Any) -> dict[str, Any]:
+    """The stages on GPUs 0 and 1."""
+    stages = deploy(first, second)["stages"]
+    return {"stages": [{**stage, "devices": str(number)} for number, stage in enumerate(stages)]}
 
 
 BARE = "vllm serve /model --omni"
@@ -200,6 +207,31 @@ CASES: list[tuple[str, str, Facts, Facts]] = [
         facts(gpus=(Gpu("shared", 80 * 10**9, 30 * 10**9),)),
         facts(gpus=(Gpu("shared", 80 * 10**9, 30 * 10**9),), deploy=deploy(0.3, 0.03)),
     ),
+    (
+        "room",
+        "5.0 GB are free",
+        facts(gpus=(H200, BUSY), environment={"CUDA_VISIBLE_DEVICES": "1"}),
+        facts(gpus=(BUSY, H200), environment={"CUDA_VISIBLE_DEVICES": "1"}),
+    ),
+    (
+        "room",
+        "5.0 GB are free",
+        facts(gpus=(H200, BUSY), deploy=deploy(0.8, devices="1")),
+        facts(gpus=(BUSY, H200), deploy=deploy(0.8, devices="1")),
+    ),
+    (
+        "room",
+        "of busy, and 5.0 GB are free",
+        facts(gpus=(H200, BUSY), deploy=apart(0.8, 0.9)),
+        facts(gpus=(H200, BUSY), deploy=apart(0.8, 0.2)),
+    ),
+    (
+        "room",
+        "5.0 GB are free",
+        facts(gpus=(BUSY, H200), deploy=apart(0.9, 0.3), environment={"CUDA_VISIBLE_DEVICES": "1,0"}),
+        facts(gpus=(BUSY, H200), deploy=apart(0.9, 0.2), environment={"CUDA_VISIBLE_DEVICES": "1,0"}),
+    ),
+    ("model-path", "./m is not here", facts(missing_model="./m"), facts()),
     ("voices", "not lower case", facts(report=report("absent", voice("Ada"))), facts()),
     ("voices", "is missing", facts(report=report("absent", voice(rows=None))), facts()),
     ("voices", "params.json does not list", facts(report=report("absent", voice(in_params=False))), facts()),
@@ -233,6 +265,14 @@ def test_every_rule_has_a_case_a_reason_a_fix_and_a_source():
             why, _, sources = finding.why.partition(" Sources: ")
             assert why.endswith(".")
             assert sources.endswith(".")
+
+
+@pytest.mark.parametrize("visible", ["GPU-1234", "-1", "7", "MIG-1", "", "0,x"])
+def test_gpus_that_cannot_be_told_are_not_judged(visible):
+    given = facts(
+        gpus=(BUSY,), environment={"CUDA_VISIBLE_DEVICES": visible}, deploy=deploy(0.8, devices="1")
+    )
+    assert find_problems(given) == []
 
 
 def test_facts_without_a_problem_have_no_findings():

@@ -138,10 +138,19 @@ def check_command(
 def _check_command(
     words: list[str], folder: Path | None, python: str | None, as_json: bool, console: Console
 ) -> bool:
-    from revox.deploy.gather import gather
+    from revox.deploy.errors import DeployError
+    from revox.deploy.facts import parse_serve
+    from revox.deploy.gather import gather, split_command
     from revox.deploy.rules import find_problems
 
+    if len(words) == 1 and Path(words[0]).expanduser().is_dir():
+        raise DeployError(f"{words[0]} is a folder, not a command; name it with -c.")
     command: str | list[str] | None = words[0] if len(words) == 1 else words or None
+    if command is not None and parse_serve(split_command(command)[1]) is None:
+        raise DeployError(
+            "the command starts neither vllm nor vllm-omni; pass the line that does (of a script, its "
+            "line), such as 'vllm serve FOLDER --omni'."
+        )
     facts = gather(command, folder.expanduser() if folder else None, python)
     findings = find_problems(facts)
     if as_json:
@@ -168,10 +177,9 @@ def _checked(facts: Facts) -> dict[str, str]:
         )
     if not facts.words:
         command = "none given"
-    elif facts.serve is None:
-        command = "does not start vllm or vllm-omni"
     else:
-        command = "starts a server" + (f" from the image {facts.serve.image}" if facts.serve.image else "")
+        image = facts.serve.image if facts.serve is not None else None
+        command = "starts a server" + (f" from the image {image}" if image else "")
     gpus = ", ".join(f"{g.name} ({g.total / 1e9:.0f} GB, {g.free / 1e9:.0f} free)" for g in facts.gpus)
     return {
         "command": command,

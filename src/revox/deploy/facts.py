@@ -41,7 +41,8 @@ class Facts:
 
     words: the command without the assignments before it. environment: the variables it would run under.
     packages: canonical name -> every copy that its Python would find. deploy: the deploy file that it names,
-    parsed; deploy_problem: why it could not be.
+    parsed; deploy_problem: why it could not be. missing_model: the path of the model that the command names,
+    if there is nothing.
     """
 
     words: tuple[str, ...] = ()
@@ -55,6 +56,7 @@ class Facts:
     report: Report | None = None
     other_model_type: str | None = None
     gpus: tuple[Gpu, ...] = ()
+    missing_model: str | None = None
 
     @property
     def serve(self) -> ServeCommand | None:

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from revox.deploy.errors import DeployError
 from revox.deploy.facts import Facts, Gpu, Package, parse_serve
 
+_ELSEWHERE = frozenset(("docker", "podman", "nerdctl", "kubectl", "ssh"))
 MAX_DEPLOY_BYTES = 1 << 20
 TIMEOUT = 60.0
 """Seconds that another Python or nvidia-smi may take to answer."""
@@ -83,13 +84,17 @@ def gather(
     path = variables.get("PATH")
     programs = {n: shutil.which(n, path=path) for n in ("vllm", "vllm-omni")}
     serve = parse_serve(words)
-    packages, version, deploy, problem = None, None, None, None
+    packages, version, deploy, problem, missing = None, None, None, None, None
     if serve is None or serve.image is None:
         packages, version = _packages(words, python, programs, variables)
         deploy, problem = _deploy_file(serve.flags if serve else {})
-        if folder is None and serve is not None and serve.model is not None:
-            named = Path(serve.model).expanduser()
-            folder = named if named.is_dir() else None
+        if serve is not None and serve.model is not None:
+            named = Path(os.path.expanduser(serve.model))
+            folder = named if folder is None and named.is_dir() else folder
+            # Anything else may be a hub id; inside of a container or on another machine nothing is known.
+            path_like = serve.model.startswith(("./", "../", "/", "~"))
+            if path_like and not named.exists() and not _ELSEWHERE & {Path(word).name for word in words}:
+                missing = serve.model
     report, other = _folder(folder)
     return Facts(
         words=tuple(words),
@@ -103,6 +108,7 @@ def gather(
         report=report,
         other_model_type=other,
         gpus=gpus(path),
+        missing_model=missing,
     )
 
 

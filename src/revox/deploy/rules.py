@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from revox.deploy.facts import OLDEST, Facts, minor, stages_of
+from revox.deploy.facts import OLDEST, Facts, Gpu, minor, stages_of
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,17 @@ def _stage_config(facts: Facts) -> Iterator[RuleFinding]:
             yield _stops(f"the file has {', '.join(ids) or 'no'} stages, expected `stages` 0 and 1", write)
 
 
+@rule
+def _model_path(facts: Facts) -> Iterator[RuleFinding]:
+    """vllm takes a path that is not there for the name of a repository on the hub, and finds none.
+
+    Sources: vllm/transformers_utils/config.py (get_config).
+    """
+    if facts.missing_model is not None:
+        message = f"the model {facts.missing_model} is not here"
+        yield _stops(message, "name the checkpoint's folder; a path counts from the current folder")
+
+
 # ---------------------------------------------------------------------------------------------------- memory
 
 
@@ -184,8 +195,8 @@ def _memory_sum(facts: Facts) -> Iterator[RuleFinding]:
         if share is not None and not 0 < share <= 1:
             message = f"stage {stage.get('stage_id')} has the share {share:g} of a GPU"
             yield _stops(message, "set 0 < share <= 1")
-        for device in str(stage.get("devices", "0")).split(","):
-            sums[device.strip()] = sums.get(device.strip(), 0.0) + (share or 0.0)
+        for device in _devices(stage):
+            sums[device] = sums.get(device, 0.0) + (share or 0.0)
     for device, total in sums.items():
         if total > 1 + 1e-9:
             message = f"the shares of the stages on GPU {device} sum to {total:g}"
@@ -283,25 +294,34 @@ def _room(facts: Facts) -> Iterator[RuleFinding]:
     0.30.0, vllm_omni/worker/base.py.
     """
     gb, serve = 1e9, facts.serve
-    if facts.report is None or not facts.gpus or facts.omni is None:
+    if facts.report is None or facts.omni is None:
         return
-    gpu, weights = facts.gpus[0], facts.report.bytes
-    shares = {str(stage.get("stage_id")): _share(stage) for stage in stages_of(facts.deploy or {})}
-    # The defaults are those of vllm_omni/deploy/voxtral_tts.yaml, which applies if no file is named.
-    first, second = shares.get("0") or 0.8, shares.get("1") or 0.1
+    weights, gpus = facts.report.bytes, _visible_gpus(facts)
+    stages = {str(stage.get("stage_id")): stage for stage in stages_of(facts.deploy or {})}
     flag = serve.number("gpu-memory-utilization") if serve is not None else None
-    if flag is not None:
-        first = second = flag
-    if first * gpu.total < weights:
-        stage_0 = f"stage 0 may use {first * gpu.total / gb:.1f} GB of {gpu.name}"
-        message = f"{stage_0}, and the weights alone are {weights / gb:.1f} GB"
-        yield _stops(message, "raise its share, or use a larger GPU")
-    elif (first + second) * gpu.total > gpu.free:
-        wanted, fits = (first + second) * gpu.total, gpu.free / gpu.total * 0.97
-        yield _stops(
-            f"the stages reserve {wanted / gb:.1f} GB of {gpu.name}, and {gpu.free / gb:.1f} GB are free",
-            f"stop what else runs there, or `revox deploy vllm-omni --gpu-memory {fits:.2f}`",
-        )
+    reserved: dict[str, float] = {}
+    # The defaults are those of vllm_omni/deploy/voxtral_tts.yaml, which applies if no file is named.
+    for number, usual in (("0", 0.8), ("1", 0.1)):
+        stage = stages.get(number, {})
+        share = flag if flag is not None else _share(stage) or usual
+        devices = _devices(stage)
+        for device in devices:
+            reserved[device] = reserved.get(device, 0.0) + share
+        used = [gpus[device] for device in devices if device in gpus]
+        usable = share * sum(gpu.total for gpu in used)
+        if number == "0" and used and len(used) == len(devices) and usable < weights:
+            stage_0 = f"stage 0 may use {usable / gb:.1f} GB of {used[0].name}"
+            message = f"{stage_0}, and the weights alone are {weights / gb:.1f} GB"
+            yield _stops(message, "raise its share, or use a larger GPU")
+            return
+    for device, share in reserved.items():
+        gpu = gpus.get(device)
+        if gpu is not None and share * gpu.total > gpu.free:
+            wanted, fits = share * gpu.total, gpu.free / gpu.total * 0.97
+            yield _stops(
+                f"the stages reserve {wanted / gb:.1f} GB of {gpu.name}, and {gpu.free / gb:.1f} GB are free",
+                f"stop what else runs there, or `revox deploy vllm-omni --gpu-memory {fits:.2f}`",
+            )
 
 
 @rule
@@ -347,6 +367,24 @@ def _ref_audio(facts: Facts) -> Iterator[RuleFinding]:
 def _share(stage: Mapping[str, Any]) -> float | None:
     value = stage.get("gpu_memory_utilization")
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _devices(stage: Mapping[str, Any]) -> list[str]:
+    """The numbers of a stage's GPUs, counted among those that are visible."""
+    return [device.strip() for device in str(stage.get("devices", "0")).split(",")]
+
+
+def _visible_gpus(facts: Facts) -> dict[str, Gpu]:
+    """The GPUs by the numbers that a stage names them with; those that are told by other names are left out.
+
+    A container does not get the variable of the shell around it.
+    """
+    visible = facts.environment.get("CUDA_VISIBLE_DEVICES")
+    machine = {str(number): gpu for number, gpu in enumerate(facts.gpus)}
+    if visible is None or (facts.serve is not None and facts.serve.image is not None):
+        return machine
+    named = enumerate(name.strip() for name in visible.split(","))
+    return {str(number): machine[name] for number, name in named if name in machine}
 
 
 def _dotted(release: tuple[int, int]) -> str:
