@@ -114,6 +114,19 @@ def test_compose_builds_the_image_of_its_name_and_keeps_it_in_bounds(name):
     assert mounts["/data"]["source"] in compose()["volumes"]
 
 
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_composes_command_is_the_images_and_takes_the_keys_that_its_header_names(name):
+    text = (ROOT / "deploy" / "compose.yaml").read_text()
+    assert compose()["services"][name]["command"] == json.loads(last(DOCKERFILES[0], "CMD"))
+    with_keys = yaml.safe_load(re.sub(r"^(    )# (- \S+)$", r"\1\2", text, flags=re.M))
+    _, *words = with_keys["services"][name]["command"]
+    commands = typer.main.get_command(build_app()).commands
+    keys = commands["serve"].make_context("serve", words, resilient_parsing=False).params["api_keys"]
+    assert f"{name} keys add ada --file {keys}" in text.replace("SERVICE", name)
+    add = commands["keys"].commands["add"]
+    assert add.make_context("add", ["ada", "--file", str(keys)]).params["file"] == Path(keys)
+
+
 def test_only_the_cuda_service_asks_for_a_gpu():
     services = compose()["services"]
     assert "deploy" not in services["cpu"]
