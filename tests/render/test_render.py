@@ -313,6 +313,10 @@ def test_a_tilde_is_the_home_folder_in_every_option(tiny_checkpoint, tmp_path, m
         (["play.yaml", "-o", "play.wav", "--voice", "Ada=nobody"], "has no voice 'nobody'"),
         (["play.yaml", "-o", "play.wav", "--music", "gone.mp3"], "There is no file"),
         (["gone.yaml", "-o", "play.wav"], "cannot be read"),
+        (["play.yaml", "-o", "play.wav", "--subtitles", "a.vtt", "--report", "./a.vtt"], "--report is"),
+        (["play.yaml", "-o", "play.wav", "--report", "play.yaml"], "--report is the same file as the script"),
+        (["play.yaml", "-o", "play.wav", "--chapters", "a.mp3", "--music", "a.mp3"], "same file as --music"),
+        (["play.yaml", "-o", "play.wav", "--chapters", "play.wav"], "same file as --output"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_a_sentence(tiny_checkpoint, tmp_path, monkeypatch, capsys, arguments, sentence):

@@ -108,6 +108,8 @@ def command(
     for path in (output, subtitles, chapters, report):
         if path is not None and not path.parent.is_dir():
             raise RenderError(f"there is no folder {path.parent}; create it or choose another path")
+    written = {"--output": output, "--subtitles": subtitles, "--chapters": chapters, "--report": report}
+    _check_apart({"the script": script, "--music": music, "--lexicon": lexicon}, written)
     kind = format_for(output, format)
     if kind == "pcm":
         raise RenderError("raw samples have no place for a mark; choose another format")
@@ -120,6 +122,8 @@ def command(
     folder = cache or output.with_name(f"{output.name}.segments")
     settings = RenderSettings(folder, cache is None, loudness, ceiling, speech)
     what = _script(script, voice or [], music, gap)
+    if what.music is not None:
+        _check_apart({"the script's music": Path(what.music.file)}, written)
 
     import revox
     from revox.checkpoint.locate import locate
@@ -152,6 +156,20 @@ def command(
     if bad:
         say(f"{bad} segments may be wrong: listen to them (each was spoken up to {takes} times)")
         raise typer.Exit(BAD_TAKES)
+
+
+def _check_apart(read: dict[str, Path | None], written: dict[str, Path | None]) -> None:
+    """Raises RenderError when a file that is written is one that is read, or is written twice."""
+    from revox.render.errors import RenderError
+
+    names: dict[Path, str] = {}
+    for name, path in (*read.items(), *written.items()):
+        if path is None:
+            continue
+        place = path.expanduser().resolve()
+        if name in written and place in names:
+            raise RenderError(f"{name} is the same file as {names[place]} ({path}); name another")
+        names[place] = name
 
 
 def _script(path: Path, voices: list[str], music: Path | None, gap: float | None) -> Script:
