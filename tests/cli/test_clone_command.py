@@ -27,6 +27,7 @@ from revox.checkpoint.inspect import inspect
 from revox.checkpoint.load import load_model
 from revox.checkpoint.voices import Voice, list_voices, load_voice
 from revox.cli import clone_command, voice_command
+from revox.cli.main import build_app
 from revox.cli.options import with_old_names
 from revox.cloning.clone import SELECTED
 from revox.coding.errors import CodingError
@@ -34,7 +35,7 @@ from revox.coding.student import STUDENT_FILE, StudentEncoder, save_student, stu
 from revox.demo import checkpoint_folder
 from revox.evaluation import best_of as module
 from revox.evaluation.best_of import CandidateScore
-from revox.marking import verify_file
+from revox.marking import MarkError, verify_file
 from revox.progress import Progress
 from revox.speech import Audio, AudioError, read_audio, write_audio
 from revox.training.speaker import SpeakerLoss
@@ -206,6 +207,26 @@ def test_a_name_that_will_not_do_is_refused_before_the_clip_is_read(
     result = clone("no such file.wav", *options(tiny_checkpoint, name), "--overwrite")
     assert isinstance(result.exception, VoiceError)
     assert sentence in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["clone", "CLIP", "--name", "me", "--consent", AGREED, "--decoded", "out.wav"],
+        ["voice", "decode", "neutral_male", "-o", "out.wav"],
+        ["doctor", "--sounds", "--out", "report"],
+    ],
+)
+def test_a_certificate_that_cannot_sign_is_refused_before_the_work(
+    clip: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REVOX_SIGNING_CERTIFICATE", str(tmp_path / "none.pem"))
+    for work in ("revox.load", "revox.doctor.examine.examine", "revox.checkpoint.voices.load_voice"):
+        monkeypatch.setattr(work, lambda *_, **__: pytest.fail("it was begun"))
+    given = [str(clip) if word == "CLIP" else word for word in words]
+    result = CliRunner().invoke(build_app(), [*given, "--checkpoint", str(tiny_checkpoint)])
+    assert isinstance(result.exception, MarkError), result.output
 
 
 def test_without_consent_nothing_is_done(clip: Path, tiny_checkpoint: Path):

@@ -97,7 +97,11 @@ def command(
     check_writable(folder)
     from revox.speech import AudioError, format_for
 
+    signer = None
     if decoded is not None:
+        from revox.cli.marked import who_signs, write_synthetic
+
+        signer = who_signs()
         format_for(decoded)
         if not decoded.parent.is_dir():
             raise AudioError(f"There is no folder {decoded.parent}; create it or choose another path.")
@@ -131,9 +135,7 @@ def command(
     with _codes_saved_on_failure(voice, folder):
         add_voice(folder, name, voice.embedding, voice.codes, voice.provenance, overwrite, force)
     if decoded is not None:
-        from revox.cli.marked import who_signs, write_synthetic
-
-        write_synthetic(decoded, voice.decoded, checkpoint, name, who_signs())
+        write_synthetic(decoded, voice.decoded, checkpoint, name, signer)
     _summary(console, voice, folder, str(tts.device))
 
 

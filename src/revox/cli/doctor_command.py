@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from revox.cli.marked import who_signs
 from revox.cli.options import (
     CheckpointArgument,
     CheckpointOption,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from revox.doctor.findings import CheckResult, DoctorReport
+    from revox.marking import Signer
 
 OLD_NAMES = {"--recogniser": "--recognizer"}
 
@@ -95,6 +97,7 @@ def command(
     from revox.doctor.report import write_report
 
     names = tuple(name.strip() for name in (voices or "").split(",") if name.strip())
+    signer = who_signs() if sounds else None
     settings = DoctorSettings(names, quick, recognizer, device, arithmetic, seed)
     with show_progress(console) as progress:
         report = examine(
@@ -106,7 +109,7 @@ def command(
         )
     markdown, _ = write_report(report, target, [folder, target])
     if sounds:
-        _write_sounds(report, target / "sounds", given)
+        _write_sounds(report, target / "sounds", given, signer)
     _end(report, markdown, console)
 
 
@@ -152,11 +155,10 @@ def _target(out: Path | None, which: str) -> Path:
     return target
 
 
-def _write_sounds(report: DoctorReport, folder: Path, checkpoint: str) -> None:
-    from revox.cli.marked import who_signs, write_synthetic
+def _write_sounds(report: DoctorReport, folder: Path, checkpoint: str, signer: Signer | None) -> None:
+    from revox.cli.marked import write_synthetic
 
     folder.mkdir(parents=True, exist_ok=True)
-    signer = who_signs()
     for kind, sounds in report.sounds.items():
         for name, audio in sounds.items():
             if audio.samples.size:

@@ -167,6 +167,7 @@ def decode_command(
     from revox.speech import format_for
 
     sound = "wav" if output == "-" and audio_format is None else format_for(output, audio_format)
+    signer = who_signs()
     folder, _ = _open(checkpoint)
     voice = load_voice(folder, name)
     console = Console(stderr=True, highlight=False)
@@ -181,7 +182,7 @@ def decode_command(
         voice = dataclasses.replace(voice, codes=found.codes)
     with console.status("decoding"):
         audio = revox.load(folder, device, find_dtype(dtype), lazy=True).decode(voice)
-    write_synthetic(None if output == "-" else Path(output), audio, checkpoint, name, who_signs(), sound)
+    write_synthetic(None if output == "-" else Path(output), audio, checkpoint, name, signer, sound)
     say(f"{audio.seconds:.2f} s of voice {name} written to {output}")
 
 
