@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +127,7 @@ def test_the_deviation_is_that_of_sums_of_rows_drawn_from_every_codebook():
 
 
 def test_the_command_tunes_records_its_sources_and_says_what_is_missing(
-    tmp_path, tiny_checkpoint_with_encoder
+    tmp_path, tiny_checkpoint_with_encoder, monkeypatch
 ):
     tiny_folder = Path(shutil.copytree(tiny_checkpoint_with_encoder, tmp_path / "checkpoint"))
     data = tmp_path / "clips"
@@ -164,6 +167,24 @@ def test_the_command_tunes_records_its_sources_and_says_what_is_missing(
     began = tiny_sum(tiny_folder, voice.codes)
     assert torch.equal(voice.embedding[-1], began[-1])
     assert not torch.equal(voice.embedding, began)
+
+    # What was learned outlasts a voice that cannot be added.
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setattr("revox.api.Revox.tune", lambda *_, **__: replace(voice, name="eve"))
+        patch.setattr("revox.checkpoint.voices.add_voice", full)
+        message = str(run(voice_command.app, [*given[:1], "eve", *given[2:], *consent]).exception)
+    assert message.startswith("No space left on device. The embedding learned is saved in ")
+    words = shlex.split(message.partition("add it with: ")[2])
+    assert words[:3] == ["revox", "voice", "add"]
+    added = run(voice_command.app, words[2:])
+    assert added.exit_code == 0, (added.output, added.exception)
+    again = load_voice(tiny_folder, "eve")
+    assert torch.equal(again.embedding, voice.embedding)
+    assert again.provenance["settings"]["made"] == record
 
     (data / "1.txt").unlink()
     failed = run(voice_command.app, [*given[:1], "bob", *given[2:], *consent])

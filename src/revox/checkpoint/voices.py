@@ -488,6 +488,17 @@ def save_codes(path: str | Path, codes: Tensor, provenance: Mapping[str, Any]) -
     replace_file(path, save(stored, {"provenance": json.dumps(dict(provenance), ensure_ascii=False)}))
 
 
+def save_embedding(path: str | Path, embedding: Tensor, provenance: Mapping[str, Any]) -> None:
+    """Write an embedding `[N, dim]` that is of no checkpoint yet, with its record, as .safetensors.
+
+    `revox voice add` takes the file. Raises OSError.
+    """
+    from safetensors.torch import save
+
+    stored = {MLX_TENSOR: embedding.cpu().contiguous()}
+    replace_file(path, save(stored, {"provenance": json.dumps(dict(provenance), ensure_ascii=False)}))
+
+
 def export_voice(folder: str | Path, name: str, out: str | Path) -> Path:
     """Write a voice's embedding for another runtime, chosen by `out`'s ending; returns the path written.
 

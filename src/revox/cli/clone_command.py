@@ -132,7 +132,7 @@ def command(
             )  # fmt: skip
 
         voice = clone(seed) if choose is None else choose(clone, range(seed, seed + candidates), progress)
-    with _codes_saved_on_failure(voice, folder):
+    with saved_on_failure(voice, folder):
         add_voice(folder, name, voice.embedding, voice.codes, voice.provenance, overwrite, force)
     if decoded is not None:
         write_synthetic(decoded, voice.decoded, checkpoint, name, signer)
@@ -220,39 +220,50 @@ def _show_progress(console: Console) -> Iterator[Callable[[Progress], None]]:
 
 
 @contextmanager
-def _codes_saved_on_failure(voice: Voice, folder: Path) -> Iterator[None]:
-    """If the voice cannot be added (a full disk, a name taken meanwhile, Ctrl-C), its codes are saved."""
+def saved_on_failure(voice: Voice, folder: Path, tuned: bool = False) -> Iterator[None]:
+    """If the voice cannot be added (a full disk, a name taken meanwhile, Ctrl-C), its codes are saved.
+
+    tuned: its embedding is, which is not the sum of its codes. Raises CloneError that names the file.
+    """
     from revox.checkpoint.errors import CheckpointError
     from revox.cloning.errors import CloneError
 
     try:
         yield
     except (CheckpointError, OSError, KeyboardInterrupt) as error:
-        path = _save(voice)
+        path = _save(voice, tuned)
+        what, are, them = ("embedding learned", "is", "it") if tuned else ("codes found", "are", "them")
         why = getattr(error, "strerror", None) or str(error) or "stopped"
         if path is None:
-            raise CloneError(f"{why}; nor could the codes found be written anywhere: they are lost") from None
+            raise CloneError(f"{why}; nor could the {what} be written anywhere, and {are} lost") from None
         consent = voice.provenance["consent"]["statement"]
         arguments = (voice.name, path, "--checkpoint", folder, "--consent", consent)
         raise CloneError(
-            f"{why}. The codes found are saved in {path}; once that is fixed, add them with: "
+            f"{why}. The {what} {are} saved in {path}; once that is fixed, add {them} with: "
             f"revox voice add {shlex.join(str(argument) for argument in arguments)}"
         ) from None
 
 
-def _save(voice: Voice) -> Path | None:
-    """Write a voice's codes to this folder, else the one for temporary files; where, or None for nowhere."""
-    from revox.checkpoint.voices import save_codes
+def _save(voice: Voice, tuned: bool = False) -> Path | None:
+    """Write a voice's codes, or its embedding, to this folder, else the one for temporary files; where, or
+    None for nowhere.
+    """
+    from revox.checkpoint.voices import save_codes, save_embedding
 
-    assert voice.codes is not None
+    kind = "embedding" if tuned else "codes"
     for place in (Path(), Path(tempfile.gettempdir())):
         stems = (voice.name, *(f"{voice.name}-{number}" for number in range(2, 100)))
-        paths = (place / f"{stem}.codes.safetensors" for stem in stems)
+        paths = (place / f"{stem}.{kind}.safetensors" for stem in stems)
         path = next((path for path in paths if not path.exists()), None)
         try:
-            if path is not None:
+            if path is None:
+                continue
+            if tuned:
+                save_embedding(path, voice.embedding, voice.provenance)
+            else:
+                assert voice.codes is not None
                 save_codes(path, voice.codes, voice.provenance)
-                return path.absolute()
+            return path.absolute()
         except OSError:
             continue
     return None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from revox.cli.clone_command import saved_on_failure
 from revox.cli.options import Checkpoint, Device, Dtype, Method, Seed
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def command(
 ) -> None:
     """Tune a voice to a speaker's clips and add it to the checkpoint; no weight of the model changes.
 
-    A quarter of the clips is held out and decides when to stop. Ctrl-C keeps the best so far.
+    A quarter of the clips is held out and decides when to stop. Ctrl-C keeps the best so far. If the voice
+    cannot be added, its embedding is written to a file that `revox voice add` takes.
     """
     from rich.console import Console
 
@@ -88,7 +90,8 @@ def command(
             recordings, consent=agreed, name=name, voice=start, settings=settings, method=method,
             progress=progress, should_stop=stop.is_set,
         )  # fmt: skip
-    add_voice(folder, name, voice.embedding, voice.codes, voice.provenance, overwrite, force)
+    with saved_on_failure(voice, folder, tuned=True):
+        add_voice(folder, name, voice.embedding, voice.codes, voice.provenance, overwrite, force)
     _summary(console, voice, folder)
 
 

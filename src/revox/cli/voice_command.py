@@ -133,7 +133,7 @@ def add_command(
         rows = read_embedding(file, config.backbone.dim)
         with console.status("recovering the codes from the embedding"):
             found = recover_codes(rows, table, config)
-        settings = {"from": "rows"}
+        settings = {"from": "rows", **(_made(file) if file.suffix == ".safetensors" else {})}
         _print_recovered(console, found)
         if found.ended and bool(found.exact.all()):
             codes = found.codes
@@ -372,7 +372,7 @@ def _read_codes(file: Path, config: Any) -> Tensor | None:
 
 
 def _made(file: Path) -> dict[str, Any]:
-    """The record of how codes came about, where `revox clone` kept one with them."""
+    """The record of how a voice came about, where `revox clone` or `voice tune` kept one with it."""
     from pydantic_core import from_json
 
     from revox.checkpoint.tensors import read_metadata
