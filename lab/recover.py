@@ -234,10 +234,13 @@ class _Recovery:
         from lab.recover_scores import TEXTS, data_identity
         from lab.semantic import whisper_identity
 
-        experiment = self.experiment
-        if experiment.whisper is not None and not (experiment.whisper / "config.json").is_file():
+        experiment, copied = self.experiment, (self.out / WHISPER).is_dir()
+        named_folder = experiment.whisper
+        if named_folder is not None and copied and not named_folder.exists():
+            named_folder = None  # the copy is what is used
+        if named_folder is not None and not (named_folder / "config.json").is_file():
             raise LabError(
-                f"{experiment.whisper} holds no Whisper: name a folder with its config.json with --whisper"
+                f"{named_folder} holds no Whisper: name a folder with its config.json with --whisper"
             )
         now = {
             "minutes": experiment.minutes,
@@ -267,8 +270,8 @@ class _Recovery:
                     f"{experiment.out} was begun with other {' and '.join(other)}: continue it with "
                     "the same, or name another folder with --out"
                 )
-        named = whisper_identity(experiment.whisper) if experiment.whisper is not None else whisper
-        if whisper not in (None, named) and (self.out / WHISPER).is_dir():
+        named = whisper_identity(named_folder) if named_folder is not None else whisper
+        if whisper not in (None, named) and copied:
             raise LabError(
                 f"{experiment.out} was begun with another whisper: continue it with the same, or name "
                 "another folder with --out"

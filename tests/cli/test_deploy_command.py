@@ -161,6 +161,12 @@ def test_a_command_that_starts_no_server_is_not_a_pass(revox_cli, words):
     assert ("-c" in err) if words == ["LAB"] else ("starts neither vllm nor vllm-omni" in err)
 
 
+def test_a_long_line_is_a_command_and_no_name_of_a_file(revox_cli):
+    line = f"docker run {'-e NAME=value ' * 30}vllm/vllm-omni:v0.30.0 --model x"
+    _, out, err = revox_cli("deploy", "check", line)
+    assert "starts a server from the image vllm/vllm-omni" in out, err
+
+
 def test_check_obeys_no_terminal_codes_of_a_command(revox_cli):
     _, out, err = revox_cli("deploy", "check", "docker run vllm/vllm-omni:\x1b[2J vllm serve '[bold]/m'")
     assert "\x1b" not in out + err

@@ -177,6 +177,8 @@ def test_a_model_path_that_is_not_there_stops_the_server(model):
     for other in (["hf/name"], ["/model"], ["--model", model]):
         found = gather(["docker", "run", "vllm/vllm-omni:v0.30.0", *other], environment={"PATH": ""})
         assert "model-path" not in {one.rule for one in find_problems(found)}
+    for unknown in (f"cd /models && vllm-omni serve {model} --omni", "vllm-omni serve /models/$NAME --omni"):
+        assert gather(unknown, environment={"PATH": ""}).missing_model is None
 
 
 def test_a_folder_that_is_not_there_is_a_sentence(tmp_path):

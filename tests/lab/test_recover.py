@@ -802,6 +802,8 @@ def test_an_experiment_has_one_whisper(lab: dict[str, Path], tmp_path: Path):
     begin(whispers[0])
     with pytest.raises(LabError, match="another whisper"):
         begin(whispers[1])
+    shutil.rmtree(whispers[0])
+    begin(whispers[0])  # the experiment has a copy
 
 
 # Tables

@@ -400,6 +400,8 @@ def test_what_overlaps_or_fails_on_the_way_is_not_mixed(serve, tab):
         page.route("**/v1/audio/voices/ada/preview", lambda route: route.fulfill(status=500, json={}))
         page.locator("#as-codes").click()
         page.locator("#result-error").filter(has_text="500").wait_for()
+        assert page.locator("#result-audio").evaluate("audio => audio.src") == ""
+        assert not page.locator("#result-mel").is_visible()
         tab.complaints = [text for text in tab.complaints if not re.search("503|500", text)]
 
 

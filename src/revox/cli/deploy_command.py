@@ -143,7 +143,7 @@ def _check_command(
     from revox.deploy.gather import gather, split_command
     from revox.deploy.rules import find_problems
 
-    if len(words) == 1 and Path(words[0]).expanduser().is_dir():
+    if len(words) == 1 and os.path.isdir(os.path.expanduser(words[0])):  # a Path of a long line raises
         raise DeployError(f"{words[0]} is a folder, not a command; name it with -c.")
     command: str | list[str] | None = words[0] if len(words) == 1 else words or None
     if command is not None and parse_serve(split_command(command)[1]) is None:

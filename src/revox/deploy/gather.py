@@ -17,7 +17,9 @@ from pydantic import BaseModel
 from revox.deploy.errors import DeployError
 from revox.deploy.facts import Facts, Gpu, Package, parse_serve
 
-_ELSEWHERE = frozenset(("docker", "podman", "nerdctl", "kubectl", "ssh"))
+_ELSEWHERE = frozenset(
+    ("docker", "podman", "nerdctl", "apptainer", "singularity", "kubectl", "ssh", "srun", "cd")
+)
 MAX_DEPLOY_BYTES = 1 << 20
 TIMEOUT = 60.0
 """Seconds that another Python or nvidia-smi may take to answer."""
@@ -92,7 +94,7 @@ def gather(
             named = Path(os.path.expanduser(serve.model))
             folder = named if folder is None and named.is_dir() else folder
             # Anything else may be a hub id; inside of a container or on another machine nothing is known.
-            path_like = serve.model.startswith(("./", "../", "/", "~"))
+            path_like = serve.model.startswith(("./", "../", "/", "~")) and "$" not in serve.model
             if path_like and not named.exists() and not _ELSEWHERE & {Path(word).name for word in words}:
                 missing = serve.model
     report, other = _folder(folder)

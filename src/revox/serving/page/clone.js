@@ -12,7 +12,7 @@ const SAID_EVERY = 10; // per cent between two announcements
 const LONGEST_RECORDING = 60; // seconds
 
 export function startClone(shared) {
-  const recorder = startRecorder(() => replaced());
+  const recorder = startRecorder({ begins: forget, ends: () => (before = recording()) });
   const watched = new Set();
   let shown = null; // {name, reference: Blob, result: Blob}
   let before = null; // the recording that the statement of consent was written for
@@ -23,13 +23,14 @@ export function startClone(shared) {
     load($("recorded"), file ?? null);
     $("recorded").hidden = !file;
     $("record-status").textContent = "";
-    replaced();
+    forget();
+    before = recording();
   }
 
   // Consent is given for one recording at a time.
-  function replaced() {
+  function forget() {
     if (before) $("agreed").checked = false;
-    before = recording();
+    before = null;
   }
 
   function wrong() {
@@ -176,10 +177,8 @@ export function startClone(shared) {
     await hear(spoken, "Result, spoken in the new voice");
   }
 
-  async function spoken() {
-    const { blob, faults } = await speech({ input: $("result-text").value, voice: shown.name });
-    if (faults) tell($("result-error"), `Listen again before you judge: ${faults}`);
-    return blob;
+  function spoken() {
+    return speech({ input: $("result-text").value, voice: shown.name });
   }
 
   // Fetch a result, and show it next to the reference.
@@ -189,9 +188,12 @@ export function startClone(shared) {
     tell($("result-error"));
     $("similarity").textContent = "";
     $("result-caption").textContent = "Result: generating";
+    load($("result-audio"), null);
+    blank("result-mel");
     try {
-      const blob = await fetched();
+      const { blob, faults } = await fetched();
       if (mine !== shown) return;
+      if (faults) tell($("result-error"), `Listen again before you judge: ${faults}`);
       mine.result = blob;
       load($("result-audio"), blob);
       $("result-caption").textContent = caption;
@@ -266,7 +268,7 @@ export function startClone(shared) {
   });
   $("as-codes").addEventListener("click", () =>
     hear(
-      async () => (await request(`/v1/audio/voices/${encodeURIComponent(shown.name)}/preview`)).blob(),
+      async () => ({ blob: await (await request(`/v1/audio/voices/${encodeURIComponent(shown.name)}/preview`)).blob() }),
       "Result: the codes of the recording, decoded",
     ),
   );
@@ -279,7 +281,7 @@ export function startClone(shared) {
 }
 
 // The microphone, as the browser encodes it.
-function startRecorder(recorded) {
+function startRecorder({ begins, ends }) {
   const button = $("record");
   const status = $("record-status");
   let recorder = null;
@@ -310,6 +312,11 @@ function startRecorder(recorded) {
     } finally {
       button.disabled = false;
     }
+    if ($("clone").hidden) {
+      stream.getTracks().forEach((track) => track.stop());
+      return;
+    }
+    begins();
     const kind = ["audio/webm;codecs=opus", "audio/mp4"].find((one) => MediaRecorder.isTypeSupported(one));
     recorder = new MediaRecorder(stream, { mimeType: kind, audioBitsPerSecond: 128_000 });
     const parts = [];
@@ -327,7 +334,7 @@ function startRecorder(recorded) {
       load($("recorded"), blob);
       $("recorded").hidden = false;
       status.textContent = "Recorded. Listen to it, or record again.";
-      recorded();
+      ends();
     });
     dropped = false;
     recorder.start();

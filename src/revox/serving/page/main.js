@@ -56,21 +56,22 @@ async function begin() {
   }
 }
 
-const asking = new Map(); // server -> why it asks for a key; the form is of the first
+const asking = new Map(); // server -> why it asks for a key
+let asked = null; // the server whose key the form takes
 function showKeyForm() {
-  const [first] = asking;
-  $("key-form").hidden = !first;
+  // This server first: without its key the page is empty.
+  asked = asking.has("") ? "" : (asking.keys().next().value ?? null);
+  $("key-form").hidden = asked === null;
   $("key").value = "";
-  if (!first) return;
-  const [server, why] = first;
-  $("key-title").textContent = server ? `${server} requires an API key` : "An API key is required";
-  $("key-why").textContent = why;
+  if (asked === null) return;
+  $("key-title").textContent = asked ? `${asked} requires an API key` : "An API key is required";
+  $("key-why").textContent = asking.get(asked);
   $("key").focus();
 }
 document.addEventListener("revox:key", ({ detail: { server, message } }) => {
   asking.set(server, message);
-  // One that is being typed is for the server that is shown.
-  if ($("key-form").hidden) showKeyForm();
+  // A key that is being typed is for the server that is shown.
+  if (!$("key").value) showKeyForm();
 });
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -79,7 +80,7 @@ $("key-form").addEventListener("submit", (event) => {
     $("key-why").textContent = "A key consists of letters, digits and symbols, without spaces.";
     return;
   }
-  const [server] = asking.keys();
+  const server = asked;
   setKey(server, key);
   asking.delete(server);
   showKeyForm();

@@ -23,10 +23,16 @@ export function startSpeak(shared) {
 
   async function play() {
     tell($("speak-error"));
+    let asked;
+    try {
+      asked = fields();
+    } catch (error) {
+      tell($("speak-error"), error);
+      return;
+    }
     const mine = (latest = {});
     $("speak-stop").disabled = false;
     try {
-      const asked = fields();
       status.textContent = "Waiting for the first audio.";
       const result = await speak(asked, {
         first: (after) => (status.textContent = `First audio after ${seconds(after)}.`),
