@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from revox.cli import doctor_command, main
+from revox.cli.marked import who_signs
 from revox.doctor.findings import DoctorReport
 from revox.marking import verify_bytes
 from revox.speech import Audio, read_audio
@@ -199,7 +200,7 @@ def test_the_doctors_sounds_are_marked(tiny_checkpoint, tmp_path, state):
     sound = Audio(np.full(2400, 0.1, np.float32), 24000)
     sounds = {"decoded": {"pt_male": sound}, "spoken": {"it_male": sound, "quiet": Audio([], 24000)}}
     report = DoctorReport("lab", {}, [], sounds=sounds)
-    doctor_command._write_sounds(report, tmp_path / "sounds", str(tiny_checkpoint))
+    doctor_command._write_sounds(report, tmp_path / "sounds", str(tiny_checkpoint), who_signs())
     files = sorted((tmp_path / "sounds").iterdir())
     assert [file.name for file in files] == ["it_male.spoken.wav", "pt_male.decoded.wav"]
     for file in files:

@@ -521,6 +521,7 @@ def build_lab(
     return made
 
 
+@pytest.mark.slow
 def test_the_lab_is_built_there_as_here(second: str, build_lab):
     (here, expected_rows), (there, rows) = build_lab("cpu", False), build_lab(second, False)
     expected, found = (load_file(folder / WEIGHTS) for folder in (here, there))

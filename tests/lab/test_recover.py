@@ -738,6 +738,7 @@ DISTILLED = Arm(
 AGAIN = DISTILLED.model_copy(update={"name": "distilled-again", "of": "distilled"})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("little", "undrawn")
 def test_students_ensembles_and_what_nothing_is_trained_for_are_scored(lab: dict[str, Path], tmp_path: Path):
     arms = [CEILING, STUDENT, BEAM, DISTILLED, AGAIN, TRANSPOSED]
