@@ -247,7 +247,7 @@ export function startClone(shared) {
       const { similarity, judge } = await answer.json();
       if (mine !== shown) return;
       $("similarity").textContent =
-        `Similarity ${similarity.toFixed(2)} (${judge}). Two recordings of one person have about 0.87, of two people about 0.52.`;
+        `Similarity ${similarity.toFixed(2)} (${judge}). In LibriSpeech, two recordings of one person have about 0.87, of two people 0.52.`;
     } catch (error) {
       if (mine !== shown) return;
       $("similarity").textContent = error.status === 501 ? error.message : "";
